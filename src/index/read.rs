@@ -1,0 +1,284 @@
+//! Reads a layer's bytes through its index: which spans hold a stretch of a file, and what is in a span.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use memmap2::Mmap;
+
+use super::format::{NO_BLOCK, NO_WINDOW, NOT_SPARSE, SpanKind};
+use super::open::SpanRecord;
+use super::windows::{decompress, window_of};
+use super::{EntryId, Index, IndexError, Kind, SpanId};
+use crate::image::LayerDigest;
+use crate::layer::{BlockHeader, Checkpoint, LayerError, TarOffset, Window, decode_span};
+
+/// Where a layer's bytes come from.
+#[derive(Debug)]
+pub enum Source {
+    /// A file of the store: a blob or a seekable form.
+    File(File),
+    /// Bytes in memory.
+    Memory(Vec<u8>),
+}
+
+impl Source {
+    fn read_exact_at(&self, out: &mut [u8], offset: u64) -> std::io::Result<()> {
+        match self {
+            Self::File(file) => file.read_exact_at(out, offset),
+            Self::Memory(bytes) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                let end = start.saturating_add(out.len());
+                let bytes = bytes.get(start..end).ok_or(std::io::ErrorKind::UnexpectedEof)?;
+                out.copy_from_slice(bytes);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Why a span cannot be read. The message names blob and span: it is what an administrator finds in the log.
+#[derive(Debug, thiserror::Error)]
+#[error("blob {layer}: span {span} (bytes {blob:?} of the {file})")]
+pub struct ReadError {
+    layer: LayerDigest,
+    span: SpanId,
+    blob: Range<u64>,
+    file: &'static str,
+    #[source]
+    cause: ReadCause,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ReadCause {
+    #[error("reading")]
+    Io(#[from] std::io::Error),
+    #[error("decoding")]
+    Decode(#[from] LayerError),
+    #[error("decoded bytes do not match their checksum")]
+    Checksum,
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    #[error("there is no seekable file")]
+    NoSeekable,
+}
+
+/// A stretch of a regular file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// Zero bytes that are not stored.
+    Hole {
+        /// How many.
+        len: u64,
+    },
+    /// Bytes of the tar.
+    Data {
+        /// Where they start.
+        tar: TarOffset,
+        /// How many.
+        len: u64,
+    },
+}
+
+/// A layer that can be read: its index and where its bytes are.
+#[derive(Debug)]
+pub struct Layer<D = Mmap> {
+    index: Index<D>,
+    blob: Source,
+    seekable: Option<Source>,
+    /// The window group that was used last: neighbouring spans share one.
+    group: Mutex<Option<(u32, Arc<Vec<u8>>)>>,
+}
+
+thread_local! {
+    /// Compressed bytes of the span at hand: reused, so that a read costs one allocation.
+    static COMPRESSED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl<D: AsRef<[u8]>> Layer<D> {
+    /// Joins an index and the bytes it describes. `seekable` is the file that was written with the index, if one was.
+    pub fn new(index: Index<D>, blob: Source, seekable: Option<Source>) -> Self {
+        Self { index, blob, seekable, group: Mutex::new(None) }
+    }
+
+    /// The layer's index.
+    pub fn index(&self) -> &Index<D> {
+        &self.index
+    }
+
+    /// The bytes of the tar in a span, checked against the span's checksum. Reads and decodes; nothing is cached.
+    ///
+    /// # Errors
+    /// The blob cannot be read or is not what was indexed. Wrong bytes are never returned.
+    ///
+    /// # Panics
+    /// When `id` is not of this layer.
+    pub fn decode_span(&self, id: SpanId) -> Result<Vec<u8>, ReadError> {
+        let record = self.index.span_record(id.index());
+        let range = self.index.span_range(id);
+        let length = usize::try_from(range.end - range.start).expect("spans are bounded at open");
+        self.decode(&record, length).map_err(|cause| ReadError {
+            layer: *self.index.layer(),
+            span: id,
+            blob: record.data..record.data + record.data_len,
+            file: if record.kind == SpanKind::Seekable { "seekable file" } else { "blob" },
+            cause,
+        })
+    }
+
+    fn decode(&self, record: &SpanRecord, length: usize) -> Result<Vec<u8>, ReadCause> {
+        let (source, checkpoint) = match record.kind {
+            SpanKind::Stored => (&self.blob, Checkpoint::Stored),
+            SpanKind::GzipMember => (&self.blob, Checkpoint::GzipMember),
+            SpanKind::ZstdFrame => (&self.blob, Checkpoint::ZstdFrame),
+            SpanKind::Seekable => {
+                (self.seekable.as_ref().ok_or(ReadCause::NoSeekable)?, Checkpoint::ZstdFrame)
+            }
+            SpanKind::Deflate => {
+                let block = (record.block_start != NO_BLOCK)
+                    .then_some(BlockHeader { start_bit: record.block_start, bits: record.block_bits });
+                let window = self.window(record)?;
+                (&self.blob, Checkpoint::Deflate { skip_bits: record.skip_bits, block, window })
+            }
+        };
+        let mut header = Vec::new();
+        if let Checkpoint::Deflate { block: Some(block), .. } = &checkpoint {
+            let start = block.start_bit / 8;
+            let end = (block.start_bit + u64::from(block.bits)).div_ceil(8);
+            header.resize(usize::try_from(end - start).unwrap_or(0), 0);
+            source.read_exact_at(&mut header, start)?;
+        }
+        let mut out = vec![0; length];
+        COMPRESSED.with_borrow_mut(|compressed| {
+            let wanted = usize::try_from(record.data_len)
+                .map_err(|_| std::io::Error::from(std::io::ErrorKind::FileTooLarge))?;
+            compressed.resize(wanted, 0);
+            source.read_exact_at(compressed, record.data)?;
+            decode_span(&checkpoint, &header, compressed, &mut out)?;
+            // A stretch of many empty members or skippable frames is legal and rare: its buffer is not kept.
+            if compressed.capacity() > 4 << 20 {
+                *compressed = Vec::new();
+            }
+            Ok::<_, ReadCause>(())
+        })?;
+        if crc32fast::hash(&out) != record.crc {
+            return Err(ReadCause::Checksum);
+        }
+        Ok(out)
+    }
+
+    fn window(&self, record: &SpanRecord) -> Result<Window, ReadCause> {
+        if record.window_group == NO_WINDOW {
+            return Ok(Window::default());
+        }
+        let last = self.group.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let raw = match last {
+            Some((group, raw)) if group == record.window_group => raw,
+            _ => {
+                let group = self.index.group(record.window_group);
+                let heap = self.index.window_heap(&group);
+                let raw = Arc::new(decompress(heap, group.raw_len, record.window_group)?);
+                *self.group.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some((record.window_group, Arc::clone(&raw)));
+                raw
+            }
+        };
+        let damaged =
+            IndexError::Inconsistent { what: "window group", ordinal: record.window_group as usize };
+        Ok(window_of(&raw, record.window_ordinal).ok_or(damaged)?)
+    }
+
+    /// What bytes `offset..offset + len` of a regular file are made of, in order; cut at the file's end. Anything but a
+    /// regular file has no bytes.
+    ///
+    /// # Panics
+    /// When `entry` is not of this layer.
+    pub fn pieces(&self, entry: EntryId, offset: u64, len: u64) -> Vec<Piece> {
+        let entry = self.index.entry(entry);
+        let Kind::Regular { size } = entry.kind() else { return Vec::new() };
+        let end = offset.saturating_add(len).min(size);
+        if offset >= end {
+            return Vec::new();
+        }
+        let contiguous =
+            |start: u64| vec![Piece::Data { tar: TarOffset::new(start + offset), len: end - offset }];
+        let Some(extent) = entry.extent() else { return contiguous(entry.content_start()) };
+        let (_, content, first, count) = self.index.extent(extent as usize);
+        if count == NOT_SPARSE {
+            return contiguous(content);
+        }
+        let segments = first as usize..first as usize + count as usize;
+        let mut pieces = Vec::new();
+        let mut at = offset;
+        // Segments ascend, so the ones wholly before `offset` are found by bisection.
+        let (mut low, mut high) = (segments.start, segments.end);
+        while low < high {
+            let middle = low.midpoint(high);
+            let (logical, _, length) = self.index.segment(middle);
+            if logical + length <= offset { low = middle + 1 } else { high = middle }
+        }
+        for segment in low..segments.end {
+            let (logical, tar, length) = self.index.segment(segment);
+            if logical >= end {
+                break;
+            }
+            if logical > at {
+                pieces.push(Piece::Hole { len: logical - at });
+                at = logical;
+            }
+            let stop = (logical + length).min(end);
+            pieces.push(Piece::Data { tar: TarOffset::new(tar + (at - logical)), len: stop - at });
+            at = stop;
+        }
+        if at < end {
+            pieces.push(Piece::Hole { len: end - at });
+        }
+        pieces
+    }
+
+    /// Bytes of a regular file that are stored: its size without its holes.
+    ///
+    /// # Panics
+    /// When `entry` is not of this layer.
+    pub fn stored_size(&self, entry: EntryId) -> u64 {
+        let entry = self.index.entry(entry);
+        let Kind::Regular { size } = entry.kind() else { return 0 };
+        match entry.extent().map(|extent| self.index.extent(extent as usize)) {
+            Some((_, _, first, count)) if count != NOT_SPARSE => {
+                (first..first + count).map(|segment| self.index.segment(segment as usize).2).sum()
+            }
+            _ => size,
+        }
+    }
+
+    /// Reads a stretch of a regular file without a cache: for `verify`, unpacking and tests. Short only at the file's end.
+    ///
+    /// # Errors
+    /// As [`Layer::decode_span`].
+    ///
+    /// # Panics
+    /// When `entry` is not of this layer.
+    pub fn read(&self, entry: EntryId, offset: u64, len: usize) -> Result<Vec<u8>, ReadError> {
+        let mut out = Vec::new();
+        for piece in self.pieces(entry, offset, len as u64) {
+            match piece {
+                Piece::Hole { len } => out.resize(out.len() + usize::try_from(len).unwrap_or(0), 0),
+                Piece::Data { tar, len } => {
+                    let (mut at, end) = (tar.get(), tar.get() + len);
+                    while at < end {
+                        let id = self.index.span_at(TarOffset::new(at)).expect("content lies in the tar");
+                        let range = self.index.span_range(id);
+                        let span = self.decode_span(id)?;
+                        let stop = end.min(range.end);
+                        let place = |at: u64| usize::try_from(at - range.start).unwrap_or(usize::MAX);
+                        out.extend_from_slice(&span[place(at)..place(stop)]);
+                        at = stop;
+                    }
+                }
+            }
+        }
+        Ok(out)
+    }
+}

@@ -1,0 +1,130 @@
+//! Drops checkpoints until an index meets its size budget.
+//!
+//! Layers are decoded with a checkpoint every 256 KiB. Where the windows of all of them take too much room, the dearest go
+//! first and their spans join the ones before: every byte of budget buys as fine a grain as it can. No span grows beyond
+//! [`SPAN_MAX`].
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::build::SPAN_MAX;
+use crate::layer::Checkpoint;
+
+/// A span before it is written.
+#[derive(Debug)]
+pub(super) struct Draft {
+    /// Offset in the tar.
+    pub(super) tar: u64,
+    /// Bytes of the tar.
+    pub(super) tar_len: u64,
+    /// Bytes to read, of the blob or of the seekable file.
+    pub(super) data: std::ops::Range<u64>,
+    /// CRC-32 of the bytes of the tar.
+    pub(super) crc: crc32fast::Hasher,
+    /// How to resume; `None`: one frame of the seekable file.
+    pub(super) checkpoint: Option<Checkpoint>,
+}
+
+impl Draft {
+    /// Bytes that its window takes in the file, about: text compresses to half.
+    pub(super) fn cost(&self) -> u64 {
+        match &self.checkpoint {
+            Some(Checkpoint::Deflate { window, .. }) => (window.bytes.len() as u64 + 2 * window.runs.len() as u64) / 2,
+            _ => 0,
+        }
+    }
+
+    /// Whether `next` can be decoded from this span's checkpoint.
+    fn continues_into(&self, next: &Self) -> bool {
+        self.tar_len + next.tar_len <= SPAN_MAX
+            && match (&self.checkpoint, &next.checkpoint) {
+                (Some(Checkpoint::GzipMember | Checkpoint::Deflate { .. }), Some(Checkpoint::Deflate { .. })) => true,
+                _ => false,
+            }
+    }
+}
+
+/// Joins spans until their windows take at most `budget` bytes, or none can be joined any more.
+pub(super) fn thin(drafts: Vec<Draft>, budget: u64) -> Vec<Draft> {
+    let mut total: u64 = drafts.iter().map(Draft::cost).sum();
+    if total <= budget {
+        return drafts;
+    }
+    let mut heap: BinaryHeap<(u64, Reverse<usize>)> =
+        drafts.iter().enumerate().map(|(at, draft)| (draft.cost(), Reverse(at))).collect();
+    // previous[n]: the span that n would join; a span that has joined another leaves a hole.
+    let mut previous: Vec<usize> = (0..drafts.len()).map(|at| at.wrapping_sub(1)).collect();
+    let mut next: Vec<usize> = (1..=drafts.len()).collect();
+    let mut drafts: Vec<Option<Draft>> = drafts.into_iter().map(Some).collect();
+    while total > budget {
+        let Some((cost, Reverse(at))) = heap.pop() else { break };
+        if cost == 0 {
+            break;
+        }
+        let before = previous[at];
+        let joins = match (drafts.get(before).and_then(Option::as_ref), &drafts[at]) {
+            (Some(before), Some(draft)) => before.continues_into(draft),
+            _ => false,
+        };
+        if !joins {
+            continue;
+        }
+        let Some(draft) = drafts[at].take() else { continue };
+        if let Some(Some(before)) = drafts.get_mut(before) {
+            before.tar_len += draft.tar_len;
+            before.data.end = before.data.end.max(draft.data.end);
+            before.crc.combine(&draft.crc);
+        }
+        let behind = next[at];
+        next[before] = behind;
+        if let Some(previous) = previous.get_mut(behind) {
+            *previous = before;
+        }
+        total -= cost;
+    }
+    drafts.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::Window;
+
+    fn draft(at: u64, used: usize) -> Draft {
+        let window = Window { runs: vec![(0, 1)], bytes: vec![0; used] };
+        let checkpoint = match at {
+            0 => Checkpoint::GzipMember,
+            _ => Checkpoint::Deflate { skip_bits: 0, block: None, window },
+        };
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&vec![at.to_le_bytes()[0]; 256 << 10]);
+        let data = at * 1000..(at + 1) * 1000 + 1;
+        Draft { tar: at * (256 << 10), tar_len: 256 << 10, data, crc, checkpoint: Some(checkpoint) }
+    }
+
+    #[test]
+    fn the_dearest_checkpoints_go_and_the_rest_still_tiles_the_layer() {
+        let drafts: Vec<Draft> = (0..40).map(|n| draft(n, if n % 2 == 1 { 8000 } else { 100 })).collect();
+        let all: Vec<u8> = (0..40u8).flat_map(|n| vec![n; 256 << 10]).collect();
+        let thinned = thin(drafts, 3000);
+        assert!(thinned.len() < 40);
+        assert!(thinned.iter().map(Draft::cost).sum::<u64>() <= 3000);
+        let mut at = 0;
+        for draft in thinned {
+            assert_eq!(draft.tar, at);
+            assert!(draft.tar_len <= SPAN_MAX);
+            let from = usize::try_from(at).unwrap();
+            let bytes = &all[from..from + usize::try_from(draft.tar_len).unwrap()];
+            assert_eq!(draft.crc.finalize(), crc32fast::hash(bytes));
+            at += draft.tar_len;
+        }
+        assert_eq!(at, 40 * (256 << 10));
+    }
+
+    #[test]
+    fn spans_stop_growing_at_the_maximum() {
+        let thinned = thin((0..40).map(|n| draft(n, 8000)).collect(), 0);
+        assert_eq!(thinned.len(), 10);
+        assert!(thinned.iter().all(|draft| draft.tar_len == SPAN_MAX));
+    }
+}

@@ -1,0 +1,152 @@
+//! An image's config: the digests of its layers' tars, and how its program is started.
+
+use serde::Deserialize;
+
+use super::manifest::check_length;
+use super::{DiffId, Manifest, ManifestError, Platform};
+
+/// Longest image config, in bytes. Nothing bounds it; the largest seen are some 100 KiB of history.
+pub const CONFIG_MAX: u64 = 8 << 20;
+
+/// What is read of an image's config (image-spec, config.md).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageConfig {
+    /// Digests of the layers' tars, the lowest first.
+    pub diff_ids: Vec<DiffId>,
+    /// What it runs on.
+    pub platform: Platform,
+    /// `NAME=VALUE` each.
+    pub env: Vec<String>,
+    /// Where its program starts; empty for the root.
+    pub working_dir: String,
+    /// First words of its command.
+    pub entrypoint: Vec<String>,
+    /// The further words, or the whole command.
+    pub cmd: Vec<String>,
+    /// `USER[:GROUP]`, names or numbers; empty for root.
+    pub user: String,
+    /// When it was made, as RFC 3339.
+    pub created: Option<String>,
+    /// The whole document.
+    pub raw: serde_json::Value,
+}
+
+impl ImageConfig {
+    /// Reads a config.
+    ///
+    /// # Errors
+    /// [`ManifestError::Config`], [`ManifestError::RootfsType`] or [`ManifestError::TooLong`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        #[derive(Deserialize)]
+        struct Outer {
+            rootfs: Rootfs,
+            #[serde(default)]
+            os: String,
+            #[serde(default)]
+            architecture: String,
+            #[serde(default)]
+            variant: Option<String>,
+            #[serde(default)]
+            config: Option<Inner>,
+            #[serde(default)]
+            created: Option<String>,
+        }
+        #[derive(Deserialize)]
+        struct Rootfs {
+            #[serde(rename = "type")]
+            kind: String,
+            #[serde(default)]
+            diff_ids: Option<Vec<DiffId>>,
+        }
+        #[derive(Deserialize, Default)]
+        #[serde(rename_all = "PascalCase", default)]
+        struct Inner {
+            env: Option<Vec<String>>,
+            working_dir: Option<String>,
+            entrypoint: Option<Vec<String>>,
+            cmd: Option<Vec<String>>,
+            user: Option<String>,
+        }
+        check_length(bytes, CONFIG_MAX)?;
+        let outer: Outer = serde_json::from_slice(bytes).map_err(ManifestError::Config)?;
+        if outer.rootfs.kind != "layers" {
+            return Err(ManifestError::RootfsType(outer.rootfs.kind));
+        }
+        let inner = outer.config.unwrap_or_default();
+        Ok(Self {
+            diff_ids: outer.rootfs.diff_ids.unwrap_or_default(),
+            platform: Platform::new(&outer.os, &outer.architecture, outer.variant.as_deref()),
+            env: inner.env.unwrap_or_default(),
+            working_dir: inner.working_dir.unwrap_or_default(),
+            entrypoint: inner.entrypoint.unwrap_or_default(),
+            cmd: inner.cmd.unwrap_or_default(),
+            user: inner.user.unwrap_or_default(),
+            created: outer.created,
+            raw: serde_json::from_slice(bytes).map_err(ManifestError::Config)?,
+        })
+    }
+
+    /// Checks that this config describes as many layers as the manifest lists.
+    ///
+    /// # Errors
+    /// [`ManifestError::LayerCount`].
+    pub fn check_layers(&self, manifest: &Manifest) -> Result<(), ManifestError> {
+        let (diff_ids, layers) = (self.diff_ids.len(), manifest.layers().len());
+        if diff_ids == layers { Ok(()) } else { Err(ManifestError::LayerCount { diff_ids, layers }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{Descriptor, Digest, media};
+
+    const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn manifest(layers: usize) -> Manifest {
+        let layer = Descriptor::new(media::OCI_LAYER, Digest::of(b""), 1);
+        Manifest::new(Descriptor::new(media::OCI_CONFIG, Digest::of(b""), 1), vec![layer; layers]).unwrap()
+    }
+
+    #[test]
+    fn fields_may_be_missing_or_null() {
+        let config =
+            ImageConfig::parse(br#"{"rootfs":{"type":"layers","diff_ids":null},"config":null}"#).unwrap();
+        assert!(config.diff_ids.is_empty() && config.env.is_empty());
+        let text = format!(
+            r#"{{"os":"linux","architecture":"aarch64","created":"2024-01-01T00:00:00Z","config":{{"Env":["A=b"],"Cmd":["sh"],
+            "Entrypoint":null,"WorkingDir":"/w","User":"1:2"}},"rootfs":{{"type":"layers","diff_ids":["sha256:{HEX}"]}}}}"#
+        );
+        let config = ImageConfig::parse(text.as_bytes()).unwrap();
+        assert_eq!(config.platform.to_string(), "linux/arm64");
+        assert_eq!((config.env, config.cmd), (vec!["A=b".to_owned()], vec!["sh".to_owned()]));
+        assert_eq!((config.working_dir.as_str(), config.user.as_str()), ("/w", "1:2"));
+        assert_eq!(config.diff_ids, [DiffId::new(Digest::of(b""))]);
+        assert_eq!(config.raw["os"], "linux");
+    }
+
+    #[test]
+    fn config_of_other_layers_is_refused() {
+        let text = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":["sha256:{HEX}"]}}}}"#);
+        let config = ImageConfig::parse(text.as_bytes()).unwrap();
+        assert!(config.check_layers(&manifest(1)).is_ok());
+        assert!(matches!(
+            config.check_layers(&manifest(2)),
+            Err(ManifestError::LayerCount { diff_ids: 1, layers: 2 })
+        ));
+    }
+
+    #[test]
+    fn what_is_no_config_is_refused() {
+        assert!(matches!(ImageConfig::parse(b"{}"), Err(ManifestError::Config(_))));
+        assert!(matches!(ImageConfig::parse(b"<html>"), Err(ManifestError::Config(_))));
+        assert!(matches!(
+            ImageConfig::parse(br#"{"rootfs":{"type":"layers+base","diff_ids":[]}}"#),
+            Err(ManifestError::RootfsType(_))
+        ));
+        assert!(matches!(
+            ImageConfig::parse(br#"{"rootfs":{"type":"layers","diff_ids":["sha256:00"]}}"#),
+            Err(ManifestError::Config(_))
+        ));
+    }
+}

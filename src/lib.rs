@@ -1,4 +1,6 @@
 //! OCI images as read-only directories for sandboxes.
 
+pub mod fs;
+pub mod fuse;
 pub mod image;
 pub mod layer;

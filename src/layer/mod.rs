@@ -3,6 +3,9 @@
 //! A blob is read once, front to back, as a sequence of *spans*: stretches of the tar that can later be
 //! decoded on their own. The tar walk reads the spans' bytes as one stream.
 
+pub mod name;
+pub mod tar;
+
 use std::fmt;
 
 /// Declares a 64-bit position, in bytes, that must not be mixed with positions in something else.

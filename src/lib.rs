@@ -4,3 +4,4 @@ pub mod fs;
 pub mod fuse;
 pub mod image;
 pub mod layer;
+pub mod store;

@@ -1,0 +1,521 @@
+//! Names and tags: the descriptors of `index.json`.
+//!
+//! Each image has one descriptor per tag, or one without a tag. Annotations tell what it is:
+//!
+//! - `org.opencontainers.image.ref.name` = `NAME:TAG`, in the canonical form (image-spec, annotations.md): what other
+//!   tools go by; absent where there is no tag.
+//! - `io.rcx-imagefs.name` = `NAME`, canonical: keeps the name of an image that has lost its tag.
+//! - `io.rcx-imagefs.index` = digest of the multi-platform index that the manifest was chosen from.
+//!
+//! Where the first is there, it decides, since other tools copy or rewrite descriptors and know only that one. What does
+//! not read as an image of ours is kept as it is.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::Write as _;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::Store;
+use super::dir::{Dir, read_bounded};
+use super::error::StoreError;
+use super::layout::INDEX_JSON;
+use crate::image::{Descriptor, ManifestDigest, Name, Platform, Reference, Tag};
+
+/// Bytes of `index.json` that are read: some hundred thousand tags.
+const INDEX_JSON_LIMIT: u64 = 64 << 20;
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+const NAME: &str = "io.rcx-imagefs.name";
+const PLATFORM: &str = "platform";
+const INDEX: &str = "io.rcx-imagefs.index";
+
+/// The file `index.json`, with whatever other tools put into it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct IndexJson {
+    #[serde(rename = "schemaVersion")]
+    schema_version: u32,
+    /// `null` is how Go writes an empty list.
+    manifests: Option<Vec<Entry>>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+/// One descriptor of `index.json`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Entry {
+    #[serde(rename = "mediaType", default)]
+    pub(super) media_type: String,
+    /// Not parsed here: other algorithms are others' business.
+    pub(super) digest: String,
+    pub(super) size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    annotations: Option<BTreeMap<String, String>>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+impl Entry {
+    fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.as_ref()?.get(key).map(String::as_str)
+    }
+
+    fn set(&mut self, key: &str, value: &str) {
+        self.annotations.get_or_insert_default().insert(key.to_owned(), value.to_owned());
+    }
+
+    fn unset(&mut self, key: &str) {
+        if let Some(annotations) = &mut self.annotations {
+            annotations.remove(key);
+        }
+    }
+
+    /// The digest of the multi-platform index, where there is one.
+    pub(super) fn index(&self) -> Option<ManifestDigest> {
+        self.annotation(INDEX)?.parse().ok()
+    }
+
+    /// A platform that does not read as one is as good as none.
+    fn platform(&self) -> Option<Platform> {
+        self.rest.get(PLATFORM).and_then(|value| serde_json::from_value(value.clone()).ok())
+    }
+
+    /// Name and tag, where the entry has a name that we can show.
+    fn names(&self) -> Option<(Name, Option<Tag>)> {
+        let reference = self.annotation(REF_NAME).and_then(|text| Reference::given(text).ok());
+        match reference {
+            // `NAME@DIGEST` is no tag; a bare word is how the tag `latest` of that name is written.
+            Some(reference) if reference.digest.is_some() => Some((reference.name, reference.tag)),
+            Some(reference) => Some((reference.name.clone(), Some(reference.tag_or_latest()))),
+            None => Some((Name::given(self.annotation(NAME)?).ok()?, None)),
+        }
+    }
+
+    fn is(&self, name: &Name, digest: ManifestDigest) -> bool {
+        self.digest.parse() == Ok(digest) && self.names().is_some_and(|(ours, _)| ours == *name)
+    }
+
+    fn has_tag(&self, name: &Name, tag: &Tag) -> bool {
+        self.names().is_some_and(|(ours, our_tag)| ours == *name && our_tag.as_ref() == Some(tag))
+    }
+}
+
+/// A name with one of the digests that it has or had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRecord {
+    /// Its name.
+    pub name: Name,
+    /// Digest of the manifest.
+    pub digest: ManifestDigest,
+    /// Tags that stand for it now, sorted; none where they have all moved on.
+    pub tags: Vec<Tag>,
+    /// Media type as the descriptor says it: other tools may have entered a multi-platform index.
+    pub media_type: String,
+    /// Length of the manifest in bytes.
+    pub size: u64,
+    /// What it runs on, where the descriptor says so.
+    pub platform: Option<Platform>,
+    /// The multi-platform index that it was chosen from. That document may be gone: other tools see no reference to it.
+    pub index: Option<ManifestDigest>,
+}
+
+/// All images of the store at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Refs {
+    /// Sorted by name; those of one name in the order in which they came.
+    pub images: Vec<ImageRecord>,
+}
+
+impl Refs {
+    /// What `name:tag` stands for.
+    #[must_use]
+    pub fn tagged(&self, name: &Name, tag: &Tag) -> Option<&ImageRecord> {
+        self.images.iter().find(|image| image.name == *name && image.tags.contains(tag))
+    }
+
+    /// The image of that name whose manifest, or multi-platform index, has this digest.
+    #[must_use]
+    pub fn with_digest(&self, name: &Name, digest: ManifestDigest) -> Option<&ImageRecord> {
+        let of_name = || self.images.iter().filter(|image| image.name == *name);
+        of_name()
+            .find(|image| image.digest == digest)
+            .or_else(|| of_name().find(|image| image.index == Some(digest)))
+    }
+}
+
+impl Store {
+    /// Reads names and tags. Blocks nobody and waits for nobody: `index.json` is replaced whole.
+    pub fn refs(&self) -> Result<Refs, StoreError> {
+        let mut images: Vec<ImageRecord> = Vec::new();
+        let mut tags_seen = HashSet::new();
+        for entry in self.entries()? {
+            let (Some((name, tag)), Ok(digest)) = (entry.names(), entry.digest.parse()) else { continue };
+            // Other tools may leave a reference twice: the first one counts, as for skopeo.
+            let tag = tag.filter(|tag| tags_seen.insert((name.clone(), tag.clone())));
+            match images.iter_mut().find(|image| image.digest == digest && image.name == name) {
+                Some(image) => {
+                    image.tags.extend(tag);
+                    image.index = image.index.or(entry.index());
+                }
+                None => images.push(ImageRecord {
+                    name,
+                    digest,
+                    tags: tag.into_iter().collect(),
+                    index: entry.index(),
+                    platform: entry.platform(),
+                    media_type: entry.media_type,
+                    size: entry.size,
+                }),
+            }
+        }
+        images.iter_mut().for_each(|image| image.tags.sort_unstable());
+        images.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Refs { images })
+    }
+
+    /// Enters an image, under a tag where one is given. A digest that had the tag stays as an image without it.
+    ///
+    /// `index` is the multi-platform index that the manifest was chosen from; that document is in the store too. Annotations
+    /// of `manifest` are not taken over. The caller holds a [`Lease`](super::Lease), and every blob is in the store.
+    pub fn tag(
+        &self,
+        name: &Name,
+        tag: Option<&Tag>,
+        manifest: &Descriptor,
+        index: Option<ManifestDigest>,
+    ) -> Result<(), StoreError> {
+        let digest = ManifestDigest::from(manifest);
+        self.update(|entries| {
+            if let Some(tag) = tag {
+                take_tag(entries, name, tag, Some(digest));
+            }
+            // The tag's own entry, or one that has no tag yet and can take it.
+            let found = entries.iter().position(|entry| {
+                entry.is(name, digest)
+                    && (tag.is_none()
+                        || entry.names().is_some_and(|(_, ours)| ours.is_none() || ours.as_ref() == tag))
+            });
+            let place = found.unwrap_or_else(|| {
+                entries.push(Entry { digest: digest.to_string(), ..Entry::default() });
+                entries.len() - 1
+            });
+            let entry = &mut entries[place];
+            entry.media_type.clone_from(&manifest.media_type);
+            entry.size = manifest.size;
+            if let Some(platform) = &manifest.platform {
+                let value = serde_json::to_value(platform).expect("a struct of strings has a JSON form");
+                entry.rest.insert(PLATFORM.to_owned(), value);
+            }
+            entry.set(NAME, name.as_str());
+            if let Some(tag) = tag {
+                entry.set(REF_NAME, &format!("{name}:{tag}"));
+            }
+            if let Some(index) = index {
+                entry.set(INDEX, &index.to_string());
+            }
+        })
+    }
+
+    /// Takes a tag away; the image stays, if need be without a tag. Tells what the tag stood for, `None` where there
+    /// was no such tag.
+    pub fn untag(&self, name: &Name, tag: &Tag) -> Result<Option<ManifestDigest>, StoreError> {
+        self.update(|entries| take_tag(entries, name, tag, None))
+    }
+
+    /// Removes an image with all its tags. Other names of the same digest stay, and so do all blobs (see
+    /// [`Store::gc`]). Tells whether there was one.
+    pub fn remove_image(&self, name: &Name, digest: ManifestDigest) -> Result<bool, StoreError> {
+        self.update(|entries| {
+            let before = entries.len();
+            entries.retain(|entry| !entry.is(name, digest));
+            entries.len() < before
+        })
+    }
+
+    /// All descriptors, those of other tools included.
+    pub(super) fn entries(&self) -> Result<Vec<Entry>, StoreError> {
+        Ok(read(&self.root()?)?.manifests.unwrap_or_default())
+    }
+
+    /// Changes `index.json` under its lock. Where nothing changes nothing is written, so that nobody is woken.
+    fn update<T>(&self, change: impl FnOnce(&mut Vec<Entry>) -> T) -> Result<T, StoreError> {
+        let _lock = self.file_lock(INDEX_JSON)?;
+        let root = self.root()?;
+        let before = read(&root)?;
+        let mut after = before.clone();
+        let answer = change(after.manifests.get_or_insert_default());
+        if after != before {
+            let path = root.path_of(INDEX_JSON);
+            let bytes = serde_json::to_vec(&after)
+                .map_err(|source| StoreError::Json { path: path.clone(), source })?;
+            let mut temp = self.temp(root, INDEX_JSON)?;
+            temp.write_all(&bytes).map_err(|error| StoreError::from_write(&path, error))?;
+            temp.commit()?;
+        }
+        Ok(answer)
+    }
+}
+
+fn read(root: &Dir) -> Result<IndexJson, StoreError> {
+    let path = root.path_of(INDEX_JSON);
+    let Some(file) = root.file(INDEX_JSON)? else {
+        return Err(StoreError::io("open", &path, std::io::ErrorKind::NotFound.into()));
+    };
+    let bytes = read_bounded(&file, &path, INDEX_JSON_LIMIT)?;
+    serde_json::from_slice(&bytes).map_err(|source| StoreError::Json { path, source })
+}
+
+/// Takes `name:tag` from every entry but one of digest `except`, so that each digest keeps at least one entry of that
+/// name; returns what it stood for.
+fn take_tag(
+    entries: &mut Vec<Entry>,
+    name: &Name,
+    tag: &Tag,
+    except: Option<ManifestDigest>,
+) -> Option<ManifestDigest> {
+    let mut former = None;
+    let mut place = 0;
+    while place < entries.len() {
+        let digest = entries[place].digest.parse().ok();
+        if !entries[place].has_tag(name, tag) || (except.is_some() && digest == except) {
+            place += 1;
+            continue;
+        }
+        former = former.or(digest);
+        let others = || entries.iter().enumerate().filter(|&(other, _)| other != place);
+        if digest.is_some_and(|digest| others().any(|(_, entry)| entry.is(name, digest))) {
+            entries.remove(place);
+        } else {
+            entries[place].unset(REF_NAME);
+            entries[place].set(NAME, name.as_str());
+            place += 1;
+        }
+    }
+    former
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::image::{Digest, media};
+    use crate::store::tests::new_store;
+
+    fn name(text: &str) -> Name {
+        Name::given(text).unwrap()
+    }
+
+    fn tag(text: &str) -> Tag {
+        text.parse().unwrap()
+    }
+
+    fn manifest(text: &str) -> Descriptor {
+        Descriptor::new(media::OCI_MANIFEST, Digest::of(text.as_bytes()), text.len() as u64)
+    }
+
+    fn digest(text: &str) -> ManifestDigest {
+        ManifestDigest::new(Digest::of(text.as_bytes()))
+    }
+
+    /// One line per image: name, first letters of the digest's preimage, tags.
+    fn dump(store: &Store) -> Vec<String> {
+        let preimage = |of| ["a", "b", "c"].into_iter().find(|text| digest(text) == of).unwrap_or("?");
+        let line = |image: ImageRecord| {
+            let tags: Vec<String> = image.tags.iter().map(Tag::to_string).collect();
+            format!("{} {} {}", image.name, preimage(image.digest), tags.join(",")).trim_end().to_owned()
+        };
+        store.refs().unwrap().images.into_iter().map(line).collect()
+    }
+
+    /// The descriptors as (digest's preimage, `ref.name`), as other tools see them.
+    fn seen_by_others(store: &Store) -> Vec<(Digest, Option<String>)> {
+        let entries = store.entries().unwrap();
+        entries
+            .iter()
+            .map(|entry| (entry.digest.parse().unwrap(), entry.annotation(REF_NAME).map(str::to_owned)))
+            .collect()
+    }
+
+    #[test]
+    fn tags_of_one_image_are_listed_with_it() {
+        let (_dir, store) = new_store();
+        let python = name("python");
+        for text in ["3.12", "3", "latest", "3"] {
+            store.tag(&python, Some(&tag(text)), &manifest("a"), None).unwrap();
+        }
+        store.tag(&name("lab.example:5000/x/y"), Some(&tag("1")), &manifest("a"), None).unwrap();
+        assert_eq!(dump(&store), ["docker.io/library/python a 3,3.12,latest", "lab.example:5000/x/y a 1"]);
+        let refs = store.refs().unwrap();
+        assert_eq!(refs.tagged(&python, &tag("3")).unwrap().digest, digest("a"));
+        assert_eq!(refs.tagged(&python, &tag("4")), None);
+        let seen = seen_by_others(&store);
+        assert_eq!(seen.len(), 4);
+        assert!(seen.contains(&(Digest::of(b"a"), Some("lab.example:5000/x/y:1".to_owned()))));
+    }
+
+    #[test]
+    fn a_moved_tag_leaves_the_old_digest_without_it() {
+        let (_dir, store) = new_store();
+        let python = name("python");
+        store.tag(&python, Some(&tag("3")), &manifest("a"), None).unwrap();
+        store.tag(&python, Some(&tag("3")), &manifest("b"), None).unwrap();
+        assert_eq!(dump(&store), ["docker.io/library/python a", "docker.io/library/python b 3"]);
+        // And back: no digest has an entry twice.
+        store.tag(&python, Some(&tag("3")), &manifest("a"), None).unwrap();
+        assert_eq!(dump(&store), ["docker.io/library/python a 3", "docker.io/library/python b"]);
+        assert_eq!(store.entries().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_tag_that_moves_between_tagged_images_leaves_one_entry_each() {
+        let (_dir, store) = new_store();
+        let python = name("python");
+        for (text, image) in [("3", "a"), ("3.12", "a"), ("3.13", "b"), ("3", "b")] {
+            store.tag(&python, Some(&tag(text)), &manifest(image), None).unwrap();
+        }
+        assert_eq!(dump(&store), ["docker.io/library/python a 3.12", "docker.io/library/python b 3,3.13"]);
+        assert_eq!(store.entries().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn an_image_pulled_by_digest_has_no_tag_until_it_gets_one() {
+        let (_dir, store) = new_store();
+        let python = name("python");
+        store.tag(&python, None, &manifest("a"), None).unwrap();
+        store.tag(&python, None, &manifest("a"), None).unwrap();
+        assert_eq!(dump(&store), ["docker.io/library/python a"]);
+        assert_eq!(seen_by_others(&store), [(Digest::of(b"a"), None)]);
+        store.tag(&python, Some(&tag("3")), &manifest("a"), None).unwrap();
+        store.tag(&python, None, &manifest("a"), None).unwrap();
+        assert_eq!(dump(&store), ["docker.io/library/python a 3"]);
+        assert_eq!(store.entries().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn untagging_keeps_the_image_and_removing_removes_it_with_its_tags() {
+        let (_dir, store) = new_store();
+        let (python, other) = (name("python"), name("lab/python"));
+        for text in ["3", "3.12"] {
+            store.tag(&python, Some(&tag(text)), &manifest("a"), None).unwrap();
+        }
+        store.tag(&other, Some(&tag("3")), &manifest("a"), None).unwrap();
+        assert_eq!(store.untag(&python, &tag("3")).unwrap(), Some(digest("a")));
+        assert_eq!(store.untag(&python, &tag("3")).unwrap(), None);
+        assert_eq!(dump(&store), ["docker.io/library/python a 3.12", "lab/python a 3"]);
+        assert_eq!(store.untag(&python, &tag("3.12")).unwrap(), Some(digest("a")));
+        assert_eq!(dump(&store), ["docker.io/library/python a", "lab/python a 3"]);
+        assert!(store.remove_image(&python, digest("a")).unwrap());
+        assert!(!store.remove_image(&python, digest("a")).unwrap());
+        assert_eq!(dump(&store), ["lab/python a 3"]);
+    }
+
+    #[test]
+    fn the_index_that_a_manifest_was_chosen_from_is_remembered() {
+        let (_dir, store) = new_store();
+        let mut arm = manifest("a");
+        arm.platform = Some(Platform::new("linux", "arm", Some("v7")));
+        store.tag(&name("python"), Some(&tag("3")), &arm, Some(digest("b"))).unwrap();
+        let refs = store.refs().unwrap();
+        let image = refs.with_digest(&name("python"), digest("b")).unwrap();
+        assert_eq!((image.digest, image.index), (digest("a"), Some(digest("b"))));
+        assert_eq!(image.platform, arm.platform);
+        assert_eq!(refs.with_digest(&name("python"), digest("c")), None);
+    }
+
+    #[test]
+    fn descriptors_of_other_tools_are_shown_where_they_read_as_images_and_kept_in_any_case() {
+        let (_dir, store) = new_store();
+        let d = |text: &str| Digest::of(text.as_bytes());
+        let foreign = format!(
+            r#"{{"schemaVersion":2,"x":{{"y":1}},"manifests":[
+              {{"mediaType":"{m}","digest":"{a}","size":1,"annotations":{{"org.opencontainers.image.ref.name":"latest"}}}},
+              {{"mediaType":"{m}","digest":"{b}","size":1,"annotations":{{"org.opencontainers.image.ref.name":"lab/x:1","k":"v"}}}},
+              {{"mediaType":"{m}","digest":"{c}","size":1,"platform":{{"os":"linux","architecture":"arm64"}},"urls":["u"]}},
+              {{"mediaType":"{m}","digest":"sha512:00","size":1,"annotations":{{"org.opencontainers.image.ref.name":"Not A Name"}}}}]}}"#,
+            m = media::OCI_MANIFEST,
+            a = d("a"),
+            b = d("b"),
+            c = d("c"),
+        );
+        fs::write(store.index_json_path(), &foreign).unwrap();
+        assert_eq!(dump(&store), ["docker.io/library/latest a latest", "lab/x b 1"]);
+        store.tag(&name("lab/x"), Some(&tag("1")), &manifest("c"), None).unwrap();
+        assert_eq!(dump(&store), ["docker.io/library/latest a latest", "lab/x b", "lab/x c 1"]);
+        let before: Value = serde_json::from_str(&foreign).unwrap();
+        let after: Value = serde_json::from_slice(&fs::read(store.index_json_path()).unwrap()).unwrap();
+        for kept in [0, 2, 3] {
+            assert_eq!(before["manifests"][kept], after["manifests"][kept]);
+        }
+        assert_eq!(after["x"], before["x"]);
+        assert_eq!(after["manifests"][1]["annotations"]["k"], "v");
+    }
+
+    #[test]
+    fn the_same_reference_written_two_ways_moves_as_one() {
+        let (_dir, store) = new_store();
+        let foreign = format!(
+            r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"{}","size":1,
+              "annotations":{{"org.opencontainers.image.ref.name":"python:3"}}}}]}}"#,
+            media::OCI_MANIFEST,
+            digest("a"),
+        );
+        fs::write(store.index_json_path(), foreign).unwrap();
+        store.tag(&name("python"), Some(&tag("3")), &manifest("b"), None).unwrap();
+        assert_eq!(dump(&store), ["docker.io/library/python a", "docker.io/library/python b 3"]);
+    }
+
+    #[test]
+    fn go_writes_null_for_no_manifests() {
+        let (_dir, store) = new_store();
+        fs::write(store.index_json_path(), r#"{"schemaVersion":2,"manifests":null}"#).unwrap();
+        assert_eq!(dump(&store), [""; 0]);
+        store.tag(&name("python"), None, &manifest("a"), None).unwrap();
+        assert_eq!(dump(&store), ["docker.io/library/python a"]);
+    }
+
+    #[test]
+    fn nothing_is_written_when_nothing_changes() {
+        use std::os::unix::fs::MetadataExt as _;
+        let (_dir, store) = new_store();
+        store.tag(&name("python"), Some(&tag("3")), &manifest("a"), None).unwrap();
+        let inode = || fs::metadata(store.index_json_path()).unwrap().ino();
+        let before = inode();
+        store.tag(&name("python"), Some(&tag("3")), &manifest("a"), None).unwrap();
+        store.untag(&name("python"), &tag("4")).unwrap();
+        assert_eq!(inode(), before);
+        store.untag(&name("python"), &tag("3")).unwrap();
+        assert_ne!(inode(), before);
+    }
+
+    #[test]
+    fn a_damaged_index_json_is_named_with_the_position_and_left_as_it_is() {
+        let (_dir, store) = new_store();
+        let damaged = "{\"schemaVersion\":2,\n\"manifests\":[{]}";
+        fs::write(store.index_json_path(), damaged).unwrap();
+        for error in [
+            store.refs().unwrap_err(),
+            store.tag(&name("python"), None, &manifest("a"), None).unwrap_err(),
+            store.gc(false).unwrap_err(),
+        ] {
+            let StoreError::Json { path, source } = &error else { panic!("{error:?}") };
+            assert_eq!((path, source.line()), (&store.index_json_path(), 2));
+        }
+        assert_eq!(fs::read_to_string(store.index_json_path()).unwrap(), damaged);
+        fs::remove_file(store.index_json_path()).unwrap();
+        assert!(store.refs().unwrap_err().to_string().contains("index.json"));
+    }
+
+    #[test]
+    fn sixteen_writers_at_once_lose_nothing() {
+        let (_dir, store) = new_store();
+        std::thread::scope(|scope| {
+            for i in 0..16 {
+                let store = Store::open(store.path()).unwrap();
+                scope.spawn(move || {
+                    store.tag(&name("python"), Some(&tag(&i.to_string())), &manifest("a"), None).unwrap()
+                });
+            }
+        });
+        assert_eq!(store.refs().unwrap().images[0].tags.len(), 16);
+    }
+}

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! 1                                       the mount's root
-//! layer slot << 32 | entry + 2            a node whose answers depend on its layer alone: one inode in every image
-//! 1 << 59 | image slot << 32 | node + 2   a node whose answers depend on the image: directories, implied parents, and
+//! layer slot << 32 | entry + 1            a node whose answers depend on its layer alone: one inode in every image
+//! 1 << 59 | image slot << 32 | node + 1   a node whose answers depend on the image: directories, implied parents, and
 //!                                         files whose link count in the image is not that in their layer
 //! 1 << 60 | hash                          a name, tag or alias in the mount's namespace
 //! ```
 //!
 //! Slots are the store's and never given to anything else, so a number means the same after a restart, and a program
-//! that kept it (an overlay on top, an open file) is not misled. The `+ 2` keeps 0 (FUSE: no inode) and 1 free.
+//! that kept it (an overlay on top, an open file) is not misled. Slots count from 1, so that none of these numbers is 1.
 
 use std::fmt;
 
@@ -42,14 +42,13 @@ pub enum Place {
 impl Ino {
     /// The mount's root.
     pub const ROOT: Self = Self(1);
-    /// Slots are below this: they have 26 bits.
+    /// Slots are from 1 to below this: they have 26 bits.
     pub const SLOT_LIMIT: u32 = 1 << 26;
     /// Entries and nodes are below this.
-    pub const NODE_LIMIT: u32 = u32::MAX - Self::FIRST + 1;
+    pub const NODE_LIMIT: u32 = u32::MAX;
     /// Bits of a namespace number that say which it is.
     pub const NAMESPACE_MASK: u64 = (1 << 59) - 1;
 
-    const FIRST: u32 = 2;
     const IMAGE: u64 = 1 << 59;
     const NAMESPACE: u64 = 1 << 60;
 
@@ -90,12 +89,12 @@ impl Ino {
             return Some(Place::Namespace(self));
         }
         let low = u32::try_from(self.0 & u64::from(u32::MAX)).expect("masked to 32 bits");
-        let low = low.checked_sub(Self::FIRST)?;
+        let low = low.checked_sub(1)?;
         let high = u32::try_from(self.0 >> 32).expect("shifted to 32 bits");
         let image = u32::try_from(Self::IMAGE >> 32).expect("bit 59 shifted to bit 27");
         match high {
-            slot if slot < Self::SLOT_LIMIT => Some(Place::Layer { slot, entry: low }),
-            high if high & image != 0 && high & !image < Self::SLOT_LIMIT => {
+            slot if Self::is_slot(slot) => Some(Place::Layer { slot, entry: low }),
+            high if high & image != 0 && Self::is_slot(high & !image) => {
                 Some(Place::Image { slot: high & !image, node: low })
             }
             _ => None,
@@ -103,8 +102,12 @@ impl Ino {
     }
 
     fn pack(slot: u32, low: u32) -> Option<u64> {
-        let fits = slot < Self::SLOT_LIMIT && low < Self::NODE_LIMIT;
-        fits.then(|| u64::from(slot) << 32 | u64::from(low + Self::FIRST))
+        let fits = Self::is_slot(slot) && low < Self::NODE_LIMIT;
+        fits.then(|| u64::from(slot) << 32 | u64::from(low + 1))
+    }
+
+    fn is_slot(slot: u32) -> bool {
+        (1..Self::SLOT_LIMIT).contains(&slot)
     }
 }
 
@@ -122,7 +125,7 @@ mod tests {
     fn every_number_says_what_it_stands_for() {
         let last_slot = Ino::SLOT_LIMIT - 1;
         let last_node = Ino::NODE_LIMIT - 1;
-        for (slot, number) in [(0, 0), (0, last_node), (last_slot, 0), (last_slot, last_node), (5, 77)] {
+        for (slot, number) in [(1, 0), (1, last_node), (last_slot, 0), (last_slot, last_node), (5, 77)] {
             let layer = Ino::of_layer(slot, number).unwrap();
             assert_eq!(layer.place(), Some(Place::Layer { slot, entry: number }));
             let image = Ino::of_image(slot, number).unwrap();
@@ -138,20 +141,17 @@ mod tests {
 
     #[test]
     fn numbers_that_nothing_has_stand_for_nothing() {
-        for number in [0, 1 << 32, (1 << 32) | 1, 1 << 58, 1 << 59, 1 << 61, u64::MAX, (1 << 60) | (1 << 59)]
+        for number in
+            [0, 2, 1 << 32, 1 << 58, (1 << 59) | 1, 1 << 59, 1 << 61, u64::MAX, (1 << 60) | (1 << 59)]
         {
             assert_eq!(Ino::from_kernel(number).place(), None, "{number:#x}");
         }
     }
 
     #[test]
-    fn no_node_takes_the_number_of_the_root_or_of_nothing() {
-        assert!(Ino::of_layer(0, 0).unwrap().get() > Ino::ROOT.get());
-    }
-
-    #[test]
     fn out_of_range_has_no_number() {
         assert_eq!(Ino::of_layer(Ino::SLOT_LIMIT, 0), None);
-        assert_eq!(Ino::of_image(0, Ino::NODE_LIMIT), None);
+        assert_eq!(Ino::of_layer(0, 0), None, "it would be the root's number");
+        assert_eq!(Ino::of_image(1, Ino::NODE_LIMIT), None);
     }
 }

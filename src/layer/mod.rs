@@ -8,6 +8,9 @@ pub mod tar;
 
 use std::fmt;
 
+pub use name::{LayerPath, Member, NameError, Printable};
+pub use tar::{Content, EntryKind, Segment, TarEntry, TarError, TarFault, Timestamp, Walk, Xattrs};
+
 /// Declares a 64-bit position, in bytes, that must not be mixed with positions in something else.
 macro_rules! offset {
     ($(#[$doc:meta])* $name:ident) => {

@@ -19,7 +19,7 @@ impl Store {
     /// Where a layer's index is, or would be: for messages.
     #[must_use]
     pub fn index_path(&self, layer: &LayerDigest) -> PathBuf {
-        self.path().join("rcx-imagefs/indexes").join(layer.hex() + INDEX_SUFFIX)
+        self.derived_path(Derived::Indexes, &(layer.hex() + INDEX_SUFFIX))
     }
 
     /// Puts a layer's index, in place of a former one. Processes that have that one mapped keep it.

@@ -122,7 +122,7 @@ impl Dir {
 
     /// Moves a file of this directory to `name` in `target`, in place of what is there.
     pub(super) fn rename(&self, from: &str, target: &Self, name: &str) -> Result<(), StoreError> {
-        rustix::fs::renameat(&self.fd, from, &target.fd, name).at("rename a file to", &target.path_of(name))
+        rustix::fs::renameat(&self.fd, from, &target.fd, name).at("replace", &target.path_of(name))
     }
 
     /// Names in this directory that are UTF-8, in no order. The store makes no others, and cares for no others.

@@ -11,8 +11,8 @@ use crate::image::Digest;
 /// Why the store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// There is no directory at the store's path.
-    #[error("store {} does not exist", path.display())]
+    /// There is nothing at the store's path, or an empty directory.
+    #[error("there is no store at {}", path.display())]
     Missing {
         /// The store's directory.
         path: PathBuf,

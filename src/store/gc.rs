@@ -16,14 +16,12 @@ use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX};
 use super::dir::{self, Dir};
 use super::error::{At as _, StoreError};
 use super::layout::Derived;
-use crate::image::Digest;
+use crate::image::{Digest, MANIFEST_MAX};
 
 /// How long gc waits for pulls and loads that run.
 const WAIT: Duration = Duration::from_secs(10);
 /// An interrupted download is kept for this long, to be resumed.
 const PARTIAL_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
-/// Bytes of a manifest or index that are read; others would not have been pulled (`image::MANIFEST_MAX`).
-const DOCUMENT_LIMIT: u64 = 4 << 20;
 
 /// What gc removed, or would remove.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -103,7 +101,7 @@ impl Store {
             if !document || !read.insert(digest) {
                 continue;
             }
-            let bytes = match self.read_small(&digest, DOCUMENT_LIMIT) {
+            let bytes = match self.read_small(&digest, MANIFEST_MAX) {
                 Ok(bytes) => bytes,
                 Err(StoreError::NoBlob { .. }) => {
                     missing.extend(own.then_some(digest));

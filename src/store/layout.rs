@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::dir::{self, Dir, Temp, read_bounded};
@@ -14,6 +14,7 @@ pub(super) const BLOBS: &str = "blobs";
 pub(super) const SHA256: &str = "sha256";
 const OCI_LAYOUT: &str = "oci-layout";
 const OCI_LAYOUT_VERSION: &str = "1.0.0";
+/// The directory beside the layout.
 const TOP: &str = "rcx-imagefs";
 const VERSION_FILE: &str = "version";
 /// Format of the directory `rcx-imagefs`. Changes when an older program would misread what a newer one writes there.
@@ -99,6 +100,11 @@ impl Store {
         let store = Self::open(&path)?;
         dir::sweep(&store.derived(Derived::Tmp)?, false)?;
         Ok(store)
+    }
+
+    /// Where a derived file is, or would be: for messages.
+    pub(super) fn derived_path(&self, derived: Derived, name: &str) -> PathBuf {
+        [self.path(), TOP.as_ref(), derived.name().as_ref(), name.as_ref()].iter().collect()
     }
 
     /// The store's own directory.

@@ -180,7 +180,7 @@ impl Store {
     pub fn lock_blob(&self, digest: &Digest, wait: Option<Duration>) -> Result<BlobLock, StoreError> {
         self.blob_lock(digest, wait)?.ok_or_else(|| StoreError::Busy {
             what: format!("blob {digest}"),
-            path: self.path().join("rcx-imagefs/locks").join(digest.hex()),
+            path: self.derived_path(Derived::Locks, &digest.hex()),
             waited: wait.unwrap_or_default(),
         })
     }

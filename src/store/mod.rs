@@ -28,6 +28,7 @@ mod derived;
 mod dir;
 mod error;
 mod gc;
+mod index_json;
 mod layout;
 mod locks;
 mod partial;

@@ -1,103 +1,13 @@
-//! Names and tags: the descriptors of `index.json`.
-//!
-//! Each image has one descriptor per tag, or one without a tag. Annotations tell what it is:
-//!
-//! - `org.opencontainers.image.ref.name` = `NAME:TAG`, in the canonical form (image-spec, annotations.md): what other
-//!   tools go by; absent where there is no tag.
-//! - `io.rcx-imagefs.name` = `NAME`, canonical: keeps the name of an image that has lost its tag.
-//! - `io.rcx-imagefs.index` = digest of the multi-platform index that the manifest was chosen from.
-//!
-//! Where the first is there, it decides, since other tools copy or rewrite descriptors and know only that one. What does
-//! not read as an image of ours is kept as it is.
+//! Names and tags: what the store tells of `index.json`, and the changes it makes there.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
 use super::Store;
-use super::dir::{Dir, read_bounded};
 use super::error::StoreError;
+use super::index_json::{Entry, IndexJson};
 use super::layout::INDEX_JSON;
-use crate::image::{Descriptor, ManifestDigest, Name, Platform, Reference, Tag};
-
-/// Bytes of `index.json` that are read: some hundred thousand tags.
-const INDEX_JSON_LIMIT: u64 = 64 << 20;
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
-const NAME: &str = "io.rcx-imagefs.name";
-const PLATFORM: &str = "platform";
-const INDEX: &str = "io.rcx-imagefs.index";
-
-/// The file `index.json`, with whatever other tools put into it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct IndexJson {
-    #[serde(rename = "schemaVersion")]
-    schema_version: u32,
-    /// `null` is how Go writes an empty list.
-    manifests: Option<Vec<Entry>>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-/// One descriptor of `index.json`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Entry {
-    #[serde(rename = "mediaType", default)]
-    pub(super) media_type: String,
-    /// Not parsed here: other algorithms are others' business.
-    pub(super) digest: String,
-    pub(super) size: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    annotations: Option<BTreeMap<String, String>>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-impl Entry {
-    fn annotation(&self, key: &str) -> Option<&str> {
-        self.annotations.as_ref()?.get(key).map(String::as_str)
-    }
-
-    fn set(&mut self, key: &str, value: &str) {
-        self.annotations.get_or_insert_default().insert(key.to_owned(), value.to_owned());
-    }
-
-    fn unset(&mut self, key: &str) {
-        if let Some(annotations) = &mut self.annotations {
-            annotations.remove(key);
-        }
-    }
-
-    /// The digest of the multi-platform index, where there is one.
-    pub(super) fn index(&self) -> Option<ManifestDigest> {
-        self.annotation(INDEX)?.parse().ok()
-    }
-
-    /// A platform that does not read as one is as good as none.
-    fn platform(&self) -> Option<Platform> {
-        self.rest.get(PLATFORM).and_then(|value| serde_json::from_value(value.clone()).ok())
-    }
-
-    /// Name and tag, where the entry has a name that we can show.
-    fn names(&self) -> Option<(Name, Option<Tag>)> {
-        let reference = self.annotation(REF_NAME).and_then(|text| Reference::given(text).ok());
-        match reference {
-            // `NAME@DIGEST` is no tag; a bare word is how the tag `latest` of that name is written.
-            Some(reference) if reference.digest.is_some() => Some((reference.name, reference.tag)),
-            Some(reference) => Some((reference.name.clone(), Some(reference.tag_or_latest()))),
-            None => Some((Name::given(self.annotation(NAME)?).ok()?, None)),
-        }
-    }
-
-    fn is(&self, name: &Name, digest: ManifestDigest) -> bool {
-        self.digest.parse() == Ok(digest) && self.names().is_some_and(|(ours, _)| ours == *name)
-    }
-
-    fn has_tag(&self, name: &Name, tag: &Tag) -> bool {
-        self.names().is_some_and(|(ours, our_tag)| ours == *name && our_tag.as_ref() == Some(tag))
-    }
-}
+use crate::image::{Descriptor, ManifestDigest, Name, Platform, Tag};
 
 /// A name with one of the digests that it has or had.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,26 +56,29 @@ impl Store {
     /// Reads names and tags. Blocks nobody and waits for nobody: `index.json` is replaced whole.
     pub fn refs(&self) -> Result<Refs, StoreError> {
         let mut images: Vec<ImageRecord> = Vec::new();
+        let mut places = HashMap::new();
         let mut tags_seen = HashSet::new();
         for entry in self.entries()? {
-            let (Some((name, tag)), Ok(digest)) = (entry.names(), entry.digest.parse()) else { continue };
+            let (Some((name, tag)), Ok(digest)) = (entry.identity(), entry.digest.parse()) else { continue };
             // Other tools may leave a reference twice: the first one counts, as for skopeo.
             let tag = tag.filter(|tag| tags_seen.insert((name.clone(), tag.clone())));
-            match images.iter_mut().find(|image| image.digest == digest && image.name == name) {
-                Some(image) => {
-                    image.tags.extend(tag);
-                    image.index = image.index.or(entry.index());
-                }
-                None => images.push(ImageRecord {
+            let (platform, index) = (entry.platform(), entry.index());
+            let place = *places.entry((name.clone(), digest)).or_insert(images.len());
+            if place == images.len() {
+                let Entry { media_type, size, .. } = entry;
+                images.push(ImageRecord {
                     name,
                     digest,
-                    tags: tag.into_iter().collect(),
-                    index: entry.index(),
-                    platform: entry.platform(),
-                    media_type: entry.media_type,
-                    size: entry.size,
-                }),
+                    tags: Vec::new(),
+                    media_type,
+                    size,
+                    platform,
+                    index,
+                });
             }
+            let image = &mut images[place];
+            image.tags.extend(tag);
+            image.index = image.index.or(index);
         }
         images.iter_mut().for_each(|image| image.tags.sort_unstable());
         images.sort_by(|a, b| a.name.cmp(&b.name));
@@ -183,66 +96,38 @@ impl Store {
         manifest: &Descriptor,
         index: Option<ManifestDigest>,
     ) -> Result<(), StoreError> {
-        let digest = ManifestDigest::from(manifest);
-        self.update(|entries| {
+        self.update(|file| {
             if let Some(tag) = tag {
-                take_tag(entries, name, tag, Some(digest));
+                file.take_tag(name, tag, Some(ManifestDigest::from(manifest)));
             }
-            // The tag's own entry, or one that has no tag yet and can take it.
-            let found = entries.iter().position(|entry| {
-                entry.is(name, digest)
-                    && (tag.is_none()
-                        || entry.names().is_some_and(|(_, ours)| ours.is_none() || ours.as_ref() == tag))
-            });
-            let place = found.unwrap_or_else(|| {
-                entries.push(Entry { digest: digest.to_string(), ..Entry::default() });
-                entries.len() - 1
-            });
-            let entry = &mut entries[place];
-            entry.media_type.clone_from(&manifest.media_type);
-            entry.size = manifest.size;
-            if let Some(platform) = &manifest.platform {
-                let value = serde_json::to_value(platform).expect("a struct of strings has a JSON form");
-                entry.rest.insert(PLATFORM.to_owned(), value);
-            }
-            entry.set(NAME, name.as_str());
-            if let Some(tag) = tag {
-                entry.set(REF_NAME, &format!("{name}:{tag}"));
-            }
-            if let Some(index) = index {
-                entry.set(INDEX, &index.to_string());
-            }
+            file.enter(name, tag, manifest, index);
         })
     }
 
     /// Takes a tag away; the image stays, if need be without a tag. Tells what the tag stood for, `None` where there
     /// was no such tag.
     pub fn untag(&self, name: &Name, tag: &Tag) -> Result<Option<ManifestDigest>, StoreError> {
-        self.update(|entries| take_tag(entries, name, tag, None))
+        self.update(|file| file.take_tag(name, tag, None))
     }
 
     /// Removes an image with all its tags. Other names of the same digest stay, and so do all blobs (see
     /// [`Store::gc`]). Tells whether there was one.
     pub fn remove_image(&self, name: &Name, digest: ManifestDigest) -> Result<bool, StoreError> {
-        self.update(|entries| {
-            let before = entries.len();
-            entries.retain(|entry| !entry.is(name, digest));
-            entries.len() < before
-        })
+        self.update(|file| file.remove(name, digest))
     }
 
     /// All descriptors, those of other tools included.
     pub(super) fn entries(&self) -> Result<Vec<Entry>, StoreError> {
-        Ok(read(&self.root()?)?.manifests.unwrap_or_default())
+        IndexJson::read(&self.root()?).map(IndexJson::into_entries)
     }
 
     /// Changes `index.json` under its lock. Where nothing changes nothing is written, so that nobody is woken.
-    fn update<T>(&self, change: impl FnOnce(&mut Vec<Entry>) -> T) -> Result<T, StoreError> {
+    fn update<T>(&self, change: impl FnOnce(&mut IndexJson) -> T) -> Result<T, StoreError> {
         let _lock = self.file_lock(INDEX_JSON)?;
         let root = self.root()?;
-        let before = read(&root)?;
+        let before = IndexJson::read(&root)?;
         let mut after = before.clone();
-        let answer = change(after.manifests.get_or_insert_default());
+        let answer = change(&mut after);
         if after != before {
             let path = root.path_of(INDEX_JSON);
             let bytes = serde_json::to_vec(&after)
@@ -255,47 +140,11 @@ impl Store {
     }
 }
 
-fn read(root: &Dir) -> Result<IndexJson, StoreError> {
-    let path = root.path_of(INDEX_JSON);
-    let Some(file) = root.file(INDEX_JSON)? else {
-        return Err(StoreError::io("open", &path, std::io::ErrorKind::NotFound.into()));
-    };
-    let bytes = read_bounded(&file, &path, INDEX_JSON_LIMIT)?;
-    serde_json::from_slice(&bytes).map_err(|source| StoreError::Json { path, source })
-}
-
-/// Takes `name:tag` from every entry but one of digest `except`, so that each digest keeps at least one entry of that
-/// name; returns what it stood for.
-fn take_tag(
-    entries: &mut Vec<Entry>,
-    name: &Name,
-    tag: &Tag,
-    except: Option<ManifestDigest>,
-) -> Option<ManifestDigest> {
-    let mut former = None;
-    let mut place = 0;
-    while place < entries.len() {
-        let digest = entries[place].digest.parse().ok();
-        if !entries[place].has_tag(name, tag) || (except.is_some() && digest == except) {
-            place += 1;
-            continue;
-        }
-        former = former.or(digest);
-        let others = || entries.iter().enumerate().filter(|&(other, _)| other != place);
-        if digest.is_some_and(|digest| others().any(|(_, entry)| entry.is(name, digest))) {
-            entries.remove(place);
-        } else {
-            entries[place].unset(REF_NAME);
-            entries[place].set(NAME, name.as_str());
-            place += 1;
-        }
-    }
-    former
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use serde_json::Value;
 
     use super::*;
     use crate::image::{Digest, media};
@@ -327,12 +176,16 @@ mod tests {
         store.refs().unwrap().images.into_iter().map(line).collect()
     }
 
-    /// The descriptors as (digest's preimage, `ref.name`), as other tools see them.
-    fn seen_by_others(store: &Store) -> Vec<(Digest, Option<String>)> {
-        let entries = store.entries().unwrap();
+    /// The descriptors as (digest, `ref.name`): all that other tools see.
+    fn seen_by_others(store: &Store) -> Vec<(String, Option<String>)> {
+        let file: Value = serde_json::from_slice(&fs::read(store.index_json_path()).unwrap()).unwrap();
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let entries = file["manifests"].as_array().unwrap().iter();
         entries
-            .iter()
-            .map(|entry| (entry.digest.parse().unwrap(), entry.annotation(REF_NAME).map(str::to_owned)))
+            .map(|entry| {
+                let ref_name = &entry["annotations"]["org.opencontainers.image.ref.name"];
+                (text(&entry["digest"]).unwrap(), text(ref_name))
+            })
             .collect()
     }
 
@@ -350,7 +203,7 @@ mod tests {
         assert_eq!(refs.tagged(&python, &tag("4")), None);
         let seen = seen_by_others(&store);
         assert_eq!(seen.len(), 4);
-        assert!(seen.contains(&(Digest::of(b"a"), Some("lab.example:5000/x/y:1".to_owned()))));
+        assert!(seen.contains(&(digest("a").to_string(), Some("lab.example:5000/x/y:1".to_owned()))));
     }
 
     #[test]
@@ -384,7 +237,7 @@ mod tests {
         store.tag(&python, None, &manifest("a"), None).unwrap();
         store.tag(&python, None, &manifest("a"), None).unwrap();
         assert_eq!(dump(&store), ["docker.io/library/python a"]);
-        assert_eq!(seen_by_others(&store), [(Digest::of(b"a"), None)]);
+        assert_eq!(seen_by_others(&store), [(digest("a").to_string(), None)]);
         store.tag(&python, Some(&tag("3")), &manifest("a"), None).unwrap();
         store.tag(&python, None, &manifest("a"), None).unwrap();
         assert_eq!(dump(&store), ["docker.io/library/python a 3"]);
@@ -448,6 +301,20 @@ mod tests {
         }
         assert_eq!(after["x"], before["x"]);
         assert_eq!(after["manifests"][1]["annotations"]["k"], "v");
+    }
+
+    #[test]
+    fn a_reference_that_does_not_read_is_not_written_over() {
+        let (_dir, store) = new_store();
+        store.tag(&name("python"), None, &manifest("a"), None).unwrap();
+        let text = fs::read_to_string(store.index_json_path()).unwrap();
+        let odd = "\"annotations\":{\"org.opencontainers.image.ref.name\":\"Not A Name\",";
+        fs::write(store.index_json_path(), text.replace("\"annotations\":{", odd)).unwrap();
+        assert_eq!(dump(&store), ["docker.io/library/python a"]);
+        store.tag(&name("python"), Some(&tag("3")), &manifest("a"), None).unwrap();
+        assert_eq!(dump(&store), ["docker.io/library/python a 3"]);
+        let names: Vec<_> = seen_by_others(&store).into_iter().map(|(_, name)| name.unwrap()).collect();
+        assert_eq!(names, ["Not A Name", "docker.io/library/python:3"]);
     }
 
     #[test]

@@ -1,0 +1,5 @@
+//! Tests that need neither privileges nor a kernel's mount: they run as any user.
+
+#![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
+
+mod store;

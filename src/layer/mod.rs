@@ -3,12 +3,22 @@
 //! A blob is read once, front to back, as a sequence of *spans*: stretches of the tar that can later be
 //! decoded on their own. The tar walk reads the spans' bytes as one stream.
 
+mod deflate;
+mod gzip;
+mod inflate;
+mod member;
 pub mod name;
+mod resume;
+mod spans;
 pub mod tar;
+mod window;
+mod zstd;
 
-use std::fmt;
+use std::{fmt, io};
 
 pub use name::{LayerPath, Member, NameError, Printable};
+pub use resume::decode_span;
+pub use spans::SpanDecoder;
 pub use tar::{Content, EntryKind, Segment, TarEntry, TarError, TarFault, Timestamp, Walk, Xattrs};
 
 /// Declares a 64-bit position, in bytes, that must not be mixed with positions in something else.
@@ -139,8 +149,11 @@ pub enum Checkpoint {
 pub struct BlockHeader {
     /// Position in the blob, in bits (8 for each byte; within a byte from the least significant bit on).
     pub start_bit: u64,
-    /// Length in bits.
+    /// Length in bits. For a stored block this goes to the end of NLEN.
     pub bits: u32,
+    /// Where the block is a stored one: how many of its bytes stand before the span, so that LEN can be read
+    /// as what is left. Zero for the other block types.
+    pub stored_before: u16,
 }
 
 /// One span as the blob is first decoded.
@@ -150,8 +163,123 @@ pub struct DecodedSpan {
     /// so that it has to be kept in a form of its own.
     pub checkpoint: Option<Checkpoint>,
     /// The blob's bytes that decoding it again takes: from the byte that holds its first bit to the byte behind its last.
-    /// Neighbouring spans of one deflate stream share a byte.
+    /// Neighbouring spans of one deflate stream share a byte. Bytes that hold nothing of the tar (gzip trailers, skippable
+    /// frames, empty blocks in great number) may stand between two spans. Without a checkpoint it is
+    /// empty, and stands where the zstd frame starts.
     pub blob: std::ops::Range<u64>,
     /// Its bytes of the tar. Never empty.
     pub bytes: Vec<u8>,
+}
+
+/// Why a layer's blob cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// A blob of no bytes, or one that is made of skippable frames only.
+    #[error("the blob holds nothing")]
+    Empty,
+    /// The reader that delivers the blob failed.
+    #[error("read the blob at byte {at}")]
+    Read {
+        /// Where the next byte was wanted.
+        at: BlobOffset,
+        /// What the reader said.
+        #[source]
+        source: io::Error,
+    },
+    /// The blob is shorter than what it began.
+    #[error("{codec}: the blob ends at byte {at}, in the middle of a {part}")]
+    Truncated {
+        /// The blob's format.
+        codec: Codec,
+        /// What was not complete.
+        part: &'static str,
+        /// Length of the blob.
+        at: BlobOffset,
+    },
+    /// Bytes that are no further member or frame.
+    #[error("{codec}: bytes behind the end of the data, at byte {at}")]
+    TrailingGarbage {
+        /// The blob's format.
+        codec: Codec,
+        /// The first of them.
+        at: BlobOffset,
+    },
+    /// A gzip member header that RFC 1952 does not allow, or that is unreasonable.
+    #[error("gzip: member header at byte {at}: {problem}")]
+    GzipHeader {
+        /// The first byte of the header.
+        at: BlobOffset,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// Bytes that are not deflate data.
+    #[error("gzip: deflate data at byte {at}: {problem}")]
+    Deflate {
+        /// Near where it went wrong.
+        at: BlobOffset,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A gzip member does not hold the bytes that were compressed.
+    #[error("gzip: member at byte {at}: checksum is {found:08x}, not {expected:08x} as its trailer says")]
+    GzipChecksum {
+        /// The first byte of the member.
+        at: BlobOffset,
+        /// CRC-32 of what was decoded.
+        found: u32,
+        /// CRC-32 in the trailer.
+        expected: u32,
+    },
+    /// A gzip member does not hold as many bytes as were compressed.
+    #[error(
+        "gzip: member at byte {at}: length is {found}, not {expected} as its trailer says (modulo 4 GiB)"
+    )]
+    GzipLength {
+        /// The first byte of the member.
+        at: BlobOffset,
+        /// Bytes decoded, modulo 2^32.
+        found: u32,
+        /// ISIZE in the trailer.
+        expected: u32,
+    },
+    /// A zstd frame that is damaged.
+    #[error("zstd: frame at byte {frame}, near byte {at}: {problem}")]
+    Zstd {
+        /// The first byte of the frame.
+        frame: BlobOffset,
+        /// Near where it went wrong.
+        at: BlobOffset,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A zstd frame that needs more memory to decode than is given to any blob.
+    #[error("zstd: frame at byte {at}: its window of {size} bytes is beyond the limit of {limit} bytes")]
+    ZstdWindow {
+        /// The first byte of the frame.
+        at: BlobOffset,
+        /// Window that the frame asks for.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// A zstd frame that was made with a dictionary, which a layer cannot carry.
+    #[error("zstd: frame at byte {at}: it needs dictionary {id}")]
+    ZstdDictionary {
+        /// The first byte of the frame.
+        at: BlobOffset,
+        /// The dictionary's number.
+        id: u32,
+    },
+    /// A span's part of the blob does not decode to the span's bytes: the blob or the index is damaged.
+    #[error("a span does not decode: {problem}")]
+    Span {
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A tar that cannot be read.
+    #[error(transparent)]
+    Tar(#[from] TarError),
+    /// The decoder was asked to go on after an error.
+    #[error("the blob was given up after an earlier error")]
+    GivenUp,
 }

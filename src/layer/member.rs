@@ -1,0 +1,106 @@
+//! What stands around the deflate data of a gzip member: its header and trailer (RFC 1952, 2.3).
+
+use std::io::BufRead;
+
+use super::spans::Input;
+use super::{BlobOffset, Codec, LayerError};
+
+/// What a header may take, in bytes. The format bounds the extra field only (64 KiB); names have no end.
+const HEADER_MAX: usize = 128 << 10;
+
+const HEADER_CRC: u8 = 1 << 1;
+const EXTRA: u8 = 1 << 2;
+const NAME: u8 = 1 << 3;
+const COMMENT: u8 = 1 << 4;
+const RESERVED: u8 = 0b1110_0000;
+
+/// Bytes of a trailer.
+pub(super) const TRAILER: usize = 8;
+
+/// A header that is being read.
+struct Header<'a, R> {
+    input: &'a mut Input<R>,
+    start: u64,
+    crc: crc32fast::Hasher,
+    left: usize,
+}
+
+/// Reads a member's header; the deflate data comes next.
+pub(super) fn read_header<R: BufRead>(input: &mut Input<R>) -> Result<(), LayerError> {
+    let start = input.offset();
+    let mut header = Header { input, start, crc: crc32fast::Hasher::new(), left: HEADER_MAX };
+    let magic = [header.byte()?, header.byte()?];
+    if magic != [0x1f, 0x8b] {
+        return Err(LayerError::TrailingGarbage { codec: Codec::Gzip, at: BlobOffset::new(start) });
+    }
+    let mut fixed = [0; 8];
+    for byte in &mut fixed {
+        *byte = header.byte()?;
+    }
+    let [method, flags, ..] = fixed;
+    if method != 8 {
+        return Err(header.refuse("its compression method is not deflate"));
+    }
+    if flags & RESERVED != 0 {
+        return Err(header.refuse("it has reserved flags set"));
+    }
+    if flags & EXTRA != 0 {
+        let length = u16::from_le_bytes([header.byte()?, header.byte()?]);
+        for _ in 0..length {
+            header.byte()?;
+        }
+    }
+    for field in [NAME, COMMENT] {
+        if flags & field != 0 {
+            while header.byte()? != 0 {}
+        }
+    }
+    if flags & HEADER_CRC != 0 {
+        let found = header.crc.clone().finalize().to_le_bytes();
+        if [header.byte()?, header.byte()?] != found[..2] {
+            return Err(header.refuse("its own checksum does not match"));
+        }
+    }
+    Ok(())
+}
+
+impl<R: BufRead> Header<'_, R> {
+    fn byte(&mut self) -> Result<u8, LayerError> {
+        if self.left == 0 {
+            return Err(self.refuse("it is longer than 128 KiB"));
+        }
+        self.left -= 1;
+        let byte = self.input.byte(Codec::Gzip, "member header")?;
+        self.crc.update(&[byte]);
+        Ok(byte)
+    }
+
+    fn refuse(&self, problem: &'static str) -> LayerError {
+        LayerError::GzipHeader { at: BlobOffset::new(self.start), problem }
+    }
+}
+
+/// Reads the trailer of the member that starts at `member`, and compares it with what was decoded.
+pub(super) fn check_trailer<R: BufRead>(
+    input: &mut Input<R>,
+    member: u64,
+    crc: u32,
+    length: u64,
+) -> Result<(), LayerError> {
+    let mut trailer = [0; TRAILER];
+    for byte in &mut trailer {
+        *byte = input.byte(Codec::Gzip, "member trailer")?;
+    }
+    let [a, b, c, d, e, f, g, h] = trailer;
+    let at = BlobOffset::new(member);
+    let expected = u32::from_le_bytes([a, b, c, d]);
+    if crc != expected {
+        return Err(LayerError::GzipChecksum { at, found: crc, expected });
+    }
+    let expected = u32::from_le_bytes([e, f, g, h]);
+    let found = u32::try_from(length & 0xffff_ffff).expect("masked to 32 bits");
+    if found != expected {
+        return Err(LayerError::GzipLength { at, found, expected });
+    }
+    Ok(())
+}

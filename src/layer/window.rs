@@ -1,0 +1,106 @@
+//! Finds out which of the 32 KiB before a checkpoint are needed, and puts them back for decoding.
+
+use super::deflate::{Astray, Tape, Walker};
+use super::{LayerError, Window};
+
+/// How far deflate refers back.
+pub(super) const REACH: usize = 32 << 10;
+
+/// Two used stretches this close become one: the bytes between them cost less than one more stretch does.
+const MERGED_GAP: usize = 3;
+
+impl Window {
+    /// Walks the first 32 KiB behind `start` (no matter where the span ends, so that the window still serves when
+    /// spans are joined) and keeps of `history`, the bytes in front of it, what they refer to.
+    pub(super) fn collect(start: &Walker, tape: &Tape, history: &[u8]) -> Result<Self, Astray> {
+        let mut used = Used([0; REACH / 64]);
+        let origin = start.tar();
+        let behind = origin + REACH as u64;
+        start.clone().walk(tape, behind, u64::MAX, |at, length, distance| {
+            let inside = at - origin;
+            if u64::from(distance) > inside {
+                // Both are below 32 KiB and a bit, as the walk goes no further.
+                let reach = distance as usize - usize::try_from(inside).unwrap_or(usize::MAX);
+                used.mark(REACH - reach, reach.min(length as usize));
+            }
+        })?;
+        used.window(history)
+    }
+
+    /// Lays the bytes out at the end of `space` as they stood before the checkpoint, with zeros where they are not
+    /// known, and returns the part of it that starts at the first one known.
+    pub(super) fn lay_out<'a>(&self, space: &'a mut [u8; REACH]) -> Result<&'a [u8], LayerError> {
+        let wrong = LayerError::Span { problem: "its window is not well-formed" };
+        let Some(&(first, _)) = self.runs.first() else { return Ok(&[]) };
+        let mut at = usize::from(first);
+        let mut bytes = self.bytes.as_slice();
+        for &(start, length) in &self.runs {
+            let (start, length) = (usize::from(start), usize::from(length));
+            let (Some(gap), Some((run, rest))) = (space.get_mut(at..start), bytes.split_at_checked(length))
+            else {
+                return Err(wrong);
+            };
+            gap.fill(0);
+            let Some(place) = space.get_mut(start..start + length) else { return Err(wrong) };
+            place.copy_from_slice(run);
+            bytes = rest;
+            at = start + length;
+        }
+        space[at..].fill(0);
+        Ok(&space[usize::from(first)..])
+    }
+}
+
+/// One bit for each byte of the window.
+struct Used([u64; REACH / 64]);
+
+impl Used {
+    /// Marks a stretch inside the window.
+    fn mark(&mut self, start: usize, length: usize) {
+        let (mut at, end) = (start, start + length);
+        while at < end {
+            let take = (64 - at % 64).min(end - at);
+            self.0[at / 64] |= (u64::MAX >> (64 - take)) << (at % 64);
+            at += take;
+        }
+    }
+
+    /// The first position from `at` on that is marked (or not), or the window's end.
+    fn find(&self, at: usize, marked: bool) -> usize {
+        let flip = if marked { 0 } else { u64::MAX };
+        let mut word = at / 64;
+        let mut mask = u64::MAX << (at % 64);
+        while word < self.0.len() {
+            let hits = (self.0[word] ^ flip) & mask;
+            if hits != 0 {
+                return word * 64 + hits.trailing_zeros() as usize;
+            }
+            word += 1;
+            mask = u64::MAX;
+        }
+        REACH
+    }
+
+    fn window(&self, history: &[u8]) -> Result<Window, Astray> {
+        let mut runs: Vec<(usize, usize)> = Vec::new();
+        let mut start = self.find(0, true);
+        while start < REACH {
+            let end = self.find(start, false);
+            match runs.last_mut() {
+                Some(last) if start - last.1 <= MERGED_GAP => last.1 = end,
+                _ => runs.push((start, end)),
+            }
+            start = if end < REACH { self.find(end, true) } else { REACH };
+        }
+        let missing = REACH - history.len();
+        let mut window = Window::default();
+        for (start, end) in runs {
+            let from =
+                start.checked_sub(missing).ok_or(Astray("a match reaches before the start of the tar"))?;
+            window.bytes.extend_from_slice(&history[from..end - missing]);
+            let short = |n| u16::try_from(n).expect("32 KiB fit into 16 bits");
+            window.runs.push((short(start), short(end - start)));
+        }
+        Ok(window)
+    }
+}

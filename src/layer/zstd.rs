@@ -1,0 +1,312 @@
+//! Decodes zstd and records which frames can be decoded again on their own.
+//!
+//! A zstd frame can only be decoded from its start. So spans are made of whole frames, and what belongs to a frame that is
+//! longer than a span may be comes without a checkpoint.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::BufRead;
+
+use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer};
+
+use super::resume::TOO_SHORT;
+use super::spans::Input;
+use super::{BlobOffset, Checkpoint, Codec, DecodedSpan, LayerError, SpanLimits};
+
+/// The largest window, as a power of two: 128 MiB, what `zstd -d` accepts without being told more.
+const WINDOW_LOG_MAX: u32 = 27;
+
+const MAGIC: u32 = 0xfd2f_b528;
+
+/// A zstd blob on the way to its spans.
+pub(super) struct ZstdSpans {
+    limits: SpanLimits,
+    /// What a span may take of the blob: more than any content needs that fits into a span.
+    blob_max: u64,
+    context: DCtx<'static>,
+    state: State,
+    /// Whether any frame with content was seen (skippable ones do not count).
+    any: bool,
+    /// Where in the blob the span starts, and where the last of its whole frames ends.
+    blob: std::ops::Range<u64>,
+    /// The span's whole frames, and what there is of the current one.
+    bytes: Vec<u8>,
+    filled: VecDeque<DecodedSpan>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    BetweenFrames,
+    Frame(Frame),
+    End,
+}
+
+/// The frame that is being decoded.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    /// Its start in the blob.
+    blob: u64,
+    /// Its start in the span.
+    at: usize,
+    /// Whether it is too long for a span, so that it is delivered in pieces.
+    long: bool,
+}
+
+impl ZstdSpans {
+    pub(super) fn new(limits: SpanLimits) -> Self {
+        let mut context = DCtx::create();
+        context
+            .set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))
+            .expect("27 is within what zstd knows");
+        Self {
+            limits,
+            blob_max: limits.max as u64 * 2 + 4096,
+            context,
+            state: State::BetweenFrames,
+            any: false,
+            blob: 0..0,
+            bytes: new_buffer(limits),
+            filled: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn next_span<R: BufRead>(
+        &mut self,
+        input: &mut Input<R>,
+    ) -> Result<Option<DecodedSpan>, LayerError> {
+        loop {
+            if let Some(span) = self.filled.pop_front() {
+                return Ok(Some(span));
+            }
+            match self.state {
+                State::BetweenFrames => self.start_frame(input)?,
+                State::Frame(frame) => self.decode(input, frame)?,
+                State::End => return Ok(None),
+            }
+        }
+    }
+
+    fn start_frame<R: BufRead>(&mut self, input: &mut Input<R>) -> Result<(), LayerError> {
+        let start = input.offset();
+        if input.fill()?.is_empty() {
+            if !self.any {
+                return Err(LayerError::Empty);
+            }
+            self.state = State::End;
+            self.close(self.bytes.len());
+            return Ok(());
+        }
+        let mut header = Header { bytes: [0; Header::MAX], len: 0 };
+        let magic = header.number(input, 4)?;
+        if magic & !0xf == 0x184d_2a50 {
+            let length = Header { bytes: [0; Header::MAX], len: 0 }.number(input, 4)?;
+            return self.skip(input, length);
+        }
+        if magic != u64::from(MAGIC) {
+            return Err(LayerError::TrailingGarbage { codec: Codec::Zstd, at: BlobOffset::new(start) });
+        }
+        header.read(input, start)?;
+        self.any = true;
+        let mut given = InBuffer::around(&header.bytes[..header.len]);
+        let mut nothing = OutBuffer::around(&mut [][..]);
+        self.context
+            .decompress_stream(&mut nothing, &mut given)
+            .map_err(|code| damaged(start, input.offset(), code))?;
+        if given.pos() != header.len {
+            let problem = "its header is not understood";
+            return Err(LayerError::Zstd {
+                frame: BlobOffset::new(start),
+                at: BlobOffset::new(start),
+                problem,
+            });
+        }
+        self.state = State::Frame(Frame { blob: start, at: self.bytes.len(), long: false });
+        Ok(())
+    }
+
+    fn skip<R: BufRead>(&mut self, input: &mut Input<R>, mut length: u64) -> Result<(), LayerError> {
+        while length > 0 {
+            let available = input.fill()?.len();
+            if available == 0 {
+                return Err(input.truncated(Codec::Zstd, "skippable frame"));
+            }
+            let take = usize::try_from(length).unwrap_or(usize::MAX).min(available);
+            input.consume(take);
+            length -= take as u64;
+        }
+        if input.offset() - self.blob.start > self.blob_max || self.bytes.is_empty() {
+            self.close(self.bytes.len());
+            self.blob = input.offset()..input.offset();
+        }
+        Ok(())
+    }
+
+    fn decode<R: BufRead>(&mut self, input: &mut Input<R>, mut frame: Frame) -> Result<(), LayerError> {
+        let before = self.bytes.len();
+        let offset = input.offset();
+        let chunk = input.fill()?;
+        let at_end = chunk.is_empty();
+        let mut given = InBuffer::around(chunk);
+        // There is room for one byte more than a span may have, which shows that the frame is too long.
+        let mut out = OutBuffer::around_pos(&mut self.bytes, before);
+        let wanted = self
+            .context
+            .decompress_stream(&mut out, &mut given)
+            .map_err(|code| damaged(frame.blob, offset, code))?;
+        let consumed = given.pos();
+        input.consume(consumed);
+        let ended = wanted == 0;
+        if !ended && consumed == 0 && self.bytes.len() == before {
+            return Err(if at_end {
+                input.truncated(Codec::Zstd, "zstd frame")
+            } else {
+                let (frame, at) = (BlobOffset::new(frame.blob), BlobOffset::new(offset));
+                LayerError::Zstd { frame, at, problem: "no progress" }
+            });
+        }
+        let blob_end = input.offset();
+        if !frame.long {
+            let heavy = blob_end - frame.blob > self.blob_max;
+            if frame.at > 0 && (self.bytes.len() > self.limits.max || heavy) {
+                self.close(frame.at);
+                self.blob = frame.blob..frame.blob;
+                frame.at = 0;
+            }
+            frame.long = self.bytes.len() > self.limits.max || heavy;
+        }
+        if frame.long {
+            // The frame is alone in `bytes`, as it does not share a span.
+            while self.bytes.len() > self.limits.target || (ended && !self.bytes.is_empty()) {
+                let piece = self.take(self.limits.target.min(self.bytes.len()));
+                let blob = frame.blob..frame.blob;
+                self.filled.push_back(DecodedSpan { checkpoint: None, blob, bytes: piece });
+            }
+        }
+        self.state = State::Frame(frame);
+        if ended {
+            self.state = State::BetweenFrames;
+            if frame.long {
+                self.blob = blob_end..blob_end;
+            } else {
+                self.blob.end = blob_end;
+                let heavy = blob_end - self.blob.start > self.blob_max;
+                if self.bytes.len() >= self.limits.target / 4 * 3 || heavy {
+                    self.close(self.bytes.len());
+                    self.blob = blob_end..blob_end;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the span after `len` bytes, at the end of its last whole frame.
+    fn close(&mut self, len: usize) {
+        if len > 0 {
+            let bytes = self.take(len);
+            let checkpoint = Some(Checkpoint::ZstdFrame);
+            self.filled.push_back(DecodedSpan { checkpoint, blob: self.blob.clone(), bytes });
+        }
+    }
+
+    /// Takes the first bytes out, and keeps those behind them.
+    fn take(&mut self, len: usize) -> Vec<u8> {
+        let mut rest = new_buffer(self.limits);
+        rest.extend_from_slice(&self.bytes[len..]);
+        let mut bytes = std::mem::replace(&mut self.bytes, rest);
+        bytes.truncate(len);
+        bytes
+    }
+}
+
+impl fmt::Debug for ZstdSpans {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ZstdSpans")
+            .field("state", &self.state)
+            .field("blob", &self.blob)
+            .finish_non_exhaustive()
+    }
+}
+
+fn new_buffer(limits: SpanLimits) -> Vec<u8> {
+    Vec::with_capacity(limits.max + 1)
+}
+
+fn damaged(frame: u64, at: u64, code: usize) -> LayerError {
+    let problem = zstd_safe::get_error_name(code);
+    LayerError::Zstd { frame: BlobOffset::new(frame), at: BlobOffset::new(at), problem }
+}
+
+/// A frame's header as read so far (RFC 8878, 3.1.1.1).
+struct Header {
+    bytes: [u8; Self::MAX],
+    len: usize,
+}
+
+impl Header {
+    const MAX: usize = 18;
+
+    /// Reads a little-endian number.
+    fn number<R: BufRead>(&mut self, input: &mut Input<R>, size: usize) -> Result<u64, LayerError> {
+        let mut number = [0; 8];
+        for place in &mut number[..size] {
+            let byte = input.byte(Codec::Zstd, "frame header")?;
+            *place = byte;
+            self.bytes[self.len] = byte;
+            self.len += 1;
+        }
+        Ok(u64::from_le_bytes(number))
+    }
+
+    /// Reads what follows the magic number, and refuses what zstd would refuse without saying so clearly.
+    fn read<R: BufRead>(&mut self, input: &mut Input<R>, start: u64) -> Result<(), LayerError> {
+        let at = BlobOffset::new(start);
+        let descriptor = self.number(input, 1)?;
+        let single_segment = descriptor & 0x20 != 0;
+        let mut window = 0;
+        if !single_segment {
+            let byte = self.number(input, 1)?;
+            let base = 1u64 << (10 + (byte >> 3));
+            window = base + base / 8 * (byte & 7);
+        }
+        let id = self.number(input, [0, 1, 2, 4][(descriptor & 3) as usize])?;
+        let content_size = match descriptor >> 6 {
+            0 if single_segment => self.number(input, 1)?,
+            0 => 0,
+            1 => self.number(input, 2)? + 256,
+            2 => self.number(input, 4)?,
+            _ => self.number(input, 8)?,
+        };
+        if single_segment {
+            window = content_size;
+        }
+        if window > 1 << WINDOW_LOG_MAX {
+            return Err(LayerError::ZstdWindow { at, size: window, limit: 1 << WINDOW_LOG_MAX });
+        }
+        match u32::try_from(id).expect("at most 4 bytes") {
+            0 => Ok(()),
+            id => Err(LayerError::ZstdDictionary { at, id }),
+        }
+    }
+}
+
+/// Decodes whole frames until `out` is full.
+pub(super) fn decode_frames(mut blob: &[u8], out: &mut [u8]) -> Result<(), LayerError> {
+    thread_local! {
+        static CONTEXT: RefCell<DCtx<'static>> = RefCell::new(DCtx::create());
+    }
+    CONTEXT.with_borrow_mut(|context| {
+        let mut filled = 0;
+        while filled < out.len() {
+            if blob.is_empty() {
+                return Err(TOO_SHORT);
+            }
+            let wrong = |code| LayerError::Span { problem: zstd_safe::get_error_name(code) };
+            let length = zstd_safe::find_frame_compressed_size(blob).map_err(wrong)?;
+            let (frame, rest) = blob.split_at_checked(length).ok_or(TOO_SHORT)?;
+            filled += context.decompress(&mut out[filled..], frame).map_err(wrong)?;
+            blob = rest;
+        }
+        Ok(())
+    })
+}

@@ -124,16 +124,15 @@ push_image() {
     skopeo copy --quiet --insecure-policy --dest-tls-verify=false "$@" "oci:$layout:$image" "docker://$registry/$name"
 }
 
-# Serves the store $2 at $3 with the program $1; the log is $4. Returns when the mount is ready.
+# Serves the store that RCX_IMAGEFS_STORE names at $2 with the program $1; the log is $3. Returns when the mount is ready.
 start_mount() {
-    local program=$1 store=$2 at=$3 log=$4 pid
+    local program=$1 at=$2 log=$3
     mkdir -p "$at"
-    "$program" --store "$store" --run-dir "$store.run" mount "$at" >"$log" 2>&1 &
-    pid=$!
-    mount_pid=$pid
-    undo "stop_process $pid; if mountpoint -q '$at'; then umount -l '$at'; fi"
-    wait_until 20 mount_or_death "$at" "$pid" || die "the mount did not come up: $(tail -n 3 "$log")"
-    kill -0 "$pid" 2>/dev/null || die "the mount ended: $(tail -n 3 "$log")"
+    "$program" mount "$at" >"$log" 2>&1 &
+    mount_pid=$!
+    undo "stop_process $mount_pid; if mountpoint -q '$at'; then umount -l '$at'; fi"
+    wait_until 20 mount_or_death "$at" "$mount_pid" || die "the mount did not come up: $(tail -n 3 "$log")"
+    kill -0 "$mount_pid" 2>/dev/null || die "the mount ended: $(tail -n 3 "$log")"
 }
 
 mount_or_death() { mountpoint -q "$1" || ! kill -0 "$2" 2>/dev/null; }

@@ -3,5 +3,6 @@
 pub mod fs;
 pub mod fuse;
 pub mod image;
+pub mod index;
 pub mod layer;
 pub mod store;

@@ -12,15 +12,15 @@ use std::sync::mpsc::SyncSender;
 use sha2::Digest as _;
 
 use super::format::{
-    CHECKED_FROM, HEADER_LEN, KindByte, MAGIC, NO_BLOCK, NO_WINDOW, NO_XATTRS, NOT_SPARSE, SECTIONS, Section, SpanKind,
-    TAR_BLOCK, VERSION,
+    CHECKED_FROM, HEADER_LEN, KindByte, MAGIC, NO_BLOCK, NO_WINDOW, NO_XATTRS, NOT_SPARSE, SECTIONS, Section,
+    SpanKind, TAR_BLOCK, VERSION,
 };
 use super::thin::{Draft, thin};
 use super::windows::Groups;
 use crate::image::{DiffId, Digest, LayerDigest};
-use crate::layer::{
-    Checkpoint, Codec, Content, EntryKind, LayerError, Member, SpanDecoder, SpanLimits, TarEntry, TarError, TarOffset, Walk,
-};
+use crate::layer::name::Member;
+use crate::layer::tar::{Content, EntryKind, TarEntry, TarError, Walk, Xattrs};
+use crate::layer::{Checkpoint, Codec, LayerError, SpanDecoder, SpanLimits, TarOffset};
 
 /// Longest span, in bytes of tar, that thinning makes.
 pub const SPAN_MAX: u64 = 1 << 20;
@@ -56,6 +56,9 @@ pub enum BuildError {
         /// What there is too much of.
         what: &'static str,
     },
+    /// What was built does not pass as an index: a defect of this program, or of the disk between.
+    #[error("index that was just built")]
+    Unusable(#[source] super::IndexError),
     /// Compressing windows.
     #[error("compressing checkpoints")]
     Windows(#[source] io::Error),
@@ -359,7 +362,8 @@ impl Tables {
         self.section(Section::Names).extend_from_slice(path.file_name());
         let name_end = u32::try_from(self.section(Section::Names).len()).map_err(|_| too_large("name"))?;
         self.put(Section::Entries, &[dir, name_end, attr, block, payload]);
-        self.entries = self.entries.checked_add(1).filter(|&count| count < u32::MAX).ok_or(too_large("entry"))?;
+        self.entries =
+            self.entries.checked_add(1).filter(|&count| count < u32::MAX).ok_or(too_large("entry"))?;
         Ok(())
     }
 
@@ -421,7 +425,7 @@ impl Tables {
         Some(self.extents - 1)
     }
 
-    fn xattr_set(&mut self, xattrs: &[(Box<[u8]>, Box<[u8]>)]) -> Option<u32> {
+    fn xattr_set(&mut self, xattrs: &Xattrs) -> Option<u32> {
         if xattrs.is_empty() {
             return Some(NO_XATTRS);
         }
@@ -552,11 +556,19 @@ impl Built {
     /// # Errors
     /// Compressing the windows, for want of memory.
     pub fn finish(self, layer: &LayerDigest) -> Result<Vec<u8>, BuildError> {
-        let Self { codec, diff_id, blob_size, tar_size, seekable_size, mut drafts, mut tables, thin: thinning } = self;
+        let Self {
+            codec,
+            diff_id,
+            blob_size,
+            tar_size,
+            seekable_size,
+            mut drafts,
+            mut tables,
+            thin: thinning,
+        } = self;
         let entries: u64 = tables.sections.iter().map(|section| section.len() as u64).sum();
-        let spans = drafts.len() as u64 * super::format::SPAN_LEN as u64;
         if thinning {
-            let budget = (blob_size / BUDGET_PART).saturating_sub(entries + spans).max(blob_size / WINDOWS_PART);
+            let budget = (blob_size / BUDGET_PART).saturating_sub(entries).max(blob_size / WINDOWS_PART);
             drafts = thin(drafts, budget);
         }
         let mut groups = Groups::default();
@@ -596,7 +608,7 @@ impl Built {
 }
 
 fn span_record(draft: &Draft, groups: &mut Groups) -> io::Result<[u8; super::format::SPAN_LEN]> {
-    let (mut skip, mut header, mut place) = (0, (0, NO_BLOCK), (NO_WINDOW, 0));
+    let (mut skip, mut header, mut place) = (0, (0, NO_BLOCK, 0), (NO_WINDOW, 0));
     let kind = match &draft.checkpoint {
         Some(Checkpoint::Stored) => SpanKind::Stored,
         Some(Checkpoint::GzipMember) => SpanKind::GzipMember,
@@ -605,7 +617,7 @@ fn span_record(draft: &Draft, groups: &mut Groups) -> io::Result<[u8; super::for
         Some(Checkpoint::Deflate { skip_bits, block, window }) => {
             skip = *skip_bits;
             if let Some(block) = block {
-                header = (block.bits, block.start_bit);
+                header = (block.bits, block.start_bit, block.stored_before);
             }
             if !window.runs.is_empty() {
                 place = groups.push(window)?;
@@ -624,5 +636,6 @@ fn span_record(draft: &Draft, groups: &mut Groups) -> io::Result<[u8; super::for
     record[32..36].copy_from_slice(&place.0.to_le_bytes());
     record[36..40].copy_from_slice(&header.0.to_le_bytes());
     record[40..48].copy_from_slice(&header.1.to_le_bytes());
+    record[48..50].copy_from_slice(&header.2.to_le_bytes());
     Ok(record)
 }

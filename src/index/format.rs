@@ -26,7 +26,8 @@
 //! **Spans**, [`SPAN_LEN`] bytes each, ascending; together they cover the tar from 0 to its end without gaps:
 //! tar offset u64 · offset of the first byte to read u64 · bytes to read u64 · CRC-32 of the decoded bytes u32 ·
 //! kind u8 · skip bits u8 · ordinal of the window in its group u16 · window group u32 ([`NO_WINDOW`]: none) ·
-//! bits of the block header u32 · position of the block header in the blob, in bits, u64 ([`NO_BLOCK`]: none).
+//! bits of the block header u32 · position of the block header in the blob, in bits, u64 ([`NO_BLOCK`]: none) ·
+//! bytes of a stored block in front of the span u16 · 6 zero bytes.
 //!
 //! The kinds are 0 stored, 1 gzip member, 2 deflate, 3 zstd frames, 4 a zstd frame of the seekable file. What resuming
 //! takes for each is told at [`crate::layer::Checkpoint`].
@@ -76,7 +77,7 @@ pub const HEADER_LEN: usize = 256;
 /// Where the checksummed part starts.
 pub const CHECKED_FROM: usize = 48;
 /// Bytes of a span record.
-pub const SPAN_LEN: usize = 48;
+pub const SPAN_LEN: usize = 56;
 /// Bytes of a window group record.
 pub const GROUP_LEN: usize = 16;
 /// Bytes of an entry record.

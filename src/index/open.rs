@@ -9,12 +9,14 @@ use std::ops::Range;
 use memmap2::Mmap;
 
 use super::format::{
-    ATTR_LEN, CHECKED_FROM, ENTRY_LEN, EXTENT_LEN, GROUP_LEN, HEADER_LEN, KindByte, MAGIC, NO_BLOCK, NO_WINDOW,
-    NO_XATTRS, NOT_SPARSE, SECTIONS, SEGMENT_LEN, SPAN_LEN, Section, SpanKind, TAR_BLOCK, VERSION, padded,
+    ATTR_LEN, CHECKED_FROM, ENTRY_LEN, EXTENT_LEN, GROUP_LEN, HEADER_LEN, KindByte, MAGIC, NO_BLOCK,
+    NO_WINDOW, NO_XATTRS, NOT_SPARSE, SECTIONS, SEGMENT_LEN, SPAN_LEN, Section, SpanKind, TAR_BLOCK, VERSION,
+    padded,
 };
 use super::{EntryId, SpanId};
 use crate::image::{DiffId, Digest, LayerDigest};
-use crate::layer::{Codec, TarOffset, Timestamp};
+use crate::layer::tar::Timestamp;
+use crate::layer::{Codec, TarOffset};
 
 /// Longest span that a reader takes, in bytes of tar; the builder stays below. A decode allocates this much at most.
 pub(super) const SPAN_LIMIT: u64 = 2 << 20;
@@ -45,6 +47,14 @@ pub enum IndexError {
     /// The index of another layer.
     #[error("index belongs to layer {0}")]
     OtherLayer(LayerDigest),
+    /// The file of what cannot be decoded from the blob is missing or too short.
+    #[error("seekable file has {actual} bytes where the index says {declared}")]
+    Seekable {
+        /// Bytes there are.
+        actual: u64,
+        /// Bytes there should be.
+        declared: u64,
+    },
     /// A record that contradicts another one.
     #[error("index is inconsistent: {what} {ordinal}")]
     Inconsistent {
@@ -124,6 +134,7 @@ pub(super) struct SpanRecord {
     pub(super) window_group: u32,
     pub(super) block_bits: u32,
     pub(super) block_start: u64,
+    pub(super) stored_before: u16,
 }
 
 /// One window group record, decoded.
@@ -231,15 +242,15 @@ impl<D: AsRef<[u8]>> Index<D> {
         ] {
             let bytes = self.section(section).len();
             // Ordinals are u32 everywhere (`EntryId`, `SpanId`).
-            if bytes % length != 0 || u32::try_from(bytes / length).is_err() {
+            if !bytes.is_multiple_of(length) || u32::try_from(bytes / length).is_err() {
                 return Err(IndexError::Inconsistent { what: "section", ordinal: section as usize });
             }
         }
-        let all = |what, count: usize, valid: &dyn Fn(usize) -> Option<bool>| {
-            match (0..count).find(|&ordinal| valid(ordinal) != Some(true)) {
-                Some(ordinal) => Err(IndexError::Inconsistent { what, ordinal }),
-                None => Ok(()),
-            }
+        let all = |what, count: usize, valid: &dyn Fn(usize) -> Option<bool>| match (0..count)
+            .find(|&ordinal| valid(ordinal) != Some(true))
+        {
+            Some(ordinal) => Err(IndexError::Inconsistent { what, ordinal }),
+            None => Ok(()),
         };
         all("window group", self.count(Section::Groups, GROUP_LEN), &|n| self.group_is_valid(n))?;
         all("span", self.span_count(), &|n| self.span_is_valid(n))?;
@@ -366,8 +377,7 @@ impl<D: AsRef<[u8]>> Index<D> {
         let is_root = name.is_empty()
             && self.section(Section::Paths)[between(|n| self.dir_end(n), dir)].is_empty()
             && kind == KindByte::Directory;
-        let name_is_valid =
-            is_root || (!name.is_empty() && !name.contains(&b'/') && path_is_normal(name));
+        let name_is_valid = is_root || (!name.is_empty() && !name.contains(&b'/') && path_is_normal(name));
         let payload = u32_at(bytes, 16);
         let header_end = u64::from(u32_at(bytes, 12)).checked_add(1)?.checked_mul(TAR_BLOCK)?;
         Some(
@@ -377,10 +387,9 @@ impl<D: AsRef<[u8]>> Index<D> {
                     KindByte::Extended => (payload as usize) < self.count(Section::Extents, EXTENT_LEN),
                     KindByte::Symlink => !self.checked_text(payload)?.is_empty(),
                     KindByte::Hardlink => path_is_normal(self.checked_text(payload)?),
-                    KindByte::Directory
-                    | KindByte::CharDevice
-                    | KindByte::BlockDevice
-                    | KindByte::Fifo => true,
+                    KindByte::Directory | KindByte::CharDevice | KindByte::BlockDevice | KindByte::Fifo => {
+                        true
+                    }
                 },
         )
     }
@@ -432,6 +441,7 @@ impl<D: AsRef<[u8]>> Index<D> {
             window_group: u32_at(bytes, 32),
             block_bits: u32_at(bytes, 36),
             block_start: u64_at(bytes, 40),
+            stored_before: u16_at(bytes, 48),
         }
     }
 
@@ -581,6 +591,12 @@ impl<D: AsRef<[u8]>> Index<D> {
             }
         }
         1
+    }
+
+    /// All spans, in the order of the tar.
+    pub fn spans(&self) -> impl Iterator<Item = SpanId> + use<D> {
+        let count = u32::try_from(self.span_count()).expect("ordinals were validated at open");
+        (0..count).map(SpanId::new)
     }
 
     /// The span that holds a byte of the tar; `None` behind the tar's end.

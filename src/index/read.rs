@@ -137,8 +137,11 @@ impl<D: AsRef<[u8]>> Layer<D> {
                 (self.seekable.as_ref().ok_or(ReadCause::NoSeekable)?, Checkpoint::ZstdFrame)
             }
             SpanKind::Deflate => {
-                let block = (record.block_start != NO_BLOCK)
-                    .then_some(BlockHeader { start_bit: record.block_start, bits: record.block_bits });
+                let block = (record.block_start != NO_BLOCK).then_some(BlockHeader {
+                    start_bit: record.block_start,
+                    bits: record.block_bits,
+                    stored_before: record.stored_before,
+                });
                 let window = self.window(record)?;
                 (&self.blob, Checkpoint::Deflate { skip_bits: record.skip_bits, block, window })
             }

@@ -10,8 +10,8 @@ use crate::layer::Window;
 const GROUP_TARGET: usize = 32 << 10;
 /// What no group exceeds uncompressed: the target and one window with all of its runs.
 pub(super) const GROUP_LIMIT: u32 = 256 << 10;
-/// zstd level. Windows are some 3 % of the tar, so the level hardly shows in the time of a pull.
-const LEVEL: i32 = 12;
+/// zstd level: 12 saves 5 % of the windows and takes four times as long, which a pull of two seconds shows.
+const LEVEL: i32 = 5;
 
 /// Collects windows into groups.
 #[derive(Debug, Default)]
@@ -27,10 +27,10 @@ pub(super) struct Groups {
 
 fn put_number(out: &mut Vec<u8>, mut number: u32) {
     while number >= 0x80 {
-        out.push((number & 0x7f) as u8 | 0x80);
+        out.push(number.to_le_bytes()[0] | 0x80);
         number >>= 7;
     }
-    out.push(number as u8 & 0x7f);
+    out.push(number.to_le_bytes()[0]);
 }
 
 fn take_number(bytes: &mut &[u8]) -> Option<u32> {
@@ -49,7 +49,8 @@ fn take_number(bytes: &mut &[u8]) -> Option<u32> {
 impl Groups {
     /// Adds a window; returns its group and its ordinal there.
     pub(super) fn push(&mut self, window: &Window) -> std::io::Result<(u32, u16)> {
-        let place = (u32::try_from(self.records.len()).expect("at most one group for each span"), self.open_count);
+        let place =
+            (u32::try_from(self.records.len()).expect("at most one group for each span"), self.open_count);
         put_number(&mut self.open_runs, u32::try_from(window.runs.len()).expect("runs lie in 32 KiB"));
         let mut end = 0;
         for &(start, length) in &window.runs {

@@ -2,4 +2,5 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
+mod index;
 mod store;

@@ -1,0 +1,340 @@
+//! The index: what is built from a blob answers as the blob does, and a damaged file is never believed.
+
+use std::io::{Cursor, Write as _};
+
+use rcx_imagefs::image::{Digest, LayerDigest};
+use rcx_imagefs::index::{Build, Built, Index, IndexError, Kind, Layer, Piece, Source, build};
+use rcx_imagefs::layer::SpanLimits;
+
+/// Spans so small that small files cross them.
+const SMALL: Build = Build { limits: SpanLimits { target: 4096, max: 5120 }, thin: false };
+
+fn header(kind: tar::EntryType, size: u64) -> tar::Header {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(kind);
+    header.set_mode(0o644);
+    header.set_uid(1000);
+    header.set_gid(100);
+    header.set_mtime(1_700_000_000);
+    header.set_size(size);
+    header
+}
+
+/// Bytes that compress, but not to nothing.
+fn content(seed: u32, length: usize) -> Vec<u8> {
+    let mut state = seed;
+    let mut bytes = Vec::with_capacity(length + 16);
+    while bytes.len() < length {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        bytes.extend_from_slice(format!("line {:03} of {seed}\n", (state >> 20) % 500).as_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// A tar with something of each kind.
+fn sample() -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut dir = header(tar::EntryType::Directory, 0);
+    dir.set_mode(0o755);
+    archive.append_data(&mut dir, "etc/", std::io::empty()).unwrap();
+    for (name, length) in [("etc/empty", 0), ("etc/short", 10), ("etc/long", 40_000)] {
+        let bytes = content(7, length);
+        archive
+            .append_data(&mut header(tar::EntryType::Regular, length as u64), name, bytes.as_slice())
+            .unwrap();
+    }
+    let mut link = header(tar::EntryType::Symlink, 0);
+    archive.append_link(&mut link, "etc/link", "../target of/it").unwrap();
+    archive.append_link(&mut header(tar::EntryType::Link, 0), "hard", "etc/long").unwrap();
+    archive.append_link(&mut header(tar::EntryType::Link, 0), "hard2", "hard").unwrap();
+    let mut device = header(tar::EntryType::Char, 0);
+    device.set_device_major(5).unwrap();
+    device.set_device_minor(300_000).unwrap();
+    archive.append_data(&mut device, "dev/tty", std::io::empty()).unwrap();
+    archive.append_data(&mut header(tar::EntryType::Fifo, 0), "pipe", std::io::empty()).unwrap();
+    archive
+        .append_pax_extensions([("SCHILY.xattr.user.b", &b"2"[..]), ("SCHILY.xattr.user.a", b"1")])
+        .unwrap();
+    archive.append_data(&mut header(tar::EntryType::Regular, 3), "with xattrs", &b"abc"[..]).unwrap();
+    for name in ["gone/.wh.file", "opaque/.wh..wh..opq"] {
+        archive.append_data(&mut header(tar::EntryType::Regular, 0), name, std::io::empty()).unwrap();
+    }
+    archive.append_data(&mut header(tar::EntryType::Regular, 9), "last", &b"last file"[..]).unwrap();
+    archive.into_inner().unwrap()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn digest_of(blob: &[u8]) -> LayerDigest {
+    LayerDigest::new(Digest::of(blob))
+}
+
+fn built(blob: &[u8], options: &Build) -> (Built, Option<Vec<u8>>) {
+    build(Cursor::new(blob), options, || Ok(Vec::new())).unwrap()
+}
+
+fn layer_of(blob: &[u8], options: &Build) -> Layer<Vec<u8>> {
+    let (built, seekable) = built(blob, options);
+    let index = Index::open(built.finish(&digest_of(blob)).unwrap()).unwrap();
+    Layer::new(index, Source::Memory(blob.to_vec()), seekable.map(Source::Memory))
+}
+
+/// Everything that an index tells, as text.
+fn described<D: AsRef<[u8]>>(index: &Index<D>) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let mut out = String::new();
+    for (id, entry) in index.entries() {
+        let kind = match entry.kind() {
+            Kind::Symlink { target } => format!("symlink {}", text(target)),
+            Kind::Hardlink { target } => format!("hardlink {}", text(target)),
+            other => format!("{other:?}"),
+        };
+        let xattrs: Vec<_> = entry.xattrs().map(|(name, value)| (text(name), text(value))).collect();
+        out += &format!(
+            "{id} {} {kind} {:o} {}:{} {}.{} {xattrs:?} {}\n",
+            text(&entry.path()),
+            entry.mode(),
+            entry.uid(),
+            entry.gid(),
+            entry.mtime().sec,
+            entry.mtime().nsec,
+            index.own_nlink(id),
+        );
+    }
+    for path in index.whiteouts() {
+        out += &format!("w {}\n", text(path));
+    }
+    for path in index.opaques() {
+        out += &format!("o {}\n", text(path));
+    }
+    out
+}
+
+const DESCRIBED: &str = "\
+0 etc Directory 755 1000:100 1700000000.0 [] 1
+1 etc/empty Regular { size: 0 } 644 1000:100 1700000000.0 [] 1
+2 etc/short Regular { size: 10 } 644 1000:100 1700000000.0 [] 1
+3 etc/long Regular { size: 40000 } 644 1000:100 1700000000.0 [] 3
+4 etc/link symlink ../target of/it 644 1000:100 1700000000.0 [] 1
+5 hard hardlink etc/long 644 1000:100 1700000000.0 [] 1
+6 hard2 hardlink hard 644 1000:100 1700000000.0 [] 1
+7 dev/tty CharDevice { major: 5, minor: 300000 } 644 1000:100 1700000000.0 [] 1
+8 pipe Fifo 644 1000:100 1700000000.0 [] 1
+9 with xattrs Regular { size: 3 } 644 1000:100 1700000000.0 [(\"user.a\", \"1\"), (\"user.b\", \"2\")] 1
+10 last Regular { size: 9 } 644 1000:100 1700000000.0 [] 1
+w gone/file
+o opaque
+";
+
+#[test]
+fn an_index_tells_what_the_tar_says() {
+    let tar = sample();
+    for blob in [tar.clone(), gzip(&tar), zstd::bulk::compress(&tar, 3).unwrap()] {
+        assert_eq!(described(layer_of(&blob, &SMALL).index()), DESCRIBED);
+    }
+}
+
+#[test]
+fn every_byte_is_read_back_through_every_codec_and_form() {
+    let tar = sample();
+    let long = content(7, 40_000);
+    let frames: Vec<u8> = tar.chunks(1500).flat_map(|part| zstd::bulk::compress(part, 3).unwrap()).collect();
+    for (name, blob) in [
+        ("tar", tar.clone()),
+        ("gzip", gzip(&tar)),
+        ("gzip of many members", tar.chunks(1000).flat_map(gzip).collect()),
+        ("zstd of one frame", zstd::bulk::compress(&tar, 3).unwrap()),
+        ("zstd of many frames", frames),
+    ] {
+        let layer = layer_of(&blob, &SMALL);
+        assert!(layer.index().span_count() > 4, "{name}");
+        let (long_id, _) = layer.index().entries().find(|(_, entry)| entry.name() == b"long").unwrap();
+        for (offset, length) in [(0, 40_000), (1, 1), (4095, 2), (39_999, 10), (12_345, 9_999), (40_000, 1)] {
+            let end = 40_000.min(offset + length);
+            assert_eq!(
+                layer.read(long_id, offset as u64, length).unwrap(),
+                long[offset..end],
+                "{name} {offset}"
+            );
+        }
+        let all: Vec<u8> = layer.index().spans().flat_map(|span| layer.decode_span(span).unwrap()).collect();
+        assert_eq!(all, tar, "{name}");
+    }
+}
+
+#[test]
+fn one_frame_of_zstd_is_kept_in_a_seekable_form() {
+    let tar = sample();
+    let blob = zstd::bulk::compress(&tar, 3).unwrap();
+    let (built, seekable) = built(&blob, &SMALL);
+    assert_eq!(built.seekable_size(), seekable.unwrap().len() as u64);
+    assert!(built.seekable_size() > 0);
+    assert_eq!(built.blob_size(), blob.len() as u64);
+}
+
+#[test]
+fn thinning_keeps_every_byte_within_reach() {
+    let mut archive = tar::Builder::new(Vec::new());
+    for file in 0..40 {
+        let bytes = content(file, 200_000);
+        let mut header = header(tar::EntryType::Regular, 200_000);
+        archive.append_data(&mut header, format!("file{file}"), bytes.as_slice()).unwrap();
+    }
+    let tar = archive.into_inner().unwrap();
+    let blob = gzip(&tar);
+    let layer = layer_of(&blob, &Build::default());
+    let all: Vec<u8> = layer.index().spans().flat_map(|span| layer.decode_span(span).unwrap()).collect();
+    assert!(all == tar);
+    let finer = layer_of(&blob, &Build { thin: false, ..Build::default() });
+    assert!(finer.index().span_count() > layer.index().span_count());
+    assert!(finer.index().file_size() > layer.index().file_size());
+}
+
+#[test]
+fn a_flipped_bit_in_the_blob_is_an_error_and_never_other_bytes() {
+    let tar = sample();
+    for blob in [tar.clone(), gzip(&tar), zstd::bulk::compress(&tar, 3).unwrap()] {
+        let (built, seekable) = built(&blob, &SMALL);
+        let index = built.finish(&digest_of(&blob)).unwrap();
+        for at in (0..blob.len()).step_by(7) {
+            let mut damaged = blob.clone();
+            damaged[at] ^= 0x10;
+            let seekable = seekable.clone().map(|bytes| {
+                let mut bytes: Vec<u8> = bytes;
+                let at = at % bytes.len();
+                bytes[at] ^= 0x10;
+                Source::Memory(bytes)
+            });
+            let layer = Layer::new(Index::open(index.clone()).unwrap(), Source::Memory(damaged), seekable);
+            for span in layer.index().spans() {
+                let range = layer.index().span_range(span);
+                let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+                match layer.decode_span(span) {
+                    Ok(bytes) => assert_eq!(bytes, tar[range]),
+                    Err(error) => assert!(error.to_string().contains(&digest_of(&blob).to_string())),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_index_is_an_error_or_changes_nothing() {
+    let blob = gzip(&sample());
+    let good = built(&blob, &SMALL).0.finish(&digest_of(&blob)).unwrap();
+    for at in 0..good.len() {
+        for bit in [0, 3, 7] {
+            let mut damaged = good.clone();
+            damaged[at] ^= 1 << bit;
+            if let Ok(index) = Index::open(damaged) {
+                assert_eq!(described(&index), DESCRIBED, "byte {at}");
+            }
+        }
+    }
+    for cut in 0..good.len() {
+        assert!(Index::open(&good[..cut]).is_err());
+    }
+    assert!(Index::open([&good[..], b"x"].concat()).is_err());
+}
+
+/// With the checksum put right, only the validation stands between a hostile file and the look-ups.
+#[test]
+fn records_that_contradict_each_other_never_make_a_look_up_panic() {
+    let blob = gzip(&sample());
+    let good = built(&blob, &SMALL).0.finish(&digest_of(&blob)).unwrap();
+    let mut refused = 0;
+    for at in 48..good.len() {
+        for value in [0, 1, 0x7f, 0x80, 0xff] {
+            let mut hostile = good.clone();
+            hostile[at] = value;
+            let checksum = Digest::of(&hostile[48..]);
+            hostile[16..48].copy_from_slice(checksum.as_bytes());
+            match Index::open(hostile) {
+                Err(_) => refused += 1,
+                Ok(index) => {
+                    let _ = described(&index);
+                    let layer = Layer::new(index, Source::Memory(blob.clone()), None);
+                    for (id, _) in layer.index().entries() {
+                        let _ = layer.pieces(id, 0, 100);
+                        let _ = layer.stored_size(id);
+                    }
+                    for span in layer.index().spans().take(3) {
+                        let _ = layer.decode_span(span);
+                    }
+                }
+            }
+        }
+    }
+    assert!(refused > 100, "{refused}");
+}
+
+#[test]
+fn other_files_and_other_versions_are_told_apart() {
+    let blob = gzip(&sample());
+    let good = built(&blob, &SMALL).0.finish(&digest_of(&blob)).unwrap();
+    assert!(matches!(Index::open(&b"hello"[..]), Err(IndexError::Foreign)));
+    assert!(matches!(Index::open(&blob[..]), Err(IndexError::Foreign)));
+    let mut other = good.clone();
+    other[8] = 0xfe;
+    assert!(matches!(Index::open(other), Err(IndexError::Version(0xfe))));
+    let mut other = good;
+    other[100] ^= 1;
+    assert!(matches!(Index::open(other), Err(IndexError::Checksum)));
+}
+
+#[test]
+fn holes_are_told_from_data() {
+    let mut archive = tar::Builder::new(Vec::new());
+    archive
+        .append_pax_extensions([
+            ("GNU.sparse.major", &b"0"[..]),
+            ("GNU.sparse.minor", b"1"),
+            ("GNU.sparse.name", b"sparse"),
+            ("GNU.sparse.size", b"20000"),
+            ("GNU.sparse.numblocks", b"2"),
+            ("GNU.sparse.map", b"1000,512,10000,1000"),
+        ])
+        .unwrap();
+    let stored = content(3, 1512);
+    archive
+        .append_data(&mut header(tar::EntryType::Regular, 1512), "GNUSparseFile/sparse", stored.as_slice())
+        .unwrap();
+    let tar = archive.into_inner().unwrap();
+    let layer = layer_of(&tar, &SMALL);
+    let (id, entry) = layer.index().entries().next().unwrap();
+    assert_eq!((entry.name(), entry.kind()), (&b"sparse"[..], Kind::Regular { size: 20_000 }));
+    let mut wanted = vec![0; 20_000];
+    wanted[1000..1512].copy_from_slice(&stored[..512]);
+    wanted[10_000..11_000].copy_from_slice(&stored[512..]);
+    assert!(layer.read(id, 0, 20_000).unwrap() == wanted);
+    for (offset, length) in [(999, 2), (1511, 2), (1512, 8488), (10_500, 9_000), (19_999, 5)] {
+        let end = 20_000.min(offset + length);
+        assert!(layer.read(id, offset as u64, length).unwrap() == wanted[offset..end], "{offset}");
+    }
+    assert_eq!(layer.stored_size(id), 1512);
+    assert!(matches!(layer.pieces(id, 0, 1001)[..], [Piece::Hole { len: 1000 }, Piece::Data { len: 1, .. }]));
+}
+
+/// The format is what `fixtures/golden.idx` holds. A change of a single byte is a change of the format: it takes a new
+/// `VERSION`, and then `RCX_BLESS=1 cargo test golden` writes the files anew.
+#[test]
+fn the_golden_index_is_what_build_writes() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let (blob_path, index_path) = (dir.join("golden.tar.gz"), dir.join("golden.idx"));
+    if std::env::var_os("RCX_BLESS").is_some() {
+        let blob = gzip(&sample());
+        let index = built(&blob, &SMALL).0.finish(&digest_of(&blob)).unwrap();
+        std::fs::write(&blob_path, blob).unwrap();
+        std::fs::write(&index_path, index).unwrap();
+    }
+    let blob = std::fs::read(blob_path).unwrap();
+    let golden = std::fs::read(index_path).unwrap();
+    assert_eq!(described(&Index::open(golden.as_slice()).unwrap()), DESCRIBED);
+    let index = built(&blob, &SMALL).0.finish(&digest_of(&blob)).unwrap();
+    assert!(index == golden, "the format has changed: see this test's comment");
+}

@@ -22,4 +22,5 @@ mod compare;
 mod damage;
 mod live;
 mod pull;
+mod store;
 mod warm;

@@ -1,0 +1,167 @@
+//! The store on file systems that are full or read-only, and for a user who may only read it.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rcx_imagefs::image::{Descriptor, Digest, LayerDigest, Name, media};
+use rcx_imagefs::store::{DaemonInfo, Store, StoreError};
+
+/// A tmpfs of its own; unmounted when dropped.
+struct Tmpfs {
+    dir: tempfile::TempDir,
+}
+
+impl Tmpfs {
+    fn new(options: &str) -> Self {
+        let this = Self { dir: tempfile::tempdir().unwrap() };
+        this.mount(options);
+        this
+    }
+
+    fn mount(&self, options: &str) {
+        let status =
+            Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(self.dir.path()).status();
+        assert!(status.unwrap().success(), "mount");
+    }
+
+    fn read_only(&self) {
+        let status = Command::new("mount").args(["-o", "remount,ro"]).arg(self.dir.path()).status();
+        assert!(status.unwrap().success(), "remount");
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
+    }
+}
+
+fn name() -> Name {
+    Name::given("python").unwrap()
+}
+
+fn put_image(store: &Store) -> Descriptor {
+    let bytes = br#"{"schemaVersion":2}"#;
+    let manifest = Descriptor::new(media::OCI_MANIFEST, Digest::of(bytes), bytes.len() as u64);
+    store.put_small(&manifest.digest, bytes).unwrap();
+    store.tag(&name(), Some(&"3".parse().unwrap()), &manifest, None).unwrap();
+    manifest
+}
+
+fn names_in(dir: &Path) -> usize {
+    fs::read_dir(dir).unwrap().count()
+}
+
+#[test]
+fn a_full_disk_is_told_and_leaves_the_store_as_it_was() {
+    let disk = Tmpfs::new("size=2m");
+    let store = Store::open_or_create(&disk.path()).unwrap();
+    let manifest = put_image(&store);
+    let before = fs::read(store.index_json_path()).unwrap();
+    assert!(matches!(store.require_space(4 << 20), Err(StoreError::NoSpace { free, .. }) if free < 2 << 20));
+
+    let layer = vec![1; 4 << 20];
+    let digest = Digest::of(&layer);
+    let lock = store.lock_blob(&digest, None).unwrap();
+    let mut partial = store.partial(&lock).unwrap();
+    let error = StoreError::from_write(&disk.path(), partial.write_all(&layer).unwrap_err());
+    let StoreError::DiskFull { path, .. } = &error else { panic!("{error:?}") };
+    assert!(path.ends_with(Path::new("partial").join(digest.hex())), "{error}");
+    assert!(partial.len() > 0);
+
+    // Nothing else fits now, and nothing that does not fit leaves a trace.
+    let blobs = names_in(&disk.path().join("blobs/sha256"));
+    for error in [
+        store.put_small(&digest, &layer).unwrap_err(),
+        store.put_index(&LayerDigest::new(digest), &layer).unwrap_err(),
+        store.tag(&name(), Some(&"4".parse().unwrap()), &manifest, None).unwrap_err(),
+    ] {
+        assert!(matches!(error, StoreError::DiskFull { .. }), "{error:?}");
+    }
+    assert_eq!(fs::read(store.index_json_path()).unwrap(), before);
+    assert_eq!(names_in(&disk.path().join("blobs/sha256")), blobs);
+    assert_eq!(names_in(&disk.path().join("rcx-imagefs/tmp")), 0);
+
+    partial.restart().unwrap();
+    store.tag(&name(), Some(&"4".parse().unwrap()), &manifest, None).unwrap();
+    assert_eq!(Store::open(&disk.path()).unwrap().refs().unwrap().images[0].tags.len(), 2);
+}
+
+#[test]
+fn slots_survive_a_full_disk() {
+    let disk = Tmpfs::new("size=1m");
+    let store = Store::open_or_create(&disk.path()).unwrap();
+    let layer = |i: u32| LayerDigest::new(Digest::of(&i.to_le_bytes()));
+    let first = store.layer_slot(&layer(0)).unwrap();
+    let mut ballast = fs::File::create(disk.dir.path().join("ballast")).unwrap();
+    while ballast.write_all(&[0; 4096]).is_ok() {}
+    // What is left of the last page is used up first.
+    let error = (1..100).find_map(|i| store.layer_slot(&layer(i)).err()).unwrap();
+    assert!(matches!(error, StoreError::DiskFull { .. }), "{error:?}");
+    drop(ballast);
+    fs::remove_file(disk.dir.path().join("ballast")).unwrap();
+    let last = store.layer_slot(&layer(1000)).unwrap();
+    let again = Store::open(&disk.path()).unwrap();
+    assert_eq!(again.layer_of(first).unwrap(), Some(layer(0)));
+    assert_eq!(again.layer_of(last).unwrap(), Some(layer(1000)));
+    assert_eq!(again.layer_slot(&layer(1000)).unwrap(), last);
+}
+
+#[test]
+fn a_read_only_store_can_be_read() {
+    let disk = Tmpfs::new("size=2m");
+    let manifest = put_image(&Store::open_or_create(&disk.path()).unwrap());
+    disk.read_only();
+    let store = Store::open(&disk.path()).unwrap();
+    assert_eq!(store.refs().unwrap().images[0].digest.digest(), manifest.digest);
+    store.verify_blob(&manifest.digest, |_| ()).unwrap();
+    assert_eq!(store.running_daemon().unwrap(), None);
+    let digest = Digest::of(b"new");
+    for error in [
+        store.put_small(&digest, b"new").unwrap_err(),
+        store.lock_blob(&digest, None).unwrap_err(),
+        store.untag(&name(), &"3".parse().unwrap()).unwrap_err(),
+        Store::open_or_create(&disk.dir.path().join("other")).unwrap_err(),
+    ] {
+        assert!(matches!(error, StoreError::ReadOnly { .. }), "{error:?}");
+        assert!(error.to_string().contains(disk.dir.path().to_str().unwrap()), "{error}");
+    }
+}
+
+#[test]
+fn a_user_without_permission_reads_and_is_told_what_else_fails() {
+    let disk = Tmpfs::new("size=2m,mode=0755");
+    // Directories made by `tempfile` are private.
+    fs::set_permissions(disk.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let store = Store::open_or_create(&disk.path()).unwrap();
+    let manifest = put_image(&store);
+    let info = DaemonInfo { pid: 1, socket: "/run/x".into(), mountpoint: "/images".into() };
+    let _daemon = store.lock_daemon(&info).unwrap();
+    let path = disk.path();
+    // Only this thread changes its user.
+    let errors = std::thread::spawn(move || {
+        let nobody = rustix::thread::Uid::from_raw(65534);
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.refs().unwrap().images[0].digest.digest(), manifest.digest);
+        assert_eq!(store.running_daemon().unwrap(), Some(info));
+        [
+            Store::open_or_create(&path).unwrap_err(),
+            store.put_small(&Digest::of(b"new"), b"new").unwrap_err(),
+            store.lease(None).unwrap_err(),
+            store.untag(&name(), &"3".parse().unwrap()).unwrap_err(),
+        ]
+    })
+    .join()
+    .unwrap();
+    for error in errors {
+        assert!(matches!(error, StoreError::Permission { .. }), "{error:?}");
+        assert!(error.to_string().contains(disk.path().to_str().unwrap()), "{error}");
+    }
+}

@@ -234,7 +234,7 @@ impl Temp {
 
 impl Write for Temp {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes).at("write", &self.path()).map_err(StoreError::into_io)
+        self.file.write(bytes).map_err(|error| StoreError::io("write", &self.path(), error).into_io())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -16,8 +16,8 @@
 //!
 //! **Processes.** All locks are flock(2) locks on files below `locks/`: the kernel lets them go when the holder dies.
 //! Order, where several are held: a [`Lease`], then a [`BlobLock`], then the lock of `index.json` or of `slots` (which
-//! functions of this module take and let go within one call). Everything here blocks; async code calls it from a
-//! blocking thread.
+//! functions of this module take and let go within one call). A thread that waits for a [`BlobLock`] holds no other: two
+//! images may name the same layers in opposite orders. Everything here blocks; async code calls it from a blocking thread.
 //!
 //! **Permissions.** Directories are 0755 and files 0644 (less the umask), as other tools make layouts; `tmp`, `partial` and
 //! `locks` are 0700: what is in the first two is not verified yet, and who can open a lock file can block others.
@@ -69,7 +69,9 @@ impl Store {
         &self.inner.path
     }
 
-    /// The file whose replacement tells that images or tags have changed (each change renames a new one over it).
+    /// The file whose replacement tells that images or tags have changed.
+    ///
+    /// Each change renames a new file over it, so it is the directory that has to be watched, for names that move in.
     #[must_use]
     pub fn index_json_path(&self) -> PathBuf {
         self.path().join(layout::INDEX_JSON)

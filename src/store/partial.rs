@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
 
 use rustix::fs::OFlags;
 
@@ -27,6 +28,7 @@ pub struct Partial {
     file: File,
     dir: Dir,
     name: String,
+    path: PathBuf,
     len: u64,
     /// The bytes before this are on their way to the disk.
     writeback_from: u64,
@@ -54,7 +56,7 @@ impl Store {
         match open() {
             Ok((file, len)) => {
                 let (lock, store) = (lock.clone(), self.clone());
-                Ok(Partial { lock, file, dir, name, len, writeback_from: len, store })
+                Ok(Partial { lock, file, dir, name, path, len, writeback_from: len, store })
             }
             Err(error) => {
                 lock.stop_writing();
@@ -82,7 +84,7 @@ impl Partial {
 
     /// Forgets the bytes that are there.
     pub fn restart(&mut self) -> Result<(), StoreError> {
-        self.file.set_len(0).at("truncate", &self.dir.path_of(&self.name))?;
+        self.file.set_len(0).at("truncate", &self.path)?;
         self.len = 0;
         self.writeback_from = 0;
         Ok(())
@@ -94,8 +96,7 @@ impl Partial {
     /// With another digest than the lock's, or another length, the partial file is removed: resuming would never help.
     pub fn commit(self, computed: Digest, size: u64) -> Result<(), StoreError> {
         let wanted = self.lock.digest();
-        let path = self.dir.path_of(&self.name);
-        let len = self.file.metadata().at("stat", &path)?.len();
+        let len = self.file.metadata().at("stat", &self.path)?.len();
         let refused = if computed != wanted {
             Some(StoreError::DigestMismatch { wanted, got: computed })
         } else if size != len {
@@ -107,7 +108,7 @@ impl Partial {
             self.dir.remove(&self.name)?;
             return Err(error);
         }
-        self.file.sync_all().at("sync", &path)?;
+        self.file.sync_all().at("sync", &self.path)?;
         let blobs = self.store.make_blobs()?;
         self.dir.rename(&self.name, &blobs, &self.name)?;
         blobs.sync()
@@ -126,7 +127,7 @@ impl Write for Partial {
     /// An error is a [`StoreError`] inside ([`StoreError::from_write`] takes it out).
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.file.write(bytes);
-        let count = written.at("write", &self.dir.path_of(&self.name)).map_err(StoreError::into_io)?;
+        let count = written.at("write", &self.path).map_err(StoreError::into_io)?;
         self.len += count as u64;
         self.begin_writeback();
         Ok(count)

@@ -1,7 +1,9 @@
 //! The store as other tools see it, and theirs as the store sees it.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use rcx_imagefs::image::{Descriptor, Digest, LayerDigest, ManifestDigest, Name, media};
 use rcx_imagefs::store::Store;
@@ -124,4 +126,89 @@ fn a_layout_that_umoci_made_is_a_store() {
         refs.images.iter().any(|image| image.digest.digest() == manifest.digest && !image.tags.is_empty())
     );
     assert_eq!(run("umoci", &["ls", "--layout", text(&path)]).trim(), "docker.io/library/latest:latest");
+}
+
+/// Set for the processes that `killed_writers_leave_a_store_that_the_next_takes` starts of itself.
+const WRITER: &str = "RCX_IMAGEFS_TEST_WRITER";
+
+/// Enters images without end, and says so in the middle of downloads and between all other steps.
+fn write_until_killed(path: &Path) -> ! {
+    let say = || println!("step");
+    let store = Store::open_or_create(path).unwrap();
+    let name: Name = "registry.test:5000/lab/hello".parse().unwrap();
+    for round in 0.. {
+        let _lease = store.lease(None).unwrap();
+        let bytes = format!("layer {round} ").repeat(1000);
+        let layer = Digest::of(bytes.as_bytes());
+        let lock = store.lock_blob(&layer, None).unwrap();
+        say();
+        if !store.has_blob(&layer, Some(bytes.len() as u64)).unwrap() {
+            let mut partial = store.partial(&lock).unwrap();
+            // Of what another left only the length is looked at: the bytes are checked below.
+            let rest = &bytes.as_bytes()[usize::try_from(partial.len()).unwrap()..];
+            for part in rest.chunks(3000) {
+                partial.write_all(part).unwrap();
+                say();
+            }
+            let whole = std::io::read_to_string(partial.reader().unwrap()).unwrap();
+            partial.commit(Digest::of(whole.as_bytes()), whole.len() as u64).unwrap();
+            say();
+        }
+        drop(lock);
+        store.put_index(&LayerDigest::new(layer), bytes.as_bytes()).unwrap();
+        say();
+        store.layer_slot(&LayerDigest::new(layer)).unwrap();
+        say();
+        put_image(&store, &name, &format!("{}", round % 5));
+        say();
+    }
+    unreachable!("the loop has no end");
+}
+
+fn start_writer(path: &Path) -> (Child, impl Iterator<Item = ()>) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "store::killed_writers_leave_a_store_that_the_next_takes", "--nocapture"])
+        .env(WRITER, path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    (child, lines.filter(|line| line.as_ref().unwrap() == "step").map(drop))
+}
+
+#[test]
+fn killed_writers_leave_a_store_that_the_next_takes() {
+    if let Some(path) = std::env::var_os(WRITER) {
+        write_until_killed(Path::new(&path));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    for steps in 1..=24 {
+        // Two that do the same work at once; both die after so many steps of the first.
+        let (mut first, mut said) = start_writer(&path);
+        let (mut second, _said) = start_writer(&path);
+        assert_eq!(said.by_ref().take(steps).count(), steps);
+        first.kill().unwrap();
+        second.kill().unwrap();
+        for mut writer in [first, second] {
+            let status = writer.wait().unwrap();
+            assert_eq!(status.signal(), Some(9), "a writer gave up by itself: {status}");
+        }
+
+        let store = Store::open_or_create(&path).unwrap();
+        assert_eq!(std::fs::read_dir(path.join("rcx-imagefs/tmp")).unwrap().count(), 0);
+        for blob in std::fs::read_dir(path.join("blobs/sha256")).unwrap() {
+            let hex = blob.unwrap().file_name().into_string().unwrap();
+            store.verify_blob(&format!("sha256:{hex}").parse().unwrap(), |_| ()).unwrap();
+        }
+        for image in store.refs().unwrap().images {
+            assert!(store.has_blob(&image.digest.digest(), Some(image.size)).unwrap());
+        }
+        let slot = store.layer_slot(&LayerDigest::new(Digest::of(&steps.to_le_bytes()))).unwrap();
+        assert_eq!(Store::open(&path).unwrap().layer_of(slot).unwrap(), store.layer_of(slot).unwrap());
+        // Of the dead nobody holds a lock.
+        store.gc(false).unwrap();
+    }
+    let text = std::fs::read_to_string(path.join("rcx-imagefs/slots")).unwrap();
+    assert!(text.lines().count() > 24 + 1, "the writers were killed before they got anywhere");
 }

@@ -6,3 +6,4 @@ pub mod image;
 pub mod index;
 pub mod layer;
 pub mod store;
+pub mod tree;

@@ -2,5 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
+#[path = "../common/layers.rs"]
+mod layers;
+
 mod index;
+mod merge;
 mod store;

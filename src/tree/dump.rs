@@ -1,0 +1,121 @@
+//! A tree as text: debug output, snapshot and test language in one.
+//!
+//! One node a line, `KIND PATH [WHAT] [KEY=VALUE]...`, each directory before what is in it, names in byte order:
+//!
+//! ```text
+//! d etc mode=700
+//! f etc/hosts 127.0.0.1\x20localhost\n uid=7 mtime=-1.500000000 xattr.user.a=b
+//! h etc/alias etc/hosts
+//! l bin usr/bin
+//! c dev/null 1:3 mode=666
+//! b dev/sda 8:0
+//! p run/pipe
+//! ```
+//!
+//! `f` has the content (none for an empty file), `l` the target, `h` the first name of the same node, devices their
+//! numbers. Attributes are left out where they are usual: mode 755 for directories, 777 for symlinks and 644 for all
+//! else, owner 0, group 0, mtime 0, no xattrs. The root has a line, `d /`, only if one of its attributes is not usual.
+//! Space, `=`, `\`, control characters and what is not UTF-8 are escaped as in Rust, byte by byte.
+//!
+//! Layers are written the same way, with `w PATH` for a whiteout, `o PATH` for an opaque directory, and `---` between two.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use super::{LayerNo, NodeId, Source, Tree};
+use crate::index::{EntryId, Index, Kind};
+use crate::layer::{Printable, Timestamp};
+
+/// Writes a tree as text. `content` reads a regular file; what it returns stands in the file's line.
+pub fn dump<D: AsRef<[u8]>>(
+    tree: &Tree,
+    layers: &[&Index<D>],
+    mut content: impl FnMut(LayerNo, EntryId) -> Vec<u8>,
+) -> String {
+    let mut text = String::new();
+    let mut first_names: HashMap<NodeId, String> = HashMap::new();
+    // Directories on the way down: node, length of its path, next child. A tree is deeper than the stack, so no recursion.
+    let mut stack = vec![(NodeId::ROOT, 0, 0)];
+    let mut path = String::new();
+    let root = attributes(tree, layers, NodeId::ROOT, 0o755);
+    if !root.is_empty() {
+        let _ = writeln!(text, "d /{root}");
+    }
+    while let Some((directory, length, position)) = stack.last_mut() {
+        let Some((name, node)) = tree.child_at(*directory, *position) else {
+            stack.pop();
+            continue;
+        };
+        *position += 1;
+        path.truncate(*length);
+        path += &field(name);
+        if tree.is_directory(node) {
+            let _ = writeln!(text, "d {path}{}", attributes(tree, layers, node, 0o755));
+            path.push('/');
+            stack.push((node, path.len(), 0));
+            continue;
+        }
+        if let Some(first) = first_names.get(&node) {
+            let _ = writeln!(text, "h {path} {first}");
+            continue;
+        }
+        let (kind, what, usual) = match tree.source(node) {
+            Source::Implied => ('?', String::new(), 0o644),
+            Source::Entry { layer, entry } => match layers[layer.index()].entry(entry).kind() {
+                Kind::Regular { .. } => ('f', field(&content(layer, entry)), 0o644),
+                Kind::Symlink { target } => ('l', field(target), 0o777),
+                Kind::CharDevice { major, minor } => ('c', format!("{major}:{minor}"), 0o644),
+                Kind::BlockDevice { major, minor } => ('b', format!("{major}:{minor}"), 0o644),
+                Kind::Fifo => ('p', String::new(), 0o644),
+                // A tree has neither here; a dump that says so is more use than none.
+                Kind::Directory | Kind::Hardlink { .. } => ('?', String::new(), 0o644),
+            },
+        };
+        let _ = write!(text, "{kind} {path}");
+        if !what.is_empty() {
+            let _ = write!(text, " {what}");
+        }
+        let _ = writeln!(text, "{}", attributes(tree, layers, node, usual));
+        if tree.nlink(node) > 1 {
+            first_names.insert(node, path.clone());
+        }
+    }
+    text
+}
+
+/// What is not usual about a node, with a space before each.
+fn attributes<D: AsRef<[u8]>>(tree: &Tree, layers: &[&Index<D>], node: NodeId, usual: u16) -> String {
+    let mut text = String::new();
+    let Source::Entry { layer, entry } = tree.source(node) else { return text };
+    let entry = layers[layer.index()].entry(entry);
+    if entry.mode() != usual {
+        let _ = write!(text, " mode={:o}", entry.mode());
+    }
+    if entry.uid() != 0 {
+        let _ = write!(text, " uid={}", entry.uid());
+    }
+    if entry.gid() != 0 {
+        let _ = write!(text, " gid={}", entry.gid());
+    }
+    match entry.mtime() {
+        Timestamp { sec: 0, nsec: 0 } => {}
+        Timestamp { sec, nsec: 0 } => {
+            let _ = write!(text, " mtime={sec}");
+        }
+        Timestamp { sec, nsec } if sec >= 0 => {
+            let _ = write!(text, " mtime={sec}.{nsec:09}");
+        }
+        // Seconds are rounded down; as people write it, the fraction of a negative number counts down too.
+        Timestamp { sec, nsec } => {
+            let _ = write!(text, " mtime=-{}.{:09}", -(sec + 1), 1_000_000_000 - nsec);
+        }
+    }
+    for (name, value) in entry.xattrs() {
+        let _ = write!(text, " xattr.{}={}", field(name), field(value));
+    }
+    text
+}
+
+fn field(bytes: &[u8]) -> String {
+    Printable(bytes).to_string().replace(' ', "\\x20").replace('=', "\\x3d")
+}

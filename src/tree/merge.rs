@@ -1,0 +1,489 @@
+//! Merges layers into one tree.
+//!
+//! A layer's markers apply to the layers below it and never to its own entries, wherever they stand in the tar
+//! (image-spec, layer.md, "Whiteouts"). So each layer is applied in two steps: first its markers to the tree so far,
+//! then its entries in the order of the tar. What else there is to decide:
+//!
+//! - Markers act in the order of what they hide, so that a marker finds nothing below a name that another one hides.
+//! - A marker below a symlink acts on the symlink's target, unless this layer has a directory entry at the symlink's own
+//!   path. That directory takes the symlink's place, and its markers mean what is in *it*: `lib -> usr/lib` below, with
+//!   `lib/` and `lib/.wh..wh..opq` above (what a builder writes when a program replaced the link by a directory), must
+//!   not empty `usr/lib`.
+//! - Markers make nothing: one with missing parents, or below a file, hides nothing.
+//! - Of an entry below a file (`a` is a file, `a/b` comes, nothing makes `a` a directory) a sequential application fails
+//!   with ENOTDIR. So does this one.
+//! - An entry replaces what its name stood for before a hard link's target is looked up, as programs do that unlink first.
+//! - `..` behind a missing component of a symlink's target takes that component back; only what is left is made.
+//!
+//! Nothing is ever taken out of the tables here, a name is only cut off from what it stood for. So removing a directory
+//! costs the same whatever is in it.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{Child, Directory, IMPLIED, LayerNo, NodeId, Tree};
+use crate::index::{EntryId, Index, Kind};
+use crate::layer::Printable;
+
+/// How many symlinks one path may lead through (`MAXSYMLINKS`, linux/namei.h).
+pub const MAX_LINKS: usize = 40;
+
+/// What a name may have, in bytes (`NAME_MAX`). Names of entries were checked; components of symlink targets were not.
+const MAX_NAME: usize = 255;
+
+/// Layers that do not make a tree.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("layer {layer}: {} `{}`: {fault}", if *.marker { "marker for" } else { "entry" }, Printable(.path))]
+pub struct MergeError {
+    /// The layer that cannot be applied.
+    pub layer: LayerNo,
+    /// Path of the entry, or what the marker hides.
+    pub path: Box<[u8]>,
+    /// Whether it is a marker.
+    pub marker: bool,
+    /// What is wrong with it.
+    pub fault: MergeFault,
+}
+
+/// Why an entry or marker cannot be applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MergeFault {
+    /// The path leads through more than [`MAX_LINKS`] symlinks, or in a circle.
+    #[error("too many symbolic links in its path")]
+    Loop,
+    /// A component before the last is neither a directory nor a symlink to one.
+    #[error("its parent is not a directory")]
+    NotADirectory,
+    /// A symlink's target, which would have to be made, has a component that no directory can hold.
+    #[error("a symbolic link in its path has a component of {0} bytes (at most {MAX_NAME})")]
+    LongName(usize),
+    /// There is nothing to link to: it is missing, comes later, was removed by this layer, or is the link itself.
+    #[error("hard link to `{}`, which is not there", Printable(.0))]
+    NoTarget(Box<[u8]>),
+    /// Directories have one name.
+    #[error("hard link to `{}`, which is a directory", Printable(.0))]
+    DirectoryTarget(Box<[u8]>),
+    /// More layers, nodes or names than the tree can count.
+    #[error("too many {0}")]
+    TooMany(&'static str),
+}
+
+/// Merges an image's layers, the lowest first.
+///
+/// # Errors
+/// Names the layer and the entry that break a rule; then there is no tree.
+pub fn merge<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<Tree, MergeError> {
+    let mut merge = Merge::new();
+    for (number, &layer) in layers.iter().enumerate() {
+        // The last number stands for no layer.
+        let number = u16::try_from(number).ok().filter(|number| *number != IMPLIED);
+        let fail = |marker, path: Vec<u8>, fault| MergeError {
+            layer: LayerNo(number.unwrap_or(IMPLIED)),
+            path: path.into(),
+            marker,
+            fault,
+        };
+        let number = number.ok_or_else(|| fail(false, Vec::new(), MergeFault::TooMany("layers")))?;
+        merge.apply_markers(layer).map_err(|(path, fault)| fail(true, path.to_vec(), fault))?;
+        for (id, entry) in layer.entries() {
+            let placed = Placed { dir: entry.dir(), name: entry.name(), layer: number, entry: id };
+            merge.apply(placed, entry.kind()).map_err(|fault| fail(false, entry.path(), fault))?;
+        }
+    }
+    let top = LayerNo(u16::try_from(layers.len().saturating_sub(1)).unwrap_or(IMPLIED));
+    merge.freeze().map_err(|fault| MergeError { layer: top, path: Box::default(), marker: false, fault })
+}
+
+/// An entry without what it is.
+#[derive(Debug, Clone, Copy)]
+struct Placed<'a> {
+    dir: &'a [u8],
+    name: &'a [u8],
+    layer: u16,
+    entry: EntryId,
+}
+
+/// A node in the making.
+#[derive(Debug, Clone, Copy)]
+struct Draft<'a> {
+    what: What<'a>,
+    layer: u16,
+    entry: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum What<'a> {
+    /// Where it stands (the root in itself): a directory has one name only.
+    Directory {
+        parent: u32,
+        name: u32,
+    },
+    Symlink {
+        target: &'a [u8],
+    },
+    Other,
+}
+
+/// Where a path leads.
+#[derive(Debug)]
+enum Place<'a> {
+    /// To a directory.
+    Directory(u32),
+    /// Nowhere yet: these components are missing in a directory.
+    Missing(u32, Vec<&'a [u8]>),
+    /// Through something that is not a directory.
+    Blocked,
+}
+
+/// The tree so far. Nodes and names are ordinals here.
+#[derive(Debug)]
+struct Merge<'a> {
+    drafts: Vec<Draft<'a>>,
+    root: u32,
+    names: Vec<&'a [u8]>,
+    name_ordinals: HashMap<&'a [u8], u32>,
+    /// By directory and name. Directories that were removed keep theirs: nothing leads there.
+    children: HashMap<(u32, u32), u32>,
+    /// Directory of the entry before, as its path and its node: neighbours in a tar mostly share it.
+    last: Option<(&'a [u8], u32)>,
+}
+
+impl<'a> Merge<'a> {
+    fn new() -> Self {
+        let mut merge = Self {
+            drafts: Vec::new(),
+            root: 0,
+            names: Vec::new(),
+            name_ordinals: HashMap::new(),
+            children: HashMap::new(),
+            last: None,
+        };
+        merge.drafts.push(Draft { what: What::Directory { parent: 0, name: 0 }, layer: IMPLIED, entry: 0 });
+        merge
+    }
+
+    fn child(&self, directory: u32, name: &[u8]) -> Option<u32> {
+        self.children.get(&(directory, *self.name_ordinals.get(name)?)).copied()
+    }
+
+    fn draft(&self, node: u32) -> &Draft<'a> {
+        &self.drafts[node as usize]
+    }
+
+    fn is_directory(&self, node: u32) -> bool {
+        matches!(self.draft(node).what, What::Directory { .. })
+    }
+
+    fn intern(&mut self, name: &'a [u8]) -> Result<u32, MergeFault> {
+        let next = u32::try_from(self.names.len()).map_err(|_| MergeFault::TooMany("names"))?;
+        let ordinal = *self.name_ordinals.entry(name).or_insert(next);
+        if ordinal == next {
+            self.names.push(name);
+        }
+        Ok(ordinal)
+    }
+
+    fn add(&mut self, draft: Draft<'a>) -> Result<u32, MergeFault> {
+        let node = u32::try_from(self.drafts.len()).map_err(|_| MergeFault::TooMany("nodes"))?;
+        self.drafts.push(draft);
+        Ok(node)
+    }
+
+    /// Gives a name in a directory to a node, and takes it from what had it.
+    fn bind(&mut self, directory: u32, name: u32, node: u32) {
+        let former = self.children.insert((directory, name), node);
+        self.forget(former);
+    }
+
+    fn unbind(&mut self, directory: u32, name: u32) {
+        let former = self.children.remove(&(directory, name));
+        self.forget(former);
+    }
+
+    /// Paths may have led through a node that is gone now.
+    fn forget(&mut self, former: Option<u32>) {
+        if former.is_some_and(|former| !matches!(self.draft(former).what, What::Other)) {
+            self.last = None;
+        }
+    }
+
+    /// Follows a path from the root through symlinks, the last component's too. `replaced` are symlinks that block it.
+    fn resolve(&self, path: &'a [u8], replaced: &HashSet<u32>) -> Result<Place<'a>, MergeFault> {
+        let mut at = self.root;
+        let mut missing: Vec<&[u8]> = Vec::new();
+        let mut links = 0;
+        // Rests of the path and of targets on the way, the innermost last.
+        let mut rests = vec![path];
+        while let Some(rest) = rests.pop() {
+            let name = match rest.iter().position(|&byte| byte == b'/') {
+                Some(slash) => {
+                    rests.push(&rest[slash + 1..]);
+                    &rest[..slash]
+                }
+                None => rest,
+            };
+            match name {
+                b"" | b"." => continue,
+                b".." => {
+                    if missing.pop().is_none()
+                        && let What::Directory { parent, .. } = self.draft(at).what
+                    {
+                        at = parent;
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            let child = if missing.is_empty() { self.child(at, name) } else { None };
+            let Some(child) = child else {
+                missing.push(name);
+                continue;
+            };
+            match self.draft(child).what {
+                What::Directory { .. } => at = child,
+                What::Symlink { .. } if replaced.contains(&child) => return Ok(Place::Blocked),
+                What::Symlink { target } => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(MergeFault::Loop);
+                    }
+                    if target.starts_with(b"/") {
+                        at = self.root;
+                    }
+                    rests.push(target);
+                }
+                What::Other => return Ok(Place::Blocked),
+            }
+        }
+        Ok(if missing.is_empty() { Place::Directory(at) } else { Place::Missing(at, missing) })
+    }
+
+    /// The directory at a path, made with its parents where there is none.
+    fn directory(&mut self, path: &'a [u8]) -> Result<u32, MergeFault> {
+        if let Some((last, directory)) = self.last
+            && last == path
+        {
+            return Ok(directory);
+        }
+        let directory = match self.resolve(path, &HashSet::new())? {
+            Place::Directory(directory) => directory,
+            Place::Blocked => return Err(MergeFault::NotADirectory),
+            Place::Missing(mut at, missing) => {
+                if let Some(long) = missing.iter().find(|name| name.len() > MAX_NAME) {
+                    return Err(MergeFault::LongName(long.len()));
+                }
+                for name in missing {
+                    let name = self.intern(name)?;
+                    let what = What::Directory { parent: at, name };
+                    let made = self.add(Draft { what, layer: IMPLIED, entry: 0 })?;
+                    self.bind(at, name, made);
+                    at = made;
+                }
+                at
+            }
+        };
+        self.last = Some((path, directory));
+        Ok(directory)
+    }
+
+    /// What stands at a path; the last component is not followed.
+    fn find(&self, path: &'a [u8], replaced: &HashSet<u32>) -> Result<Option<(u32, u32)>, MergeFault> {
+        let (dir, name) = match path.iter().rposition(|&byte| byte == b'/') {
+            Some(slash) => (&path[..slash], &path[slash + 1..]),
+            None => (&[][..], path),
+        };
+        let Place::Directory(directory) = self.resolve(dir, replaced)? else { return Ok(None) };
+        Ok(self.child(directory, name).map(|child| (directory, child)))
+    }
+
+    /// First step: what a layer hides of the tree so far.
+    fn apply_markers<D: AsRef<[u8]>>(&mut self, layer: &'a Index<D>) -> Result<(), (&'a [u8], MergeFault)> {
+        let whiteouts = layer.whiteouts().map(|path| (path, false));
+        let mut markers: Vec<_> = whiteouts.chain(layer.opaques().map(|path| (path, true))).collect();
+        if markers.is_empty() {
+            return Ok(());
+        }
+        self.last = None;
+        // Byte order has each path behind its parents.
+        markers.sort_unstable();
+        let replaced = self.replaced_links(layer);
+        for (path, opaque) in markers {
+            let fail = |fault| (path, fault);
+            if opaque {
+                if let Place::Directory(directory) = self.resolve(path, &replaced).map_err(fail)? {
+                    self.empty(directory).map_err(fail)?;
+                }
+            } else if let Some((directory, _)) = self.find(path, &replaced).map_err(fail)? {
+                let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+                let name = self.intern(name).map_err(fail)?;
+                self.unbind(directory, name);
+            }
+        }
+        Ok(())
+    }
+
+    /// The symlinks that this layer puts directories in place of.
+    fn replaced_links<D: AsRef<[u8]>>(&self, layer: &'a Index<D>) -> HashSet<u32> {
+        let directories = layer.entries().filter(|(_, entry)| entry.kind() == Kind::Directory);
+        let mut directories: Vec<_> =
+            directories.map(|(_, entry)| (entry.path(), entry.dir(), entry.name())).collect();
+        directories.sort_unstable();
+        let mut replaced = HashSet::new();
+        for (_, dir, name) in directories {
+            // What is wrong with an entry's path shows when the entry is applied.
+            if let Ok(Place::Directory(directory)) = self.resolve(dir, &replaced)
+                && let Some(child) = self.child(directory, name)
+                && matches!(self.draft(child).what, What::Symlink { .. })
+            {
+                replaced.insert(child);
+            }
+        }
+        replaced
+    }
+
+    /// Takes everything out of a directory: an empty one takes its place.
+    fn empty(&mut self, directory: u32) -> Result<(), MergeFault> {
+        let former = *self.draft(directory);
+        let empty = self.add(former)?;
+        match former.what {
+            What::Directory { .. } if directory == self.root => {
+                self.drafts[empty as usize].what = What::Directory { parent: empty, name: 0 };
+                self.root = empty;
+            }
+            What::Directory { parent, name } => self.bind(parent, name, empty),
+            What::Symlink { .. } | What::Other => {}
+        }
+        Ok(())
+    }
+
+    /// Second step: one entry.
+    fn apply(&mut self, placed: Placed<'a>, kind: Kind<'a>) -> Result<(), MergeFault> {
+        let Placed { dir, name, layer, entry } = placed;
+        let entry = entry.get();
+        if name.is_empty() {
+            let root = &mut self.drafts[self.root as usize];
+            (root.layer, root.entry) = (layer, entry);
+            return Ok(());
+        }
+        let parent = self.directory(dir)?;
+        let name = self.intern(name)?;
+        let former = self.children.get(&(parent, name)).copied();
+        let what = match kind {
+            Kind::Directory => match former {
+                Some(former) if self.is_directory(former) => {
+                    let draft = &mut self.drafts[former as usize];
+                    (draft.layer, draft.entry) = (layer, entry);
+                    return Ok(());
+                }
+                _ => What::Directory { parent, name },
+            },
+            Kind::Hardlink { target } => {
+                self.unbind(parent, name);
+                let found = self.find(target, &HashSet::new())?;
+                return match found {
+                    _ if target.is_empty() => Err(MergeFault::DirectoryTarget(b"/".as_slice().into())),
+                    None => Err(MergeFault::NoTarget(target.into())),
+                    Some((_, node)) if self.is_directory(node) => {
+                        Err(MergeFault::DirectoryTarget(target.into()))
+                    }
+                    Some((_, node)) => {
+                        self.bind(parent, name, node);
+                        Ok(())
+                    }
+                };
+            }
+            Kind::Symlink { target } => What::Symlink { target },
+            Kind::Regular { .. } | Kind::CharDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo => {
+                What::Other
+            }
+        };
+        let node = self.add(Draft { what, layer, entry })?;
+        self.bind(parent, name, node);
+        Ok(())
+    }
+
+    /// Numbers what can be reached and packs it.
+    fn freeze(self) -> Result<Tree, MergeFault> {
+        let too_many = |_| MergeFault::TooMany("nodes");
+        let ranks = self.ranks();
+        let mut edges: Vec<(u32, u32, u32)> =
+            self.children.iter().map(|(&(directory, name), &node)| (directory, name, node)).collect();
+        edges.sort_unstable_by_key(|&(directory, name, _)| (directory, ranks[name as usize]));
+
+        let mut text = Vec::new();
+        let mut text_at = vec![u32::MAX; self.names.len()];
+        let mut children = Vec::new();
+        let mut directories = Vec::new();
+        // By draft: number among the directories, or among the others.
+        let mut number = vec![u32::MAX; self.drafts.len()];
+        let mut queue = vec![(self.root, NodeId::ROOT)];
+        let mut others: Vec<(u32, u32)> = Vec::new();
+        number[self.root as usize] = 0;
+        while let Some(&(draft, parent)) = queue.get(directories.len()) {
+            let node = NodeId(u32::try_from(directories.len()).map_err(too_many)?);
+            let first = u32::try_from(children.len()).map_err(too_many)?;
+            let start = edges.partition_point(|&(directory, ..)| directory < draft);
+            let mut subdirectories = 0;
+            for &(_, name, child) in edges[start..].iter().take_while(|&&(directory, ..)| directory == draft)
+            {
+                let at = &mut text_at[name as usize];
+                if *at == u32::MAX {
+                    let name = self.names[name as usize];
+                    *at = u32::try_from(text.len()).map_err(|_| MergeFault::TooMany("names"))?;
+                    text.push(u8::try_from(name.len()).map_err(|_| MergeFault::LongName(name.len()))?);
+                    text.extend_from_slice(name);
+                }
+                // Numbered below, when the number of directories is known.
+                children.push(Child { name: *at, node: NodeId(child) });
+                let number = &mut number[child as usize];
+                if self.is_directory(child) {
+                    subdirectories += 1;
+                    *number = u32::try_from(queue.len()).map_err(too_many)?;
+                    queue.push((child, node));
+                } else if *number == u32::MAX {
+                    *number = u32::try_from(others.len()).map_err(too_many)?;
+                    others.push((child, 1));
+                } else {
+                    others[*number as usize].1 += 1;
+                }
+            }
+            directories.push(Directory { first, parent, subdirectories });
+        }
+        let directory_count = u32::try_from(directories.len()).map_err(too_many)?;
+        let end = u32::try_from(children.len()).map_err(too_many)?;
+        directories.push(Directory { first: end, parent: NodeId::ROOT, subdirectories: 0 });
+        // Checked here, so that no number below overflows.
+        u32::try_from(queue.len() + others.len()).map_err(too_many)?;
+        for child in &mut children {
+            let draft = child.node.get();
+            let shift = if self.is_directory(draft) { 0 } else { directory_count };
+            child.node = NodeId(number[draft as usize] + shift);
+        }
+        let sources = || {
+            let drafts = queue.iter().map(|(draft, _)| draft).chain(others.iter().map(|(draft, _)| draft));
+            drafts.map(|draft| self.draft(*draft))
+        };
+        Ok(Tree {
+            names: text.into(),
+            children: children.into(),
+            directories: directories.into(),
+            layers: sources().map(|draft| draft.layer).collect(),
+            entries: sources().map(|draft| draft.entry).collect(),
+            links: (directory_count..)
+                .zip(&others)
+                .filter(|(_, (_, names))| *names > 1)
+                .map(|(number, (_, names))| (NodeId(number), *names))
+                .collect(),
+        })
+    }
+
+    /// For each name its place in the order of all names.
+    fn ranks(&self) -> Vec<u32> {
+        let mut sorted: Vec<u32> = (0..).take(self.names.len()).collect();
+        sorted.sort_unstable_by_key(|&name| self.names[name as usize]);
+        let mut ranks = vec![0; sorted.len()];
+        for (rank, name) in (0..).zip(sorted) {
+            ranks[name as usize] = rank;
+        }
+        ranks
+    }
+}

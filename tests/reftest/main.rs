@@ -1,0 +1,110 @@
+//! Random layers, merged by the program and by a naive model of the same rules: both must give the same tree.
+
+#![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
+
+#[path = "../common/layers.rs"]
+mod layers;
+mod model;
+
+use std::collections::BTreeMap;
+
+use layers::{Line, What, merge_lines, parse};
+use model::Model;
+use proptest::prelude::*;
+use rcx_imagefs::tree::{NodeId, Tree};
+
+/// Paths of few names, so that they meet: often the same, often below one another, sometimes in odd spelling.
+fn path() -> impl Strategy<Value = Vec<u8>> {
+    let name = prop_oneof![12 => "[abc]", 1 => Just("..".to_owned()), 1 => Just(".".to_owned())];
+    (prop::bool::weighted(0.1), prop::collection::vec(name, 1..4)).prop_map(|(absolute, names)| {
+        let path = names.join("/").into_bytes();
+        if absolute { [b"/", &path[..]].concat() } else { path }
+    })
+}
+
+fn line() -> impl Strategy<Value = Line> {
+    let what = prop_oneof![
+        4 => Just(What::Directory),
+        4 => "[a-z]{0,3}".prop_map(|text| What::File(text.into_bytes())),
+        4 => path().prop_map(What::Symlink),
+        3 => path().prop_map(What::Hardlink),
+        1 => Just(What::Fifo),
+        1 => Just(What::Char(1, 3)),
+        3 => Just(What::Whiteout),
+        2 => Just(What::Opaque),
+    ];
+    let fields = (path(), what, 0o600..0o700u32, any::<bool>());
+    fields.prop_filter_map("a name of its own", |(path, what, mode, xattr)| {
+        let mut line = Line::new(&path, what);
+        line.mode = mode;
+        if xattr {
+            line.xattrs.push(("user.a".to_owned(), vec![b'x'; mode as usize % 3]));
+        }
+        // Of the root there can be a directory and a marker for what is in it; else such names are refused before the merge.
+        let root = model::normal(&path).is_empty();
+        let dots = matches!(path.rsplit(|&byte| byte == b'/').next(), Some(b"." | b".."));
+        match line.what {
+            What::Directory | What::Opaque => Some(line),
+            What::Whiteout if dots => None,
+            _ => (!root).then_some(line),
+        }
+    })
+}
+
+fn stack() -> impl Strategy<Value = Vec<Vec<Line>>> {
+    prop::collection::vec(prop::collection::vec(line(), 0..12), 1..5)
+}
+
+/// Compares by listing: the whole tree as text, read back.
+fn assert_same_listing(text: &str, model: &Model) {
+    let lines = parse(text).remove(0);
+    assert_eq!(lines, model.lines(), "\n{text}");
+}
+
+/// Compares by looking up each of the model's paths, from the root on.
+fn assert_same_lookups(tree: &Tree, model: &Model) {
+    let mut nodes: BTreeMap<NodeId, usize> = BTreeMap::new();
+    for (path, node, nlink) in model.paths() {
+        let mut at = NodeId::ROOT;
+        for name in &path {
+            let next = tree.lookup(at, name).expect("what the model has is there");
+            if tree.is_directory(next) {
+                assert_eq!(tree.parent(next), at);
+            }
+            at = next;
+        }
+        assert_eq!(tree.nlink(at) as usize, nlink, "{path:?}");
+        assert_eq!(*nodes.entry(at).or_insert(node), node, "{path:?} is another node");
+    }
+    assert_eq!(tree.len(), nodes.len());
+}
+
+/// Merges by both; a line that breaks a rule must be found by both, and without it they go on.
+fn compare(mut stack: Vec<Vec<Line>>) {
+    loop {
+        let merged = merge_lines(&stack);
+        match Model::merge(&stack) {
+            Ok(model) => {
+                let merged = merged.unwrap_or_else(|error| panic!("{error}\n{stack:?}"));
+                assert_same_listing(&merged.dump(), &model);
+                return assert_same_lookups(&merged.tree, &model);
+            }
+            Err((layer, line)) => {
+                let path = String::from_utf8(model::normal(&stack[layer][line].path).join(&b'/')).unwrap();
+                let error = merged.map(|merged| merged.dump()).expect_err("the model finds an error");
+                assert!(error.starts_with(&format!("layer {}: ", layer + 1)), "{error}\n{stack:?}");
+                assert!(error.contains(&format!(" `{path}`: ")), "{error}\n{stack:?}");
+                stack[layer].remove(line);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn merge_agrees_with_the_model(stack in stack()) {
+        compare(stack);
+    }
+}

@@ -1,9 +1,20 @@
 //! The filesystem, without a kernel: names and numbers in, attributes and bytes out.
 
+mod attr;
 mod cache;
+mod content;
+mod error;
+mod image_fs;
+mod images;
 mod inodes;
 mod namespace;
+mod source;
 
+pub use attr::{Attr, FileKind};
 pub use cache::{CacheCounters, SpanBytes, SpanCache, SpanFault, SpanKey};
+pub use content::Bytes;
+pub use error::{FsError, ImageFault};
+pub use image_fs::{DirEntry, Figures, FsOptions, FsStatus, ImageFs, Lookup, NAME_MAX};
 pub use inodes::{Ino, Place};
 pub use namespace::{Changes, Directory, Image, Namespace, Node, Published, Symlink, Target};
+pub use source::{LoadError, Source};

@@ -19,8 +19,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use sha2::{Digest as _, Sha256};
 
 use super::Ino;
+use super::attr::NO_TIME;
 use crate::image::ManifestDigest;
-use crate::layer::tar::Timestamp;
+use crate::layer::Timestamp;
 
 /// One reference of the store: a name for an image, with or without a tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,9 +101,9 @@ pub struct Namespace {
 }
 
 impl Default for Namespace {
-    /// Nothing published.
+    /// Nothing published, as the store has not been looked at.
     fn default() -> Self {
-        Self::new(&[], Timestamp { sec: 0, nsec: 0 }, None)
+        Self::new(&[], NO_TIME, None)
     }
 }
 
@@ -270,7 +271,7 @@ impl Namespace {
         for (ino, node) in &mut self.nodes {
             match (node, previous.nodes.get(ino)) {
                 (Node::Directory(now), Some(Node::Directory(before))) => {
-                    if now.listed == before.listed {
+                    if now.listed == before.listed && before.mtime != NO_TIME {
                         now.mtime = before.mtime;
                     } else if now.mtime <= before.mtime {
                         now.mtime = just_after(before.mtime);

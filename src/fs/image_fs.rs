@@ -1,0 +1,601 @@
+//! The filesystem as an ordinary struct: every request is a method, every answer a plain value.
+//!
+//! Lock order: the namespace's lock is held for a copy of its `Arc` only, and never while anything is opened or read.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tracing::info;
+
+use super::attr::{Attr, FileKind};
+use super::content::{Bytes, Content, SlotLayer};
+use super::images::Images;
+use super::source::Source;
+use super::{
+    CacheCounters, Changes, Directory, FsError, Image, Ino, Namespace, Node, Place, SpanCache, Target,
+};
+use crate::index::{EntryId, Kind, Layer, Piece};
+use crate::tree::{LayerNo, NodeId, Source as NodeSource, Tree};
+
+/// Longest name that a lookup can have: what tars and references are limited to.
+pub const NAME_MAX: usize = 255;
+
+/// Settings of an [`ImageFs`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FsOptions {
+    /// Bytes of decoded spans that are kept.
+    pub cache_bytes: u64,
+    /// For how long a read waits for another one's decode of the same span.
+    pub span_deadline: Duration,
+    /// For how long a lookup waits for another one's opening of the same image.
+    pub image_deadline: Duration,
+    /// Whether the span behind a forward reader's is decoded before it is asked for.
+    pub read_ahead: bool,
+}
+
+impl Default for FsOptions {
+    fn default() -> Self {
+        Self {
+            cache_bytes: 256 << 20,
+            span_deadline: Duration::from_secs(30),
+            image_deadline: Duration::from_secs(60),
+            read_ahead: false,
+        }
+    }
+}
+
+/// For how long the failure to open an image is told without another try: one `ls` asks many times.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// This, for as long as the name is not invalidated.
+    Found(Attr),
+    /// Nothing. `lasting`: it will never be anything, so that the answer may be cached.
+    Absent {
+        /// Whether the answer may be cached.
+        lasting: bool,
+    },
+}
+
+/// One name of a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirEntry<'a> {
+    /// The name.
+    pub name: &'a [u8],
+    /// Where the listing goes on behind this name.
+    pub next: u64,
+    /// What it stands for. Unless `attr_lasts`, number and kind are right and the others made up.
+    pub attr: Attr,
+    /// Whether `attr` holds for as long as the name is not invalidated.
+    pub attr_lasts: bool,
+}
+
+/// Figures for `statfs`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Figures {
+    /// Bytes of all layers that are open, decoded.
+    pub bytes: u64,
+    /// Entries of all layers that are open.
+    pub files: u64,
+}
+
+/// What the filesystem holds, for `status`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct FsStatus {
+    /// Images that have a name.
+    pub published: usize,
+    /// Images that are open, by their paths in the mount (`None`: their last name has gone).
+    pub open: Vec<Option<String>>,
+    /// Images that could not be opened, with the reason.
+    pub failed: Vec<String>,
+    /// Layers that are open.
+    pub layers: usize,
+    /// The cache of decoded spans.
+    pub cache: CacheCounters,
+}
+
+/// All published images as one tree of files.
+#[derive(Debug)]
+pub struct ImageFs {
+    source: Source,
+    namespace: RwLock<Arc<Namespace>>,
+    /// Held through a refresh, which nothing but another refresh waits for.
+    refreshing: Mutex<()>,
+    images: Images<OpenImage>,
+    layers: RwLock<HashMap<u32, Arc<Layer>>>,
+    content: Content,
+}
+
+/// An open image.
+#[derive(Debug)]
+struct OpenImage {
+    image: Image,
+    tree: Tree,
+    /// Lowest first, as the tree numbers them.
+    layers: Vec<SlotLayer>,
+}
+
+/// Where an inode's attributes and content stand.
+struct Found {
+    ino: Ino,
+    layer: SlotLayer,
+    entry: EntryId,
+    nlink: u32,
+}
+
+/// What a node of a tree is made from.
+enum Made {
+    Found(Found),
+    Implied(Attr),
+}
+
+impl ImageFs {
+    /// Makes a filesystem that shows nothing before its first [`ImageFs::refresh`].
+    #[must_use]
+    pub fn new(source: Source, options: &FsOptions) -> Self {
+        let cache = SpanCache::new(options.cache_bytes, options.span_deadline);
+        Self {
+            source,
+            namespace: RwLock::new(Arc::new(Namespace::default())),
+            refreshing: Mutex::new(()),
+            images: Images::new(options.image_deadline, RETRY_AFTER),
+            layers: RwLock::new(HashMap::new()),
+            content: Content::new(cache, options.read_ahead),
+        }
+    }
+
+    /// Shows what is published now. The caller has the kernel forget what the answer says, before it tells anyone that
+    /// the change can be seen; no handler waits for that.
+    ///
+    /// # Errors
+    ///
+    /// That the store's references cannot be read; what was shown stays.
+    pub fn refresh(&self) -> Result<Changes, super::LoadError> {
+        let _one = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (published, changed) = self.source.published()?;
+        let old = self.namespace();
+        let new = Arc::new(Namespace::new(&published, changed, Some(&old)));
+        let changes = new.changes_since(&old);
+        *self.namespace.write().unwrap_or_else(PoisonError::into_inner) = new;
+        // A pull may have mended an image without changing a reference.
+        self.images.forget_failures();
+        Ok(changes)
+    }
+
+    /// The names that are shown now.
+    #[must_use]
+    pub fn namespace(&self) -> Arc<Namespace> {
+        Arc::clone(&self.namespace.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What the filesystem holds.
+    #[must_use]
+    pub fn status(&self) -> FsStatus {
+        let namespace = self.namespace();
+        let (open, failed) = self.images.states();
+        FsStatus {
+            published: namespace.image_count(),
+            open: open.into_iter().map(|slot| namespace.path_of(slot)).collect(),
+            failed: failed.into_iter().map(|(_, reason)| reason).collect(),
+            layers: self.layers.read().unwrap_or_else(PoisonError::into_inner).len(),
+            cache: self.content.counters(),
+        }
+    }
+
+    /// Forgets decoded spans, as if they had never been read.
+    pub fn drop_caches(&self) {
+        self.content.drop_caches();
+    }
+
+    /// What `name` in the directory `parent` stands for. `.` and `..` are answered too: file handles ask for them.
+    ///
+    /// # Errors
+    ///
+    /// `parent` is not a directory of this mount, or the image that it or the name belongs to cannot be opened.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Lookup, FsError> {
+        match name {
+            b"." => return self.getattr(parent).map(Lookup::Found),
+            b".." => return self.getattr(self.parent(parent)?).map(Lookup::Found),
+            name if name.len() > NAME_MAX => return Err(FsError::NameTooLong),
+            _ => {}
+        }
+        match self.place(parent)? {
+            Place::Namespace(_) => {
+                let namespace = self.namespace();
+                match directory(&namespace, parent)?.lookup(name) {
+                    // A pull may give it a meaning at any time.
+                    None => Ok(Lookup::Absent { lasting: false }),
+                    Some(Target::Image(image)) => {
+                        let open = self.open(image)?;
+                        self.attr(&open, NodeId::ROOT).map(Lookup::Found)
+                    }
+                    Some(Target::Directory(ino) | Target::Symlink(ino)) => {
+                        namespace_attr(&namespace, ino).map(Lookup::Found)
+                    }
+                }
+            }
+            Place::Image { slot, node } => {
+                let open = self.open_slot(slot, parent)?;
+                match open.tree.lookup(directory_node(&open, node, parent)?, name) {
+                    // Nothing comes into an image.
+                    None => Ok(Lookup::Absent { lasting: true }),
+                    Some(node) => self.attr(&open, node).map(Lookup::Found),
+                }
+            }
+            Place::Layer { .. } => Err(FsError::NotADirectory(parent)),
+        }
+    }
+
+    /// The attributes of an inode.
+    ///
+    /// # Errors
+    ///
+    /// It stands for nothing, or what it belongs to cannot be opened.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr, FsError> {
+        match self.place(ino)? {
+            Place::Namespace(_) => namespace_attr(&self.namespace(), ino),
+            Place::Layer { .. } | Place::Image { .. } => match self.made(ino)? {
+                Made::Found(found) => found.attr(),
+                Made::Implied(attr) => Ok(attr),
+            },
+        }
+    }
+
+    /// Gives `sink` the names of a directory behind `offset` (0: from the start) until it answers that it is full.
+    ///
+    /// # Errors
+    ///
+    /// `ino` is not a directory of this mount, or its image cannot be opened.
+    pub fn readdir(
+        &self,
+        ino: Ino,
+        offset: u64,
+        mut sink: impl FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<(), FsError> {
+        const DOTS: u64 = 2;
+        let place = self.place(ino)?;
+        if let Place::Layer { .. } = place {
+            return Err(FsError::NotADirectory(ino));
+        }
+        let attr_of = |ino| Attr::directory(ino, 2, super::attr::NO_TIME);
+        for (at, name) in [(0, &b"."[..]), (1, b"..")] {
+            if offset <= at {
+                let ino = if at == 0 { ino } else { self.parent(ino)? };
+                if sink(DirEntry { name, next: at + 1, attr: attr_of(ino), attr_lasts: false }) {
+                    return Ok(());
+                }
+            }
+        }
+        match place {
+            Place::Layer { .. } => {}
+            Place::Namespace(_) => {
+                let namespace = self.namespace();
+                for (next, name, target) in directory(&namespace, ino)?.listed_after(offset) {
+                    let (attr, attr_lasts) = match target {
+                        Target::Directory(ino) | Target::Symlink(ino) => {
+                            (namespace_attr(&namespace, ino)?, true)
+                        }
+                        // A listing opens no image.
+                        Target::Image(image) => match self.images.opened(image.slot) {
+                            Some(open) => (self.attr(&open, NodeId::ROOT)?, true),
+                            None => (attr_of(image_root(image)?), false),
+                        },
+                    };
+                    if sink(DirEntry { name: name.as_bytes(), next, attr, attr_lasts }) {
+                        return Ok(());
+                    }
+                }
+            }
+            Place::Image { slot, node } => {
+                let open = self.open_slot(slot, ino)?;
+                let node = directory_node(&open, node, ino)?;
+                let mut index = usize::try_from(offset.saturating_sub(DOTS)).map_err(|_| FsError::Invalid)?;
+                while let Some((name, child)) = open.tree.child_at(node, index) {
+                    index += 1;
+                    let attr = self.attr(&open, child)?;
+                    if sink(DirEntry { name, next: DOTS + index as u64, attr, attr_lasts: true }) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a symbolic link holds.
+    ///
+    /// # Errors
+    ///
+    /// It is none, or what it belongs to cannot be opened.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
+        if let Place::Namespace(_) = self.place(ino)? {
+            return match self.namespace().node(ino) {
+                Some(Node::Symlink(link)) => Ok(link.target().as_bytes().to_vec()),
+                Some(Node::Directory(_)) => Err(FsError::WrongKind(ino)),
+                None => Err(FsError::Stale(ino)),
+            };
+        }
+        match self.made(ino)? {
+            Made::Found(Found { layer: (_, layer), entry, .. }) => match layer.index().entry(entry).kind() {
+                Kind::Symlink { target } => Ok(target.to_vec()),
+                _ => Err(FsError::WrongKind(ino)),
+            },
+            Made::Implied(_) => Err(FsError::WrongKind(ino)),
+        }
+    }
+
+    /// Up to `len` bytes of a regular file from `offset` on, fewer only at its end. Blocks while spans are decoded.
+    ///
+    /// # Errors
+    ///
+    /// It is not a regular file, or its bytes cannot be read or are not what was indexed. Never wrong bytes.
+    pub fn read(&self, ino: Ino, offset: u64, len: u32) -> Result<Bytes, FsError> {
+        let found = self.regular(ino)?;
+        self.content.read(ino, &found.layer, found.entry, offset, len)
+    }
+
+    /// The first offset from `offset` on that is in a hole (`hole`) or in data.
+    ///
+    /// # Errors
+    ///
+    /// It is not a regular file, or there is none.
+    pub fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<u64, FsError> {
+        let found = self.regular(ino)?;
+        let (_, layer) = &found.layer;
+        let Kind::Regular { size } = layer.index().entry(found.entry).kind() else {
+            return Err(FsError::WrongKind(ino));
+        };
+        if offset >= size {
+            return Err(FsError::BehindEnd);
+        }
+        let mut at = offset;
+        for piece in layer.pieces(found.entry, offset, size - offset) {
+            let (is_hole, len) = match piece {
+                Piece::Hole { len } => (true, len),
+                Piece::Data { len, .. } => (false, len),
+            };
+            if is_hole == hole {
+                return Ok(at);
+            }
+            at += len;
+        }
+        // Behind the last byte of every file is a hole.
+        if hole { Ok(size) } else { Err(FsError::BehindEnd) }
+    }
+
+    /// One extended attribute.
+    ///
+    /// # Errors
+    ///
+    /// There is none of that name.
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
+        let mut value = None;
+        self.for_each_xattr(ino, |has, is| {
+            if has == name {
+                value = Some(is.to_vec());
+            }
+        })?;
+        value.ok_or(FsError::NoAttribute)
+    }
+
+    /// The names of all extended attributes, each with a NUL behind it (listxattr(2)).
+    ///
+    /// # Errors
+    ///
+    /// The inode stands for nothing, or what it belongs to cannot be opened.
+    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
+        let mut names = Vec::new();
+        self.for_each_xattr(ino, |name, _| {
+            names.extend_from_slice(name);
+            names.push(0);
+        })?;
+        Ok(names)
+    }
+
+    /// Figures for `statfs`.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        let layers = self.layers.read().unwrap_or_else(PoisonError::into_inner);
+        let none = Figures { bytes: 0, files: 0 };
+        layers.values().fold(none, |sum, layer| Figures {
+            bytes: sum.bytes.saturating_add(layer.index().tar_size()),
+            files: sum.files.saturating_add(layer.index().len() as u64),
+        })
+    }
+
+    fn for_each_xattr(&self, ino: Ino, mut each: impl FnMut(&[u8], &[u8])) -> Result<(), FsError> {
+        if let Place::Namespace(_) = self.place(ino)? {
+            return namespace_attr(&self.namespace(), ino).map(drop);
+        }
+        if let Made::Found(Found { layer: (_, layer), entry, .. }) = self.made(ino)? {
+            layer.index().entry(entry).xattrs().for_each(|(name, value)| each(name, value));
+        }
+        Ok(())
+    }
+
+    fn place(&self, ino: Ino) -> Result<Place, FsError> {
+        ino.place().ok_or(FsError::Stale(ino))
+    }
+
+    fn parent(&self, ino: Ino) -> Result<Ino, FsError> {
+        let namespace = self.namespace();
+        match self.place(ino)? {
+            Place::Namespace(_) => directory(&namespace, ino).map(Directory::parent),
+            Place::Image { slot, node } => {
+                let open = self.open_slot(slot, ino)?;
+                match directory_node(&open, node, ino)? {
+                    // An image without a name, still in use, hangs below the root.
+                    NodeId::ROOT => Ok(namespace.home(slot).map_or(Ino::ROOT, |(parent, _)| parent)),
+                    node => image_ino(slot, open.tree.parent(node)),
+                }
+            }
+            Place::Layer { .. } => Err(FsError::NotADirectory(ino)),
+        }
+    }
+
+    fn regular(&self, ino: Ino) -> Result<Found, FsError> {
+        if let Place::Namespace(_) = self.place(ino)? {
+            return match self.namespace().node(ino) {
+                Some(Node::Directory(_)) => Err(FsError::IsADirectory(ino)),
+                Some(Node::Symlink(_)) => Err(FsError::WrongKind(ino)),
+                None => Err(FsError::Stale(ino)),
+            };
+        }
+        match self.made(ino)? {
+            Made::Implied(_) => Err(FsError::IsADirectory(ino)),
+            Made::Found(found) => match found.layer.1.index().entry(found.entry).kind() {
+                Kind::Regular { .. } => Ok(found),
+                Kind::Directory => Err(FsError::IsADirectory(ino)),
+                _ => Err(FsError::WrongKind(ino)),
+            },
+        }
+    }
+
+    /// Resolves a number that is not of the namespace.
+    fn made(&self, ino: Ino) -> Result<Made, FsError> {
+        match self.place(ino)? {
+            Place::Namespace(_) => Err(FsError::Stale(ino)),
+            Place::Image { slot, node } => {
+                let open = self.open_slot(slot, ino)?;
+                let node = NodeId::new(node);
+                if !open.tree.contains(node) {
+                    return Err(FsError::Stale(ino));
+                }
+                made(&open, node)
+            }
+            Place::Layer { slot, entry } => {
+                let layer = self.layer(slot, ino)?;
+                let entry = EntryId::new(entry);
+                if !layer.index().contains(entry) {
+                    return Err(FsError::Stale(ino));
+                }
+                let nlink = layer.index().own_nlink(entry);
+                Ok(Made::Found(Found { ino, layer: (slot, layer), entry, nlink }))
+            }
+        }
+    }
+
+    fn attr(&self, open: &OpenImage, node: NodeId) -> Result<Attr, FsError> {
+        match made(open, node)? {
+            Made::Found(found) => found.attr(),
+            Made::Implied(attr) => Ok(attr),
+        }
+    }
+
+    fn open(&self, image: Image) -> Result<Arc<OpenImage>, FsError> {
+        let name = || self.namespace().path_of(image.slot).unwrap_or_else(|| image.manifest.to_string());
+        let open = || {
+            let started = Instant::now();
+            let opened = self.source.open_image(image.manifest, |slot| self.open_layer(slot))?;
+            info!(image = name(), nodes = opened.tree.len(), took = ?started.elapsed(), "image opened");
+            let mut layers = self.layers.write().unwrap_or_else(PoisonError::into_inner);
+            let shared = |(slot, layer): (u32, Arc<Layer>)| {
+                // The first one stays: there is one handle for each layer.
+                (slot, Arc::clone(layers.entry(slot).or_insert(layer)))
+            };
+            Ok(OpenImage {
+                image,
+                tree: opened.tree,
+                layers: opened.layers.into_iter().map(shared).collect(),
+            })
+        };
+        Ok(self.images.get_or_open(image.slot, name, open)?)
+    }
+
+    /// The image with this slot: open, published, or in the store still.
+    fn open_slot(&self, slot: u32, ino: Ino) -> Result<Arc<OpenImage>, FsError> {
+        if let Some(open) = self.images.opened(slot) {
+            return Ok(open);
+        }
+        let image = self.namespace().image(slot).or_else(|| self.source.image(slot));
+        self.open(image.ok_or(FsError::Stale(ino))?)
+    }
+
+    fn open_layer(&self, slot: u32) -> Option<Arc<Layer>> {
+        self.layers.read().unwrap_or_else(PoisonError::into_inner).get(&slot).map(Arc::clone)
+    }
+
+    /// The layer with this slot: open, or in the store still (the kernel may know it from a process before this one).
+    fn layer(&self, slot: u32, ino: Ino) -> Result<Arc<Layer>, FsError> {
+        if let Some(layer) = self.open_layer(slot) {
+            return Ok(layer);
+        }
+        let layer = self.source.open_layer(slot).map_err(|source| FsError::Layer { slot, source })?;
+        let layer = layer.ok_or(FsError::Stale(ino))?;
+        let mut layers = self.layers.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(Arc::clone(layers.entry(slot).or_insert(layer)))
+    }
+}
+
+impl Found {
+    fn attr(&self) -> Result<Attr, FsError> {
+        let (_, layer) = &self.layer;
+        let entry = layer.index().entry(self.entry);
+        let stored = || layer.stored_size(self.entry);
+        Attr::of_entry(self.ino, self.nlink, &entry, stored).ok_or(FsError::Inconsistent(self.ino))
+    }
+}
+
+/// What a node of an open image is made from, with the number that it has.
+fn made(open: &OpenImage, node: NodeId) -> Result<Made, FsError> {
+    let own = image_ino(open.image.slot, node)?;
+    let nlink = open.tree.nlink(node);
+    let NodeSource::Entry { layer, entry } = open.tree.source(node) else {
+        return Ok(Made::Implied(Attr::implied(own, nlink)));
+    };
+    let (slot, layer) = layer_of(open, layer).ok_or(FsError::Inconsistent(own))?;
+    let is_directory = open.tree.is_directory(node);
+    let ino = match !is_directory && nlink == layer.index().own_nlink(entry) {
+        true => Ino::of_layer(*slot, entry.get()).ok_or(FsError::Inconsistent(own))?,
+        false => own,
+    };
+    Ok(Made::Found(Found { ino, layer: (*slot, Arc::clone(layer)), entry, nlink }))
+}
+
+fn layer_of(open: &OpenImage, layer: LayerNo) -> Option<&SlotLayer> {
+    open.layers.get(layer.index())
+}
+
+fn image_ino(slot: u32, node: NodeId) -> Result<Ino, FsError> {
+    Ino::of_image(slot, node.get()).ok_or(FsError::Inconsistent(Ino::ROOT))
+}
+
+fn image_root(image: Image) -> Result<Ino, FsError> {
+    image_ino(image.slot, NodeId::ROOT)
+}
+
+/// A directory of an open image from a number that the kernel gave.
+fn directory_node(open: &OpenImage, node: u32, ino: Ino) -> Result<NodeId, FsError> {
+    let node = NodeId::new(node);
+    match open.tree.contains(node) {
+        false => Err(FsError::Stale(ino)),
+        true if open.tree.is_directory(node) => Ok(node),
+        true => Err(FsError::NotADirectory(ino)),
+    }
+}
+
+fn directory(namespace: &Namespace, ino: Ino) -> Result<&Directory, FsError> {
+    match namespace.node(ino) {
+        Some(Node::Directory(directory)) => Ok(directory),
+        Some(Node::Symlink(_)) => Err(FsError::NotADirectory(ino)),
+        None => Err(FsError::Stale(ino)),
+    }
+}
+
+fn namespace_attr(namespace: &Namespace, ino: Ino) -> Result<Attr, FsError> {
+    match namespace.node(ino) {
+        Some(Node::Directory(directory)) => Ok(Attr::directory(ino, directory.nlink(), directory.mtime())),
+        Some(Node::Symlink(link)) => Ok(Attr {
+            kind: FileKind::Symlink,
+            mode: 0o777,
+            nlink: 1,
+            size: link.target().len() as u64,
+            blocks: 0,
+            ..Attr::directory(ino, 1, link.mtime())
+        }),
+        None => Err(FsError::Stale(ino)),
+    }
+}

@@ -1,0 +1,102 @@
+//! Where images come from.
+
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use super::{Image, Published};
+use crate::image::{Document, LayerDigest, MANIFEST_MAX, ManifestDigest};
+use crate::index::{self, Layer};
+use crate::layer::Timestamp;
+use crate::store::{Slot, Store};
+use crate::tree::{self, Tree};
+
+/// Why references could not be read, or an image or a layer not be opened.
+pub type LoadError = Box<dyn std::error::Error + Send + Sync>;
+
+/// An image, opened.
+pub(super) struct Opened {
+    pub(super) tree: Tree,
+    /// Slots and layers, lowest first.
+    pub(super) layers: Vec<(u32, Arc<Layer>)>,
+}
+
+/// A store, and how its names are shown.
+#[derive(Debug)]
+pub struct Source {
+    store: Store,
+    default_registry: Option<String>,
+}
+
+impl Source {
+    /// Images come from `store`; names of `default_registry` are shown without it.
+    #[must_use]
+    pub fn new(store: Store, default_registry: Option<String>) -> Self {
+        Self { store, default_registry }
+    }
+
+    /// All references, and when they last changed. An image that has no slot yet gets one.
+    pub(super) fn published(&self) -> Result<(Vec<Published>, Timestamp), LoadError> {
+        // First the time: what changes in between is shown with too old a time rather than never noticed.
+        let metadata = std::fs::metadata(self.store.index_json_path())?;
+        let changed =
+            Timestamp { sec: metadata.mtime(), nsec: u32::try_from(metadata.mtime_nsec()).unwrap_or(0) };
+        let mut published = Vec::new();
+        for record in self.store.refs()?.images {
+            let name = record.name.familiar(self.default_registry.as_deref());
+            let image = Image { manifest: record.digest, slot: self.store.image_slot(&record.digest)?.get() };
+            let tags = match record.tags.is_empty() {
+                true => vec![None],
+                false => record.tags.iter().map(|tag| Some(tag.to_string())).collect(),
+            };
+            published.extend(tags.into_iter().map(|tag| Published {
+                name: name.clone(),
+                tag,
+                index: record.index,
+                image,
+            }));
+        }
+        Ok((published, changed))
+    }
+
+    /// Opens an image's layers, except those that `known` has, and merges them.
+    pub(super) fn open_image(
+        &self,
+        manifest: ManifestDigest,
+        known: impl Fn(u32) -> Option<Arc<Layer>>,
+    ) -> Result<Opened, LoadError> {
+        let bytes = self.store.read_small(&manifest.digest(), MANIFEST_MAX)?;
+        let Document::Manifest(manifest) = Document::parse(&bytes, None)? else {
+            return Err("a multi-platform index stands where a manifest should".into());
+        };
+        let mut layers = Vec::new();
+        for (digest, ..) in manifest.typed_layers() {
+            let slot = self.store.layer_slot(&digest)?.get();
+            let layer = known(slot).map_or_else(|| self.open(digest), Ok)?;
+            layers.push((slot, layer));
+        }
+        let indexes: Vec<_> = layers.iter().map(|(_, layer)| layer.index()).collect();
+        let tree = tree::merge(&indexes)?;
+        Ok(Opened { tree, layers })
+    }
+
+    /// The image that a slot was given to, published or not.
+    pub(super) fn image(&self, slot: u32) -> Option<Image> {
+        let manifest = self.store.image_of(Slot::new(slot)?).ok()??;
+        Some(Image { manifest, slot })
+    }
+
+    /// Opens the layer that a slot was given to; `None` where it was given to none.
+    pub(super) fn open_layer(&self, slot: u32) -> Result<Option<Arc<Layer>>, LoadError> {
+        let Some(slot) = Slot::new(slot) else { return Ok(None) };
+        let Some(layer) = self.store.layer_of(slot)? else { return Ok(None) };
+        self.open(layer).map(Some)
+    }
+
+    fn open(&self, layer: LayerDigest) -> Result<Arc<Layer>, LoadError> {
+        let file = self.store.index_file(&layer)?.ok_or_else(|| format!("layer {layer} has no index"))?;
+        let index = index::open_file(&file, &layer)?;
+        let blob = index::Source::File(self.store.open_blob(&layer.digest())?);
+        let seekable = self.store.seekable_file(&layer)?.map(index::Source::File);
+        Ok(Arc::new(Layer::new(index, blob, seekable)))
+    }
+}

@@ -4,15 +4,24 @@
 //! that is still there and has no lazy unmount. The descriptor of `/dev/fuse` and the mount are separate values, so
 //! that a session can be run on a descriptor that another process has mounted.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
+use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
+
+use super::adapter::Adapter;
+use super::requests::Requests;
+use crate::fs::{Changes, ImageFs};
 
 /// What `/proc/self/mountinfo` shows as the mount's source and, behind `fuse.`, as its type.
 pub const MOUNT_NAME: &str = "rcx-imagefs";
@@ -33,6 +42,9 @@ pub enum SessionError {
     NotEmpty(PathBuf),
     /// A running daemon serves this directory.
     #[error("mountpoint {0} is busy: an rcx-imagefs mount is there already")]
+    Served(PathBuf),
+    /// Something else is mounted there.
+    #[error("mountpoint {0} is busy: something is mounted there already")]
     Busy(PathBuf),
     /// The mountpoint could not be examined.
     #[error("mountpoint {path}")]
@@ -64,13 +76,8 @@ pub enum SessionError {
         source: io::Error,
     },
     /// The kernel and this program did not come to terms, or a thread could not be started.
-    #[error("serve {path}")]
-    Serve {
-        /// The mountpoint.
-        path: PathBuf,
-        /// What came of it.
-        source: io::Error,
-    },
+    #[error("serve the FUSE connection")]
+    Serve(#[source] io::Error),
     /// The mount could not be taken away.
     #[error("unmount {path}")]
     Unmount {
@@ -220,17 +227,20 @@ fn prepare_mountpoint(given: &Path, allow_nonempty: bool) -> Result<PathBuf, Ses
         if !there.directory {
             return Err(SessionError::NotADirectory(path));
         }
-        if !(there.mount_root && is_ours(there.mount).map_err(unusable)?) {
+        if !there.mount_root {
             break;
         }
-        // A request to the daemon, so as to see whether there is one.
-        match rustix::fs::stat(&path) {
+        if !is_ours(there.mount).map_err(unusable)? {
+            return Err(SessionError::Busy(path));
+        }
+        // A request to the daemon, so as to see whether there is one: attributes are cached beyond its death.
+        match rustix::fs::statx(CWD, &path, AtFlags::STATX_FORCE_SYNC, StatxFlags::MODE) {
             Err(Errno::NOTCONN) => {
                 info!(mountpoint = %path.display(), "detaching the mount of a daemon that is gone");
                 rustix::mount::unmount(&path, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
                     .map_err(|errno| failed(&path, "umount2 of the mount of a daemon that is gone", errno))?;
             }
-            _ => return Err(SessionError::Busy(path)),
+            _ => return Err(SessionError::Served(path)),
         }
     }
     let mut entries = fs::read_dir(&path).map_err(unusable)?;
@@ -298,6 +308,92 @@ fn failed(path: &Path, step: &'static str, errno: Errno) -> SessionError {
     }
 }
 
+/// A session that answers the kernel, in threads of its own, until the connection ends.
+#[derive(Debug)]
+pub struct Serving {
+    thread: JoinHandle<io::Result<()>>,
+    kernel: Kernel,
+    requests: Arc<Requests>,
+}
+
+/// Tells the kernel what to forget. A copy may outlive the session; it then tells nobody.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    notifier: Notifier,
+}
+
+/// Answers the requests of a connection with `fs`, with `threads` at once. `ended` is called when that is over: the mount
+/// is gone, or the connection broke.
+///
+/// # Errors
+///
+/// The kernel's first request is not one that this program can answer, or a thread could not be started.
+pub fn serve(
+    connection: OwnedFd,
+    fs: Arc<ImageFs>,
+    threads: NonZeroUsize,
+    ended: impl FnOnce() + Send + 'static,
+) -> Result<Serving, SessionError> {
+    let requests = Arc::new(Requests::default());
+    let adapter = Adapter::new(fs, Arc::clone(&requests));
+    let mut config = Config::default();
+    config.n_threads = Some(threads.get());
+    // The kernel checks permissions (`default_permissions`), for everybody.
+    let session =
+        Session::from_fd(adapter, connection, SessionACL::All, config).map_err(SessionError::Serve)?;
+    let kernel = Kernel { notifier: session.notifier() };
+    let run = move || {
+        let result = session.run();
+        ended();
+        result
+    };
+    let thread = thread::Builder::new().name("fuse".to_owned()).spawn(run).map_err(SessionError::Serve)?;
+    Ok(Serving { thread, kernel, requests })
+}
+
+impl Serving {
+    /// How many requests have come.
+    #[must_use]
+    pub fn requests(&self) -> &Arc<Requests> {
+        &self.requests
+    }
+
+    /// For telling the kernel what to forget.
+    #[must_use]
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// Waits for the end of the connection.
+    ///
+    /// # Errors
+    ///
+    /// How the connection broke.
+    pub fn join(self) -> Result<(), SessionError> {
+        let panicked = |_| Err(io::Error::other("the session's thread panicked"));
+        self.thread.join().unwrap_or_else(panicked).map_err(SessionError::Serve)
+    }
+}
+
+impl Kernel {
+    /// Has the kernel forget names, and attributes and listings of directories. When this returns, no answer from before
+    /// is cached: the kernel waits for lookups that are under way. So no handler may wait for this.
+    pub fn forget(&self, changes: &Changes) {
+        let told = |result: io::Result<()>| {
+            if let Err(error) = result {
+                debug!(%error, "the kernel does not forget");
+            }
+        };
+        for (parent, name) in &changes.names {
+            told(self.notifier.inval_entry(INodeNo(parent.get()), OsStr::new(&**name)));
+        }
+        for directory in &changes.directories {
+            // From offset 0 to the end: the pages of a directory are its cached listing.
+            told(self.notifier.inval_inode(INodeNo(directory.get()), 0, 0));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,6 +408,7 @@ mod tests {
         fs::write(&file, "").unwrap();
         assert!(matches!(mount(&file, false), Err(SessionError::NotADirectory(_))));
         assert!(matches!(mount(&file.join("below"), false), Err(SessionError::NotADirectory(_))));
+        assert!(matches!(mount(Path::new("/proc"), false), Err(SessionError::Busy(_))));
 
         // Holds `file`.
         let full = scratch.path().canonicalize().unwrap();

@@ -1,0 +1,88 @@
+//! Counts the kernel's requests by kind: what a warm cache saves is what does not arrive here.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! operations {
+    ($($variant:ident $name:literal),* $(,)?) => {
+        /// A kind of request, named as in include/uapi/linux/fuse.h.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Operation {
+            $(#[doc = concat!("`FUSE_", $name, "`")] $variant,)*
+        }
+
+        impl Operation {
+            /// All kinds.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The name without `FUSE_`.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+operations! {
+    Lookup "LOOKUP",
+    Forget "FORGET",
+    GetAttr "GETATTR",
+    ReadLink "READLINK",
+    Open "OPEN",
+    Read "READ",
+    Lseek "LSEEK",
+    Flush "FLUSH",
+    OpenDir "OPENDIR",
+    ReadDir "READDIR",
+    ReadDirPlus "READDIRPLUS",
+    StatFs "STATFS",
+    GetXattr "GETXATTR",
+    ListXattr "LISTXATTR",
+    Change "CHANGE",
+    Other "OTHER",
+}
+
+/// How many requests of each kind have come.
+#[derive(Debug, Default)]
+pub struct Requests {
+    counts: [AtomicU64; Operation::ALL.len()],
+    panics: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Requests {
+    /// Counts one.
+    pub(crate) fn count(&self, operation: Operation) {
+        self.counts[operation as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a handler's panic.
+    pub(crate) fn panicked(&self) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an answer of EIO.
+    pub(crate) fn failed(&self) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Name and number of each kind, those that never came left out.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Operation::ALL.iter().filter_map(|operation| {
+            let count = self.counts[*operation as usize].load(Ordering::Relaxed);
+            (count > 0).then_some((operation.name(), count))
+        })
+    }
+
+    /// Handlers that panicked.
+    #[must_use]
+    pub fn panics(&self) -> u64 {
+        self.panics.load(Ordering::Relaxed)
+    }
+
+    /// Requests answered with EIO, panics included.
+    #[must_use]
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+}

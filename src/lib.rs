@@ -1,5 +1,6 @@
 //! OCI images as read-only directories for sandboxes.
 
+pub mod daemon;
 pub mod fs;
 pub mod fuse;
 pub mod image;

@@ -21,6 +21,7 @@ mod bad_input;
 mod compare;
 mod damage;
 mod live;
+mod mount;
 mod pull;
 mod store;
 mod warm;

@@ -207,7 +207,7 @@ fn two_hundred_readers_of_one_cold_span_cause_one_decode() {
 }
 
 #[test]
-x() {
+fn holes_are_found_and_files_can_be_sent_and_run() {
     let (program, mount, name) = made_and_mounted();
     let root = mount.path(&name);
     let holes = File::open(root.join("holes")).unwrap();

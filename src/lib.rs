@@ -6,5 +6,6 @@ pub mod fuse;
 pub mod image;
 pub mod index;
 pub mod layer;
+pub mod registry;
 pub mod store;
 pub mod tree;

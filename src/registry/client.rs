@@ -22,7 +22,7 @@ use tokio::sync::{Mutex, OnceCell};
 use tokio::time::timeout;
 
 use super::message::readable;
-use super::{Place, PlainHttp, RegistryError, RegistryOptions};
+use super::{Deadlines, Place, PlainHttp, RegistryError, RegistryOptions};
 use crate::image::Name;
 
 /// Most redirects that are followed: as browsers and Go's client do.
@@ -152,7 +152,7 @@ impl Registry {
         tracing::trace!(place = %request.place, from = request.from, "request");
         match timeout(deadlines.connect + deadlines.response, builder.send()).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(source)) => Err(RegistryError::transport(request.place, source, deadlines.connect)),
+            Ok(Err(source)) => Err(RegistryError::transport(request.place, source, deadlines)),
             Err(_) => Err(RegistryError::Deadline {
                 place: request.place.clone(),
                 awaited: "answer",
@@ -202,7 +202,7 @@ impl Registry {
         let pull = oci_client::RegistryOperation::Pull;
         let token = match timeout(after, oci.auth(&image, &credentials, pull)).await {
             Ok(Ok(token)) => token,
-            Ok(Err(error)) => return Err(token_error(place, error, deadlines.connect)),
+            Ok(Err(error)) => return Err(token_error(place, error, deadlines)),
             Err(_) => {
                 return Err(RegistryError::Deadline { place: place.clone(), awaited: "token", after });
             }
@@ -229,7 +229,7 @@ impl Registry {
         let deadlines = &self.0.options.deadlines;
         // Naming a proxy that is for no address is the one way to keep it from those of the environment.
         let (http_proxy, no_proxy) = match side.kind {
-            Kind::Loopback => (Some("http://127.0.0.1:9".to_owned()), Some("*".to_owned())),
+            Kind::Loopback => (Some("http://127.0.0.1:9".to_owned()), Some("*,0.0.0.0/0,::/0".to_owned())),
             Kind::Remote => (None, None),
         };
         let pem = |data: &Vec<u8>| Certificate { encoding: CertificateEncoding::Pem, data: data.clone() };
@@ -296,12 +296,12 @@ impl fmt::Debug for Registry {
     }
 }
 
-fn token_error(place: &Place, error: OciDistributionError, connect: Duration) -> RegistryError {
+fn token_error(place: &Place, error: OciDistributionError, deadlines: &Deadlines) -> RegistryError {
     match error {
         OciDistributionError::AuthenticationFailure(said) => {
             RegistryError::Unauthorized { place: place.clone(), message: readable(said.as_bytes()) }
         }
-        OciDistributionError::RequestError(source) => RegistryError::transport(place, source, connect),
+        OciDistributionError::RequestError(source) => RegistryError::transport(place, source, deadlines),
         other => RegistryError::Token { place: place.clone(), source: Box::new(other) },
     }
 }

@@ -213,8 +213,7 @@ impl Body {
                 (self.waited, self.arrived) = (Duration::ZERO, 0);
                 continue;
             };
-            let chunk =
-                result.map_err(|source| RegistryError::transport(place, source, deadlines.connect))?;
+            let chunk = result.map_err(|source| RegistryError::transport(place, source, deadlines))?;
             self.waited += start.elapsed();
             let Some(chunk) = chunk else { return Ok(None) };
             self.arrived = self.arrived.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));

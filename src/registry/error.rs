@@ -1,6 +1,5 @@
 //! What can go wrong between here and a registry.
 
-use std::error::Error as _;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::time::Duration;
 
 use crate::image::{Digest, ManifestError, Name, Reference};
 
-use super::AuthError;
+use super::{AuthError, Deadlines};
 
 /// What was asked for: every error names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -277,13 +276,16 @@ impl RegistryError {
     }
 
     /// Sorts a transport error: TLS, no connection, a deadline, a broken connection.
-    pub(super) fn transport(place: &Place, source: reqwest::Error, connect: Duration) -> Self {
+    pub(super) fn transport(place: &Place, source: reqwest::Error, deadlines: &Deadlines) -> Self {
         let place = place.clone();
         if source.is_redirect() {
             return Self::Redirect { place, source };
         }
         if source.is_connect() && source.is_timeout() {
-            return Self::Deadline { place, awaited: "connection", after: connect };
+            return Self::Deadline { place, awaited: "connection", after: deadlines.connect };
+        }
+        if source.is_timeout() {
+            return Self::Deadline { place, awaited: "answer", after: deadlines.response };
         }
         if is_tls(&source) {
             return Self::Tls { place, source };
@@ -321,15 +323,10 @@ impl RegistryError {
     }
 }
 
-/// Whether a TLS error is among the causes; it hides inside I/O errors.
-fn is_tls(error: &reqwest::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+/// Whether a TLS error is among the causes. It hides inside I/O errors, whose own `source` passes over what they wrap.
+fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    error.is::<rustls::Error>()
+        || wrapped.is_some_and(|wrapped| is_tls(wrapped))
+        || error.source().is_some_and(is_tls)
 }

@@ -135,7 +135,7 @@ impl Registry {
         let read = async {
             let mut bytes = Vec::new();
             while let Some(chunk) =
-                response.chunk().await.map_err(|e| RegistryError::transport(place, e, deadlines.connect))?
+                response.chunk().await.map_err(|e| RegistryError::transport(place, e, deadlines))?
             {
                 bytes.extend_from_slice(&chunk);
                 let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);

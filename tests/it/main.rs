@@ -7,4 +7,5 @@ mod layers;
 
 mod index;
 mod merge;
+mod registry;
 mod store;

@@ -1,0 +1,234 @@
+//! References: what is taken for the manifest is what was asked for, or an error names the reference.
+
+use std::error::Error as _;
+
+use rcx_imagefs::image::{Digest, ManifestDigest, ManifestError, Reference, media};
+use rcx_imagefs::registry::RegistryError;
+use serde_json::json;
+
+use super::server::{Answer, Server};
+use super::{descriptor, registry, tagged};
+
+fn manifest(remark: &str) -> Vec<u8> {
+    let mut config = serde_json::to_value(descriptor(b"config")).unwrap();
+    config["mediaType"] = json!(media::OCI_CONFIG);
+    json!({
+        "schemaVersion": 2, "mediaType": media::OCI_MANIFEST, "config": config, "layers": [],
+        "annotations": {"remark": remark},
+    })
+    .to_string()
+    .into_bytes()
+}
+
+fn entry(manifest: &[u8], platform: &str) -> serde_json::Value {
+    let mut entry = serde_json::to_value(descriptor(manifest)).unwrap();
+    let (os, architecture) = platform.split_once('/').unwrap();
+    entry["mediaType"] = json!(media::OCI_MANIFEST);
+    entry["platform"] = json!({"os": os, "architecture": architecture});
+    entry
+}
+
+fn index(entries: &[serde_json::Value]) -> Vec<u8> {
+    json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries}).to_string().into_bytes()
+}
+
+fn message(error: &RegistryError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// What resolving gives when the registry sends this for a tag.
+async fn resolve_to(status: u16, headers: &'static [(&str, &str)], body: Vec<u8>) -> RegistryError {
+    let server = Server::start(move |_, _| Answer::new(status, headers, &body)).await;
+    let error = registry().resolve(&tagged(&server.address)).await.unwrap_err();
+    assert!(error.to_string().contains(&format!("{}/lab/app:1", server.address)), "{error}");
+    error
+}
+
+#[tokio::test]
+async fn tag_and_digest_lead_to_the_same_manifest() {
+    let bytes = manifest("");
+    let served = bytes.clone();
+    let server = Server::start(move |_, _| {
+        let digest = Digest::of(&served).to_string();
+        let headers = [("Content-Type", media::OCI_MANIFEST), ("Docker-Content-Digest", &digest)];
+        Answer::new(200, &headers, &served)
+    })
+    .await;
+    let by_tag = registry().resolve(&tagged(&server.address)).await.unwrap();
+    assert_eq!((by_tag.manifest_digest.digest(), &by_tag.manifest_bytes), (Digest::of(&bytes), &bytes));
+    assert_eq!(by_tag.media_type, media::OCI_MANIFEST);
+    assert!(by_tag.index.is_none());
+    let text = format!("{}/lab/app:1@{}", server.address, Digest::of(&bytes));
+    let by_digest = registry().resolve(&Reference::parse(&text, None).unwrap()).await.unwrap();
+    assert_eq!(by_digest.manifest_digest, by_tag.manifest_digest);
+    let requests = server.requests();
+    assert_eq!(requests[0].path(), "/v2/lab/app/manifests/1");
+    assert_eq!(requests[1].path(), format!("/v2/lab/app/manifests/{}", Digest::of(&bytes)));
+    assert!(requests[0].header("accept").unwrap().contains(media::DOCKER_LIST));
+}
+
+#[tokio::test]
+async fn index_leads_to_the_platforms_manifest() {
+    let (amd64, arm64) = (manifest("amd64"), manifest("arm64"));
+    let inner = index(&[entry(&amd64, "linux/amd64")]);
+    let mut nested = entry(&inner, "linux/amd64");
+    nested["mediaType"] = json!(media::OCI_INDEX);
+    let outer = index(&[entry(&arm64, "linux/arm64"), nested]);
+    let documents = [outer.clone(), inner, amd64.clone(), arm64];
+    let server = Server::start(move |request, _| {
+        let wanted = request.path().rsplit('/').next().unwrap();
+        let named = documents.iter().find(|bytes| Digest::of(bytes).to_string() == wanted);
+        Answer::new(200, &[], named.unwrap_or(&documents[0]))
+    })
+    .await;
+    let resolved = registry().resolve(&tagged(&server.address)).await.unwrap();
+    assert_eq!(resolved.manifest_digest, ManifestDigest::new(Digest::of(&amd64)));
+    let found = resolved.index.unwrap();
+    assert_eq!((found.digest.digest(), found.bytes), (Digest::of(&outer), outer));
+}
+
+#[tokio::test]
+async fn entry_that_leads_to_something_else_is_refused() {
+    let real = manifest("real");
+    let other_length = {
+        let mut entry = entry(&real, "linux/amd64");
+        entry["size"] = json!(real.len() + 1);
+        entry
+    };
+    let other_type = {
+        let mut entry = entry(&real, "linux/amd64");
+        entry["mediaType"] = json!(media::OCI_INDEX);
+        entry
+    };
+    let other_bytes = entry(&manifest("wanted"), "linux/amd64");
+    for (entry, part) in
+        [(other_length, "less than"), (other_type, "came as"), (other_bytes, "the content has digest")]
+    {
+        let (outer, real) = (index(&[entry]), real.clone());
+        let server = Server::start(move |request, _| {
+            let body = if request.path().ends_with("/1") { &outer } else { &real };
+            Answer::new(200, &[], body)
+        })
+        .await;
+        let error = registry().resolve(&tagged(&server.address)).await.unwrap_err();
+        assert!(message(&error).contains(part), "{}", message(&error));
+    }
+}
+
+#[tokio::test]
+async fn missing_platform_lists_what_there_is() {
+    let bytes =
+        index(&[entry(b"x", "linux/arm64"), entry(b"y", "linux/s390x"), entry(b"z", "unknown/unknown")]);
+    let error = resolve_to(200, &[], bytes).await;
+    assert!(message(&error).ends_with("no manifest for linux/amd64; there are linux/arm64, linux/s390x"));
+    assert!(error.hint().unwrap().contains("--platform"));
+}
+
+#[tokio::test]
+async fn wrong_digest_is_refused_by_tag_and_by_digest() {
+    let wrong = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let error = resolve_to(
+        200,
+        &[(
+            "Docker-Content-Digest",
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        )],
+        manifest(""),
+    )
+    .await;
+    assert!(matches!(error, RegistryError::Digest { .. }), "{error}");
+    let server = Server::start(|_, _| Answer::new(200, &[], &manifest(""))).await;
+    let reference = Reference::parse(&format!("{}/lab/app@{wrong}", server.address), None).unwrap();
+    let error = registry().resolve(&reference).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Digest { .. }), "{error}");
+    assert!(error.to_string().contains(wrong), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_no_manifest_is_named() {
+    let page = resolve_to(200, &[("Content-Type", "text/html")], b"<html>log in</html>".to_vec()).await;
+    assert!(message(&page).contains("HTML"), "{}", message(&page));
+    let page =
+        resolve_to(200, &[("Content-Type", media::OCI_MANIFEST)], b"<html>log in</html>".to_vec()).await;
+    assert!(message(&page).contains("HTML"), "{}", message(&page));
+    let other = resolve_to(200, &[], br#"{"errors":[{"message":"sorry"}]}"#.to_vec()).await;
+    assert!(message(&other).contains("sorry"), "{}", message(&other));
+    let contradiction = resolve_to(200, &[("Content-Type", media::OCI_INDEX)], manifest("")).await;
+    assert!(
+        matches!(&contradiction, RegistryError::Document { source, .. }
+            if matches!(**source, ManifestError::AnnouncedOtherwise { .. })),
+        "{}",
+        message(&contradiction)
+    );
+    let schema1 = resolve_to(200, &[], br#"{"schemaVersion":1,"fsLayers":[]}"#.to_vec()).await;
+    assert!(message(&schema1).contains("schema version 1"), "{}", message(&schema1));
+}
+
+#[tokio::test]
+async fn endless_manifest_is_cut_off() {
+    let error = resolve_to(200, &[], vec![b' '; (4 << 20) + 1]).await;
+    assert!(matches!(error, RegistryError::TooLong { .. }), "{error}");
+    let server = Server::start(|_, _| Answer::raw(200, &[], &vec![b' '; 8 << 20])).await;
+    let error = registry().resolve(&tagged(&server.address)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::TooLong { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn each_status_is_told_apart() {
+    let body = |code: &str| format!(r#"{{"errors":[{{"code":"{code}","message":"m"}}]}}"#).into_bytes();
+    let error = resolve_to(404, &[], body("MANIFEST_UNKNOWN")).await;
+    assert!(matches!(error, RegistryError::NotFound { .. }), "{error}");
+    assert!(error.to_string().contains("MANIFEST_UNKNOWN") && error.hint().is_some(), "{error}");
+    let error = resolve_to(403, &[], body("DENIED")).await;
+    assert!(matches!(error, RegistryError::Denied { .. }), "{error}");
+    let error = resolve_to(401, &[], body("UNAUTHORIZED")).await;
+    assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
+    assert!(error.hint().unwrap().contains("docker login 127.0.0.1:"), "{error}");
+    let error = resolve_to(429, &[("Retry-After", "100000")], body("TOOMANYREQUESTS")).await;
+    assert!(matches!(error, RegistryError::RateLimited { .. }), "{error}");
+    let error = resolve_to(500, &[], body("UNKNOWN")).await;
+    assert!(matches!(error, RegistryError::Server { status: 500, .. }), "{error}");
+    let error = resolve_to(418, &[], Vec::new()).await;
+    assert!(matches!(error, RegistryError::Status { status: 418, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn passing_errors_are_waited_out() {
+    let server = Server::start(|_, before| match before {
+        0 => Answer::new(500, &[], b""),
+        1 => Answer::raw(200, &[("Content-Length", "1000")], b"{"),
+        2 => Answer::nothing(),
+        _ => Answer::new(200, &[], &manifest("")),
+    })
+    .await;
+    let error = registry().resolve(&tagged(&server.address)).await;
+    // The hang comes as the third failure, and a deadline is only tried again as the first.
+    assert!(matches!(error, Err(RegistryError::Deadline { .. })), "{error:?}");
+    assert!(registry().resolve(&tagged(&server.address)).await.is_ok());
+}
+
+#[tokio::test]
+async fn hanging_manifest_ends_in_time() {
+    for midway in [false, true] {
+        let server = Server::start(move |_, _| match midway {
+            false => Answer::nothing(),
+            true => Answer::raw(200, &[("Content-Length", "1000")], b"{").then_hang(),
+        })
+        .await;
+        let error = registry().resolve(&tagged(&server.address)).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Deadline { .. }), "{error}");
+        assert_eq!(server.requests().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn local_name_has_no_registry_to_ask() {
+    let error = registry().resolve(&Reference::given("lab/app:1").unwrap()).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Local(_)), "{error}");
+}

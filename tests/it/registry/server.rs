@@ -1,0 +1,128 @@
+//! A hand-written HTTP server on loopback that misbehaves as a test tells it to.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// What is sent in answer to one request, byte by byte as given.
+pub(super) struct Answer {
+    bytes: Vec<u8>,
+    hang: bool,
+}
+
+impl Answer {
+    /// A response of which the body is what the head says; the connection ends with it.
+    pub(super) fn new(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Self {
+        let length = body.len().to_string();
+        let all: Vec<_> = headers.iter().copied().chain([("Content-Length", length.as_str())]).collect();
+        Self::raw(status, &all, body)
+    }
+
+    /// A response of which the head says what is given and nothing else.
+    pub(super) fn raw(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Self {
+        let mut head = format!("HTTP/1.1 {status} Status\r\nConnection: close\r\n");
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        Self { bytes: [head.as_bytes(), b"\r\n", body].concat(), hang: false }
+    }
+
+    /// No byte at all, and no end.
+    pub(super) fn nothing() -> Self {
+        Self { bytes: Vec::new(), hang: true }
+    }
+
+    /// The same, but the connection stays open until the client closes it.
+    pub(super) fn then_hang(mut self) -> Self {
+        self.hang = true;
+        self
+    }
+}
+
+/// One request as it came.
+#[derive(Debug, Clone)]
+pub(super) struct Request {
+    head: String,
+}
+
+impl Request {
+    pub(super) fn path(&self) -> &str {
+        self.head.split(' ').nth(1).unwrap_or_default()
+    }
+
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().skip(1).find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then_some(value.trim())
+        })
+    }
+
+    /// First byte of the range asked for.
+    pub(super) fn from(&self) -> Option<usize> {
+        self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+    }
+}
+
+/// The server; it ends when dropped.
+pub(super) struct Server {
+    pub(super) address: String,
+    requests: Arc<Mutex<Vec<Request>>>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// Answers each request by what `handler` makes of it and of the number of requests before it.
+    pub(super) async fn start(handler: impl Fn(&Request, usize) -> Answer + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (seen, handler) = (Arc::clone(&requests), Arc::new(handler));
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (seen, handler) = (Arc::clone(&seen), Arc::clone(&handler));
+                tokio::spawn(async move {
+                    // A client that goes away is what many tests are about.
+                    let _ = talk(stream, &seen, &*handler).await;
+                });
+            }
+        });
+        Self { address, requests, task }
+    }
+
+    /// All requests so far.
+    pub(super) fn requests(&self) -> Vec<Request> {
+        self.requests.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn talk(
+    mut stream: TcpStream,
+    seen: &Mutex<Vec<Request>>,
+    handler: &(impl Fn(&Request, usize) -> Answer + Sync),
+) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+    }
+    let request = Request { head: String::from_utf8_lossy(&head).into_owned() };
+    let before = {
+        let mut seen = seen.lock().unwrap();
+        seen.push(request.clone());
+        seen.len() - 1
+    };
+    let answer = handler(&request, before);
+    stream.write_all(&answer.bytes).await?;
+    if answer.hang {
+        // Ends when the client has closed its side.
+        stream.read_to_end(&mut head).await?;
+    }
+    stream.shutdown().await
+}

@@ -64,7 +64,7 @@ is_installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" 
 
 # Installs the Debian packages that are missing, and nothing else. Services that come with them stay off.
 need_packages() {
-    local package missing=() policy=/usr/sbin/policy-rc.d
+    local package log missing=() policy=/usr/sbin/policy-rc.d
     for package in "$@"; do
         is_installed "$package" || missing+=("$package")
     done
@@ -77,8 +77,11 @@ need_packages() {
         chmod 755 "$policy"
         undo "rm -f '$policy'"
     fi
-    apt-get update -qq >&2
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+    log=$(mktemp)
+    undo "rm -f '$log'"
+    apt-get update -qq >"$log" 2>&1 || die "apt-get update: $(tail -n 5 "$log")"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$log" 2>&1 ||
+        die "apt-get install ${missing[*]}: $(tail -n 5 "$log")"
     case " ${missing[*]} " in
     *' docker-registry '*)
         # The package switches a registry on all interfaces on for the next boot; nobody asked for one.

@@ -9,6 +9,13 @@ use tempfile::TempDir;
 use crate::child::{Server, wait_until};
 use crate::images::{Layout, run};
 
+/// The one user of a registry with a password.
+pub(crate) const USER: &str = "reader";
+/// That user's password.
+pub(crate) const PASSWORD: &str = "open sesame";
+/// The bcrypt hash of [`PASSWORD`].
+const PASSWORD_HASH: &str = "$2y$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW";
+
 /// A registry of the test's own. Its address changes from run to run; its storage can be damaged on disk.
 #[derive(Debug)]
 pub(crate) struct DockerRegistry {
@@ -16,6 +23,7 @@ pub(crate) struct DockerRegistry {
     // Dropped before the directory it works in.
     server: Server,
     dir: TempDir,
+    password: bool,
 }
 
 /// One request that the registry answered.
@@ -32,17 +40,31 @@ pub(crate) struct Request {
 }
 
 impl DockerRegistry {
-    /// Starts an empty registry.
+    /// Starts an empty registry that anyone may use.
     pub(crate) fn start() -> Self {
+        Self::start_with(false)
+    }
+
+    /// Starts an empty registry for the user [`USER`] with [`PASSWORD`] alone.
+    pub(crate) fn start_with_password() -> Self {
+        Self::start_with(true)
+    }
+
+    fn start_with(password: bool) -> Self {
         let dir = tempfile::Builder::new().prefix("rcx-registry").tempdir().expect("temporary directory");
         let config = dir.path().join("config.yml");
         let data = dir.path().join("data");
         fs::create_dir(&data).expect("make the registry's storage");
-        let text = format!(
+        let mut text = format!(
             "version: 0.1\nlog: {{ level: info }}\nstorage:\n  filesystem: {{ rootdirectory: {} }}\n  delete: {{ enabled: true }}\n\
              http: {{ addr: \"127.0.0.1:0\" }}\n",
             data.display()
         );
+        if password {
+            let file = dir.path().join("htpasswd");
+            fs::write(&file, format!("{USER}:{PASSWORD_HASH}\n")).expect("write the registry's users");
+            text += &format!("auth: {{ htpasswd: {{ realm: test, path: {} }} }}\n", file.display());
+        }
         fs::write(&config, text).expect("write the registry's configuration");
         let log = dir.path().join("log");
         // Its access log goes to stdout, all else to stderr; both are wanted in one file.
@@ -50,7 +72,7 @@ impl DockerRegistry {
         command.args(["-c", "exec docker-registry serve \"$0\" >>\"$1\" 2>&1"]).arg(&config).arg(&log);
         let mut server = Server::start(&command, &log);
         let address = Self::listening(&mut server);
-        Self { address, server, dir }
+        Self { address, server, dir, password }
     }
 
     fn listening(server: &mut Server) -> String {
@@ -81,6 +103,10 @@ impl DockerRegistry {
         let target = format!("docker://{}", self.reference(to));
         let mut arguments =
             vec!["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false", "--digestfile", &file];
+        let credentials = format!("--dest-creds={USER}:{PASSWORD}");
+        if self.password {
+            arguments.push(&credentials);
+        }
         arguments.extend(options);
         arguments.extend([image, &target]);
         run("skopeo", &arguments);

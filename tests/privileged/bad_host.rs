@@ -13,7 +13,7 @@ use crate::scene::{Scene, Tmpfs};
 
 #[test]
 fn full_disk_is_told_before_the_download_and_again_when_there_is_room_all_is_well() {
-    let images = Images::make(&["python"]);
+    let images = Images::make(&["python", "small"]);
     let registry = DockerRegistry::start();
     registry.push_from(&images.layout(), "python", "lab/large:1");
     registry.push_from(&images.layout(), "small", "lab/good:1");

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
 use crate::child::wait_until;
-use crate::docker_registry::DockerRegistry;
+use crate::docker_registry::{DockerRegistry, PASSWORD, USER};
 use crate::images::{Images, run};
-use crate::program::Program;
+use crate::program::{Program, failure};
 use crate::trees;
 
 /// A registry that holds one of the shared images, a fresh store, and the reference to pull.
@@ -69,9 +70,8 @@ fn concurrent_pulls_of_one_image_download_each_blob_once() {
 fn second_image_downloads_only_the_layers_it_does_not_share() {
     let (images, registry, program, reference) = with_image("python");
     program.pull(&reference);
-    registry.push_from(&images.layout(), "small", "lab/other:1");
-    let images = Images::make(&["app"]);
-    registry.push_from(&images.layout(), "app", "lab/app:1");
+    let app = Images::make(&["app"]);
+    registry.push_from(&app.layout(), "app", "lab/app:1");
     let mark = registry.mark();
     program.pull(&registry.reference("lab/app:1"));
     let fetched: Vec<String> = registry.downloads(mark).into_iter().map(|(digest, ..)| digest).collect();
@@ -221,4 +221,62 @@ fn load_takes_layouts_and_docker_archives() {
         assert_eq!(fs::read_to_string(motd).unwrap(), "a small image\n", "{file}");
         mount.stop();
     }
+}
+
+/// The value of `auth` in docker's configuration: `USER:PASSWORD` in base64, by coreutils' own encoder.
+fn basic_auth(password: &str) -> String {
+    run("sh", &["-c", "printf %s \"$0\" | base64 -w0", &format!("{USER}:{password}")])
+}
+
+#[test]
+fn registry_with_a_password_is_read_with_the_credentials_of_docker_config() {
+    let images = Images::make(&["small"]);
+    let registry = DockerRegistry::start_with_password();
+    let digest = registry.push_from(&images.layout(), "small", "lab/private:1");
+    let reference = registry.reference("lab/private:1");
+    let program = Program::new();
+    let error = program.fails(&["pull", &reference]);
+    assert!(error.contains(&reference), "{error}");
+    assert!(
+        error.contains("unauthorized") || error.contains("401") || error.contains("credentials"),
+        "{error}"
+    );
+
+    let config = program.dir().join("docker");
+    fs::create_dir(&config).unwrap();
+    let pull_with = |password: &str| {
+        let auths = serde_json::json!({ "auths": { registry.address(): { "auth": basic_auth(password) } } });
+        fs::write(config.join("config.json"), auths.to_string()).unwrap();
+        program.command(&["pull", &reference]).env("DOCKER_CONFIG", &config).output().unwrap()
+    };
+    let error = failure(&pull_with("guessed"), &["pull"]);
+    assert!(
+        !error.contains("guessed") && !error.contains(&basic_auth("guessed")),
+        "a secret in the message: {error}"
+    );
+    let output = pull_with(PASSWORD);
+    let pulled = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert_eq!(pulled, registry.reference(&format!("lab/private@{digest}")), "{output:?}");
+
+    // A credential helper by its name in the configuration, found on PATH.
+    let helper = config.join("docker-credential-test");
+    fs::write(
+        &helper,
+        format!(
+            "#!/bin/sh\n[ \"$1\" = get ] && echo '{{\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'\n"
+        ),
+    )
+    .unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    let helpers = serde_json::json!({ "credHelpers": { registry.address(): "test" } });
+    fs::write(config.join("config.json"), helpers.to_string()).unwrap();
+    let other = Program::new();
+    let path = format!("{}:{}", config.display(), std::env::var("PATH").unwrap());
+    let output = other
+        .command(&["pull", &reference])
+        .env("DOCKER_CONFIG", &config)
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
 }

@@ -5,6 +5,10 @@
 #[path = "../common/layers.rs"]
 mod layers;
 
+#[path = "../common/stored.rs"]
+mod stored;
+
+mod fs;
 mod index;
 mod merge;
 mod registry;

@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
+mod fs;
 #[path = "../common/layers.rs"]
 mod layers;
 mod model;
+#[path = "../common/stored.rs"]
+mod stored;
 
 use std::collections::BTreeMap;
 

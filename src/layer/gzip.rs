@@ -1,8 +1,8 @@
 //! Decodes gzip and records where that can resume.
 //!
-//! Spans end behind a deflate block or a member where they can. Where a block is too long for that, the span ends
-//! between two of its symbols; inflate cannot stop there, so a walk over the same data finds the place, and what
-//! inflate has decoded behind it becomes the start of the next span.
+//! Spans end behind a deflate block or a member where they can. Where a block is too long for that, the span
+//! ends between two of its symbols; inflate cannot stop there, so a walk over the same data finds the place,
+//! and what inflate has decoded behind it becomes the start of the next span.
 
 use std::collections::VecDeque;
 use std::io::BufRead;
@@ -10,11 +10,11 @@ use std::io::BufRead;
 use super::deflate::{Astray, Tape, Walker};
 use super::inflate::{Inflate, Stop, Until};
 use super::spans::Input;
-use super::window::REACH;
+use super::window::{REACH, WindowFinder};
 use super::{BlobOffset, Checkpoint, Codec, DecodedSpan, LayerError, SpanLimits, Window, member};
 
-/// Compressed bytes that are kept for walks. Spans cannot need as much, unless blocks without content fill the
-/// blob: an honest writer puts thousands of times less of them around 32 KiB of content.
+/// Compressed bytes that are kept for walks. Spans cannot need as much, unless blocks without content fill
+/// the blob: an honest writer puts thousands of times less of them around 32 KiB of content.
 const TAPE_MAX: usize = 32 << 20;
 
 /// A gzip blob on the way to its spans.
@@ -33,6 +33,7 @@ pub(super) struct GzipSpans {
     tape: Tape,
     /// The start of the current block, or a later symbol of it: where the last span ended.
     walker: Walker,
+    finder: WindowFinder,
     /// Up to 32 KiB of the tar before the span.
     history: Vec<u8>,
     /// The span that is being filled.
@@ -111,8 +112,9 @@ impl GzipSpans {
             member: 0,
             member_len: 0,
             crc: crc32fast::Hasher::new(),
-            tape: Tape::default(),
+            tape: Tape::new(),
             walker: Walker::before_block(0, 0),
+            finder: WindowFinder::new(),
             history: Vec::new(),
             span: Open { entrance: Entrance::Member, blob: 0, tar: 0, bytes },
             boundary: None,
@@ -128,7 +130,7 @@ impl GzipSpans {
             let decoded = self.decoded();
             if let Some(first) = self.filled.front_mut() {
                 if decoded >= first.tar + REACH as u64 {
-                    first.entrance.settle(&self.tape)?;
+                    first.entrance.settle(&self.tape, &mut self.finder)?;
                 }
                 if first.entrance.is_settled() {
                     return Ok(self.filled.pop_front().map(Filled::deliver));
@@ -206,9 +208,9 @@ impl GzipSpans {
     fn end_member<R: BufRead>(&mut self, input: &mut Input<R>) -> Result<(), LayerError> {
         let blob_end = input.offset();
         for span in &mut self.filled {
-            span.entrance.settle(&self.tape)?;
+            span.entrance.settle(&self.tape, &mut self.finder)?;
         }
-        self.span.entrance.settle(&self.tape)?;
+        self.span.entrance.settle(&self.tape, &mut self.finder)?;
         self.tape.restart(blob_end);
         member::check_trailer(input, self.member, self.crc.clone().finalize(), self.member_len)?;
         if input.fill()?.is_empty() {
@@ -300,10 +302,9 @@ impl GzipSpans {
 
 impl Entrance {
     /// Finds out what of the history is needed.
-    fn settle(&mut self, tape: &Tape) -> Result<(), LayerError> {
+    fn settle(&mut self, tape: &Tape, finder: &mut WindowFinder) -> Result<(), LayerError> {
         if let Self::Unsettled { start, history } = self {
-            let window =
-                Window::collect(start, tape, history).map_err(|astray| astray.at(start.bit() / 8))?;
+            let window = finder.find(start, tape, history).map_err(|astray| astray.at(start.bit() / 8))?;
             *self = Self::Inside { start: start.clone(), window };
         }
         Ok(())

@@ -10,8 +10,8 @@ pub(super) struct Inflate {
     stream: Box<z::z_stream>,
 }
 
-// SAFETY: the stream owns all that it points to (its state, made by `inflateInit2_` with the default allocator);
-// `next_in` and `next_out` are set anew before each use, and nothing in it belongs to a thread.
+// SAFETY: the stream owns all that it points to (its state, made by `inflateInit2_` with the default
+// allocator); `next_in` and `next_out` are set anew before each use, and nothing in it belongs to a thread.
 unsafe impl Send for Inflate {}
 
 /// How far one call may decode.
@@ -141,8 +141,8 @@ impl Inflate {
         self.stream.avail_in = given;
         self.stream.next_out = out;
         self.stream.avail_out = offered;
-        // SAFETY: the stream is initialised; `next_in` is valid for reads of `avail_in` bytes and `next_out` for
-        // writes of `avail_out` bytes (by the caller), and both outlive the call.
+        // SAFETY: the stream is initialised; `next_in` is valid for reads of `avail_in` bytes and `next_out`
+        // for writes of `avail_out` bytes (by the caller), and both outlive the call.
         let code = unsafe { z::inflate(&raw mut *self.stream, flush) };
         let consumed = (given - self.stream.avail_in) as usize;
         let produced = (offered - self.stream.avail_out) as usize;

@@ -5,6 +5,7 @@
 
 mod deflate;
 mod gzip;
+mod huffman;
 mod inflate;
 mod member;
 pub mod name;
@@ -107,7 +108,8 @@ pub struct SpanLimits {
 }
 
 impl SpanLimits {
-    /// What layers are indexed with: a scattered read decodes a whole span, so finer is faster and larger on disk.
+    /// What layers are indexed with: a scattered read decodes a whole span, so finer is faster and larger on
+    /// disk.
     pub const PRODUCTION: Self = Self { target: 256 << 10, max: 320 << 10 };
 }
 
@@ -143,8 +145,8 @@ pub enum Checkpoint {
     ZstdFrame,
 }
 
-/// Header of the deflate block that a span starts in the middle of (RFC 1951, 3.2.3): from BFINAL to the last bit
-/// of the Huffman code lengths, so that the tables can be built before the first symbol of the span.
+/// Header of the deflate block that a span starts in the middle of (RFC 1951, 3.2.3): from BFINAL to the last
+/// bit of the Huffman code lengths, so that the tables can be built before the first symbol of the span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockHeader {
     /// Position in the blob, in bits (8 for each byte; within a byte from the least significant bit on).
@@ -159,13 +161,13 @@ pub struct BlockHeader {
 /// One span as the blob is first decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodedSpan {
-    /// How to decode it again; `None` where that is not possible from the blob (a zstd frame longer than the limit),
-    /// so that it has to be kept in a form of its own.
+    /// How to decode it again; `None` where that is not possible from the blob (a zstd frame longer than the
+    /// limit), so that it has to be kept in a form of its own.
     pub checkpoint: Option<Checkpoint>,
-    /// The blob's bytes that decoding it again takes: from the byte that holds its first bit to the byte behind its last.
-    /// Neighbouring spans of one deflate stream share a byte. Bytes that hold nothing of the tar (gzip trailers, skippable
-    /// frames, empty blocks in great number) may stand between two spans. Without a checkpoint it is
-    /// empty, and stands where the zstd frame starts.
+    /// The blob's bytes that decoding it again takes: from the byte that holds its first bit to the byte
+    /// behind its last. Neighbouring spans of one deflate stream share a byte. Bytes that hold nothing of the
+    /// tar (gzip trailers, skippable frames, empty blocks in great number) may stand between two spans.
+    /// Without a checkpoint it is empty, and stands where the zstd frame starts.
     pub blob: std::ops::Range<u64>,
     /// Its bytes of the tar. Never empty.
     pub bytes: Vec<u8>,

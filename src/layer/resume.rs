@@ -9,16 +9,17 @@ use super::spans::Input;
 use super::window::REACH;
 use super::{BlockHeader, Checkpoint, LayerError, Window, member, zstd};
 
-/// The longest block header has 2300 bits: 3 of BFINAL and BTYPE, 14 of counts, 57 of the code of code lengths, and
-/// 316 code lengths of 7 bits (a repetition takes more bits than that, but stands for at least 3 lengths).
+/// The longest block header has 2300 bits: 3 of BFINAL and BTYPE, 14 of counts, 57 of the code of code
+/// lengths, and 316 code lengths of 7 bits (a repetition takes more bits than that, but stands for at least 3
+/// lengths).
 const HEADER_MAX: usize = 512;
 
 /// Decodes the span that starts at `checkpoint` until `out` is full.
 ///
-/// `blob` is the blob's bytes from the one that holds the span's first bit on, at least up to its end; also those of
-/// several spans on end, which decode as one from the first one's checkpoint. What follows is not looked at (of
-/// zstd, whole frames are decoded). `header` is the blob's bytes from the one that holds the first bit of the checkpoint's
-/// [`BlockHeader`] to the one that holds its last, and empty without one.
+/// `blob` is the blob's bytes from the one that holds the span's first bit on, at least up to its end; also
+/// those of several spans on end, which decode as one from the first one's checkpoint. What follows is not
+/// looked at (of zstd, whole frames are decoded). `header` is the blob's bytes from the one that holds the
+/// first bit of the checkpoint's [`BlockHeader`] to the one that holds its last, and empty without one.
 ///
 /// Checksums of gzip members are not checked, since spans do not start and end with members.
 ///

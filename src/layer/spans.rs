@@ -8,8 +8,8 @@ use super::{BlobOffset, Checkpoint, Codec, DecodedSpan, LayerError, SpanLimits};
 
 /// Decodes a blob once, front to back, into spans that follow each other without a gap in the tar.
 ///
-/// Verifies all that the format lets it verify: a blob that was read to `None` is complete and undamaged. Spans that
-/// were delivered before an error are good as bytes, but their blob is not.
+/// Verifies all that the format lets it verify: a blob that was read to `None` is complete and undamaged.
+/// Spans that were delivered before an error are good as bytes, but their blob is not.
 ///
 /// Needs memory for about three spans and what zstd's window takes, whatever the blob says.
 #[derive(Debug)]
@@ -35,7 +35,8 @@ impl<R: BufRead> SpanDecoder<R> {
     ///
     /// # Panics
     ///
-    /// If `limits` make no sense: `max` below `target`, or less than 1024, which a few matches of deflate can fill.
+    /// If `limits` make no sense: `max` below `target`, or less than 1024, which a few matches of deflate can
+    /// fill.
     pub fn new(input: R, limits: SpanLimits) -> Result<Self, LayerError> {
         assert!(0 < limits.target && limits.target <= limits.max && 1024 <= limits.max, "{limits:?}");
         let input = Input::new(input)?;
@@ -79,7 +80,8 @@ impl<R: BufRead> SpanDecoder<R> {
         span
     }
 
-    /// The reader, of which everything up to [`Self::blob_offset`] is consumed (at least the first four bytes).
+    /// The reader, of which everything up to [`Self::blob_offset`] is consumed (at least the first four
+    /// bytes).
     pub fn into_inner(self) -> R {
         self.input.inner
     }
@@ -186,7 +188,8 @@ fn fill<R: BufRead>(inner: &mut R, offset: u64) -> Result<&[u8], LayerError> {
             Err(error) => return Err(failed(error)),
         }
     }
-    // Returns what the call above has buffered; the borrow checker does not let that be returned from the loop.
+    // Returns what the call above has buffered; the borrow checker does not let that be returned from the
+    // loop.
     inner.fill_buf().map_err(failed)
 }
 

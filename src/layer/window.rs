@@ -9,26 +9,49 @@ pub(super) const REACH: usize = 32 << 10;
 /// Two used stretches this close become one: the bytes between them cost less than one more stretch does.
 const MERGED_GAP: usize = 3;
 
-impl Window {
-    /// Walks the first 32 KiB behind `start` (no matter where the span ends, so that the window still serves when
-    /// spans are joined) and keeps of `history`, the bytes in front of it, what they refer to.
-    pub(super) fn collect(start: &Walker, tape: &Tape, history: &[u8]) -> Result<Self, Astray> {
-        let mut used = Used([0; REACH / 64]);
-        let origin = start.tar();
-        let behind = origin + REACH as u64;
-        start.clone().walk(tape, behind, u64::MAX, |at, length, distance| {
-            let inside = at - origin;
-            if u64::from(distance) > inside {
-                // Both are below 32 KiB and a bit, as the walk goes no further.
-                let reach = distance as usize - usize::try_from(inside).unwrap_or(usize::MAX);
-                used.mark(REACH - reach, reach.min(length as usize));
-            }
-        })?;
-        used.window(history)
+/// Finds windows; keeps the memory for it.
+#[derive(Debug)]
+pub(super) struct WindowFinder {
+    /// Matches that reach before the checkpoint: where in the window they start, and 65536 times their
+    /// length.
+    far: Box<[u32; FAR_MAX]>,
+}
+
+/// A power of two above the number of matches, of 3 bytes or more, that fit into 32 KiB.
+const FAR_MAX: usize = 16 << 10;
+
+impl WindowFinder {
+    pub(super) fn new() -> Self {
+        Self { far: Box::new([0; FAR_MAX]) }
     }
 
-    /// Lays the bytes out at the end of `space` as they stood before the checkpoint, with zeros where they are not
-    /// known, and returns the part of it that starts at the first one known.
+    /// Walks the first 32 KiB behind `start` (no matter where the span ends, so that the window still serves
+    /// when spans are joined) and keeps of `history`, the bytes in front of it, what they refer to.
+    pub(super) fn find(&mut self, start: &Walker, tape: &Tape, history: &[u8]) -> Result<Window, Astray> {
+        let origin = start.tar();
+        let far = &mut *self.far;
+        let mut count = 0;
+        start.clone().walk(tape, origin + REACH as u64, u64::MAX, |at, length, distance| {
+            // Whether a match reaches back that far cannot be foretold, so that a branch on it would cost
+            // more than the rest of the walk: each is stored, and the next one takes its place if it does not
+            // count.
+            #[expect(clippy::cast_possible_truncation, reason = "the walk stays within 32 KiB of its origin")]
+            let from = (at - origin) as u32 + REACH as u32 - distance;
+            far[count % FAR_MAX] = from | length << 16;
+            count += usize::from(from >> 15 == 0);
+        })?;
+        let mut used = Used([0; REACH / 64]);
+        for far in &far[..count] {
+            let (from, length) = ((far & 0xffff) as usize, (far >> 16) as usize);
+            used.mark(from, length.min(REACH - from));
+        }
+        used.window(history)
+    }
+}
+
+impl Window {
+    /// Lays the bytes out at the end of `space` as they stood before the checkpoint, with zeros where they
+    /// are not known, and returns the part of it that starts at the first one known.
     pub(super) fn lay_out<'a>(&self, space: &'a mut [u8; REACH]) -> Result<&'a [u8], LayerError> {
         let wrong = LayerError::Span { problem: "its window is not well-formed" };
         let Some(&(first, _)) = self.runs.first() else { return Ok(&[]) };

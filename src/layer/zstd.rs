@@ -1,7 +1,7 @@
 //! Decodes zstd and records which frames can be decoded again on their own.
 //!
-//! A zstd frame can only be decoded from its start. So spans are made of whole frames, and what belongs to a frame that is
-//! longer than a span may be comes without a checkpoint.
+//! A zstd frame can only be decoded from its start. So spans are made of whole frames, and what belongs to a
+//! frame that is longer than a span may be comes without a checkpoint.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

@@ -5,10 +5,11 @@
 #[path = "../common/layers.rs"]
 mod layers;
 
-#[path = "../common/stored.rs"]
-mod stored;
 
+#[path = "../common/stored.rs"]
 mod fs;
+mod gnu_tar;
+mod stored;
 mod index;
 mod merge;
 mod registry;

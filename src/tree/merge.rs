@@ -20,12 +20,20 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Child, Directory, IMPLIED, LayerNo, NodeId, Tree};
+use super::{IMPLIED, LayerNo, Tree};
 use crate::index::{EntryId, Index, Kind};
 use crate::layer::Printable;
 
 /// How many symlinks one path may lead through (`MAXSYMLINKS`, linux/namei.h).
 pub const MAX_LINKS: usize = 40;
+
+/// How many components of symlink targets a merge goes through, for all entries together. Real layers have paths through a
+/// few links of a few components; 40 links of 2,000 components before each of a million entries would take an hour.
+const MAX_LINK_STEPS: u32 = 1 << 24;
+
+/// How many nodes a merge makes, removed ones too: some 100 bytes each while it runs. The largest images have two million
+/// files; a path of 4,000 bytes can make two thousand directories, so that a small layer could take all memory.
+const MAX_NODES: usize = 1 << 24;
 
 /// What a name may have, in bytes (`NAME_MAX`). Names of entries were checked; components of symlink targets were not.
 const MAX_NAME: usize = 255;
@@ -84,6 +92,7 @@ pub fn merge<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<Tree, MergeError> {
         };
         let number = number.ok_or_else(|| fail(false, Vec::new(), MergeFault::TooMany("layers")))?;
         merge.apply_markers(layer).map_err(|(path, fault)| fail(true, path.to_vec(), fault))?;
+        merge.reserve(layer.len());
         for (id, entry) in layer.entries() {
             let placed = Placed { dir: entry.dir(), name: entry.name(), layer: number, entry: id };
             merge.apply(placed, entry.kind()).map_err(|fault| fail(false, entry.path(), fault))?;
@@ -104,10 +113,10 @@ struct Placed<'a> {
 
 /// A node in the making.
 #[derive(Debug, Clone, Copy)]
-struct Draft<'a> {
+pub(super) struct Draft<'a> {
     what: What<'a>,
-    layer: u16,
-    entry: u32,
+    pub(super) layer: u16,
+    pub(super) entry: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -136,15 +145,17 @@ enum Place<'a> {
 
 /// The tree so far. Nodes and names are ordinals here.
 #[derive(Debug)]
-struct Merge<'a> {
-    drafts: Vec<Draft<'a>>,
-    root: u32,
-    names: Vec<&'a [u8]>,
+pub(super) struct Merge<'a> {
+    pub(super) drafts: Vec<Draft<'a>>,
+    pub(super) root: u32,
+    pub(super) names: Vec<&'a [u8]>,
     name_ordinals: HashMap<&'a [u8], u32>,
     /// By directory and name. Directories that were removed keep theirs: nothing leads there.
-    children: HashMap<(u32, u32), u32>,
+    pub(super) children: HashMap<(u32, u32), u32>,
     /// Directory of the entry before, as its path and its node: neighbours in a tar mostly share it.
     last: Option<(&'a [u8], u32)>,
+    /// Components of symlink targets so far.
+    link_steps: u32,
 }
 
 impl<'a> Merge<'a> {
@@ -156,20 +167,27 @@ impl<'a> Merge<'a> {
             name_ordinals: HashMap::new(),
             children: HashMap::new(),
             last: None,
+            link_steps: 0,
         };
         merge.drafts.push(Draft { what: What::Directory { parent: 0, name: 0 }, layer: IMPLIED, entry: 0 });
         merge
+    }
+
+    /// Makes room for a layer's entries at once. An upper layer mostly brings names that are known.
+    fn reserve(&mut self, entries: usize) {
+        self.drafts.reserve(entries);
+        self.children.reserve(entries);
     }
 
     fn child(&self, directory: u32, name: &[u8]) -> Option<u32> {
         self.children.get(&(directory, *self.name_ordinals.get(name)?)).copied()
     }
 
-    fn draft(&self, node: u32) -> &Draft<'a> {
+    pub(super) fn draft(&self, node: u32) -> &Draft<'a> {
         &self.drafts[node as usize]
     }
 
-    fn is_directory(&self, node: u32) -> bool {
+    pub(super) fn is_directory(&self, node: u32) -> bool {
         matches!(self.draft(node).what, What::Directory { .. })
     }
 
@@ -183,7 +201,8 @@ impl<'a> Merge<'a> {
     }
 
     fn add(&mut self, draft: Draft<'a>) -> Result<u32, MergeFault> {
-        let node = u32::try_from(self.drafts.len()).map_err(|_| MergeFault::TooMany("nodes"))?;
+        let node = u32::try_from(self.drafts.len()).ok().filter(|_| self.drafts.len() < MAX_NODES);
+        let node = node.ok_or(MergeFault::TooMany("nodes"))?;
         self.drafts.push(draft);
         Ok(node)
     }
@@ -207,7 +226,7 @@ impl<'a> Merge<'a> {
     }
 
     /// Follows a path from the root through symlinks, the last component's too. `replaced` are symlinks that block it.
-    fn resolve(&self, path: &'a [u8], replaced: &HashSet<u32>) -> Result<Place<'a>, MergeFault> {
+    fn resolve(&mut self, path: &'a [u8], replaced: &HashSet<u32>) -> Result<Place<'a>, MergeFault> {
         let mut at = self.root;
         let mut missing: Vec<&[u8]> = Vec::new();
         let mut links = 0;
@@ -221,6 +240,12 @@ impl<'a> Merge<'a> {
                 }
                 None => rest,
             };
+            if links > 0 {
+                self.link_steps += 1;
+                if self.link_steps > MAX_LINK_STEPS {
+                    return Err(MergeFault::TooMany("components of symbolic links"));
+                }
+            }
             match name {
                 b"" | b"." => continue,
                 b".." => {
@@ -286,7 +311,7 @@ impl<'a> Merge<'a> {
     }
 
     /// What stands at a path; the last component is not followed.
-    fn find(&self, path: &'a [u8], replaced: &HashSet<u32>) -> Result<Option<(u32, u32)>, MergeFault> {
+    fn find(&mut self, path: &'a [u8], replaced: &HashSet<u32>) -> Result<Option<(u32, u32)>, MergeFault> {
         let (dir, name) = match path.iter().rposition(|&byte| byte == b'/') {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
             None => (&[][..], path),
@@ -322,7 +347,7 @@ impl<'a> Merge<'a> {
     }
 
     /// The symlinks that this layer puts directories in place of.
-    fn replaced_links<D: AsRef<[u8]>>(&self, layer: &'a Index<D>) -> HashSet<u32> {
+    fn replaced_links<D: AsRef<[u8]>>(&mut self, layer: &'a Index<D>) -> HashSet<u32> {
         let directories = layer.entries().filter(|(_, entry)| entry.kind() == Kind::Directory);
         let mut directories: Vec<_> =
             directories.map(|(_, entry)| (entry.path(), entry.dir(), entry.name())).collect();
@@ -399,91 +424,5 @@ impl<'a> Merge<'a> {
         let node = self.add(Draft { what, layer, entry })?;
         self.bind(parent, name, node);
         Ok(())
-    }
-
-    /// Numbers what can be reached and packs it.
-    fn freeze(self) -> Result<Tree, MergeFault> {
-        let too_many = |_| MergeFault::TooMany("nodes");
-        let ranks = self.ranks();
-        let mut edges: Vec<(u32, u32, u32)> =
-            self.children.iter().map(|(&(directory, name), &node)| (directory, name, node)).collect();
-        edges.sort_unstable_by_key(|&(directory, name, _)| (directory, ranks[name as usize]));
-
-        let mut text = Vec::new();
-        let mut text_at = vec![u32::MAX; self.names.len()];
-        let mut children = Vec::new();
-        let mut directories = Vec::new();
-        // By draft: number among the directories, or among the others.
-        let mut number = vec![u32::MAX; self.drafts.len()];
-        let mut queue = vec![(self.root, NodeId::ROOT)];
-        let mut others: Vec<(u32, u32)> = Vec::new();
-        number[self.root as usize] = 0;
-        while let Some(&(draft, parent)) = queue.get(directories.len()) {
-            let node = NodeId(u32::try_from(directories.len()).map_err(too_many)?);
-            let first = u32::try_from(children.len()).map_err(too_many)?;
-            let start = edges.partition_point(|&(directory, ..)| directory < draft);
-            let mut subdirectories = 0;
-            for &(_, name, child) in edges[start..].iter().take_while(|&&(directory, ..)| directory == draft)
-            {
-                let at = &mut text_at[name as usize];
-                if *at == u32::MAX {
-                    let name = self.names[name as usize];
-                    *at = u32::try_from(text.len()).map_err(|_| MergeFault::TooMany("names"))?;
-                    text.push(u8::try_from(name.len()).map_err(|_| MergeFault::LongName(name.len()))?);
-                    text.extend_from_slice(name);
-                }
-                // Numbered below, when the number of directories is known.
-                children.push(Child { name: *at, node: NodeId(child) });
-                let number = &mut number[child as usize];
-                if self.is_directory(child) {
-                    subdirectories += 1;
-                    *number = u32::try_from(queue.len()).map_err(too_many)?;
-                    queue.push((child, node));
-                } else if *number == u32::MAX {
-                    *number = u32::try_from(others.len()).map_err(too_many)?;
-                    others.push((child, 1));
-                } else {
-                    others[*number as usize].1 += 1;
-                }
-            }
-            directories.push(Directory { first, parent, subdirectories });
-        }
-        let directory_count = u32::try_from(directories.len()).map_err(too_many)?;
-        let end = u32::try_from(children.len()).map_err(too_many)?;
-        directories.push(Directory { first: end, parent: NodeId::ROOT, subdirectories: 0 });
-        // Checked here, so that no number below overflows.
-        u32::try_from(queue.len() + others.len()).map_err(too_many)?;
-        for child in &mut children {
-            let draft = child.node.get();
-            let shift = if self.is_directory(draft) { 0 } else { directory_count };
-            child.node = NodeId(number[draft as usize] + shift);
-        }
-        let sources = || {
-            let drafts = queue.iter().map(|(draft, _)| draft).chain(others.iter().map(|(draft, _)| draft));
-            drafts.map(|draft| self.draft(*draft))
-        };
-        Ok(Tree {
-            names: text.into(),
-            children: children.into(),
-            directories: directories.into(),
-            layers: sources().map(|draft| draft.layer).collect(),
-            entries: sources().map(|draft| draft.entry).collect(),
-            links: (directory_count..)
-                .zip(&others)
-                .filter(|(_, (_, names))| *names > 1)
-                .map(|(number, (_, names))| (NodeId(number), *names))
-                .collect(),
-        })
-    }
-
-    /// For each name its place in the order of all names.
-    fn ranks(&self) -> Vec<u32> {
-        let mut sorted: Vec<u32> = (0..).take(self.names.len()).collect();
-        sorted.sort_unstable_by_key(|&name| self.names[name as usize]);
-        let mut ranks = vec![0; sorted.len()];
-        for (rank, name) in (0..).zip(sorted) {
-            ranks[name as usize] = rank;
-        }
-        ranks
     }
 }

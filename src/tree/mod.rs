@@ -4,6 +4,7 @@
 //! structure only; what a node is like (mode, size, link target) is in the entry that it comes from, in the index.
 
 mod dump;
+mod freeze;
 mod merge;
 
 use std::fmt;

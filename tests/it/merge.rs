@@ -288,3 +288,13 @@ fn depth_is_not_bounded_by_the_stack() {
     assert_eq!(depth, 78_000);
     assert!(tree.lookup(directory, b"x").is_some());
 }
+
+#[test]
+fn long_winded_links_are_refused() {
+    // Every entry goes through 40 links of 2,000 components each; the directories alternate, so that none can be remembered.
+    let chain: Vec<_> = (0..40).map(|n| format!("l s{n} {}s{}", "./".repeat(2000), n + 1)).collect();
+    let entries: Vec<_> = (0..300).map(|n| format!("f s0/d{n}/x")).collect();
+    let shown = shown(&format!("{}; d s40; {}", chain.join("; "), entries.join("; ")));
+    let expected = "error: layer 1: entry `s0/d209/x`: too many components of symbolic links";
+    assert_eq!(shown, expected);
+}

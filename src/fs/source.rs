@@ -4,11 +4,12 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use super::{Image, Published};
-use crate::image::{Document, LayerDigest, MANIFEST_MAX, ManifestDigest};
-use crate::index::{self, Layer};
+use crate::image::{LayerDigest, ManifestDigest};
+use crate::index::Layer;
 use crate::layer::Timestamp;
+use crate::pipeline::{OpenImage, open_image, open_layer};
 use crate::store::{Slot, Store};
-use crate::tree::{self, Tree};
+use crate::tree::Tree;
 
 /// Why references could not be read, or an image or a layer not be opened.
 pub type LoadError = Box<dyn std::error::Error + Send + Sync>;
@@ -64,19 +65,13 @@ impl Source {
         manifest: ManifestDigest,
         known: impl Fn(u32) -> Option<Arc<Layer>>,
     ) -> Result<Opened, LoadError> {
-        let bytes = self.store.read_small(&manifest.digest(), MANIFEST_MAX)?;
-        let Document::Manifest(manifest) = Document::parse(&bytes, None)? else {
-            return Err("a multi-platform index stands where a manifest should".into());
-        };
-        let mut layers = Vec::new();
-        for (digest, ..) in manifest.typed_layers() {
-            let slot = self.store.layer_slot(&digest)?.get();
-            let layer = known(slot).map_or_else(|| self.open(digest), Ok)?;
-            layers.push((slot, layer));
-        }
-        let indexes: Vec<_> = layers.iter().map(|(_, layer)| layer.index()).collect();
-        let tree = tree::merge(&indexes)?;
-        Ok(Opened { tree, layers })
+        let share = |layer: &LayerDigest| known(self.store.layer_slot(layer).ok()?.get());
+        let OpenImage { layers, tree, .. } = open_image(&self.store, manifest, share)?;
+        let slotted = layers.into_iter().map(|layer| {
+            let slot = self.store.layer_slot(layer.index().layer())?.get();
+            Ok((slot, layer))
+        });
+        Ok(Opened { tree, layers: slotted.collect::<Result<_, LoadError>>()? })
     }
 
     /// The image that a slot was given to, published or not.
@@ -89,14 +84,6 @@ impl Source {
     pub(super) fn open_layer(&self, slot: u32) -> Result<Option<Arc<Layer>>, LoadError> {
         let Some(slot) = Slot::new(slot) else { return Ok(None) };
         let Some(layer) = self.store.layer_of(slot)? else { return Ok(None) };
-        self.open(layer).map(Some)
-    }
-
-    fn open(&self, layer: LayerDigest) -> Result<Arc<Layer>, LoadError> {
-        let file = self.store.index_file(&layer)?.ok_or_else(|| format!("layer {layer} has no index"))?;
-        let index = index::open_file(&file, &layer)?;
-        let blob = index::Source::File(self.store.open_blob(&layer.digest())?);
-        let seekable = self.store.seekable_file(&layer)?.map(index::Source::File);
-        Ok(Arc::new(Layer::new(index, blob, seekable)))
+        Ok(Some(open_layer(&self.store, layer)?))
     }
 }

@@ -226,7 +226,7 @@ impl fmt::Debug for Name {
     }
 }
 
-/// Reads what [`Name::as_str`] writes. User input goes through [`Reference::parse`], which knows the default registry.
+/// Reads what [`Name::as_str`] writes. User input goes through [`Reference::parse`](super::Reference::parse), which knows the default registry.
 impl FromStr for Name {
     type Err = ReferenceError;
 

@@ -1,0 +1,142 @@
+//! `inspect`: what an image is made of.
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Context, REFERENCE, output};
+use crate::pipeline::{open_layer, read_config, read_manifest};
+
+/// Show an image's manifest, configuration, layers and indexes
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// The image.
+    #[arg(help = REFERENCE, value_name = "REF")]
+    reference: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct InspectJson {
+    name: String,
+    tags: Vec<String>,
+    digest: String,
+    media_type: String,
+    /// The multi-platform index that it was chosen from.
+    index: Option<String>,
+    platform: String,
+    created: Option<String>,
+    layers: Vec<LayerJson>,
+    /// The whole configuration document.
+    config: serde_json::Value,
+}
+
+#[derive(Debug, Serialize)]
+struct LayerJson {
+    digest: String,
+    diff_id: Option<String>,
+    media_type: String,
+    /// Bytes of the blob.
+    size: u64,
+    /// Bytes of the tar, by the index.
+    tar_size: Option<u64>,
+    entries: Option<usize>,
+    spans: Option<usize>,
+    /// Bytes of the index file.
+    index_size: Option<u64>,
+    /// Bytes of the seekable file beside it; 0 where none is needed.
+    seekable_size: Option<u64>,
+    /// Why the layer cannot be served.
+    error: Option<String>,
+}
+
+pub(super) fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
+    let store = context.open_store()?;
+    let image = context.find(&store, &args.reference)?.image;
+    let manifest = read_manifest(&store, &image.digest)?;
+    let config = read_config(&store, &manifest)?;
+    let layers =
+        manifest.typed_layers().zip(manifest.layers()).enumerate().map(|(at, ((digest, _, _), layer))| {
+            let open = open_layer(&store, digest);
+            let index = open.as_ref().ok().map(|open| open.index());
+            LayerJson {
+                digest: digest.to_string(),
+                diff_id: config.diff_ids.get(at).map(ToString::to_string),
+                media_type: layer.media_type.clone(),
+                size: layer.size,
+                tar_size: index.map(|index| index.tar_size()),
+                entries: index.map(|index| index.len()),
+                spans: index.map(|index| index.span_count()),
+                index_size: index.map(|index| index.file_size()),
+                seekable_size: index.map(|index| index.seekable_size()),
+                error: open.err().map(|error| format!("{:#}", anyhow::Error::from(error))),
+            }
+        });
+    let shown = InspectJson {
+        name: context.familiar(&image.name),
+        tags: image.tags.iter().map(ToString::to_string).collect(),
+        digest: image.digest.to_string(),
+        media_type: manifest.media_type().to_owned(),
+        index: image.index.map(|digest| digest.to_string()),
+        platform: config.platform.to_string(),
+        created: config.created.clone(),
+        layers: layers.collect(),
+        config: config.raw.clone(),
+    };
+    if args.json { output::json(&shown) } else { print(&shown, &config) }
+}
+
+fn print(shown: &InspectJson, config: &crate::image::ImageConfig) -> anyhow::Result<()> {
+    let field = |name: &str, value: &str| match value {
+        "" => Ok(()),
+        value => output::line(format!("{name:<12}{value}")),
+    };
+    field("name", &shown.name)?;
+    field("tags", &shown.tags.join(", "))?;
+    field("digest", &shown.digest)?;
+    field("index", shown.index.as_deref().unwrap_or_default())?;
+    field("type", &shown.media_type)?;
+    field("platform", &shown.platform)?;
+    field("created", shown.created.as_deref().unwrap_or_default())?;
+    field("user", &config.user)?;
+    field("directory", &config.working_dir)?;
+    field("entrypoint", &config.entrypoint.join(" "))?;
+    field("command", &config.cmd.join(" "))?;
+    for variable in &config.env {
+        field("environment", variable)?;
+    }
+    output::line("")?;
+    let cell = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    let rows: Vec<Vec<String>> = shown
+        .layers
+        .iter()
+        .map(|layer| {
+            let share = layer.index_size.map(|index| percent(index, layer.size));
+            vec![
+                layer.digest.clone(),
+                output::size(layer.size),
+                cell(layer.tar_size.map(output::size)),
+                cell(layer.entries.map(|count| count.to_string())),
+                cell(layer.spans.map(|count| count.to_string())),
+                cell(layer.index_size.map(output::size)),
+                cell(share),
+                cell(layer.seekable_size.filter(|&size| size > 0).map(output::size)),
+            ]
+        })
+        .collect();
+    let head = ["LAYER", "BLOB", "TAR", "ENTRIES", "SPANS", "INDEX", "OF BLOB", "SEEKABLE"];
+    output::table(&head, &rows)?;
+    for layer in &shown.layers {
+        if let Some(error) = &layer.error {
+            output::line(format!("{}: {error}", layer.digest))?;
+        }
+    }
+    Ok(())
+}
+
+/// `part` in per cent of `whole`, with two digits.
+fn percent(part: u64, whole: u64) -> String {
+    let hundredths = u128::from(part) * 10_000 / u128::from(whole.max(1));
+    format!("{}.{:02} %", hundredths / 100, hundredths % 100)
+}

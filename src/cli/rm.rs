@@ -1,0 +1,61 @@
+//! `rm`: takes a tag or an image out of the store's list.
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Context, REFERENCE, output};
+
+/// Remove a tag, or with a digest an image and all of its tags
+///
+/// What an image is made of stays on disk until `gc`. When a tag was an image's last, the image goes with it, unless
+/// --keep is given.
+#[derive(Debug, Args)]
+pub(super) struct RmArgs {
+    /// The image.
+    #[arg(help = REFERENCE, required = true, value_name = "REF")]
+    references: Vec<String>,
+    /// Keep an image that has no tag left; it stays in the mount under its digest
+    #[arg(long)]
+    keep: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct RemovedJson {
+    name: String,
+    digest: String,
+    untagged: Vec<String>,
+    removed: bool,
+}
+
+pub(super) fn run(context: &Context, args: &RmArgs) -> anyhow::Result<()> {
+    let store = context.open_store()?;
+    let mut done = Vec::new();
+    for text in &args.references {
+        let found = context.find(&store, text)?;
+        let (name, digest) = (&found.image.name, found.image.digest);
+        let (untagged, removed) = match found.tag {
+            Some(tag) => {
+                store.untag(name, &tag)?;
+                let last = found.image.tags.iter().all(|other| *other == tag);
+                (vec![tag], last && !args.keep && store.remove_image(name, digest)?)
+            }
+            None => (found.image.tags.clone(), store.remove_image(name, digest)?),
+        };
+        let untagged: Vec<String> = untagged.iter().map(ToString::to_string).collect();
+        let name = context.familiar(name);
+        if !args.json {
+            for tag in &untagged {
+                output::line(format!("untagged {name}:{tag}"))?;
+            }
+            if removed {
+                output::line(format!("removed {name}@{digest}"))?;
+            }
+        }
+        done.push(RemovedJson { name, digest: digest.to_string(), untagged, removed });
+    }
+    context.refresh(&store);
+    if args.json { output::json(&done) } else { Ok(()) }
+}

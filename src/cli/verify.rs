@@ -1,0 +1,154 @@
+//! `verify`: whether the store holds what it says.
+
+use std::collections::BTreeSet;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Context, REFERENCE, error, output};
+use crate::image::{Digest, LayerDigest};
+use crate::pipeline::{open_image, open_layer, read_config, read_manifest};
+use crate::store::{ImageRecord, Store};
+
+/// Check the blobs and indexes of an image, or of all images
+///
+/// Reads every blob and compares its digest. With --deep, every span is decoded through the index as well, and the decoded
+/// tar is compared with the image's configuration. A missing or outdated index is built anew. Exits 2 when anything is wrong.
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// The image.
+    #[arg(help = format!("{REFERENCE}; all images of the store if none is named"), value_name = "REF")]
+    reference: Option<String>,
+    /// Decode every span too
+    #[arg(long)]
+    deep: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct VerifyJson {
+    images: usize,
+    blobs: usize,
+    bytes: u64,
+    spans: u64,
+    problems: Vec<String>,
+}
+
+struct Check<'a> {
+    store: &'a Store,
+    deep: bool,
+    seen: BTreeSet<Digest>,
+    report: VerifyJson,
+}
+
+pub(super) fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<()> {
+    let store = context.open_store()?;
+    let images: Vec<ImageRecord> = match &args.reference {
+        Some(text) => vec![context.find(&store, text)?.image],
+        None => store.refs()?.images,
+    };
+    let report = VerifyJson { images: images.len(), blobs: 0, bytes: 0, spans: 0, problems: Vec::new() };
+    let mut check = Check { store: &store, deep: args.deep, seen: BTreeSet::new(), report };
+    for image in &images {
+        let name = format!("{}@{}", context.familiar(&image.name), image.digest);
+        if let Err(problem) = check.image(image) {
+            check.report.problems.push(format!("{name}: {problem:#}"));
+        }
+    }
+    let report = check.report;
+    if args.json {
+        output::json(&report)?;
+    } else {
+        for problem in &report.problems {
+            output::line(problem)?;
+        }
+        let summary =
+            format!("{} images, {} blobs, {}", report.images, report.blobs, output::size(report.bytes));
+        let spans = if args.deep { format!(", {} spans", report.spans) } else { String::new() };
+        output::line(format!("{summary}{spans}: {} problems", report.problems.len()))?;
+    }
+    match report.problems.len() {
+        0 => Ok(()),
+        count => Err(error::advise(
+            format!("store {}: {count} problems", store.path().display()),
+            "`rm` what is damaged, run `gc`, and pull or load it again",
+        )),
+    }
+}
+
+impl Check<'_> {
+    fn image(&mut self, image: &ImageRecord) -> anyhow::Result<()> {
+        self.blob(image.digest.digest());
+        let manifest = read_manifest(self.store, &image.digest)?;
+        self.blob(manifest.config().digest);
+        let config = read_config(self.store, &manifest)?;
+        config.check_layers(&manifest)?;
+        let mut whole = true;
+        for ((layer, _, _), declared) in manifest.typed_layers().zip(&config.diff_ids) {
+            if self.seen.contains(&layer.digest()) {
+                continue;
+            }
+            if !self.blob(layer.digest()) {
+                whole = false;
+                continue;
+            }
+            match open_layer(self.store, layer) {
+                Ok(open) if open.index().diff_id() != declared => {
+                    whole = false;
+                    self.problem(&layer, format!("its tar is {}, not {declared}", open.index().diff_id()));
+                }
+                Ok(open) if self.deep => self.spans(&layer, &open, declared),
+                Ok(_) => {}
+                Err(error) => {
+                    whole = false;
+                    self.problem(&layer, format!("{:#}", anyhow::Error::from(error)));
+                }
+            }
+        }
+        if whole {
+            open_image(self.store, image.digest, |_| None)?;
+        }
+        Ok(())
+    }
+
+    fn problem(&mut self, layer: &LayerDigest, what: impl std::fmt::Display) {
+        self.report.problems.push(format!("layer {layer}: {what}"));
+    }
+
+    /// Checks a blob once; tells whether it is whole.
+    fn blob(&mut self, digest: Digest) -> bool {
+        if !self.seen.insert(digest) {
+            return true;
+        }
+        self.report.blobs += 1;
+        let mut read = 0;
+        let result = self.store.verify_blob(&digest, |bytes| read += bytes);
+        self.report.bytes += read;
+        match result {
+            Ok(()) => true,
+            Err(error) => {
+                self.report.problems.push(format!("blob {digest}: {:#}", anyhow::Error::from(error)));
+                false
+            }
+        }
+    }
+
+    /// Decodes every span, and hashes what comes out.
+    fn spans(&mut self, layer: &LayerDigest, open: &crate::index::Layer, declared: &crate::image::DiffId) {
+        use sha2::Digest as _;
+        let mut hash = sha2::Sha256::new();
+        for span in open.index().spans() {
+            match open.decode_span(span) {
+                Ok(bytes) => hash.update(&bytes),
+                Err(error) => return self.problem(layer, format!("{:#}", anyhow::Error::from(error))),
+            }
+            self.report.spans += 1;
+        }
+        let actual = Digest::new(hash.finalize().into());
+        if actual != declared.digest() {
+            self.problem(layer, format!("its spans decode to {actual}, not {declared}"));
+        }
+    }
+}

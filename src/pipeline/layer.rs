@@ -1,0 +1,288 @@
+//! Takes one layer into the store in one pass.
+//!
+//! ```text
+//!  source --chunks--> [write to disk, hash blob] --chunks--> [decode, CRC, walk tar] --spans--> [hash tar]
+//! ```
+//!
+//! Each bracket is a thread, so a layer uses two cores where one decodes. An interrupted download stays as a partial file;
+//! the next attempt sends what is there through the same way and then goes on where it ended.
+
+use std::io::{self, BufRead, Read, Write as _};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use bytes::Bytes;
+use sha2::Digest as _;
+use tokio::sync::mpsc;
+
+use super::open::open_index;
+use super::{Event, PipelineError, Progress};
+use crate::image::{DiffId, Digest, LayerDigest};
+use crate::index::{Build, BuildError, Built, build};
+use crate::layer::{BlobOffset, Codec, LayerError};
+use crate::store::{BlobLock, Partial, Store, StoreError, Temp};
+
+/// Chunks between two threads. With chunks of 64 KiB and more that is enough to keep both busy.
+const QUEUE: usize = 64;
+/// How much of a partial file goes through at once, in bytes.
+const REPLAY: usize = 256 << 10;
+
+/// A layer as the image's documents describe it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) digest: LayerDigest,
+    pub(super) size: u64,
+    pub(super) diff_id: DiffId,
+    /// By its media type, where that says something.
+    pub(super) codec: Option<Codec>,
+}
+
+/// Where the bytes of a blob come from: called with the offset from which on they are wanted.
+pub(super) type Fetch<'a> = dyn Fn(u64) -> mpsc::Receiver<Result<Bytes, PipelineError>> + Sync + 'a;
+
+/// Takes a layer in, unless it is there; returns how many bytes were fetched.
+///
+/// Blocks: for another process that has the layer at hand, for the source, for the disk.
+pub(super) fn ensure(
+    store: &Store,
+    wanted: &Wanted,
+    fetch: &Fetch<'_>,
+    progress: &Progress,
+) -> Result<u64, PipelineError> {
+    let Wanted { digest, size, .. } = *wanted;
+    progress.tell(Event::Layer { digest, size });
+    let blob = digest.digest();
+    let lock = match store.try_lock_blob(&blob)? {
+        Some(lock) => lock,
+        None => {
+            progress.tell(Event::Waiting { digest });
+            store.lock_blob(&blob, None)?
+        }
+    };
+    let mut fetched = 0;
+    if is_there(store, wanted, &lock, progress)? {
+        tracing::debug!("layer {digest} is in the store");
+    } else {
+        let mut partial = store.partial(&lock)?;
+        let resumed = partial.len();
+        if resumed > size {
+            partial.restart()?;
+        }
+        let resumed = partial.len();
+        fetched = size - resumed;
+        match take_in(store, wanted, partial, fetch, progress) {
+            // What an earlier attempt left may be what is wrong: once more from the start.
+            Err(PipelineError::WrongDigest { .. } | PipelineError::Layer { .. }) if resumed > 0 => {
+                tracing::warn!("layer {digest}: what an earlier download left is damaged, fetching it again");
+                let mut partial = store.partial(&lock)?;
+                partial.restart()?;
+                fetched = size;
+                take_in(store, wanted, partial, fetch, progress)?;
+            }
+            result => result?,
+        }
+    }
+    progress.tell(Event::Done { digest });
+    Ok(fetched)
+}
+
+/// Whether the store has the layer whole; a damaged blob is removed, so that it is fetched anew.
+fn is_there(
+    store: &Store,
+    wanted: &Wanted,
+    lock: &BlobLock,
+    progress: &Progress,
+) -> Result<bool, PipelineError> {
+    let digest = wanted.digest;
+    let index = match store.has_blob(&digest.digest(), Some(wanted.size)) {
+        Ok(false) => return Ok(false),
+        Ok(true) => open_index(store, &digest, Some(lock), progress),
+        Err(error) => Err(error.into()),
+    };
+    match index {
+        Ok(index) => {
+            check_diff_id(wanted, index.diff_id())?;
+            Ok(true)
+        }
+        Err(PipelineError::Store(error @ StoreError::Damaged { .. })) => {
+            tracing::warn!("layer {digest}: {error}; fetching it again");
+            store.discard_blob(lock)?;
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn check_diff_id(wanted: &Wanted, actual: &DiffId) -> Result<(), PipelineError> {
+    if *actual == wanted.diff_id {
+        return Ok(());
+    }
+    Err(PipelineError::WrongDiffId { layer: wanted.digest, actual: *actual, declared: wanted.diff_id })
+}
+
+fn take_in(
+    store: &Store,
+    wanted: &Wanted,
+    partial: Partial,
+    fetch: &Fetch<'_>,
+    progress: &Progress,
+) -> Result<(), PipelineError> {
+    let Wanted { digest, size, .. } = *wanted;
+    let (sender, receiver) = sync_channel(QUEUE);
+    let mut input = Chunks { receiver, current: Bytes::new() };
+    let (received, indexed) = std::thread::scope(|scope| {
+        let receiving = std::thread::Builder::new()
+            .name("layer-receive".to_owned())
+            .spawn_scoped(scope, || receive(store, wanted, partial, fetch, sender, progress))
+            .map_err(PipelineError::Thread)?;
+        let indexed = index(store, wanted, &mut input);
+        // After an error in the layer, the rest still has to be seen: a wrong digest explains it better.
+        drop(input);
+        let received = receiving.join().map_err(|_| PipelineError::Thread(io::Error::other("panicked")))?;
+        Ok::<_, PipelineError>((received, indexed))
+    })?;
+    let (partial, actual, length) = received?;
+    if length != size {
+        drop(partial);
+        return Err(PipelineError::WrongSize { layer: digest, actual: length, declared: size });
+    }
+    if actual != digest.digest() {
+        discard(partial)?;
+        return Err(PipelineError::WrongDigest { layer: digest, actual });
+    }
+    let (built, seekable) = match indexed {
+        Ok(indexed) => indexed,
+        Err(error) => {
+            discard(partial)?;
+            return Err(error);
+        }
+    };
+    if let Err(error) = check_diff_id(wanted, built.diff_id()) {
+        discard(partial)?;
+        return Err(error);
+    }
+    commit_derived(store, &digest, built, seekable)?;
+    partial.commit(actual, length)?;
+    Ok(())
+}
+
+/// Gives up what a partial file holds: nothing in it would help the next attempt.
+fn discard(mut partial: Partial) -> Result<(), PipelineError> {
+    Ok(partial.restart()?)
+}
+
+/// Writes what was derived from a blob: the index last, since a reader takes an index as the sign that all is there.
+pub(super) fn commit_derived(
+    store: &Store,
+    digest: &LayerDigest,
+    built: Built,
+    seekable: Option<Temp>,
+) -> Result<(), PipelineError> {
+    if let Some(seekable) = seekable {
+        seekable.commit()?;
+    }
+    let index = built.finish(digest).map_err(|source| PipelineError::Layer { layer: *digest, source })?;
+    Ok(store.put_index(digest, &index)?)
+}
+
+/// Indexes a blob that streams in.
+pub(super) fn index(
+    store: &Store,
+    wanted: &Wanted,
+    input: &mut impl BufRead,
+) -> Result<(Built, Option<Temp>), PipelineError> {
+    let digest = wanted.digest;
+    // The first chunk decides the codec; a media type that says otherwise is told before anything is decoded.
+    let layer_error = |source| PipelineError::Layer { layer: digest, source };
+    let first = input.fill_buf().map_err(|source| {
+        layer_error(BuildError::Layer(LayerError::Read { at: BlobOffset::new(0), source }))
+    })?;
+    let actual = Codec::sniff(first);
+    if let Some(declared) = wanted.codec
+        && declared != actual
+    {
+        return Err(PipelineError::WrongCodec { layer: digest, declared, actual });
+    }
+    build(input, &Build::default(), || store.create_seekable(&digest).map_err(io::Error::other))
+        .map_err(layer_error)
+}
+
+/// Writes and hashes a blob's bytes as they arrive, and passes them on. A receiver that has gone does not end it: the
+/// digest tells whether the layer is broken at its source.
+fn receive(
+    store: &Store,
+    wanted: &Wanted,
+    mut partial: Partial,
+    fetch: &Fetch<'_>,
+    sender: SyncSender<io::Result<Bytes>>,
+    progress: &Progress,
+) -> Result<(Partial, Digest, u64), PipelineError> {
+    let digest = wanted.digest;
+    let path = store.blob_path(&digest.digest());
+    let mut hash = sha2::Sha256::new();
+    let mut total = 0;
+    let mut pass_on = |bytes: Bytes| {
+        hash.update(&bytes);
+        total += bytes.len() as u64;
+        progress.tell(Event::Bytes { digest, total });
+        let _ = sender.send(Ok(bytes));
+    };
+    let mut replayed = partial.reader()?;
+    loop {
+        let mut chunk = vec![0; REPLAY];
+        let length =
+            replayed.read(&mut chunk).map_err(|source| PipelineError::Partial { layer: digest, source })?;
+        if length == 0 {
+            break;
+        }
+        chunk.truncate(length);
+        pass_on(chunk.into());
+    }
+    let mut source = fetch(partial.len());
+    while let Some(chunk) = source.blocking_recv() {
+        let outcome = chunk.and_then(|bytes| {
+            partial.write_all(&bytes).map_err(|error| StoreError::from_write(&path, error))?;
+            Ok(bytes)
+        });
+        match outcome {
+            Ok(bytes) => pass_on(bytes),
+            Err(error) => {
+                let _ = sender.send(Err(io::Error::other("the blob did not arrive")));
+                return Err(error);
+            }
+        }
+    }
+    Ok((partial, Digest::new(hash.finalize().into()), total))
+}
+
+/// Chunks from another thread as one stream.
+#[derive(Debug)]
+struct Chunks {
+    receiver: Receiver<io::Result<Bytes>>,
+    current: Bytes,
+}
+
+impl Read for Chunks {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let length = available.len().min(out.len());
+        out[..length].copy_from_slice(&available[..length]);
+        self.consume(length);
+        Ok(length)
+    }
+}
+
+impl BufRead for Chunks {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.current.is_empty() {
+            match self.receiver.recv() {
+                Ok(chunk) => self.current = chunk?,
+                Err(_) => break,
+            }
+        }
+        Ok(&self.current)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        let _ = self.current.split_to(amount);
+    }
+}

@@ -4,12 +4,11 @@
 
 #[path = "../common/layers.rs"]
 mod layers;
-
-
 #[path = "../common/stored.rs"]
+mod stored;
+
 mod fs;
 mod gnu_tar;
-mod stored;
 mod index;
 mod merge;
 mod registry;

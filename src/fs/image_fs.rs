@@ -4,19 +4,17 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tracing::info;
-
+use super::answers::{DirEntry, Figures, FsStatus, Lookup};
 use super::attr::{Attr, FileKind};
-use super::content::{Bytes, Content, SlotLayer};
+use super::content::{Bytes, Content};
 use super::images::Images;
+use super::resolve::{Found, Made, OpenImage, OpenLayer, directory_node, image_ino, image_root};
 use super::source::Source;
-use super::{
-    CacheCounters, Changes, Directory, FsError, Image, Ino, Namespace, Node, Place, SpanCache, Target,
-};
-use crate::index::{EntryId, Kind, Layer, Piece};
-use crate::tree::{LayerNo, NodeId, Source as NodeSource, Tree};
+use super::{Changes, Directory, FsError, Ino, Namespace, Node, Place, SpanCache, Target};
+use crate::index::{Kind, Piece};
+use crate::tree::NodeId;
 
 /// Longest name that a lookup can have: what tars and references are limited to.
 pub const NAME_MAX: usize = 255;
@@ -48,88 +46,16 @@ impl Default for FsOptions {
 /// For how long the failure to open an image is told without another try: one `ls` asks many times.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// What a name stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lookup {
-    /// This, for as long as the name is not invalidated.
-    Found(Attr),
-    /// Nothing. `lasting`: it will never be anything, so that the answer may be cached.
-    Absent {
-        /// Whether the answer may be cached.
-        lasting: bool,
-    },
-}
-
-/// One name of a directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DirEntry<'a> {
-    /// The name.
-    pub name: &'a [u8],
-    /// Where the listing goes on behind this name.
-    pub next: u64,
-    /// What it stands for. Unless `attr_lasts`, number and kind are right and the others made up.
-    pub attr: Attr,
-    /// Whether `attr` holds for as long as the name is not invalidated.
-    pub attr_lasts: bool,
-}
-
-/// Figures for `statfs`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Figures {
-    /// Bytes of all layers that are open, decoded.
-    pub bytes: u64,
-    /// Entries of all layers that are open.
-    pub files: u64,
-}
-
-/// What the filesystem holds, for `status`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct FsStatus {
-    /// Images that have a name.
-    pub published: usize,
-    /// Images that are open, by their paths in the mount (`None`: their last name has gone).
-    pub open: Vec<Option<String>>,
-    /// Images that could not be opened, with the reason.
-    pub failed: Vec<String>,
-    /// Layers that are open.
-    pub layers: usize,
-    /// The cache of decoded spans.
-    pub cache: CacheCounters,
-}
-
 /// All published images as one tree of files.
 #[derive(Debug)]
 pub struct ImageFs {
-    source: Source,
+    pub(super) source: Source,
     namespace: RwLock<Arc<Namespace>>,
     /// Held through a refresh, which nothing but another refresh waits for.
     refreshing: Mutex<()>,
-    images: Images<OpenImage>,
-    layers: RwLock<HashMap<u32, Arc<Layer>>>,
+    pub(super) images: Images<OpenImage>,
+    pub(super) layers: RwLock<HashMap<u32, OpenLayer>>,
     content: Content,
-}
-
-/// An open image.
-#[derive(Debug)]
-struct OpenImage {
-    image: Image,
-    tree: Tree,
-    /// Lowest first, as the tree numbers them.
-    layers: Vec<SlotLayer>,
-}
-
-/// Where an inode's attributes and content stand.
-struct Found {
-    ino: Ino,
-    layer: SlotLayer,
-    entry: EntryId,
-    nlink: u32,
-}
-
-/// What a node of a tree is made from.
-enum Made {
-    Found(Found),
-    Implied(Attr),
 }
 
 impl ImageFs {
@@ -333,8 +259,17 @@ impl ImageFs {
     ///
     /// It is not a regular file, or its bytes cannot be read or are not what was indexed. Never wrong bytes.
     pub fn read(&self, ino: Ino, offset: u64, len: u32) -> Result<Bytes, FsError> {
-        let found = self.regular(ino)?;
-        self.content.read(ino, &found.layer, found.entry, offset, len)
+        let Found { layer: (slot, layer), entry, .. } = self.regular(ino)?;
+        // An image keeps the layers that it was opened with; since then one may have been mended.
+        let layer = self.open_layer(slot).unwrap_or(layer);
+        let read = |layer| self.content.read(ino, &(slot, layer), entry, offset, len);
+        match read(Arc::clone(&layer)) {
+            Err(FsError::Content(fault)) => match self.mended(slot, &layer) {
+                Some(layer) => read(layer),
+                None => Err(FsError::Content(fault)),
+            },
+            result => result,
+        }
     }
 
     /// The first offset from `offset` on that is in a hole (`hole`) or in data.
@@ -400,7 +335,7 @@ impl ImageFs {
     pub fn figures(&self) -> Figures {
         let layers = self.layers.read().unwrap_or_else(PoisonError::into_inner);
         let none = Figures { bytes: 0, files: 0 };
-        layers.values().fold(none, |sum, layer| Figures {
+        layers.values().fold(none, |sum, OpenLayer { layer, .. }| Figures {
             bytes: sum.bytes.saturating_add(layer.index().tar_size()),
             files: sum.files.saturating_add(layer.index().len() as u64),
         })
@@ -416,7 +351,7 @@ impl ImageFs {
         Ok(())
     }
 
-    fn place(&self, ino: Ino) -> Result<Place, FsError> {
+    pub(super) fn place(&self, ino: Ino) -> Result<Place, FsError> {
         ino.place().ok_or(FsError::Stale(ino))
     }
 
@@ -434,146 +369,6 @@ impl ImageFs {
             }
             Place::Layer { .. } => Err(FsError::NotADirectory(ino)),
         }
-    }
-
-    fn regular(&self, ino: Ino) -> Result<Found, FsError> {
-        if let Place::Namespace(_) = self.place(ino)? {
-            return match self.namespace().node(ino) {
-                Some(Node::Directory(_)) => Err(FsError::IsADirectory(ino)),
-                Some(Node::Symlink(_)) => Err(FsError::WrongKind(ino)),
-                None => Err(FsError::Stale(ino)),
-            };
-        }
-        match self.made(ino)? {
-            Made::Implied(_) => Err(FsError::IsADirectory(ino)),
-            Made::Found(found) => match found.layer.1.index().entry(found.entry).kind() {
-                Kind::Regular { .. } => Ok(found),
-                Kind::Directory => Err(FsError::IsADirectory(ino)),
-                _ => Err(FsError::WrongKind(ino)),
-            },
-        }
-    }
-
-    /// Resolves a number that is not of the namespace.
-    fn made(&self, ino: Ino) -> Result<Made, FsError> {
-        match self.place(ino)? {
-            Place::Namespace(_) => Err(FsError::Stale(ino)),
-            Place::Image { slot, node } => {
-                let open = self.open_slot(slot, ino)?;
-                let node = NodeId::new(node);
-                if !open.tree.contains(node) {
-                    return Err(FsError::Stale(ino));
-                }
-                made(&open, node)
-            }
-            Place::Layer { slot, entry } => {
-                let layer = self.layer(slot, ino)?;
-                let entry = EntryId::new(entry);
-                if !layer.index().contains(entry) {
-                    return Err(FsError::Stale(ino));
-                }
-                let nlink = layer.index().own_nlink(entry);
-                Ok(Made::Found(Found { ino, layer: (slot, layer), entry, nlink }))
-            }
-        }
-    }
-
-    fn attr(&self, open: &OpenImage, node: NodeId) -> Result<Attr, FsError> {
-        match made(open, node)? {
-            Made::Found(found) => found.attr(),
-            Made::Implied(attr) => Ok(attr),
-        }
-    }
-
-    fn open(&self, image: Image) -> Result<Arc<OpenImage>, FsError> {
-        let name = || self.namespace().path_of(image.slot).unwrap_or_else(|| image.manifest.to_string());
-        let open = || {
-            let started = Instant::now();
-            let opened = self.source.open_image(image.manifest, |slot| self.open_layer(slot))?;
-            info!(image = name(), nodes = opened.tree.len(), took = ?started.elapsed(), "image opened");
-            let mut layers = self.layers.write().unwrap_or_else(PoisonError::into_inner);
-            let shared = |(slot, layer): (u32, Arc<Layer>)| {
-                // The first one stays: there is one handle for each layer.
-                (slot, Arc::clone(layers.entry(slot).or_insert(layer)))
-            };
-            Ok(OpenImage {
-                image,
-                tree: opened.tree,
-                layers: opened.layers.into_iter().map(shared).collect(),
-            })
-        };
-        Ok(self.images.get_or_open(image.slot, name, open)?)
-    }
-
-    /// The image with this slot: open, published, or in the store still.
-    fn open_slot(&self, slot: u32, ino: Ino) -> Result<Arc<OpenImage>, FsError> {
-        if let Some(open) = self.images.opened(slot) {
-            return Ok(open);
-        }
-        let image = self.namespace().image(slot).or_else(|| self.source.image(slot));
-        self.open(image.ok_or(FsError::Stale(ino))?)
-    }
-
-    fn open_layer(&self, slot: u32) -> Option<Arc<Layer>> {
-        self.layers.read().unwrap_or_else(PoisonError::into_inner).get(&slot).map(Arc::clone)
-    }
-
-    /// The layer with this slot: open, or in the store still (the kernel may know it from a process before this one).
-    fn layer(&self, slot: u32, ino: Ino) -> Result<Arc<Layer>, FsError> {
-        if let Some(layer) = self.open_layer(slot) {
-            return Ok(layer);
-        }
-        let layer = self.source.open_layer(slot).map_err(|source| FsError::Layer { slot, source })?;
-        let layer = layer.ok_or(FsError::Stale(ino))?;
-        let mut layers = self.layers.write().unwrap_or_else(PoisonError::into_inner);
-        Ok(Arc::clone(layers.entry(slot).or_insert(layer)))
-    }
-}
-
-impl Found {
-    fn attr(&self) -> Result<Attr, FsError> {
-        let (_, layer) = &self.layer;
-        let entry = layer.index().entry(self.entry);
-        let stored = || layer.stored_size(self.entry);
-        Attr::of_entry(self.ino, self.nlink, &entry, stored).ok_or(FsError::Inconsistent(self.ino))
-    }
-}
-
-/// What a node of an open image is made from, with the number that it has.
-fn made(open: &OpenImage, node: NodeId) -> Result<Made, FsError> {
-    let own = image_ino(open.image.slot, node)?;
-    let nlink = open.tree.nlink(node);
-    let NodeSource::Entry { layer, entry } = open.tree.source(node) else {
-        return Ok(Made::Implied(Attr::implied(own, nlink)));
-    };
-    let (slot, layer) = layer_of(open, layer).ok_or(FsError::Inconsistent(own))?;
-    let is_directory = open.tree.is_directory(node);
-    let ino = match !is_directory && nlink == layer.index().own_nlink(entry) {
-        true => Ino::of_layer(*slot, entry.get()).ok_or(FsError::Inconsistent(own))?,
-        false => own,
-    };
-    Ok(Made::Found(Found { ino, layer: (*slot, Arc::clone(layer)), entry, nlink }))
-}
-
-fn layer_of(open: &OpenImage, layer: LayerNo) -> Option<&SlotLayer> {
-    open.layers.get(layer.index())
-}
-
-fn image_ino(slot: u32, node: NodeId) -> Result<Ino, FsError> {
-    Ino::of_image(slot, node.get()).ok_or(FsError::Inconsistent(Ino::ROOT))
-}
-
-fn image_root(image: Image) -> Result<Ino, FsError> {
-    image_ino(image.slot, NodeId::ROOT)
-}
-
-/// A directory of an open image from a number that the kernel gave.
-fn directory_node(open: &OpenImage, node: u32, ino: Ino) -> Result<NodeId, FsError> {
-    let node = NodeId::new(node);
-    match open.tree.contains(node) {
-        false => Err(FsError::Stale(ino)),
-        true if open.tree.is_directory(node) => Ok(node),
-        true => Err(FsError::NotADirectory(ino)),
     }
 }
 

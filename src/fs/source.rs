@@ -21,6 +21,13 @@ pub(super) struct Opened {
     pub(super) layers: Vec<(u32, Arc<Layer>)>,
 }
 
+/// Which file a layer's blob is: another one once a damaged blob has been fetched again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BlobFile {
+    device: u64,
+    inode: u64,
+}
+
 /// A store, and how its names are shown.
 #[derive(Debug)]
 pub struct Source {
@@ -85,5 +92,11 @@ impl Source {
         let Some(slot) = Slot::new(slot) else { return Ok(None) };
         let Some(layer) = self.store.layer_of(slot)? else { return Ok(None) };
         Ok(Some(open_layer(&self.store, layer)?))
+    }
+
+    /// The file in which a layer's blob is now; `None` where there is none.
+    pub(super) fn blob_file(&self, layer: &LayerDigest) -> Option<BlobFile> {
+        let metadata = std::fs::metadata(self.store.blob_path(&layer.digest())).ok()?;
+        Some(BlobFile { device: metadata.dev(), inode: metadata.ino() })
     }
 }

@@ -16,15 +16,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 
+use super::convert::{ABSENT, BLOCK_SIZE, file_attr, file_type, ino, sized, xattr};
 use super::requests::{Operation, Requests};
-use crate::fs::{Attr, FileKind, FsError, ImageFs, Ino, Lookup};
-use crate::layer::Timestamp;
+use crate::fs::{FsError, ImageFs, Lookup};
 
 /// What the kernel is asked for, where it offers it. A process that takes a mount over relies on the former's set.
 ///
@@ -46,7 +46,6 @@ const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 const NOT_AT_ALL: Duration = Duration::ZERO;
 /// Numbers are never given to anything else, so one generation is enough.
 const GENERATION: Generation = Generation(0);
-const BLOCK_SIZE: u32 = 4096;
 
 /// The filesystem as fuser calls it.
 #[derive(Debug)]
@@ -423,110 +422,37 @@ impl Filesystem for Adapter {
 const NAME_MAX: u32 = 255;
 const _: () = assert!(crate::fs::NAME_MAX == NAME_MAX as usize);
 
-/// The answer that a name stands for nothing: of this, the kernel looks at the number only.
-const ABSENT: FileAttr = FileAttr {
-    ino: INodeNo(0),
-    size: 0,
-    blocks: 0,
-    atime: SystemTime::UNIX_EPOCH,
-    mtime: SystemTime::UNIX_EPOCH,
-    ctime: SystemTime::UNIX_EPOCH,
-    crtime: SystemTime::UNIX_EPOCH,
-    kind: FileType::RegularFile,
-    perm: 0,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    rdev: 0,
-    blksize: BLOCK_SIZE,
-    flags: 0,
-};
-
-fn ino(number: INodeNo) -> Ino {
-    Ino::from_kernel(number.0)
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    let time = system_time(attr.mtime);
-    FileAttr {
-        ino: INodeNo(attr.ino.get()),
-        size: attr.size,
-        blocks: attr.blocks,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
-        kind: file_type(attr.kind),
-        perm: attr.mode,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: attr.rdev,
-        blksize: BLOCK_SIZE,
-        flags: 0,
-    }
-}
-
-fn file_type(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::Directory => FileType::Directory,
-        FileKind::Regular => FileType::RegularFile,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::CharDevice => FileType::CharDevice,
-        FileKind::BlockDevice => FileType::BlockDevice,
-        FileKind::Fifo => FileType::NamedPipe,
-    }
-}
-
-fn system_time(time: Timestamp) -> SystemTime {
-    let seconds = Duration::from_secs(time.sec.unsigned_abs());
-    let epoch = SystemTime::UNIX_EPOCH;
-    let whole = if time.sec < 0 { epoch.checked_sub(seconds) } else { epoch.checked_add(seconds) };
-    // Linux keeps both as 64 bits of seconds, so there is always one.
-    whole.and_then(|whole| whole.checked_add(Duration::from_nanos(time.nsec.into()))).unwrap_or(epoch)
-}
-
-/// An extended attribute's answer: what it holds, or how long that is where the caller gave no room.
-enum Sized {
-    Length(u32),
-    Bytes(Vec<u8>),
-}
-
-fn sized(bytes: Vec<u8>, room: u32) -> Result<Sized, FsError> {
-    match u32::try_from(bytes.len()) {
-        Ok(length) if room == 0 => Ok(Sized::Length(length)),
-        Ok(length) if length <= room => Ok(Sized::Bytes(bytes)),
-        _ => Err(FsError::NoRoom),
-    }
-}
-
-fn xattr(reply: ReplyXattr, answer: Sized) {
-    match answer {
-        Sized::Length(length) => reply.size(length),
-        Sized::Bytes(bytes) => reply.data(&bytes),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::{FsOptions, Source};
+    use crate::store::Store;
 
-    #[test]
-    fn times_before_1970_keep_their_nanoseconds() {
-        let epoch = SystemTime::UNIX_EPOCH;
-        let at = |sec, nsec| system_time(Timestamp { sec, nsec });
-        assert_eq!(at(0, 0), epoch);
-        assert_eq!(at(3, 7), epoch + Duration::new(3, 7));
-        // Half a second before: second -1, half a second on.
-        assert_eq!(at(-1, 500_000_000), epoch - Duration::from_millis(500));
-        assert!(at(i64::MIN, 0) < at(i64::MAX, 999_999_999));
+    /// A reply that keeps what it was given.
+    struct Given<'a>(&'a mut Option<Errno>);
+
+    impl Refuse for Given<'_> {
+        fn refuse(self, errno: Errno) {
+            *self.0 = Some(errno);
+        }
     }
 
     #[test]
-    fn xattr_room_is_asked_for_kept_and_enforced() {
-        assert!(matches!(sized(vec![1, 2, 3], 0), Ok(Sized::Length(3))));
-        assert!(matches!(sized(vec![1, 2, 3], 3), Ok(Sized::Bytes(bytes)) if bytes == [1, 2, 3]));
-        assert!(matches!(sized(vec![1, 2, 3], 2), Err(FsError::NoRoom)));
-        assert!(matches!(sized(Vec::new(), 0), Ok(Sized::Length(0))));
+    fn panic_in_a_handler_is_answered_counted_and_over() {
+        let scratch = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(&scratch.path().join("store")).unwrap();
+        let fs = ImageFs::new(Source::new(store, None), &FsOptions::default());
+        let adapter = Adapter::new(Arc::new(fs), Arc::default());
+        let ask = |work: fn() -> Result<(), FsError>| {
+            let mut given = None;
+            adapter.answer(Operation::Read, Given(&mut given), |_, _| work(), |_, ()| {});
+            given
+        };
+        assert_eq!(ask(|| panic!("a bug")), Some(Errno::EIO));
+        assert_eq!((adapter.requests.panics(), adapter.requests.errors()), (1, 1));
+        assert_eq!(ask(|| Err(FsError::NotFound)), Some(Errno::ENOENT));
+        assert_eq!(ask(|| Ok(())), None);
+        assert_eq!((adapter.requests.panics(), adapter.requests.errors()), (1, 1));
+        assert_eq!(adapter.requests.counts().collect::<Vec<_>>(), [("READ", 3)]);
     }
 }

@@ -284,3 +284,23 @@ fn flipped_bit_is_an_error_for_its_span_and_never_other_bytes() {
         names(&fs, root).iter().all(|name| content(&fs, found(&fs, root, name).ino, 777).len() == 3000);
     assert!(mended, "a failure is not remembered");
 }
+
+#[test]
+fn blob_that_was_fetched_again_is_read_by_whoever_has_the_layer_open() {
+    let stored = Stored::new();
+    let (_, layers) = stored.add_text("lab/a:1", "f a right\nf b b\n---\nh c b");
+    let fs = stored.fs();
+    let root = resolve(&fs, "lab/a:1").ino;
+    // One inode of the layer and one of the image.
+    let inodes = [found(&fs, root, b"a").ino, found(&fs, root, b"c").ino];
+    let path = blob(&stored, &layers[0]);
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, vec![b'?'; bytes.len()]).unwrap();
+    assert!(inodes.iter().all(|ino| fs.read(*ino, 0, 9).is_err()));
+    std::fs::remove_file(&path).unwrap();
+    assert!(fs.read(inodes[0], 0, 9).is_err());
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(*fs.read(inodes[0], 0, 9).unwrap(), *b"right");
+    fs.drop_caches();
+    assert_eq!(*fs.read(inodes[1], 0, 9).unwrap(), *b"b");
+}

@@ -1,0 +1,88 @@
+//! Decides what stands at each path of the mount.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::{Image, Namespace, Published};
+use crate::image::ManifestDigest;
+
+/// What is to stand at a path, while the snapshot is being made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Plan {
+    Directory,
+    Image(Image),
+    /// Target relative to the link's directory.
+    Symlink(String),
+}
+
+/// Decides what stands at each path.
+pub(super) fn plan(published: &[Published], previous: Option<&Namespace>) -> BTreeMap<String, Plan> {
+    let digest_path = |name: &str, digest: &ManifestDigest| format!("{name}@{digest}");
+    // Where each image is a directory.
+    let mut homes: HashMap<u32, String> = HashMap::new();
+    let paths: BTreeSet<(u32, String)> = published
+        .iter()
+        .map(|published| (published.image.slot, digest_path(&published.name, &published.image.manifest)))
+        .collect();
+    for published in published {
+        let slot = published.image.slot;
+        let kept = previous.and_then(|previous| previous.path_of(slot));
+        let kept = kept.filter(|path| paths.contains(&(slot, path.clone())));
+        let first = || digest_path(&published.name, &published.image.manifest);
+        homes.entry(slot).or_insert_with(|| kept.unwrap_or_else(first));
+    }
+    let mut plans = BTreeMap::new();
+    for published in published {
+        let home = &homes[&published.image.slot];
+        let own = digest_path(&published.name, &published.image.manifest);
+        let (directory, own_name) = split(&own);
+        if let Some(tag) = &published.tag {
+            let path = format!("{}:{tag}", published.name);
+            plans.insert(path, Plan::Symlink(own_name.to_owned()));
+        }
+        if let Some(index) = published.index.filter(|index| *index != published.image.manifest) {
+            plans.insert(digest_path(&published.name, &index), Plan::Symlink(own_name.to_owned()));
+        }
+        let image = match own == *home {
+            true => Plan::Image(published.image),
+            false => Plan::Symlink(relative(directory, home)),
+        };
+        plans.insert(own, image);
+    }
+    // Last, so that a directory of names wins: a repository's images are reached through it.
+    for published in published {
+        let mut path = published.name.as_str();
+        while let Some((parent, _)) = path.rsplit_once('/') {
+            plans.insert(parent.to_owned(), Plan::Directory);
+            path = parent;
+        }
+    }
+    plans
+}
+
+/// For each name with a `:` the spelling with `-`, unless that is a name of its own. Where two names have one alias, it is
+/// that of the lesser.
+pub(super) fn aliases<'a>(entries: &BTreeMap<&'a str, &Plan>) -> BTreeMap<String, &'a str> {
+    let mut aliases = BTreeMap::new();
+    for &name in entries.keys().filter(|name| name.contains(':')) {
+        let alias = name.replace(':', "-");
+        if !entries.contains_key(alias.as_str()) {
+            aliases.entry(alias).or_insert(name);
+        }
+    }
+    aliases
+}
+
+/// A path's directory and last component.
+pub(super) fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('/').unwrap_or(("", path))
+}
+
+pub(super) fn join(directory: &str, name: &str) -> String {
+    if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
+}
+
+/// The link target that leads from a directory of the namespace to a path of it.
+fn relative(directory: &str, path: &str) -> String {
+    let ups = if directory.is_empty() { 0 } else { directory.split('/').count() };
+    "../".repeat(ups) + path
+}

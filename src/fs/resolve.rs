@@ -1,0 +1,207 @@
+//! What inode numbers stand for: entries of open layers and nodes of open images, which are opened here where they are
+//! not yet.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use tracing::info;
+
+use super::attr::Attr;
+use super::content::SlotLayer;
+use super::image_fs::ImageFs;
+use super::source::BlobFile;
+use super::{FsError, Image, Ino, Node, Place};
+use crate::index::{EntryId, Kind, Layer};
+use crate::tree::{LayerNo, NodeId, Source as NodeSource, Tree};
+
+/// An open layer, and the file that its blob was in when it was opened.
+#[derive(Debug)]
+pub(super) struct OpenLayer {
+    pub(super) layer: Arc<Layer>,
+    blob: Option<BlobFile>,
+}
+
+/// An open image.
+#[derive(Debug)]
+pub(super) struct OpenImage {
+    pub(super) image: Image,
+    pub(super) tree: Tree,
+    /// Lowest first, as the tree numbers them.
+    pub(super) layers: Vec<SlotLayer>,
+}
+
+/// Where an inode's attributes and content stand.
+pub(super) struct Found {
+    pub(super) ino: Ino,
+    pub(super) layer: SlotLayer,
+    pub(super) entry: EntryId,
+    pub(super) nlink: u32,
+}
+
+/// What a node of a tree is made from.
+pub(super) enum Made {
+    Found(Found),
+    Implied(Attr),
+}
+
+impl ImageFs {
+    pub(super) fn regular(&self, ino: Ino) -> Result<Found, FsError> {
+        if let Place::Namespace(_) = self.place(ino)? {
+            return match self.namespace().node(ino) {
+                Some(Node::Directory(_)) => Err(FsError::IsADirectory(ino)),
+                Some(Node::Symlink(_)) => Err(FsError::WrongKind(ino)),
+                None => Err(FsError::Stale(ino)),
+            };
+        }
+        match self.made(ino)? {
+            Made::Implied(_) => Err(FsError::IsADirectory(ino)),
+            Made::Found(found) => match found.layer.1.index().entry(found.entry).kind() {
+                Kind::Regular { .. } => Ok(found),
+                Kind::Directory => Err(FsError::IsADirectory(ino)),
+                _ => Err(FsError::WrongKind(ino)),
+            },
+        }
+    }
+
+    /// Resolves a number that is not of the namespace.
+    pub(super) fn made(&self, ino: Ino) -> Result<Made, FsError> {
+        match self.place(ino)? {
+            Place::Namespace(_) => Err(FsError::Stale(ino)),
+            Place::Image { slot, node } => {
+                let open = self.open_slot(slot, ino)?;
+                let node = NodeId::new(node);
+                if !open.tree.contains(node) {
+                    return Err(FsError::Stale(ino));
+                }
+                made(&open, node)
+            }
+            Place::Layer { slot, entry } => {
+                let layer = self.layer(slot, ino)?;
+                let entry = EntryId::new(entry);
+                if !layer.index().contains(entry) {
+                    return Err(FsError::Stale(ino));
+                }
+                let nlink = layer.index().own_nlink(entry);
+                Ok(Made::Found(Found { ino, layer: (slot, layer), entry, nlink }))
+            }
+        }
+    }
+
+    pub(super) fn attr(&self, open: &OpenImage, node: NodeId) -> Result<Attr, FsError> {
+        match made(open, node)? {
+            Made::Found(found) => found.attr(),
+            Made::Implied(attr) => Ok(attr),
+        }
+    }
+
+    pub(super) fn open(&self, image: Image) -> Result<Arc<OpenImage>, FsError> {
+        let name = || self.namespace().path_of(image.slot).unwrap_or_else(|| image.manifest.to_string());
+        let open = || {
+            let started = Instant::now();
+            let opened = self.source.open_image(image.manifest, |slot| self.open_layer(slot))?;
+            info!(image = name(), nodes = opened.tree.len(), took = ?started.elapsed(), "image opened");
+            let shared = |(slot, layer)| (slot, self.keep(slot, layer));
+            Ok(OpenImage {
+                image,
+                tree: opened.tree,
+                layers: opened.layers.into_iter().map(shared).collect(),
+            })
+        };
+        Ok(self.images.get_or_open(image.slot, name, open)?)
+    }
+
+    /// The image with this slot: open, published, or in the store still.
+    pub(super) fn open_slot(&self, slot: u32, ino: Ino) -> Result<Arc<OpenImage>, FsError> {
+        if let Some(open) = self.images.opened(slot) {
+            return Ok(open);
+        }
+        let image = self.namespace().image(slot).or_else(|| self.source.image(slot));
+        self.open(image.ok_or(FsError::Stale(ino))?)
+    }
+
+    pub(super) fn open_layer(&self, slot: u32) -> Option<Arc<Layer>> {
+        let layers = self.layers.read().unwrap_or_else(PoisonError::into_inner);
+        layers.get(&slot).map(|open| Arc::clone(&open.layer))
+    }
+
+    /// The layer with this slot: open, or in the store still (the kernel may know it from a process before this one).
+    fn layer(&self, slot: u32, ino: Ino) -> Result<Arc<Layer>, FsError> {
+        if let Some(layer) = self.open_layer(slot) {
+            return Ok(layer);
+        }
+        let layer = self.source.open_layer(slot).map_err(|source| FsError::Layer { slot, source })?;
+        Ok(self.keep(slot, layer.ok_or(FsError::Stale(ino))?))
+    }
+
+    /// Keeps a layer open, unless it is open already: there is one handle for each.
+    fn keep(&self, slot: u32, layer: Arc<Layer>) -> Arc<Layer> {
+        let blob = self.source.blob_file(layer.index().layer());
+        let mut layers = self.layers.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&layers.entry(slot).or_insert(OpenLayer { layer, blob }).layer)
+    }
+
+    /// The layer whose content could not be read through `failed`, if its blob has been fetched again since.
+    pub(super) fn mended(&self, slot: u32, failed: &Arc<Layer>) -> Option<Arc<Layer>> {
+        let now = self.source.blob_file(failed.index().layer())?;
+        let open = self.open_layer(slot)?;
+        if !Arc::ptr_eq(&open, failed) {
+            return Some(open);
+        }
+        let was = self.layers.read().unwrap_or_else(PoisonError::into_inner).get(&slot)?.blob;
+        if was == Some(now) {
+            return None;
+        }
+        let layer = self.source.open_layer(slot).ok()??;
+        info!(layer = %layer.index().layer(), "blob has been replaced; layer opened again");
+        let open = OpenLayer { layer: Arc::clone(&layer), blob: Some(now) };
+        self.layers.write().unwrap_or_else(PoisonError::into_inner).insert(slot, open);
+        Some(layer)
+    }
+}
+
+impl Found {
+    pub(super) fn attr(&self) -> Result<Attr, FsError> {
+        let (_, layer) = &self.layer;
+        let entry = layer.index().entry(self.entry);
+        let stored = || layer.stored_size(self.entry);
+        Attr::of_entry(self.ino, self.nlink, &entry, stored).ok_or(FsError::Inconsistent(self.ino))
+    }
+}
+
+/// What a node of an open image is made from, with the number that it has.
+fn made(open: &OpenImage, node: NodeId) -> Result<Made, FsError> {
+    let own = image_ino(open.image.slot, node)?;
+    let nlink = open.tree.nlink(node);
+    let NodeSource::Entry { layer, entry } = open.tree.source(node) else {
+        return Ok(Made::Implied(Attr::implied(own, nlink)));
+    };
+    let (slot, layer) = layer_of(open, layer).ok_or(FsError::Inconsistent(own))?;
+    let is_directory = open.tree.is_directory(node);
+    let ino = match !is_directory && nlink == layer.index().own_nlink(entry) {
+        true => Ino::of_layer(*slot, entry.get()).ok_or(FsError::Inconsistent(own))?,
+        false => own,
+    };
+    Ok(Made::Found(Found { ino, layer: (*slot, Arc::clone(layer)), entry, nlink }))
+}
+
+fn layer_of(open: &OpenImage, layer: LayerNo) -> Option<&SlotLayer> {
+    open.layers.get(layer.index())
+}
+
+pub(super) fn image_ino(slot: u32, node: NodeId) -> Result<Ino, FsError> {
+    Ino::of_image(slot, node.get()).ok_or(FsError::Inconsistent(Ino::ROOT))
+}
+
+pub(super) fn image_root(image: Image) -> Result<Ino, FsError> {
+    image_ino(image.slot, NodeId::ROOT)
+}
+
+/// A directory of an open image from a number that the kernel gave.
+pub(super) fn directory_node(open: &OpenImage, node: u32, ino: Ino) -> Result<NodeId, FsError> {
+    let node = NodeId::new(node);
+    match open.tree.contains(node) {
+        false => Err(FsError::Stale(ino)),
+        true if open.tree.is_directory(node) => Ok(node),
+        true => Err(FsError::NotADirectory(ino)),
+    }
+}

@@ -46,6 +46,7 @@
 //! | [`tree`] | all layers as one tree: merge |
 //! | [`store`] | the local disk: blobs, references, slots, locks |
 //! | [`registry`] | the network: resolving, authentication, downloads |
+//! | [`import`] | files: OCI layouts and `docker save` archives |
 //! | [`pipeline`] | joins the above: pull, load, open |
 //! | [`fs`] | the filesystem, without a kernel |
 //! | [`fuse`] | the kernel: mount, session, adapter |
@@ -70,6 +71,7 @@ pub mod daemon;
 pub mod fs;
 pub mod fuse;
 pub mod image;
+pub mod import;
 pub mod index;
 pub mod layer;
 pub mod pipeline;

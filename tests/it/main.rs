@@ -9,6 +9,7 @@ mod stored;
 
 mod fs;
 mod gnu_tar;
+mod import;
 mod index;
 mod merge;
 mod registry;

@@ -1,3 +1,5 @@
+//! What spans decode to and where they can be resumed: every codec, every kind of block, damage.
+
 use std::io::{BufReader, Read, Write};
 
 use flate2::{Compression, GzBuilder, write::GzEncoder};

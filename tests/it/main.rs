@@ -7,6 +7,7 @@ mod layers;
 #[path = "../common/stored.rs"]
 mod stored;
 
+mod architecture;
 mod fs;
 mod gnu_tar;
 mod import;

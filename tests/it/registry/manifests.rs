@@ -9,7 +9,7 @@ use serde_json::json;
 use super::server::{Answer, Server};
 use super::{descriptor, registry, tagged};
 
-fn manifest(remark: &str) -> Vec<u8> {
+pub(super) fn manifest(remark: &str) -> Vec<u8> {
     let mut config = serde_json::to_value(descriptor(b"config")).unwrap();
     config["mediaType"] = json!(media::OCI_CONFIG);
     json!({

@@ -4,6 +4,7 @@ mod auth;
 mod blobs;
 mod manifests;
 mod server;
+mod tls;
 
 use std::time::Duration;
 

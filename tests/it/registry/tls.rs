@@ -1,0 +1,74 @@
+//! A registry with a certificate of its own: refused, unless that is trusted.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use rcx_imagefs::registry::{PlainHttp, Registry, RegistryError, RegistryOptions};
+use tempfile::TempDir;
+
+use super::{options, tagged};
+
+/// OpenSSL's file server.
+struct TlsServer {
+    child: Child,
+    address: String,
+    dir: TempDir,
+}
+
+impl TlsServer {
+    fn start(path: &str, content: &[u8]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(path);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, content).unwrap();
+        let request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=registry -days 2 \
+            -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE -keyout key.pem -out cert.pem";
+        let made =
+            openssl(&dir, request).stderr(Stdio::null()).status().expect("openssl is needed for this test");
+        assert!(made.success());
+        let serve = "s_server -accept 127.0.0.1:0 -cert cert.pem -key key.pem -WWW";
+        let mut child = openssl(&dir, serve)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = lines.map_while(Result::ok).find(|line| line.starts_with("ACCEPT ")).unwrap();
+        let address = line["ACCEPT ".len()..].to_owned();
+        Self { child, address, dir }
+    }
+
+    fn trusting(&self) -> Result<Registry, RegistryError> {
+        Registry::new(RegistryOptions {
+            plain_http: PlainHttp::Never,
+            ca_files: vec![self.dir.path().join("cert.pem")],
+            ..options()
+        })
+    }
+}
+
+impl Drop for TlsServer {
+    fn drop(&mut self) {
+        // It may have ended by itself already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn openssl(dir: &TempDir, arguments: &str) -> Command {
+    let mut command = Command::new("openssl");
+    command.current_dir(dir.path()).args(arguments.split_whitespace());
+    command
+}
+
+#[tokio::test]
+async fn certificate_counts_only_when_its_authority_is_trusted() {
+    let manifest = super::manifests::manifest("");
+    let server = TlsServer::start("v2/lab/app/manifests/1", &manifest);
+    let untrusting = Registry::new(RegistryOptions { plain_http: PlainHttp::Never, ..options() }).unwrap();
+    let error = untrusting.resolve(&tagged(&server.address)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Tls { .. }), "{error:?}");
+    let resolved = server.trusting().unwrap().resolve(&tagged(&server.address)).await.unwrap();
+    assert_eq!(resolved.manifest_bytes, manifest);
+}

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use crate::import::ImportError;
 use crate::pipeline::PipelineError;
 use crate::registry::RegistryError;
 use crate::store::StoreError;
@@ -40,6 +41,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             return error.hint().map(str::to_owned);
         }
         if let Some(error) = cause.downcast_ref::<RegistryError>() {
+            return error.hint();
+        }
+        if let Some(error) = cause.downcast_ref::<ImportError>() {
             return error.hint();
         }
         cause.downcast_ref::<PipelineError>().and_then(|error| error.hint().map(str::to_owned))

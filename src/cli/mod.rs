@@ -6,6 +6,7 @@ mod error;
 mod gc;
 mod images;
 mod inspect;
+mod load;
 mod mount;
 mod output;
 mod path;
@@ -60,6 +61,7 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pull(pull::PullArgs),
+    Load(load::LoadArgs),
     Mount(mount::MountArgs),
     Images(images::ImagesArgs),
     Inspect(inspect::InspectArgs),
@@ -167,6 +169,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
     let context = Context::new(cli.global)?;
     match cli.command {
         Command::Pull(args) => pull::run(&context, &args),
+        Command::Load(args) => load::run(&context, &args),
         Command::Mount(args) => mount::run(&context, &args),
         Command::Images(args) => images::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),

@@ -5,16 +5,19 @@
 //! has been put, and an error anywhere leaves other images as they were.
 
 mod layer;
+mod load;
 mod open;
 mod pull;
 
 use std::fmt;
 use std::sync::Arc;
 
+pub use load::{Load, load};
 pub use open::{OpenImage, open_image, open_layer, read_config, read_manifest};
 pub use pull::{Pull, pull};
 
 use crate::image::{DiffId, Digest, LayerDigest, ManifestDigest, ManifestError, Name, Tag};
+use crate::import::ImportError;
 use crate::index::BuildError;
 use crate::registry::RegistryError;
 use crate::store::StoreError;
@@ -26,6 +29,9 @@ pub enum PipelineError {
     /// The registry or the way to it.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// The archive that is loaded.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -115,24 +121,23 @@ pub enum PipelineError {
         declared: u64,
     },
     /// An archive holds an image without a name, and none was given.
-    #[error("{archive}: image {image} has no name")]
+    #[error("{archive}: image {image}{} has no name", with_tags(tags))]
     Unnamed {
         /// The archive.
         archive: String,
         /// Which image in it.
         image: ManifestDigest,
+        /// Tags that it has in the archive.
+        tags: Vec<String>,
     },
-    /// `--name` was given for an archive with several images.
-    #[error("{archive}: holds {count} images, so one name does not do")]
+    /// One name and tag was given for an archive with several images.
+    #[error("{archive}: holds {count} images, so one tag does not do")]
     SeveralImages {
         /// The archive.
         archive: String,
         /// How many.
         count: usize,
     },
-    /// A name in an archive, or one that was given for it, is not one.
-    #[error(transparent)]
-    Reference(#[from] crate::image::ReferenceError),
     /// The configuration in an archive is not the one that the manifest names.
     #[error("configuration {declared}: content has digest {actual}")]
     WrongConfig {
@@ -154,6 +159,10 @@ pub enum PipelineError {
     Thread(#[source] std::io::Error),
 }
 
+fn with_tags(tags: &[String]) -> String {
+    if tags.is_empty() { String::new() } else { format!(" (tagged {})", tags.join(", ")) }
+}
+
 impl PipelineError {
     /// What the user can do about it, where there is something.
     #[must_use]
@@ -161,7 +170,9 @@ impl PipelineError {
         match self {
             Self::MissingBlob(_) | Self::DamagedBlob { .. } => Some("pull or load the image again"),
             Self::Unnamed { .. } => Some("give it one with --name NAME[:TAG]"),
-            Self::SeveralImages { .. } => Some("leave --name out: the names in the archive are used"),
+            Self::SeveralImages { .. } => {
+                Some("give --name without a tag, or leave it out: the tags in the archive are used")
+            }
             Self::WrongDigest { .. } => Some(
                 "the registry's copy is damaged, or something between changes it: compare with another client",
             ),

@@ -13,7 +13,7 @@ use crate::image::{
     CONFIG_MAX, Compression, Descriptor, Digest, ImageConfig, Manifest, ManifestDigest, Name, Reference, Tag,
 };
 use crate::layer::Codec;
-use crate::registry::{Registry, Resolved};
+use crate::registry::{Registry, Resolved, ResolvedIndex};
 use crate::store::Store;
 
 /// Chunks of a download that wait for the disk.
@@ -41,7 +41,7 @@ pub(super) struct Incoming {
     pub(super) manifest: Manifest,
     pub(super) manifest_bytes: Vec<u8>,
     pub(super) config_bytes: Vec<u8>,
-    pub(super) index: Option<(ManifestDigest, Vec<u8>)>,
+    pub(super) index: Option<ResolvedIndex>,
 }
 
 impl Incoming {
@@ -95,15 +95,15 @@ impl Incoming {
             store.layer_slot(&layer)?;
         }
         store.put_small(&self.manifest.config().digest, &self.config_bytes)?;
-        if let Some((digest, bytes)) = &self.index {
-            store.put_small(&digest.digest(), bytes)?;
+        if let Some(index) = &self.index {
+            store.put_small(&index.digest.digest(), &index.bytes)?;
         }
         let manifest = Descriptor::new(
             self.manifest.media_type(),
             self.digest.digest(),
             self.manifest_bytes.len() as u64,
         );
-        let index = self.index.as_ref().map(|(digest, _)| *digest);
+        let index = self.index.as_ref().map(|index| index.digest);
         if self.tags.is_empty() {
             store.tag(&self.name, None, &manifest, index)?;
         }
@@ -134,7 +134,6 @@ pub async fn pull(pull: &Pull, reference: &Reference) -> Result<Arrived, Pipelin
     let Pull { store, registry, progress } = pull;
     let Resolved { name, manifest_digest, manifest, manifest_bytes, index, .. } =
         registry.resolve(reference).await?;
-    let index = index.map(|index| (index.digest, index.bytes));
     let _lease = blocking({
         let store = store.clone();
         move || Ok(store.lease(None)?)

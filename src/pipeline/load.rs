@@ -1,0 +1,187 @@
+//! From a file or directory into the store.
+
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::layer::{Wanted, ensure};
+use super::pull::Incoming;
+use super::{Arrived, PipelineError, Progress};
+use crate::image::{CONFIG_MAX, Descriptor, Name, Platform, Reference, Tag};
+use crate::import::{Archive, ImportImage};
+use crate::store::Store;
+
+/// Bytes read of an archive at once.
+const READ: usize = 256 << 10;
+/// Chunks of an archive that wait for the disk.
+const QUEUE: usize = 16;
+
+/// What to load and how.
+#[derive(Debug, Clone)]
+pub struct Load {
+    /// Where to.
+    pub store: Store,
+    /// What to choose from a multi-platform image.
+    pub platform: Platform,
+    /// Name in place of the archive's; without a tag, the archive's tags stay.
+    pub name: Option<Reference>,
+    /// Who is told how far it is.
+    pub progress: Progress,
+}
+
+/// Loads all images of an OCI layout or a `docker save` archive.
+///
+/// # Errors
+/// The first image that does not come in; those before it are in the store.
+pub fn load(job: &Load, path: &Path) -> Result<Vec<Arrived>, PipelineError> {
+    let archive = Archive::open(path, &job.platform)?;
+    let shown = path.display().to_string();
+    let _lease = job.store.lease(None)?;
+    let mut arrived = Vec::new();
+    for image in archive.images() {
+        let names = names_of(image, job.name.as_ref());
+        if names.is_empty() {
+            let tags: Vec<String> = image.tags.iter().map(ToString::to_string).collect();
+            return Err(PipelineError::Unnamed { archive: shown, image: image.manifest_digest, tags });
+        }
+        if job.name.as_ref().is_some_and(|name| name.tag.is_some()) && archive.images().len() > 1 {
+            return Err(PipelineError::SeveralImages { archive: shown, count: archive.images().len() });
+        }
+        for (name, tags) in names {
+            arrived.push(load_one(job, &archive, image, name, tags)?);
+        }
+    }
+    Ok(arrived)
+}
+
+/// The names that an image gets, each with its tags.
+fn names_of(image: &ImportImage, given: Option<&Reference>) -> Vec<(Name, Vec<Tag>)> {
+    if let Some(given) = given {
+        let own =
+            || image.names.iter().map(Reference::tag_or_latest).chain(image.tags.iter().cloned()).collect();
+        let tags: Vec<Tag> = given.tag.clone().map_or_else(own, |tag| vec![tag]);
+        let tags = if tags.is_empty() { vec![Tag::latest()] } else { tags };
+        return vec![(given.name.clone(), tags)];
+    }
+    let mut names: Vec<(Name, Vec<Tag>)> = Vec::new();
+    for reference in &image.names {
+        // A name with a digest only stays without a tag.
+        let tag = (reference.digest.is_none() || reference.tag.is_some()).then(|| reference.tag_or_latest());
+        match names.iter_mut().find(|(name, _)| *name == reference.name) {
+            Some((_, tags)) => tags.extend(tag),
+            None => names.push((reference.name.clone(), tag.into_iter().collect())),
+        }
+    }
+    names
+}
+
+fn load_one(
+    job: &Load,
+    archive: &Archive,
+    image: &ImportImage,
+    name: Name,
+    tags: Vec<Tag>,
+) -> Result<Arrived, PipelineError> {
+    let Load { store, progress, .. } = job;
+    let incoming = Incoming {
+        name,
+        tags,
+        digest: image.manifest_digest,
+        manifest: image.manifest.clone(),
+        manifest_bytes: image.manifest_bytes.clone(),
+        config_bytes: read_small(archive, image.manifest.config())?,
+        index: image.index.clone(),
+    };
+    let layers = incoming.layers()?;
+    incoming.require_space(store, &layers)?;
+    let fetched = load_layers(job, archive, &layers, progress)?;
+    incoming.publish(store)?;
+    Ok(incoming.arrived(&fetched))
+}
+
+fn read_small(archive: &Archive, config: &Descriptor) -> Result<Vec<u8>, PipelineError> {
+    let mut bytes = Vec::new();
+    let reader = archive.open_blob(&config.digest)?;
+    reader
+        .take(CONFIG_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|source| PipelineError::ArchiveRead { digest: config.digest, source })?;
+    match crate::image::Digest::of(&bytes) {
+        actual if actual == config.digest => Ok(bytes),
+        actual => Err(PipelineError::WrongConfig { declared: config.digest, actual }),
+    }
+}
+
+/// Takes layers in, as many at once as there are cores.
+fn load_layers(
+    job: &Load,
+    archive: &Archive,
+    layers: &[Wanted],
+    progress: &Progress,
+) -> Result<Vec<u64>, PipelineError> {
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(layers.len().max(1));
+    let queue = Mutex::new(layers.iter());
+    let next = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+    let work = || {
+        let mut fetched = Vec::new();
+        while let Some(wanted) = next() {
+            fetched.push(load_layer(job, archive, wanted, progress)?);
+        }
+        Ok::<_, PipelineError>(fetched)
+    };
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let mut fetched = Vec::new();
+        let mut failed = None;
+        for worker in running {
+            match worker.join() {
+                Ok(Ok(bytes)) => fetched.extend(bytes),
+                Ok(Err(error)) => {
+                    // The other workers finish the layer at hand and find nothing more to do.
+                    queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).by_ref().for_each(drop);
+                    failed.get_or_insert(error);
+                }
+                Err(_) => {
+                    failed.get_or_insert(PipelineError::Thread(std::io::Error::other("panicked")));
+                }
+            }
+        }
+        failed.map_or(Ok(fetched), Err)
+    })
+}
+
+fn load_layer(
+    job: &Load,
+    archive: &Archive,
+    wanted: &Wanted,
+    progress: &Progress,
+) -> Result<u64, PipelineError> {
+    let blob = wanted.digest.digest();
+    std::thread::scope(|scope| {
+        let fetch = |from: u64| {
+            let (sender, receiver) = mpsc::channel(QUEUE);
+            scope.spawn(move || {
+                let outcome = archive.open_blob(&blob).map_err(PipelineError::from).and_then(|mut reader| {
+                    let failed = |source| PipelineError::ArchiveRead { digest: blob, source };
+                    std::io::copy(&mut reader.by_ref().take(from), &mut std::io::sink()).map_err(failed)?;
+                    loop {
+                        let mut chunk = vec![0; READ];
+                        let length = reader.read(&mut chunk).map_err(failed)?;
+                        chunk.truncate(length);
+                        if length == 0 || sender.blocking_send(Ok(Bytes::from(chunk))).is_err() {
+                            return Ok(());
+                        }
+                    }
+                });
+                if let Err(error) = outcome {
+                    let _ = sender.blocking_send(Err(error));
+                }
+            });
+            receiver
+        };
+        ensure(&job.store, wanted, &fetch, progress)
+    })
+}

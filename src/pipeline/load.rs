@@ -38,17 +38,16 @@ pub struct Load {
 /// The first image that does not come in; those before it are in the store.
 pub fn load(job: &Load, path: &Path) -> Result<Vec<Arrived>, PipelineError> {
     let archive = Archive::open(path, &job.platform)?;
-    let shown = path.display().to_string();
     let _lease = job.store.lease(None)?;
     let mut arrived = Vec::new();
     for image in archive.images() {
         let names = names_of(image, job.name.as_ref());
         if names.is_empty() {
             let tags: Vec<String> = image.tags.iter().map(ToString::to_string).collect();
-            return Err(PipelineError::Unnamed { archive: shown, image: image.manifest_digest, tags });
+            return Err(PipelineError::Unnamed { image: image.manifest_digest, tags });
         }
         if job.name.as_ref().is_some_and(|name| name.tag.is_some()) && archive.images().len() > 1 {
-            return Err(PipelineError::SeveralImages { archive: shown, count: archive.images().len() });
+            return Err(PipelineError::SeveralImages { count: archive.images().len() });
         }
         for (name, tags) in names {
             arrived.push(load_one(job, &archive, image, name, tags)?);

@@ -121,20 +121,16 @@ pub enum PipelineError {
         declared: u64,
     },
     /// An archive holds an image without a name, and none was given.
-    #[error("{archive}: image {image}{} has no name", with_tags(tags))]
+    #[error("image {image}{} has no name", with_tags(tags))]
     Unnamed {
-        /// The archive.
-        archive: String,
         /// Which image in it.
         image: ManifestDigest,
         /// Tags that it has in the archive.
         tags: Vec<String>,
     },
     /// One name and tag was given for an archive with several images.
-    #[error("{archive}: holds {count} images, so one tag does not do")]
+    #[error("the archive holds {count} images, so one tag does not do")]
     SeveralImages {
-        /// The archive.
-        archive: String,
         /// How many.
         count: usize,
     },

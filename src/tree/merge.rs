@@ -21,8 +21,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{IMPLIED, LayerNo, Tree};
+use crate::image::{Digest, LayerDigest};
 use crate::index::{EntryId, Index, Kind};
-use crate::layer::Printable;
+use crate::layer::{Printable, TarOffset};
 
 /// How many symlinks one path may lead through (`MAXSYMLINKS`, linux/namei.h).
 pub const MAX_LINKS: usize = 40;
@@ -40,10 +41,19 @@ const MAX_NAME: usize = 255;
 
 /// Layers that do not make a tree.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("layer {layer}: {} `{}`: {fault}", if *.marker { "marker for" } else { "entry" }, Printable(.path))]
+#[error(
+    "layer {layer}: {} `{}`: {fault} (in {digest}{})",
+    if *.marker { "marker for" } else { "entry" },
+    Printable(.path),
+    .at.map_or(String::new(), |at| format!(", at byte {at} of the tar"))
+)]
 pub struct MergeError {
     /// The layer that cannot be applied.
     pub layer: LayerNo,
+    /// Its blob.
+    pub digest: LayerDigest,
+    /// Where the entry's header is; indexes do not keep that of markers.
+    pub at: Option<TarOffset>,
     /// Path of the entry, or what the marker hides.
     pub path: Box<[u8]>,
     /// Whether it is a marker.
@@ -84,22 +94,37 @@ pub fn merge<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<Tree, MergeError> {
     for (number, &layer) in layers.iter().enumerate() {
         // The last number stands for no layer.
         let number = u16::try_from(number).ok().filter(|number| *number != IMPLIED);
-        let fail = |marker, path: Vec<u8>, fault| MergeError {
+        let fail = |at, path: Vec<u8>, fault| MergeError {
             layer: LayerNo(number.unwrap_or(IMPLIED)),
+            digest: *layer.layer(),
+            at,
             path: path.into(),
-            marker,
+            marker: false,
             fault,
         };
-        let number = number.ok_or_else(|| fail(false, Vec::new(), MergeFault::TooMany("layers")))?;
-        merge.apply_markers(layer).map_err(|(path, fault)| fail(true, path.to_vec(), fault))?;
+        let number = number.ok_or_else(|| fail(None, Vec::new(), MergeFault::TooMany("layers")))?;
+        merge
+            .apply_markers(layer)
+            .map_err(|(path, fault)| MergeError { marker: true, ..fail(None, path.to_vec(), fault) })?;
         merge.reserve(layer.len());
         for (id, entry) in layer.entries() {
             let placed = Placed { dir: entry.dir(), name: entry.name(), layer: number, entry: id };
-            merge.apply(placed, entry.kind()).map_err(|fault| fail(false, entry.path(), fault))?;
+            merge
+                .apply(placed, entry.kind())
+                .map_err(|fault| fail(Some(entry.offset()), entry.path(), fault))?;
         }
     }
-    let top = LayerNo(u16::try_from(layers.len().saturating_sub(1)).unwrap_or(IMPLIED));
-    merge.freeze().map_err(|fault| MergeError { layer: top, path: Box::default(), marker: false, fault })
+    let layer = LayerNo(u16::try_from(layers.len().saturating_sub(1)).unwrap_or(IMPLIED));
+    // Without a layer there is only the root, which is not too much of anything.
+    let digest = layers.last().map_or_else(|| LayerDigest::new(Digest::of(&[])), |layer| *layer.layer());
+    merge.freeze().map_err(|fault| MergeError {
+        layer,
+        digest,
+        at: None,
+        path: Box::default(),
+        marker: false,
+        fault,
+    })
 }
 
 /// An entry without what it is.

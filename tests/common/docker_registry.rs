@@ -107,6 +107,10 @@ impl DockerRegistry {
         if self.password {
             arguments.push(&credentials);
         }
+        // Else skopeo compresses what it takes for uncompressed.
+        if !options.contains(&"--format") {
+            arguments.push("--preserve-digests");
+        }
         arguments.extend(options);
         arguments.extend([image, &target]);
         run("skopeo", &arguments);

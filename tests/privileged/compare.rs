@@ -39,7 +39,7 @@ fn zstd_image_equals_umoci_unpack() {
 
 #[test]
 fn uncompressed_image_equals_umoci_unpack() {
-    assert_mount_equals_umoci("app-plain", &["--dest-decompress"]);
+    assert_mount_equals_umoci("app-plain", &[]);
 }
 
 #[test]

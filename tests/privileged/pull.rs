@@ -120,7 +120,7 @@ fn killed_pull_shows_nothing_and_the_next_one_goes_on_where_it_was() {
 
     let images = Images::make(&["unpacked-app"]);
     let mount = program.mount();
-    trees::assert_equal(&mount.path(&pulled).join("etc"), &images.unpacked("app").join("etc"), 200);
+    trees::assert_equal(&mount.path(&pulled).join("etc"), &images.unpacked("app").join("etc"), 100);
     mount.stop();
 }
 
@@ -237,10 +237,7 @@ fn registry_with_a_password_is_read_with_the_credentials_of_docker_config() {
     let program = Program::new();
     let error = program.fails(&["pull", &reference]);
     assert!(error.contains(&reference), "{error}");
-    assert!(
-        error.contains("unauthorized") || error.contains("401") || error.contains("credentials"),
-        "{error}"
-    );
+    assert!(error.to_lowercase().contains("not authorized"), "{error}");
 
     let config = program.dir().join("docker");
     fs::create_dir(&config).unwrap();

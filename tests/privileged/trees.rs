@@ -161,7 +161,8 @@ pub(crate) fn content_difference(ours: &Path, theirs: &Path) -> Option<String> {
         if let Err(error) = ours.read_exact(&mut found[..size]) {
             return Some(format!("read at {position}: {error}"));
         }
-        if let Some(first) = (0..size).find(|at| expected[*at] != found[*at]) {
+        if expected[..size] != found[..size] {
+            let first = (0..size).find(|at| expected[*at] != found[*at]).unwrap();
             return Some(format!("content differs at byte {}", position + first));
         }
         position += size;

@@ -70,8 +70,10 @@ pub(super) fn run(context: &Context, args: &PullArgs) -> anyhow::Result<()> {
     let references: Vec<Reference> = args
         .references
         .iter()
-        .map(|text| Reference::parse(text, context.default_registry()))
-        .collect::<Result<_, _>>()?;
+        .map(|text| {
+            Reference::parse(text, context.default_registry()).with_context(|| format!("pull {text}"))
+        })
+        .collect::<anyhow::Result<_>>()?;
     let store = Store::open_or_create(&context.store)?;
     let runtime = runtime()?;
     let result = runtime.block_on(async {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use anyhow::Context as _;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -11,21 +12,34 @@ use crate::pipeline::{Event, Progress};
 
 /// Prints a value as one JSON document.
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, value)?;
-    Ok(writeln!(out)?)
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    bytes(&text)
 }
 
-/// Prints lines; a reader that has gone away is no error.
+/// Prints one line; a reader that has gone away is no error.
 pub(super) fn line(text: impl std::fmt::Display) -> anyhow::Result<()> {
-    bytes(format!("{text}\n").as_bytes())
+    bytes(format!("{}\n", plain(&text.to_string())).as_bytes())
+}
+
+/// The text on one line: what a terminal takes as a command, or as another line, is escaped. Parts of it may come from an
+/// image's configuration or from a registry.
+pub(super) fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => plain.extend(character.escape_default()),
+            false => plain.push(character),
+        }
+    }
+    plain
 }
 
 /// Prints bytes as they are; a reader that has gone away is no error.
 pub(super) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
     match std::io::stdout().lock().write_all(bytes) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        result => Ok(result?),
+        result => result.context("standard output"),
     }
 }
 
@@ -104,5 +118,10 @@ mod tests {
     #[test]
     fn sizes_have_binary_units() {
         assert_eq!(size(1536), "1.50 KiB");
+    }
+
+    #[test]
+    fn nothing_in_a_line_commands_the_terminal() {
+        assert_eq!(plain("a\u{1b}[2Jb\nc\u{9b}é"), "a\\u{1b}[2Jb\\nc\\u{9b}é");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::output::plain;
 use crate::import::ImportError;
 use crate::pipeline::PipelineError;
 use crate::registry::RegistryError;
@@ -12,9 +13,9 @@ pub(super) const EXIT_FAILURE: u8 = 2;
 
 /// Prints the chain as one sentence, and the hint that fits, if one does.
 pub(super) fn report(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", plain(&format!("{error:#}")));
     if let Some(hint) = hint(error) {
-        eprintln!("hint: {hint}");
+        eprintln!("hint: {}", plain(&hint));
     }
     ExitCode::from(EXIT_FAILURE)
 }
@@ -32,20 +33,53 @@ pub(super) fn advise(message: impl Into<String>, hint: impl Into<String>) -> any
     Advice { message: message.into(), hint: hint.into() }.into()
 }
 
+/// The first hint along the chain.
 fn hint(error: &anyhow::Error) -> Option<String> {
-    error.chain().find_map(|cause| {
-        if let Some(advice) = cause.downcast_ref::<Advice>() {
-            return Some(advice.hint.clone());
+    error.chain().find_map(hint_of)
+}
+
+fn hint_of(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let of_store = |error: &StoreError| error.hint().map(str::to_owned);
+    if let Some(advice) = cause.downcast_ref::<Advice>() {
+        Some(advice.hint.clone())
+    } else if let Some(error) = cause.downcast_ref::<StoreError>() {
+        of_store(error)
+    } else if let Some(error) = cause.downcast_ref::<Box<StoreError>>() {
+        of_store(error)
+    } else if let Some(error) = cause.downcast_ref::<RegistryError>() {
+        error.hint()
+    } else if let Some(error) = cause.downcast_ref::<ImportError>() {
+        error.hint()
+    } else {
+        // A transparent variant is not followed by the error in it, but by that one's source.
+        match cause.downcast_ref::<PipelineError>()? {
+            PipelineError::Store(error) => of_store(error),
+            PipelineError::Registry(error) => error.hint(),
+            PipelineError::Import(error) => error.hint(),
+            error => error.hint().map(str::to_owned),
         }
-        if let Some(error) = cause.downcast_ref::<StoreError>() {
-            return error.hint().map(str::to_owned);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::DaemonError;
+    use crate::image::Digest;
+
+    #[test]
+    fn hint_is_found_wherever_it_stands_in_the_chain() {
+        let missing = || StoreError::NoBlob { digest: Digest::of(b"x") };
+        let boxed = DaemonError::Store { path: "/store".into(), source: Box::new(missing()) };
+        let errors = [
+            anyhow::Error::from(missing()).context("outer"),
+            anyhow::Error::from(PipelineError::from(missing())).context("outer"),
+            anyhow::Error::from(boxed),
+            advise("message", "pull or load the image again"),
+        ];
+        for error in errors {
+            assert_eq!(hint(&error).as_deref(), Some("pull or load the image again"), "{error:?}");
         }
-        if let Some(error) = cause.downcast_ref::<RegistryError>() {
-            return error.hint();
-        }
-        if let Some(error) = cause.downcast_ref::<ImportError>() {
-            return error.hint();
-        }
-        cause.downcast_ref::<PipelineError>().and_then(|error| error.hint().map(str::to_owned))
-    })
+        assert_eq!(hint(&anyhow::anyhow!("nothing helps")), None);
+    }
 }

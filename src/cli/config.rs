@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::Deserialize;
 
-use crate::image::Platform;
+use crate::image::{Platform, Reference};
 
 /// Where the configuration is looked for when `--config` is not given; it need not exist then.
 pub(super) const DEFAULT_PATH: &str = "/etc/rcx-imagefs/config.toml";
@@ -54,14 +54,31 @@ impl Config {
             }
             Err(error) => return Err(error).with_context(|| format!("configuration {}", file.display())),
         };
-        toml::from_str(&text).with_context(|| format!("configuration {}", file.display()))
+        Self::parse(&text).with_context(|| format!("configuration {}", file.display()))
+    }
+
+    /// Reads a file's text. What is wrong with it is found here, whether or not the command at hand needs it.
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            // The error itself is a picture of several lines.
+            let before = error.span().and_then(|span| text.as_bytes().get(..span.start)).unwrap_or_default();
+            let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+            anyhow::anyhow!("line {line}: {}", error.message().replace('\n', ", "))
+        })?;
+        if let Some(host) = &config.default_registry {
+            Reference::parse("name", Some(host))?;
+        }
+        if let Some(platform) = &config.platform {
+            platform.parse::<Platform>()?;
+        }
+        Ok(config)
     }
 
     /// The platform that images are chosen for.
     pub(super) fn platform(&self, flag: Option<&str>) -> anyhow::Result<Platform> {
         match flag.or(self.platform.as_deref()) {
             None => Ok(Platform::host()),
-            Some(text) => text.parse().with_context(|| format!("platform `{text}`")),
+            Some(text) => Ok(text.parse()?),
         }
     }
 }
@@ -72,16 +89,29 @@ mod tests {
 
     #[test]
     fn every_key_is_optional_and_an_unknown_one_is_an_error() {
-        let empty: Config = toml::from_str("").unwrap();
+        let empty = Config::parse("").unwrap();
         assert!(empty.default_registry.is_none());
-        let full: Config = toml::from_str(
+        let full = Config::parse(
             "default-registry = 'reg.example:5000'\nplain-http = ['a:1']\nplatform = 'linux/arm64'\n\
              store = '/s'\nrun-dir = '/r'\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n",
         )
         .unwrap();
         assert_eq!(full.mount.cache_mib, Some(64));
-        let error = toml::from_str::<Config>("default_registry = 'x'").unwrap_err();
-        assert!(error.to_string().contains("unknown field `default_registry`"), "{error}");
+        let error = Config::parse("\n\ndefault_registry = 'x'").unwrap_err().to_string();
+        assert!(error.starts_with("line 3: unknown field `default_registry`, expected one of"), "{error}");
+    }
+
+    #[test]
+    fn wrong_values_are_found_when_the_file_is_read() {
+        for (text, wanted) in [
+            ("default-registry = 'no host'", "default registry `no host` is not a host"),
+            ("platform = 'x'", "platform `x` is not of the form"),
+            ("[mount]\nthreads = 0", "line 2: invalid value: integer `0`"),
+            ("store =\nrun-dir = 1", "line 1: "),
+        ] {
+            let error = Config::parse(text).unwrap_err().to_string();
+            assert!(error.starts_with(wanted) && !error.contains('\n'), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -19,24 +19,44 @@ pub(super) struct GcArgs {
 #[derive(Debug, Serialize)]
 struct GcJson {
     blobs: u64,
+    /// Indexes and seekable forms of layers.
     derived: u64,
+    /// Interrupted downloads.
+    partials: u64,
+    /// Leftovers of dead processes.
+    temporary: u64,
+    /// Of all these.
     bytes: u64,
+    /// Manifests that images refer to and that are not there.
+    missing: Vec<String>,
     dry_run: bool,
 }
 
 pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
     let store = context.open_store()?;
     let report = store.gc(args.dry_run)?;
-    let summary =
-        GcJson { blobs: report.blobs, derived: report.derived, bytes: report.bytes, dry_run: args.dry_run };
+    for digest in &report.missing {
+        tracing::warn!("manifest {digest} is not in the store: what it refers to is not kept");
+    }
+    let summary = GcJson {
+        blobs: report.blobs,
+        derived: report.derived,
+        partials: report.partials,
+        temporary: report.temporary,
+        bytes: report.bytes,
+        missing: report.missing.iter().map(ToString::to_string).collect(),
+        dry_run: args.dry_run,
+    };
     if args.json {
         return output::json(&summary);
     }
     let verb = if args.dry_run { "would free" } else { "freed" };
     output::line(format!(
-        "{verb} {} in {} blobs and {} derived files",
+        "{verb} {}: {} blobs, {} derived files, {} interrupted downloads, {} temporary files",
         output::size(summary.bytes),
         summary.blobs,
-        summary.derived
+        summary.derived,
+        summary.partials,
+        summary.temporary
     ))
 }

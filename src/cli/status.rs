@@ -43,7 +43,28 @@ fn print(status: &Status) -> anyhow::Result<()> {
     ))?;
     output::line(format!("store   {}", status.store.display()))?;
     output::line(format!("mount   {}", status.mountpoint.display()))?;
-    output::line(format!("{:#?}", status.filesystem))?;
+    let files = &status.filesystem;
+    output::line(format!(
+        "images  {} published, {} open, {} failed",
+        files.published,
+        files.open.len(),
+        files.failed.len()
+    ))?;
+    for reason in &files.failed {
+        output::line(format!("  failed: {reason}"))?;
+    }
+    output::line(format!("layers  {} open", files.layers))?;
+    let cache = &files.cache;
+    output::line(format!(
+        "cache   {} of {} in {} spans",
+        output::size(cache.bytes),
+        output::size(cache.capacity),
+        cache.spans
+    ))?;
+    output::line(format!(
+        "  {} hits, {} misses ({} waited for another's decode), {} decodes ({} failed), {} evictions",
+        cache.hits, cache.misses, cache.waits, cache.decodes, cache.failures, cache.evictions
+    ))?;
     let total: u64 = status.requests.values().sum();
     output::line(format!("requests {total}, answered with EIO {}, panics {}", status.errors, status.panics))?;
     for (kind, count) in status.requests.iter().filter(|(_, count)| **count > 0) {

@@ -1,6 +1,6 @@
 //! `verify`: whether the store holds what it says.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use clap::Args;
 use serde::Serialize;
@@ -39,7 +39,8 @@ struct VerifyJson {
 struct Check<'a> {
     store: &'a Store,
     deep: bool,
-    seen: BTreeSet<Digest>,
+    /// Blobs that were read, and whether they are whole.
+    seen: BTreeMap<Digest, bool>,
     report: VerifyJson,
 }
 
@@ -50,7 +51,7 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<()> {
         None => store.refs()?.images,
     };
     let report = VerifyJson { images: images.len(), blobs: 0, bytes: 0, spans: 0, problems: Vec::new() };
-    let mut check = Check { store: &store, deep: args.deep, seen: BTreeSet::new(), report };
+    let mut check = Check { store: &store, deep: args.deep, seen: BTreeMap::new(), report };
     for image in &images {
         let name = format!("{}@{}", context.familiar(&image.name), image.digest);
         if let Err(problem) = check.image(image) {
@@ -80,16 +81,18 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<()> {
 
 impl Check<'_> {
     fn image(&mut self, image: &ImageRecord) -> anyhow::Result<()> {
-        self.blob(image.digest.digest());
+        if !self.blob(image.digest.digest()) {
+            return Ok(());
+        }
         let manifest = read_manifest(self.store, &image.digest)?;
-        self.blob(manifest.config().digest);
+        if !self.blob(manifest.config().digest) {
+            return Ok(());
+        }
         let config = read_config(self.store, &manifest)?;
         config.check_layers(&manifest)?;
         let mut whole = true;
         for ((layer, _, _), declared) in manifest.typed_layers().zip(&config.diff_ids) {
-            if self.seen.contains(&layer.digest()) {
-                continue;
-            }
+            let first = !self.seen.contains_key(&layer.digest());
             if !self.blob(layer.digest()) {
                 whole = false;
                 continue;
@@ -99,7 +102,7 @@ impl Check<'_> {
                     whole = false;
                     self.problem(&layer, format!("its tar is {}, not {declared}", open.index().diff_id()));
                 }
-                Ok(open) if self.deep => self.spans(&layer, &open, declared),
+                Ok(open) if self.deep && first => self.spans(&layer, &open, declared),
                 Ok(_) => {}
                 Err(error) => {
                     whole = false;
@@ -113,19 +116,24 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// Images that share a layer share what is wrong with it: it is told once.
     fn problem(&mut self, layer: &LayerDigest, what: impl std::fmt::Display) {
-        self.report.problems.push(format!("layer {layer}: {what}"));
+        let problem = format!("layer {layer}: {what}");
+        if !self.report.problems.contains(&problem) {
+            self.report.problems.push(problem);
+        }
     }
 
-    /// Checks a blob once; tells whether it is whole.
+    /// Reads a blob, once; tells whether it is whole.
     fn blob(&mut self, digest: Digest) -> bool {
-        if !self.seen.insert(digest) {
-            return true;
+        if let Some(whole) = self.seen.get(&digest) {
+            return *whole;
         }
         self.report.blobs += 1;
         let mut read = 0;
         let result = self.store.verify_blob(&digest, |bytes| read += bytes);
         self.report.bytes += read;
+        self.seen.insert(digest, result.is_ok());
         match result {
             Ok(()) => true,
             Err(error) => {

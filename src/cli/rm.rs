@@ -4,6 +4,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Context, REFERENCE, output};
+use crate::store::Store;
 
 /// Remove a tag, or with a digest an image and all of its tags
 ///
@@ -32,30 +33,38 @@ struct RemovedJson {
 
 pub(super) fn run(context: &Context, args: &RmArgs) -> anyhow::Result<()> {
     let store = context.open_store()?;
-    let mut done = Vec::new();
+    // One that is not there keeps all.
     for text in &args.references {
-        let found = context.find(&store, text)?;
-        let (name, digest) = (&found.image.name, found.image.digest);
-        let (untagged, removed) = match found.tag {
-            Some(tag) => {
-                store.untag(name, &tag)?;
-                let last = found.image.tags.iter().all(|other| *other == tag);
-                (vec![tag], last && !args.keep && store.remove_image(name, digest)?)
-            }
-            None => (found.image.tags.clone(), store.remove_image(name, digest)?),
-        };
-        let untagged: Vec<String> = untagged.iter().map(ToString::to_string).collect();
-        let name = context.familiar(name);
-        if !args.json {
-            for tag in &untagged {
-                output::line(format!("untagged {name}:{tag}"))?;
-            }
-            if removed {
-                output::line(format!("removed {name}@{digest}"))?;
-            }
-        }
-        done.push(RemovedJson { name, digest: digest.to_string(), untagged, removed });
+        context.find(&store, text)?;
     }
+    let done: anyhow::Result<Vec<RemovedJson>> =
+        args.references.iter().map(|text| remove(context, &store, args, text)).collect();
+    // What went before an error shows in the mount too.
     context.refresh(&store);
+    let done = done?;
     if args.json { output::json(&done) } else { Ok(()) }
+}
+
+fn remove(context: &Context, store: &Store, args: &RmArgs, text: &str) -> anyhow::Result<RemovedJson> {
+    let found = context.find(store, text)?;
+    let (name, digest) = (&found.image.name, found.image.digest);
+    let (untagged, removed) = match found.tag {
+        Some(tag) => {
+            store.untag(name, &tag)?;
+            let last = found.image.tags.iter().all(|other| *other == tag);
+            (vec![tag], last && !args.keep && store.remove_image(name, digest)?)
+        }
+        None => (found.image.tags.clone(), store.remove_image(name, digest)?),
+    };
+    let untagged: Vec<String> = untagged.iter().map(ToString::to_string).collect();
+    let name = context.familiar(name);
+    if !args.json {
+        for tag in &untagged {
+            output::line(format!("untagged {name}:{tag}"))?;
+        }
+        if removed {
+            output::line(format!("removed {name}@{digest}"))?;
+        }
+    }
+    Ok(RemovedJson { name, digest: digest.to_string(), untagged, removed })
 }

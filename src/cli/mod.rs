@@ -119,7 +119,10 @@ impl Context {
                 return Ok(Found { image: image.clone(), tag });
             }
         }
-        let reference = &meanings[0];
+        let mut reference = meanings[0].clone();
+        if reference.digest.is_none() {
+            reference.tag = Some(reference.tag_or_latest());
+        }
         let tags: Vec<String> = refs
             .images
             .iter()

@@ -1,5 +1,7 @@
 //! A background process that ends with its owner.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};

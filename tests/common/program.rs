@@ -1,5 +1,7 @@
 //! The program under test, with a store of its own, and its mount.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

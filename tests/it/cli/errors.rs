@@ -1,0 +1,98 @@
+//! What cannot be done is told in one sentence, with advice where there is some.
+
+use std::fs;
+
+use super::{Scene, failed};
+use crate::program::Program;
+
+#[test]
+fn missing_store_is_told_by_every_command_that_needs_one_and_none_makes_it() {
+    let scene = Scene::new();
+    let store = scene.program.store().display().to_string();
+    let commands: [&[&str]; 8] = [
+        &["images"],
+        &["images", "--json"],
+        &["inspect", "a"],
+        &["path", "a"],
+        &["rm", "a"],
+        &["gc"],
+        &["verify", "--json"],
+        &["status"],
+    ];
+    for command in commands {
+        let (error, hint) = scene.fails(command);
+        assert_eq!(error, format!("there is no store at {store}"), "{command:?}");
+        assert_eq!(hint.unwrap(), "`pull` and `load` make a new store; `--store` names another one");
+    }
+    assert!(!scene.program.store().exists());
+}
+
+#[test]
+fn directory_of_somebody_else_is_not_taken_for_a_store() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("diary.txt"), "private").unwrap();
+    let program = Program::with_store(dir.path());
+    for command in [&["images"][..], &["pull", "127.0.0.1:1/a"], &["load", "/nonexistent"]] {
+        let (error, hint) = failed(&program.run(command));
+        assert!(error.starts_with(dir.path().to_str().unwrap()), "{command:?}: {error}");
+        assert!(hint.unwrap().contains("--store"), "{command:?}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn wrong_references_are_named_with_what_is_wrong() {
+    let (scene, _) = Scene::with("lab/a:1");
+    for (reference, wanted) in [
+        ("", "has no name"),
+        ("https://reg.example/a", "https://"),
+        ("a@sha256:00", "digest `sha256:00` does not have 64 lower-case hex digits"),
+        ("Lab/../a", "Lab/../a"),
+        ("a:b c", "b c"),
+    ] {
+        for command in ["inspect", "path", "rm", "verify", "pull"] {
+            let (error, _) = scene.fails(&[command, reference]);
+            assert!(error.contains(wanted), "{command} {reference}: {error}");
+        }
+    }
+    let (error, _) = scene.fails(&["pull", "--platform", "linux", "127.0.0.1:1/a"]);
+    assert_eq!(
+        error,
+        "platform `linux` is not of the form OS/ARCH[/VARIANT], as in linux/amd64 or linux/arm/v7"
+    );
+}
+
+#[test]
+fn image_that_is_not_there_comes_with_what_is() {
+    let (scene, digest) = Scene::with("reg.example/lab/a:1");
+    scene.load("reg.example/lab/a:two", super::LAYERS);
+    for command in ["inspect", "path", "rm", "verify"] {
+        let (error, hint) = scene.fails(&[command, "reg.example/lab/a:3"]);
+        assert_eq!(error, "image reg.example/lab/a:3 is not in the store");
+        assert_eq!(hint.unwrap(), "this name is there with: 1, two");
+        let (error, hint) = scene.fails(&[command, "reg.example/lab/b"]);
+        assert_eq!(error, "image reg.example/lab/b:latest is not in the store");
+        assert!(hint.unwrap().starts_with("`rcx-imagefs pull reg.example/lab/b` fetches it"));
+    }
+    let other = digest.replace(|c: char| c.is_ascii_digit(), "0");
+    let (error, _) = scene.fails(&["inspect", &format!("reg.example/lab/a@{other}")]);
+    assert!(error.contains(&other), "{error}");
+}
+
+#[test]
+fn registry_that_is_not_there_is_told_with_advice() {
+    let scene = Scene::new();
+    // Nobody listens on the port that nobody may use but the first services of a host.
+    let (error, hint) = scene.fails(&["pull", "127.0.0.1:1/lab/a:1"]);
+    assert!(error.starts_with("pull 127.0.0.1:1/lab/a:1: 127.0.0.1:1/lab/a:1: cannot connect: "), "{error}");
+    assert_eq!(hint.unwrap(), "is `127.0.0.1:1` the registry, and is it running?");
+    assert_eq!(scene.program.json(&["images"]), serde_json::json!([]));
+}
+
+#[test]
+fn mountpoint_that_is_not_there_is_named() {
+    let (scene, _) = Scene::with("lab/a:1");
+    let dir = scene.program.dir().join("nowhere");
+    let (error, _) = scene.fails(&["mount", dir.to_str().unwrap()]);
+    assert_eq!(error, format!("mountpoint {} does not exist", dir.display()));
+}

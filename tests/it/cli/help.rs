@@ -1,0 +1,99 @@
+//! Help, version, completions, manual pages, and words that are no command.
+
+use std::fs;
+
+use super::{Scene, texts};
+
+const COMMANDS: [&str; 12] = [
+    "pull",
+    "load",
+    "mount",
+    "images",
+    "inspect",
+    "path",
+    "rm",
+    "gc",
+    "verify",
+    "status",
+    "completions",
+    "man",
+];
+
+#[test]
+fn help_lists_every_command_and_each_has_its_own() {
+    let scene = Scene::new();
+    let all = scene.program.ok(&["--help"]);
+    for command in COMMANDS {
+        let listed = all.lines().any(|line| {
+            let mut words = line.split_whitespace();
+            words.next() == Some(command) && words.next().is_some()
+        });
+        assert!(listed, "{command} is not in:\n{all}");
+        for flag in ["--help", "-h"] {
+            let help = scene.program.ok(&[command, flag]);
+            assert!(help.contains(&format!("Usage: rcx-imagefs {command}")), "{help}");
+            assert!(help.contains("--store <DIR>") && help.contains("--config <FILE>"), "{help}");
+        }
+        if !matches!(command, "mount" | "completions" | "man") {
+            let help = scene.program.ok(&[command, "--help"]);
+            assert!(help.contains("--json"), "{command} prints data: {help}");
+        }
+    }
+    assert!(!scene.program.store().exists(), "help makes no store");
+}
+
+#[test]
+fn version_is_that_of_the_package() {
+    let version = Scene::new().program.ok(&["--version"]);
+    assert_eq!(version, concat!("rcx-imagefs ", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn wrong_words_end_with_2_and_say_where_help_is() {
+    let scene = Scene::new();
+    let wrong: [&[&str]; 6] = [
+        &["pul"],
+        &["images", "--jso"],
+        &["pull"],
+        &["inspect", "a", "b"],
+        &["mount", "/x", "--threads", "0"],
+        &["completions", "tcl"],
+    ];
+    for arguments in wrong {
+        let output = scene.program.run(arguments);
+        let (out, err) = texts(&output);
+        assert_eq!((output.status.code(), out.as_str()), (Some(2), ""), "{arguments:?}: {err}");
+        assert!(err.starts_with("error: ") && err.contains("try '--help'"), "{arguments:?}: {err}");
+    }
+    let output = scene.program.run(&[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(texts(&output).1.contains("Usage: rcx-imagefs"), "no command: help, and not done");
+}
+
+#[test]
+fn completions_know_the_commands_of_each_shell() {
+    let scene = Scene::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = scene.program.ok(&["completions", shell]);
+        for word in COMMANDS.into_iter().chain(["dry-run", "plain-http", "run-dir"]) {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+}
+
+#[test]
+fn manual_has_a_page_for_each_command() {
+    let scene = Scene::new();
+    let dir = scene.program.dir().join("share/man/man1");
+    assert_eq!(scene.program.ok(&["man", dir.to_str().unwrap()]), "");
+    for command in COMMANDS {
+        let page = fs::read_to_string(dir.join(format!("rcx-imagefs-{command}.1"))).unwrap();
+        assert!(page.contains(".TH ") && page.contains(".SH SYNOPSIS"), "{command}: {page}");
+    }
+    assert!(fs::read_to_string(dir.join("rcx-imagefs.1")).unwrap().contains("rcx\\-imagefs"));
+
+    let file = scene.program.dir().join("file");
+    fs::write(&file, "").unwrap();
+    let (error, _) = scene.fails(&["man", file.join("below").to_str().unwrap()]);
+    assert!(error.starts_with(&format!("directory {}/below: ", file.display())), "{error}");
+}

@@ -1,0 +1,141 @@
+//! The program run as its users run it, with a store of its own: what it prints, where, and how it ends.
+//!
+//! What `--json` prints is what other programs read: the fields are told here in full.
+
+mod archive;
+mod config;
+mod daemon;
+mod errors;
+mod gc;
+mod help;
+mod images;
+mod inspect;
+mod load;
+mod output;
+mod rm;
+mod verify;
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::Output;
+
+use rcx_imagefs::image::Digest;
+use rcx_imagefs::store::Store;
+use serde_json::Value;
+
+use self::archive::Layout;
+use crate::program::Program;
+
+/// Two layers with a file that only the second one has, a whiteout, and a link.
+const LAYERS: &str = "\
+    d etc
+    f etc/hosts 127.0.0.1
+    f etc/gone x
+    ---
+    w etc/gone
+    f etc/new some-more
+    l etc/link hosts
+    ";
+
+/// The program with images in its store.
+struct Scene {
+    program: Program,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self { program: Program::new() }
+    }
+
+    /// With one image.
+    fn with(reference: &str) -> (Self, String) {
+        let scene = Self::new();
+        let digest = scene.load(reference, LAYERS);
+        (scene, digest)
+    }
+
+    /// Loads an image of layers written as text and returns its digest.
+    fn load(&self, reference: &str, layers: &str) -> String {
+        let layout = Layout::new(layers);
+        let printed = self.program.ok(&["load", layout.path(), "--name", reference]);
+        let (name, digest) = printed.split_once('@').expect("NAME@DIGEST");
+        assert!(reference.starts_with(name), "{printed}");
+        digest.to_owned()
+    }
+
+    /// The store, as the library opens it.
+    fn store(&self) -> Store {
+        Store::open(self.program.store()).unwrap()
+    }
+
+    fn blob(&self, digest: &str) -> PathBuf {
+        self.program.blob(digest)
+    }
+
+    /// The manifest of an image, read from the store's blobs.
+    fn manifest(&self, digest: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.blob(digest)).unwrap()).unwrap()
+    }
+
+    /// Digest of a layer.
+    fn layer(&self, image: &str, number: usize) -> String {
+        self.manifest(image)["layers"][number]["digest"].as_str().unwrap().to_owned()
+    }
+
+    /// Flips a bit in the middle of a blob.
+    fn damage(&self, digest: &str) {
+        let mut bytes = fs::read(self.blob(digest)).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(self.blob(digest), bytes).unwrap();
+    }
+
+    /// Runs a command that must fail: exit code 2, nothing on stdout, and on stderr one line with the error and perhaps one
+    /// with a hint. Returns both without what stands in front.
+    #[track_caller]
+    fn fails(&self, arguments: &[&str]) -> (String, Option<String>) {
+        failed(&self.program.run(arguments))
+    }
+}
+
+/// Takes apart what a failed command has said; see [`Scene::fails`].
+#[track_caller]
+fn failed(output: &Output) -> (String, Option<String>) {
+    let (out, err) = texts(output);
+    assert_eq!(output.status.code(), Some(2), "{out}{err}");
+    assert_eq!(out, "", "stdout is for results; stderr: {err}");
+    let lines: Vec<&str> = err.lines().collect();
+    let after = |line: &str, word: &str| {
+        line.strip_prefix(word).unwrap_or_else(|| panic!("not `{word}..`: {err}")).to_owned()
+    };
+    match lines.as_slice() {
+        [error] => (after(error, "error: "), None),
+        [error, hint] => (after(error, "error: "), Some(after(hint, "hint: "))),
+        _ => panic!("neither one line nor two: {err}"),
+    }
+}
+
+fn texts(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+/// The keys of an object, sorted.
+#[track_caller]
+fn keys(value: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Digest::of(bytes).to_string()
+}
+
+/// A gzip stream, as most layers are.
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}

@@ -1,0 +1,45 @@
+//! Standard output that is closed, or full.
+
+use std::fs::File;
+use std::process::Stdio;
+
+use super::{Scene, failed, texts};
+
+/// Every command that prints, as text and as JSON.
+const PRINTING: [&[&str]; 12] = [
+    &["images"],
+    &["images", "--json"],
+    &["inspect", "lab/a:1"],
+    &["inspect", "lab/a:1", "--json"],
+    &["gc"],
+    &["gc", "--json"],
+    &["verify"],
+    &["verify", "--json"],
+    &["completions", "bash"],
+    &["--help"],
+    &["images", "--help"],
+    &["--version"],
+];
+
+#[test]
+fn reader_that_has_gone_is_no_error() {
+    let (scene, _) = Scene::with("lab/a:1");
+    for arguments in PRINTING {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = scene.program.command(arguments).stdout(writer).output().unwrap();
+        let (_, err) = texts(&output);
+        assert_eq!((output.status.code(), err.as_str()), (Some(0), ""), "{arguments:?}");
+    }
+}
+
+#[test]
+fn output_that_could_not_be_written_is_an_error() {
+    let (scene, _) = Scene::with("lab/a:1");
+    for arguments in &PRINTING[..9] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let output = scene.program.command(arguments).stdout(Stdio::from(full)).output().unwrap();
+        let (error, _) = failed(&output);
+        assert!(error.starts_with("standard output: No space left on device"), "{arguments:?}: {error}");
+    }
+}

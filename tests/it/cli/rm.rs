@@ -1,0 +1,48 @@
+//! `rm`.
+
+use serde_json::json;
+
+use super::{LAYERS, Scene};
+
+#[test]
+fn tag_goes_alone_while_the_image_has_another() {
+    let (scene, digest) = Scene::with("lab/a:1");
+    scene.load("lab/a:2", LAYERS);
+    let done = scene.program.json(&["rm", "lab/a:1"]);
+    assert_eq!(done, json!([{ "name": "lab/a", "digest": digest, "untagged": ["1"], "removed": false }]));
+    assert_eq!(scene.program.json(&["images"])[0]["tags"], json!(["2"]));
+    assert_eq!(scene.program.ok(&["rm", "lab/a:2"]), format!("untagged lab/a:2\nremoved lab/a@{digest}"));
+    assert_eq!(scene.program.json(&["images"]), json!([]));
+}
+
+#[test]
+fn digest_takes_all_tags_with_it_and_leaves_the_blobs() {
+    let (scene, digest) = Scene::with("lab/a:1");
+    scene.load("lab/a:2", LAYERS);
+    let other = scene.load("lab/b:1", "f other x");
+    let done = scene.program.json(&["rm", &format!("lab/a@{digest}")]);
+    assert_eq!(done, json!([{ "name": "lab/a", "digest": digest, "untagged": ["1", "2"], "removed": true }]));
+    let left = scene.program.json(&["images"]);
+    assert_eq!((left.as_array().unwrap().len(), &left[0]["digest"]), (1, &json!(other)));
+    assert!(scene.blob(&digest).exists(), "gc frees what rm leaves");
+}
+
+#[test]
+fn kept_image_stays_under_its_digest() {
+    let (scene, digest) = Scene::with("lab/a:1");
+    let done = scene.program.json(&["rm", "--keep", "lab/a:1"]);
+    assert_eq!((&done[0]["untagged"], &done[0]["removed"]), (&json!(["1"]), &json!(false)));
+    let left = scene.program.json(&["images"]);
+    assert_eq!((&left[0]["digest"], &left[0]["tags"]), (&json!(digest), &json!([])));
+    let row = scene.program.ok(&["images"]);
+    assert_eq!(row.lines().nth(1).unwrap().split_whitespace().nth(1), Some("-"), "{row}");
+    scene.program.ok(&["inspect", &format!("lab/a@{digest}")]);
+}
+
+#[test]
+fn one_reference_that_is_not_there_keeps_all() {
+    let (scene, _) = Scene::with("lab/a:1");
+    let (error, _) = scene.fails(&["rm", "lab/a:1", "lab/none:1"]);
+    assert!(error.contains("lab/none:1"), "{error}");
+    assert_eq!(scene.program.json(&["images"])[0]["tags"], json!(["1"]), "nothing was removed");
+}

@@ -1,0 +1,107 @@
+//! `verify`.
+
+use std::fs;
+
+use rcx_imagefs::image::{Descriptor, Digest, Name, media};
+use serde_json::{Value, json};
+
+use super::{LAYERS, Scene, keys, texts};
+
+/// Runs `verify --json`, which must find something, and returns its report.
+#[track_caller]
+fn problems(scene: &Scene, arguments: &[&str]) -> Vec<String> {
+    let output = scene.program.run(&[&["verify", "--json"], arguments].concat());
+    let (out, err) = texts(&output);
+    assert_eq!(output.status.code(), Some(2), "{out}{err}");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    let problems: Vec<String> = serde_json::from_value(report["problems"].clone()).unwrap();
+    let store = scene.program.store().display();
+    assert!(err.contains(&format!("error: store {store}: {} problems\nhint: ", problems.len())), "{err}");
+    problems
+}
+
+#[test]
+fn whole_store_is_read_once() {
+    let (scene, digest) = Scene::with("lab/a:1");
+    scene.load("lab/b:1", LAYERS.split("---").next().unwrap());
+    let report = scene.program.json(&["verify"]);
+    assert_eq!(keys(&report), ["blobs", "bytes", "images", "problems", "spans"]);
+    // Two manifests, two configurations, and two layers, one of them shared.
+    assert_eq!((&report["images"], &report["blobs"]), (&json!(2), &json!(6)));
+    assert_eq!((&report["spans"], &report["problems"]), (&json!(0), &json!([])));
+    let size: u64 = fs::read_dir(scene.program.store().join("blobs/sha256"))
+        .unwrap()
+        .map(|blob| blob.unwrap().metadata().unwrap().len())
+        .sum();
+    assert_eq!(report["bytes"], size);
+    assert_eq!(scene.program.json(&["verify", "--deep"])["spans"], 2);
+    let one = scene.program.json(&["verify", &format!("lab/a@{digest}")]);
+    assert_eq!((&one["images"], &one["blobs"]), (&json!(1), &json!(4)));
+}
+
+#[test]
+fn damage_is_told_once_and_only_for_the_images_that_have_it() {
+    let (scene, digest) = Scene::with("lab/a:1");
+    scene.load("lab/b:1", LAYERS.split("---").next().unwrap());
+    scene.load("lab/c:1", "f other x");
+    let layer = scene.layer(&digest, 0);
+    scene.damage(&layer);
+    let found = problems(&scene, &[]);
+    assert_eq!(found.len(), 1, "two images share the layer: {found:?}");
+    assert!(found[0].starts_with(&format!("blob {layer}: ")), "{found:?}");
+    assert_eq!(problems(&scene, &["lab/b:1"]), found);
+    assert!(scene.program.ok(&["verify", "lab/c:1"]).ends_with(": 0 problems"));
+    let text = texts(&scene.program.run(&["verify"])).0;
+    assert!(text.starts_with(&found[0]) && text.trim_end().ends_with(": 1 problems"), "{text}");
+}
+
+#[test]
+fn documents_that_are_gone_or_damaged_are_told_once() {
+    let (scene, digest) = Scene::with("lab/a:1");
+    let config = scene.manifest(&digest)["config"]["digest"].as_str().unwrap().to_owned();
+    scene.damage(&config);
+    let found = problems(&scene, &[]);
+    assert!(found.len() == 1 && found[0].starts_with(&format!("blob {config}: ")), "{found:?}");
+    fs::remove_file(scene.blob(&digest)).unwrap();
+    let found = problems(&scene, &[]);
+    assert_eq!(found, [format!("blob {digest}: blob {digest} is not in the store")]);
+}
+
+#[test]
+fn damaged_index_is_built_anew() {
+    let (scene, _) = Scene::with("lab/a:1");
+    for file in fs::read_dir(scene.program.store().join("rcx-imagefs/indexes")).unwrap() {
+        fs::write(file.unwrap().path(), "damaged").unwrap();
+    }
+    let output = scene.program.run(&["verify", "--deep"]);
+    let (out, err) = texts(&output);
+    assert!(output.status.success() && out.trim_end().ends_with(": 0 problems"), "{out}{err}");
+    assert_eq!(err.matches("building its index from the blob").count(), 2, "{err}");
+    assert_eq!(texts(&scene.program.run(&["verify", "--deep"])).1, "");
+}
+
+#[test]
+fn configuration_that_says_another_tar_is_told_for_a_shared_layer_too() {
+    let (scene, digest) = Scene::with("lab/a:1");
+    // No command lets such an image in; another program may.
+    let store = scene.store();
+    let put = |media_type: &str, document: &Value| {
+        let bytes = document.to_string().into_bytes();
+        let digest = Digest::of(&bytes);
+        store.put_small(&digest, &bytes).unwrap();
+        Descriptor::new(media_type, digest, bytes.len() as u64)
+    };
+    let mut manifest = scene.manifest(&digest);
+    let mut config = scene.manifest(manifest["config"]["digest"].as_str().unwrap());
+    let wrong = Digest::of(b"wrong").to_string();
+    config["rootfs"]["diff_ids"][1] = json!(wrong);
+    let config = put(media::OCI_CONFIG, &config);
+    manifest["config"]["digest"] = json!(config.digest.to_string());
+    manifest["config"]["size"] = json!(config.size);
+    let manifest = put(media::OCI_MANIFEST, &manifest);
+    store.tag(&Name::given("lab/wrong").unwrap(), Some(&"1".parse().unwrap()), &manifest, None).unwrap();
+    let found = problems(&scene, &[]);
+    assert_eq!(found.len(), 1, "{found:?}");
+    let layer = scene.layer(&digest, 1);
+    assert!(found[0].starts_with(&format!("layer {layer}: ")) && found[0].ends_with(&wrong), "{found:?}");
+}

@@ -4,7 +4,7 @@
 //! its own) and are then dropped. What stays in memory grows with the number of entries and, through [`thin`], with no more
 //! than the size budget of the windows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufRead, Read, Write};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -116,6 +116,7 @@ pub fn build<R: BufRead, W: Write>(
             decoder,
             options: *options,
             current: Arc::default(),
+            retired: VecDeque::new(),
             at: 0,
             drafts: Vec::new(),
             windows: 0,
@@ -200,6 +201,8 @@ struct SpanStream<R: BufRead, W, F> {
     decoder: SpanDecoder<Counted<R>>,
     options: Build,
     current: Arc<Vec<u8>>,
+    /// Spans that the hash thread may still have.
+    retired: VecDeque<Arc<Vec<u8>>>,
     at: usize,
     drafts: Vec<Draft>,
     windows: u64,
@@ -234,7 +237,12 @@ impl<R: BufRead, W: Write, F: FnOnce() -> io::Result<W>> SpanStream<R, W, F> {
             self.drafts = thin(std::mem::take(&mut self.drafts), WINDOWS_IN_MEMORY / 2);
             self.windows = self.drafts.iter().map(Draft::cost).sum();
         }
-        self.current = Arc::new(span.bytes);
+        self.retired.push_back(std::mem::replace(&mut self.current, Arc::new(span.bytes)));
+        if self.retired.len() > HASH_QUEUE + 1
+            && let Some(bytes) = self.retired.pop_front().and_then(Arc::into_inner)
+        {
+            self.decoder.recycle(bytes);
+        }
         self.at = 0;
         // The receiver lives until this sender is dropped.
         let _ = self.hash.send(Arc::clone(&self.current));

@@ -27,13 +27,13 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Bytes that its checkpoint takes in the file, about: windows compress to some 9/16. Zero where nothing would be
+    /// Bytes that its checkpoint takes in the file, about: windows compress to some 5/8. Zero where nothing would be
     /// saved without it.
     pub(super) fn cost(&self) -> u64 {
         match &self.checkpoint {
             Some(Checkpoint::Deflate { window, .. }) => {
                 let raw = window.bytes.len() + 2 * window.runs.len();
-                (raw * 9 / 16 + SPAN_LEN) as u64
+                (raw * 5 / 8 + SPAN_LEN) as u64
             }
             _ => 0,
         }

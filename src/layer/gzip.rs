@@ -17,6 +17,9 @@ use super::{BlobOffset, Checkpoint, Codec, DecodedSpan, LayerError, SpanLimits, 
 /// the blob: an honest writer puts thousands of times less of them around 32 KiB of content.
 const TAPE_MAX: usize = 32 << 20;
 
+/// How many spans' memory is kept: as many as are under way at once.
+const SPARE: usize = 8;
+
 /// A gzip blob on the way to its spans.
 #[derive(Debug)]
 pub(super) struct GzipSpans {
@@ -42,6 +45,8 @@ pub(super) struct GzipSpans {
     boundary: Option<Boundary>,
     /// Spans that are filled; the first ones are ready to be delivered.
     filled: VecDeque<Filled>,
+    /// Memory for the next spans.
+    spare: Vec<Vec<u8>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +124,15 @@ impl GzipSpans {
             span: Open { entrance: Entrance::Member, blob: 0, tar: 0, bytes },
             boundary: None,
             filled: VecDeque::new(),
+            spare: Vec::new(),
+        }
+    }
+
+    /// Keeps the memory of a span that was delivered.
+    pub(super) fn recycle(&mut self, mut bytes: Vec<u8>) {
+        if bytes.capacity() >= self.limits.max && self.spare.len() < SPARE {
+            bytes.clear();
+            self.spare.push(bytes);
         }
     }
 
@@ -260,7 +274,7 @@ impl GzipSpans {
 
     /// Ends the span after `len` bytes; what follows is the start of the next one, at `next`.
     fn cut(&mut self, len: usize, blob_end: u64, next: Place) {
-        let mut rest = Vec::with_capacity(self.limits.max);
+        let mut rest = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(self.limits.max));
         rest.extend_from_slice(&self.span.bytes[len..]);
         let mut bytes = std::mem::replace(&mut self.span.bytes, rest);
         bytes.truncate(len);

@@ -80,6 +80,14 @@ impl<R: BufRead> SpanDecoder<R> {
         span
     }
 
+    /// Takes back the bytes of a span that is done with, to fill them again: fresh memory for each span costs a page
+    /// fault for every 4 KiB.
+    pub fn recycle(&mut self, bytes: Vec<u8>) {
+        if let Format::Gzip(spans) = &mut self.format {
+            spans.recycle(bytes);
+        }
+    }
+
     /// The reader, of which everything up to [`Self::blob_offset`] is consumed (at least the first four
     /// bytes).
     pub fn into_inner(self) -> R {

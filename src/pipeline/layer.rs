@@ -21,8 +21,8 @@ use crate::index::{Build, BuildError, Built, build};
 use crate::layer::{BlobOffset, Codec, LayerError};
 use crate::store::{BlobLock, Partial, Store, StoreError, Temp};
 
-/// Chunks between two threads. With chunks of 64 KiB and more that is enough to keep both busy.
-const QUEUE: usize = 64;
+/// Chunks between two threads, of some 400 KiB each: enough to keep both busy, and few enough to stay in the cache.
+const QUEUE: usize = 4;
 /// How much of a partial file goes through at once, in bytes.
 const REPLAY: usize = 256 << 10;
 

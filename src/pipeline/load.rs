@@ -17,7 +17,7 @@ use crate::store::Store;
 /// Bytes read of an archive at once.
 const READ: usize = 256 << 10;
 /// Chunks of an archive that wait for the disk.
-const QUEUE: usize = 16;
+const QUEUE: usize = 4;
 
 /// What to load and how.
 #[derive(Debug, Clone)]

@@ -17,7 +17,7 @@ use crate::registry::{Registry, Resolved, ResolvedIndex};
 use crate::store::Store;
 
 /// Chunks of a download that wait for the disk.
-const DOWNLOAD_QUEUE: usize = 16;
+const DOWNLOAD_QUEUE: usize = 2;
 /// Layers at work at once, at least: one decodes while others wait for the network.
 const PARALLEL_LAYERS: usize = 3;
 

@@ -10,10 +10,11 @@ use crate::program::{Program, TestMount};
 
 /// A store with one sound image, mounted: whatever fails beside it must leave it alone.
 pub(crate) struct Scene {
+    // Dropped first: the other fields' directories cannot be removed below a mount.
+    pub(crate) mount: TestMount,
     pub(crate) images: Images,
     pub(crate) registry: DockerRegistry,
     pub(crate) program: Program,
-    pub(crate) mount: TestMount,
     pub(crate) good: String,
     listed: String,
 }

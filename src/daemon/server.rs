@@ -147,16 +147,17 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
     fs.refresh().map_err(DaemonError::References)?;
     let listener = Listener::bind(&socket)?;
     let mounted = fuse::mount(mountpoint, options.allow_nonempty)?;
-    if let Some(kib) = options.kernel_read_ahead_kib
-        && let Err(error) = mounted.mount.set_readahead(kib)
-    {
-        warn!(%error, "the kernel's readahead stays as it is");
-    }
     let threads = options.threads.unwrap_or_else(default_threads);
     let (end, ended) = oneshot::channel();
     let serving = fuse::serve(mounted.connection, Arc::clone(&fs), threads, move || {
         let _ = end.send(());
     })?;
+    // Not before the session has begun: the kernel takes the lesser of this and what was negotiated then.
+    if let Some(kib) = options.kernel_read_ahead_kib
+        && let Err(error) = mounted.mount.set_readahead(kib)
+    {
+        warn!(%error, "the kernel's readahead stays as it is");
+    }
     let daemon = Arc::new(Daemon {
         fs,
         kernel: serving.kernel().clone(),

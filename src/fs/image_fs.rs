@@ -28,7 +28,8 @@ pub struct FsOptions {
     pub span_deadline: Duration,
     /// For how long a lookup waits for another one's opening of the same image.
     pub image_deadline: Duration,
-    /// Whether the span behind a forward reader's is decoded before it is asked for.
+    /// Whether the span behind a forward reader's is decoded before it is asked for. The kernel asks ahead too, so this
+    /// pays only where processors are idle: not by default.
     pub read_ahead: bool,
 }
 

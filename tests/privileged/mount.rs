@@ -17,7 +17,7 @@ use rcx_imagefs::image::{Descriptor, Digest, ManifestDigest, Name};
 use rcx_imagefs::store::{DaemonInfo, Store};
 use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, XattrFlags};
 
-use crate::child::wait_until;
+use crate::child::{Server, wait_until};
 use crate::images::sha256;
 use crate::program::{Program, TestMount};
 
@@ -283,4 +283,19 @@ fn reader_of_a_daemon_that_hangs_can_be_killed() {
     mount.server().signal("CONT");
     assert_eq!(fs::read_to_string(&file).unwrap(), content(0));
     mount.stop();
+}
+
+#[test]
+fn readahead_that_is_asked_for_is_what_the_kernel_does() {
+    let program = Program::new();
+    made_image(&program);
+    let dir = program.dir().join("images");
+    fs::create_dir(&dir).unwrap();
+    let arguments = ["mount", "--read-ahead", "1024", dir.to_str().unwrap()];
+    let mut server = Server::start(&program.command(&arguments), &program.dir().join("daemon.log"));
+    server.line().unwrap();
+    let device = fs::metadata(&dir).unwrap().dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let set = fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")).unwrap();
+    assert_eq!(set.trim(), "1024");
 }

@@ -18,8 +18,9 @@ use crate::store::Store;
 
 /// Chunks of a download that wait for the disk.
 const DOWNLOAD_QUEUE: usize = 2;
-/// Layers at work at once, at least: one decodes while others wait for the network.
-const PARALLEL_LAYERS: usize = 3;
+/// Layers at work at once, at least: one decodes while another waits for the network. More than there are cores only keep
+/// the largest, which ends last, from its core.
+const PARALLEL_LAYERS: usize = 2;
 
 /// What to pull and how.
 #[derive(Debug, Clone)]

@@ -5,16 +5,22 @@
 //! after which look-ups cannot fail; [`Layer`] reads content through it. [`format`](mod@format) is the file's specification.
 
 mod build;
+mod entry;
 pub mod format;
 mod open;
 mod read;
+mod records;
+mod tables;
 mod thin;
+mod validate;
 mod windows;
+mod write;
 
 use std::fmt;
 
 pub use build::{Build, BuildError, Built, SPAN_MAX, build};
-pub use open::{Entry, Index, IndexError, Kind, open_file};
+pub use entry::{Entry, Kind};
+pub use open::{Index, IndexError, open_file};
 pub use read::{Layer, Piece, ReadError, Source};
 
 /// One entry of a layer that is not a marker: its ordinal in the tar. A pure function of the layer's bytes.

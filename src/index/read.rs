@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use memmap2::Mmap;
 
 use super::format::{NO_BLOCK, NO_WINDOW, NOT_SPARSE, SpanKind};
-use super::open::SpanRecord;
+use super::records::SpanRecord;
 use super::windows::{decompress, window_of};
 use super::{EntryId, Index, IndexError, Kind, SpanId};
 use crate::image::LayerDigest;

@@ -1,0 +1,78 @@
+//! Reads the fixed-size records of an index file. Only slicing and little-endian numbers; what they mean is checked in
+//! `validate.rs`, before anything else reads them.
+
+use std::ops::Range;
+
+use super::format::{KindByte, SpanKind};
+use crate::layer::Timestamp;
+
+pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    bytes[at..at + N].try_into().expect("slice has the length asked for")
+}
+
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(array(bytes, at))
+}
+
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(array(bytes, at))
+}
+
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(array(bytes, at))
+}
+
+/// Record `ordinal` of a section whose records have `length` bytes.
+pub(super) fn record(section: &[u8], ordinal: usize, length: usize) -> &[u8] {
+    &section[ordinal * length..(ordinal + 1) * length]
+}
+
+/// The element of a heap whose ends stand in `end(ordinal)`.
+pub(super) fn between(end: impl Fn(usize) -> u32, ordinal: usize) -> Range<usize> {
+    let start = if ordinal == 0 { 0 } else { end(ordinal - 1) };
+    start as usize..end(ordinal) as usize
+}
+
+/// One span record, decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SpanRecord {
+    pub(super) tar: u64,
+    pub(super) data: u64,
+    pub(super) data_len: u64,
+    pub(super) crc: u32,
+    pub(super) kind: SpanKind,
+    pub(super) skip_bits: u8,
+    pub(super) window_ordinal: u16,
+    pub(super) window_group: u32,
+    pub(super) block_bits: u32,
+    pub(super) block_start: u64,
+    pub(super) stored_before: u16,
+}
+
+/// One window group record, decoded.
+#[derive(Debug, Clone)]
+pub(super) struct Group {
+    pub(super) heap: Range<usize>,
+    pub(super) raw_len: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attr {
+    pub(super) kind: KindByte,
+    pub(super) mode: u16,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: Timestamp,
+    pub(super) xattrs: u32,
+}
+
+pub(super) fn attr_of(bytes: &[u8]) -> Option<Attr> {
+    Some(Attr {
+        kind: KindByte::of(bytes[0])?,
+        mode: u16_at(bytes, 2),
+        uid: u32_at(bytes, 4),
+        gid: u32_at(bytes, 8),
+        mtime: Timestamp { nsec: u32_at(bytes, 12), sec: i64::from_le_bytes(array(bytes, 16)) },
+        xattrs: u32_at(bytes, 24),
+    })
+}

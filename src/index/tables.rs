@@ -1,0 +1,244 @@
+//! Collects the entries of a layer into the sections of its index: names and paths, attributes, links, extents, xattrs.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::build::BuildError;
+use super::format::{ENTRY_LEN, KindByte, NO_XATTRS, NOT_SPARSE, SECTIONS, Section, TAR_BLOCK};
+use crate::layer::{Content, EntryKind, Member, TarEntry, Xattrs};
+
+/// An attribute record before it is written; equal ones are written once.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct AttrKey {
+    kind: KindByte,
+    mode: u16,
+    uid: u32,
+    gid: u32,
+    sec: i64,
+    nsec: u32,
+    xattrs: u32,
+}
+
+/// Everything of the index but its spans.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    pub(super) sections: [Vec<u8>; SECTIONS],
+    dirs: HashMap<Box<[u8]>, u32>,
+    last_dir: Option<(Box<[u8]>, u32)>,
+    attrs: HashMap<AttrKey, u32>,
+    xattr_sets: HashMap<Vec<u8>, u32>,
+    entries: u32,
+    extents: u32,
+    segments: u32,
+    hardlinks: Vec<(u32, Box<[u8]>)>,
+}
+
+impl Tables {
+    pub(super) fn section(&mut self, section: Section) -> &mut Vec<u8> {
+        &mut self.sections[section as usize]
+    }
+
+    pub(super) fn put(&mut self, section: Section, fields: &[u32]) {
+        let bytes = self.section(section);
+        fields.iter().for_each(|field| bytes.extend_from_slice(&field.to_le_bytes()));
+    }
+
+    pub(super) fn add(&mut self, entry: TarEntry) -> Result<(), BuildError> {
+        let offset = entry.offset;
+        let too_large = |what| BuildError::TooLarge { offset, what };
+        let path = match entry.member {
+            Member::Whiteout(path) => return self.marker(path.as_bytes(), 0).ok_or(too_large("text")),
+            Member::Opaque(path) => return self.marker(path.as_bytes(), 1).ok_or(too_large("text")),
+            Member::Dropped => return Ok(()),
+            Member::Plain(path) => path,
+        };
+        let dir = self.dir(path.parent()).ok_or(too_large("directory"))?;
+        let block = u32::try_from(offset.get() / TAR_BLOCK).map_err(|_| too_large("tar"))?;
+        let (kind, payload) = match entry.kind {
+            EntryKind::Directory => (KindByte::Directory, 0),
+            EntryKind::Regular { size, content: Content::Contiguous(start) }
+                if start.get() == (u64::from(block) + 1) * TAR_BLOCK && u32::try_from(size).is_ok() =>
+            {
+                (KindByte::Regular, u32::try_from(size).map_err(|_| too_large("size"))?)
+            }
+            EntryKind::Regular { size, content } => {
+                (KindByte::Extended, self.extent(size, &content).ok_or(too_large("sparse map"))?)
+            }
+            EntryKind::Symlink { target } => {
+                (KindByte::Symlink, self.text(&target).ok_or(too_large("link target"))?)
+            }
+            EntryKind::Hardlink { target } => {
+                let text = self.text(target.as_bytes()).ok_or(too_large("link target"))?;
+                self.hardlinks.push((self.entries, target.as_bytes().into()));
+                (KindByte::Hardlink, text)
+            }
+            EntryKind::CharDevice { major, minor } => {
+                (KindByte::CharDevice, device(major, minor).ok_or(too_large("device number"))?)
+            }
+            EntryKind::BlockDevice { major, minor } => {
+                (KindByte::BlockDevice, device(major, minor).ok_or(too_large("device number"))?)
+            }
+            EntryKind::Fifo => (KindByte::Fifo, 0),
+        };
+        let xattrs = self.xattr_set(&entry.xattrs).ok_or(too_large("extended attributes"))?;
+        let (sec, nsec) = (entry.mtime.sec, entry.mtime.nsec);
+        let attr =
+            self.attr(AttrKey { kind, mode: entry.mode, uid: entry.uid, gid: entry.gid, sec, nsec, xattrs });
+        self.section(Section::Names).extend_from_slice(path.file_name());
+        let name_end = u32::try_from(self.section(Section::Names).len()).map_err(|_| too_large("name"))?;
+        self.put(Section::Entries, &[dir, name_end, attr, block, payload]);
+        self.entries =
+            self.entries.checked_add(1).filter(|&count| count < u32::MAX).ok_or(too_large("entry"))?;
+        Ok(())
+    }
+
+    fn marker(&mut self, path: &[u8], opaque: u32) -> Option<()> {
+        let text = self.text(path)?;
+        self.put(Section::Markers, &[text, opaque]);
+        Some(())
+    }
+
+    fn dir(&mut self, path: &[u8]) -> Option<u32> {
+        if let Some((last, ordinal)) = &self.last_dir
+            && **last == *path
+        {
+            return Some(*ordinal);
+        }
+        let ordinal = match self.dirs.get(path) {
+            Some(&ordinal) => ordinal,
+            None => {
+                let ordinal = u32::try_from(self.dirs.len()).ok()?;
+                self.section(Section::Paths).extend_from_slice(path);
+                let end = u32::try_from(self.section(Section::Paths).len()).ok()?;
+                self.put(Section::Dirs, &[end]);
+                self.dirs.insert(path.into(), ordinal);
+                ordinal
+            }
+        };
+        self.last_dir = Some((path.into(), ordinal));
+        Some(ordinal)
+    }
+
+    fn text(&mut self, text: &[u8]) -> Option<u32> {
+        let at = u32::try_from(self.section(Section::Texts).len()).ok()?;
+        let length = u16::try_from(text.len()).ok()?;
+        self.section(Section::Texts).extend_from_slice(&length.to_le_bytes());
+        self.section(Section::Texts).extend_from_slice(text);
+        Some(at)
+    }
+
+    fn extent(&mut self, size: u64, content: &Content) -> Option<u32> {
+        let (start, first, count) = match content {
+            Content::Contiguous(start) => (start.get(), 0, NOT_SPARSE),
+            Content::Sparse(segments) => {
+                let first = self.segments;
+                for segment in segments {
+                    for field in [segment.logical, segment.tar.get(), segment.len] {
+                        self.section(Section::Segments).extend_from_slice(&field.to_le_bytes());
+                    }
+                }
+                let count = u32::try_from(segments.len()).ok().filter(|&count| count != NOT_SPARSE)?;
+                self.segments = self.segments.checked_add(count)?;
+                (0, first, count)
+            }
+        };
+        let extents = self.section(Section::Extents);
+        extents.extend_from_slice(&size.to_le_bytes());
+        extents.extend_from_slice(&start.to_le_bytes());
+        self.put(Section::Extents, &[first, count]);
+        self.extents = self.extents.checked_add(1)?;
+        Some(self.extents - 1)
+    }
+
+    fn xattr_set(&mut self, xattrs: &Xattrs) -> Option<u32> {
+        if xattrs.is_empty() {
+            return Some(NO_XATTRS);
+        }
+        let mut sorted: Vec<_> = xattrs.iter().collect();
+        sorted.sort();
+        let mut set = Vec::new();
+        for (name, value) in sorted {
+            set.extend_from_slice(&u16::try_from(name.len()).ok()?.to_le_bytes());
+            set.extend_from_slice(name);
+            set.extend_from_slice(&u32::try_from(value.len()).ok()?.to_le_bytes());
+            set.extend_from_slice(value);
+        }
+        if let Some(&ordinal) = self.xattr_sets.get(&set) {
+            return Some(ordinal);
+        }
+        let ordinal = u32::try_from(self.xattr_sets.len()).ok().filter(|&ordinal| ordinal != NO_XATTRS)?;
+        self.section(Section::Xattrs).extend_from_slice(&set);
+        let end = u32::try_from(self.section(Section::Xattrs).len()).ok()?;
+        self.put(Section::XattrSets, &[end]);
+        self.xattr_sets.insert(set, ordinal);
+        Some(ordinal)
+    }
+
+    fn attr(&mut self, key: AttrKey) -> u32 {
+        if let Some(&ordinal) = self.attrs.get(&key) {
+            return ordinal;
+        }
+        let ordinal = u32::try_from(self.attrs.len()).expect("no more attributes than entries");
+        let bytes = self.section(Section::Attrs);
+        bytes.extend_from_slice(&[key.kind as u8, 0]);
+        bytes.extend_from_slice(&key.mode.to_le_bytes());
+        bytes.extend_from_slice(&key.uid.to_le_bytes());
+        bytes.extend_from_slice(&key.gid.to_le_bytes());
+        bytes.extend_from_slice(&key.nsec.to_le_bytes());
+        bytes.extend_from_slice(&key.sec.to_le_bytes());
+        bytes.extend_from_slice(&key.xattrs.to_le_bytes());
+        self.attrs.insert(key, ordinal);
+        ordinal
+    }
+
+    /// Counts the names of entries within the layer, by path. Where the layer's own symlinks or duplicates make the merge
+    /// see it otherwise, the two counts differ and the image numbers the file itself: slower, never wrong.
+    pub(super) fn count_links(&mut self) {
+        if self.hardlinks.is_empty() {
+            return;
+        }
+        let ends = |bytes: &[u8]| -> Vec<usize> {
+            bytes
+                .chunks_exact(4)
+                .map(|end| u32::from_le_bytes([end[0], end[1], end[2], end[3]]) as usize)
+                .collect()
+        };
+        let dirs = ends(&self.sections[Section::Dirs as usize]);
+        let paths = &self.sections[Section::Paths as usize];
+        let names = &self.sections[Section::Names as usize];
+        let wanted: HashSet<&[u8]> = self.hardlinks.iter().map(|(_, target)| &**target).collect();
+        // Latest entry of each path that is linked to, and of each link.
+        let mut entry_of: HashMap<Vec<u8>, u32> = HashMap::new();
+        let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
+        let mut links = self.hardlinks.iter().peekable();
+        let mut name_start = 0;
+        let records = self.sections[Section::Entries as usize].chunks_exact(ENTRY_LEN);
+        for (ordinal, fields) in (0u32..).zip(records) {
+            let fields = ends(&fields[..8]);
+            let (dir, name_end) = (fields[0], fields[1]);
+            let name = &names[name_start..name_end];
+            name_start = name_end;
+            let dir = &paths[if dir == 0 { 0 } else { dirs[dir - 1] }..dirs[dir]];
+            let path = if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() };
+            match links.peek() {
+                Some((link, target)) if *link == ordinal => {
+                    if let Some(&entry) = entry_of.get(&**target) {
+                        *counts.entry(entry).or_insert(1) += 1;
+                        entry_of.insert(path, entry);
+                    }
+                    links.next();
+                }
+                _ if wanted.contains(path.as_slice()) => {
+                    entry_of.insert(path, ordinal);
+                }
+                _ => {}
+            }
+        }
+        let fields: Vec<u32> = counts.into_iter().flat_map(|(entry, count)| [entry, count]).collect();
+        self.put(Section::Links, &fields);
+    }
+}
+
+/// A device number as the kernel packs it (`include/linux/kdev_t.h`, `MKDEV`).
+fn device(major: u32, minor: u32) -> Option<u32> {
+    (major < 1 << 12 && minor < 1 << 20).then_some(major << 20 | minor)
+}

@@ -1,0 +1,137 @@
+//! Writes an index file.
+
+use std::io;
+
+use super::build::{BuildError, Built};
+use super::format::{
+    CHECKED_FROM, HEADER_LEN, MAGIC, NO_BLOCK, NO_WINDOW, SPAN_LEN, Section, SpanKind, VERSION,
+};
+use super::thin::{Draft, thin};
+use super::windows::Groups;
+use crate::image::{DiffId, Digest, LayerDigest};
+use crate::layer::{Checkpoint, Codec};
+
+/// What an index should take at most of its blob: one part in this many.
+const BUDGET_PART: u64 = 100;
+/// What checkpoints may take even where the entries alone use up the budget: one part in this many of the blob.
+const CHECKPOINTS_PART: u64 = 250;
+
+impl Built {
+    /// Digest of the tar.
+    #[must_use]
+    pub fn diff_id(&self) -> &DiffId {
+        &self.diff_id
+    }
+
+    /// Bytes of the blob.
+    #[must_use]
+    pub fn blob_size(&self) -> u64 {
+        self.blob_size
+    }
+
+    /// Bytes of the tar.
+    #[must_use]
+    pub fn tar_size(&self) -> u64 {
+        self.tar_size
+    }
+
+    /// Bytes of the seekable file.
+    #[must_use]
+    pub fn seekable_size(&self) -> u64 {
+        self.seekable_size
+    }
+
+    /// How the blob is compressed.
+    #[must_use]
+    pub fn codec(&self) -> Codec {
+        self.codec
+    }
+
+    /// The index file of the layer, once its blob's digest is known.
+    ///
+    /// # Errors
+    /// Compressing the windows, for want of memory.
+    pub fn finish(self, layer: &LayerDigest) -> Result<Vec<u8>, BuildError> {
+        let Self {
+            codec,
+            diff_id,
+            blob_size,
+            tar_size,
+            seekable_size,
+            mut drafts,
+            mut tables,
+            thin: thinning,
+        } = self;
+        let entries: u64 = tables.sections.iter().map(|section| section.len() as u64).sum();
+        if thinning {
+            let budget = (blob_size / BUDGET_PART).saturating_sub(entries).max(blob_size / CHECKPOINTS_PART);
+            drafts = thin(drafts, budget);
+        }
+        let mut groups = Groups::default();
+        for draft in &drafts {
+            let span = span_record(draft, &mut groups).map_err(BuildError::Windows)?;
+            tables.section(Section::Spans).extend_from_slice(&span);
+        }
+        groups.close().map_err(BuildError::Windows)?;
+        for (offset, length, raw_len) in &groups.records {
+            tables.section(Section::Groups).extend_from_slice(&offset.to_le_bytes());
+            tables.put(Section::Groups, &[*length, *raw_len]);
+        }
+        *tables.section(Section::Windows) = groups.heap;
+
+        let mut file = Vec::with_capacity(HEADER_LEN);
+        file.extend_from_slice(&MAGIC);
+        file.extend_from_slice(&VERSION.to_le_bytes());
+        file.extend_from_slice(&[codec as u8, 0, 0, 0]);
+        file.extend_from_slice(&[0; 32]);
+        file.extend_from_slice(layer.digest().as_bytes());
+        file.extend_from_slice(diff_id.digest().as_bytes());
+        for size in [blob_size, tar_size, seekable_size] {
+            file.extend_from_slice(&size.to_le_bytes());
+        }
+        for section in &tables.sections {
+            file.extend_from_slice(&(section.len() as u64).to_le_bytes());
+        }
+        debug_assert_eq!(file.len(), HEADER_LEN);
+        for section in &tables.sections {
+            file.extend_from_slice(section);
+            file.resize(file.len().next_multiple_of(8), 0);
+        }
+        let checksum = Digest::of(&file[CHECKED_FROM..]);
+        file[16..CHECKED_FROM].copy_from_slice(checksum.as_bytes());
+        Ok(file)
+    }
+}
+
+fn span_record(draft: &Draft, groups: &mut Groups) -> io::Result<[u8; SPAN_LEN]> {
+    let (mut skip, mut header, mut place) = (0, (0, NO_BLOCK, 0), (NO_WINDOW, 0));
+    let kind = match &draft.checkpoint {
+        Some(Checkpoint::Stored) => SpanKind::Stored,
+        Some(Checkpoint::GzipMember) => SpanKind::GzipMember,
+        Some(Checkpoint::ZstdFrame) => SpanKind::ZstdFrame,
+        None => SpanKind::Seekable,
+        Some(Checkpoint::Deflate { skip_bits, block, window }) => {
+            skip = *skip_bits;
+            if let Some(block) = block {
+                header = (block.bits, block.start_bit, block.stored_before);
+            }
+            if !window.runs.is_empty() {
+                place = groups.push(window)?;
+            }
+            SpanKind::Deflate
+        }
+    };
+    let mut record = [0; SPAN_LEN];
+    record[..8].copy_from_slice(&draft.tar.to_le_bytes());
+    record[8..16].copy_from_slice(&draft.data.start.to_le_bytes());
+    record[16..24].copy_from_slice(&(draft.data.end - draft.data.start).to_le_bytes());
+    record[24..28].copy_from_slice(&draft.crc.clone().finalize().to_le_bytes());
+    record[28] = kind as u8;
+    record[29] = skip;
+    record[30..32].copy_from_slice(&place.1.to_le_bytes());
+    record[32..36].copy_from_slice(&place.0.to_le_bytes());
+    record[36..40].copy_from_slice(&header.0.to_le_bytes());
+    record[40..48].copy_from_slice(&header.1.to_le_bytes());
+    record[48..50].copy_from_slice(&header.2.to_le_bytes());
+    Ok(record)
+}

@@ -2,6 +2,7 @@
 
 use std::io::BufReader;
 use std::sync::Arc;
+use std::time::Duration;
 
 use memmap2::Mmap;
 
@@ -17,6 +18,9 @@ use crate::tree::{Tree, merge};
 
 /// Bytes read at once when an index is built from a blob in the store.
 const READ: usize = 1 << 20;
+
+/// How long opening a layer waits for another process that works on it: a daemon's lookup must come to an end.
+const REBUILD_WAIT: Duration = Duration::from_secs(60);
 
 /// An image that can be served.
 #[derive(Debug)]
@@ -50,7 +54,7 @@ pub(super) fn open_index(
     let blob = digest.digest();
     let _lock = match lock {
         Some(lock) => lock.clone(),
-        None => store.lock_blob(&blob, None)?,
+        None => store.lock_blob(&blob, Some(REBUILD_WAIT))?,
     };
     // Another process may have done it meanwhile.
     if let Ok(index) = usable_index(store, digest)? {

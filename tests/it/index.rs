@@ -249,7 +249,7 @@ fn records_that_contradict_each_other_never_make_a_look_up_panic() {
     let good = built(&blob, &SMALL).0.finish(&digest_of(&blob)).unwrap();
     let mut refused = 0;
     for at in 48..good.len() {
-        for value in [0, 1, 0x7f, 0x80, 0xff] {
+        for value in [0, 0x80, 0xff] {
             let mut hostile = good.clone();
             hostile[at] = value;
             let checksum = Digest::of(&hostile[48..]);

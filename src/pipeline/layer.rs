@@ -9,6 +9,7 @@
 
 use std::io::{self, BufRead, Read, Write as _};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::Digest as _;
@@ -26,6 +27,9 @@ const QUEUE: usize = 4;
 /// How much of a partial file goes through at once, in bytes.
 const REPLAY: usize = 256 << 10;
 
+/// After this time at most, a thread that waits for another process sees that it is to stop.
+const STOP_SEEN: Duration = Duration::from_millis(200);
+
 /// A layer as the image's documents describe it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted {
@@ -41,11 +45,12 @@ pub(super) type Fetch<'a> = dyn Fn(u64) -> mpsc::Receiver<Result<Bytes, Pipeline
 
 /// Takes a layer in, unless it is there; returns how many bytes were fetched.
 ///
-/// Blocks: for another process that has the layer at hand, for the source, for the disk.
+/// Blocks: for another process that has the layer at hand (until `stopped`), for the source, for the disk.
 pub(super) fn ensure(
     store: &Store,
     wanted: &Wanted,
     fetch: &Fetch<'_>,
+    stopped: &dyn Fn() -> bool,
     progress: &Progress,
 ) -> Result<u64, PipelineError> {
     let Wanted { digest, size, .. } = *wanted;
@@ -55,7 +60,7 @@ pub(super) fn ensure(
         Some(lock) => lock,
         None => {
             progress.tell(Event::Waiting { digest });
-            store.lock_blob(&blob, None)?
+            wait_for_lock(store, &blob, stopped)?
         }
     };
     let mut fetched = 0;
@@ -85,6 +90,20 @@ pub(super) fn ensure(
     Ok(fetched)
 }
 
+/// Waits for as long as another process has the blob: that one's own deadlines end it. Once `stopped`, it is an error.
+fn wait_for_lock(
+    store: &Store,
+    blob: &Digest,
+    stopped: &dyn Fn() -> bool,
+) -> Result<BlobLock, PipelineError> {
+    loop {
+        match store.lock_blob(blob, Some(STOP_SEEN)) {
+            Err(StoreError::Busy { .. }) if !stopped() => {}
+            result => return Ok(result?),
+        }
+    }
+}
+
 /// Whether the store has the layer whole; a damaged blob is removed, so that it is fetched anew.
 fn is_there(
     store: &Store,
@@ -93,9 +112,19 @@ fn is_there(
     progress: &Progress,
 ) -> Result<bool, PipelineError> {
     let digest = wanted.digest;
-    let index = match store.has_blob(&digest.digest(), Some(wanted.size)) {
+    let blob = digest.digest();
+    let index = match store.has_blob(&blob, Some(wanted.size)) {
         Ok(false) => return Ok(false),
         Ok(true) => open_index(store, &digest, Some(lock), progress),
+        // It may be this image's manifest that is wrong, and the blob one that other images use: the digest tells.
+        Err(damaged @ StoreError::Damaged { .. }) => match store.verify_blob(&blob, |_| ()) {
+            Ok(()) => {
+                let actual = store.blob_size(&blob)?;
+                return Err(PipelineError::WrongSize { layer: digest, actual, declared: wanted.size });
+            }
+            Err(StoreError::Damaged { .. }) => Err(damaged.into()),
+            Err(error) => Err(error.into()),
+        },
         Err(error) => Err(error.into()),
     };
     match index {
@@ -284,5 +313,78 @@ impl BufRead for Chunks {
 
     fn consume(&mut self, amount: usize) {
         let _ = self.current.split_to(amount);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// An empty tar, and the layer that it is.
+    fn layer() -> (Vec<u8>, Wanted) {
+        let bytes = vec![0; 1024];
+        let digest = Digest::of(&bytes);
+        let wanted = Wanted {
+            digest: LayerDigest::new(digest),
+            size: 1024,
+            diff_id: DiffId::new(digest),
+            codec: Some(Codec::Tar),
+        };
+        (bytes, wanted)
+    }
+
+    /// Takes the layer in from `bytes`; tells how often they were asked for.
+    fn take(store: &Store, wanted: &Wanted, bytes: &[u8]) -> (Result<u64, PipelineError>, usize) {
+        let asked = AtomicUsize::new(0);
+        let fetch = |from: u64| {
+            asked.fetch_add(1, Ordering::Relaxed);
+            let (sender, receiver) = mpsc::channel(1);
+            let rest = bytes[usize::try_from(from).unwrap()..].to_vec();
+            sender.try_send(Ok(Bytes::from(rest))).unwrap();
+            receiver
+        };
+        let result = ensure(store, wanted, &fetch, &|| false, &Progress::none());
+        (result, asked.into_inner())
+    }
+
+    #[test]
+    fn a_wrong_size_in_a_manifest_does_not_cost_a_blob_that_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(dir.path()).unwrap();
+        let (bytes, wanted) = layer();
+        assert!(matches!(take(&store, &wanted, &bytes), (Ok(1024), 1)));
+        let wrong = Wanted { size: 1025, ..wanted };
+        let (result, asked) = take(&store, &wrong, &bytes);
+        assert!(
+            matches!(result, Err(PipelineError::WrongSize { actual: 1024, declared: 1025, .. })),
+            "{result:?}"
+        );
+        assert_eq!(asked, 0);
+        store.verify_blob(&wanted.digest.digest(), |_| ()).unwrap();
+        assert!(matches!(take(&store, &wanted, &bytes), (Ok(0), 0)));
+    }
+
+    #[test]
+    fn a_truncated_blob_is_fetched_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(dir.path()).unwrap();
+        let (bytes, wanted) = layer();
+        take(&store, &wanted, &bytes).0.unwrap();
+        std::fs::write(store.blob_path(&wanted.digest.digest()), b"short").unwrap();
+        assert!(matches!(take(&store, &wanted, &bytes), (Ok(1024), 1)));
+        store.verify_blob(&wanted.digest.digest(), |_| ()).unwrap();
+    }
+
+    #[test]
+    fn waiting_for_another_process_ends_when_it_is_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(dir.path()).unwrap();
+        let (_, wanted) = layer();
+        let _other = store.lock_blob(&wanted.digest.digest(), None).unwrap();
+        let fetch = |_| unreachable!("nobody may fetch without the lock");
+        let result = ensure(&store, &wanted, &fetch, &|| true, &Progress::none());
+        assert!(matches!(result, Err(PipelineError::Store(StoreError::Busy { .. }))), "{result:?}");
     }
 }

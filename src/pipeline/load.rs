@@ -2,7 +2,7 @@
 
 use std::io::Read as _;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -123,39 +123,45 @@ fn load_layers(
 ) -> Result<Vec<u64>, PipelineError> {
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(layers.len().max(1));
     let queue = Mutex::new(layers.iter());
-    let next = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+    let next = || locked(&queue).next();
+    // The first error: others may only come of its having stopped them.
+    let failed = Mutex::new(None);
+    let stopped = || locked(&failed).is_some();
     let work = || {
         let mut fetched = Vec::new();
-        while let Some(wanted) = next() {
-            fetched.push(load_layer(job, archive, wanted, progress)?);
-        }
-        Ok::<_, PipelineError>(fetched)
-    };
-    std::thread::scope(|scope| {
-        let running: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        let mut fetched = Vec::new();
-        let mut failed = None;
-        for worker in running {
-            match worker.join() {
-                Ok(Ok(bytes)) => fetched.extend(bytes),
-                Ok(Err(error)) => {
-                    // The other workers finish the layer at hand and find nothing more to do.
-                    queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).by_ref().for_each(drop);
-                    failed.get_or_insert(error);
-                }
-                Err(_) => {
-                    failed.get_or_insert(PipelineError::Thread(std::io::Error::other("panicked")));
+        while !stopped()
+            && let Some(wanted) = next()
+        {
+            match load_layer(job, archive, wanted, &stopped, progress) {
+                Ok(bytes) => fetched.push(bytes),
+                Err(error) => {
+                    locked(&failed).get_or_insert(error);
                 }
             }
         }
-        failed.map_or(Ok(fetched), Err)
-    })
+        fetched
+    };
+    let fetched = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let ended = running.into_iter().map(std::thread::ScopedJoinHandle::join);
+        ended.collect::<Result<Vec<_>, _>>()
+    });
+    let fetched = fetched.map_err(|_| PipelineError::Thread(std::io::Error::other("panicked")))?;
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(fetched.concat()),
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn load_layer(
     job: &Load,
     archive: &Archive,
     wanted: &Wanted,
+    stopped: &(dyn Fn() -> bool + Sync),
     progress: &Progress,
 ) -> Result<u64, PipelineError> {
     let blob = wanted.digest.digest();
@@ -181,6 +187,6 @@ fn load_layer(
             });
             receiver
         };
-        ensure(&job.store, wanted, &fetch, progress)
+        ensure(&job.store, wanted, &fetch, &stopped, progress)
     })
 }

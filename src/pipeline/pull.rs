@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::layer::{Wanted, ensure};
@@ -14,7 +14,7 @@ use crate::image::{
 };
 use crate::layer::Codec;
 use crate::registry::{Registry, Resolved, ResolvedIndex};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// Chunks of a download that wait for the disk.
 const DOWNLOAD_QUEUE: usize = 2;
@@ -77,7 +77,12 @@ impl Incoming {
     pub(super) fn require_space(&self, store: &Store, layers: &[Wanted]) -> Result<(), PipelineError> {
         let mut needed: u64 = 1 << 20;
         for wanted in layers {
-            if !store.has_blob(&wanted.digest.digest(), Some(wanted.size))? {
+            let there = match store.has_blob(&wanted.digest.digest(), Some(wanted.size)) {
+                // It is fetched again.
+                Err(StoreError::Damaged { .. }) => false,
+                answer => answer?,
+            };
+            if !there {
                 needed = needed.saturating_add(wanted.size).saturating_add(wanted.size / 50);
             }
         }
@@ -187,47 +192,24 @@ async fn fetch_layers(
     progress: &Progress,
 ) -> Result<Vec<u64>, PipelineError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let permits = Arc::new(Semaphore::new(cores.max(PARALLEL_LAYERS)));
-    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let (stop, stopped) = watch::channel(false);
+    let mut waiting = layers.iter();
     let mut running = JoinSet::new();
-    for &wanted in layers {
-        let permit =
-            Arc::clone(&permits).acquire_owned().await.map_err(|_| PipelineError::Thread(ended()))?;
-        let (store, registry, name) = (pull.store.clone(), Arc::clone(&pull.registry), name.clone());
-        let (progress, stopped, runtime) =
-            (progress.clone(), stopped.clone(), tokio::runtime::Handle::current());
-        running.spawn_blocking(move || {
-            let _permit = permit;
-            let descriptor = descriptor_of(&wanted);
-            let fetch = |from: u64| {
-                let (sender, receiver) = mpsc::channel(DOWNLOAD_QUEUE);
-                let mut download = registry.download(&name, &descriptor, from);
-                let mut stopped = stopped.clone();
-                runtime.spawn(async move {
-                    loop {
-                        let chunk = tokio::select! {
-                            chunk = download.next_chunk() => chunk,
-                            _ = stopped.wait_for(|&stop| stop) => return,
-                        };
-                        let chunk = match chunk {
-                            Ok(Some(chunk)) => Ok(chunk),
-                            Ok(None) => return,
-                            Err(error) => Err(error.into()),
-                        };
-                        let failed = chunk.is_err();
-                        if sender.send(chunk).await.is_err() || failed {
-                            return;
-                        }
-                    }
-                });
-                receiver
-            };
-            ensure(&store, &wanted, &fetch, &progress)
-        });
-    }
     let mut fetched = Vec::new();
     let mut failed = None;
-    while let Some(done) = running.join_next().await {
+    loop {
+        while failed.is_none()
+            && running.len() < cores.max(PARALLEL_LAYERS)
+            && let Some(&wanted) = waiting.next()
+        {
+            let job = (pull.clone(), name.clone(), wanted, progress.clone(), stopped.clone());
+            let runtime = tokio::runtime::Handle::current();
+            running.spawn_blocking(move || {
+                let (pull, name, wanted, progress, stopped) = job;
+                fetch_layer(&pull, &name, &wanted, &progress, &stopped, &runtime)
+            });
+        }
+        let Some(done) = running.join_next().await else { break };
         match done.map_err(|error| PipelineError::Thread(std::io::Error::other(error))) {
             Ok(Ok(bytes)) => fetched.push(bytes),
             Ok(Err(error)) | Err(error) => {
@@ -239,12 +221,44 @@ async fn fetch_layers(
     failed.map_or(Ok(fetched), Err)
 }
 
-fn descriptor_of(wanted: &Wanted) -> Descriptor {
-    Descriptor::new("application/octet-stream", wanted.digest.digest(), wanted.size)
+/// Fetches one layer, in a thread that may block; an end of the download before its time where `stopped` says so.
+fn fetch_layer(
+    pull: &Pull,
+    name: &Name,
+    wanted: &Wanted,
+    progress: &Progress,
+    stopped: &watch::Receiver<bool>,
+    runtime: &tokio::runtime::Handle,
+) -> Result<u64, PipelineError> {
+    let descriptor = descriptor_of(wanted);
+    let fetch = |from: u64| {
+        let (sender, receiver) = mpsc::channel(DOWNLOAD_QUEUE);
+        let mut download = pull.registry.download(name, &descriptor, from);
+        let mut stopped = stopped.clone();
+        runtime.spawn(async move {
+            loop {
+                let chunk = tokio::select! {
+                    chunk = download.next_chunk() => chunk,
+                    _ = stopped.wait_for(|&stop| stop) => return,
+                };
+                let chunk = match chunk {
+                    Ok(Some(chunk)) => Ok(chunk),
+                    Ok(None) => return,
+                    Err(error) => Err(error.into()),
+                };
+                let failed = chunk.is_err();
+                if sender.send(chunk).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        receiver
+    };
+    ensure(&pull.store, wanted, &fetch, &|| *stopped.borrow(), progress)
 }
 
-fn ended() -> std::io::Error {
-    std::io::Error::other("ended early")
+fn descriptor_of(wanted: &Wanted) -> Descriptor {
+    Descriptor::new("application/octet-stream", wanted.digest.digest(), wanted.size)
 }
 
 /// Runs blocking work of the store off the async threads.

@@ -42,6 +42,12 @@ impl Store {
         file.ok_or(StoreError::NoBlob { digest: *digest })
     }
 
+    /// Length of a blob's file in bytes.
+    pub fn blob_size(&self, digest: &Digest) -> Result<u64, StoreError> {
+        let metadata = self.open_blob(digest)?.metadata();
+        Ok(metadata.at("stat", &self.blob_path(digest))?.len())
+    }
+
     /// Reads a document of at most `limit` bytes, and checks its digest.
     pub fn read_small(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
         let path = self.blob_path(digest);

@@ -47,14 +47,14 @@ pub(super) fn run(context: &Context, args: &RmArgs) -> anyhow::Result<()> {
 
 fn remove(context: &Context, store: &Store, args: &RmArgs, text: &str) -> anyhow::Result<RemovedJson> {
     let found = context.find(store, text)?;
-    let (name, digest) = (&found.image.name, found.image.digest);
-    let (untagged, removed) = match found.tag {
-        Some(tag) => {
-            store.untag(name, &tag)?;
-            let last = found.image.tags.iter().all(|other| *other == tag);
-            (vec![tag], last && !args.keep && store.remove_image(name, digest)?)
-        }
-        None => (found.image.tags.clone(), store.remove_image(name, digest)?),
+    let name = &found.image.name;
+    let (digest, untagged, removed) = match found.tag {
+        // Another process may move the tag meanwhile: what it stands for when it goes is what is told.
+        Some(tag) => match store.untag(name, &tag, args.keep)? {
+            Some(gone) => (gone.digest, vec![tag], gone.removed),
+            None => anyhow::bail!("image {name}:{tag} is not in the store any more"),
+        },
+        None => (found.image.digest, found.image.tags.clone(), store.remove_image(name, found.image.digest)?),
     };
     let untagged: Vec<String> = untagged.iter().map(ToString::to_string).collect();
     let name = context.familiar(name);

@@ -136,6 +136,12 @@ impl IndexJson {
         former
     }
 
+    /// Whether a name and digest has a tag.
+    pub(super) fn is_tagged(&self, name: &Name, digest: ManifestDigest) -> bool {
+        let tagged = |entry: &Entry| entry.identity().is_some_and(|(_, tag)| tag.is_some());
+        self.manifests.iter().any(|entry| entry.is(name, digest) && tagged(entry))
+    }
+
     /// Removes all entries of a name and digest; tells whether there was one.
     pub(super) fn remove(&mut self, name: &Name, digest: ManifestDigest) -> bool {
         let before = self.manifests.len();

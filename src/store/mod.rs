@@ -43,7 +43,7 @@ pub use error::StoreError;
 pub use gc::GcReport;
 pub use locks::{BlobLock, DaemonInfo, DaemonLock, Lease};
 pub use partial::Partial;
-pub use refs::{ImageRecord, Refs};
+pub use refs::{ImageRecord, Refs, Untagged};
 pub use slots::Slot;
 
 use crate::image::Digest;

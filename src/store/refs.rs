@@ -35,6 +35,15 @@ pub struct Refs {
     pub images: Vec<ImageRecord>,
 }
 
+/// What taking a tag away came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Untagged {
+    /// What the tag stood for.
+    pub digest: ManifestDigest,
+    /// Whether that was the image's last tag, and it went with it.
+    pub removed: bool,
+}
+
 impl Refs {
     /// What `name:tag` stands for.
     #[must_use]
@@ -104,10 +113,14 @@ impl Store {
         })
     }
 
-    /// Takes a tag away; the image stays, if need be without a tag. Tells what the tag stood for, `None` where there
-    /// was no such tag.
-    pub fn untag(&self, name: &Name, tag: &Tag) -> Result<Option<ManifestDigest>, StoreError> {
-        self.update(|file| file.take_tag(name, tag, None))
+    /// Takes a tag away, and with its last tag the image, unless that is to `stay`: then without a tag. All in one step,
+    /// whatever others do with the tag meanwhile. `None` where there was no such tag.
+    pub fn untag(&self, name: &Name, tag: &Tag, stay: bool) -> Result<Option<Untagged>, StoreError> {
+        self.update(|file| {
+            let digest = file.take_tag(name, tag, None)?;
+            let removed = !stay && !file.is_tagged(name, digest) && file.remove(name, digest);
+            Some(Untagged { digest, removed })
+        })
     }
 
     /// Removes an image with all its tags. Other names of the same digest stay, and so do all blobs (see
@@ -252,14 +265,31 @@ mod tests {
             store.tag(&python, Some(&tag(text)), &manifest("a"), None).unwrap();
         }
         store.tag(&other, Some(&tag("3")), &manifest("a"), None).unwrap();
-        assert_eq!(store.untag(&python, &tag("3")).unwrap(), Some(digest("a")));
-        assert_eq!(store.untag(&python, &tag("3")).unwrap(), None);
+        let kept = Some(Untagged { digest: digest("a"), removed: false });
+        assert_eq!(store.untag(&python, &tag("3"), true).unwrap(), kept);
+        assert_eq!(store.untag(&python, &tag("3"), true).unwrap(), None);
         assert_eq!(dump(&store), ["docker.io/library/python a 3.12", "lab/python a 3"]);
-        assert_eq!(store.untag(&python, &tag("3.12")).unwrap(), Some(digest("a")));
+        assert_eq!(store.untag(&python, &tag("3.12"), true).unwrap(), kept);
         assert_eq!(dump(&store), ["docker.io/library/python a", "lab/python a 3"]);
         assert!(store.remove_image(&python, digest("a")).unwrap());
         assert!(!store.remove_image(&python, digest("a")).unwrap());
         assert_eq!(dump(&store), ["lab/python a 3"]);
+    }
+
+    #[test]
+    fn the_last_tag_takes_the_image_with_it_unless_it_has_moved_on() {
+        let (_dir, store) = new_store();
+        let python = name("python");
+        let untag = |text| store.untag(&python, &tag(text), false).unwrap();
+        for text in ["3", "3.12"] {
+            store.tag(&python, Some(&tag(text)), &manifest("a"), None).unwrap();
+        }
+        assert_eq!(untag("3"), Some(Untagged { digest: digest("a"), removed: false }));
+        // Another process moves the tag: what goes is what it stands for by then.
+        store.tag(&python, Some(&tag("3.12")), &manifest("b"), None).unwrap();
+        assert_eq!(untag("3.12"), Some(Untagged { digest: digest("b"), removed: true }));
+        assert_eq!(dump(&store), ["docker.io/library/python a"]);
+        assert_eq!(untag("3.12"), None);
     }
 
     #[test]
@@ -348,9 +378,9 @@ mod tests {
         let inode = || fs::metadata(store.index_json_path()).unwrap().ino();
         let before = inode();
         store.tag(&name("python"), Some(&tag("3")), &manifest("a"), None).unwrap();
-        store.untag(&name("python"), &tag("4")).unwrap();
+        store.untag(&name("python"), &tag("4"), true).unwrap();
         assert_eq!(inode(), before);
-        store.untag(&name("python"), &tag("3")).unwrap();
+        store.untag(&name("python"), &tag("3"), true).unwrap();
         assert_ne!(inode(), before);
     }
 

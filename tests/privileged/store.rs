@@ -126,7 +126,7 @@ fn a_read_only_store_can_be_read() {
     for error in [
         store.put_small(&digest, b"new").unwrap_err(),
         store.lock_blob(&digest, None).unwrap_err(),
-        store.untag(&name(), &"3".parse().unwrap()).unwrap_err(),
+        store.untag(&name(), &"3".parse().unwrap(), true).unwrap_err(),
         Store::open_or_create(&disk.dir.path().join("other")).unwrap_err(),
     ] {
         assert!(matches!(error, StoreError::ReadOnly { .. }), "{error:?}");
@@ -155,7 +155,7 @@ fn a_user_without_permission_reads_and_is_told_what_else_fails() {
             Store::open_or_create(&path).unwrap_err(),
             store.put_small(&Digest::of(b"new"), b"new").unwrap_err(),
             store.lease(None).unwrap_err(),
-            store.untag(&name(), &"3".parse().unwrap()).unwrap_err(),
+            store.untag(&name(), &"3".parse().unwrap(), true).unwrap_err(),
         ]
     })
     .join()

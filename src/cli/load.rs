@@ -8,6 +8,7 @@ use clap::Args;
 use super::pull::ArrivedJson;
 use super::{Context, output};
 use crate::image::Reference;
+use crate::import::Archive;
 use crate::pipeline::{Load, load};
 use crate::store::Store;
 
@@ -31,10 +32,14 @@ pub(super) struct LoadArgs {
 
 pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
     let platform = context.config.platform(args.platform.as_deref())?;
-    let store = Store::open_or_create(&context.store)?;
     let name = args.name.as_deref().map(Reference::given).transpose()?;
-    let job = Load { store: store.clone(), platform, name, progress: output::progress() };
-    let arrived = load(&job, &args.path).with_context(|| format!("load {}", args.path.display()))?;
+    let at = || format!("load {}", args.path.display());
+    Store::exists(&context.store)?;
+    let archive = Archive::open(&args.path, &platform).with_context(at)?;
+    // Not before there is something to store: the path of a new store may be mistyped.
+    let store = Store::open_or_create(&context.store)?;
+    let job = Load { store: store.clone(), name, progress: output::progress() };
+    let arrived = load(&job, &archive).with_context(at)?;
     context.refresh(&store);
     if args.json {
         return output::json(&arrived.iter().map(|one| ArrivedJson::new(context, one)).collect::<Vec<_>>());

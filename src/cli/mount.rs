@@ -8,6 +8,7 @@ use clap::Args;
 use super::{Context, output};
 use crate::daemon::{ServeOptions, serve};
 use crate::fs::FsOptions;
+use crate::fuse::prepare_mountpoint;
 use crate::store::Store;
 
 /// Show every image of the store as a directory, until SIGTERM, SIGINT or an unmount
@@ -34,6 +35,10 @@ pub(super) struct MountArgs {
 
 pub(super) fn run(context: &Context, args: &MountArgs) -> anyhow::Result<()> {
     let config = &context.config.mount;
+    if !Store::exists(&context.store)? {
+        // No new store where nothing can be mounted: its path may be mistyped too.
+        prepare_mountpoint(&args.mountpoint, args.allow_nonempty)?;
+    }
     let store = Store::open_or_create(&context.store)?;
     let mut fs = FsOptions::default();
     if let Some(mib) = args.cache.or(config.cache_mib) {

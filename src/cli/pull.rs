@@ -74,10 +74,10 @@ pub(super) fn run(context: &Context, args: &PullArgs) -> anyhow::Result<()> {
             Reference::parse(text, context.default_registry()).with_context(|| format!("pull {text}"))
         })
         .collect::<anyhow::Result<_>>()?;
-    let store = Store::open_or_create(&context.store)?;
+    Store::exists(&context.store)?;
     let runtime = runtime()?;
+    let mut arrived = Vec::new();
     let result = runtime.block_on(async {
-        let mut arrived = Vec::new();
         for (reference, text) in references.iter().zip(&args.references) {
             let plain_http = args.plain_http
                 || reference
@@ -87,22 +87,26 @@ pub(super) fn run(context: &Context, args: &PullArgs) -> anyhow::Result<()> {
             let plain_http = if plain_http { PlainHttp::Always } else { PlainHttp::Loopback };
             let options =
                 RegistryOptions { plain_http, platform: platform.clone(), ..RegistryOptions::default() };
-            let job = Pull {
-                store: store.clone(),
-                registry: Arc::new(Registry::new(options).with_context(|| format!("pull {text}"))?),
-                progress: output::progress(),
-            };
-            let one = pull(&job, reference).await.with_context(|| format!("pull {text}"))?;
+            let at = || format!("pull {text}");
+            let registry = Arc::new(Registry::new(options).with_context(at)?);
+            let resolved = registry.resolve(reference).await.with_context(at)?;
+            // Not before there is something to store: the path of a new store may be mistyped.
+            let store = Store::open_or_create(&context.store)?;
+            let job = Pull { store: store.clone(), registry, progress: output::progress() };
+            let one = pull(&job, reference, resolved).await.with_context(at)?;
             context.refresh(&store);
             if !args.json {
                 output::line(format!("{}@{}", one.name.familiar(context.default_registry()), one.digest))?;
             }
             arrived.push(ArrivedJson::new(context, &one));
         }
-        anyhow::Ok(arrived)
+        anyhow::Ok(())
     });
     // A thread that waits for another process's layer must not keep the command from ending.
     runtime.shutdown_background();
-    let arrived = result?;
-    if args.json { output::json(&arrived) } else { Ok(()) }
+    if args.json && (result.is_ok() || !arrived.is_empty()) {
+        // What came in before an error is there.
+        output::json(&arrived)?;
+    }
+    result
 }

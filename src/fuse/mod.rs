@@ -6,6 +6,6 @@ mod mount;
 mod requests;
 mod session;
 
-pub use mount::{MOUNT_NAME, Mount, MountedFuse, SessionError, Unmounted, mount};
+pub use mount::{MOUNT_NAME, Mount, MountedFuse, SessionError, Unmounted, mount, prepare_mountpoint};
 pub use requests::{Operation, Requests};
 pub use session::{Kernel, Serving, serve};

@@ -206,7 +206,11 @@ fn examine(path: &Path) -> Result<There, Errno> {
 }
 
 /// Checks the mountpoint, detaches dead mounts from it, and returns its path without symlinks.
-fn prepare_mountpoint(given: &Path, allow_nonempty: bool) -> Result<PathBuf, SessionError> {
+///
+/// # Errors
+///
+/// Each way in which it does not serve.
+pub fn prepare_mountpoint(given: &Path, allow_nonempty: bool) -> Result<PathBuf, SessionError> {
     let unusable = |error: io::Error| match Errno::from_io_error(&error) {
         Some(Errno::NOENT) => SessionError::Missing(given.to_owned()),
         Some(Errno::NOTDIR) => SessionError::NotADirectory(given.to_owned()),

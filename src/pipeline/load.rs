@@ -1,7 +1,6 @@
 //! From a file or directory into the store.
 
 use std::io::Read as _;
-use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -10,7 +9,7 @@ use tokio::sync::mpsc;
 use super::layer::{Wanted, ensure};
 use super::pull::Incoming;
 use super::{Arrived, PipelineError, Progress};
-use crate::image::{CONFIG_MAX, Descriptor, Name, Platform, Reference, Tag};
+use crate::image::{CONFIG_MAX, Descriptor, Name, Reference, Tag};
 use crate::import::{Archive, ImportImage};
 use crate::store::Store;
 
@@ -24,20 +23,17 @@ const QUEUE: usize = 4;
 pub struct Load {
     /// Where to.
     pub store: Store,
-    /// What to choose from a multi-platform image.
-    pub platform: Platform,
     /// Name in place of the archive's; without a tag, the archive's tags stay.
     pub name: Option<Reference>,
     /// Who is told how far it is.
     pub progress: Progress,
 }
 
-/// Loads all images of an OCI layout or a `docker save` archive.
+/// Loads all images of an archive.
 ///
 /// # Errors
 /// The first image that does not come in; those before it are in the store.
-pub fn load(job: &Load, path: &Path) -> Result<Vec<Arrived>, PipelineError> {
-    let archive = Archive::open(path, &job.platform)?;
+pub fn load(job: &Load, archive: &Archive) -> Result<Vec<Arrived>, PipelineError> {
     let _lease = job.store.lease(None)?;
     let mut arrived = Vec::new();
     for image in archive.images() {
@@ -50,7 +46,7 @@ pub fn load(job: &Load, path: &Path) -> Result<Vec<Arrived>, PipelineError> {
             return Err(PipelineError::SeveralImages { count: archive.images().len() });
         }
         for (name, tags) in names {
-            arrived.push(load_one(job, &archive, image, name, tags)?);
+            arrived.push(load_one(job, archive, image, name, tags)?);
         }
     }
     Ok(arrived)

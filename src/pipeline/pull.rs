@@ -132,14 +132,13 @@ impl Incoming {
     }
 }
 
-/// Pulls an image: resolves the reference, fetches what the store lacks, verifies all of it, and makes it visible.
+/// Pulls an image that a reference was resolved to: fetches what the store lacks, verifies all of it, and makes it visible.
 ///
 /// # Errors
 /// Whatever stands in the way, named. What had arrived whole stays for the next attempt; the image is not visible then.
-pub async fn pull(pull: &Pull, reference: &Reference) -> Result<Arrived, PipelineError> {
+pub async fn pull(pull: &Pull, reference: &Reference, resolved: Resolved) -> Result<Arrived, PipelineError> {
     let Pull { store, registry, progress } = pull;
-    let Resolved { name, manifest_digest, manifest, manifest_bytes, index, .. } =
-        registry.resolve(reference).await?;
+    let Resolved { name, manifest_digest, manifest, manifest_bytes, index, .. } = resolved;
     let _lease = blocking({
         let store = store.clone();
         move || Ok(store.lease(None)?)

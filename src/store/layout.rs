@@ -81,6 +81,16 @@ impl Store {
         Ok(Self { inner: Arc::new(Inner { path, slots: Mutex::new(slots::Table::default()) }) })
     }
 
+    /// Whether a store is there; an error where something else is. Writes nothing.
+    pub fn exists(path: &Path) -> Result<bool, StoreError> {
+        let path = std::path::absolute(path).at("make absolute", path)?;
+        match Dir::open(&path) {
+            Ok(root) => is_made(&root, &path),
+            Err(StoreError::Missing { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Opens a store, and makes one where the directory is missing or empty; any number of processes may do so at once.
     ///
     /// Removes what dead writers left under `tmp`.
@@ -88,13 +98,7 @@ impl Store {
         let path = std::path::absolute(path).at("make absolute", path)?;
         make_dir_all(&path)?;
         let root = Dir::open(&path)?;
-        if !check_layout(&root)? {
-            // The first thing that creation makes is `rcx-imagefs` and the last is `oci-layout`, so one without the other is
-            // another process that is creating, or was. A file system of its own has `lost+found`.
-            let names = root.names()?;
-            if !names.iter().all(|name| name == "lost+found") && !names.iter().any(|name| name == TOP) {
-                return Err(StoreError::NotAStore { path });
-            }
+        if !is_made(&root, &path)? {
             create(&root)?;
         }
         let store = Self::open(&path)?;
@@ -152,6 +156,20 @@ impl Store {
     pub(super) fn temp(&self, target: Dir, name: &str) -> Result<Temp, StoreError> {
         Temp::new(self.derived(Derived::Tmp)?, target, name, FILE_MODE)
     }
+}
+
+/// Whether the directory is a store's; false where it can become one.
+fn is_made(root: &Dir, path: &Path) -> Result<bool, StoreError> {
+    if check_layout(root)? {
+        return Ok(true);
+    }
+    // The first thing that creation makes is `rcx-imagefs` and the last is `oci-layout`, so one without the other is
+    // another process that is creating, or was. A file system of its own has `lost+found`.
+    let names = root.names()?;
+    if names.iter().all(|name| name == "lost+found") || names.iter().any(|name| name == TOP) {
+        return Ok(false);
+    }
+    Err(StoreError::NotAStore { path: path.to_owned() })
 }
 
 /// Whether the directory has an `oci-layout` file, of a version that this program knows.
@@ -257,7 +275,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(matches!(Store::open(&dir.path().join("no")), Err(StoreError::Missing { .. })));
         assert!(matches!(Store::open(dir.path()), Err(StoreError::Missing { .. })));
+        assert!(!Store::exists(&dir.path().join("no")).unwrap());
+        assert!(!Store::exists(dir.path()).unwrap());
         fs::write(dir.path().join("diary.txt"), "private").unwrap();
+        assert!(matches!(Store::exists(dir.path()), Err(StoreError::NotAStore { .. })));
         assert!(matches!(Store::open(dir.path()), Err(StoreError::NotAStore { .. })));
         assert!(matches!(Store::open_or_create(dir.path()), Err(StoreError::NotAStore { .. })));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

@@ -86,7 +86,16 @@ fn registry_that_is_not_there_is_told_with_advice() {
     let (error, hint) = scene.fails(&["pull", "127.0.0.1:1/lab/a:1"]);
     assert!(error.starts_with("pull 127.0.0.1:1/lab/a:1: 127.0.0.1:1/lab/a:1: cannot connect: "), "{error}");
     assert_eq!(hint.unwrap(), "is `127.0.0.1:1` the registry, and is it running?");
-    assert_eq!(scene.program.json(&["images"]), serde_json::json!([]));
+}
+
+#[test]
+fn store_is_made_when_there_is_something_to_store_and_not_before() {
+    let scene = Scene::new();
+    let nowhere = scene.program.dir().join("nowhere").display().to_string();
+    for command in [["pull", "127.0.0.1:1/lab/a:1"], ["load", &nowhere], ["mount", &nowhere]] {
+        scene.fails(&command);
+        assert!(!scene.program.store().exists(), "{command:?}");
+    }
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use std::fs;
 use std::io;
 
+use crate::child::wait_until;
 use crate::docker_registry::DockerRegistry;
-use crate::images::Images;
+use crate::images::{Images, run};
 use crate::program::Program;
 
 /// The names in a directory of the mount.
@@ -120,4 +121,39 @@ fn daemon_that_was_killed_leaves_nothing_that_stops_the_next() {
     assert_eq!(fs::read_to_string(&motd).unwrap(), "a small image\n");
     assert_eq!(ino(&motd), before, "inode numbers survive a restart");
     second.stop();
+}
+
+#[test]
+fn unmount_by_hand_ends_the_daemon_in_good_order() {
+    let images = Images::make(&["small"]);
+    let registry = DockerRegistry::start();
+    let program = Program::new();
+    registry.push_from(&images.layout(), "small", "lab/one:1");
+    program.pull(&registry.reference("lab/one:1"));
+    let mut mount = program.mount();
+    run("umount", &[mount.dir().to_str().unwrap()]);
+    let status = mount.server().wait();
+    assert!(status.success(), "{status}: {}", mount.log());
+}
+
+#[test]
+fn damaged_index_json_is_told_and_leaves_the_mount_as_it_was() {
+    let images = Images::make(&["small"]);
+    let registry = DockerRegistry::start();
+    let program = Program::new();
+    registry.push_from(&images.layout(), "small", "lab/one:1");
+    let pulled = program.pull(&registry.reference("lab/one:1"));
+    let mount = program.mount();
+    let path = program.store().join("index.json");
+    let sound = fs::read(&path).unwrap();
+    fs::write(&path, "{ this is no index").unwrap();
+    wait_until("the daemon has seen the damage", || mount.log().contains("index.json"));
+    assert_eq!(fs::read_to_string(mount.path(&pulled).join("etc/motd")).unwrap(), "a small image\n");
+    for arguments in [&["images"][..], &["pull", &registry.reference("lab/one:1")]] {
+        let error = program.fails(arguments);
+        assert!(error.contains(path.to_str().unwrap()), "{error}");
+    }
+    fs::write(&path, sound).unwrap();
+    assert!(program.ok(&["images"]).contains("lab/one"));
+    mount.stop();
 }

@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 
 use super::output::plain;
+use crate::daemon::{ControlError, DaemonError};
+use crate::fuse::SessionError;
 use crate::import::ImportError;
 use crate::pipeline::PipelineError;
 use crate::registry::RegistryError;
@@ -50,6 +52,17 @@ fn hint_of(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
         error.hint()
     } else if let Some(error) = cause.downcast_ref::<ImportError>() {
         error.hint()
+    } else if let Some(error) = cause.downcast_ref::<SessionError>() {
+        of_session(error).map(str::to_owned)
+    } else if let Some(error) = cause.downcast_ref::<DaemonError>() {
+        // Transparent variants, as below.
+        match error {
+            DaemonError::Session(error) => of_session(error).map(str::to_owned),
+            DaemonError::Control(ControlError::InUse(_)) => {
+                Some("each daemon has its own `--run-dir`: name another one".to_owned())
+            }
+            _ => None,
+        }
     } else {
         // A transparent variant is not followed by the error in it, but by that one's source.
         match cause.downcast_ref::<PipelineError>()? {
@@ -61,10 +74,17 @@ fn hint_of(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     }
 }
 
+fn of_session(error: &SessionError) -> Option<&'static str> {
+    match error {
+        SessionError::Missing(_) => Some("make it, as an empty directory"),
+        SessionError::NotEmpty(_) => Some("`--allow-nonempty` mounts over what is there"),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::DaemonError;
     use crate::image::Digest;
 
     #[test]

@@ -34,6 +34,8 @@ struct VerifyJson {
     bytes: u64,
     spans: u64,
     problems: Vec<String>,
+    /// `NAME@DIGEST` of all images that have one of the problems.
+    damaged: Vec<String>,
 }
 
 struct Check<'a> {
@@ -50,13 +52,16 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<()> {
         Some(text) => vec![context.find(&store, text)?.image],
         None => store.refs()?.images,
     };
-    let report = VerifyJson { images: images.len(), blobs: 0, bytes: 0, spans: 0, problems: Vec::new() };
+    let (problems, damaged) = (Vec::new(), Vec::new());
+    let report = VerifyJson { images: images.len(), blobs: 0, bytes: 0, spans: 0, problems, damaged };
     let mut check = Check { store: &store, deep: args.deep, seen: BTreeMap::new(), report };
     for image in &images {
         let name = format!("{}@{}", context.familiar(&image.name), image.digest);
-        if let Err(problem) = check.image(image) {
+        let whole = check.image(image).unwrap_or_else(|problem| {
             check.report.problems.push(format!("{name}: {problem:#}"));
-        }
+            false
+        });
+        check.report.damaged.extend((!whole).then_some(name));
     }
     let report = check.report;
     if args.json {
@@ -74,19 +79,20 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<()> {
         0 => Ok(()),
         count => Err(error::advise(
             format!("store {}: {count} problems", store.path().display()),
-            "`rm` what is damaged, run `gc`, and pull or load it again",
+            format!("`rcx-imagefs rm {}`, then `gc`, then pull or load again", report.damaged.join(" ")),
         )),
     }
 }
 
 impl Check<'_> {
-    fn image(&mut self, image: &ImageRecord) -> anyhow::Result<()> {
+    /// Checks an image; tells whether it is whole.
+    fn image(&mut self, image: &ImageRecord) -> anyhow::Result<bool> {
         if !self.blob(image.digest.digest()) {
-            return Ok(());
+            return Ok(false);
         }
         let manifest = read_manifest(self.store, &image.digest)?;
         if !self.blob(manifest.config().digest) {
-            return Ok(());
+            return Ok(false);
         }
         let config = read_config(self.store, &manifest)?;
         config.check_layers(&manifest)?;
@@ -102,7 +108,14 @@ impl Check<'_> {
                     whole = false;
                     self.problem(&layer, format!("its tar is {}, not {declared}", open.index().diff_id()));
                 }
-                Ok(open) if self.deep && first => self.spans(&layer, &open, declared),
+                Ok(open) if self.deep && first => {
+                    let before = self.report.problems.len();
+                    self.spans(&layer, &open, declared);
+                    if self.report.problems.len() > before {
+                        whole = false;
+                        self.seen.insert(layer.digest(), false);
+                    }
+                }
                 Ok(_) => {}
                 Err(error) => {
                     whole = false;
@@ -113,7 +126,7 @@ impl Check<'_> {
         if whole {
             open_image(self.store, image.digest, |_| None)?;
         }
-        Ok(())
+        Ok(whole)
     }
 
     /// Images that share a layer share what is wrong with it: it is told once.
@@ -137,7 +150,7 @@ impl Check<'_> {
         match result {
             Ok(()) => true,
             Err(error) => {
-                self.report.problems.push(format!("blob {digest}: {:#}", anyhow::Error::from(error)));
+                self.report.problems.push(format!("{:#}", anyhow::Error::from(error)));
                 false
             }
         }

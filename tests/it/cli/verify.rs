@@ -25,7 +25,7 @@ fn whole_store_is_read_once() {
     let (scene, digest) = Scene::with("lab/a:1");
     scene.load("lab/b:1", LAYERS.split("---").next().unwrap());
     let report = scene.program.json(&["verify"]);
-    assert_eq!(keys(&report), ["blobs", "bytes", "images", "problems", "spans"]);
+    assert_eq!(keys(&report), ["blobs", "bytes", "damaged", "images", "problems", "spans"]);
     // Two manifests, two configurations, and two layers, one of them shared.
     assert_eq!((&report["images"], &report["blobs"]), (&json!(2), &json!(6)));
     assert_eq!((&report["spans"], &report["problems"]), (&json!(0), &json!([])));
@@ -42,17 +42,20 @@ fn whole_store_is_read_once() {
 #[test]
 fn damage_is_told_once_and_only_for_the_images_that_have_it() {
     let (scene, digest) = Scene::with("lab/a:1");
-    scene.load("lab/b:1", LAYERS.split("---").next().unwrap());
+    let other = scene.load("lab/b:1", LAYERS.split("---").next().unwrap());
     scene.load("lab/c:1", "f other x");
     let layer = scene.layer(&digest, 0);
     scene.damage(&layer);
     let found = problems(&scene, &[]);
     assert_eq!(found.len(), 1, "two images share the layer: {found:?}");
-    assert!(found[0].starts_with(&format!("blob {layer}: ")), "{found:?}");
+    assert!(found[0].starts_with(&format!("blob {layer} is damaged")), "{found:?}");
     assert_eq!(problems(&scene, &["lab/b:1"]), found);
     assert!(scene.program.ok(&["verify", "lab/c:1"]).ends_with(": 0 problems"));
     let text = texts(&scene.program.run(&["verify"])).0;
     assert!(text.starts_with(&found[0]) && text.trim_end().ends_with(": 1 problems"), "{text}");
+    // All of them have to go before the blob does.
+    let err = texts(&scene.program.run(&["verify"])).1;
+    assert!(err.contains(&format!("`rcx-imagefs rm lab/a@{digest} lab/b@{other}`, then `gc`")), "{err}");
 }
 
 #[test]
@@ -61,10 +64,10 @@ fn documents_that_are_gone_or_damaged_are_told_once() {
     let config = scene.manifest(&digest)["config"]["digest"].as_str().unwrap().to_owned();
     scene.damage(&config);
     let found = problems(&scene, &[]);
-    assert!(found.len() == 1 && found[0].starts_with(&format!("blob {config}: ")), "{found:?}");
+    assert!(found.len() == 1 && found[0].starts_with(&format!("blob {config} is damaged")), "{found:?}");
     fs::remove_file(scene.blob(&digest)).unwrap();
     let found = problems(&scene, &[]);
-    assert_eq!(found, [format!("blob {digest}: blob {digest} is not in the store")]);
+    assert_eq!(found, [format!("blob {digest} is not in the store")]);
 }
 
 #[test]

@@ -76,6 +76,14 @@ pub enum DaemonError {
         /// What came of it.
         source: io::Error,
     },
+    /// What the daemon works with would be behind its own mount.
+    #[error("mountpoint {mountpoint} would hide {path}, which the daemon works with")]
+    Hidden {
+        /// The mountpoint.
+        mountpoint: PathBuf,
+        /// The store or the run directory.
+        path: PathBuf,
+    },
     /// What every process has, and this one does not get.
     #[error("{what}")]
     System {
@@ -138,6 +146,13 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
         socket: socket.clone(),
         mountpoint: mountpoint.canonicalize().unwrap_or_else(|_| mountpoint.clone()),
     };
+    // Not only useless: a handler that opens the store would wait for itself.
+    for path in [Some(store.path()), socket.parent()].into_iter().flatten() {
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if path.starts_with(&info.mountpoint) {
+            return Err(DaemonError::Hidden { mountpoint: info.mountpoint, path });
+        }
+    }
     let _lock = store.lock_daemon(&info).map_err(|error| at_store(&store, error))?;
 
     // Before the first look at the references, so that no change falls between the two.

@@ -105,3 +105,14 @@ fn mountpoint_that_is_not_there_is_named() {
     let (error, _) = scene.fails(&["mount", dir.to_str().unwrap()]);
     assert_eq!(error, format!("mountpoint {} does not exist", dir.display()));
 }
+
+#[test]
+fn mountpoint_that_would_hide_the_store_is_refused() {
+    let (scene, _) = Scene::with("lab/a:1");
+    let store = scene.program.store().canonicalize().unwrap();
+    for dir in [store.as_path(), store.parent().unwrap()] {
+        let (error, _) = scene.fails(&["mount", "--allow-nonempty", dir.to_str().unwrap()]);
+        let wanted = format!("mountpoint {} would hide {}", dir.display(), store.display());
+        assert!(error.starts_with(&wanted), "{error}");
+    }
+}

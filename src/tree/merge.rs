@@ -127,6 +127,9 @@ pub fn merge<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<Tree, MergeError> {
     })
 }
 
+/// Symlinks that a layer puts directories in place of, by directory and name: a symlink may have other names, which stay.
+type Replaced<'a> = HashSet<(u32, &'a [u8])>;
+
 /// An entry without what it is.
 #[derive(Debug, Clone, Copy)]
 struct Placed<'a> {
@@ -251,7 +254,7 @@ impl<'a> Merge<'a> {
     }
 
     /// Follows a path from the root through symlinks, the last component's too. `replaced` are symlinks that block it.
-    fn resolve(&mut self, path: &'a [u8], replaced: &HashSet<u32>) -> Result<Place<'a>, MergeFault> {
+    fn resolve(&mut self, path: &'a [u8], replaced: &Replaced<'a>) -> Result<Place<'a>, MergeFault> {
         let mut at = self.root;
         let mut missing: Vec<&[u8]> = Vec::new();
         let mut links = 0;
@@ -290,7 +293,7 @@ impl<'a> Merge<'a> {
             };
             match self.draft(child).what {
                 What::Directory { .. } => at = child,
-                What::Symlink { .. } if replaced.contains(&child) => return Ok(Place::Blocked),
+                What::Symlink { .. } if replaced.contains(&(at, name)) => return Ok(Place::Blocked),
                 What::Symlink { target } => {
                     links += 1;
                     if links > MAX_LINKS {
@@ -314,7 +317,7 @@ impl<'a> Merge<'a> {
         {
             return Ok(directory);
         }
-        let directory = match self.resolve(path, &HashSet::new())? {
+        let directory = match self.resolve(path, &Replaced::new())? {
             Place::Directory(directory) => directory,
             Place::Blocked => return Err(MergeFault::NotADirectory),
             Place::Missing(mut at, missing) => {
@@ -336,7 +339,7 @@ impl<'a> Merge<'a> {
     }
 
     /// What stands at a path; the last component is not followed.
-    fn find(&mut self, path: &'a [u8], replaced: &HashSet<u32>) -> Result<Option<(u32, u32)>, MergeFault> {
+    fn find(&mut self, path: &'a [u8], replaced: &Replaced<'a>) -> Result<Option<(u32, u32)>, MergeFault> {
         let (dir, name) = match path.iter().rposition(|&byte| byte == b'/') {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
             None => (&[][..], path),
@@ -372,19 +375,19 @@ impl<'a> Merge<'a> {
     }
 
     /// The symlinks that this layer puts directories in place of.
-    fn replaced_links<D: AsRef<[u8]>>(&mut self, layer: &'a Index<D>) -> HashSet<u32> {
+    fn replaced_links<D: AsRef<[u8]>>(&mut self, layer: &'a Index<D>) -> Replaced<'a> {
         let directories = layer.entries().filter(|(_, entry)| entry.kind() == Kind::Directory);
         let mut directories: Vec<_> =
             directories.map(|(_, entry)| (entry.path(), entry.dir(), entry.name())).collect();
         directories.sort_unstable();
-        let mut replaced = HashSet::new();
+        let mut replaced = Replaced::new();
         for (_, dir, name) in directories {
             // What is wrong with an entry's path shows when the entry is applied.
             if let Ok(Place::Directory(directory)) = self.resolve(dir, &replaced)
                 && let Some(child) = self.child(directory, name)
                 && matches!(self.draft(child).what, What::Symlink { .. })
             {
-                replaced.insert(child);
+                replaced.insert((directory, name));
             }
         }
         replaced
@@ -428,7 +431,7 @@ impl<'a> Merge<'a> {
             },
             Kind::Hardlink { target } => {
                 self.unbind(parent, name);
-                let found = self.find(target, &HashSet::new())?;
+                let found = self.find(target, &Replaced::new())?;
                 return match found {
                     _ if target.is_empty() => Err(MergeFault::DirectoryTarget(b"/".as_slice().into())),
                     None => Err(MergeFault::NoTarget(target.into())),

@@ -290,6 +290,19 @@ fn depth_is_not_bounded_by_the_stack() {
     assert!(tree.lookup(directory, b"x").is_some());
 }
 
+/// Found by the reference model.
+#[test]
+fn other_names_of_a_replaced_symlink_still_lead_on() {
+    check(&[
+        ("two names of one link", "l a c; h b a; f c/x 1 --- d b; o a", "l a c; d b; d c"),
+        (
+            "in a circle",
+            "l a a; h b a --- d b; o a/b",
+            "error: layer 2: marker for `a/b`: too many symbolic links in its path",
+        ),
+    ]);
+}
+
 #[test]
 fn an_error_names_layer_entry_and_offset() {
     let error = merge_text(&lines("f a --- d b; h b/c missing")).err().unwrap();

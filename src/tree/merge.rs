@@ -182,6 +182,8 @@ pub(super) struct Merge<'a> {
     pub(super) children: HashMap<(u32, u32), u32>,
     /// Directory of the entry before, as its path and its node: neighbours in a tar mostly share it.
     last: Option<(&'a [u8], u32)>,
+    /// Symlinks that the path resolved last went through.
+    followed: usize,
     /// Components of symlink targets so far.
     link_steps: u32,
 }
@@ -195,6 +197,7 @@ impl<'a> Merge<'a> {
             name_ordinals: HashMap::new(),
             children: HashMap::new(),
             last: None,
+            followed: 0,
             link_steps: 0,
         };
         merge.drafts.push(Draft { what: What::Directory { parent: 0, name: 0 }, layer: IMPLIED, entry: 0 });
@@ -307,6 +310,7 @@ impl<'a> Merge<'a> {
                 What::Other => return Ok(Place::Blocked),
             }
         }
+        self.followed = links;
         Ok(if missing.is_empty() { Place::Directory(at) } else { Place::Missing(at, missing) })
     }
 
@@ -334,7 +338,8 @@ impl<'a> Merge<'a> {
                 at
             }
         };
-        self.last = Some((path, directory));
+        // Where symlinks lead can change with any name that comes: `c/..` leads on until `c` is a file.
+        self.last = (self.followed == 0).then_some((path, directory));
         Ok(directory)
     }
 

@@ -303,6 +303,19 @@ fn other_names_of_a_replaced_symlink_still_lead_on() {
     ]);
 }
 
+/// Found by the reference model.
+#[test]
+fn where_a_symlink_leads_can_change_from_entry_to_entry() {
+    check(&[
+        (
+            "through what was missing",
+            "l b c/..; f b/c 1; d b/a",
+            "error: layer 1: entry `b/a`: its parent is not a directory",
+        ),
+        ("through what is a directory now", "l b c/..; d b/c; d b/a", "d a; l b c/..; d c"),
+    ]);
+}
+
 #[test]
 fn an_error_names_layer_entry_and_offset() {
     let error = merge_text(&lines("f a --- d b; h b/c missing")).err().unwrap();

@@ -50,6 +50,8 @@
 //! | [`pipeline`] | joins the above: pull, load, open |
 //! | [`fs`] | the filesystem, without a kernel |
 //! | [`fuse`] | the kernel: mount, session, adapter |
+//! | [`overlay`] | writable roots: an overlay of an image and an upper layer |
+//! | [`sandbox`] | isolated runs in such a root: isolate, bubblewrap, and a stand-in for isolate |
 //! | [`daemon`] | the process that serves: control socket, watching the store |
 //! | [`cli`] | the commands |
 //!
@@ -74,7 +76,9 @@ pub mod image;
 pub mod import;
 pub mod index;
 pub mod layer;
+pub mod overlay;
 pub mod pipeline;
 pub mod registry;
+pub mod sandbox;
 pub mod store;
 pub mod tree;

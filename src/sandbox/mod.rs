@@ -2,3 +2,5 @@
 //!
 //! What a run asks for is a value; the argument vectors that come of it are made by pure functions. Processes and
 //! namespaces are the business of few files.
+
+pub mod isolate;

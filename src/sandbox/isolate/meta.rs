@@ -1,0 +1,91 @@
+//! The meta file: `key:value` lines that tell how a run ended.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+/// What isolate wrote about a run, in its order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Meta {
+    pairs: Vec<(String, String)>,
+}
+
+impl Meta {
+    /// Reads a meta file. Lines without a colon are passed over; bytes that are no UTF-8 become replacement characters.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(bytes);
+        let pair = |line: &str| line.split_once(':').map(|(key, value)| (key.to_owned(), value.to_owned()));
+        Self { pairs: text.lines().filter_map(pair).collect() }
+    }
+
+    /// The value of a key; of one that occurs more than once, the last, as those read it who fill a table line by line.
+    #[must_use]
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.pairs.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    /// All pairs, in the file's order.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.pairs.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// Whether the sandbox failed and not the program in it.
+    #[must_use]
+    pub fn is_internal_error(&self) -> bool {
+        self.value("status") == Some("XX")
+    }
+}
+
+/// What isolate writes when it could not do its job: status `XX` and the message, which is made one line.
+#[must_use]
+pub fn failure_text(message: &str) -> String {
+    let line: String = message.chars().map(|char| if char.is_control() { ' ' } else { char }).collect();
+    format!("status:XX\nmessage:{}\n", line.trim())
+}
+
+/// Writes [`failure_text`] to a meta file as isolate would: made where it is missing, emptied before; `-` is standard output.
+///
+/// The file is opened with the identity that this process has now.
+///
+/// # Errors
+/// What opening or writing gave.
+pub fn write_failure(path: &Path, message: &str) -> io::Result<()> {
+    let text = failure_text(message);
+    if path == Path::new("-") {
+        let mut out = io::stdout().lock();
+        return out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o666).custom_flags(libc::O_NOCTTY);
+    options.open(path)?.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meta_file_is_read_line_by_line() {
+        let meta = Meta::parse(b"time:0.012\nstatus:RE\nmessage:Exited: with error\nnothing\nexitcode:1\n");
+        assert_eq!(meta.value("message"), Some("Exited: with error"));
+        assert_eq!(meta.value("nothing"), None);
+        assert!(!meta.is_internal_error());
+        let keys: Vec<&str> = meta.pairs().map(|(key, _)| key).collect();
+        assert_eq!(keys, ["time", "status", "message", "exitcode"]);
+    }
+
+    #[test]
+    fn failure_is_two_lines_whatever_the_message_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("meta");
+        std::fs::write(&file, "time:1\nstatus:OK\n a longer text that was here before this one\n").unwrap();
+        write_failure(&file, "image `a\nstatus:OK`:\tnot there\n").unwrap();
+        let written = std::fs::read(&file).unwrap();
+        assert_eq!(written, b"status:XX\nmessage:image `a status:OK`: not there\n");
+        assert!(Meta::parse(&written).is_internal_error());
+        let error = write_failure(&dir.path().join("missing/meta"), "x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

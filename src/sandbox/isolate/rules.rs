@@ -1,0 +1,241 @@
+//! Directory rules: what isolate binds or mounts where inside the box.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::Path;
+
+use super::{IsolateError, Version};
+
+/// Flags of a rule but those that say what is mounted, which are in [`Target`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "isolate's flags are independent of each other")]
+pub struct Flags {
+    /// Writable.
+    pub rw: bool,
+    /// No programs can be started from it.
+    pub noexec: bool,
+    /// Left out where the outside does not exist.
+    pub maybe: bool,
+    /// Device nodes work.
+    pub dev: bool,
+    /// Without what is mounted below.
+    pub norec: bool,
+}
+
+/// What a rule mounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A directory of the host: absolute, or from the box's own directory with `./` before it.
+    Directory(OsString),
+    /// A new instance of a filesystem of this type.
+    Filesystem(OsString),
+    /// A directory that isolate makes for the box.
+    Temporary,
+    /// Nothing: an earlier rule for the same place is taken back.
+    Nothing,
+}
+
+/// A rule of isolate's option `--dir`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirRule {
+    /// Where in the box, without slashes at the start. Two rules are about the same place for isolate where the text is the same.
+    pub inside: OsString,
+    /// What is there.
+    pub target: Target,
+    /// How.
+    pub flags: Flags,
+}
+
+impl DirRule {
+    /// A rule for a directory.
+    #[must_use]
+    pub fn directory(inside: impl Into<OsString>, outside: impl Into<OsString>, flags: Flags) -> Self {
+        Self { inside: inside.into(), target: Target::Directory(outside.into()), flags }
+    }
+
+    /// Reads the value of `--dir`.
+    ///
+    /// # Errors
+    /// [`IsolateError::Rule`] where isolate refuses it.
+    pub fn parse(text: &OsStr) -> Result<Self, IsolateError> {
+        let refused = |reason| IsolateError::Rule { rule: text.to_owned(), reason };
+        let mut parts = text.as_bytes().split(|byte| *byte == b':');
+        let place = parts.next().unwrap_or_default();
+        let (mut flags, mut filesystem, mut temporary) = (Flags::default(), false, false);
+        for flag in parts {
+            match flag {
+                b"rw" => flags.rw = true,
+                b"noexec" => flags.noexec = true,
+                b"maybe" => flags.maybe = true,
+                b"dev" => flags.dev = true,
+                b"norec" => flags.norec = true,
+                b"fs" => filesystem = true,
+                b"tmp" => temporary = true,
+                _ => return Err(refused("unknown flag")),
+            }
+        }
+        let mut halves = place.splitn(2, |byte| *byte == b'=');
+        let inside = halves.next().unwrap_or_default();
+        let inside = &inside[inside.iter().take_while(|byte| **byte == b'/').count()..];
+        let owned = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+        let target = match (filesystem, temporary, halves.next()) {
+            (true, true, _) => return Err(refused("`fs` and `tmp` exclude each other")),
+            (true, false, None | Some(b"")) => return Err(refused("the filesystem's name is missing")),
+            (true, false, Some(kind)) => Target::Filesystem(owned(kind)),
+            (false, true, Some(_)) => return Err(refused("a temporary directory has nothing outside")),
+            (false, true, None) => Target::Temporary,
+            (false, false, Some(b"")) => Target::Nothing,
+            (false, false, Some(outside)) => Target::Directory(owned(outside)),
+            (false, false, None) => Target::Directory(owned(&[b"/", inside].concat())),
+        };
+        if inside.is_empty() || inside.split(|byte| *byte == b'/').any(|part| part == b"..") {
+            return Err(refused("not a path in the box"));
+        }
+        Ok(Self { inside: owned(inside), target, flags })
+    }
+
+    /// The rule as the value of `--dir`.
+    ///
+    /// # Errors
+    /// [`IsolateError::Rule`] where a path has a character that isolate splits on.
+    pub fn spelled(&self) -> Result<OsString, IsolateError> {
+        let (outside, kind) = match &self.target {
+            Target::Directory(outside) => (Some(outside.as_os_str()), None),
+            Target::Filesystem(kind) => (Some(kind.as_os_str()), Some("fs")),
+            Target::Temporary => (None, Some("tmp")),
+            Target::Nothing => (Some(OsStr::new("")), None),
+        };
+        let mut text = self.inside.clone();
+        if let Some(outside) = outside {
+            text.push("=");
+            text.push(outside);
+        }
+        let has = |text: &OsStr, byte| text.as_bytes().contains(&byte);
+        if has(&text, b':') || has(&self.inside, b'=') {
+            return Err(IsolateError::Rule { rule: text, reason: "a path has `:` or `=` in it" });
+        }
+        let Flags { rw, noexec, maybe, dev, norec } = self.flags;
+        let named = [("rw", rw), ("noexec", noexec), ("maybe", maybe), ("dev", dev), ("norec", norec)];
+        for flag in kind.into_iter().chain(named.iter().filter(|(_, set)| *set).map(|(name, _)| *name)) {
+            text.push(":");
+            text.push(flag);
+        }
+        Ok(text)
+    }
+}
+
+impl fmt::Display for DirRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.spelled() {
+            Ok(text) => write!(f, "{}", text.display()),
+            Err(_) => write!(f, "{}", self.inside.display()),
+        }
+    }
+}
+
+/// The names on a rule's inside path: empty ones and `.` are none.
+pub fn components(inside: &OsStr) -> impl Iterator<Item = &OsStr> {
+    let parts = inside.as_bytes().split(|byte| *byte == b'/');
+    parts.filter(|part| !matches!(*part, b"" | b".")).map(OsStr::from_bytes)
+}
+
+/// Whether a rule is about the box's root itself: isolate refuses `/` and accepts `.`, `./` and their like.
+#[must_use]
+pub fn is_root(inside: &OsStr) -> bool {
+    components(inside).next().is_none()
+}
+
+/// The rules that make `root` the box's root, to be given behind `--no-default-dirs`.
+///
+/// isolate's own rules run before others whatever the order, and a rule for the same place is put where the former was. So
+/// the places are spelled `./box` and not `box`: they come behind the root that they lie in.
+#[must_use]
+pub fn root_rules(version: Version, root: &Path, rw: bool) -> Vec<DirRule> {
+    let writable = Flags { rw: true, ..Flags::default() };
+    let rule = |inside: &str, target, flags| DirRule { inside: inside.into(), target, flags };
+    vec![
+        DirRule::directory(".", root, Flags { rw, ..Flags::default() }),
+        DirRule::directory("./box", "./box", writable),
+        DirRule::directory(
+            "./dev",
+            "/dev",
+            Flags { dev: true, norec: version.knows_norec(), ..Flags::default() },
+        ),
+        // The host's is shared by all boxes.
+        rule("./dev/shm", Target::Filesystem("tmpfs".into()), writable),
+        rule("./proc", Target::Filesystem("proc".into()), Flags::default()),
+        rule("./tmp", Target::Temporary, Flags::default()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<DirRule, IsolateError> {
+        DirRule::parse(OsStr::new(text))
+    }
+
+    #[test]
+    fn rules_are_read_as_isolate_reads_them() {
+        let cases = [
+            ("/etc", "etc=/etc"),
+            ("etc/alternatives=/etc/alternatives:maybe", "etc/alternatives=/etc/alternatives:maybe"),
+            ("//a/./b=/x:norec:dev:rw", "a/./b=/x:rw:dev:norec"),
+            ("tmp:tmp", "tmp:tmp"),
+            ("dev/shm=tmpfs:fs:rw", "dev/shm=tmpfs:fs:rw"),
+            (".=/images/x", ".=/images/x"),
+            ("usr=", "usr="),
+            ("a=b=c", "a=b=c"),
+            ("a:", ""),
+            ("a:x", ""),
+            ("proc:fs", ""),
+            ("proc=:fs", ""),
+            ("a:fs:tmp", ""),
+            ("a=/x:tmp", ""),
+            ("/=/x", ""),
+            ("", ""),
+            ("=/x", ""),
+            ("a/../b=/x", ""),
+            ("..", ""),
+        ];
+        for (text, expected) in cases {
+            match parse(text) {
+                Ok(rule) => assert_eq!(rule.to_string(), expected, "{text}"),
+                Err(error) => assert_eq!("", expected, "{text}: {error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn rule_that_cannot_be_spelled_is_an_error() {
+        let spelled = |inside: &str, outside: &str| {
+            DirRule::directory(inside, outside, Flags::default()).spelled().is_ok()
+        };
+        assert!(spelled("a", "/b=c"));
+        assert!(!spelled("a", "/b:c") && !spelled("a:b", "/c") && !spelled("a=b", "/c"));
+    }
+
+    #[test]
+    fn root_is_known_in_each_spelling() {
+        for (text, root) in
+            [(".", true), ("./", true), ("././/.", true), ("./a", false), ("a", false), ("...", false)]
+        {
+            assert_eq!(is_root(OsStr::new(text)), root, "{text}");
+        }
+        let parts: Vec<_> = components(OsStr::new("./a//b/.")).collect();
+        assert_eq!(parts, ["a", "b"]);
+    }
+
+    #[test]
+    fn rules_of_a_root_are_in_the_order_in_which_they_lie_in_each_other() {
+        let text = |rw| {
+            let rules = root_rules(Version::new(2, 6, 0), Path::new("/run/r"), rw);
+            rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        let behind = "./box=./box:rw ./dev=/dev:dev:norec ./dev/shm=tmpfs:fs:rw ./proc=proc:fs ./tmp:tmp";
+        assert_eq!(text(false), format!(".=/run/r {behind}"));
+        assert_eq!(text(true), format!(".=/run/r:rw {behind}"));
+    }
+}

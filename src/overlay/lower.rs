@@ -1,0 +1,133 @@
+//! The read-only side of a root: an image, as the mount shows it.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
+
+use super::error::{At as _, OverlayError};
+use crate::fs::{Ino, Place};
+use crate::tree::NodeId;
+
+/// The directories of one image, the topmost first.
+#[derive(Debug)]
+pub struct Lower {
+    directories: Vec<Directory>,
+    name: String,
+}
+
+#[derive(Debug)]
+struct Directory {
+    fd: OwnedFd,
+    path: PathBuf,
+    stat: Stat,
+}
+
+/// What fstatfs(2) says of every FUSE (linux/magic.h).
+const FUSE: u32 = 0x6573_5546;
+/// For opening a directory as a layer.
+pub(super) const AS_LAYER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+impl Lower {
+    /// Finds an image in the mount: `name` is what stands behind the mountpoint, `NAME@DIGEST` or a symlink to that, as a tag
+    /// or an alias is. Takes one request to the daemon, which tells whether it lives, and more when the image is new to it.
+    ///
+    /// The mountpoint is trusted: of another FUSE, only one that means to be taken for this program's is not found out.
+    ///
+    /// # Errors
+    ///
+    /// There is no mount, or a dead one, or it does not have the image.
+    pub fn in_mount(mountpoint: &Path, name: &Path) -> Result<Self, OverlayError> {
+        let (named, mounted) = (|| name.to_owned(), || mountpoint.to_owned());
+        let dead = |errno: Errno| OverlayError::DeadMount { mountpoint: mounted(), source: errno.into() };
+        let mount = match rustix::fs::open(mountpoint, AS_LAYER, Mode::empty()) {
+            Ok(mount) => mount,
+            Err(errno @ Errno::NOTCONN) => return Err(dead(errno)),
+            Err(errno) => return Err(OverlayError::io("open", mountpoint, errno)),
+        };
+        // Asks the daemon, while attributes would be those that the kernel remembers.
+        match rustix::fs::fstatfs(&mount) {
+            Ok(stat) if i128::from(stat.f_type) == i128::from(FUSE) => {}
+            Ok(_) => return Err(OverlayError::NotTheMount(mounted())),
+            Err(errno @ (Errno::NOTCONN | Errno::CONNABORTED)) => return Err(dead(errno)),
+            Err(errno) => return Err(OverlayError::io("statfs", mountpoint, errno)),
+        }
+        match rustix::fs::fstat(&mount) {
+            Ok(stat) if stat.st_ino == Ino::ROOT.get() => {}
+            Ok(_) => return Err(OverlayError::NotTheMount(mounted())),
+            Err(errno) => return Err(OverlayError::io("stat", mountpoint, errno)),
+        }
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        let fd = match rustix::fs::openat2(&mount, name, AS_LAYER, Mode::empty(), resolve) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Err(OverlayError::NoImage { name: named(), mountpoint: mounted() }),
+            Err(errno @ (Errno::NOTCONN | Errno::CONNABORTED)) => return Err(dead(errno)),
+            Err(Errno::NOTDIR | Errno::XDEV | Errno::LOOP) => {
+                return Err(OverlayError::NotAnImage { name: named(), mountpoint: mounted() });
+            }
+            Err(errno) => {
+                return Err(OverlayError::Image {
+                    name: named(),
+                    mountpoint: mounted(),
+                    source: errno.into(),
+                });
+            }
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(|errno| OverlayError::Image {
+            name: named(),
+            mountpoint: mounted(),
+            source: errno.into(),
+        })?;
+        let (path, top) =
+            (path_of(fd.as_fd()).at("find", name)?, path_of(mount.as_fd()).at("find", mountpoint)?);
+        let canonical = path.strip_prefix(&top).ok().and_then(Path::to_str);
+        match (Ino::from_kernel(stat.st_ino).place(), canonical) {
+            (Some(Place::Image { node, .. }), Some(canonical)) if node == NodeId::ROOT.get() => {
+                Ok(Self { name: canonical.to_owned(), directories: vec![Directory { fd, path, stat }] })
+            }
+            _ => Err(OverlayError::NotAnImage { name: named(), mountpoint: mounted() }),
+        }
+    }
+
+    /// The canonical `NAME@DIGEST` that the name led to.
+    #[must_use]
+    pub fn resolved_name(&self) -> &str {
+        &self.name
+    }
+
+    /// The topmost directory, whose attributes are the image's root's.
+    #[must_use]
+    pub fn first(&self) -> BorrowedFd<'_> {
+        self.directories[0].fd.as_fd()
+    }
+
+    /// Attributes of the image's root.
+    pub(super) fn stat(&self) -> &Stat {
+        &self.directories[0].stat
+    }
+
+    /// The directories once more, as the calling thread's mount namespace has them: older kernels refuse layers of another
+    /// namespace, as those are that were opened before this one was made.
+    pub(super) fn reopen(&self) -> Result<Vec<OwnedFd>, OverlayError> {
+        self.directories.iter().map(|one| reopen(&one.path, one.fd.as_fd())).collect()
+    }
+}
+
+/// Opens a directory by its path, which has to be the same directory still.
+pub(super) fn reopen(path: &Path, former: BorrowedFd<'_>) -> Result<OwnedFd, OverlayError> {
+    let fd = rustix::fs::open(path, AS_LAYER | OFlags::NOFOLLOW, Mode::empty()).at("open", path)?;
+    let (new, old) = (rustix::fs::fstat(&fd).at("stat", path)?, rustix::fs::fstat(former).at("stat", path)?);
+    if (new.st_dev, new.st_ino) == (old.st_dev, old.st_ino) {
+        Ok(fd)
+    } else {
+        Err(OverlayError::io("open", path, io::Error::other("something else is in its place")))
+    }
+}
+
+/// The path that the kernel knows a descriptor by, from the process's root.
+pub(super) fn path_of(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}

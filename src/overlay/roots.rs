@@ -1,0 +1,82 @@
+//! Where roots are, and the doors to them.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::error::{At as _, OverlayError};
+use super::home::Homes;
+use super::{Lease, Upper};
+
+/// Mountpoint of leased roots, in the run directory: one for all, since each is in a namespace of its own.
+const PRIVATE: &str = "root";
+/// Directory of the mountpoints of named roots.
+pub(super) const NAMED: &str = "roots";
+/// Others have to get to a root: isolate opens it with its caller's rights.
+const OPEN_MODE: Mode = Mode::from_raw_mode(0o755);
+
+/// The roots of one store and run directory. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Roots {
+    pub(super) places: Arc<Places>,
+}
+
+/// The directories that roots are in.
+#[derive(Debug)]
+pub(super) struct Places {
+    pub(super) homes: Homes,
+    pub(super) run: OwnedFd,
+    /// Without symlinks.
+    pub(super) run_dir: PathBuf,
+}
+
+impl Places {
+    pub(super) fn private_root(&self) -> PathBuf {
+        self.run_dir.join(PRIVATE)
+    }
+
+    /// The descriptors that are open for as long as this lives.
+    pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.homes.fd(), self.run.as_fd()]
+    }
+}
+
+impl Roots {
+    /// Opens the places of roots: `homes` for what they have on disk, and `run_dir` for where they are mounted. Both are
+    /// made where they are missing; they need not be on one filesystem.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be made, or the path of the run directory has a `:` or `,`.
+    pub fn open(homes: &Path, run_dir: &Path) -> Result<Self, OverlayError> {
+        std::fs::create_dir_all(run_dir).at("make", run_dir)?;
+        let run_dir = run_dir.canonicalize().at("find", run_dir)?;
+        if let Some(character) = run_dir.to_string_lossy().chars().find(|one| matches!(one, ':' | ',')) {
+            return Err(OverlayError::Separator { path: run_dir, character });
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let run = rustix::fs::open(&run_dir, flags, Mode::empty()).at("open", &run_dir)?;
+        for name in [PRIVATE, NAMED] {
+            match rustix::fs::mkdirat(&run, name, OPEN_MODE) {
+                Err(Errno::EXIST) => {}
+                // The umask may have taken something.
+                Ok(()) => rustix::fs::chmodat(&run, name, OPEN_MODE, AtFlags::empty())
+                    .at("change the mode of", &run_dir.join(name))?,
+                Err(errno) => return Err(OverlayError::io("make", &run_dir.join(name), errno)),
+            }
+        }
+        Ok(Self { places: Arc::new(Places { homes: Homes::open(homes)?, run, run_dir }) })
+    }
+
+    /// Takes the right to one new root; nothing is mounted yet.
+    ///
+    /// # Errors
+    ///
+    /// The directory of homes does not serve for this upper.
+    pub fn lease(&self, upper: &Upper) -> Result<Lease, OverlayError> {
+        Lease::new(&self.places, upper)
+    }
+}

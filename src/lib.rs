@@ -48,6 +48,7 @@
 //! | [`registry`] | the network: resolving, authentication, downloads |
 //! | [`import`] | files: OCI layouts and `docker save` archives |
 //! | [`pipeline`] | joins the above: pull, load, open |
+//! | [`unpack`] | trees written to a disk, whole or as what one has in place of another |
 //! | [`fs`] | the filesystem, without a kernel |
 //! | [`fuse`] | the kernel: mount, session, adapter |
 //! | [`overlay`] | writable roots: an overlay of an image and an upper layer |
@@ -82,3 +83,4 @@ pub mod registry;
 pub mod sandbox;
 pub mod store;
 pub mod tree;
+pub mod unpack;

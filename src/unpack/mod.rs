@@ -1,0 +1,15 @@
+//! Writes trees to a disk: whole, or what one has in place of another.
+//!
+//! A [`Plan`] says what to write and is a pure function of trees; [`write()`] carries it out, in parallel, and never
+//! outside the directory it is given.
+
+mod attributes;
+mod content;
+mod error;
+mod place;
+mod plan;
+mod write;
+
+pub use error::UnpackError;
+pub use plan::{Directory, DirectoryNo, Name, Node, Plan};
+pub use write::{Options, Written, write};

@@ -8,8 +8,10 @@ mod content;
 mod error;
 mod place;
 mod plan;
+mod staging;
 mod write;
 
 pub use error::UnpackError;
 pub use plan::{Directory, DirectoryNo, Name, Node, Plan};
+pub use staging::{Staging, StagingError};
 pub use write::{Options, Written, write};

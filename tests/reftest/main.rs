@@ -6,6 +6,7 @@ mod fs;
 #[path = "../common/layers.rs"]
 mod layers;
 mod model;
+mod overlay;
 #[path = "../common/stored.rs"]
 mod stored;
 

@@ -18,10 +18,10 @@ use crate::tree::{IMPLIED_MODE, IMPLIED_MTIME};
 /// What a node has beside its content.
 #[derive(Debug)]
 pub(super) struct Attributes<'a> {
-    mode: u16,
-    uid: u32,
-    gid: u32,
-    mtime: Timestamp,
+    pub(super) mode: u16,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: Timestamp,
     entry: Option<&'a Entry<'a>>,
 }
 
@@ -87,7 +87,7 @@ impl<'a> Attributes<'a> {
             .map_err(failed("set the times"))
     }
 
-    fn xattrs(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+    pub(super) fn xattrs(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         self.entry.into_iter().flat_map(Entry::xattrs)
     }
 

@@ -4,6 +4,7 @@
 //! outside the directory it is given.
 
 mod attributes;
+mod check;
 mod content;
 mod error;
 mod place;
@@ -11,6 +12,7 @@ mod plan;
 mod staging;
 mod write;
 
+pub use check::check;
 pub use error::UnpackError;
 pub use plan::{Directory, DirectoryNo, Name, Node, Plan};
 pub use staging::{Staging, StagingError};

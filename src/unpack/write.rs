@@ -24,7 +24,7 @@ use crate::tree::Source;
 
 /// Marks a directory of an overlay layer that hides what lower layers have in it (overlayfs.rst, "whiteouts and opaque
 /// directories").
-const OPAQUE: &str = "trusted.overlay.opaque";
+pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// Mode of directories and files that are not ready.
 const UNREADY_DIRECTORY: Mode = Mode::RWXU;

@@ -13,6 +13,7 @@ mod path;
 mod pull;
 mod rm;
 mod status;
+mod unpack;
 mod verify;
 
 use std::path::PathBuf;
@@ -66,6 +67,7 @@ enum Command {
     Images(images::ImagesArgs),
     Inspect(inspect::InspectArgs),
     Path(path::PathArgs),
+    Unpack(unpack::UnpackArgs),
     Rm(rm::RmArgs),
     Gc(gc::GcArgs),
     Verify(verify::VerifyArgs),
@@ -177,6 +179,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Images(args) => images::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Path(args) => path::run(&context, &args),
+        Command::Unpack(args) => unpack::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
         Command::Gc(args) => gc::run(&context, &args),
         Command::Verify(args) => verify::run(&context, &args),

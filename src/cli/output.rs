@@ -111,6 +111,17 @@ pub(super) fn progress() -> Progress {
     })
 }
 
+/// A bar for one long job of known size, on stderr where that is a terminal; hidden elsewhere.
+pub(super) fn bar(total: u64) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style =
+        ProgressStyle::with_template("{wide_bar:.cyan/dim} {binary_bytes:>11}/{binary_total_bytes:<11}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_style(style)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,4 +24,5 @@ mod live;
 mod mount;
 mod pull;
 mod store;
+mod unpack;
 mod warm;

@@ -1,0 +1,97 @@
+//! `unpack`: a plain copy of an image.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Context as _;
+use clap::Args;
+use serde::Serialize;
+
+use super::{Context, REFERENCE, output};
+use crate::overlay::remove_tree;
+use crate::pipeline::open_image;
+use crate::unpack::{Options, Plan, Staging, write};
+
+/// Copy an image into a directory
+///
+/// Owners, modes, times, extended attributes, hard links, holes and devices are those of the image, so this takes root. DIR
+/// is made, or is an empty directory. It gets its name when all is written: an interrupted copy is never found there.
+#[derive(Debug, Args)]
+pub(super) struct UnpackArgs {
+    /// The image.
+    #[arg(help = REFERENCE, value_name = "REF")]
+    reference: String,
+    /// Where to
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// Threads that decode and write [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct UnpackJson {
+    path: String,
+    digest: String,
+    /// Of content.
+    bytes: u64,
+    directories: u64,
+    /// Files, links, devices and pipes, each once however many names it has.
+    files: u64,
+}
+
+pub(super) fn run(context: &Context, args: &UnpackArgs) -> anyhow::Result<()> {
+    let at = || format!("unpack {} to {}", args.reference, args.directory.display());
+    let store = context.open_store()?;
+    // What is being read must not be collected meanwhile.
+    let _lease = store.lease(None)?;
+    let found = context.find(&store, &args.reference)?;
+    let image = open_image(&store, found.image.digest, |_| None).with_context(at)?;
+    let layers: Vec<_> = image.layers.iter().map(AsRef::as_ref).collect();
+    let staging = Staging::new(&args.directory, remove_tree).with_context(at)?;
+    let plan = Plan::whole(&image.tree);
+    let total = plan
+        .nodes
+        .iter()
+        .map(|node| match node.source {
+            crate::tree::Source::Entry { layer, entry } => layers[layer.index()].stored_size(entry),
+            crate::tree::Source::Implied => 0,
+        })
+        .sum();
+    let bar = output::bar(total);
+    let done = AtomicU64::new(0);
+    let progress = |bytes| {
+        let before = done.fetch_add(bytes, Ordering::Relaxed);
+        bar.set_position(before + bytes);
+    };
+    let mut options = Options { progress: Some(&progress), ..Options::default() };
+    if let Some(threads) = args.threads {
+        options.threads = threads.into();
+    }
+    let written = match write(&plan, &layers, staging.root(), staging.path(), &options) {
+        Ok(written) => written,
+        Err(error) => {
+            if let Err(error) = staging.abandon(remove_tree) {
+                tracing::warn!("removing the incomplete copy: {error}");
+            }
+            return Err(error).with_context(at);
+        }
+    };
+    let path = staging.path().to_owned();
+    staging.finish().with_context(at)?;
+    bar.finish_and_clear();
+    if args.json {
+        return output::json(&UnpackJson {
+            path: path.to_string_lossy().into_owned(),
+            digest: image.digest.to_string(),
+            bytes: written.bytes,
+            directories: written.directories,
+            files: written.nodes,
+        });
+    }
+    use std::os::unix::ffi::OsStrExt as _;
+    output::bytes_line(path.as_os_str().as_bytes())
+}

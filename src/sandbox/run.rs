@@ -1,0 +1,561 @@
+//! One run, from the image to the verdict: box, root, processes, files, and all of it away again.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use serde::Serialize;
+
+use super::boxes::{Asked, BoxLock, Record};
+use super::bwrap::{self, BwrapRun};
+use super::command::{self, Found, View};
+use super::copy::{copy_in, copy_out};
+use super::error::{At as _, SandboxError};
+use super::first::{self, Program};
+use super::installed::{clean_up, init};
+use super::isolate::{DirRule, Meta, Opt, Target};
+use super::process::{HeldSignals, Place};
+use super::spec::{self, IsolateRun, Variable};
+use super::{BoxRange, Boxes, Sandbox, Spec, User};
+use crate::image::ImageConfig;
+use crate::overlay::{Lease, Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
+
+/// A run and all that it needs.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// What is asked for.
+    pub spec: &'a Spec,
+    /// What the image says of its program.
+    pub config: &'a ImageConfig,
+    /// Where the images are mounted.
+    pub mountpoint: &'a Path,
+    /// The image's name in there.
+    pub name: &'a Path,
+    /// Where roots and their uppers are.
+    pub roots: &'a Roots,
+    /// Where boxes are.
+    pub boxes: &'a Boxes,
+    /// The boxes to choose from.
+    pub range: BoxRange,
+    /// What isolates.
+    pub sandbox: &'a Sandbox,
+    /// Who the program is under bubblewrap, unless the image says.
+    pub user: User,
+}
+
+/// How a run ended: what isolate says in its meta file, or the same of a run under bubblewrap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Status {
+    /// It exited with 0.
+    #[serde(rename = "OK")]
+    Ok,
+    /// It exited with something else.
+    #[serde(rename = "RE")]
+    RuntimeError,
+    /// A signal killed it.
+    #[serde(rename = "SG")]
+    Signal,
+    /// It took too long.
+    #[serde(rename = "TO")]
+    TimedOut,
+    /// The sandbox failed.
+    #[serde(rename = "XX")]
+    Internal,
+}
+
+/// What is known of a run's end. What the sandbox does not tell is none.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Verdict {
+    /// In a word.
+    pub status: Status,
+    /// Of the program.
+    pub exit_code: Option<i32>,
+    /// That ended the program.
+    pub exit_signal: Option<i32>,
+    /// Processor time, in seconds.
+    pub time_s: Option<f64>,
+    /// In seconds.
+    pub wall_time_s: Option<f64>,
+    /// The largest resident set of one process.
+    pub max_rss_kib: Option<u64>,
+    /// Memory of the whole control group.
+    pub cg_mem_kib: Option<u64>,
+    /// Whether the kernel killed it for want of memory in its group.
+    pub cg_oom_killed: bool,
+    /// Times that it waited for something.
+    pub csw_voluntary: Option<u64>,
+    /// Times that others were let go first.
+    pub csw_forced: Option<u64>,
+    /// Whether the sandbox killed it.
+    pub killed: bool,
+    /// For people.
+    pub message: Option<String>,
+}
+
+/// A verdict and the lines of isolate's meta file that say the same.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The meta file.
+    pub meta: Vec<u8>,
+    /// The box that the program was in.
+    pub box_id: u32,
+}
+
+/// What came of a run that took place.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How the program ended.
+    pub report: Report,
+    /// What went wrong afterwards: files that could not be copied out, something that could not be removed.
+    pub afterwards: Vec<SandboxError>,
+}
+
+/// Runs a command in a fresh root of an image, and removes the root.
+///
+/// The process has no other thread, and no child that this would reap. Signals that end a process are held back
+/// from here on: one that arrives ends the program, and the rest takes its way.
+///
+/// # Errors
+/// Whatever kept the program from being started, and failures of the sandbox itself. Nothing is left of the run then.
+pub fn run(job: &Job<'_>) -> Result<Outcome, SandboxError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(SandboxError::NotRoot);
+    }
+    match job.sandbox {
+        Sandbox::Isolate { version, .. } => job.spec.check(*version)?,
+        Sandbox::Bwrap { .. } => bwrap::check(job.spec)?,
+    }
+    let words = command::words(job.config, job.spec.entrypoint.as_deref(), &job.spec.command);
+    if words.is_empty() {
+        return Err(SandboxError::NoCommand);
+    }
+    if words.iter().any(|word| word.as_encoded_bytes().contains(&0)) {
+        return Err(SandboxError::ImageConfig("its command has a zero byte in it"));
+    }
+    let variables = spec::environment(job.config, &job.spec.env)?;
+    let signals = HeldSignals::hold().map_err(|error| SandboxError::step("signals", error))?;
+    let image = Lower::in_mount(job.mountpoint, job.name)?;
+    job.boxes.sweep()?;
+    let lease = job.roots.lease(&job.spec.upper)?;
+    let user = job.user_of_image();
+    let (lock, directory) = job.take_box(&lease, user)?;
+    let run = Run { job, words, variables, signals, user, id: lock.id(), directory };
+    let ran = run.all(&lease, &image);
+    let mut afterwards = Vec::new();
+    afterwards.extend(lease.release().err().map(SandboxError::from));
+    afterwards.extend(job.give_back(lock).err());
+    let (report, mut copies) = ran?;
+    copies.append(&mut afterwards);
+    Ok(Outcome { report, afterwards: copies })
+}
+
+impl Job<'_> {
+    /// Who the program is: under isolate its box's user, which is not known here.
+    fn user_of_image(&self) -> User {
+        const SOMEBODY: User = User { uid: u32::MAX, gid: u32::MAX };
+        let wanted = &self.config.user;
+        match (self.sandbox, wanted.parse::<User>()) {
+            (Sandbox::Isolate { .. }, _) => {
+                if !wanted.is_empty() {
+                    tracing::info!(
+                        "the image's user `{wanted}` is left out: isolate has a user for each box"
+                    );
+                }
+                SOMEBODY
+            }
+            (Sandbox::Bwrap { .. }, Ok(user)) => user,
+            (Sandbox::Bwrap { .. }, Err(why)) => {
+                if !wanted.is_empty() {
+                    tracing::info!("the image's user `{wanted}` is left out: {why}; it is {}", self.user);
+                }
+                self.user
+            }
+        }
+    }
+
+    fn take_box(&self, lease: &Lease, user: User) -> Result<(BoxLock, PathBuf), SandboxError> {
+        let root = lease.source();
+        match self.sandbox {
+            Sandbox::Isolate { program, .. } => {
+                let record = Record::Isolate { program: program.clone(), cg: self.spec.cg(), root };
+                let options = &self.spec.options;
+                self.boxes.take(self.spec.box_id, self.range, &record, |id| {
+                    init(program, &spec::init_arguments(id, options))
+                })
+            }
+            Sandbox::Bwrap { .. } => self.boxes.take(None, self.range, &Record::Bwrap { root }, |id| {
+                let directory = self.boxes.make_directory(id)?;
+                let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+                rustix::fs::chown(&directory, Some(uid), Some(gid)).at("chown", &directory)?;
+                Ok(Asked::Ready(directory))
+            }),
+        }
+    }
+
+    fn give_back(&self, lock: BoxLock) -> Result<(), SandboxError> {
+        match self.sandbox {
+            // What cannot be cleaned keeps its record, for a sweep.
+            Sandbox::Isolate { program, .. } => clean_up(program, lock.id(), self.spec.cg())?,
+            Sandbox::Bwrap { .. } => self.boxes.remove_directory(lock.id())?,
+        }
+        lock.release()
+    }
+}
+
+/// A run that has its box.
+struct Run<'a> {
+    job: &'a Job<'a>,
+    words: Vec<OsString>,
+    variables: Vec<Variable>,
+    signals: HeldSignals,
+    user: User,
+    id: u32,
+    /// Of the box, on the host.
+    directory: PathBuf,
+}
+
+/// A program that is to be started, and where it tells how it went.
+struct Started {
+    program: Program,
+    tells: OwnedFd,
+}
+
+impl Run<'_> {
+    /// Files in, the program, files out.
+    fn all(&self, lease: &Lease, image: &Lower) -> Result<(Report, Vec<SandboxError>), SandboxError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let the_box = rustix::fs::open(&self.directory, flags, Mode::empty()).at("open", &self.directory)?;
+        let owner = match self.job.sandbox {
+            Sandbox::Isolate { .. } => None,
+            Sandbox::Bwrap { .. } => Some((Uid::from_raw(self.user.uid), Gid::from_raw(self.user.gid))),
+        };
+        for copy in &self.job.spec.copy_in {
+            copy_in(the_box.as_fd(), copy, owner)?;
+        }
+        let report = self.program(lease, image, &the_box)?;
+        let copied = self.job.spec.copy_out.iter().filter_map(|copy| copy_out(the_box.as_fd(), copy).err());
+        Ok((report, copied.collect()))
+    }
+
+    /// Makes the root in a mount namespace and the program's first process in it, and waits for the end of both.
+    fn program(&self, lease: &Lease, image: &Lower, the_box: &OwnedFd) -> Result<Report, SandboxError> {
+        let here = Place::here().map_err(|error| SandboxError::step("mount namespace", error))?;
+        enter_private_namespace()?;
+        // From here on this process is elsewhere, and comes back whatever happens.
+        let started = self.start(lease, image, the_box);
+        here.back().map_err(|error| SandboxError::step("return to the mount namespace", error))?;
+        let (first, tells) = started?;
+        let ended = first.wait(&self.signals)?;
+        let mut told = Vec::new();
+        let mut tells = File::from(tells);
+        tells
+            .rewind()
+            .and_then(|()| tells.read_to_end(&mut told))
+            .map_err(|error| SandboxError::step("verdict", error))?;
+        let report = match self.job.sandbox {
+            Sandbox::Isolate { .. } => by_isolate(&ended, told)?,
+            Sandbox::Bwrap { .. } => by_bubblewrap(&ended, &told)?,
+        };
+        Ok(Report { box_id: self.id, ..report })
+    }
+
+    fn start(
+        &self,
+        lease: &Lease,
+        image: &Lower,
+        the_box: &OwnedFd,
+    ) -> Result<(first::First, OwnedFd), SandboxError> {
+        let root = lease.mount(image)?;
+        let Started { program, tells } = self.prepare(&root, the_box)?;
+        if let Some(signal) =
+            self.signals.end_wanted().map_err(|error| SandboxError::step("signals", error))?
+        {
+            return Err(SandboxError::Interrupted(signal.as_raw()));
+        }
+        let first = first::start(&program, &self.signals)?;
+        Ok((first, tells))
+    }
+
+    /// Looks for the program in the root, and says how it is to be started.
+    fn prepare(&self, root: &PrivateRoot, the_box: &OwnedFd) -> Result<Started, SandboxError> {
+        let spec = self.job.spec;
+        let duplicate =
+            |fd: &OwnedFd| fd.try_clone().map_err(|error| SandboxError::step("descriptor", error));
+        let top = root.fd().try_clone_to_owned().map_err(|error| SandboxError::step("descriptor", error))?;
+        let mut view = View::new(top);
+        for place in ["/dev", "/proc", "/tmp"] {
+            view.mount(Path::new(place), None, false);
+        }
+        view.mount(Path::new("/box"), Some(duplicate(the_box)?), true);
+        let mut dirs = Vec::new();
+        for rule in &spec.dirs {
+            if let Some(at) = self.place(root, rule, &mut view)? {
+                dirs.push((rule.clone(), at));
+            }
+        }
+        let directory = self.directory(root, &view)?;
+        let caller = || std::env::vars_os();
+        let environment = spec::apply(&self.variables, spec.has(Opt::FullEnv), caller());
+        let path =
+            environment.iter().find(|(name, _)| name == "PATH").map_or(OsStr::new(""), |(_, path)| path);
+        let mut words = self.words.clone();
+        let program = view
+            .program(&words[0], path, &directory, self.user)
+            .map_err(|fault| SandboxError::Program { program: words[0].clone(), fault })?;
+        words[0] = program.into_os_string();
+        let tells = rustix::fs::memfd_create("verdict", MemfdFlags::CLOEXEC)
+            .map_err(|errno| SandboxError::step("memfd_create", errno))?;
+        let passed = duplicate(&tells)?;
+        let program = match self.job.sandbox {
+            Sandbox::Isolate { program, version } => {
+                let dirs: Vec<DirRule> = dirs.iter().map(|(rule, at)| spec::respelled(rule, at)).collect();
+                let meta = PathBuf::from(format!("/proc/self/fd/{}", passed.as_raw_fd()));
+                let run = IsolateRun {
+                    version: *version,
+                    id: self.id,
+                    root: root.path(),
+                    writable: spec.upper != Upper::None,
+                    dirs: &dirs,
+                    options: &spec.options,
+                    variables: &self.variables,
+                    chdir: &directory,
+                    meta: &meta,
+                    words: &words,
+                };
+                let arguments = run.arguments()?;
+                let stdout_to_stderr = spec.stdout_to_stderr;
+                Program::new(program, arguments, passed).with_stdout_to_stderr(stdout_to_stderr)
+            }
+            Sandbox::Bwrap { program } => {
+                bind(&self.directory, root.path(), Path::new("/box"), true, false)?;
+                for (rule, at) in &dirs {
+                    if let Target::Directory(outside) = &rule.target {
+                        bind(Path::new(outside), root.path(), at, rule.flags.rw, rule.flags.noexec)?;
+                    }
+                }
+                let dirs: Vec<(DirRule, &Path)> =
+                    dirs.iter().map(|(rule, at)| (rule.clone(), at.as_path())).collect();
+                let run = BwrapRun {
+                    root: root.path(),
+                    dirs: &dirs,
+                    share_net: spec.has(Opt::ShareNet),
+                    environment: &environment,
+                    chdir: &directory,
+                    status: passed.as_raw_fd(),
+                    words: &words,
+                };
+                let redirected = |option| {
+                    let given = spec.options.iter().rev().find(|given| given.option == option);
+                    given.and_then(|given| bwrap::in_box(given.value.as_deref()?)).map(Path::to_owned)
+                };
+                let arguments = run.arguments();
+                Program::new(program, arguments, passed)
+                    .with_stdout_to_stderr(spec.stdout_to_stderr)
+                    .with_user(self.user)
+                    .with_redirections(first::Redirections {
+                        the_box: duplicate(the_box)?,
+                        stdin: redirected(Opt::Stdin),
+                        stdout: redirected(Opt::Stdout),
+                        stderr: redirected(Opt::Stderr),
+                        stderr_to_stdout: spec.has(Opt::StderrToStdout),
+                    })
+            }
+        };
+        Ok(Started { program, tells })
+    }
+
+    /// Makes the place of a rule in the root, and notes what will be there; none where the rule is to be left out.
+    fn place(
+        &self,
+        root: &PrivateRoot,
+        rule: &DirRule,
+        view: &mut View,
+    ) -> Result<Option<PathBuf>, SandboxError> {
+        let absolute = |inside: PathBuf| Path::new("/").join(inside);
+        let what = match &rule.target {
+            Target::Nothing => {
+                let at = absolute(PathBuf::from_iter(super::isolate::components(&rule.inside)));
+                view.unmount(&at);
+                return Ok(Some(at));
+            }
+            Target::Directory(outside) if Path::new(outside).is_absolute() => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                match rustix::fs::open(Path::new(outside), flags, Mode::empty()) {
+                    Ok(directory) => Some(directory),
+                    Err(Errno::NOENT | Errno::NOTDIR) if rule.flags.maybe => return Ok(None),
+                    Err(errno) => return Err(errno).at("directory", Path::new(outside)),
+                }
+            }
+            Target::Directory(_) | Target::Filesystem(_) | Target::Temporary => None,
+        };
+        let at = absolute(root.directory(Path::new(&rule.inside))?);
+        view.mount(&at, what, false);
+        Ok(Some(at))
+    }
+
+    /// Where the program starts: as the caller says, else the image, where its user gets there.
+    fn directory(&self, root: &PrivateRoot, view: &View) -> Result<PathBuf, SandboxError> {
+        let the_box = Path::new("/box");
+        if let Some(directory) = &self.job.spec.chdir {
+            return Ok(the_box.join(directory));
+        }
+        if self.job.config.working_dir.is_empty() {
+            return Ok(the_box.to_owned());
+        }
+        let wanted = Path::new("/").join(&self.job.config.working_dir);
+        let left_out = |why: &str| {
+            tracing::info!("the image's working directory {} is left out: {why}", wanted.display());
+            Ok(the_box.to_owned())
+        };
+        match view.resolve(&wanted, Path::new("/"), self.user) {
+            Ok(Found::Unknown) => Ok(wanted),
+            Ok(Found::There { path, stat, open }) => {
+                match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
+                    rustix::fs::FileType::Directory if open => Ok(path),
+                    rustix::fs::FileType::Directory => left_out("the program's user may not enter it"),
+                    _ => Err(Errno::NOTDIR).at("working directory", &wanted),
+                }
+            }
+            Err(Errno::NOENT) if self.job.spec.upper == Upper::None => {
+                left_out("it is missing, and the root is read-only")
+            }
+            Err(Errno::NOENT) => Ok(Path::new("/").join(root.directory(&wanted)?)),
+            Err(errno) => Err(errno).at("working directory", &wanted),
+        }
+    }
+}
+
+/// Binds a directory of the host into the root, in the mount namespace of this process.
+fn bind(outside: &Path, root: &Path, at: &Path, writable: bool, noexec: bool) -> Result<(), SandboxError> {
+    use rustix::mount::MountFlags;
+    let target = root.join(at.strip_prefix("/").unwrap_or(at));
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
+    if !writable {
+        flags |= MountFlags::RDONLY;
+    }
+    if noexec {
+        flags |= MountFlags::NOEXEC;
+    }
+    rustix::mount::mount_bind(outside, &target).at("bind", outside)?;
+    rustix::mount::mount_remount(&target, MountFlags::BIND | flags, c"").at("bind", outside)
+}
+
+/// The verdict of a run under isolate, from its meta file and how it ended.
+fn by_isolate(ended: &first::Finished, told: Vec<u8>) -> Result<Report, SandboxError> {
+    let failed = |message: String| Err(SandboxError::Sandbox { sandbox: "isolate", message });
+    let meta = Meta::parse(&told);
+    let code = match (ended.process.code(), ended.process.signal()) {
+        (Some(code @ (0 | 1)), _) => code,
+        (Some(code), _) => {
+            let message = meta.value("message").map(str::to_owned);
+            return failed(
+                message.unwrap_or_else(|| format!("it ended with exit code {code} and no message")),
+            );
+        }
+        // It had not begun to listen to signals yet.
+        (None, Some(signal)) if ended.told_to_end => return Err(SandboxError::Interrupted(signal)),
+        (None, signal) => return failed(format!("signal {} killed it", signal.unwrap_or(0))),
+    };
+    let number = |key: &str| meta.value(key).and_then(|text| text.parse::<u64>().ok());
+    let seconds = |key: &str| meta.value(key).and_then(|text| text.parse::<f64>().ok());
+    let small = |key: &str| meta.value(key).and_then(|text| text.parse::<i32>().ok());
+    let status = match meta.value("status") {
+        None if code == 0 => Status::Ok,
+        Some("RE") => Status::RuntimeError,
+        Some("SG") => Status::Signal,
+        Some("TO") => Status::TimedOut,
+        other => return failed(format!("its meta file says `{}`", other.unwrap_or_default())),
+    };
+    let verdict = Verdict {
+        status,
+        exit_code: small("exitcode"),
+        exit_signal: small("exitsig"),
+        time_s: seconds("time"),
+        wall_time_s: seconds("time-wall"),
+        max_rss_kib: number("max-rss"),
+        cg_mem_kib: number("cg-mem"),
+        cg_oom_killed: meta.value("cg-oom-killed").is_some(),
+        csw_voluntary: number("csw-voluntary"),
+        csw_forced: number("csw-forced"),
+        killed: meta.value("killed").is_some(),
+        message: meta.value("message").map(str::to_owned),
+    };
+    Ok(Report { verdict, meta: told, box_id: 0 })
+}
+
+/// The verdict of a run under bubblewrap, from what the kernel counted.
+fn by_bubblewrap(ended: &first::Finished, told: &[u8]) -> Result<Report, SandboxError> {
+    let process = ended.process;
+    let (exit_code, exit_signal) = match (bwrap::exit_code(told), process.signal()) {
+        // As a shell does, it tells of a signal by a code beyond 128.
+        (Some(code @ 129..=192), _) => (None, Some(code - 128)),
+        (Some(code), _) => (Some(code), None),
+        (None, Some(signal)) if ended.told_to_end => (None, Some(signal)),
+        (None, Some(signal)) => {
+            let message = format!("signal {signal} killed it");
+            return Err(SandboxError::Sandbox { sandbox: "bwrap", message });
+        }
+        (None, None) => {
+            let message = "the sandbox could not be set up; what it said is above".to_owned();
+            return Err(SandboxError::Sandbox { sandbox: "bwrap", message });
+        }
+    };
+    let (status, message) = match (exit_code, exit_signal) {
+        (Some(0), _) => (Status::Ok, None),
+        (Some(code), _) => (Status::RuntimeError, Some(format!("Exited with error status {code}"))),
+        (None, _) if ended.told_to_end => (Status::Signal, Some("Interrupted".to_owned())),
+        (None, signal) => (Status::Signal, Some(format!("Caught fatal signal {}", signal.unwrap_or(0)))),
+    };
+    #[expect(clippy::cast_precision_loss, reason = "times of runs are far below 2^52 microseconds")]
+    let seconds = |microseconds: u64| (microseconds / 1000) as f64 / 1000.0;
+    let verdict = Verdict {
+        status,
+        exit_code,
+        exit_signal,
+        time_s: Some(seconds(process.cpu_us)),
+        wall_time_s: Some(seconds(ended.wall_us)),
+        max_rss_kib: Some(process.max_rss_kib),
+        cg_mem_kib: None,
+        cg_oom_killed: false,
+        csw_voluntary: Some(process.switches_voluntary),
+        csw_forced: Some(process.switches_forced),
+        killed: ended.told_to_end,
+        message,
+    };
+    let mut meta = Vec::new();
+    write_meta(&verdict, &mut meta).map_err(|error| SandboxError::step("verdict", error))?;
+    Ok(Report { verdict, meta, box_id: 0 })
+}
+
+/// Writes a verdict in the words of isolate's meta file.
+fn write_meta(verdict: &Verdict, meta: &mut Vec<u8>) -> io::Result<()> {
+    if verdict.killed {
+        writeln!(meta, "killed:1")?;
+    }
+    writeln!(meta, "time:{:.3}", verdict.time_s.unwrap_or(0.0))?;
+    writeln!(meta, "time-wall:{:.3}", verdict.wall_time_s.unwrap_or(0.0))?;
+    writeln!(meta, "max-rss:{}", verdict.max_rss_kib.unwrap_or(0))?;
+    writeln!(meta, "csw-voluntary:{}", verdict.csw_voluntary.unwrap_or(0))?;
+    writeln!(meta, "csw-forced:{}", verdict.csw_forced.unwrap_or(0))?;
+    if let Some(code) = verdict.exit_code {
+        writeln!(meta, "exitcode:{code}")?;
+    }
+    if let Some(signal) = verdict.exit_signal {
+        writeln!(meta, "exitsig:{signal}")?;
+    }
+    match verdict.status {
+        Status::RuntimeError => writeln!(meta, "status:RE")?,
+        Status::Signal => writeln!(meta, "status:SG")?,
+        Status::Ok | Status::TimedOut | Status::Internal => {}
+    }
+    if let Some(message) = &verdict.message {
+        writeln!(meta, "message:{message}")?;
+    }
+    Ok(())
+}

@@ -15,6 +15,9 @@ pub enum OverlayError {
         "root `{0}`: a name has 1 to 64 of a-z, 0-9, `.`, `_` and `-`, and begins with a letter or digit"
     )]
     Id(String),
+    /// Not a way to show an image.
+    #[error("engine `{0}`: known is `fuse`")]
+    Engine(String),
     /// Not an upper layer that a root can have.
     #[error("upper `{text}`: {why}")]
     Upper {
@@ -97,6 +100,16 @@ pub enum OverlayError {
         /// The filesystem there.
         filesystem: String,
     },
+    /// The filesystem of the uppers cannot limit one.
+    #[error("uppers in {path}: {filesystem} there does not limit how large one gets")]
+    NoQuota {
+        /// Where uppers are kept.
+        path: PathBuf,
+        /// The filesystem there.
+        filesystem: String,
+        /// What came of asking for it.
+        source: io::Error,
+    },
     /// A step of making a filesystem was refused.
     #[error("{what}: {step}{}", .log.as_deref().map(|log| format!(" ({log})")).unwrap_or_default())]
     Mount {
@@ -158,6 +171,9 @@ impl OverlayError {
             Self::UpperFilesystem { .. } => {
                 Some("set `upper-dir` in the table [root] of the configuration, or use `--upper tmpfs:SIZE`")
             }
+            Self::NoQuota { .. } => Some(
+                "use `tmpfs:SIZE`, or give uppers an ext4 or XFS with project quotas (mount option `prjquota`)",
+            ),
             Self::InUse { .. } => Some("`--force` detaches it; its files go when nothing uses them any more"),
             Self::Missing(_) => Some("`rcx-imagefs root list` lists what is there"),
             _ => None,

@@ -4,7 +4,6 @@
 //! homes are removed while their lock is held, whoever gets a lock looks whether the home still has its name.
 
 use std::fs;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -12,7 +11,7 @@ use rustix::fs::{AtFlags, FlockOperation, Gid, Mode, OFlags, Stat, StatxFlags, T
 use rustix::io::Errno;
 
 use super::error::{At as _, OverlayError};
-use super::{RootId, remove};
+use super::{RootId, quota, remove};
 
 /// The directory of all homes.
 #[derive(Debug)]
@@ -25,6 +24,17 @@ pub(super) struct Homes {
 #[derive(Debug)]
 pub(super) struct Home {
     fd: OwnedFd,
+}
+
+/// What came of looking for a home.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// It is there, and ours now.
+    Locked(Home),
+    /// Somebody else has it.
+    Busy,
+    /// There is none.
+    Missing,
 }
 
 /// Filesystems of which the kernel says only that they do not serve (fstatfs(2), linux/magic.h).
@@ -121,10 +131,61 @@ impl Homes {
         }
     }
 
+    /// Locks a home where nobody else has.
+    pub(super) fn lock(&self, id: &RootId) -> Result<Found, OverlayError> {
+        let path = || self.path_of(id);
+        let fd = match rustix::fs::openat(&self.fd, id.as_str(), DIRECTORY, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Found::Missing),
+            Err(errno) => return Err(OverlayError::io("open", &path(), errno)),
+        };
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) if self.is_linked(id, &fd)? => Ok(Found::Locked(Home { fd })),
+            Ok(()) => Ok(Found::Missing),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(Found::Busy),
+            Err(errno) => Err(OverlayError::io("lock", &path(), errno)),
+        }
+    }
+
+    /// Whether another process has the lock of a home.
+    pub(super) fn is_locked(&self, id: &RootId) -> Result<bool, OverlayError> {
+        let path = || self.path_of(id);
+        let fd = match rustix::fs::openat(&self.fd, id.as_str(), DIRECTORY, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(false),
+            Err(errno) => return Err(OverlayError::io("open", &path(), errno)),
+        };
+        // Shared: others who ask are not in the way of each other.
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Home { fd }.unlock(),
+            Err(Errno::WOULDBLOCK) => return Ok(true),
+            Err(errno) => return Err(OverlayError::io("lock", &path(), errno)),
+        }
+        Ok(false)
+    }
+
+    /// The names in the directory that roots can have, sorted. What else is there is not ours.
+    pub(super) fn ids(&self) -> Result<Vec<RootId>, OverlayError> {
+        ids_in(self.fd()).at("list", &self.path)
+    }
+
+    /// Holds what will be made in an empty home to so many bytes.
+    pub(super) fn limit(&self, home: &Home, bytes: u64) -> Result<(), OverlayError> {
+        quota::limit(home.as_fd(), bytes).map_err(|errno| OverlayError::NoQuota {
+            path: self.path.clone(),
+            filesystem: self.filesystem(),
+            source: errno.into(),
+        })
+    }
+
     /// Removes a home, which `home` has the lock of, with all that is in it.
     pub(super) fn remove(&self, id: &RootId, home: Home) -> Result<(), OverlayError> {
+        let project = quota::project(home.as_fd());
         remove::remove_tree(self.fd(), id.as_str().as_ref()).at("remove", &self.path_of(id))?;
-        drop(home);
+        if let Some(project) = project {
+            quota::lift(self.fd(), project).at("lift the limit of", &self.path_of(id))?;
+        }
+        home.unlock();
         Ok(())
     }
 
@@ -139,26 +200,42 @@ impl Homes {
     }
 }
 
+impl Home {
+    /// Lets go at once, although a child process that is between fork and exec may have a copy of the descriptor.
+    pub(super) fn unlock(self) {
+        let _ = rustix::fs::flock(&self.fd, FlockOperation::Unlock);
+    }
+}
+
 impl AsFd for Home {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
+/// The names in a directory that roots can have, sorted.
+pub(super) fn ids_in(directory: BorrowedFd<'_>) -> Result<Vec<RootId>, Errno> {
+    let mut ids = Vec::new();
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        ids.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<RootId>().ok()));
+    }
+    ids.sort();
+    Ok(ids)
+}
+
 /// Makes the directories `upper` and `work`. The root of an overlay has the attributes of its upper: those of `image`.
-pub(super) fn make_upper(directory: BorrowedFd<'_>, image: &Stat) -> io::Result<()> {
+pub(super) fn make_upper(directory: BorrowedFd<'_>, image: &Stat) -> Result<(), Errno> {
     rustix::fs::mkdirat(directory, "work", Mode::RWXU)?;
     rustix::fs::mkdirat(directory, "upper", Mode::RWXU)?;
     dress(directory, "upper", image)
 }
 
 /// Gives a new directory the owner, mode and time of another one.
-pub(super) fn dress(directory: BorrowedFd<'_>, name: &str, like: &Stat) -> io::Result<()> {
+pub(super) fn dress(directory: BorrowedFd<'_>, name: &str, like: &Stat) -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(like.st_uid), Gid::from_raw(like.st_gid));
     rustix::fs::chownat(directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
     rustix::fs::chmodat(directory, name, Mode::from_raw_mode(like.st_mode & 0o7777), AtFlags::empty())?;
-    rustix::fs::utimensat(directory, name, &times(like), AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(())
+    rustix::fs::utimensat(directory, name, &times(like), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 fn times(stat: &Stat) -> Timestamps {

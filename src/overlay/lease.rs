@@ -35,7 +35,7 @@ impl Lease {
         let random =
             || RootId::random().map_err(|error| OverlayError::io("read", "random numbers".as_ref(), error));
         let (mut id, mut home) = (random()?, None);
-        if let Upper::Dir { limit } = upper {
+        if let Upper::Dir { .. } = upper {
             places.homes.check_filesystem()?;
             home = loop {
                 match places.homes.make(&id)? {
@@ -43,14 +43,12 @@ impl Lease {
                     None => id = random()?,
                 }
             };
-            if let Some(_bytes) = limit {
-                return Err(OverlayError::UpperFilesystem {
-                    path: places.homes.path_of(&id),
-                    filesystem: places.homes.filesystem(),
-                });
-            }
         }
-        Ok(Self { places: Arc::clone(places), id, upper: *upper, home })
+        let lease = Self { places: Arc::clone(places), id, upper: *upper, home };
+        if let (Upper::Dir { limit: Some(bytes) }, Some(home)) = (upper, &lease.home) {
+            places.homes.limit(home, *bytes)?;
+        }
+        Ok(lease)
     }
 
     /// The root's name.

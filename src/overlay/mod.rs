@@ -23,11 +23,15 @@ mod home;
 mod lease;
 mod lower;
 mod mount;
+mod named;
 mod plan;
 mod processes;
+mod quota;
+mod record;
 mod remove;
 mod roots;
 mod skeleton;
+mod sweep;
 mod target;
 mod upper;
 mod watch;
@@ -42,9 +46,11 @@ pub use error::OverlayError;
 pub use lease::{Lease, PrivateRoot};
 pub use lower::Lower;
 pub use mount::enter_private_namespace;
+pub use named::Removed;
 pub use processes::holders;
 pub use remove::remove_tree;
 pub use roots::Roots;
+pub use sweep::{Root, State, Swept};
 pub use upper::Upper;
 pub use watch::Watch;
 
@@ -79,6 +85,34 @@ impl RootId {
     #[must_use]
     pub fn source(&self) -> String {
         format!("rcx-root-{}", self.0)
+    }
+}
+
+/// How an image is shown to a root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// As a directory of the mount.
+    #[default]
+    Fuse,
+}
+
+impl FromStr for Engine {
+    type Err = OverlayError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "fuse" => Ok(Self::Fuse),
+            _ => Err(OverlayError::Engine(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fuse => f.write_str("fuse"),
+        }
     }
 }
 

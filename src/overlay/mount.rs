@@ -6,7 +6,9 @@ use std::path::Path;
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
+};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
 use super::OverlayError;
@@ -67,7 +69,11 @@ pub(super) fn is_alive(home: BorrowedFd<'_>) -> Result<bool, OverlayError> {
     const WHAT: &str = "overlay, to see whether there is another";
     let failed = |step| move |errno| refused(WHAT, step, None, errno);
     let context = open("overlay", WHAT)?;
-    set(&context, &plan::probe(home, home)).map_err(|(key, errno)| failed(key)(errno))?;
+    match set(&context, &plan::probe(home, home)) {
+        // Half of it is removed already.
+        Err((_, Errno::NOENT)) => return Ok(false),
+        configured => configured.map_err(|(key, errno)| failed(key)(errno))?,
+    }
     match rustix::mount::fsconfig_create(&context) {
         Err(Errno::BUSY) => Ok(true),
         Err(Errno::PERM) => Err(failed("fsconfig")(Errno::PERM)),
@@ -135,6 +141,12 @@ pub(super) fn refused(what: &str, step: &'static str, log: Option<String>, errno
         Errno::PERM | Errno::ACCESS => OverlayError::Permission { what, source },
         _ => OverlayError::Mount { what, step, log, source },
     }
+}
+
+/// Takes every mount from a mountpoint, lazily with `detach`.
+pub(super) fn unmount(path: &Path, detach: bool) -> Result<(), Errno> {
+    let flags = if detach { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW)
 }
 
 /// The calling thread without a capability, until dropped.

@@ -1,8 +1,11 @@
 //! Finds the processes that keep a root, for messages and for ending what a dead sandbox left.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::process::Pid;
 
 /// The processes in whose mount namespace the overlay with this source is mounted, as far as their own root shows it.
@@ -21,6 +24,42 @@ pub fn holders(source: &str) -> io::Result<Vec<Pid>> {
         mounts.windows(mark.len()).any(|window| window == mark.as_bytes())
     };
     Ok(all()?.into_iter().filter(holds).collect())
+}
+
+/// One process that works in the overlay with this source, in whatever namespace, and its program: one that has its root,
+/// its current directory, its program or an open file there.
+pub(super) fn user(source: &str) -> io::Result<Option<(Pid, String)>> {
+    let mark = format!(" - overlay {source} ");
+    let pids = all()?;
+    // A mount's number is the same for everybody who sees it, and nobody else's.
+    let mut mounts = HashSet::new();
+    for pid in &pids {
+        let table = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        let table = String::from_utf8_lossy(&table);
+        let ours = table.lines().filter(|line| line.contains(&mark));
+        mounts.extend(ours.filter_map(|line| line.split(' ').next()?.parse::<u64>().ok()));
+    }
+    if mounts.is_empty() {
+        return Ok(None);
+    }
+    let is_there = |path: &Path| {
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        rustix::fs::statx(CWD, path, flags, StatxFlags::MNT_ID)
+            .is_ok_and(|stat| mounts.contains(&stat.stx_mnt_id))
+    };
+    let uses = |pid: &Pid| {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        ["root", "cwd", "exe"].iter().any(|link| is_there(&process.join(link)))
+            || fs::read_dir(process.join("fd"))
+                .is_ok_and(|files| files.flatten().any(|file| is_there(&file.path())))
+    };
+    Ok(pids.into_iter().find(uses).map(|pid| (pid, program(pid))))
+}
+
+/// What a process calls itself.
+fn program(pid: Pid) -> String {
+    let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    String::from_utf8_lossy(&name).trim_end().to_owned()
 }
 
 /// All processes.

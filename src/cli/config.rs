@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use serde::Deserialize;
 
 use crate::image::{Platform, Reference};
+use crate::overlay::Upper;
 
 /// Where the configuration is looked for when `--config` is not given; it need not exist then.
 pub(super) const DEFAULT_PATH: &str = "/etc/rcx-imagefs/config.toml";
@@ -29,6 +30,9 @@ pub(super) struct Config {
     /// The mount.
     #[serde(default)]
     pub(super) mount: MountConfig,
+    /// Writable roots.
+    #[serde(default)]
+    pub(super) root: RootConfig,
 }
 
 /// Table `[mount]`.
@@ -41,6 +45,16 @@ pub(super) struct MountConfig {
     pub(super) cache_mib: Option<u64>,
     /// Readahead of the kernel on the mount, in KiB.
     pub(super) read_ahead_kib: Option<u32>,
+}
+
+/// Table `[root]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RootConfig {
+    /// Directory for what is written in roots, in place of one in the store.
+    pub(super) upper_dir: Option<PathBuf>,
+    /// Upper layer of roots: `dir`, `dir:SIZE`, `tmpfs:SIZE` or `none`.
+    upper: Option<String>,
 }
 
 impl Config {
@@ -71,6 +85,7 @@ impl Config {
         if let Some(platform) = &config.platform {
             platform.parse::<Platform>()?;
         }
+        config.upper(None)?;
         Ok(config)
     }
 
@@ -79,6 +94,15 @@ impl Config {
         match flag.or(self.platform.as_deref()) {
             None => Ok(Platform::host()),
             Some(text) => Ok(text.parse()?),
+        }
+    }
+
+    /// The upper layer that a root gets.
+    pub(super) fn upper(&self, flag: Option<Upper>) -> anyhow::Result<Upper> {
+        match (flag, &self.root.upper) {
+            (Some(upper), _) => Ok(upper),
+            (None, Some(text)) => Ok(text.parse()?),
+            (None, None) => Ok(Upper::default()),
         }
     }
 }
@@ -93,9 +117,13 @@ mod tests {
         assert!(empty.default_registry.is_none());
         let full = Config::parse(
             "default-registry = 'reg.example:5000'\nplain-http = ['a:1']\nplatform = 'linux/arm64'\n\
-             store = '/s'\nrun-dir = '/r'\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n",
+             store = '/s'\nrun-dir = '/r'\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
+             [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\n",
         )
         .unwrap();
+        assert_eq!(full.upper(None).unwrap(), Upper::Tmpfs { size: 64 << 20 });
+        assert_eq!(full.upper(Some(Upper::None)).unwrap(), Upper::None);
+        assert_eq!(empty.upper(None).unwrap(), Upper::Dir { limit: None });
         assert_eq!(full.mount.cache_mib, Some(64));
         let error = Config::parse("\n\ndefault_registry = 'x'").unwrap_err().to_string();
         assert!(error.starts_with("line 3: unknown field `default_registry`, expected one of"), "{error}");
@@ -108,6 +136,7 @@ mod tests {
             ("platform = 'x'", "platform `x` is not of the form"),
             ("[mount]\nthreads = 0", "line 2: invalid value: integer `0`"),
             ("store =\nrun-dir = 1", "line 1: "),
+            ("[root]\nupper = 'ram'", "upper `ram`: known are"),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();
             assert!(error.starts_with(wanted) && !error.contains('\n'), "{text}: {error}");

@@ -6,6 +6,7 @@ use super::output::plain;
 use crate::daemon::{ControlError, DaemonError};
 use crate::fuse::SessionError;
 use crate::import::ImportError;
+use crate::overlay::OverlayError;
 use crate::pipeline::PipelineError;
 use crate::registry::RegistryError;
 use crate::store::StoreError;
@@ -52,6 +53,8 @@ fn hint_of(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
         error.hint()
     } else if let Some(error) = cause.downcast_ref::<ImportError>() {
         error.hint()
+    } else if let Some(error) = cause.downcast_ref::<OverlayError>() {
+        error.hint().map(str::to_owned)
     } else if let Some(error) = cause.downcast_ref::<SessionError>() {
         of_session(error).map(str::to_owned)
     } else if let Some(error) = cause.downcast_ref::<DaemonError>() {

@@ -3,9 +3,9 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::{Context, output};
+use super::{Context, output, root};
 
-/// Free the blobs and indexes that no image refers to
+/// Free the blobs and indexes that no image refers to, and what is left of dead roots
 #[derive(Debug, Args)]
 pub(super) struct GcArgs {
     /// Only tell what would be freed
@@ -25,7 +25,9 @@ struct GcJson {
     partials: u64,
     /// Leftovers of dead processes.
     temporary: u64,
-    /// Of all these.
+    /// Roots that nobody has any more.
+    roots: usize,
+    /// Of all these but the roots.
     bytes: u64,
     /// Manifests that images refer to and that are not there.
     missing: Vec<String>,
@@ -38,11 +40,13 @@ pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
     for digest in &report.missing {
         tracing::warn!("manifest {digest} is not in the store: what it refers to is not kept");
     }
+    let roots = root::sweep_beside(context, &store, args.dry_run);
     let summary = GcJson {
         blobs: report.blobs,
         derived: report.derived,
         partials: report.partials,
         temporary: report.temporary,
+        roots,
         bytes: report.bytes,
         missing: report.missing.iter().map(ToString::to_string).collect(),
         dry_run: args.dry_run,
@@ -52,11 +56,12 @@ pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
     }
     let verb = if args.dry_run { "would free" } else { "freed" };
     output::line(format!(
-        "{verb} {}: {} blobs, {} derived files, {} interrupted downloads, {} temporary files",
+        "{verb} {}: {} blobs, {} derived files, {} interrupted downloads, {} temporary files, {} dead roots",
         output::size(summary.bytes),
         summary.blobs,
         summary.derived,
         summary.partials,
-        summary.temporary
+        summary.temporary,
+        summary.roots
     ))
 }

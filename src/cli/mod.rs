@@ -12,6 +12,7 @@ mod output;
 mod path;
 mod pull;
 mod rm;
+mod root;
 mod status;
 mod unpack;
 mod verify;
@@ -23,7 +24,8 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use self::config::Config;
 use crate::image::{Name, Reference, Tag};
-use crate::store::{ImageRecord, Store};
+use crate::overlay::{Lower, Roots};
+use crate::store::{DaemonInfo, ImageRecord, Store};
 
 /// Where the store is unless told otherwise.
 const DEFAULT_STORE: &str = "/var/lib/rcx-imagefs";
@@ -71,6 +73,7 @@ enum Command {
     Rm(rm::RmArgs),
     Gc(gc::GcArgs),
     Verify(verify::VerifyArgs),
+    Root(root::RootArgs),
     Status(status::StatusArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
@@ -99,6 +102,37 @@ impl Context {
     /// The store, which has to be there.
     fn open_store(&self) -> anyhow::Result<Store> {
         Ok(Store::open(&self.store)?)
+    }
+
+    /// The daemon that serves the store, which has to run.
+    fn daemon(&self, store: &Store) -> anyhow::Result<DaemonInfo> {
+        store.running_daemon()?.ok_or_else(|| {
+            error::advise(
+                format!("no daemon serves the store {}", store.path().display()),
+                "start one with `rcx-imagefs mount DIR`",
+            )
+        })
+    }
+
+    /// Where roots keep what is written in them.
+    fn homes(&self, store: &Store) -> anyhow::Result<PathBuf> {
+        match &self.config.root.upper_dir {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(store.roots_path()?),
+        }
+    }
+
+    /// The places of roots.
+    fn roots(&self, store: &Store) -> anyhow::Result<Roots> {
+        Ok(Roots::open(&self.homes(store)?, &self.run_dir)?)
+    }
+
+    /// The image that a reference stands for, as the mount has it: the lower layers of a root.
+    fn lower(&self, store: &Store, text: &str) -> anyhow::Result<Lower> {
+        let image = self.find(store, text)?.image;
+        let daemon = self.daemon(store)?;
+        let name = format!("{}@{}", self.familiar(&image.name), image.digest);
+        Ok(Lower::in_mount(&daemon.mountpoint, name.as_ref())?)
     }
 
     /// The name as people write it.
@@ -183,6 +217,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Rm(args) => rm::run(&context, &args),
         Command::Gc(args) => gc::run(&context, &args),
         Command::Verify(args) => verify::run(&context, &args),
+        Command::Root(args) => root::run(&context, &args),
         Command::Status(args) => status::run(&context, &args),
         Command::Completions(args) => completions::completions(&args, Cli::command()),
         Command::Man(args) => completions::man(&args, Cli::command()),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Context, output};
+use super::{Context, output, root};
 use crate::daemon::{ServeOptions, serve};
 use crate::fs::FsOptions;
 use crate::fuse::prepare_mountpoint;
@@ -40,6 +40,7 @@ pub(super) fn run(context: &Context, args: &MountArgs) -> anyhow::Result<()> {
         prepare_mountpoint(&args.mountpoint, args.allow_nonempty)?;
     }
     let store = Store::open_or_create(&context.store)?;
+    root::sweep_beside(context, &store, false);
     let mut fs = FsOptions::default();
     if let Some(mib) = args.cache.or(config.cache_mib) {
         fs.cache_bytes = mib.saturating_mul(1 << 20);

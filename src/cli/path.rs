@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Context, REFERENCE, error, output};
+use super::{Context, REFERENCE, output};
 
 /// Print the path of an image in the mount
 ///
@@ -33,12 +33,7 @@ struct PathJson {
 pub(super) fn run(context: &Context, args: &PathArgs) -> anyhow::Result<()> {
     let store = context.open_store()?;
     let found = context.find(&store, &args.reference)?;
-    let Some(daemon) = store.running_daemon()? else {
-        return Err(error::advise(
-            format!("no daemon serves the store {}", store.path().display()),
-            "start one with `rcx-imagefs mount DIR`",
-        ));
-    };
+    let daemon = context.daemon(&store)?;
     let canonical = format!("{}@{}", context.familiar(&found.image.name), found.image.digest);
     let alias = daemon.mountpoint.join(canonical.replace(':', "-"));
     let path = daemon.mountpoint.join(&canonical);

@@ -17,6 +17,8 @@ const OCI_LAYOUT_VERSION: &str = "1.0.0";
 /// The directory beside the layout.
 const TOP: &str = "rcx-imagefs";
 const VERSION_FILE: &str = "version";
+/// In `rcx-imagefs`, the directory of roots.
+const ROOTS: &str = "roots";
 /// Format of the directory `rcx-imagefs`. Changes when an older program would misread what a newer one writes there.
 const VERSION: &str = "1";
 
@@ -104,6 +106,12 @@ impl Store {
         let store = Self::open(&path)?;
         dir::sweep(&store.derived(Derived::Tmp)?, false)?;
         Ok(store)
+    }
+
+    /// Where roots keep what is written in them, unless they are told another place. Only its parent is made here: it is
+    /// no part of the store, and `gc` knows nothing of it.
+    pub fn roots_path(&self) -> Result<PathBuf, StoreError> {
+        Ok(self.top()?.path_of(ROOTS))
     }
 
     /// Where a derived file is, or would be: for messages.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::Deserialize;
 
+use super::engine::EngineChoice;
 use crate::image::{Platform, Reference};
 use crate::overlay::Upper;
 
@@ -27,6 +28,8 @@ pub(super) struct Config {
     pub(super) plain_http: Vec<String>,
     /// Platform to choose from multi-platform images: `os/arch[/variant]`.
     pub(super) platform: Option<String>,
+    /// How roots have their image.
+    pub(super) engine: Option<EngineChoice>,
     /// The mount.
     #[serde(default)]
     pub(super) mount: MountConfig,

@@ -4,6 +4,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Context, output, root};
+use crate::overlay::LayerDirectories;
+use crate::store::Store;
 
 /// Free the blobs and indexes that no image refers to, and what is left of dead roots
 #[derive(Debug, Args)]
@@ -27,6 +29,8 @@ struct GcJson {
     temporary: u64,
     /// Roots that nobody has any more.
     roots: usize,
+    /// Unpacked layers of which no image and no root is made.
+    layers: u64,
     /// Of all these but the roots.
     bytes: u64,
     /// Manifests that images refer to and that are not there.
@@ -41,13 +45,15 @@ pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
         tracing::warn!("manifest {digest} is not in the store: what it refers to is not kept");
     }
     let roots = root::sweep_beside(context, &store, args.dry_run);
+    let (layers, layer_bytes) = unpacked_layers(context, &store, args.dry_run)?;
     let summary = GcJson {
         blobs: report.blobs,
         derived: report.derived,
         partials: report.partials,
         temporary: report.temporary,
         roots,
-        bytes: report.bytes,
+        layers,
+        bytes: report.bytes + layer_bytes,
         missing: report.missing.iter().map(ToString::to_string).collect(),
         dry_run: args.dry_run,
     };
@@ -56,12 +62,25 @@ pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
     }
     let verb = if args.dry_run { "would free" } else { "freed" };
     output::line(format!(
-        "{verb} {}: {} blobs, {} derived files, {} interrupted downloads, {} temporary files, {} dead roots",
+        "{verb} {}: {} blobs, {} derived files, {} interrupted downloads, {} temporary files, {} dead roots, \
+         {} unpacked layers",
         output::size(summary.bytes),
         summary.blobs,
         summary.derived,
         summary.partials,
         summary.temporary,
-        summary.roots
+        summary.roots,
+        summary.layers
     ))
+}
+
+/// Frees unpacked layers; returns how many, and their bytes.
+fn unpacked_layers(context: &Context, store: &Store, dry_run: bool) -> anyhow::Result<(u64, u64)> {
+    let path = store.layers_path()?;
+    if !path.exists() {
+        return Ok((0, 0));
+    }
+    let images: Vec<_> = store.refs()?.images.iter().map(|image| image.digest).collect();
+    let used = context.roots(store)?.list()?.into_iter().flat_map(|root| root.layers);
+    Ok(LayerDirectories::open(&path)?.collect(store, &images, used, dry_run)?)
 }

@@ -2,6 +2,7 @@
 
 mod completions;
 mod config;
+mod engine;
 mod error;
 mod gc;
 mod images;
@@ -24,7 +25,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use self::config::Config;
 use crate::image::{Name, Reference, Tag};
-use crate::overlay::{Lower, Roots};
+use crate::overlay::Roots;
 use crate::store::{DaemonInfo, ImageRecord, Store};
 
 /// Where the store is unless told otherwise.
@@ -125,14 +126,6 @@ impl Context {
     /// The places of roots.
     fn roots(&self, store: &Store) -> anyhow::Result<Roots> {
         Ok(Roots::open(&self.homes(store)?, &self.run_dir)?)
-    }
-
-    /// The image that a reference stands for, as the mount has it: the lower layers of a root.
-    fn lower(&self, store: &Store, text: &str) -> anyhow::Result<Lower> {
-        let image = self.find(store, text)?.image;
-        let daemon = self.daemon(store)?;
-        let name = format!("{}@{}", self.familiar(&image.name), image.digest);
-        Ok(Lower::in_mount(&daemon.mountpoint, name.as_ref())?)
     }
 
     /// The name as people write it.

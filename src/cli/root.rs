@@ -6,6 +6,7 @@ use std::time::UNIX_EPOCH;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use super::engine::EngineChoice;
 use super::{Context, REFERENCE, output};
 use crate::overlay::{Engine, Removed, Root, RootId, State, Upper};
 use crate::store::Store;
@@ -37,9 +38,9 @@ struct CreateArgs {
     /// Name of the root [default: a random one]
     #[arg(long)]
     id: Option<RootId>,
-    /// How the image is shown
-    #[arg(long, default_value_t)]
-    engine: Engine,
+    /// How the image is shown [default: fuse]
+    #[arg(long)]
+    engine: Option<EngineChoice>,
     /// Where writes go: dir, dir:SIZE (needs project quotas), tmpfs:SIZE, or none (read-only) [default: dir]
     #[arg(long)]
     upper: Option<Upper>,
@@ -120,9 +121,9 @@ pub(super) fn run(context: &Context, args: &RootArgs) -> anyhow::Result<()> {
 
 fn create(context: &Context, store: &Store, args: &CreateArgs) -> anyhow::Result<()> {
     let upper = context.config.upper(args.upper)?;
-    let lower = context.lower(store, &args.reference)?;
+    let (engine, lower) = context.lower(store, &args.reference, args.engine)?;
     let roots = context.roots(store)?;
-    let root = roots.create(args.id.clone(), args.engine, &upper, &lower)?;
+    let root = roots.create(args.id.clone(), engine, &upper, &lower)?;
     if args.json {
         return output::json(&json_of(root));
     }

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::{Context, REFERENCE, error, output};
 use crate::image::{Digest, LayerDigest};
-use crate::pipeline::{open_image, open_layer, read_config, read_manifest};
+use crate::overlay::LayerDirectories;
+use crate::pipeline::{OpenImage, open_image, open_layer, read_config, read_manifest};
 use crate::store::{ImageRecord, Store};
 
 /// Check the blobs and indexes of an image, or of all images
@@ -124,9 +125,26 @@ impl Check<'_> {
             }
         }
         if whole {
-            open_image(self.store, image.digest, |_| None)?;
+            let open = open_image(self.store, image.digest, |_| None)?;
+            whole = self.directories(&open)?;
         }
         Ok(whole)
+    }
+
+    /// Compares the unpacked layers of an image, where it has some, with the image.
+    fn directories(&mut self, image: &OpenImage) -> anyhow::Result<bool> {
+        let path = self.store.layers_path()?;
+        if !path.exists() {
+            return Ok(true);
+        }
+        let differences = LayerDirectories::open(&path)?.verify(self.store, image, self.deep)?;
+        for difference in &differences {
+            let problem = format!("unpacked layer: {difference}");
+            if !self.report.problems.contains(&problem) {
+                self.report.problems.push(problem);
+            }
+        }
+        Ok(differences.is_empty())
     }
 
     /// Images that share a layer share what is wrong with it: it is told once.

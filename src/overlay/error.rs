@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 use rustix::process::Pid;
 
 use super::RootId;
+use crate::image::ManifestDigest;
+use crate::pipeline::PipelineError;
+use crate::tree::MergeError;
+use crate::unpack::UnpackError;
 
 /// What is wrong with a root, or with what it is made of.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +152,38 @@ pub enum OverlayError {
         id: RootId,
         /// One of the processes, and its program.
         by: Option<(Pid, String)>,
+    },
+    /// An image of the store cannot be read.
+    #[error("layer directories in {path}")]
+    Layers {
+        /// The store, or where its layers are unpacked.
+        path: PathBuf,
+        /// What is wrong with the image.
+        source: Box<PipelineError>,
+    },
+    /// The lowest layers of an image make no tree.
+    #[error("image {image}")]
+    Merge {
+        /// The image.
+        image: ManifestDigest,
+        /// What is wrong with it.
+        source: MergeError,
+    },
+    /// An image could not be copied.
+    #[error("copy {image}")]
+    Copy {
+        /// The image.
+        image: String,
+        /// What came of it.
+        source: UnpackError,
+    },
+    /// A layer could not be unpacked.
+    #[error("layer {layer}")]
+    Unpack {
+        /// Its number, counted from 1 at the lowest.
+        layer: usize,
+        /// What came of it.
+        source: UnpackError,
     },
     /// The kernel still has the root's overlay.
     #[error("root {0} is still alive: something outside the mount table keeps it")]

@@ -31,12 +31,14 @@ pub struct PrivateRoot {
 }
 
 impl Lease {
-    pub(super) fn new(places: &Arc<Places>, upper: &Upper) -> Result<Self, OverlayError> {
+    pub(super) fn new(places: &Arc<Places>, upper: &Upper, copies: bool) -> Result<Self, OverlayError> {
         let random =
             || RootId::random().map_err(|error| OverlayError::io("read", "random numbers".as_ref(), error));
         let (mut id, mut home) = (random()?, None);
         if let Upper::Dir { .. } = upper {
             places.homes.check_filesystem()?;
+        }
+        if copies || matches!(upper, Upper::Dir { .. }) {
             home = loop {
                 match places.homes.make(&id)? {
                     Some(home) => break Some(home),
@@ -148,7 +150,8 @@ impl PrivateRoot {
     }
 }
 
-/// Makes a root's overlay, attached nowhere yet. `home` is where an upper on disk is made.
+/// Makes a root's overlay, attached nowhere yet. `home` is where an upper on disk is made, and the copy of an
+/// image that is copied.
 pub(super) fn make(
     places: &Places,
     id: &RootId,
@@ -157,6 +160,11 @@ pub(super) fn make(
     image: &Lower,
 ) -> Result<OwnedFd, OverlayError> {
     let source = id.source();
+    let copied = match home {
+        Some(home) => image.copied(home, &places.homes.path_of(id))?,
+        None => None,
+    };
+    let image = copied.as_ref().unwrap_or(image);
     let images = image.reopen()?;
     let stack = |top: &OwnedFd, writable| {
         let lowers: Vec<_> = std::iter::once(top).chain(&images).map(OwnedFd::as_fd).collect();

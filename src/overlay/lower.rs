@@ -4,18 +4,26 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::error::{At as _, OverlayError};
 use crate::fs::{Ino, Place};
+use crate::pipeline::OpenImage;
 use crate::tree::NodeId;
+use crate::unpack::{self, Plan};
 
 /// The directories of one image, the topmost first.
 #[derive(Debug)]
 pub struct Lower {
+    /// None before the copy is made.
     directories: Vec<Directory>,
+    /// An image that is to be copied into the root's home.
+    copy: Option<Arc<OpenImage>>,
+    /// Of layer directories: they are removed only by who has none of these against it.
+    locks: Vec<OwnedFd>,
     name: String,
 }
 
@@ -26,6 +34,8 @@ struct Directory {
     stat: Stat,
 }
 
+/// Of a home: the copy of an image.
+const COPY: &str = "image";
 /// What fstatfs(2) says of every FUSE (linux/magic.h).
 const FUSE: u32 = 0x6573_5546;
 /// For opening a directory as a layer.
@@ -86,10 +96,62 @@ impl Lower {
         let canonical = path.strip_prefix(&top).ok().and_then(Path::to_str);
         match (Ino::from_kernel(stat.st_ino).place(), canonical) {
             (Some(Place::Image { node, .. }), Some(canonical)) if node == NodeId::ROOT.get() => {
-                Ok(Self { name: canonical.to_owned(), directories: vec![Directory { fd, path, stat }] })
+                let name = canonical.to_owned();
+                Ok(Self {
+                    name,
+                    directories: vec![Directory { fd, path, stat }],
+                    copy: None,
+                    locks: Vec::new(),
+                })
             }
             _ => Err(OverlayError::NotAnImage { name: named(), mountpoint: mounted() }),
         }
+    }
+
+    /// An image that each root has a copy of.
+    #[must_use]
+    pub fn to_copy(image: OpenImage, name: &str) -> Self {
+        Self {
+            directories: Vec::new(),
+            copy: Some(Arc::new(image)),
+            locks: Vec::new(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// Whether the image is to be copied, and so needs a home on disk.
+    pub(super) fn is_to_copy(&self) -> bool {
+        self.copy.is_some()
+    }
+
+    /// The image with its copy in a home, which is made now, where there is to be one.
+    pub(super) fn copied(&self, home: BorrowedFd<'_>, path: &Path) -> Result<Option<Self>, OverlayError> {
+        let Some(image) = &self.copy else { return Ok(None) };
+        let path = path.join(COPY);
+        rustix::fs::mkdirat(home, COPY, Mode::RWXU).at("make", &path)?;
+        let fd = rustix::fs::openat(home, COPY, super::home::DIRECTORY, Mode::empty()).at("open", &path)?;
+        let layers: Vec<_> = image.layers.iter().map(AsRef::as_ref).collect();
+        unpack::write(&Plan::whole(&image.tree), &layers, fd.as_fd(), &path, &unpack::Options::default())
+            .map_err(|source| OverlayError::Copy { image: self.name.clone(), source })?;
+        Self::of_directories(vec![(path, fd)], &self.name).map(Some)
+    }
+
+    /// The directories of an image that is unpacked, each with the lock that keeps it; the topmost first.
+    pub(super) fn of_directories(stack: Vec<(PathBuf, OwnedFd)>, name: &str) -> Result<Self, OverlayError> {
+        let (mut directories, mut locks) = (Vec::new(), Vec::new());
+        for (path, lock) in stack {
+            let fd = rustix::fs::open(&path, AS_LAYER | OFlags::NOFOLLOW, Mode::empty()).at("open", &path)?;
+            let stat = rustix::fs::fstat(&fd).at("stat", &path)?;
+            directories.push(Directory { fd, path, stat });
+            locks.push(lock);
+        }
+        Ok(Self { name: name.to_owned(), directories, copy: None, locks })
+    }
+
+    /// What has to stay open for as long as a root is made of the image.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.locks.iter().map(OwnedFd::as_fd).collect()
     }
 
     /// The canonical `NAME@DIGEST` that the name led to.
@@ -98,10 +160,14 @@ impl Lower {
         &self.name
     }
 
-    /// The topmost directory, whose attributes are the image's root's.
-    #[must_use]
-    pub fn first(&self) -> BorrowedFd<'_> {
-        self.directories[0].fd.as_fd()
+    /// Names of the layer directories among them.
+    pub(super) fn layer_directories(&self) -> Vec<String> {
+        let names = self
+            .directories
+            .iter()
+            .filter(|_| !self.locks.is_empty())
+            .filter_map(|one| Some(one.path.parent()?.file_name()?.to_string_lossy().into_owned()));
+        names.collect()
     }
 
     /// Attributes of the image's root.

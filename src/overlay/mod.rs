@@ -24,6 +24,7 @@ mod lease;
 mod lower;
 mod mount;
 mod named;
+mod overlay2;
 mod plan;
 mod processes;
 mod quota;
@@ -47,6 +48,7 @@ pub use lease::{Lease, PrivateRoot};
 pub use lower::Lower;
 pub use mount::enter_private_namespace;
 pub use named::Removed;
+pub use overlay2::LayerDirectories;
 pub use processes::holders;
 pub use remove::remove_tree;
 pub use roots::Roots;
@@ -95,6 +97,10 @@ pub enum Engine {
     /// As a directory of the mount.
     #[default]
     Fuse,
+    /// As its layers, unpacked once into directories that images share, for the kernel's overlayfs to merge.
+    Overlay2,
+    /// As a plain copy, made for each root and removed with it.
+    Unpack,
 }
 
 impl FromStr for Engine {
@@ -103,6 +109,8 @@ impl FromStr for Engine {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "fuse" => Ok(Self::Fuse),
+            "overlay2" => Ok(Self::Overlay2),
+            "unpack" => Ok(Self::Unpack),
             _ => Err(OverlayError::Engine(text.to_owned())),
         }
     }
@@ -112,6 +120,8 @@ impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fuse => f.write_str("fuse"),
+            Self::Overlay2 => f.write_str("overlay2"),
+            Self::Unpack => f.write_str("unpack"),
         }
     }
 }

@@ -85,9 +85,8 @@ impl Roots {
         if let Upper::Dir { limit: Some(bytes) } = upper {
             places.homes.limit(home, *bytes)?;
         }
-        Record::new(image.resolved_name(), engine, upper).write(home, &places.homes.path_of(&id))?;
-        let writable = matches!(upper, Upper::Dir { .. }).then(|| home.as_fd());
-        let fd: OwnedFd = lease::make(places, &id, upper, writable, image)?;
+        Record::new(image, engine, upper).write(home, &places.homes.path_of(&id))?;
+        let fd: OwnedFd = lease::make(places, &id, upper, Some(home.as_fd()), image)?;
         let path = places.named_root(&id);
         match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)) {
             // Without a home, it was nobody's; that nothing is mounted there has to be seen.

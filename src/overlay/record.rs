@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{At as _, OverlayError};
 use super::home::Home;
-use super::{Engine, Upper};
+use super::{Engine, Lower, Upper};
 
 const FILE: &str = "root.json";
 const VERSION: u32 = 1;
@@ -23,15 +23,25 @@ pub(super) struct Record {
     /// `NAME@DIGEST`.
     pub(super) image: String,
     pub(super) engine: Engine,
+    /// Names of the layer directories that it is made of.
+    #[serde(default)]
+    pub(super) layers: Vec<String>,
     upper: String,
     /// Seconds since 1970.
     created: u64,
 }
 
 impl Record {
-    pub(super) fn new(image: &str, engine: Engine, upper: &Upper) -> Self {
+    pub(super) fn new(image: &Lower, engine: Engine, upper: &Upper) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        Self { version: VERSION, image: image.to_owned(), engine, upper: upper.to_string(), created: now }
+        Self {
+            version: VERSION,
+            image: image.resolved_name().to_owned(),
+            engine,
+            layers: image.layer_directories(),
+            upper: upper.to_string(),
+            created: now,
+        }
     }
 
     pub(super) fn upper(&self) -> Option<Upper> {

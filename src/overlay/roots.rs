@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::error::{At as _, OverlayError};
 use super::home::Homes;
-use super::{Lease, Upper};
+use super::{Lease, Lower, Upper};
 
 /// Mountpoint of leased roots, in the run directory: one for all, since each is in a namespace of its own.
 const PRIVATE: &str = "root";
@@ -77,6 +77,15 @@ impl Roots {
     ///
     /// The directory of homes does not serve for this upper.
     pub fn lease(&self, upper: &Upper) -> Result<Lease, OverlayError> {
-        Lease::new(&self.places, upper)
+        Lease::new(&self.places, upper, false)
+    }
+
+    /// The same for a root of this image, which may be one that each root has a copy of.
+    ///
+    /// # Errors
+    ///
+    /// As [`Roots::lease`].
+    pub fn lease_for(&self, upper: &Upper, image: &Lower) -> Result<Lease, OverlayError> {
+        Lease::new(&self.places, upper, image.is_to_copy())
     }
 }

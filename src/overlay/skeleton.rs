@@ -4,7 +4,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Access, AtFlags, Mode, Stat};
+use rustix::fs::{Access, AtFlags, Mode, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::error::{At as _, OverlayError};
@@ -20,6 +20,9 @@ const LAYER: &str = "layer";
 /// There when the shared one is complete. Whoever finds it missing makes all of it again, so that a process may die
 /// anywhere in between, and two may do it at once.
 const COMPLETE: &str = "complete";
+/// 1970-01-01, as of every directory that no layer has an entry for.
+const TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+const TIMES: Timestamps = Timestamps { last_access: TIME, last_modification: TIME };
 /// Room for the directories.
 const TMPFS_BYTES: u64 = 64 << 10;
 
@@ -59,6 +62,8 @@ fn build(directory: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
         let path = format!("{layer}/{name}");
         make(directory, &path)?;
         rustix::fs::chmodat(directory, &path, Mode::from_raw_mode(mode), AtFlags::empty())?;
+        // A fixed time: the roots of an image are alike.
+        rustix::fs::utimensat(directory, &path, &TIMES, AtFlags::empty())?;
     }
     rustix::fs::chmodat(directory, &layer, Mode::from_raw_mode(0o755), AtFlags::empty())
 }

@@ -37,6 +37,8 @@ pub struct Root {
     pub image: Option<String>,
     /// How it was made.
     pub engine: Option<Engine>,
+    /// The layer directories that it is made of, where the engine has them.
+    pub layers: Vec<String>,
     /// Where its writes go.
     pub upper: Option<Upper>,
     /// When it was made.
@@ -84,6 +86,7 @@ impl Roots {
             engine: record.as_ref().map(|record| record.engine),
             upper: record.as_ref().and_then(Record::upper),
             created: record.as_ref().map(Record::created),
+            layers: record.as_ref().map(|record| record.layers.clone()).unwrap_or_default(),
             image: record.map(|record| record.image),
             id,
             state,

@@ -19,6 +19,8 @@ const TOP: &str = "rcx-imagefs";
 const VERSION_FILE: &str = "version";
 /// In `rcx-imagefs`, the directory of roots.
 const ROOTS: &str = "roots";
+/// Of unpacked layers, in the same directory.
+const LAYERS: &str = "layers";
 /// Format of the directory `rcx-imagefs`. Changes when an older program would misread what a newer one writes there.
 const VERSION: &str = "1";
 
@@ -112,6 +114,12 @@ impl Store {
     /// no part of the store, and `gc` knows nothing of it.
     pub fn roots_path(&self) -> Result<PathBuf, StoreError> {
         Ok(self.top()?.path_of(ROOTS))
+    }
+
+    /// Where unpacked layers are. Only its parent is made here, and `gc` leaves it alone: which layers are in use is known
+    /// to those who make roots.
+    pub fn layers_path(&self) -> Result<PathBuf, StoreError> {
+        Ok(self.top()?.path_of(LAYERS))
     }
 
     /// Where a derived file is, or would be: for messages.

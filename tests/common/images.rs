@@ -140,6 +140,11 @@ impl OwnLayout {
         });
     }
 
+    /// Puts a layer's bytes beside the others, for a manifest that names them.
+    pub(crate) fn add_layer_blob(&self, bytes: &[u8]) {
+        self.add_blob(bytes);
+    }
+
     fn add_blob(&self, bytes: &[u8]) -> (String, usize) {
         let digest = format!("sha256:{}", sha256(bytes));
         fs::write(self.layout.blob(&digest), bytes).expect("write blob");

@@ -20,6 +20,7 @@ mod bad_host;
 mod bad_input;
 mod compare;
 mod damage;
+mod engines;
 mod live;
 mod mount;
 mod pull;

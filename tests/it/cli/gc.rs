@@ -18,7 +18,7 @@ fn only_what_no_image_refers_to_is_freed() {
     let kept = scene.load("lab/b:1", super::LAYERS.split("---").next().unwrap());
     assert_eq!(scene.layer(&kept, 0), layers[0]);
     let nothing = scene.program.json(&["gc"]);
-    let all = ["blobs", "bytes", "derived", "dry_run", "missing", "partials", "roots", "temporary"];
+    let all = ["blobs", "bytes", "derived", "dry_run", "layers", "missing", "partials", "roots", "temporary"];
     assert_eq!(keys(&nothing), all);
     assert_eq!((&nothing["blobs"], &nothing["bytes"]), (&json!(0), &json!(0)));
 
@@ -36,7 +36,8 @@ fn only_what_no_image_refers_to_is_freed() {
     assert!(scene.program.ok(&["verify", "--deep"]).ends_with(": 0 problems"));
     assert_eq!(
         scene.program.ok(&["gc"]),
-        "freed 0 B: 0 blobs, 0 derived files, 0 interrupted downloads, 0 temporary files, 0 dead roots"
+        "freed 0 B: 0 blobs, 0 derived files, 0 interrupted downloads, 0 temporary files, 0 dead roots, \
+         0 unpacked layers"
     );
 }
 

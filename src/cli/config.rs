@@ -1,5 +1,8 @@
 //! The configuration file: TOML, every key optional, an unknown key an error.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +11,9 @@ use serde::Deserialize;
 
 use super::engine::EngineChoice;
 use crate::image::{Platform, Reference};
-use crate::overlay::Upper;
+use crate::overlay::{OverlayError, Upper};
+use crate::sandbox::shim::{self, BoxImages, ShimError};
+use crate::sandbox::{BoxRange, SandboxKind, User};
 
 /// Where the configuration is looked for when `--config` is not given; it need not exist then.
 pub(super) const DEFAULT_PATH: &str = "/etc/rcx-imagefs/config.toml";
@@ -36,6 +41,12 @@ pub(super) struct Config {
     /// Writable roots.
     #[serde(default)]
     pub(super) root: RootConfig,
+    /// Isolated runs.
+    #[serde(default)]
+    pub(super) run: RunConfig,
+    /// The stand-in for isolate.
+    #[serde(default)]
+    pub(super) isolate: IsolateConfig,
 }
 
 /// Table `[mount]`.
@@ -60,7 +71,92 @@ pub(super) struct RootConfig {
     upper: Option<String>,
 }
 
+/// Table `[run]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RunConfig {
+    /// Sandbox: `auto`, `isolate` or `bwrap`.
+    sandbox: Option<String>,
+    /// Boxes of runs that name none: `FIRST-LAST`.
+    box_ids: Option<String>,
+    /// Who programs are under bubblewrap: `UID[:GID]`, numbers.
+    bwrap_user: Option<String>,
+}
+
+impl RunConfig {
+    /// The sandbox to use.
+    pub(super) fn sandbox(&self) -> anyhow::Result<SandboxKind> {
+        let Some(text) = &self.sandbox else { return Ok(SandboxKind::default()) };
+        text.parse().map_err(|why| anyhow::anyhow!("sandbox `{text}`: {why}"))
+    }
+
+    /// The boxes to choose from.
+    pub(super) fn box_ids(&self) -> anyhow::Result<BoxRange> {
+        self.box_ids.as_deref().map_or(Ok(BoxRange::default()), |text| Ok(text.parse()?))
+    }
+
+    /// Who programs are under bubblewrap.
+    pub(super) fn bwrap_user(&self) -> anyhow::Result<User> {
+        let Some(text) = &self.bwrap_user else { return Ok(User::default()) };
+        text.parse().map_err(|why| anyhow::anyhow!("bwrap-user `{text}`: {why}"))
+    }
+}
+
+/// Table `[isolate]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct IsolateConfig {
+    /// The real isolate.
+    pub(super) path: Option<PathBuf>,
+    /// Where the images are mounted, if not where the store's daemon says.
+    pub(super) mountpoint: Option<PathBuf>,
+    /// What takes the writes to a root: `dir`, `dir:SIZE`, `tmpfs:SIZE`.
+    pub(super) upper: Option<String>,
+    /// Whether a root can be written to where the call does not say.
+    #[serde(default)]
+    pub(super) writable: bool,
+    /// Images of boxes whose calls name none: `7`, `10-19` or `default` = image.
+    #[serde(default)]
+    pub(super) images: BTreeMap<String, String>,
+}
+
+impl IsolateConfig {
+    /// The images, by box.
+    pub(super) fn box_images(&self) -> Result<BoxImages, ShimError> {
+        BoxImages::new(self.images.iter().map(|(boxes, image)| (boxes.as_str(), image.as_str())))
+    }
+
+    /// The upper of roots that can be written to.
+    pub(super) fn upper(&self) -> Result<Upper, OverlayError> {
+        self.upper.as_deref().map_or(Ok(Upper::default()), str::parse)
+    }
+}
+
 impl Config {
+    /// Reads the default place, where there may be none, for a program that has more rights than its caller: it has to be
+    /// such that only root can have written it.
+    pub(super) fn load_trusted() -> anyhow::Result<Self> {
+        let path = Path::new(DEFAULT_PATH);
+        let named = || format!("configuration {}", path.display());
+        // A file that only root can write, in a directory where somebody else can put another in its place.
+        if let Some(directory) = path.parent() {
+            match File::open(directory) {
+                Ok(open) => shim::require_trusted(&open, directory).with_context(named)?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+                Err(error) => return Err(error).with_context(named),
+            }
+        }
+        let mut file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(error).with_context(named),
+        };
+        shim::require_trusted(&file, path).with_context(named)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).with_context(named)?;
+        Self::parse(&text).with_context(named)
+    }
+
     /// Reads `path`, or the default place where none is given.
     pub(super) fn load(path: Option<&Path>) -> anyhow::Result<Self> {
         let file = path.unwrap_or(Path::new(DEFAULT_PATH));
@@ -88,7 +184,12 @@ impl Config {
         if let Some(platform) = &config.platform {
             platform.parse::<Platform>()?;
         }
+        config.isolate.box_images().context("table [isolate.images]")?;
+        config.isolate.upper().context("table [isolate]")?;
         config.upper(None)?;
+        config.run.sandbox()?;
+        config.run.box_ids()?;
+        config.run.bwrap_user()?;
         Ok(config)
     }
 
@@ -121,13 +222,22 @@ mod tests {
         let full = Config::parse(
             "default-registry = 'reg.example:5000'\nplain-http = ['a:1']\nplatform = 'linux/arm64'\n\
              store = '/s'\nrun-dir = '/r'\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
-             [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\n",
+             [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\n\
+             [run]\nsandbox = 'bwrap'\nbox-ids = '5-7'\nbwrap-user = '1000:5'\n\
+             [isolate]\npath = '/i'\nmountpoint = '/images'\nupper = 'tmpfs:64M'\nwritable = true\n\
+             [isolate.images]\ndefault = 'a'\n7 = 'b:1'\n10-19 = 'c'\n",
         )
         .unwrap();
+        let image = |id| full.isolate.box_images().unwrap().of_box(id).map(ToString::to_string);
+        assert_eq!((image(7).as_deref(), image(12).as_deref()), (Some("b:1"), Some("c:latest")));
         assert_eq!(full.upper(None).unwrap(), Upper::Tmpfs { size: 64 << 20 });
         assert_eq!(full.upper(Some(Upper::None)).unwrap(), Upper::None);
         assert_eq!(empty.upper(None).unwrap(), Upper::Dir { limit: None });
         assert_eq!(full.mount.cache_mib, Some(64));
+        assert_eq!(full.run.sandbox().unwrap(), SandboxKind::Bwrap);
+        assert_eq!(full.run.box_ids().unwrap(), "5-7".parse().unwrap());
+        assert_eq!(full.run.bwrap_user().unwrap(), "1000:5".parse().unwrap());
+        assert_eq!(empty.run.box_ids().unwrap(), "900-999".parse().unwrap());
         let error = Config::parse("\n\ndefault_registry = 'x'").unwrap_err().to_string();
         assert!(error.starts_with("line 3: unknown field `default_registry`, expected one of"), "{error}");
     }
@@ -139,7 +249,12 @@ mod tests {
             ("platform = 'x'", "platform `x` is not of the form"),
             ("[mount]\nthreads = 0", "line 2: invalid value: integer `0`"),
             ("store =\nrun-dir = 1", "line 1: "),
+            ("[run]\nsandbox = 'docker'", "sandbox `docker`: one of auto, isolate, bwrap is expected"),
+            ("[run]\nbox-ids = '9-1'", "box ids `9-1` are not of the form FIRST-LAST"),
+            ("[run]\nbwrap-user = 'root'", "bwrap-user `root`: it is not of the form UID[:GID], in numbers"),
             ("[root]\nupper = 'ram'", "upper `ram`: known are"),
+            ("[isolate]\nupper = 'disk'", "table [isolate]"),
+            ("[isolate.images]\nx = 'a'", "table [isolate.images]"),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();
             assert!(error.starts_with(wanted) && !error.contains('\n'), "{text}: {error}");

@@ -9,6 +9,7 @@ use crate::import::ImportError;
 use crate::overlay::OverlayError;
 use crate::pipeline::PipelineError;
 use crate::registry::RegistryError;
+use crate::sandbox::SandboxError;
 use crate::store::StoreError;
 
 /// Exit code of a command that could not do its job.
@@ -54,6 +55,8 @@ fn hint_of(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     } else if let Some(error) = cause.downcast_ref::<ImportError>() {
         error.hint()
     } else if let Some(error) = cause.downcast_ref::<OverlayError>() {
+        error.hint().map(str::to_owned)
+    } else if let Some(error) = cause.downcast_ref::<SandboxError>() {
         error.hint().map(str::to_owned)
     } else if let Some(error) = cause.downcast_ref::<SessionError>() {
         of_session(error).map(str::to_owned)

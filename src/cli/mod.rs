@@ -14,6 +14,8 @@ mod path;
 mod pull;
 mod rm;
 mod root;
+mod run;
+mod shim;
 mod status;
 mod unpack;
 mod verify;
@@ -26,6 +28,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use self::config::Config;
 use crate::image::{Name, Reference, Tag};
 use crate::overlay::Roots;
+use crate::sandbox::Boxes;
 use crate::store::{DaemonInfo, ImageRecord, Store};
 
 /// Where the store is unless told otherwise.
@@ -75,7 +78,9 @@ enum Command {
     Gc(gc::GcArgs),
     Verify(verify::VerifyArgs),
     Root(root::RootArgs),
+    Run(Box<run::RunArgs>),
     Status(status::StatusArgs),
+    IsolateShim(shim::ShimArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
 }
@@ -121,6 +126,11 @@ impl Context {
             Some(dir) => Ok(dir.clone()),
             None => Ok(store.roots_path()?),
         }
+    }
+
+    /// The places of boxes.
+    fn boxes(&self, store: &Store) -> anyhow::Result<Boxes> {
+        Ok(Boxes::new(&self.run_dir, &store.boxes_path()?))
     }
 
     /// The places of roots.
@@ -183,6 +193,9 @@ struct Found {
 /// Parses the command line, runs the command, and tells how it ended.
 #[must_use]
 pub fn run() -> ExitCode {
+    if let Some(code) = shim::stand_in() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -191,15 +204,13 @@ pub fn run() -> ExitCode {
         }
     };
     start_log(cli.global.verbose);
-    match dispatch(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => error::report(&failure),
-    }
+    dispatch(cli).unwrap_or_else(|failure| error::report(&failure))
 }
 
-fn dispatch(cli: Cli) -> anyhow::Result<()> {
+fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     let context = Context::new(cli.global)?;
     match cli.command {
+        Command::Run(args) => return run::run(&context, &args),
         Command::Pull(args) => pull::run(&context, &args),
         Command::Load(args) => load::run(&context, &args),
         Command::Mount(args) => mount::run(&context, &args),
@@ -212,9 +223,11 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Verify(args) => verify::run(&context, &args),
         Command::Root(args) => root::run(&context, &args),
         Command::Status(args) => status::run(&context, &args),
+        Command::IsolateShim(args) => shim::run(&context, &args),
         Command::Completions(args) => completions::completions(&args, Cli::command()),
         Command::Man(args) => completions::man(&args, Cli::command()),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Logs to stderr: warnings, more with `-v`; `RUST_LOG` goes before both.

@@ -20,8 +20,8 @@ use super::error::{At as _, SandboxError};
 use super::installed::clean_up;
 use crate::overlay::{holders, remove_tree};
 
-/// How long a sweep waits for the processes of a killed run to be gone.
-const DYING: Duration = Duration::from_secs(5);
+/// How long the processes of a killed run may take to be gone, where a box is wanted that they had.
+pub(super) const DYING: Duration = Duration::from_secs(5);
 
 /// The boxes that runs choose from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,12 +115,14 @@ impl Boxes {
                 }
                 continue;
             };
-            if let Err(error) = self.clean(&mut lock) {
-                if wanted.is_some() {
-                    return Err(error);
+            let patience = if wanted.is_some() { DYING } else { Duration::ZERO };
+            match self.clean(&mut lock, patience) {
+                Err(error) if wanted.is_some() => return Err(error),
+                Err(error) => {
+                    left(id, &error);
+                    continue;
                 }
-                tracing::warn!("box {id} is left by a run that was killed, and cannot be cleaned: {error}");
-                continue;
+                Ok(_) => {}
             }
             // Before the box is there: whatever happens then, it is known.
             lock.write(record)?;
@@ -166,25 +168,21 @@ impl Boxes {
         }
     }
 
-    /// Cleans the boxes of runs that were killed. Those that cannot be cleaned yet stay for the next time.
+    /// Cleans the boxes of runs that were killed, and tells how many. Those that cannot be cleaned within `patience`, since
+    /// their processes are about to end, stay for the next time.
     ///
     /// # Errors
     /// That the directory of boxes cannot be read.
-    pub fn sweep(&self) -> Result<usize, SandboxError> {
+    pub fn sweep(&self, patience: Duration) -> Result<usize, SandboxError> {
         let mut swept = 0;
         for id in numbers(&self.locks)?.into_iter().chain(numbers(&self.directories)?) {
             let Some(mut lock) = self.lock(id)? else { continue };
-            match self.clean(&mut lock) {
+            match self.clean(&mut lock, patience) {
                 Ok(dirty) => {
                     swept += usize::from(dirty);
                     lock.release()?;
                 }
-                Err(error) => {
-                    tracing::warn!(
-                        "box {id} is left by a run that was killed, and cannot be cleaned: {:#}",
-                        Chain(&error)
-                    );
-                }
+                Err(error) => left(id, &error),
             }
         }
         Ok(swept)
@@ -223,15 +221,15 @@ impl Boxes {
     }
 
     /// Undoes what a dead run has left of a box; tells whether there was anything.
-    fn clean(&self, lock: &mut BoxLock) -> Result<bool, SandboxError> {
+    fn clean(&self, lock: &mut BoxLock, patience: Duration) -> Result<bool, SandboxError> {
         let record = lock.read()?;
-        let until = Instant::now() + DYING;
+        let until = Instant::now() + patience;
         if let Some(record) = &record {
             // Its processes are killed, and may not be gone: they would go on in the box of the next run.
             while !record.root().is_empty()
                 && !holders(record.root()).at("list", Path::new("/proc"))?.is_empty()
             {
-                if Instant::now() > until {
+                if Instant::now() >= until {
                     return Err(SandboxError::BoxInUse(lock.id));
                 }
                 std::thread::sleep(Duration::from_millis(2));
@@ -240,7 +238,7 @@ impl Boxes {
         if let Some(Record::Isolate { program, cg, .. }) = &record {
             // Control groups are free some moments after their last process has gone.
             while let Err(error) = clean_up(program, lock.id, *cg) {
-                if Instant::now() > until {
+                if Instant::now() >= until {
                     return Err(error);
                 }
                 std::thread::sleep(Duration::from_millis(10));
@@ -301,18 +299,13 @@ fn numbers(directory: &Path) -> Result<Vec<u32>, SandboxError> {
     Ok(numbers)
 }
 
-/// An error with its sources, for the log.
-struct Chain<'a>(&'a SandboxError);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = std::error::Error::source(self.0);
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
+/// Logs that a box of a killed run stays for now.
+fn left(id: u32, error: &SandboxError) {
+    match error {
+        SandboxError::BoxInUse(_) => {
+            tracing::debug!("box {id}: the processes of a killed run are still there")
         }
-        Ok(())
+        _ => tracing::warn!("box {id} is left by a killed run, and cannot be cleaned: {error}"),
     }
 }
 
@@ -376,7 +369,7 @@ mod tests {
         lock.release().unwrap();
         let error = boxes.take(Some(5), range, &bwrap(), others).unwrap_err();
         assert_eq!(error.to_string(), "box 5: it is mine");
-        assert_eq!(boxes.sweep().unwrap(), 0, "nothing is left of either");
+        assert_eq!(boxes.sweep(DYING).unwrap(), 0, "nothing is left of either");
     }
 
     #[test]
@@ -387,7 +380,7 @@ mod tests {
         let (living, made) = take(&boxes, Some(6), "5-6").unwrap();
         // The run directory may have gone with a reboot.
         fs::create_dir_all(dir.path().join("made/7/deep")).unwrap();
-        assert_eq!(boxes.sweep().unwrap(), 2);
+        assert_eq!(boxes.sweep(DYING).unwrap(), 2);
         assert!(made.exists());
         assert_eq!(numbers(&dir.path().join("made")).unwrap(), [6]);
         assert_eq!(numbers(&dir.path().join("run/boxes")).unwrap(), [living.id()]);

@@ -130,7 +130,8 @@ impl BwrapRun<'_> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut add = |words: &[&OsStr]| arguments.extend(words.iter().map(|&word| word.to_owned()));
         let plain = |words: &'static [&'static str]| words.iter().map(|word| OsStr::new(*word));
-        add(&plain(&["--unshare-all"]).collect::<Vec<_>>());
+        // The program makes no user namespace of its own, in which it would have rights again.
+        add(&plain(&["--unshare-all", "--unshare-user", "--disable-userns"]).collect::<Vec<_>>());
         if self.share_net {
             add(&[OsStr::new("--share-net")]);
         }
@@ -209,7 +210,7 @@ mod tests {
             status: 5,
             words: &["sh".into(), "--".into()],
         };
-        let expected = "--unshare-all --share-net --die-with-parent --new-session --cap-drop ALL --hostname box --clearenv \
+        let expected = "--unshare-all --unshare-user --disable-userns --share-net --die-with-parent --new-session --cap-drop ALL --hostname box --clearenv \
             --bind /run/x/root / --dev /dev --perms 1777 --tmpfs /tmp --perms 0755 --tmpfs /var/scratch \
             --setenv A 1 2 --setenv EMPTY  --chdir /box --json-status-fd 5 -- sh --";
         assert_eq!(run.arguments().join(OsStr::new(" ")), expected);

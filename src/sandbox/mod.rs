@@ -14,6 +14,7 @@
 //! of them the mounts go. What is left then, files and a box, the next run sweeps.
 
 pub mod isolate;
+pub mod shim;
 
 mod boxes;
 mod bwrap;

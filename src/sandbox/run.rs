@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -31,10 +32,8 @@ pub struct Job<'a> {
     pub spec: &'a Spec,
     /// What the image says of its program.
     pub config: &'a ImageConfig,
-    /// Where the images are mounted.
-    pub mountpoint: &'a Path,
-    /// The image's name in there.
-    pub name: &'a Path,
+    /// The image, as an engine shows it.
+    pub image: &'a Lower,
     /// Where roots and their uppers are.
     pub roots: &'a Roots,
     /// Where boxes are.
@@ -96,6 +95,27 @@ pub struct Verdict {
     pub message: Option<String>,
 }
 
+impl Verdict {
+    /// That there was no run.
+    #[must_use]
+    pub fn internal(message: String) -> Self {
+        Self {
+            status: Status::Internal,
+            exit_code: None,
+            exit_signal: None,
+            time_s: None,
+            wall_time_s: None,
+            max_rss_kib: None,
+            cg_mem_kib: None,
+            cg_oom_killed: false,
+            csw_voluntary: None,
+            csw_forced: None,
+            killed: false,
+            message: Some(message),
+        }
+    }
+}
+
 /// A verdict and the lines of isolate's meta file that say the same.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
@@ -140,13 +160,18 @@ pub fn run(job: &Job<'_>) -> Result<Outcome, SandboxError> {
     }
     let variables = spec::environment(job.config, &job.spec.env)?;
     let signals = HeldSignals::hold().map_err(|error| SandboxError::step("signals", error))?;
-    let image = Lower::in_mount(job.mountpoint, job.name)?;
-    job.boxes.sweep()?;
-    let lease = job.roots.lease(&job.spec.upper)?;
+    job.boxes.sweep(Duration::ZERO)?;
+    let lease = job.roots.lease_for(&job.spec.upper, job.image)?;
     let user = job.user_of_image();
-    let (lock, directory) = job.take_box(&lease, user)?;
+    let (lock, directory) = match job.take_box(&lease, user) {
+        Ok(taken) => taken,
+        Err(error) => {
+            lease.release()?;
+            return Err(error);
+        }
+    };
     let run = Run { job, words, variables, signals, user, id: lock.id(), directory };
-    let ran = run.all(&lease, &image);
+    let ran = run.all(&lease, job.image);
     let mut afterwards = Vec::new();
     afterwards.extend(lease.release().err().map(SandboxError::from));
     afterwards.extend(job.give_back(lock).err());

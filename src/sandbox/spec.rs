@@ -287,7 +287,8 @@ mod tests {
         };
         let expected = "--box-id=7\n--meta=/proc/self/fd/3\n--cg\n--time=1.5\n--processes\n--no-default-dirs\n\
             --dir=.=/run/rcx-imagefs/root:rw\n--dir=./box=./box:rw\n--dir=./dev=/dev:dev:norec\n\
-            --dir=./dev/shm=tmpfs:rw:fs\n--dir=./proc=proc:fs\n--dir=./tmp:tmp\n--dir=./mnt/data=/srv/data:rw\n\
+            --dir=./dev/shm=tmpfs:rw:fs\n--dir=./proc=proc:fs\n\
+            --dir=./proc/1=/run/rcx-imagefs/root/sys\n--dir=./tmp:tmp\n--dir=./mnt/data=/srv/data:rw\n\
             --env=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n--env=A=1\n--env=E=\n--env=A=2\n\
             --env=B\n--env=C=\n--chdir=/box\n--run\n--\n/bin/sh\n-c\n--run";
         let arguments = text(&run.arguments().unwrap());

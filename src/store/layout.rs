@@ -21,6 +21,8 @@ const VERSION_FILE: &str = "version";
 const ROOTS: &str = "roots";
 /// Of unpacked layers, in the same directory.
 const LAYERS: &str = "layers";
+/// In `rcx-imagefs`, the directory of boxes.
+const BOXES: &str = "boxes";
 /// Format of the directory `rcx-imagefs`. Changes when an older program would misread what a newer one writes there.
 const VERSION: &str = "1";
 
@@ -120,6 +122,11 @@ impl Store {
     /// to those who make roots.
     pub fn layers_path(&self) -> Result<PathBuf, StoreError> {
         Ok(self.top()?.path_of(LAYERS))
+    }
+
+    /// Where the boxes of runs are that no sandbox makes itself. As [`Store::roots_path`], it is no part of the store.
+    pub fn boxes_path(&self) -> Result<PathBuf, StoreError> {
+        Ok(self.top()?.path_of(BOXES))
     }
 
     /// Where a derived file is, or would be: for messages.

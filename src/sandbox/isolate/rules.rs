@@ -146,6 +146,9 @@ pub fn is_root(inside: &OsStr) -> bool {
     components(inside).next().is_none()
 }
 
+/// A directory that is empty in every root: the skeleton's.
+const EMPTY: &str = "sys";
+
 /// The rules that make `root` the box's root, to be given behind `--no-default-dirs`.
 ///
 /// isolate's own rules run before others whatever the order, and a rule for the same place is put where the former was. So
@@ -165,6 +168,9 @@ pub fn root_rules(version: Version, root: &Path, rw: bool) -> Vec<DirRule> {
         // The host's is shared by all boxes.
         rule("./dev/shm", Target::Filesystem("tmpfs".into()), writable),
         rule("./proc", Target::Filesystem("proc".into()), Flags::default()),
+        // isolate's own process, which knows the host: its mounts, the call with its paths. isolate hides it by an option
+        // of the filesystem (`hidepid`), but only where the place is spelled `proc`.
+        DirRule::directory("./proc/1", root.join(EMPTY), Flags::default()),
         rule("./tmp", Target::Temporary, Flags::default()),
     ]
 }
@@ -234,7 +240,7 @@ mod tests {
             let rules = root_rules(Version::new(2, 6, 0), Path::new("/run/r"), rw);
             rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         };
-        let behind = "./box=./box:rw ./dev=/dev:dev:norec ./dev/shm=tmpfs:fs:rw ./proc=proc:fs ./tmp:tmp";
+        let behind = "./box=./box:rw ./dev=/dev:dev:norec ./dev/shm=tmpfs:fs:rw ./proc=proc:fs ./proc/1=/run/r/sys ./tmp:tmp";
         assert_eq!(text(false), format!(".=/run/r {behind}"));
         assert_eq!(text(true), format!(".=/run/r:rw {behind}"));
     }

@@ -1,0 +1,139 @@
+//! `isolate-shim`, and the program under the name `isolate`: isolate for workers, in a root of an image.
+//!
+//! Under the name `isolate` the command line is isolate's, and nothing of this program's own is read but the configuration
+//! file. Where the program has more rights than its caller, it is this and nothing else, whatever its name.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::config::Config;
+use super::error::EXIT_FAILURE;
+use super::output::plain;
+use super::{Context, DEFAULT_RUN_DIR, DEFAULT_STORE};
+use crate::sandbox::isolate::write_failure;
+use crate::sandbox::shim::{Caller, Rights, Settings, ShimError, become_isolate, meta_file};
+
+/// The name under which the program stands in for isolate.
+const NAME: &str = "isolate";
+
+/// Become isolate, in a root of an image where one is chosen
+///
+/// For workers that run isolate themselves: takes isolate's arguments. A run is in an image when a rule binds one to the box's
+/// root (--dir=.=/images/NAME@DIGEST), with --env=RCX_IMAGEFS_IMAGE=REF, or by the table [isolate.images] of the
+/// configuration; all other calls are the real isolate's. The program does the same when it is called under the name `isolate`.
+/// See also `run`, which needs no worker.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub(super) struct ShimArgs {
+    /// Arguments of isolate
+    #[arg(value_name = "ARG", trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+/// The subcommand: by whoever may use it, with the options of this program.
+pub(super) fn run(context: &Context, args: &ShimArgs) -> anyhow::Result<()> {
+    let mut caller = Caller::of_this_process();
+    let settings =
+        settings(&context.config, context.store.clone(), context.run_dir.clone(), caller.rights())?;
+    let error = become_isolate(&mut caller, &settings, OsStr::new(NAME), &args.arguments);
+    let error = anyhow::Error::from(error);
+    tell(&mut caller, &args.arguments, &error);
+    Err(error)
+}
+
+/// Becomes isolate where the program is called as such; `None` where it is not.
+pub(super) fn stand_in() -> Option<ExitCode> {
+    let mut caller = Caller::of_this_process();
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    let is_isolate = Path::new(&name).file_name() == Some(OsStr::new(NAME));
+    if !is_isolate && caller.rights() != Rights::SetUid {
+        return None;
+    }
+    // What a panic prints depends on the environment.
+    std::panic::set_hook(Box::new(|_| ()));
+    let arguments: Vec<OsString> = arguments.collect();
+    let attempt = AssertUnwindSafe(|| {
+        if is_isolate {
+            become_isolate_by_itself(&mut caller, &name, &arguments)
+        } else {
+            anyhow::anyhow!(
+                "installed set-uid, this program stands in for isolate only, under the name `{NAME}`"
+            )
+        }
+    });
+    let error = std::panic::catch_unwind(attempt)
+        .unwrap_or_else(|_| anyhow::anyhow!("internal error of rcx-imagefs"));
+    let message = tell(&mut caller, &arguments, &error);
+    eprintln!("error: {message}");
+    Some(ExitCode::from(EXIT_FAILURE))
+}
+
+/// Without a command line of this program's own. Returns why that failed.
+fn become_isolate_by_itself(caller: &mut Caller, name: &OsStr, arguments: &[OsString]) -> anyhow::Error {
+    let settings = match caller.rights() {
+        Rights::SetUid => Config::load_trusted().and_then(|config| {
+            let (store, run_dir) = places(&config, |_| None);
+            settings(&config, store, run_dir, Rights::SetUid)
+        }),
+        rights => Config::load(None).and_then(|config| {
+            let (store, run_dir) = places(&config, |variable| std::env::var_os(variable));
+            settings(&config, store, run_dir, rights)
+        }),
+    };
+    match settings {
+        Ok(settings) => become_isolate(caller, &settings, name, arguments).into(),
+        Err(error) => error,
+    }
+}
+
+/// The store and the run directory.
+fn places(config: &Config, environment: impl Fn(&str) -> Option<OsString>) -> (PathBuf, PathBuf) {
+    let place = |variable, configured: &Option<PathBuf>, default: &str| {
+        let given = environment(variable).map(PathBuf::from).or_else(|| configured.clone());
+        given.unwrap_or_else(|| default.into())
+    };
+    (
+        place("RCX_IMAGEFS_STORE", &config.store, DEFAULT_STORE),
+        place("RCX_IMAGEFS_RUN", &config.run_dir, DEFAULT_RUN_DIR),
+    )
+}
+
+fn settings(config: &Config, store: PathBuf, run_dir: PathBuf, rights: Rights) -> anyhow::Result<Settings> {
+    Ok(Settings {
+        homes: config.root.upper_dir.clone().unwrap_or_else(|| store.join("rcx-imagefs/roots")),
+        store,
+        run_dir,
+        isolate: config.isolate.path.clone(),
+        search: (rights != Rights::SetUid).then(|| std::env::var_os("PATH")).flatten(),
+        mountpoint: config.isolate.mountpoint.clone(),
+        upper: config.isolate.upper()?,
+        writable: config.isolate.writable,
+        images: config.isolate.box_images()?,
+        in_order: std::env::var_os("POSIXLY_CORRECT").is_some(),
+    })
+}
+
+/// Tells the failure where isolate would, with the caller's rights only. Workers throw stderr away and read this.
+///
+/// Returns the message, as one line.
+fn tell(caller: &mut Caller, arguments: &[OsString], error: &anyhow::Error) -> String {
+    let hint = error.chain().find_map(|cause| cause.downcast_ref::<ShimError>()).and_then(ShimError::hint);
+    let hint = hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
+    let message = plain(&format!("rcx-imagefs: {error:#}{hint}"));
+    if caller.leave_privileges().is_err() {
+        return message;
+    }
+    let in_order = std::env::var_os("POSIXLY_CORRECT").is_some();
+    if let Some(meta) = meta_file(arguments, in_order).filter(|path| !path.as_os_str().as_bytes().is_empty())
+        && let Err(error) = write_failure(&meta, &message)
+    {
+        return format!("{message}; meta file {}: {error}", plain(&meta.to_string_lossy()));
+    }
+    message
+}

@@ -94,7 +94,8 @@ fn parse_time(text: &str) -> (i64, u32) {
     if text.starts_with('-') && nsec > 0 { (sec - 1, 1_000_000_000 - nsec) } else { (sec, nsec) }
 }
 
-fn unescape(text: &str) -> Vec<u8> {
+/// The bytes that a field of a line stands for.
+pub(crate) fn unescape(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {

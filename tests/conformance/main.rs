@@ -1,0 +1,19 @@
+//! The conformance suite: what layers make of each other, case by case, through every engine.
+//!
+//! A case is a file in `cases`; nothing else has to be told of it. `README.md` has the rules and the language of the cases.
+
+#![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
+
+#[path = "../common/child.rs"]
+mod child;
+#[path = "../common/layers.rs"]
+mod layers;
+#[path = "../common/program.rs"]
+mod program;
+
+mod blob;
+mod case;
+mod disk;
+mod engines;
+mod layout;
+mod merge;

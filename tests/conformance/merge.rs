@@ -1,0 +1,85 @@
+//! Each case from its layout to the merged tree, within the process.
+
+use std::error::Error;
+use std::fmt::Write as _;
+
+use rcx_imagefs::image::{ManifestDigest, Platform, Reference};
+use rcx_imagefs::import::Archive;
+use rcx_imagefs::index::Kind;
+use rcx_imagefs::pipeline::{Load, Progress, load, open_image};
+use rcx_imagefs::store::Store;
+use rcx_imagefs::tree;
+
+use crate::case::{self, Case, Expected};
+use crate::{disk, layout};
+
+/// The tree of a case, or the error with all that caused it.
+fn shown(store: &Store, case: &Case) -> Result<String, String> {
+    let dir = tempfile::tempdir().unwrap();
+    layout::write(dir.path(), [case]);
+    let result = (|| -> Result<String, Box<dyn Error>> {
+        let name = Some(Reference::given("conformance")?);
+        let archive = Archive::open(dir.path(), &Platform::host())?;
+        let arrived = load(&Load { store: store.clone(), name, progress: Progress::none() }, &archive)?;
+        let [ref image] = arrived[..] else { panic!("one image is in the layout: {arrived:?}") };
+        dump(store, image.digest)
+    })();
+    result.map_err(|error| {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let _ = write!(text, ": {cause}");
+            source = cause.source();
+        }
+        text
+    })
+}
+
+fn dump(store: &Store, image: ManifestDigest) -> Result<String, Box<dyn Error>> {
+    let image = open_image(store, image, |_| None)?;
+    let indexes: Vec<_> = image.layers.iter().map(|layer| layer.index()).collect();
+    Ok(tree::dump(&image.tree, &indexes, |layer, entry| {
+        let layer = &image.layers[layer.index()];
+        let Kind::Regular { size } = layer.index().entry(entry).kind() else { return Vec::new() };
+        disk::content(size, |at, length| layer.read(entry, at, length)).expect("content can be read")
+    }))
+}
+
+#[test]
+fn merge_gives_what_each_case_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open_or_create(&dir.path().join("store")).unwrap();
+    let mut wrong = String::new();
+    for case in case::all() {
+        let found = shown(&store, &case);
+        let right = match (&case.expected, &found) {
+            (Expected::Tree(expected), Ok(found)) => expected == found,
+            (Expected::Error(parts), Err(error)) => parts.iter().all(|part| error.contains(part)),
+            _ => false,
+        };
+        if !right {
+            let Case { name, says, expected, .. } = &case;
+            let _ = match (expected, found) {
+                (Expected::Tree(expected), Ok(found)) => {
+                    writeln!(wrong, "{name}: {says}\n  expected\n{expected}\n  found\n{found}")
+                }
+                (_, found) => writeln!(wrong, "{name}: {says}\n  expected {expected:?}\n  found {found:?}"),
+            };
+        }
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+}
+
+#[test]
+fn every_rule_has_cases() {
+    let cases = case::all();
+    assert!(cases.len() >= 80, "{} cases", cases.len());
+    for rule in 1..=13 {
+        let count = cases.iter().filter(|case| case.rule == rule).count();
+        assert!(count >= 3, "rule {rule} has {count} cases");
+    }
+    for case in &cases {
+        assert!((1..=13).contains(&case.rule), "{} is of no rule", case.name);
+        assert!(case.says.ends_with('.') && case.says.len() < 240, "{}: {}", case.name, case.says);
+    }
+}

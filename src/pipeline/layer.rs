@@ -129,6 +129,7 @@ fn is_there(
     };
     match index {
         Ok(index) => {
+            check_codec(wanted, index.codec())?;
             check_diff_id(wanted, index.diff_id())?;
             Ok(true)
         }
@@ -138,6 +139,15 @@ fn is_there(
             Ok(false)
         }
         Err(error) => Err(error),
+    }
+}
+
+fn check_codec(wanted: &Wanted, actual: Codec) -> Result<(), PipelineError> {
+    match wanted.codec {
+        Some(declared) if declared != actual => {
+            Err(PipelineError::WrongCodec { layer: wanted.digest, declared, actual })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -225,12 +235,7 @@ pub(super) fn index(
     let first = input.fill_buf().map_err(|source| {
         layer_error(BuildError::Layer(LayerError::Read { at: BlobOffset::new(0), source }))
     })?;
-    let actual = Codec::sniff(first);
-    if let Some(declared) = wanted.codec
-        && declared != actual
-    {
-        return Err(PipelineError::WrongCodec { layer: digest, declared, actual });
-    }
+    check_codec(wanted, Codec::sniff(first))?;
     build(input, &Build::default(), || store.create_seekable(&digest).map_err(io::Error::other))
         .map_err(layer_error)
 }

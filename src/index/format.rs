@@ -70,8 +70,9 @@
 
 /// First bytes of every index.
 pub const MAGIC: [u8; 8] = *b"RCXINDEX";
-/// Changes with every change of this format *or of what an entry's ordinal means* (inode numbers follow from it).
-pub const VERSION: u32 = 1;
+/// Changes with every change of this format, *of what an entry's ordinal means* (inode numbers follow from it), or of what is
+/// taken from a tar.
+pub const VERSION: u32 = 2;
 /// Bytes of the header.
 pub const HEADER_LEN: usize = 256;
 /// Where the checksummed part starts.

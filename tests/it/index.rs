@@ -120,7 +120,7 @@ const DESCRIBED: &str = "\
 1 etc/empty Regular { size: 0 } 644 1000:100 1700000000.0 [] 1
 2 etc/short Regular { size: 10 } 644 1000:100 1700000000.0 [] 1
 3 etc/long Regular { size: 40000 } 644 1000:100 1700000000.0 [] 3
-4 etc/link symlink ../target of/it 644 1000:100 1700000000.0 [] 1
+4 etc/link symlink ../target of/it 777 1000:100 1700000000.0 [] 1
 5 hard hardlink etc/long 644 1000:100 1700000000.0 [] 1
 6 hard2 hardlink hard 644 1000:100 1700000000.0 [] 1
 7 dev/tty CharDevice { major: 5, minor: 300000 } 644 1000:100 1700000000.0 [] 1

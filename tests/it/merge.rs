@@ -30,7 +30,7 @@ fn one_layer_is_shown_as_it_is() {
         ("nothing", "", ""),
         ("no layer has entries", " --- ", ""),
         ("every kind", "d d; f d/f hello; l d/l ../x; c d/c 1:3; b d/b 8:0; p d/p; h d/h d/f", "d d; b d/b 8:0; c d/c 1:3; f d/f hello; h d/h d/f; l d/l ../x; p d/p"),
-        ("attributes", "d a mode=1777 uid=1 gid=2 mtime=3; f a/b x mode=4755 mtime=-1.500000000 xattr.user.a=1 xattr.user.b=; l a/c t uid=4294967295", "d a mode=1777 uid=1 gid=2 mtime=3; f a/b x mode=4755 mtime=-1.500000000 xattr.user.a=1 xattr.user.b=; l a/c t uid=4294967295"),
+        ("attributes", "d a mode=1777 uid=1 gid=2 mtime=3; f a/b x mode=4755 mtime=-1.500000000 xattr.user.a=1 xattr.user.b=; l a/c t uid=4294967294", "d a mode=1777 uid=1 gid=2 mtime=3; f a/b x mode=4755 mtime=-1.500000000 xattr.user.a=1 xattr.user.b=; l a/c t uid=4294967294"),
         ("the root's attributes", "d / mode=700 uid=5", "d / mode=700 uid=5"),
         ("missing parents are implied", "f a/b/c x", "d a; d a/b; f a/b/c x"),
         ("an implied directory takes the attributes of its entry", "f a/b x; d a mode=700 uid=3", "d a mode=700 uid=3; f a/b x"),

@@ -40,9 +40,11 @@ fn line() -> impl Strategy<Value = Line> {
     let fields = (path(), what, 0o600..0o700u32, any::<bool>());
     fields.prop_filter_map("a name of its own", |(path, what, mode, xattr)| {
         let mut line = Line::new(&path, what);
-        line.mode = mode;
+        if !matches!(line.what, What::Symlink(_)) {
+            line.mode = mode;
+        }
         if xattr {
-            line.xattrs.push(("user.a".to_owned(), vec![b'x'; mode as usize % 3]));
+            line.xattrs.push(("trusted.a".to_owned(), vec![b'x'; mode as usize % 3]));
         }
         // Of the root there can be a directory and a marker for what is in it; else such names are refused before the merge.
         let root = model::normal(&path).is_empty();

@@ -14,7 +14,9 @@
 //! - A name with a trailing slash makes an old-style (`\0`) file a directory without data; a `0` or `7` too, but only
 //!   if it has no data, because there GNU tar and Go disagree.
 //! - Stretches of a sparse file lie one behind the other without padding between them.
-//! - xattrs come in the order of their names.
+//! - xattrs come in the order of their names. Those that Linux has no place for are left out: `user.*` on anything but a file
+//!   or directory, ACLs on symlinks, namespaces of other systems (`com.apple.provenance`).
+//! - A symlink's mode is 0777, whatever its header says: Linux knows no other.
 //! - One zero block ends the tar if nothing or another zero block follows; so does the end of the stream at an entry boundary.
 
 mod header;
@@ -76,15 +78,16 @@ pub struct TarEntry {
     pub member: Member,
     /// What it is. A marker, which may be of any type, has an empty file here.
     pub kind: EntryKind,
-    /// Permission bits with setuid, setgid and sticky: 0 to 0o7777.
+    /// Permission bits with setuid, setgid and sticky: 0 to 0o7777; 0o777 for a symlink.
     pub mode: u16,
-    /// Owner.
+    /// Owner; never `u32::MAX`, which is nobody.
     pub uid: u32,
-    /// Group.
+    /// Group; never `u32::MAX`.
     pub gid: u32,
     /// Last change of the content.
     pub mtime: Timestamp,
-    /// Extended attributes in the order of their names, no name twice; those that overlayfs would act on are left out.
+    /// Extended attributes in the order of their names, no name twice; those that overlayfs would act on are left out, and
+    /// those that Linux has no place for.
     pub xattrs: Xattrs,
     /// Where its own header stands (extension headers are before it).
     pub offset: TarOffset,

@@ -1,6 +1,6 @@
 //! PAX extension headers (POSIX pax, "pax Extended Header"), with the records of star, GNU and libarchive.
 
-use super::{MAX_XATTR_LIST, MAX_XATTR_NAME, MAX_XATTR_VALUE, TarFault, Timestamp, Xattrs};
+use super::{EntryKind, MAX_XATTR_LIST, MAX_XATTR_NAME, MAX_XATTR_VALUE, TarFault, Timestamp, Xattrs};
 
 /// What the records of one extension header say.
 #[derive(Debug, Default)]
@@ -124,9 +124,10 @@ impl Pax {
         Ok(())
     }
 
-    /// The xattrs in the order of their names; of several with one name the last.
-    pub(super) fn take_xattrs(&mut self) -> Result<Xattrs, TarFault> {
+    /// The xattrs that a file of this kind can have, in the order of their names; of several with one name the last.
+    pub(super) fn take_xattrs(&mut self, kind: &EntryKind) -> Result<Xattrs, TarFault> {
         let mut xattrs = std::mem::take(&mut self.xattrs);
+        xattrs.retain(|(name, _)| has_place(name, kind));
         xattrs.reverse();
         xattrs.sort_by(|(a, _), (b, _)| a.cmp(b));
         xattrs.dedup_by(|later, kept| later.0 == kept.0);
@@ -188,6 +189,19 @@ fn split_record(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let equals = record.iter().position(|&byte| byte == b'=')?;
     let (key, value) = (&record[..equals], &record[equals + 1..]);
     (!key.is_empty() && !key.contains(&0)).then_some((key, value, rest))
+}
+
+/// Whether Linux has a place for an xattr (xattr(7)). On a disk the others cannot be written, and in a mount they could be
+/// listed but not read.
+fn has_place(name: &[u8], kind: &EntryKind) -> bool {
+    let is_directory = matches!(kind, EntryKind::Directory);
+    let holds = |namespace: &[u8]| name.len() > namespace.len() && name.starts_with(namespace);
+    match name {
+        b"system.posix_acl_access" => !matches!(kind, EntryKind::Symlink { .. }),
+        b"system.posix_acl_default" => is_directory,
+        _ if holds(b"user.") => is_directory || matches!(kind, EntryKind::Regular { .. }),
+        _ => holds(b"trusted.") || holds(b"security."),
+    }
 }
 
 fn name(value: &[u8], key: &[u8]) -> Result<Option<Vec<u8>>, TarFault> {
@@ -402,7 +416,7 @@ mod tests {
         .concat();
         let mut pax = Pax::parse(&data).unwrap();
         assert_eq!(pax.path.as_deref(), Some(&b"b"[..]));
-        let xattrs: Vec<_> = pax.take_xattrs().unwrap();
+        let xattrs: Vec<_> = pax.take_xattrs(&EntryKind::Directory).unwrap();
         let xattrs: Vec<(&[u8], &[u8])> = xattrs.iter().map(|(name, value)| (&**name, &**value)).collect();
         let expected: &[(&[u8], &[u8])] = &[
             (b"trusted.overlayx", b"kept"),
@@ -426,7 +440,10 @@ mod tests {
         }
         let many: Vec<u8> =
             (0..600).flat_map(|n| record(&format!("SCHILY.xattr.user.{n:0>120}"), b"")).collect();
-        assert!(matches!(Pax::parse(&many).unwrap().take_xattrs(), Err(TarFault::Xattr(_))));
+        assert!(matches!(
+            Pax::parse(&many).unwrap().take_xattrs(&EntryKind::Directory),
+            Err(TarFault::Xattr(_))
+        ));
     }
 
     #[test]

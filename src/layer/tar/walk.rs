@@ -211,16 +211,20 @@ impl<R: BufRead> Walk<R> {
             return Err(TarFault::RootKind);
         }
 
-        let mode = header.mode().ok_or(TarFault::HeaderNumber("mode"))? & 0o7777;
+        let mode = match kind {
+            // A symlink has no mode that could be set; all of them show this one.
+            EntryKind::Symlink { .. } => 0o777,
+            _ => header.mode().ok_or(TarFault::HeaderNumber("mode"))? & 0o7777,
+        };
         let mtime = header.mtime().ok_or(TarFault::HeaderNumber("mtime"))?;
         Ok(Some(TarEntry {
             member,
-            kind,
             mode: u16::try_from(mode).expect("12 bits are left"),
-            uid: pax.uid.or(self.global.uid, field(header.uid(), "uid")?),
-            gid: pax.gid.or(self.global.gid, field(header.gid(), "gid")?),
+            uid: owner(pax.uid.or(self.global.uid, field(header.uid(), "uid")?), "uid")?,
+            gid: owner(pax.gid.or(self.global.gid, field(header.gid(), "gid")?), "gid")?,
             mtime: pax.mtime.or(self.global.mtime, Timestamp { sec: mtime, nsec: 0 }),
-            xattrs: pax.take_xattrs()?,
+            xattrs: pax.take_xattrs(&kind)?,
+            kind,
             offset,
         }))
     }
@@ -370,6 +374,11 @@ fn padding(size: u64) -> u64 {
 
 fn field<T: TryFrom<i64>>(value: Option<i64>, what: &'static str) -> Result<T, TarFault> {
     T::try_from(value.ok_or(TarFault::HeaderNumber(what))?).map_err(|_| TarFault::Range(what))
+}
+
+/// An owner that a file can have: the last number means "leave it as it is" to chown(2), and no file shows it.
+fn owner(id: u32, what: &'static str) -> Result<u32, TarFault> {
+    if id == u32::MAX { Err(TarFault::Range(what)) } else { Ok(id) }
 }
 
 /// Major and minor number, as wide as Linux has them: 12 and 20 bits.

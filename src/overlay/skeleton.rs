@@ -4,7 +4,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Access, AtFlags, Mode, Stat, Timespec, Timestamps};
+use rustix::fs::{AtFlags, Mode, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::error::{At as _, OverlayError};
@@ -29,13 +29,14 @@ const TMPFS_BYTES: u64 = 64 << 10;
 /// Opens the skeleton that all roots with an upper share, made where it is missing.
 pub(super) fn shared(run_dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let complete = format!("{SHARED}/{COMPLETE}");
-    match rustix::fs::accessat(run_dir, &complete, Access::EXISTS, AtFlags::empty()) {
+    // access(2) would ask for the real user, who in a set-uid program is the caller.
+    match rustix::fs::statat(run_dir, &complete, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => {
             make(run_dir, SHARED)?;
             build(run_dir, SHARED)?;
             make(run_dir, &complete)?;
         }
-        found => found?,
+        found => found.map(|_| ())?,
     }
     open(run_dir, SHARED)
 }

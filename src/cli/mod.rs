@@ -31,6 +31,8 @@ use crate::overlay::Roots;
 use crate::sandbox::Boxes;
 use crate::store::{DaemonInfo, ImageRecord, Store};
 
+pub use shim::stand_in_for_isolate;
+
 /// Where the store is unless told otherwise.
 const DEFAULT_STORE: &str = "/var/lib/rcx-imagefs";
 /// How references are written, for the help of each command that takes one.

@@ -48,13 +48,21 @@ pub(super) fn run(context: &Context, args: &ShimArgs) -> anyhow::Result<()> {
 
 /// Becomes isolate where the program is called as such; `None` where it is not.
 pub(super) fn stand_in() -> Option<ExitCode> {
-    let mut caller = Caller::of_this_process();
+    let caller = Caller::of_this_process();
+    let name = std::env::args_os().next().unwrap_or_default();
+    let is_isolate = Path::new(&name).file_name() == Some(OsStr::new(NAME));
+    (is_isolate || caller.rights() == Rights::SetUid).then(|| become_or_tell(caller, is_isolate))
+}
+
+/// Becomes isolate, whatever name the program was called by. Returns only where that failed.
+#[must_use]
+pub fn stand_in_for_isolate() -> ExitCode {
+    become_or_tell(Caller::of_this_process(), true)
+}
+
+fn become_or_tell(mut caller: Caller, is_isolate: bool) -> ExitCode {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
-    let is_isolate = Path::new(&name).file_name() == Some(OsStr::new(NAME));
-    if !is_isolate && caller.rights() != Rights::SetUid {
-        return None;
-    }
     // What a panic prints depends on the environment.
     std::panic::set_hook(Box::new(|_| ()));
     let arguments: Vec<OsString> = arguments.collect();
@@ -71,7 +79,7 @@ pub(super) fn stand_in() -> Option<ExitCode> {
         .unwrap_or_else(|_| anyhow::anyhow!("internal error of rcx-imagefs"));
     let message = tell(&mut caller, &arguments, &error);
     eprintln!("error: {message}");
-    Some(ExitCode::from(EXIT_FAILURE))
+    ExitCode::from(EXIT_FAILURE)
 }
 
 /// Without a command line of this program's own. Returns why that failed.

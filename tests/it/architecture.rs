@@ -46,10 +46,10 @@ impl Source {
         path.split('/').filter(|part| *part != "mod").collect()
     }
 
-    /// The folder of `src` it belongs to; none for `lib.rs` and `main.rs`.
+    /// The folder of `src` it belongs to; none for `lib.rs` and the programs, `main.rs` and `isolate.rs`.
     fn module(&self) -> Option<&str> {
         let first = self.path()[0];
-        (!matches!(first, "lib" | "main")).then_some(first)
+        (!matches!(first, "lib" | "main" | "isolate")).then_some(first)
     }
 
     fn broken(&self, at: usize, what: String) -> Broken {

@@ -11,7 +11,7 @@ use crate::stored::{Packing, Stored, content, found, names, resolve, shown};
 
 const BASE: &str = "\
     d etc mode=700 uid=3 mtime=1500000000.000000001
-    f etc/hosts 127.0.0.1 mode=600 gid=7 mtime=-1.500000000 xattr.user.a=b xattr.security.capability=\\x01\\x00
+    f etc/hosts 127.0.0.1 mode=600 gid=7 mtime=-1.500000000 xattr.user.a=b xattr.security.other=\\x01\\x00
     h etc/alias etc/hosts
     f etc/plain same
     l etc/link /etc/hosts

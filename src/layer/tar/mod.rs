@@ -16,6 +16,7 @@
 //! - Stretches of a sparse file lie one behind the other without padding between them.
 //! - xattrs come in the order of their names. Those that Linux has no place for are left out: `user.*` on anything but a file
 //!   or directory, ACLs on symlinks, namespaces of other systems (`com.apple.provenance`).
+//! - An ACL sets the permission bits, and is dropped where it says no more than they do, as the kernel does it.
 //! - A symlink's mode is 0777, whatever its header says: Linux knows no other.
 //! - One zero block ends the tar if nothing or another zero block follows; so does the end of the stream at an entry boundary.
 
@@ -25,6 +26,7 @@ mod sparse;
 #[cfg(test)]
 mod tests;
 mod walk;
+mod xattr;
 
 use std::io;
 
@@ -229,6 +231,9 @@ pub enum TarFault {
     /// An xattr that Linux cannot hold.
     #[error("xattr `{}` is too long or has a malformed name", Printable(.0))]
     Xattr(Box<[u8]>),
+    /// An ACL or a capability that the kernel would not set.
+    #[error("xattr `{}` has a malformed value", Printable(.0))]
+    XattrValue(Box<[u8]>),
     /// A sparse map that contradicts itself, the file's size or the data.
     #[error("malformed sparse map")]
     SparseMap,

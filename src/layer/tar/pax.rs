@@ -1,5 +1,6 @@
 //! PAX extension headers (POSIX pax, "pax Extended Header"), with the records of star, GNU and libarchive.
 
+use super::xattr::{self, has_place};
 use super::{EntryKind, MAX_XATTR_LIST, MAX_XATTR_NAME, MAX_XATTR_VALUE, TarFault, Timestamp, Xattrs};
 
 /// What the records of one extension header say.
@@ -124,21 +125,28 @@ impl Pax {
         Ok(())
     }
 
-    /// The xattrs that a file of this kind can have, in the order of their names; of several with one name the last.
-    pub(super) fn take_xattrs(&mut self, kind: &EntryKind) -> Result<Xattrs, TarFault> {
+    /// The xattrs that a file of this kind can have, in the order of their names; of several with one name the last. Beside
+    /// them the permission bits, where an ACL tells them.
+    pub(super) fn take_xattrs(&mut self, kind: &EntryKind) -> Result<(Xattrs, Option<u16>), TarFault> {
         let mut xattrs = std::mem::take(&mut self.xattrs);
         xattrs.retain(|(name, _)| has_place(name, kind));
         xattrs.reverse();
         xattrs.sort_by(|(a, _), (b, _)| a.cmp(b));
         xattrs.dedup_by(|later, kept| later.0 == kept.0);
-        match xattrs.last() {
-            Some((name, _))
-                if xattrs.iter().map(|(name, _)| name.len() + 1).sum::<usize>() > MAX_XATTR_LIST =>
-            {
-                Err(TarFault::Xattr(name.as_slice().into()))
-            }
-            _ => Ok(xattrs.into_iter().map(|(name, value)| (name.into(), value.into())).collect()),
+        if let Some((name, _)) = xattrs.last()
+            && xattrs.iter().map(|(name, _)| name.len() + 1).sum::<usize>() > MAX_XATTR_LIST
+        {
+            return Err(TarFault::Xattr(name.as_slice().into()));
         }
+        let mut permissions = None;
+        let mut taken = Xattrs::new();
+        for (name, value) in xattrs {
+            let effect =
+                xattr::set(&name, value).ok_or_else(|| TarFault::XattrValue(name.as_slice().into()))?;
+            permissions = permissions.or(effect.permissions);
+            taken.extend(effect.value.map(|value| (name.into(), value.into())));
+        }
+        Ok((taken, permissions))
     }
 }
 
@@ -189,19 +197,6 @@ fn split_record(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let equals = record.iter().position(|&byte| byte == b'=')?;
     let (key, value) = (&record[..equals], &record[equals + 1..]);
     (!key.is_empty() && !key.contains(&0)).then_some((key, value, rest))
-}
-
-/// Whether Linux has a place for an xattr (xattr(7)). On a disk the others cannot be written, and in a mount they could be
-/// listed but not read.
-fn has_place(name: &[u8], kind: &EntryKind) -> bool {
-    let is_directory = matches!(kind, EntryKind::Directory);
-    let holds = |namespace: &[u8]| name.len() > namespace.len() && name.starts_with(namespace);
-    match name {
-        b"system.posix_acl_access" => !matches!(kind, EntryKind::Symlink { .. }),
-        b"system.posix_acl_default" => is_directory,
-        _ if holds(b"user.") => is_directory || matches!(kind, EntryKind::Regular { .. }),
-        _ => holds(b"trusted.") || holds(b"security."),
-    }
 }
 
 fn name(value: &[u8], key: &[u8]) -> Result<Option<Vec<u8>>, TarFault> {
@@ -416,7 +411,7 @@ mod tests {
         .concat();
         let mut pax = Pax::parse(&data).unwrap();
         assert_eq!(pax.path.as_deref(), Some(&b"b"[..]));
-        let xattrs: Vec<_> = pax.take_xattrs(&EntryKind::Directory).unwrap();
+        let xattrs: Vec<_> = pax.take_xattrs(&EntryKind::Directory).unwrap().0;
         let xattrs: Vec<(&[u8], &[u8])> = xattrs.iter().map(|(name, value)| (&**name, &**value)).collect();
         let expected: &[(&[u8], &[u8])] = &[
             (b"trusted.overlayx", b"kept"),

@@ -216,14 +216,18 @@ impl<R: BufRead> Walk<R> {
             EntryKind::Symlink { .. } => 0o777,
             _ => header.mode().ok_or(TarFault::HeaderNumber("mode"))? & 0o7777,
         };
+        // What an ACL says of the mode is part of it.
+        let (xattrs, permissions) = pax.take_xattrs(&kind)?;
+        let mode = u16::try_from(mode).expect("12 bits are left");
+        let mode = permissions.map_or(mode, |permissions| mode & 0o7000 | permissions);
         let mtime = header.mtime().ok_or(TarFault::HeaderNumber("mtime"))?;
         Ok(Some(TarEntry {
             member,
-            mode: u16::try_from(mode).expect("12 bits are left"),
+            mode,
             uid: owner(pax.uid.or(self.global.uid, field(header.uid(), "uid")?), "uid")?,
             gid: owner(pax.gid.or(self.global.gid, field(header.gid(), "gid")?), "gid")?,
             mtime: pax.mtime.or(self.global.mtime, Timestamp { sec: mtime, nsec: 0 }),
-            xattrs: pax.take_xattrs(&kind)?,
+            xattrs,
             kind,
             offset,
         }))

@@ -24,7 +24,7 @@ pub(crate) fn content<E>(size: u64, read: impl Fn(u64, usize) -> Result<Vec<u8>,
     Ok([format!("[{size}]").as_bytes(), &first, b"...", &last].concat())
 }
 
-/// Reads a tree. Where a file has another link count than names, its line says so with `nlink=`. What changed since
+/// Reads a tree. What is listed but not there is `?`. Where a file has another link count than names, its line says so with `nlink=`. What changed since
 /// `since`, in seconds, has `mtime=now`: nobody can foretell it.
 pub(crate) fn dump(root: &Path, since: i64) -> io::Result<String> {
     let meta = fs::symlink_metadata(root)?;
@@ -66,7 +66,14 @@ impl Reading {
         for name in names {
             let path = directory.join(&name);
             let inside = format!("{inside}{}", field(name.as_bytes()));
-            let meta = fs::symlink_metadata(&path)?;
+            let meta = match fs::symlink_metadata(&path) {
+                // Listed, but not there: the ghost of a whiteout.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.lines.push(format!("? {inside}"));
+                    continue;
+                }
+                meta => meta?,
+            };
             if meta.is_dir() {
                 let attributes = self.attributes(&path, &meta, 0o755)?;
                 self.lines.push(format!("d {inside}{attributes}"));

@@ -111,5 +111,8 @@ fn engines_show_what_each_case_says() {
         }
     }
     served.stop();
+    for name in ["rcx-conformance-canary1", "rcx-conformance-canary2"] {
+        assert!(!Path::new("/tmp").join(name).exists(), "a case wrote on the host");
+    }
     assert!(wrong.is_empty(), "\n{wrong}");
 }

@@ -17,11 +17,15 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::error::{At as _, SandboxError};
-use super::installed::clean_up;
+use super::installed::{self, clean_up};
+use super::isolate::{Given, Opt};
+use super::spec;
 use crate::overlay::{holders, remove_tree};
 
 /// How long the processes of a killed run may take to be gone, where a box is wanted that they had.
-pub(super) const DYING: Duration = Duration::from_secs(5);
+pub const DYING: Duration = Duration::from_secs(5);
+/// How long a box that is wanted may be locked by a sweep, or by an isolate whose caller was killed.
+const HANDED_OVER: Duration = Duration::from_millis(200);
 
 /// The boxes that runs choose from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,12 +108,13 @@ impl Boxes {
         wanted: Option<u32>,
         range: BoxRange,
         record: &Record,
-        mut prepare: impl FnMut(u32) -> Result<Asked<T>, SandboxError>,
+        mut prepare: impl FnMut(&BoxLock) -> Result<Asked<T>, SandboxError>,
     ) -> Result<(BoxLock, T), SandboxError> {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.locks).at("make", &self.locks)?;
         let candidates = wanted.map_or(range.first..=range.last, |id| id..=id);
         for id in candidates {
-            let Some(mut lock) = self.lock(id)? else {
+            let patience = if wanted.is_some() { HANDED_OVER } else { Duration::ZERO };
+            let Some(mut lock) = self.lock_within(id, patience)? else {
                 if wanted.is_some() {
                     return Err(SandboxError::BoxInUse(id));
                 }
@@ -126,7 +131,7 @@ impl Boxes {
             }
             // Before the box is there: whatever happens then, it is known.
             lock.write(record)?;
-            match prepare(id) {
+            match prepare(&lock) {
                 Ok(Asked::Ready(made)) => return Ok((lock, made)),
                 Ok(Asked::Taken(message)) => {
                     lock.release()?;
@@ -175,8 +180,11 @@ impl Boxes {
     /// That the directory of boxes cannot be read.
     pub fn sweep(&self, patience: Duration) -> Result<usize, SandboxError> {
         let mut swept = 0;
-        for id in numbers(&self.locks)?.into_iter().chain(numbers(&self.directories)?) {
-            let Some(mut lock) = self.lock(id)? else { continue };
+        let locks = numbers(&self.locks)?.into_iter().map(|id| (id, false));
+        let directories = numbers(&self.directories)?.into_iter().map(|id| (id, true));
+        for (id, make) in locks.chain(directories) {
+            // A box that was given back meanwhile is nobody's: whoever wants it next is not to find it locked.
+            let Some(mut lock) = self.lock(id, make)? else { continue };
             match self.clean(&mut lock, patience) {
                 Ok(dirty) => {
                     swept += usize::from(dirty);
@@ -188,13 +196,25 @@ impl Boxes {
         Ok(swept)
     }
 
-    /// Locks a box's file; none where another process has it.
-    fn lock(&self, id: u32) -> Result<Option<BoxLock>, SandboxError> {
+    /// Locks a box's file, made where there is none; none where another process has it for longer than `patience`.
+    fn lock_within(&self, id: u32, patience: Duration) -> Result<Option<BoxLock>, SandboxError> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.lock(id, true)? {
+                None if Instant::now() < until => std::thread::sleep(Duration::from_millis(2)),
+                result => return Ok(result),
+            }
+        }
+    }
+
+    /// Locks a box's file; none where another process has it, or where there is none and it is not to be made.
+    fn lock(&self, id: u32, make: bool) -> Result<Option<BoxLock>, SandboxError> {
         let path = self.locks.join(id.to_string());
         loop {
             let mut options = File::options();
-            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            options.read(true).write(true).create(make).truncate(false).mode(0o600);
             let file = match options.open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !make => return Ok(None),
                 // A sweep of directories alone, where nothing has run yet.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     fs::DirBuilder::new()
@@ -236,8 +256,14 @@ impl Boxes {
             }
         }
         if let Some(Record::Isolate { program, cg, .. }) = &record {
+            // isolate 1 leaves an empty directory behind where it cleans a box that was never made. One that was is refused.
+            let cg: &[Given] = if *cg { &[Given { option: Opt::Cg, value: None }] } else { &[] };
+            let init = spec::init_arguments(lock.id, cg);
+            if let Err(error) = installed::init(program, &init, &lock.file) {
+                tracing::debug!("box {}: {error}", lock.id);
+            }
             // Control groups are free some moments after their last process has gone.
-            while let Err(error) = clean_up(program, lock.id, *cg) {
+            while let Err(error) = clean_up(program, lock.id, !cg.is_empty(), &lock.file) {
                 if Instant::now() >= until {
                     return Err(error);
                 }
@@ -254,6 +280,11 @@ impl BoxLock {
     /// The box's number.
     pub(super) fn id(&self) -> u32 {
         self.id
+    }
+
+    /// Its file: whoever has it open, too, keeps the box locked.
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 
     /// What its file says; none where a run ended in good order, or before it had written anything.
@@ -324,7 +355,8 @@ mod tests {
     }
 
     fn take(boxes: &Boxes, wanted: Option<u32>, range: &str) -> Result<(BoxLock, PathBuf), SandboxError> {
-        boxes.take(wanted, range.parse()?, &bwrap(), |id| Ok(Asked::Ready(boxes.make_directory(id)?)))
+        boxes
+            .take(wanted, range.parse()?, &bwrap(), |lock| Ok(Asked::Ready(boxes.make_directory(lock.id())?)))
     }
 
     #[test]
@@ -359,7 +391,7 @@ mod tests {
     #[test]
     fn box_of_somebody_else_is_passed_over_or_named() {
         let (_dir, boxes) = scene();
-        let others = |id| match id {
+        let others = |lock: &BoxLock| match lock.id() {
             5 => Ok(Asked::Taken("it is mine".to_owned())),
             id => Ok(Asked::Ready(id)),
         };
@@ -387,6 +419,19 @@ mod tests {
         // Nor does the next run need a sweep.
         drop(take(&boxes, Some(5), "5-6").unwrap());
         take(&boxes, Some(5), "5-6").unwrap();
+    }
+
+    #[test]
+    fn box_of_a_killed_run_stays_locked_while_its_isolate_lives() {
+        let (dir, boxes) = scene();
+        let (lock, made) = take(&boxes, Some(5), "5-6").unwrap();
+        let isolates = lock.file().try_clone().unwrap();
+        drop(lock);
+        assert_eq!(boxes.sweep(DYING).unwrap(), 0);
+        assert!(made.exists());
+        drop(isolates);
+        assert_eq!(boxes.sweep(DYING).unwrap(), 1);
+        assert_eq!(fs::read_dir(dir.path().join("run/boxes")).unwrap().count(), 0);
     }
 
     #[test]

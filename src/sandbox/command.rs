@@ -106,6 +106,12 @@ impl View {
         self.mounts.retain(|mounted| mounted.at != at || at == Path::new("/"));
     }
 
+    /// What is mounted above a path, by the sandbox itself, so that what is put there before will not be seen.
+    pub(super) fn unknown_above(&self, path: &Path) -> Option<&Path> {
+        let mounted = self.mounted(path.parent()?);
+        mounted.what.is_none().then_some(&*mounted.at)
+    }
+
     /// The innermost mount at or above a path without links.
     fn mounted(&self, path: &Path) -> &Mounted {
         let above = self.mounts.iter().filter(|mounted| path.starts_with(&mounted.at));

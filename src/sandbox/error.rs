@@ -53,6 +53,14 @@ pub enum SandboxError {
         /// What is the matter.
         why: &'static str,
     },
+    /// A directory that nobody would see.
+    #[error("directory rule for {at}: bubblewrap mounts its own {over} over it")]
+    Hidden {
+        /// Where it was to be.
+        at: PathBuf,
+        /// What hides it.
+        over: PathBuf,
+    },
     /// The root could not be made or removed.
     #[error(transparent)]
     Overlay(#[from] OverlayError),

@@ -2,10 +2,10 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::str::FromStr;
 
 use super::boxes::Asked;
@@ -112,12 +112,13 @@ fn find(name: &str, accept: impl Fn(&fs::Metadata) -> bool) -> Option<PathBuf> {
     candidates.into_iter().find(fits)
 }
 
-fn call(program: &Path, arguments: &[OsString]) -> Result<Output, SandboxError> {
-    Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|source| IsolateError::Start { path: program.to_owned(), source }.into())
+/// Calls isolate, with the lock of its box in hand: should this process be killed meanwhile, the box stays locked until
+/// isolate is done with it. Otherwise a sweep could clean a box that is made only then.
+fn call(program: &Path, arguments: &[OsString], lock: &File) -> Result<Output, SandboxError> {
+    let failed = |source| IsolateError::Start { path: program.to_owned(), source };
+    // isolate reads nothing from its standard input then.
+    let held = lock.try_clone().map_err(failed)?;
+    Ok(Command::new(program).args(arguments).stdin(held).output().map_err(failed)?)
 }
 
 /// What a call that failed has said, on one line.
@@ -130,8 +131,12 @@ fn complaint(output: &Output) -> String {
 }
 
 /// Has isolate make a box, and returns the box's directory.
-pub(super) fn init(program: &Path, arguments: &[OsString]) -> Result<Asked<PathBuf>, SandboxError> {
-    let output = call(program, arguments)?;
+pub(super) fn init(
+    program: &Path,
+    arguments: &[OsString],
+    lock: &File,
+) -> Result<Asked<PathBuf>, SandboxError> {
+    let output = call(program, arguments, lock)?;
     if output.status.success() {
         use std::os::unix::ffi::OsStrExt as _;
         let line = output.stdout.strip_suffix(b"\n").unwrap_or(&output.stdout);
@@ -148,8 +153,8 @@ pub(super) fn init(program: &Path, arguments: &[OsString]) -> Result<Asked<PathB
 }
 
 /// Has isolate take a box away.
-pub(super) fn clean_up(program: &Path, id: u32, cg: bool) -> Result<(), SandboxError> {
-    let output = call(program, &super::spec::cleanup_arguments(id, cg))?;
+pub(super) fn clean_up(program: &Path, id: u32, cg: bool, lock: &File) -> Result<(), SandboxError> {
+    let output = call(program, &super::spec::cleanup_arguments(id, cg), lock)?;
     match output.status.success() {
         true => Ok(()),
         false => Err(SandboxError::Sandbox { sandbox: "isolate --cleanup", message: complaint(&output) }),

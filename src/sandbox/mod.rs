@@ -27,7 +27,7 @@ mod process;
 mod run;
 mod spec;
 
-pub use boxes::{BoxRange, Boxes};
+pub use boxes::{BoxRange, Boxes, DYING};
 pub use bwrap::User;
 pub use command::{DEFAULT_PATH, ProgramFault};
 pub use copy::Copy;

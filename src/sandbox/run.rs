@@ -210,12 +210,12 @@ impl Job<'_> {
             Sandbox::Isolate { program, .. } => {
                 let record = Record::Isolate { program: program.clone(), cg: self.spec.cg(), root };
                 let options = &self.spec.options;
-                self.boxes.take(self.spec.box_id, self.range, &record, |id| {
-                    init(program, &spec::init_arguments(id, options))
+                self.boxes.take(self.spec.box_id, self.range, &record, |lock| {
+                    init(program, &spec::init_arguments(lock.id(), options), lock.file())
                 })
             }
-            Sandbox::Bwrap { .. } => self.boxes.take(None, self.range, &Record::Bwrap { root }, |id| {
-                let directory = self.boxes.make_directory(id)?;
+            Sandbox::Bwrap { .. } => self.boxes.take(None, self.range, &Record::Bwrap { root }, |lock| {
+                let directory = self.boxes.make_directory(lock.id())?;
                 let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
                 rustix::fs::chown(&directory, Some(uid), Some(gid)).at("chown", &directory)?;
                 Ok(Asked::Ready(directory))
@@ -226,7 +226,7 @@ impl Job<'_> {
     fn give_back(&self, lock: BoxLock) -> Result<(), SandboxError> {
         match self.sandbox {
             // What cannot be cleaned keeps its record, for a sweep.
-            Sandbox::Isolate { program, .. } => clean_up(program, lock.id(), self.spec.cg())?,
+            Sandbox::Isolate { program, .. } => clean_up(program, lock.id(), self.spec.cg(), lock.file())?,
             Sandbox::Bwrap { .. } => self.boxes.remove_directory(lock.id())?,
         }
         lock.release()
@@ -361,6 +361,9 @@ impl Run<'_> {
                 bind(&self.directory, root.path(), Path::new("/box"), true, false)?;
                 for (rule, at) in &dirs {
                     if let Target::Directory(outside) = &rule.target {
+                        if let Some(over) = view.unknown_above(at) {
+                            return Err(SandboxError::Hidden { at: at.clone(), over: over.to_owned() });
+                        }
                         bind(Path::new(outside), root.path(), at, rule.flags.rw, rule.flags.noexec)?;
                     }
                 }

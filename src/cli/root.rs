@@ -1,7 +1,7 @@
 //! `root`: writable roots that are there until they are removed.
 
 use std::os::unix::ffi::OsStrExt as _;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::engine::EngineChoice;
 use super::{Context, REFERENCE, output};
 use crate::overlay::{Engine, Removed, Root, RootId, State, Upper};
+use crate::sandbox::DYING;
 use crate::store::Store;
 
 /// Make and remove writable roots: directories to hand to a sandbox
@@ -73,7 +74,7 @@ struct RemoveArgs {
     json: bool,
 }
 
-/// Remove what is left of roots whose processes died, or that were still in use when they were removed
+/// Remove what is left of runs and roots whose processes died, or that were still in use when they were removed
 ///
 /// `mount` and `gc` do the same.
 #[derive(Debug, Args)]
@@ -107,6 +108,8 @@ struct RemovedJson {
 #[derive(Debug, Serialize)]
 struct SweptJson {
     removed: Vec<String>,
+    /// Boxes of runs that were killed.
+    boxes: usize,
 }
 
 pub(super) fn run(context: &Context, args: &RootArgs) -> anyhow::Result<()> {
@@ -207,10 +210,16 @@ fn remove(context: &Context, store: &Store, args: &RemoveArgs) -> anyhow::Result
 }
 
 fn sweep(context: &Context, store: &Store, args: &SweepArgs) -> anyhow::Result<()> {
+    // Boxes first: their processes have to be gone before their roots can go.
+    let boxes = context.boxes(store)?.sweep(DYING)?;
     let swept = context.roots(store)?.sweep()?;
     if args.json {
-        output::json(&SweptJson { removed: swept.removed.iter().map(ToString::to_string).collect() })?;
+        let removed = swept.removed.iter().map(ToString::to_string).collect();
+        output::json(&SweptJson { removed, boxes })?;
     } else {
+        if boxes > 0 {
+            output::line(format!("cleaned {boxes} boxes"))?;
+        }
         for id in &swept.removed {
             output::line(format!("removed {id}"))?;
         }
@@ -226,9 +235,15 @@ fn sweep(context: &Context, store: &Store, args: &SweepArgs) -> anyhow::Result<(
     }
 }
 
-/// Removes dead roots on the way of another command, which goes on whatever comes of that; how many there were. With
-/// `dry_run`, only counts them.
+/// Removes dead roots, and boxes of dead runs, on the way of another command, which goes on whatever comes of that; how
+/// many roots there were. With `dry_run`, only counts them.
 pub(super) fn sweep_beside(context: &Context, store: &Store, dry_run: bool) -> usize {
+    if !dry_run {
+        let boxes = context.boxes(store).and_then(|boxes| Ok(boxes.sweep(Duration::ZERO)?));
+        if let Err(error) = boxes {
+            tracing::warn!("boxes of dead runs are not looked for: {error:#}");
+        }
+    }
     let swept = || -> anyhow::Result<usize> {
         // Whoever has never made a root needs no place for them.
         if !context.homes(store)?.exists() {

@@ -24,6 +24,7 @@ mod engines;
 mod live;
 mod mount;
 mod pull;
+mod run;
 mod store;
 mod unpack;
 mod warm;

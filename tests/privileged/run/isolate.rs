@@ -1,0 +1,175 @@
+//! What the program gets: compilers and interpreters that work, the image's configuration, its own PATH.
+
+use serde_json::json;
+
+use super::{Entry, Runner, on_host};
+
+/// A compiler, an interpreter and a shell of a real image do their work.
+pub(super) fn real_programs_run(runner: &Runner, image: &str) {
+    let source =
+        runner.file("main.c", "#include <stdio.h>\nint main(void) { puts(\"compiled\"); return 0; }\n");
+    let (copy_in, copy_out) = (format!("{source}=src/main.c"), "src/main=compiled");
+    let mut options = vec!["--copy-in", &copy_in, "--copy-out", copy_out];
+    if runner.sandbox == "isolate" {
+        options.push("--processes");
+    }
+    runner.ok(image, &options, &["gcc", "-o", "src/main", "src/main.c"]);
+    assert_eq!(on_host(&runner.program.dir().join("compiled")).stdout, b"compiled\n");
+    let numpy = "import numpy; print(numpy.arange(10).sum())";
+    assert_eq!(runner.ok(image, &[], &["python3", "-c", numpy]), "45\n");
+    // The image's own command is its interpreter.
+    let script = runner.file("script.py", "print(6 * 7)\n");
+    assert_eq!(runner.ok(image, &["--copy-in", &script, "--stdin", "script.py"], &[]), "42\n");
+    let shell = "echo $((6 * 7)) >box.txt; read line <box.txt; echo $line; echo $0";
+    assert_eq!(runner.ok(image, &[], &["/bin/sh", "-c", shell]), "42\n/bin/sh\n");
+    runner.nothing_is_left();
+}
+
+/// The image's configuration, as the program sees it.
+pub(super) fn configuration_is_honoured(runner: &Runner) {
+    let config = json!({
+        "Env": ["PATH=/opt/tools:/bin", "FROM_IMAGE=image", "BOTH=image", "GONE=image"],
+        "WorkingDir": "/srv/work",
+        "Entrypoint": ["tool", "entry"],
+        "Cmd": ["cmd"],
+    });
+    let tool = "#!/bin/sh\necho \"$@\"; pwd; echo $FROM_IMAGE $BOTH $GONE $MORE\n";
+    let entries = [
+        Entry::Directory("srv/work", 0o755),
+        Entry::File("opt/tools/tool", tool),
+        Entry::File("opt/file", ""),
+    ];
+    let image = runner.make("configured", &entries, &config);
+    assert_eq!(runner.ok(&image, &[], &[]), "entry cmd\n/srv/work\nimage image image\n");
+    let options = ["--env", "BOTH=call", "--env", "MORE=more", "--env", "GONE=", "--chdir", "/box"];
+    assert_eq!(runner.ok(&image, &options, &["word"]), "entry word\n/box\nimage call more\n");
+    assert_eq!(runner.ok(&image, &["--entrypoint", "tool"], &[]).lines().next(), Some(""));
+    assert_eq!(runner.ok(&image, &["--entrypoint", ""], &["cat", "/etc/motd"]), "a small image\n");
+    // PATH of the caller's goes before the image's, for the search too.
+    runner.refused(&image, &["--env", "PATH=/bin"], &[], &["`tool`", "in no directory of the PATH"]);
+    runner.nothing_is_left();
+}
+
+/// Programs are those of the image.
+pub(super) fn programs_are_searched_for_in_the_image(runner: &Runner) {
+    let entries = [
+        // Absolute: outside of the image it would be something else.
+        Entry::Link("bin/linked", "/opt/real"),
+        Entry::Link("bin/nowhere", "/usr/bin/env"),
+        Entry::Link("bin/circle", "/bin/circle"),
+        Entry::File("opt/real", "#!/bin/sh\necho of the image\n"),
+        Entry::Directory("bin/directory", 0o755),
+    ];
+    let image = runner.make("programs", &entries, &json!({}));
+    assert_eq!(runner.ok(&image, &[], &["linked"]), "of the image\n");
+    assert_eq!(runner.ok(&image, &[], &["/bin/linked"]), "of the image\n");
+    let missing = "there is no such file in the image";
+    for (program, said) in [
+        ("mount", "in no directory of the PATH"),
+        ("nowhere", "in no directory of the PATH"),
+        ("directory", "in no directory of the PATH"),
+        ("/usr/bin/env", missing),
+        ("/bin/nowhere", missing),
+        ("/bin/directory", "it is a directory"),
+        ("/bin/circle", "oo many"),
+        ("/etc/motd", "it is not executable"),
+        ("./absent", missing),
+    ] {
+        runner.refused(&image, &[], &[program], &[program, said]);
+    }
+}
+
+/// Exit codes of `run`, and what it prints.
+pub(super) fn result_is_told(runner: &Runner, image: &str) {
+    let ran = runner.run(image, &[], &["sh", "-c", "echo out; echo err >&2; exit 3"]);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(1), "out\n"), "{ran:?}");
+    assert!(ran.err.contains("err\n") && ran.err.contains("Exited with error status 3"), "{ran:?}");
+
+    let verdict = runner.verdict(image, &["--meta", "meta"], &["sh", "-c", "exit 3"]);
+    assert_eq!((&verdict["status"], &verdict["exit_code"]), (&json!("RE"), &json!(3)), "{verdict}");
+    assert_eq!(verdict["sandbox"], runner.sandbox);
+    assert_eq!(verdict["image"], image);
+    assert_eq!(verdict["message"], "Exited with error status 3");
+    let id = verdict["box_id"].as_u64().unwrap();
+    assert!((runner.first_box.into()..(runner.first_box + super::BOXES).into()).contains(&id), "{verdict}");
+    let meta = runner.read("meta");
+    for line in ["status:RE", "exitcode:3", "message:Exited with error status 3"] {
+        assert!(meta.lines().any(|found| found == line), "{meta}");
+    }
+    for key in ["time:", "time-wall:", "max-rss:"] {
+        assert!(meta.lines().any(|line| line.starts_with(key)), "{meta}");
+    }
+    for key in ["time_s", "wall_time_s", "max_rss_kib", "csw_voluntary", "csw_forced"] {
+        assert!(verdict[key].is_number(), "{key}: {verdict}");
+    }
+
+    let verdict = runner.verdict(image, &[], &["sh", "-c", "kill -SEGV $$"]);
+    assert_eq!((&verdict["status"], &verdict["exit_signal"]), (&json!("SG"), &json!(11)), "{verdict}");
+    assert_eq!(verdict["message"], "Caught fatal signal 11");
+
+    let verdict = runner.verdict(image, &["--meta", "meta"], &["sh", "-c", "exit 0"]);
+    assert_eq!((&verdict["status"], &verdict["exit_code"]), (&json!("OK"), &json!(0)), "{verdict}");
+    assert_eq!((&verdict["errors"], &verdict["message"]), (&json!([]), &json!(null)), "{verdict}");
+    assert!(!runner.read("meta").contains("status:"));
+
+    // What is no result of the program's.
+    let ran = runner.run(image, &["--json", "--meta", "meta"], &["absent"]);
+    let verdict: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((ran.code, &verdict["status"]), (Some(2), &json!("XX")), "{ran:?}");
+    assert!(verdict["message"].as_str().unwrap().contains("`absent`"), "{verdict}");
+    let meta = runner.read("meta");
+    assert!(meta.starts_with("status:XX\nmessage:") && meta.contains("`absent`"), "{meta}");
+    runner.nothing_is_left();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn compiler_interpreter_and_shell_of_a_real_image_run() {
+    let (mut runner, isolates) = Runner::with_isolate(100);
+    let image = runner.pull("app");
+    for isolate in isolates {
+        runner.isolate = Some(isolate);
+        for engine in ["fuse", "overlay2"] {
+            runner.engine = engine;
+            real_programs_run(&runner, &image);
+        }
+    }
+    runner.mount.stop();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn program_has_the_images_environment_directory_and_command() {
+    let (mut runner, isolates) = Runner::with_isolate(122);
+    let image = runner.pull("small");
+    for isolate in isolates {
+        runner.isolate = Some(isolate);
+        configuration_is_honoured(&runner);
+        programs_are_searched_for_in_the_image(&runner);
+        result_is_told(&runner, &image);
+    }
+    runner.mount.stop();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn box_in_use_is_refused_and_left_alone() {
+    let (mut runner, isolates) = Runner::with_isolate(144);
+    let image = runner.pull("small");
+    for isolate in isolates {
+        runner.isolate = Some(isolate);
+        let id = "150";
+        let mut other = super::killed::start(&runner, &image, &["--box-id", id, "--json"], "busybox");
+        let output = runner.command(&image, &["--box-id", id], &["cat", "/etc/motd"]).output().unwrap();
+        let error = crate::program::failure(&output, &["run"]);
+        assert!(error.contains("box 150 is in use"), "{error}");
+        // Another box is free meanwhile.
+        assert_eq!(runner.ok(&image, &[], &["cat", "/etc/motd"]), "a small image\n");
+        other.kill().unwrap();
+        other.wait().unwrap();
+        // The killed run's box can be had again at once.
+        assert_eq!(runner.verdict(&image, &["--box-id", id], &["cat", "/etc/motd"])["box_id"], 150);
+        runner.swept();
+    }
+    runner.mount.stop();
+}

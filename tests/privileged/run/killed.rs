@@ -1,0 +1,154 @@
+//! Many runs, at once and in a row, and runs that are killed: nothing stays.
+
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::Runner;
+use crate::child::wait_until;
+
+/// Starts a run of a program that does not end, and waits until it runs.
+pub(super) fn start(runner: &Runner, image: &str, options: &[&str], name: &str) -> Child {
+    let options = [options, &["--env", super::MARK]].concat();
+    let mut command = runner.command(image, &options, &["busybox", "sleep", "1000"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the program runs", || runner.processes().iter().any(|(_, found)| found == name));
+    child
+}
+
+/// Numbers that look random and are the same each time (xorshift).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+pub(super) fn hundred_in_a_row(runner: &Runner, image: &str, options: &[&str]) {
+    let uppers = ["dir", "tmpfs:4M", "none"];
+    for number in 0..100 {
+        let options = [options, &["--upper", uppers[number % uppers.len()]]].concat();
+        let text = number.to_string();
+        let out = runner.ok(image, &options, &["busybox", "echo", &text]);
+        assert_eq!(out.trim_end(), text);
+    }
+    runner.nothing_is_left();
+}
+
+/// Sixteen at once, again and again; every other one is killed within the time that a run takes.
+pub(super) fn half_of_sixteen_killed(runner: &Runner, image: &str, options: &[&str]) {
+    let mut numbers = Numbers(0x5eed);
+    let begin = Instant::now();
+    runner.ok(image, options, &["busybox", "echo", "first"]);
+    // Sixteen share the processors.
+    let span = u64::try_from(begin.elapsed().as_micros()).unwrap() * 12;
+    for _ in 0..4 {
+        let mut kills: Vec<(Duration, usize)> =
+            (0..8).map(|index| (Duration::from_micros(numbers.below(span)), 2 * index)).collect();
+        kills.sort();
+        let begin = Instant::now();
+        let mut children: Vec<Child> = (0..16)
+            .map(|number| {
+                let text = number.to_string();
+                let mut command = runner.command(image, options, &["busybox", "echo", &text]);
+                command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+            })
+            .collect();
+        for (moment, index) in kills {
+            // The moment itself is what is tested.
+            thread::sleep((begin + moment).saturating_duration_since(Instant::now()));
+            children[index].kill().unwrap();
+        }
+        for (number, child) in children.into_iter().enumerate() {
+            let output = child.wait_with_output().unwrap();
+            if number % 2 == 1 {
+                let (out, err) =
+                    (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+                assert!(output.status.success(), "{runner:?}: {err}");
+                assert_eq!(out, format!("{number}\n"), "{runner:?}: {err}");
+            }
+        }
+    }
+    assert_eq!(runner.ok(image, options, &["busybox", "echo", "last"]), "last\n");
+    runner.swept();
+}
+
+/// A run that is told to end ends its program, and removes what it has made.
+pub(super) fn told_to_end(runner: &Runner, image: &str) {
+    for signal in ["TERM", "INT", "HUP"] {
+        let child = start(runner, image, &["--json", "--meta", "meta"], "busybox");
+        crate::images::run("kill", &[&format!("-{signal}"), &child.id().to_string()]);
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let verdict: serde_json::Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{runner:?}: {error}: {text}{said}"));
+        assert_eq!(verdict["status"], "SG", "{runner:?}: {verdict}");
+        assert_eq!(verdict["message"], "Interrupted", "{runner:?}: {verdict}");
+        assert_eq!(output.status.code(), Some(1));
+        assert!(runner.read("meta").contains("status:SG\n"));
+        runner.nothing_is_left();
+    }
+}
+
+/// A run that is killed leaves at most files, and these go with the next sweep.
+pub(super) fn killed_while_running(runner: &Runner, image: &str) {
+    for upper in ["dir", "tmpfs:4M"] {
+        let mut child = start(runner, image, &["--upper", upper], "busybox");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        wait_until("its processes are gone", || runner.processes().is_empty());
+        let mounts = runner.traces().into_iter().filter(|trace| trace.contains(" overlay "));
+        assert_eq!(mounts.collect::<Vec<_>>(), Vec::<String>::new());
+        runner.swept();
+    }
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn hundred_runs_in_a_row_leave_nothing() {
+    let (mut runner, isolates) = Runner::with_isolate(298);
+    let image = runner.pull("small");
+    for isolate in isolates {
+        let options: &[&str] = if isolate.cg { &["--cg"] } else { &[] };
+        runner.isolate = Some(isolate);
+        for engine in ["fuse", "overlay2"] {
+            runner.engine = engine;
+            hundred_in_a_row(&runner, &image, options);
+        }
+    }
+    runner.mount.stop();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn sixteen_runs_at_once_half_of_them_killed_leave_nothing() {
+    let (mut runner, isolates) = Runner::with_isolate(320);
+    let image = runner.pull("small");
+    for isolate in isolates {
+        let options: &[&str] = if isolate.cg { &["--cg"] } else { &[] };
+        runner.isolate = Some(isolate);
+        for engine in ["fuse", "overlay2"] {
+            runner.engine = engine;
+            half_of_sixteen_killed(&runner, &image, options);
+        }
+    }
+    runner.mount.stop();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn run_that_is_told_to_end_or_killed_leaves_nothing() {
+    let (mut runner, isolates) = Runner::with_isolate(342);
+    let image = runner.pull("small");
+    for isolate in isolates {
+        runner.isolate = Some(isolate);
+        told_to_end(&runner, &image);
+        killed_while_running(&runner, &image);
+    }
+    runner.mount.stop();
+}

@@ -1,0 +1,122 @@
+//! Limits: whoever breaks one has isolate's verdict, and an isolate that cannot hold one is refused.
+
+use serde_json::{Value, json};
+
+use super::{Entry, Runner};
+
+#[track_caller]
+fn assert_fields(verdict: &Value, expected: &[(&str, Value)]) {
+    for (key, value) in expected {
+        assert_eq!(&verdict[key], value, "{key} of {verdict}");
+    }
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn program_that_breaks_a_limit_has_isolates_verdict() {
+    let (mut runner, isolates) = Runner::with_isolate(166);
+    let (image, python) = (runner.pull("small"), runner.pull("python"));
+    for isolate in isolates {
+        runner.isolate = Some(isolate);
+        let timed_out = [("status", json!("TO")), ("killed", json!(true)), ("errors", json!([]))];
+        let verdict = runner.verdict(
+            &image,
+            &["--time", "0.2", "--meta", "meta"],
+            &["sh", "-c", "while :; do :; done"],
+        );
+        assert_fields(&verdict, &timed_out);
+        assert_eq!(verdict["message"], "Time limit exceeded");
+        assert!(verdict["time_s"].as_f64().unwrap() >= 0.2, "{verdict}");
+        assert!(runner.read("meta").contains("status:TO\n"));
+        let verdict = runner.verdict(&image, &["--wall-time", "0.2"], &["busybox", "sleep", "100"]);
+        assert_fields(&verdict, &timed_out);
+        assert_eq!(verdict["message"], "Time limit exceeded (wall clock)");
+
+        let big = ["-c", "x = bytearray(500 << 20)"];
+        let verdict = runner.verdict(&python, &["--mem", "200000"], &["python3", big[0], big[1]]);
+        assert_fields(&verdict, &[("status", json!("RE")), ("exit_code", json!(1))]);
+        let fill = ["busybox", "dd", "if=/dev/zero", "of=big", "bs=1024", "count=100"];
+        let verdict = runner.verdict(&image, &["--fsize", "10"], &fill);
+        assert_fields(&verdict, &[("status", json!("SG")), ("exit_signal", json!(25))]);
+        runner.verdict(&image, &["--fsize", "100"], &fill);
+        let forks = ["sh", "-c", "busybox true; busybox true"];
+        assert_eq!(runner.verdict(&image, &[], &forks)["status"], "RE");
+        assert_eq!(runner.verdict(&image, &["--processes=2"], &forks)["status"], "OK");
+        assert_eq!(runner.verdict(&image, &["--processes"], &forks)["status"], "OK");
+        assert_eq!(runner.ok(&image, &["--stack", "4096"], &["sh", "-c", "ulimit -s"]), "4096\n");
+        runner.nothing_is_left();
+    }
+    runner.mount.stop();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn control_groups_hold_where_there_are_some_and_are_refused_where_not() {
+    let (mut runner, isolates) = Runner::with_isolate(188);
+    let python = runner.pull("python");
+    let forks = "import os; os.fork(); x = bytearray(100 << 20)";
+    for isolate in isolates {
+        let cg = isolate.cg;
+        runner.isolate = Some(isolate);
+        let options = ["--cg", "--cg-mem", "50000", "--processes=5"];
+        if cg {
+            let verdict = runner.verdict(&python, &options, &["python3", "-c", forks]);
+            assert_eq!(verdict["status"], "SG", "{verdict}");
+            assert_eq!(verdict["exit_signal"], 9, "{verdict}");
+            assert!(verdict["cg_mem_kib"].as_u64().unwrap() > 40_000, "{verdict}");
+            let verdict = runner.verdict(&python, &["--cg", "--time", "5"], &["python3", "-c", "print(1)"]);
+            assert!(verdict["cg_mem_kib"].is_u64(), "{verdict}");
+            runner.nothing_is_left();
+        } else {
+            runner.refused(&python, &options, &["python3", "-c", forks], &["isolate --init", "roup"]);
+        }
+        runner.refused(&python, &["--cg-mem", "50000"], &["python3"], &["`--cg-mem` needs `--cg`"]);
+    }
+    runner.mount.stop();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn option_that_this_isolate_lacks_is_named_with_its_version() {
+    let (mut runner, isolates) = Runner::with_isolate(210);
+    let image = runner.pull("small");
+    for isolate in isolates {
+        let (is_2, version) = (isolate.is_2(), isolate.version.clone());
+        runner.isolate = Some(isolate);
+        if is_2 {
+            runner.ok(&image, &["--syscalls", "0"], &["cat", "/etc/motd"]);
+        } else {
+            let said = ["`--syscalls`", &version, "does not know it"];
+            runner.refused(&image, &["--syscalls", "0"], &["cat", "/etc/motd"], &said);
+        }
+    }
+    runner.mount.stop();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn upper_that_is_full_is_the_programs_error() {
+    let (mut runner, isolates) = Runner::with_isolate(232);
+    let image = runner.make("scratch", &[Entry::Directory("scratch", 0o1777)], &json!({}));
+    for isolate in isolates {
+        runner.isolate = Some(isolate);
+        for engine in ["fuse", "overlay2"] {
+            runner.engine = engine;
+            is_full(&runner, &image);
+        }
+    }
+    runner.mount.stop();
+}
+
+/// A program that writes more than the upper takes.
+pub(super) fn is_full(runner: &Runner, image: &str) {
+    let fill = ["busybox", "dd", "if=/dev/zero", "of=/scratch/big", "bs=4096", "count=1000"];
+    let ran = runner.run(image, &["--upper", "tmpfs:1M"], &fill);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.err.contains("No space left on device"), "{ran:?}");
+    assert_eq!(runner.verdict(image, &["--upper", "tmpfs:1M"], &fill)["status"], "RE");
+    assert_eq!(runner.verdict(image, &["--upper", "tmpfs:8M"], &fill)["status"], "OK");
+    let ran = runner.run(image, &["--upper", "none"], &fill);
+    assert!(ran.code == Some(1) && ran.err.contains("Read-only file system"), "{ran:?}");
+    runner.nothing_is_left();
+}

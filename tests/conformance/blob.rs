@@ -180,13 +180,13 @@ impl Making {
                 let fields = words.first() == Some(&"fields");
                 self.pack(size, |part| gzip(part, fields));
             }
-            "!zstd" => match option("window") {
-                Some(log) => self.pack(usize::MAX, |part| raw_zstd(part, log)),
-                None => {
-                    let size = option("frames").unwrap_or(usize::MAX);
-                    self.pack(size, |part| zstd::encode_all(part, 3).expect("compresses in memory"));
+            "!zstd" => {
+                let checksum = words.first() == Some(&"checksum");
+                match option("window") {
+                    Some(log) => self.pack(usize::MAX, |part| raw_zstd(part, log)),
+                    None => self.pack(option("frames").unwrap_or(usize::MAX), |part| zstd(part, checksum)),
                 }
-            },
+            }
             "!media" => self.media_type = Some(words[0].to_owned()),
             "!diff-id" => self.diff_id = Some(Digest::of(words[0].as_bytes())),
             "!digest" => self.digest = Some(Digest::of(words[0].as_bytes())),
@@ -233,6 +233,14 @@ fn gzip(data: &[u8], fields: bool) -> Vec<u8> {
     let length = u32::try_from(data.len()).expect("cases are small");
     bytes.extend_from_slice(&length.to_le_bytes());
     bytes
+}
+
+/// One zstd frame.
+fn zstd(data: &[u8], checksum: bool) -> Vec<u8> {
+    let mut frame = zstd::Encoder::new(Vec::new(), 3).expect("3 is a level");
+    frame.include_checksum(checksum).expect("it knows checksums");
+    frame.write_all(data).expect("compresses in memory");
+    frame.finish().expect("compresses in memory")
 }
 
 /// One zstd frame of raw blocks that asks for a window of `1 << log` bytes, whatever is in it.

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::bwrap::User;
@@ -73,10 +73,20 @@ pub(super) struct View {
 struct Mounted {
     /// Absolute, without links.
     at: PathBuf,
-    /// None where what will be there is not known.
-    what: Option<OwnedFd>,
+    what: Mount,
     /// Whether it belongs to the program's user.
     own: bool,
+}
+
+/// What the sandbox mounts at a place.
+#[derive(Debug)]
+pub(super) enum Mount {
+    /// A directory that is there already.
+    Directory(OwnedFd),
+    /// A new directory of the program's own.
+    Empty,
+    /// Something that is not known before it is there.
+    Unknown,
 }
 
 /// What is at a path.
@@ -84,19 +94,44 @@ struct Mounted {
 pub(super) enum Found {
     /// Something of the root or of a mount, at this path without links. `open` tells whether the user may search all
     /// directories on the way, and it itself where it is one.
-    There { path: PathBuf, stat: Stat, open: bool },
+    There { path: PathBuf, mode: u32, open: bool },
     /// Something that only the sandbox brings.
     Unknown,
+}
+
+/// Attributes of something in the view.
+struct Seen {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    /// Whether it will belong to the program's user.
+    own: bool,
+}
+
+impl Seen {
+    fn kind(&self) -> FileType {
+        FileType::from_raw_mode(self.mode)
+    }
+
+    /// Whether the user may go through it, a directory.
+    fn is_open_to(&self, user: User) -> bool {
+        let class = match self.own || self.uid == user.uid {
+            true => 0o100,
+            false if self.gid == user.gid => 0o010,
+            false => 0o001,
+        };
+        user.uid == 0 || self.mode & class != 0
+    }
 }
 
 impl View {
     /// A view of a root in which nothing is mounted.
     pub(super) fn new(root: OwnedFd) -> Self {
-        Self { mounts: vec![Mounted { at: PathBuf::from("/"), what: Some(root), own: false }] }
+        Self { mounts: vec![Mounted { at: PathBuf::from("/"), what: Mount::Directory(root), own: false }] }
     }
 
-    /// Mounts a directory, or something unknown.
-    pub(super) fn mount(&mut self, at: &Path, what: Option<OwnedFd>, own: bool) {
+    /// Mounts something; `own` tells whether it belongs to the program's user.
+    pub(super) fn mount(&mut self, at: &Path, what: Mount, own: bool) {
         self.mounts.retain(|mounted| mounted.at != at);
         self.mounts.push(Mounted { at: at.to_owned(), what, own });
     }
@@ -106,10 +141,15 @@ impl View {
         self.mounts.retain(|mounted| mounted.at != at || at == Path::new("/"));
     }
 
-    /// What is mounted above a path, by the sandbox itself, so that what is put there before will not be seen.
-    pub(super) fn unknown_above(&self, path: &Path) -> Option<&Path> {
+    /// What the sandbox itself mounts above a path, so that what is put there before will not be seen.
+    pub(super) fn covered_by(&self, path: &Path) -> Option<&Path> {
         let mounted = self.mounted(path.parent()?);
-        mounted.what.is_none().then_some(&*mounted.at)
+        (!matches!(mounted.what, Mount::Directory(_))).then_some(&*mounted.at)
+    }
+
+    /// Where the innermost mount at or above a path without links is.
+    pub(super) fn mountpoint(&self, path: &Path) -> &Path {
+        &self.mounted(path).at
     }
 
     /// The innermost mount at or above a path without links.
@@ -127,21 +167,21 @@ impl View {
         }
         let mut at = PathBuf::from("/");
         let mut links = 0;
-        let (mut stat, mut own) = self.look(&at)?.ok_or(Errno::NOENT)?;
-        let mut open = may_search(&stat, own, user);
+        let mut seen = self.look(&at)?.ok_or(Errno::NOENT)?;
+        let mut open = true;
         while let Some(name) = rest.pop_front() {
-            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            if seen.kind() != FileType::Directory {
                 return Err(Errno::NOTDIR);
             }
-            open &= may_search(&stat, own, user);
+            open &= seen.is_open_to(user);
             if name == ".." {
                 at.pop();
             } else {
                 at.push(&name);
             }
-            let Some((next, its_own)) = self.look(&at)? else { return Ok(Found::Unknown) };
-            (stat, own) = (next, its_own);
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            let Some(next) = self.look(&at)? else { return Ok(Found::Unknown) };
+            seen = next;
+            if seen.kind() == FileType::Symlink {
                 links += 1;
                 if links > LINKS_MAX {
                     return Err(Errno::LOOP);
@@ -153,27 +193,35 @@ impl View {
                 }
                 queue(&mut rest, &target);
                 // The directory that the walk goes on from.
-                let Some((next, its_own)) = self.look(&at)? else { return Ok(Found::Unknown) };
-                (stat, own) = (next, its_own);
+                let Some(next) = self.look(&at)? else { return Ok(Found::Unknown) };
+                seen = next;
             }
         }
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            open &= may_search(&stat, own, user);
+        if seen.kind() == FileType::Directory {
+            open &= seen.is_open_to(user);
         }
-        Ok(Found::There { path: at, stat, open })
+        Ok(Found::There { path: at, mode: seen.mode, open })
     }
 
     /// Attributes of a path without links before its last name; none where they are not known.
-    fn look(&self, path: &Path) -> Result<Option<(Stat, bool)>, Errno> {
+    fn look(&self, path: &Path) -> Result<Option<Seen>, Errno> {
         let mounted = self.mounted(path);
-        let Some(what) = &mounted.what else { return Ok(None) };
+        let what = match &mounted.what {
+            Mount::Directory(what) => what,
+            Mount::Empty if path == mounted.at => {
+                let mode = FileType::Directory.as_raw_mode() | 0o700;
+                return Ok(Some(Seen { mode, uid: 0, gid: 0, own: true }));
+            }
+            Mount::Empty => return Err(Errno::NOENT),
+            Mount::Unknown => return Ok(None),
+        };
         let stat = rustix::fs::fstat(open_in(what, below(mounted, path))?)?;
-        Ok(Some((stat, mounted.own)))
+        Ok(Some(Seen { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid, own: mounted.own }))
     }
 
     fn read_link(&self, path: &Path) -> Result<PathBuf, Errno> {
         let mounted = self.mounted(path);
-        let what = mounted.what.as_ref().ok_or(Errno::NOENT)?;
+        let Mount::Directory(what) = &mounted.what else { return Err(Errno::NOENT) };
         let target = rustix::fs::readlinkat(open_in(what, below(mounted, path))?, "", Vec::new())?;
         Ok(PathBuf::from(OsString::from_vec(target.into_bytes())))
     }
@@ -189,37 +237,39 @@ impl View {
         user: User,
     ) -> Result<PathBuf, ProgramFault> {
         if word.as_bytes().contains(&b'/') {
-            return self.check(Path::new(word), directory, user).map(|()| word.into());
+            return self.check(Path::new(word), directory, user).map(|_| word.into());
         }
         if word.is_empty() {
             return Err(ProgramFault::Missing);
         }
-        let mut fault = ProgramFault::NotInPath;
+        let (mut fault, mut perhaps) = (ProgramFault::NotInPath, None);
         for place in path.as_bytes().split(|byte| *byte == b':') {
             // An empty entry is the working directory.
             let place = if place.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(place) };
             let candidate = Path::new(place).join(word);
             match self.check(&candidate, directory, user) {
-                Ok(()) => return Ok(candidate),
+                Ok(true) => return Ok(candidate),
+                // A place that is not known may have it; one that is known to have it goes before.
+                Ok(false) => perhaps = perhaps.or(Some(candidate)),
                 Err(ProgramFault::NotExecutable) => fault = ProgramFault::NotExecutable,
                 // What is of another kind, or behind a link that leads nowhere, does not end the search.
                 Err(_) => {}
             }
         }
-        Err(fault)
+        perhaps.ok_or(fault)
     }
 
-    fn check(&self, path: &Path, directory: &Path, user: User) -> Result<(), ProgramFault> {
-        let stat = match self.resolve(path, directory, user) {
-            Ok(Found::There { stat, .. }) => stat,
-            // Whether it is there shows when it is executed.
-            Ok(Found::Unknown) => return Ok(()),
+    /// Checks that a path can be executed; false where that shows only when it is.
+    fn check(&self, path: &Path, directory: &Path, user: User) -> Result<bool, ProgramFault> {
+        let mode = match self.resolve(path, directory, user) {
+            Ok(Found::There { mode, .. }) => mode,
+            Ok(Found::Unknown) => return Ok(false),
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(ProgramFault::Missing),
             Err(errno) => return Err(ProgramFault::Path(errno)),
         };
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile if stat.st_mode & 0o111 == 0 => Err(ProgramFault::NotExecutable),
-            FileType::RegularFile => Ok(()),
+        match FileType::from_raw_mode(mode) {
+            FileType::RegularFile if mode & 0o111 == 0 => Err(ProgramFault::NotExecutable),
+            FileType::RegularFile => Ok(true),
             FileType::Directory => Err(ProgramFault::Directory),
             _ => Err(ProgramFault::Special),
         }
@@ -255,16 +305,6 @@ fn open_in(directory: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
             result => return result,
         }
     }
-}
-
-/// Whether the user may go through a directory.
-fn may_search(stat: &Stat, own: bool, user: User) -> bool {
-    let class = match own || stat.st_uid == user.uid {
-        true => 0o100,
-        false if stat.st_gid == user.gid => 0o010,
-        false => 0o001,
-    };
-    user.uid == 0 || stat.st_mode & class != 0
 }
 
 #[cfg(test)]
@@ -333,9 +373,10 @@ mod tests {
             rustix::fs::open(dir.path().join(name), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
         };
         let mut view = View::new(open("root"));
-        view.mount(Path::new("/box"), Some(open("box")), true);
-        view.mount(Path::new("/data"), Some(open("data")), false);
-        view.mount(Path::new("/proc"), None, false);
+        view.mount(Path::new("/box"), Mount::Directory(open("box")), true);
+        view.mount(Path::new("/data"), Mount::Directory(open("data")), false);
+        view.mount(Path::new("/proc"), Mount::Unknown, false);
+        view.mount(Path::new("/tmp"), Mount::Empty, true);
         (dir, view)
     }
 
@@ -357,6 +398,10 @@ mod tests {
             let fault = find(missing, path).unwrap_err();
             assert!(matches!(fault, ProgramFault::NotInPath | ProgramFault::Missing), "{missing}: {fault:?}");
         }
+        // What is not known goes behind what is; what is empty has nothing.
+        assert_eq!(find("tool", "/proc/x:/tmp:/usr/bin").as_deref(), Ok("/usr/bin/tool"));
+        assert_eq!(find("absent", "/tmp:/proc/x:/usr/bin").as_deref(), Ok("/proc/x/absent"));
+        assert_eq!(find("absent", "/tmp:/usr/bin"), Err(ProgramFault::NotInPath));
         // An empty entry is the working directory.
         assert_eq!(find("submission", "/usr/bin:").as_deref(), Ok("./submission"));
     }
@@ -387,6 +432,8 @@ mod tests {
             ("/bin/circle", ProgramFault::Path(Errno::LOOP)),
             ("/bin/directory", ProgramFault::Directory),
             ("/box", ProgramFault::Directory),
+            ("/tmp", ProgramFault::Directory),
+            ("/tmp/tool", ProgramFault::Missing),
             ("/", ProgramFault::Directory),
             ("/usr/bin/plain", ProgramFault::NotExecutable),
         ] {

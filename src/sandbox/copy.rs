@@ -82,12 +82,8 @@ pub(super) fn copy_in(
     owner: Option<(Uid, Gid)>,
 ) -> Result<(), SandboxError> {
     let source = open_source(rustix::fs::CWD, copy.host.as_os_str(), &copy.host)?;
-    let mut directory = the_box.try_clone_to_owned().at("open", &copy.name)?;
-    let mut names: Vec<&OsStr> = copy.name.iter().collect();
-    let name = names.pop().ok_or_else(|| SandboxError::CopyName(copy.name.clone().into()))?;
-    for parent in names {
-        directory = make_directory(directory.as_fd(), parent, &copy.name, owner, true)?;
-    }
+    let name = copy.name.file_name().ok_or_else(|| SandboxError::CopyName(copy.name.clone().into()))?;
+    let directory = make_directories(the_box, copy.name.parent().unwrap_or(Path::new("")), owner)?;
     Writer { owner, replace: false, depth: 0 }.copy(source, directory.as_fd(), name, &copy.name)
 }
 
@@ -148,17 +144,29 @@ fn open_found(there: &OwnedFd, shown: &Path) -> Result<Source, SandboxError> {
     Ok(Source { file: file.into(), stat })
 }
 
+/// Makes or opens a directory in the box, and those above it; what is made there belongs to `owner`, where one is given.
+pub(super) fn make_directories(
+    the_box: BorrowedFd<'_>,
+    path: &Path,
+    owner: Option<(Uid, Gid)>,
+) -> Result<OwnedFd, SandboxError> {
+    let mut directory = the_box.try_clone_to_owned().at("open", path)?;
+    for name in path {
+        directory = make_directory(directory.as_fd(), name, path, owner)?;
+    }
+    Ok(directory)
+}
+
 /// Makes or opens a directory, never through a link.
 fn make_directory(
     parent: BorrowedFd<'_>,
     name: &OsStr,
     shown: &Path,
     owner: Option<(Uid, Gid)>,
-    existing: bool,
 ) -> Result<OwnedFd, SandboxError> {
     let made = match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
         Ok(()) => true,
-        Err(Errno::EXIST) if existing => false,
+        Err(Errno::EXIST) => false,
         Err(errno) => return Err(errno).at("make", shown),
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -200,7 +208,7 @@ impl Writer {
         if self.depth == DEPTH_MAX {
             return Err(SandboxError::TooDeep { path: shown.to_owned(), limit: DEPTH_MAX });
         }
-        let target = make_directory(parent, name, shown, self.owner, true)?;
+        let target = make_directory(parent, name, shown, self.owner)?;
         self.depth += 1;
         let mut first = Ok(());
         for name in names(&source.file, shown)? {

@@ -4,17 +4,17 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, Uid};
+use rustix::fs::{FileType, Gid, MemfdFlags, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use serde::Serialize;
 
 use super::boxes::{Asked, BoxLock, Record};
 use super::bwrap::{self, BwrapRun};
-use super::command::{self, Found, View};
-use super::copy::{copy_in, copy_out};
+use super::command::{self, Found, Mount, View};
+use super::copy::{copy_in, copy_out, make_directories};
 use super::error::{At as _, SandboxError};
 use super::first::{self, Program};
 use super::installed::{clean_up, init};
@@ -24,6 +24,9 @@ use super::spec::{self, IsolateRun, Variable};
 use super::{BoxRange, Boxes, Sandbox, Spec, User};
 use crate::image::ImageConfig;
 use crate::overlay::{Lease, Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
+
+/// Where the box is in the root.
+const BOX: &str = "/box";
 
 /// A run and all that it needs.
 #[derive(Debug)]
@@ -175,9 +178,18 @@ pub fn run(job: &Job<'_>) -> Result<Outcome, SandboxError> {
     let mut afterwards = Vec::new();
     afterwards.extend(lease.release().err().map(SandboxError::from));
     afterwards.extend(job.give_back(lock).err());
-    let (report, mut copies) = ran?;
-    copies.append(&mut afterwards);
-    Ok(Outcome { report, afterwards: copies })
+    match ran {
+        Ok((report, mut copies)) => {
+            copies.append(&mut afterwards);
+            Ok(Outcome { report, afterwards: copies })
+        }
+        Err(error) => {
+            for left in afterwards {
+                tracing::warn!("what is left of the run stays for a sweep: {left}");
+            }
+            Err(error)
+        }
+    }
 }
 
 impl Job<'_> {
@@ -252,16 +264,20 @@ struct Started {
 }
 
 impl Run<'_> {
+    /// Who has what is put into the box; isolate gives it to its user itself.
+    fn owner(&self) -> Option<(Uid, Gid)> {
+        match self.job.sandbox {
+            Sandbox::Isolate { .. } => None,
+            Sandbox::Bwrap { .. } => Some((Uid::from_raw(self.user.uid), Gid::from_raw(self.user.gid))),
+        }
+    }
+
     /// Files in, the program, files out.
     fn all(&self, lease: &Lease, image: &Lower) -> Result<(Report, Vec<SandboxError>), SandboxError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let the_box = rustix::fs::open(&self.directory, flags, Mode::empty()).at("open", &self.directory)?;
-        let owner = match self.job.sandbox {
-            Sandbox::Isolate { .. } => None,
-            Sandbox::Bwrap { .. } => Some((Uid::from_raw(self.user.uid), Gid::from_raw(self.user.gid))),
-        };
         for copy in &self.job.spec.copy_in {
-            copy_in(the_box.as_fd(), copy, owner)?;
+            copy_in(the_box.as_fd(), copy, self.owner())?;
         }
         let report = self.program(lease, image, &the_box)?;
         let copied = self.job.spec.copy_out.iter().filter_map(|copy| copy_out(the_box.as_fd(), copy).err());
@@ -314,17 +330,18 @@ impl Run<'_> {
             |fd: &OwnedFd| fd.try_clone().map_err(|error| SandboxError::step("descriptor", error));
         let top = root.fd().try_clone_to_owned().map_err(|error| SandboxError::step("descriptor", error))?;
         let mut view = View::new(top);
-        for place in ["/dev", "/proc", "/tmp"] {
-            view.mount(Path::new(place), None, false);
+        for place in ["/dev", "/proc"] {
+            view.mount(Path::new(place), Mount::Unknown, false);
         }
-        view.mount(Path::new("/box"), Some(duplicate(the_box)?), true);
+        view.mount(Path::new("/tmp"), Mount::Empty, true);
+        view.mount(Path::new(BOX), Mount::Directory(duplicate(the_box)?), true);
         let mut dirs = Vec::new();
         for rule in &spec.dirs {
             if let Some(at) = self.place(root, rule, &mut view)? {
                 dirs.push((rule.clone(), at));
             }
         }
-        let directory = self.directory(root, &view)?;
+        let directory = self.directory(root, &view, the_box)?;
         let caller = || std::env::vars_os();
         let environment = spec::apply(&self.variables, spec.has(Opt::FullEnv), caller());
         let path =
@@ -358,10 +375,10 @@ impl Run<'_> {
                 Program::new(program, arguments, passed).with_stdout_to_stderr(stdout_to_stderr)
             }
             Sandbox::Bwrap { program } => {
-                bind(&self.directory, root.path(), Path::new("/box"), true, false)?;
+                bind(&self.directory, root.path(), Path::new(BOX), true, false)?;
                 for (rule, at) in &dirs {
                     if let Target::Directory(outside) = &rule.target {
-                        if let Some(over) = view.unknown_above(at) {
+                        if let Some(over) = view.covered_by(at) {
                             return Err(SandboxError::Hidden { at: at.clone(), over: over.to_owned() });
                         }
                         bind(Path::new(outside), root.path(), at, rule.flags.rw, rule.flags.noexec)?;
@@ -415,48 +432,85 @@ impl Run<'_> {
             Target::Directory(outside) if Path::new(outside).is_absolute() => {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
                 match rustix::fs::open(Path::new(outside), flags, Mode::empty()) {
-                    Ok(directory) => Some(directory),
+                    Ok(directory) => Mount::Directory(directory),
                     Err(Errno::NOENT | Errno::NOTDIR) if rule.flags.maybe => return Ok(None),
                     Err(errno) => return Err(errno).at("directory", Path::new(outside)),
                 }
             }
-            Target::Directory(_) | Target::Filesystem(_) | Target::Temporary => None,
+            Target::Temporary => Mount::Empty,
+            Target::Filesystem(kind) if kind == "tmpfs" => Mount::Empty,
+            Target::Directory(_) | Target::Filesystem(_) => Mount::Unknown,
         };
         let at = absolute(root.directory(Path::new(&rule.inside))?);
-        view.mount(&at, what, false);
+        let own = rule.target == Target::Temporary;
+        view.mount(&at, what, own);
         Ok(Some(at))
     }
 
     /// Where the program starts: as the caller says, else the image, where its user gets there.
-    fn directory(&self, root: &PrivateRoot, view: &View) -> Result<PathBuf, SandboxError> {
-        let the_box = Path::new("/box");
+    fn directory(&self, root: &PrivateRoot, view: &View, the_box: &OwnedFd) -> Result<PathBuf, SandboxError> {
         if let Some(directory) = &self.job.spec.chdir {
-            return Ok(the_box.join(directory));
+            let wanted = Path::new(BOX).join(directory);
+            // Who may enter it is the sandbox's to say.
+            return match view.resolve(&wanted, Path::new("/"), self.user) {
+                Ok(Found::There { mode, .. }) if !is_directory(mode) => Err(Errno::NOTDIR),
+                Ok(_) => Ok(wanted.clone()),
+                Err(errno) => Err(errno),
+            }
+            .at("working directory", &wanted);
         }
         if self.job.config.working_dir.is_empty() {
-            return Ok(the_box.to_owned());
+            return Ok(BOX.into());
         }
         let wanted = Path::new("/").join(&self.job.config.working_dir);
         let left_out = |why: &str| {
             tracing::info!("the image's working directory {} is left out: {why}", wanted.display());
-            Ok(the_box.to_owned())
+            Ok(BOX.into())
         };
         match view.resolve(&wanted, Path::new("/"), self.user) {
             Ok(Found::Unknown) => Ok(wanted),
-            Ok(Found::There { path, stat, open }) => {
-                match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
-                    rustix::fs::FileType::Directory if open => Ok(path),
-                    rustix::fs::FileType::Directory => left_out("the program's user may not enter it"),
-                    _ => Err(Errno::NOTDIR).at("working directory", &wanted),
-                }
+            Ok(Found::There { mode, .. }) if !is_directory(mode) => {
+                Err(Errno::NOTDIR).at("working directory", &wanted)
             }
-            Err(Errno::NOENT) if self.job.spec.upper == Upper::None => {
-                left_out("it is missing, and the root is read-only")
-            }
-            Err(Errno::NOENT) => Ok(Path::new("/").join(root.directory(&wanted)?)),
+            Ok(Found::There { path, open: true, .. }) => Ok(path),
+            Ok(Found::There { .. }) => left_out("the program's user may not enter it"),
+            Err(Errno::NOENT) => match self.make_directory(root, view, the_box, &wanted)? {
+                Some(made) => Ok(made),
+                None => left_out("it is missing, and cannot be made there"),
+            },
             Err(errno) => Err(errno).at("working directory", &wanted),
         }
     }
+
+    /// Makes a directory that is missing, in the root or in the box; none where it would be in something else, or where
+    /// the root is read-only.
+    fn make_directory(
+        &self,
+        root: &PrivateRoot,
+        view: &View,
+        the_box: &OwnedFd,
+        wanted: &Path,
+    ) -> Result<Option<PathBuf>, SandboxError> {
+        let plain = wanted.components().all(|part| part != Component::ParentDir);
+        let made = match view.mountpoint(wanted) {
+            at if plain && at != Path::new("/") => wanted.to_owned(),
+            _ if self.job.spec.upper == Upper::None => return Ok(None),
+            // Links may lead it to where something will be mounted.
+            _ => Path::new("/").join(root.directory(wanted)?),
+        };
+        match view.mountpoint(&made) {
+            at if at == Path::new("/") => Ok(Some(made)),
+            at if at == Path::new(BOX) => {
+                make_directories(the_box.as_fd(), made.strip_prefix(BOX).unwrap_or(&made), self.owner())?;
+                Ok(Some(made))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+fn is_directory(mode: u32) -> bool {
+    FileType::from_raw_mode(mode) == FileType::Directory
 }
 
 /// Binds a directory of the host into the root, in the mount namespace of this process.

@@ -15,7 +15,7 @@ use crate::image::ManifestDigest;
 use crate::overlay::{Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
 use crate::pipeline;
 use crate::sandbox::User;
-use crate::sandbox::command::{DEFAULT_PATH, View};
+use crate::sandbox::command::{DEFAULT_PATH, Mount, View};
 use crate::sandbox::isolate::{Call, DirRule, IsolateError, Opt, Target, components};
 use crate::store::Store;
 
@@ -219,7 +219,7 @@ fn program(root: &PrivateRoot, plan: &Plan, further: &[DirRule], environment: &[
     let mut view = View::new(root.fd().try_clone_to_owned().ok()?);
     for rule in plan.standard(root.path()).iter().chain(further) {
         let at: PathBuf = std::iter::once(OsStr::new("/")).chain(components(&rule.inside)).collect();
-        view.mount(&at, None, false);
+        view.mount(&at, Mount::Unknown, false);
     }
     let path = plan.search_path(environment).unwrap_or_else(|| DEFAULT_PATH.into());
     // The box's user is known to isolate alone, and is nobody in any image.

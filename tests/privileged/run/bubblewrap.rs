@@ -17,6 +17,7 @@ fn bubblewrap_runs_programs_of_real_images() {
         isolate::real_programs_run(&runner, &image);
     }
     isolate::configuration_is_honoured(&runner);
+    isolate::program_starts_where_it_can_be(&runner);
     isolate::programs_are_searched_for_in_the_image(&runner);
     let small = runner.pull("small");
     isolate::result_is_told(&runner, &small);

@@ -47,6 +47,41 @@ pub(super) fn configuration_is_honoured(runner: &Runner) {
     assert_eq!(runner.ok(&image, &["--entrypoint", ""], &["cat", "/etc/motd"]), "a small image\n");
     // PATH of the caller's goes before the image's, for the search too.
     runner.refused(&image, &["--env", "PATH=/bin"], &[], &["`tool`", "in no directory of the PATH"]);
+    // What the sandbox mounts has nothing of the image's, and hides nothing behind it.
+    assert_eq!(
+        runner.ok(&image, &["--env", "PATH=/tmp:/proc/no:/bin", "--entrypoint", ""], &["cat", "/etc/motd"]),
+        "a small image\n"
+    );
+    runner.nothing_is_left();
+}
+
+/// The program starts in the image's directory, made where that can be, and else in the box.
+pub(super) fn program_starts_where_it_can_be(runner: &Runner) {
+    for (wanted, found, read_only) in [
+        ("/made/new", "/made/new", "/box"),
+        ("/box/new", "/box/new", "/box/new"),
+        ("made", "/made", "/box"),
+        ("/tmp", "/tmp", "/tmp"),
+        // Behind what the sandbox mounts there.
+        ("/tmp/new", "/box", "/box"),
+        ("/link/new", "/box", "/box"),
+        ("/private", "/box", "/box"),
+    ] {
+        let entries = [Entry::Directory("private", 0o700), Entry::Link("link", "/tmp")];
+        let name = format!("starts{}", wanted.replace('/', "-"));
+        let image = runner.make(&name, &entries, &json!({ "WorkingDir": wanted }));
+        assert_eq!(runner.ok(&image, &[], &["sh", "-c", "pwd"]), format!("{found}\n"), "{wanted}");
+        let pwd = runner.ok(&image, &["--upper", "none"], &["sh", "-c", "pwd"]);
+        assert_eq!(pwd, format!("{read_only}\n"), "{wanted}");
+        if found.starts_with("/box") {
+            runner.ok(&image, &[], &["sh", "-c", "echo >written"]);
+        }
+    }
+    let image = runner.make("starts", &[], &json!({}));
+    let said = ["working directory /box/nowhere: No such file"];
+    runner.refused(&image, &["--chdir", "nowhere"], &["cat", "/etc/motd"], &said);
+    runner.refused(&image, &["--chdir", "/etc/motd"], &["cat"], &["/etc/motd: Not a directory"]);
+    assert_eq!(runner.ok(&image, &["--chdir", "/etc"], &["cat", "motd"]), "a small image\n");
     runner.nothing_is_left();
 }
 
@@ -145,6 +180,7 @@ fn program_has_the_images_environment_directory_and_command() {
     for isolate in isolates {
         runner.isolate = Some(isolate);
         configuration_is_honoured(&runner);
+        program_starts_where_it_can_be(&runner);
         programs_are_searched_for_in_the_image(&runner);
         result_is_told(&runner, &image);
     }

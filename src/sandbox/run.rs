@@ -163,7 +163,7 @@ pub fn run(job: &Job<'_>) -> Result<Outcome, SandboxError> {
     }
     let variables = spec::environment(job.config, &job.spec.env)?;
     let signals = HeldSignals::hold().map_err(|error| SandboxError::step("signals", error))?;
-    job.boxes.sweep(Duration::ZERO)?;
+    sweep(job)?;
     let lease = job.roots.lease_for(&job.spec.upper, job.image)?;
     let user = job.user_of_image();
     let (lock, directory) = match job.take_box(&lease, user) {
@@ -190,6 +190,16 @@ pub fn run(job: &Job<'_>) -> Result<Outcome, SandboxError> {
             Err(error)
         }
     }
+}
+
+/// Removes what killed runs have left. That a root cannot be removed is no matter of this run.
+fn sweep(job: &Job<'_>) -> Result<(), SandboxError> {
+    // Boxes first: they tell which processes may have roots still.
+    job.boxes.sweep(Duration::ZERO)?;
+    for (id, error) in job.roots.sweep()?.failed {
+        tracing::warn!("root {id} is dead and cannot be removed: {error}");
+    }
+    Ok(())
 }
 
 impl Job<'_> {

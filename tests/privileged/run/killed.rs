@@ -95,7 +95,7 @@ pub(super) fn told_to_end(runner: &Runner, image: &str) {
     }
 }
 
-/// A run that is killed leaves at most files, and these go with the next sweep.
+/// A run that is killed leaves at most files, and these go with the next run.
 pub(super) fn killed_while_running(runner: &Runner, image: &str) {
     for upper in ["dir", "tmpfs:4M"] {
         let mut child = start(runner, image, &["--upper", upper], "busybox");
@@ -104,7 +104,11 @@ pub(super) fn killed_while_running(runner: &Runner, image: &str) {
         wait_until("its processes are gone", || runner.processes().is_empty());
         let mounts = runner.traces().into_iter().filter(|trace| trace.contains(" overlay "));
         assert_eq!(mounts.collect::<Vec<_>>(), Vec::<String>::new());
-        runner.swept();
+        // The kernel may take some moments more to let go of the root.
+        wait_until("the next run has removed what was left", || {
+            assert_eq!(runner.ok(image, &[], &["busybox", "echo", "next"]), "next\n");
+            runner.traces().is_empty()
+        });
     }
 }
 

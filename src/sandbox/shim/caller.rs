@@ -30,9 +30,10 @@ pub struct Caller {
     umask: Option<rustix::fs::Mode>,
 }
 
-/// Limits that could end this process, or keep it from making files, in the middle of its work.
-const LIFTED: [(Resource, u64); 3] =
-    [(Resource::Fsize, u64::MAX), (Resource::Nofile, 1024), (Resource::Nproc, u64::MAX)];
+/// Limits that could end this process, or keep it from making files, in the middle of its work: what is wanted, and what
+/// it cannot do without.
+const LIFTED: [(Resource, u64, u64); 3] =
+    [(Resource::Fsize, u64::MAX, 1 << 20), (Resource::Nofile, 1024, 128), (Resource::Nproc, u64::MAX, 0)];
 
 impl Caller {
     /// Looks at the identities of this process.
@@ -64,20 +65,24 @@ impl Caller {
         if !rustix::process::geteuid().is_root() {
             return Err(ShimError::Unprivileged);
         }
-        for (resource, least) in LIFTED {
+        for (resource, wanted, least) in LIFTED {
             let old = rustix::process::getrlimit(resource);
-            let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= least);
+            let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= wanted);
             if enough(old.current) && enough(old.maximum) {
                 continue;
             }
-            let value = (least != u64::MAX).then_some(least);
+            let value = (wanted != u64::MAX).then_some(wanted);
             let maximum = if enough(old.maximum) { old.maximum } else { value };
             let lifted = Rlimit { current: value, maximum };
-            // Without the right to raise them (in a container), as far as they go: what does not fit then is an error later.
+            // Without the right to raise them (in a container), as far as they go. With less than is needed, the guardian
+            // could not remove what has been made.
             let half = Rlimit { current: old.maximum, maximum: old.maximum };
             rustix::process::setrlimit(resource, lifted)
-                .or_else(|_| rustix::process::setrlimit(resource, half))
-                .map_err(failed("set limits"))?;
+                .or_else(|error| match old.maximum {
+                    Some(maximum) if maximum < least => Err(error),
+                    _ => rustix::process::setrlimit(resource, half),
+                })
+                .map_err(failed("limits of the caller are too low, and cannot be lifted"))?;
             self.restored.push((resource, old));
         }
         self.umask = Some(rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022)));

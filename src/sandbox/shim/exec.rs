@@ -196,12 +196,19 @@ fn place(root: &PrivateRoot, plan: &Plan, rules: Vec<DirRule>) -> Result<Vec<Dir
         let wanted = inside(&rule);
         let above = mounted.iter().filter(|(named, _)| wanted.starts_with(named));
         let above = above.max_by_key(|(named, _)| named.components().count());
-        let found = match above {
+        let found: PathBuf = match above {
             // The mount point is in what another rule binds there: as with isolate alone, it has to be there already.
             Some((named, at)) => at.join(wanted.strip_prefix(named).unwrap_or(&wanted)),
-            None => root.directory(&wanted)?,
+            None => {
+                let found: PathBuf = components(root.directory(&wanted)?.as_os_str()).collect();
+                // A link of the image leads to where isolate will have mounted something by then, `/proc` with its magic
+                // links or a directory of the host: the path would mean something else, and isolate makes what is missing.
+                if let Some((named, _)) = mounted.iter().find(|(_, at)| found.starts_with(at)) {
+                    return Err(ShimError::Covered(wanted, named.clone()));
+                }
+                found
+            }
         };
-        let found: PathBuf = components(found.as_os_str()).collect();
         if found.as_os_str().is_empty() {
             return Err(ShimError::OverRoot(wanted));
         }

@@ -101,10 +101,9 @@ fn guard(roots: &Roots, lease: Lease, watch: &Watch, ward: &OwnedFd, tell: &Owne
     sweep(roots)
 }
 
-/// Removes what others left who could not, on this way.
+/// Removes what others left who were killed before they had a guardian.
 fn sweep(roots: &Roots) -> io::Result<()> {
-    let _ = roots;
-    Ok(())
+    roots.sweep().map(drop).map_err(io::Error::other)
 }
 
 /// Becomes a process that has nothing of its caller's, and that the caller cannot reach.

@@ -64,6 +64,9 @@ pub enum ShimError {
     /// A rule's place leads to the root itself.
     #[error("directory rule for {0}: in the image this is the root")]
     OverRoot(PathBuf),
+    /// A rule's place leads to what another rule mounts.
+    #[error("directory rule for {0}: in the image this leads into {1}, where something else is mounted")]
+    Covered(PathBuf, PathBuf),
     /// There is no isolate to become.
     #[error("there is no isolate at {}", list(.0))]
     NoIsolate(Vec<PathBuf>),

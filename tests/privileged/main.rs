@@ -25,6 +25,7 @@ mod live;
 mod mount;
 mod pull;
 mod run;
+mod shim;
 mod store;
 mod unpack;
 mod warm;

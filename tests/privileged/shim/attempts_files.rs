@@ -1,0 +1,360 @@
+//! What a hostile caller of the set-uid program may try: paths and races.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::attempts::{WHO, compiled, program};
+use super::host::{CALLER, Host, SandboxBox, failed, said, succeeded, tar};
+
+fn arguments(rule: &str) -> Vec<String> {
+    [&format!("--dir=.={rule}"), "--run", "--", "x"].map(str::to_owned).to_vec()
+}
+
+/// A file that only root may read or write.
+fn secret(host: &Host) -> PathBuf {
+    let path = host.program.dir().join("secret");
+    fs::write(&path, "secret\n").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+#[test]
+fn image_path_that_climbs_is_refused() {
+    let host = Host::with_script("exit 9");
+    let mount = host.program.dir().join("images");
+    let mount = mount.display();
+    for climbing in ["..", "../own", "x/../../../etc", "lab/..", "./../own"] {
+        let message = host.fails(&mut host.isolate(), &arguments(&format!("{mount}/{climbing}")));
+        assert!(message.contains("`..` in a path of the mount"), "{message}");
+    }
+    for climbing in ["../own", "lab/../../own:1", "..", "x/.."] {
+        let named = [&format!("--env=RCX_IMAGEFS_IMAGE={climbing}"), "--run", "--", "x"].map(str::to_owned);
+        let message = host.fails(&mut host.isolate(), &named);
+        assert!(message.contains("not of the form"), "{message}");
+    }
+    // A link of the image that leads out of it.
+    for inside in ["etc/../../..", "proc/self/root", "."] {
+        host.fails(&mut host.isolate(), &arguments(&format!("{}/x/{inside}", host.image)));
+    }
+}
+
+#[test]
+fn link_of_an_image_is_not_followed_out_of_the_mount() {
+    let out = tar(|tar| {
+        for (name, target) in [("out", "/"), ("up", "../../../../../../.."), ("own", "/tmp")] {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_size(0);
+            tar.append_link(&mut header, name, target).unwrap();
+        }
+    });
+    let host = Host::with_script_and("exit 9", &out);
+    for name in ["out", "up", "own", "out/etc", "up/etc", "etc", "bin"] {
+        let message = host.fails(&mut host.isolate(), &arguments(&format!("{}/{name}", host.image)));
+        assert!(message.contains("not an image"), "{name}: {message}");
+    }
+}
+
+#[test]
+fn meta_file_is_written_with_the_callers_rights_only() {
+    let host = Host::with_script("exit 9");
+    let secret = secret(&host);
+    let link = host.own.join("link");
+    symlink(&secret, &link).unwrap();
+    let closed = host.program.dir().join("closed");
+    fs::create_dir(&closed).unwrap();
+    let dangling = host.own.join("dangling");
+    symlink(closed.join("new"), &dangling).unwrap();
+    for meta in
+        [&secret, &link, &closed.join("new"), &dangling, &host.run_dir().join("x"), &host.homes().join("x")]
+    {
+        let mut command = host.isolate();
+        command.arg(format!("--meta={}", meta.display())).args(arguments(&format!("{}x", host.image)));
+        let message = failed(&command.output().unwrap());
+        assert!(message.contains("meta file") && message.contains("ermission denied"), "{message}");
+    }
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "secret\n");
+    assert_eq!(fs::read_dir(closed).unwrap().count(), 0);
+    // What is the caller's is written, through a link too.
+    let own = host.own.join("own-meta");
+    fs::write(&own, "old\n").unwrap();
+    chown(&own, Some(CALLER), None).unwrap();
+    symlink(&own, host.own.join("to-own")).unwrap();
+    let mut command = host.isolate();
+    command.arg(format!("--meta={}", host.own.join("to-own").display()));
+    failed(&command.args(arguments(&format!("{}x", host.image))).output().unwrap());
+    assert!(fs::read_to_string(own).unwrap().starts_with("status:XX\n"));
+    host.is_clean();
+}
+
+#[test]
+fn link_that_is_swapped_meanwhile_leads_nowhere() {
+    let host = Host::with_script("printf '%s\\n' \"$@\"; id -u");
+    let secret = secret(&host);
+    let (own, link, spare) = (host.own.join("file"), host.own.join("link"), host.own.join("spare"));
+    fs::write(&own, "").unwrap();
+    chown(&own, Some(CALLER), None).unwrap();
+    symlink(&own, &link).unwrap();
+    let rule = host.own.join("rule");
+    symlink(&host.image, &rule).unwrap();
+    let swap = |link: &Path, to: &Path| {
+        let _ = fs::remove_file(&spare);
+        symlink(to, &spare).unwrap();
+        fs::rename(&spare, link).unwrap();
+    };
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                swap(&link, &secret);
+                swap(&rule, Path::new("/root"));
+                swap(&link, &own);
+                swap(&rule, Path::new(&host.image));
+            }
+        });
+        let mut told = 0;
+        for _ in 0..60 {
+            let mut command = host.isolate();
+            command.arg(format!("--meta={}", link.display())).args(arguments(&format!("{}x", host.image)));
+            let output = command.output().unwrap();
+            told += usize::from(!said(&output).contains("meta file"));
+            assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+            // A rule that leads into the mount by a link is not for this program, wherever it leads at last.
+            let given = arguments(rule.to_str().unwrap());
+            let output = host.isolate().args(&given).output().unwrap();
+            assert_eq!(succeeded(&output), format!("{}\n{CALLER}\n", given.join("\n")));
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(told > 0, "the caller's own file was never met");
+    });
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "secret\n");
+    assert!(fs::read_to_string(&own).unwrap().starts_with("status:XX\n"));
+    host.is_clean();
+}
+
+#[test]
+fn mount_points_are_made_in_the_image_wherever_its_links_lead() {
+    // Not in `/tmp`, which is another one in the box.
+    let scratch = tempfile::tempdir_in("/var/tmp").unwrap();
+    let target = scratch.path().join("target");
+    fs::create_dir(&target).unwrap();
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o777)).unwrap();
+    let text = target.to_str().unwrap().to_owned();
+    let layer = tar(|tar| {
+        let links = [
+            ("absolute", text.clone()),
+            ("climbing", format!("../../../../../../../..{text}")),
+            ("loop", "loop".to_owned()),
+            // Mounted over by isolate, so that what the link leads to now is not what it will lead to.
+            ("magic", "/proc/self/root/etc".to_owned()),
+            ("covered", "/dev".to_owned()),
+        ];
+        for (name, to) in links {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_size(0);
+            tar.append_link(&mut header, name, to).unwrap();
+        }
+    });
+    let host = Host::with_script_and("printf '%s\\n' \"$@\" | grep from", &layer);
+    for name in ["absolute", "climbing"] {
+        let mut command = host.isolate();
+        command.args([&format!("--dir={name}/made=/from:rw")]).args(arguments(&host.image));
+        let out = succeeded(&command.output().unwrap());
+        assert_eq!(out, format!("--dir=.{text}/made=/from:rw\n"), "{name}");
+    }
+    for name in ["loop/x", "magic/x", "covered/x", "etc/motd", "etc/motd/x"] {
+        let given = [vec![format!("--dir={name}=/from")], arguments(&host.image)].concat();
+        let message = host.fails(&mut host.isolate(), &given);
+        assert!(message.contains(name.split("/x").next().unwrap()), "{message}");
+    }
+    host.is_clean();
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 0, "something was made on the host");
+    assert!(!Path::new("/etc/x").exists());
+}
+
+#[test]
+fn rule_that_climbs_is_refused() {
+    let host = Host::with_script("exit 9");
+    for rule in [
+        "../x=/tmp",
+        "a/../../x=/tmp",
+        "..=/tmp",
+        "tmp/..=/etc",
+        "./..=/tmp",
+        "x/..:tmp",
+        "/../x=/tmp",
+        "a/..=/",
+    ] {
+        let given = [vec![format!("--dir={rule}")], arguments(&host.image)].concat();
+        let message = host.fails(&mut host.isolate(), &given);
+        assert!(message.contains("not a path in the box"), "{rule}: {message}");
+    }
+    for rule in ["=/tmp", "/=/tmp", "a=/tmp:suid", "a=proc:fs:tmp"] {
+        let given = [vec![format!("--dir={rule}")], arguments(&host.image)].concat();
+        host.fails(&mut host.isolate(), &given);
+    }
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn rule_for_what_only_root_may_see_makes_no_difference_to_isolate() {
+    let host = Host::new();
+    let sandbox = SandboxBox::new(&host.isolate);
+    let closed = host.program.dir().join("closed");
+    fs::create_dir_all(closed.join("below")).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+    // Whether it is there cannot be found out by `maybe`.
+    let told = ["below", "nothing"].map(|name| {
+        let rule = format!("--dir=x={}:maybe", closed.join(name).display());
+        host.run(&sandbox, &[&rule], "ls -d /x 2>&1; true")
+    });
+    assert_eq!(told[0], told[1]);
+    host.is_clean();
+}
+
+#[test]
+fn namespace_of_the_callers_own_gives_no_rights() {
+    let host = Host::with_script(WHO);
+    // Root of a user namespace can put what it likes over the configuration and the mount, and is nobody outside of it.
+    let (etc, images) = (host.own.join("etc"), host.program.dir().join("images"));
+    fs::create_dir(&etc).unwrap();
+    let mark = host.own.join("called");
+    program(
+        &host.own.join("evil"),
+        &format!("cat {} > {} 2>&1; id -u", host.program.dir().join("secret").display(), mark.display()),
+    );
+    fs::write(host.program.dir().join("secret"), "secret").unwrap();
+    fs::set_permissions(host.program.dir().join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(etc.join("config.toml"), format!("[isolate]\npath = '{}'\n", host.own.join("evil").display()))
+        .unwrap();
+    let script = format!(
+        "mount --bind {} /etc/rcx-imagefs && mount --bind {} {} && exec \"$0\" --dir=.={}/x --run -- x",
+        etc.display(),
+        host.own.display(),
+        images.display(),
+        images.display()
+    );
+    let mut command = host.by(CALLER, "unshare");
+    let output = command
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
+        .arg(&host.shim)
+        .output()
+        .unwrap();
+    let told = fs::read_to_string(&mark).unwrap_or_default();
+    // Where users may make such namespaces at all, what it names is called, with no more than the caller's own rights.
+    let refused = !output.status.success() && told.is_empty();
+    assert!(refused || told.contains("Permission denied"), "{told}: {}", said(&output));
+    host.is_clean();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn programs_and_devices_of_the_image_give_no_rights() {
+    let scratch = tempfile::tempdir().unwrap();
+    let source = "#include <stdio.h>\n#include <unistd.h>\nint main(void) { printf(\"%d\\n\", (int)geteuid()); return 0; }\n";
+    let who = fs::read(compiled(scratch.path(), "who", source, &["-static"])).unwrap();
+    let layer = tar(|tar| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(who.len() as u64);
+        header.set_mode(0o6755);
+        tar.append_data(&mut header, "bin/rights", &*who).unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Char);
+        header.set_device_major(1).unwrap();
+        header.set_device_minor(5).unwrap();
+        header.set_size(0);
+        header.set_mode(0o666);
+        tar.append_data(&mut header, "nodes/zero", std::io::empty()).unwrap();
+    });
+    for isolate in super::host::isolates() {
+        let host = Host::with(isolate.clone(), &layer);
+        let sandbox = SandboxBox::new(&isolate);
+        let uid = (60_000 + sandbox.id).to_string();
+        let script = "stat -c '%a %F %t' /bin/rights /nodes/zero; rights; head -c1 /nodes/zero >/dev/null 2>&1; echo $?; \
+            head -c1 /dev/zero >/dev/null; echo $?";
+        for flags in ["rw:dev", "dev"] {
+            let rule = format!("--dir=.={}:{flags}", host.image);
+            let out = host.run(&sandbox, &[&rule], script);
+            assert_eq!(
+                out,
+                format!("6755 regular file 0\n666 character special file 1\n{uid}\n1\n0\n"),
+                "{flags}"
+            );
+        }
+        // Where nothing holds it back, the program does gain rights.
+        let free = host.program.dir().join("who");
+        fs::write(&free, &who).unwrap();
+        fs::set_permissions(&free, fs::Permissions::from_mode(0o4755)).unwrap();
+        assert_eq!(succeeded(&host.by(CALLER, &free).output().unwrap()), "0\n");
+        let in_mount = Path::new(&host.image).join("bin/rights");
+        assert_eq!(succeeded(&host.by(CALLER, in_mount).output().unwrap()), format!("{CALLER}\n"));
+        host.is_clean();
+    }
+}
+
+#[test]
+fn mountpoint_that_is_not_the_mount_is_refused() {
+    let host = Host::with_script("exit 9");
+    // As it would be after the daemon has gone, were the mountpoint the caller's.
+    let fake = host.own.join("images");
+    fs::create_dir_all(fake.join("lab/x@sha256-00/etc")).unwrap();
+    host.configure(&format!("mountpoint = '{}'\n", fake.display()));
+    let arguments =
+        [format!("--dir=.={}/lab/x@sha256-00", fake.display()), "--run".into(), "--".into(), "x".into()];
+    let message = host.fails(&mut host.isolate(), &arguments);
+    assert!(message.contains(fake.to_str().unwrap()), "{message}");
+    // Nor is a directory in the mount one, or a link to the mount's inside.
+    let inside = host.mount.as_ref().unwrap().path(host.image.rsplit_once('/').unwrap().0);
+    host.configure(&format!("mountpoint = '{}'\n", inside.display()));
+    let rule = format!("--dir=.={}", host.image);
+    host.fails(&mut host.isolate(), &[rule, "--run".into(), "--".into(), "x".into()]);
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn hostile_working_directories_do_no_harm() {
+    let host = Host::new();
+    let sandbox = SandboxBox::new(&host.isolate);
+    let arguments = host.run_arguments(&sandbox, &[], "cat /etc/motd; pwd; cd ..; pwd");
+    for enter in [
+        "mkdir gone && cd gone && rmdir ../gone",
+        "mkdir closed && cd closed && chmod 0 .",
+        &format!("cd {}/etc", host.image),
+        "cd /proc/self/fd",
+        "cd /",
+        "umask 777",
+    ] {
+        let mut command = host.shell(&format!("{enter}; exec \"$0\" \"$@\""));
+        let output = command.args(&arguments).output().unwrap();
+        assert_eq!(succeeded(&output), "a small image\n/box\n/\n", "{enter}: {}", said(&output));
+        host.is_clean();
+    }
+}
+
+#[test]
+fn configuration_that_others_can_write_is_refused() {
+    let host = Host::with_script(WHO);
+    let (file, dir) = (host.config(), host.config().parent().unwrap().to_owned());
+    let refused = |why: &str| {
+        let message = host.fails(&mut host.isolate(), &["--run".into(), "--".into(), "x".into()]);
+        assert!(message.contains("not to be trusted") && message.contains(why), "{message}");
+    };
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    for (path, sound) in [(&file, 0o644), (&dir, 0o755)] {
+        for spoiled in [sound | 0o002, sound | 0o020] {
+            mode(path, spoiled);
+            refused("others than root can write it");
+        }
+        mode(path, sound);
+        chown(path, Some(CALLER), None).unwrap();
+        refused("it does not belong to root");
+        chown(path, Some(0), None).unwrap();
+    }
+    assert_eq!(succeeded(&host.isolate().output().unwrap()), super::attempts::caller_without_rights());
+    // The same for the isolate that it names.
+    mode(&host.isolate.path, 0o777);
+    refused("others than root can write it");
+}

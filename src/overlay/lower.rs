@@ -38,6 +38,8 @@ struct Directory {
 const COPY: &str = "image";
 /// What fstatfs(2) says of every FUSE (linux/magic.h).
 const FUSE: u32 = 0x6573_5546;
+/// How often a name is looked up that others' renames disturb.
+const TRIES: usize = 1000;
 /// For opening a directory as a layer.
 pub(super) const AS_LAYER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -71,7 +73,11 @@ impl Lower {
             Err(errno) => return Err(OverlayError::io("stat", mountpoint, errno)),
         }
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
-        let fd = match rustix::fs::openat2(&mount, name, AS_LAYER, Mode::empty(), resolve) {
+        let open = || rustix::fs::openat2(&mount, name, AS_LAYER, Mode::empty(), resolve);
+        // Where something is renamed or mounted meanwhile, anywhere, the kernel cannot tell whether a `..` climbed
+        // (openat2(2)). Who renames all the time does not hold this up for ever.
+        let opened = (0..TRIES).map(|_| open()).find(|opened| !matches!(opened, Err(Errno::AGAIN)));
+        let fd = match opened.unwrap_or(Err(Errno::AGAIN)) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Err(OverlayError::NoImage { name: named(), mountpoint: mounted() }),
             Err(errno @ (Errno::NOTCONN | Errno::CONNABORTED)) => return Err(dead(errno)),

@@ -26,6 +26,7 @@ mod installed;
 mod process;
 mod run;
 mod spec;
+mod verdict;
 
 pub use boxes::{BoxRange, Boxes, DYING};
 pub use bwrap::User;
@@ -33,5 +34,6 @@ pub use command::{DEFAULT_PATH, ProgramFault};
 pub use copy::Copy;
 pub use error::SandboxError;
 pub use installed::{Sandbox, SandboxKind, find_isolate};
-pub use run::{Job, Outcome, Report, Status, Verdict, run};
+pub use run::{Job, Outcome, run};
 pub use spec::Spec;
+pub use verdict::{Report, Status, Verdict};

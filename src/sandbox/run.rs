@@ -2,14 +2,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::io::{Read as _, Seek as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{FileType, Gid, MemfdFlags, Mode, OFlags, Uid};
 use rustix::io::Errno;
-use serde::Serialize;
 
 use super::boxes::{Asked, BoxLock, Record};
 use super::bwrap::{self, BwrapRun};
@@ -18,9 +17,10 @@ use super::copy::{copy_in, copy_out, make_directories};
 use super::error::{At as _, SandboxError};
 use super::first::{self, Program};
 use super::installed::{clean_up, init};
-use super::isolate::{DirRule, Meta, Opt, Target};
+use super::isolate::{DirRule, Opt, Target};
 use super::process::{HeldSignals, Place};
 use super::spec::{self, IsolateRun, Variable};
+use super::verdict::{Report, by_bubblewrap, by_isolate};
 use super::{BoxRange, Boxes, Sandbox, Spec, User};
 use crate::image::ImageConfig;
 use crate::overlay::{Lease, Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
@@ -47,87 +47,6 @@ pub struct Job<'a> {
     pub sandbox: &'a Sandbox,
     /// Who the program is under bubblewrap, unless the image says.
     pub user: User,
-}
-
-/// How a run ended: what isolate says in its meta file, or the same of a run under bubblewrap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub enum Status {
-    /// It exited with 0.
-    #[serde(rename = "OK")]
-    Ok,
-    /// It exited with something else.
-    #[serde(rename = "RE")]
-    RuntimeError,
-    /// A signal killed it.
-    #[serde(rename = "SG")]
-    Signal,
-    /// It took too long.
-    #[serde(rename = "TO")]
-    TimedOut,
-    /// The sandbox failed.
-    #[serde(rename = "XX")]
-    Internal,
-}
-
-/// What is known of a run's end. What the sandbox does not tell is none.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Verdict {
-    /// In a word.
-    pub status: Status,
-    /// Of the program.
-    pub exit_code: Option<i32>,
-    /// That ended the program.
-    pub exit_signal: Option<i32>,
-    /// Processor time, in seconds.
-    pub time_s: Option<f64>,
-    /// In seconds.
-    pub wall_time_s: Option<f64>,
-    /// The largest resident set of one process.
-    pub max_rss_kib: Option<u64>,
-    /// Memory of the whole control group.
-    pub cg_mem_kib: Option<u64>,
-    /// Whether the kernel killed it for want of memory in its group.
-    pub cg_oom_killed: bool,
-    /// Times that it waited for something.
-    pub csw_voluntary: Option<u64>,
-    /// Times that others were let go first.
-    pub csw_forced: Option<u64>,
-    /// Whether the sandbox killed it.
-    pub killed: bool,
-    /// For people.
-    pub message: Option<String>,
-}
-
-impl Verdict {
-    /// That there was no run.
-    #[must_use]
-    pub fn internal(message: String) -> Self {
-        Self {
-            status: Status::Internal,
-            exit_code: None,
-            exit_signal: None,
-            time_s: None,
-            wall_time_s: None,
-            max_rss_kib: None,
-            cg_mem_kib: None,
-            cg_oom_killed: false,
-            csw_voluntary: None,
-            csw_forced: None,
-            killed: false,
-            message: Some(message),
-        }
-    }
-}
-
-/// A verdict and the lines of isolate's meta file that say the same.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Report {
-    /// The verdict.
-    pub verdict: Verdict,
-    /// The meta file.
-    pub meta: Vec<u8>,
-    /// The box that the program was in.
-    pub box_id: u32,
 }
 
 /// What came of a run that took place.
@@ -536,118 +455,4 @@ fn bind(outside: &Path, root: &Path, at: &Path, writable: bool, noexec: bool) ->
     }
     rustix::mount::mount_bind(outside, &target).at("bind", outside)?;
     rustix::mount::mount_remount(&target, MountFlags::BIND | flags, c"").at("bind", outside)
-}
-
-/// The verdict of a run under isolate, from its meta file and how it ended.
-fn by_isolate(ended: &first::Finished, told: Vec<u8>) -> Result<Report, SandboxError> {
-    let failed = |message: String| Err(SandboxError::Sandbox { sandbox: "isolate", message });
-    let meta = Meta::parse(&told);
-    let code = match (ended.process.code(), ended.process.signal()) {
-        (Some(code @ (0 | 1)), _) => code,
-        (Some(code), _) => {
-            let message = meta.value("message").map(str::to_owned);
-            return failed(
-                message.unwrap_or_else(|| format!("it ended with exit code {code} and no message")),
-            );
-        }
-        // It had not begun to listen to signals yet.
-        (None, Some(signal)) if ended.told_to_end => return Err(SandboxError::Interrupted(signal)),
-        (None, signal) => return failed(format!("signal {} killed it", signal.unwrap_or(0))),
-    };
-    let number = |key: &str| meta.value(key).and_then(|text| text.parse::<u64>().ok());
-    let seconds = |key: &str| meta.value(key).and_then(|text| text.parse::<f64>().ok());
-    let small = |key: &str| meta.value(key).and_then(|text| text.parse::<i32>().ok());
-    let status = match meta.value("status") {
-        None if code == 0 => Status::Ok,
-        Some("RE") => Status::RuntimeError,
-        Some("SG") => Status::Signal,
-        Some("TO") => Status::TimedOut,
-        other => return failed(format!("its meta file says `{}`", other.unwrap_or_default())),
-    };
-    let verdict = Verdict {
-        status,
-        exit_code: small("exitcode"),
-        exit_signal: small("exitsig"),
-        time_s: seconds("time"),
-        wall_time_s: seconds("time-wall"),
-        max_rss_kib: number("max-rss"),
-        cg_mem_kib: number("cg-mem"),
-        cg_oom_killed: meta.value("cg-oom-killed").is_some(),
-        csw_voluntary: number("csw-voluntary"),
-        csw_forced: number("csw-forced"),
-        killed: meta.value("killed").is_some(),
-        message: meta.value("message").map(str::to_owned),
-    };
-    Ok(Report { verdict, meta: told, box_id: 0 })
-}
-
-/// The verdict of a run under bubblewrap, from what the kernel counted.
-fn by_bubblewrap(ended: &first::Finished, told: &[u8]) -> Result<Report, SandboxError> {
-    let process = ended.process;
-    let (exit_code, exit_signal) = match (bwrap::exit_code(told), process.signal()) {
-        // As a shell does, it tells of a signal by a code beyond 128.
-        (Some(code @ 129..=192), _) => (None, Some(code - 128)),
-        (Some(code), _) => (Some(code), None),
-        (None, Some(signal)) if ended.told_to_end => (None, Some(signal)),
-        (None, Some(signal)) => {
-            let message = format!("signal {signal} killed it");
-            return Err(SandboxError::Sandbox { sandbox: "bwrap", message });
-        }
-        (None, None) => {
-            let message = "the sandbox could not be set up; what it said is above".to_owned();
-            return Err(SandboxError::Sandbox { sandbox: "bwrap", message });
-        }
-    };
-    let (status, message) = match (exit_code, exit_signal) {
-        (Some(0), _) => (Status::Ok, None),
-        (Some(code), _) => (Status::RuntimeError, Some(format!("Exited with error status {code}"))),
-        (None, _) if ended.told_to_end => (Status::Signal, Some("Interrupted".to_owned())),
-        (None, signal) => (Status::Signal, Some(format!("Caught fatal signal {}", signal.unwrap_or(0)))),
-    };
-    #[expect(clippy::cast_precision_loss, reason = "times of runs are far below 2^52 microseconds")]
-    let seconds = |microseconds: u64| (microseconds / 1000) as f64 / 1000.0;
-    let verdict = Verdict {
-        status,
-        exit_code,
-        exit_signal,
-        time_s: Some(seconds(process.cpu_us)),
-        wall_time_s: Some(seconds(ended.wall_us)),
-        max_rss_kib: Some(process.max_rss_kib),
-        cg_mem_kib: None,
-        cg_oom_killed: false,
-        csw_voluntary: Some(process.switches_voluntary),
-        csw_forced: Some(process.switches_forced),
-        killed: ended.told_to_end,
-        message,
-    };
-    let mut meta = Vec::new();
-    write_meta(&verdict, &mut meta).map_err(|error| SandboxError::step("verdict", error))?;
-    Ok(Report { verdict, meta, box_id: 0 })
-}
-
-/// Writes a verdict in the words of isolate's meta file.
-fn write_meta(verdict: &Verdict, meta: &mut Vec<u8>) -> io::Result<()> {
-    if verdict.killed {
-        writeln!(meta, "killed:1")?;
-    }
-    writeln!(meta, "time:{:.3}", verdict.time_s.unwrap_or(0.0))?;
-    writeln!(meta, "time-wall:{:.3}", verdict.wall_time_s.unwrap_or(0.0))?;
-    writeln!(meta, "max-rss:{}", verdict.max_rss_kib.unwrap_or(0))?;
-    writeln!(meta, "csw-voluntary:{}", verdict.csw_voluntary.unwrap_or(0))?;
-    writeln!(meta, "csw-forced:{}", verdict.csw_forced.unwrap_or(0))?;
-    if let Some(code) = verdict.exit_code {
-        writeln!(meta, "exitcode:{code}")?;
-    }
-    if let Some(signal) = verdict.exit_signal {
-        writeln!(meta, "exitsig:{signal}")?;
-    }
-    match verdict.status {
-        Status::RuntimeError => writeln!(meta, "status:RE")?,
-        Status::Signal => writeln!(meta, "status:SG")?,
-        Status::Ok | Status::TimedOut | Status::Internal => {}
-    }
-    if let Some(message) = &verdict.message {
-        writeln!(meta, "message:{message}")?;
-    }
-    Ok(())
 }

@@ -122,11 +122,16 @@ impl Homes {
                 Err(Errno::NOENT) => continue,
                 Err(errno) => return Err(OverlayError::io("open", &path(), errno)),
             };
-            // Only a sweep can have it, and only to remove it.
+            // A sweep can have it, to remove it; or another maker, whose directory this is, made after a sweep removed ours.
             rustix::io::retry_on_intr(|| rustix::fs::flock(&fd, FlockOperation::LockExclusive))
                 .at("lock", &path())?;
-            if self.is_linked(id, &fd)? {
-                return Ok(Some(Home { fd }));
+            let home = Home { fd };
+            if self.is_linked(id, &home.fd)? {
+                if home.is_empty().at("list", &path())? {
+                    return Ok(Some(home));
+                }
+                home.unlock();
+                return Ok(None);
             }
         }
     }
@@ -201,6 +206,15 @@ impl Homes {
 }
 
 impl Home {
+    fn is_empty(&self) -> Result<bool, Errno> {
+        for entry in rustix::fs::Dir::read_from(&self.fd)? {
+            if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Lets go at once, although a child process that is between fork and exec may have a copy of the descriptor.
     pub(super) fn unlock(self) {
         let _ = rustix::fs::flock(&self.fd, FlockOperation::Unlock);

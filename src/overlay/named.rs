@@ -44,11 +44,19 @@ impl Places {
 
     /// Whether something is mounted under a root's name. Asks no daemon.
     pub(super) fn is_mounted(&self, id: &RootId) -> Result<bool, OverlayError> {
+        Ok(self.mounted(id)?.is_some())
+    }
+
+    /// The device of what is mounted under a root's name, if anything is.
+    fn mounted(&self, id: &RootId) -> Result<Option<(u32, u32)>, OverlayError> {
         let path = self.named_root(id);
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW;
         match rustix::fs::statx(rustix::fs::CWD, &path, flags, StatxFlags::TYPE) {
-            Ok(stat) => Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
-            Err(Errno::NOENT) => Ok(false),
+            Ok(stat) => {
+                let mounted = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+                Ok(mounted.then_some((stat.stx_dev_major, stat.stx_dev_minor)))
+            }
+            Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(OverlayError::io("stat", &path, errno)),
         }
     }
@@ -162,14 +170,14 @@ impl Roots {
     fn take_down(&self, id: &RootId, home: Option<&Home>, force: bool) -> Result<Removed, OverlayError> {
         let places = &*self.places;
         let path = places.named_root(id);
-        let in_use = || {
-            let by = processes::user(&id.source()).ok().flatten();
+        let in_use = |device| {
+            let by = processes::user(&id.source(), device).ok().flatten();
             OverlayError::InUse { id: id.clone(), by }
         };
         let watch = Watch::new().at("watch", &path)?;
         let mut watched = false;
-        while places.is_mounted(id)? {
-            if !force && let error @ OverlayError::InUse { by: Some(_), .. } = in_use() {
+        while let Some(device) = places.mounted(id)? {
+            if !force && let error @ OverlayError::InUse { by: Some(_), .. } = in_use(device) {
                 return Err(error);
             }
             let flags = lower::AS_LAYER | OFlags::NOFOLLOW;
@@ -180,7 +188,7 @@ impl Roots {
             match mount::unmount(&path, force) {
                 // EINVAL: another process was faster.
                 Ok(()) | Err(Errno::INVAL) => {}
-                Err(Errno::BUSY) => return Err(in_use()),
+                Err(Errno::BUSY) => return Err(in_use(device)),
                 Err(errno) => return Err(mount::refused(&id.source(), "umount2", None, errno)),
             }
         }

@@ -26,17 +26,20 @@ pub fn holders(source: &str) -> io::Result<Vec<Pid>> {
     Ok(all()?.into_iter().filter(holds).collect())
 }
 
-/// One process that works in the overlay with this source, in whatever namespace, and its program: one that has its root,
-/// its current directory, its program or an open file there.
-pub(super) fn user(source: &str) -> io::Result<Option<(Pid, String)>> {
+/// One process that works in the overlay with this source and device, in whatever namespace, and its program: one that has
+/// its root, its current directory, its program or an open file there. The source alone would not do: another store may
+/// have a root of the same name.
+pub(super) fn user(source: &str, device: (u32, u32)) -> io::Result<Option<(Pid, String)>> {
     let mark = format!(" - overlay {source} ");
+    let device = format!("{}:{}", device.0, device.1);
     let pids = all()?;
     // A mount's number is the same for everybody who sees it, and nobody else's.
     let mut mounts = HashSet::new();
     for pid in &pids {
         let table = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
         let table = String::from_utf8_lossy(&table);
-        let ours = table.lines().filter(|line| line.contains(&mark));
+        let of_device = |line: &&str| line.split(' ').nth(2) == Some(&device);
+        let ours = table.lines().filter(|line| line.contains(&mark)).filter(of_device);
         mounts.extend(ours.filter_map(|line| line.split(' ').next()?.parse::<u64>().ok()));
     }
     if mounts.is_empty() {

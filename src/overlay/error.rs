@@ -20,7 +20,7 @@ pub enum OverlayError {
     )]
     Id(String),
     /// Not a way to show an image.
-    #[error("engine `{0}`: known is `fuse`")]
+    #[error("engine `{0}`: known are `fuse`, `overlay2` and `unpack`")]
     Engine(String),
     /// Not an upper layer that a root can have.
     #[error("upper `{text}`: {why}")]

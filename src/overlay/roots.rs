@@ -52,11 +52,11 @@ impl Roots {
     ///
     /// They cannot be made, or the path of the run directory has a `:` or `,`.
     pub fn open(homes: &Path, run_dir: &Path) -> Result<Self, OverlayError> {
+        // Before it is made, and once more where its links lead.
+        check_separators(&std::path::absolute(run_dir).at("make absolute", run_dir)?)?;
         std::fs::create_dir_all(run_dir).at("make", run_dir)?;
         let run_dir = run_dir.canonicalize().at("find", run_dir)?;
-        if let Some(character) = run_dir.to_string_lossy().chars().find(|one| matches!(one, ':' | ',')) {
-            return Err(OverlayError::Separator { path: run_dir, character });
-        }
+        check_separators(&run_dir)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let run = rustix::fs::open(&run_dir, flags, Mode::empty()).at("open", &run_dir)?;
         for name in [PRIVATE, NAMED] {
@@ -87,5 +87,12 @@ impl Roots {
     /// As [`Roots::lease`].
     pub fn lease_for(&self, upper: &Upper, image: &Lower) -> Result<Lease, OverlayError> {
         Lease::new(&self.places, upper, image.is_to_copy())
+    }
+}
+
+fn check_separators(run_dir: &Path) -> Result<(), OverlayError> {
+    match run_dir.to_string_lossy().chars().find(|one| matches!(one, ':' | ',')) {
+        Some(character) => Err(OverlayError::Separator { path: run_dir.to_owned(), character }),
+        None => Ok(()),
     }
 }

@@ -85,7 +85,7 @@ fn three_engines_show_the_same_sparse_files() {
 }
 
 /// An image of layers that are tar archives; its reference in `program`.
-fn image_of(program: &Program, layers: &[Vec<u8>]) -> String {
+pub(crate) fn image_of(program: &Program, layers: &[Vec<u8>]) -> String {
     let images = Images::make(&["small"]);
     let layout = images.layout().copy_of("small");
     for layer in layers {

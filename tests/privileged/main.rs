@@ -24,6 +24,7 @@ mod engines;
 mod live;
 mod mount;
 mod pull;
+mod root;
 mod run;
 mod shim;
 mod store;

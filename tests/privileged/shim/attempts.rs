@@ -332,7 +332,7 @@ fn limits_of_the_caller_are_isolates_again() {
     let host = Host::with_script("ulimit -n; ulimit -Hn; ulimit -f; umask; grep dumpable /proc/$$/status");
     for image in [String::new(), format!("--dir=.={}", host.image)] {
         let limits =
-            ["--nofile=40:200", "--fsize=512000:1024000", "--", "sh", "-c", "umask 013; exec \"$0\" \"$@\""];
+            ["--nofile=40:200", "--fsize=512000:2048000", "--", "sh", "-c", "umask 013; exec \"$0\" \"$@\""];
         let mut command = host.by(CALLER, "prlimit");
         command.args(limits).arg(&host.shim).args(["--run", "--", "x"].iter().copied());
         if !image.is_empty() {

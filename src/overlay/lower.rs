@@ -74,10 +74,7 @@ impl Lower {
         }
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         let open = || rustix::fs::openat2(&mount, name, AS_LAYER, Mode::empty(), resolve);
-        // Where something is renamed or mounted meanwhile, anywhere, the kernel cannot tell whether a `..` climbed
-        // (openat2(2)). Who renames all the time does not hold this up for ever.
-        let opened = (0..TRIES).map(|_| open()).find(|opened| !matches!(opened, Err(Errno::AGAIN)));
-        let fd = match opened.unwrap_or(Err(Errno::AGAIN)) {
+        let fd = match undisturbed(open) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Err(OverlayError::NoImage { name: named(), mountpoint: mounted() }),
             Err(errno @ (Errno::NOTCONN | Errno::CONNABORTED)) => return Err(dead(errno)),
@@ -186,6 +183,13 @@ impl Lower {
     pub(super) fn reopen(&self) -> Result<Vec<OwnedFd>, OverlayError> {
         self.directories.iter().map(|one| reopen(&one.path, one.fd.as_fd())).collect()
     }
+}
+
+/// Looks a path up by openat2(2) that may have `..` in it. Where something is renamed or mounted meanwhile, anywhere, the kernel
+/// cannot tell whether such a path climbed, and gives up. Who renames all the time does not hold this up for ever.
+pub(super) fn undisturbed(open: impl Fn() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
+    let mut tries = (0..TRIES).map(|_| open()).skip_while(|opened| matches!(opened, Err(Errno::AGAIN)));
+    tries.next().unwrap_or(Err(Errno::AGAIN))
 }
 
 /// Opens a directory by its path, which has to be the same directory still.

@@ -93,7 +93,7 @@ impl PrivateRoot {
 
     fn open(&self, path: &Path) -> Result<OwnedFd, Errno> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(self.fd(), path, lower::AS_LAYER, Mode::empty(), resolve)
+        lower::undisturbed(|| rustix::fs::openat2(self.fd(), path, lower::AS_LAYER, Mode::empty(), resolve))
     }
 
     /// Where a directory of the root is in it.

@@ -140,7 +140,7 @@ fn without_an_image_everything_is_done_as_the_caller() {
 fn other_commands_are_refused() {
     let host = Host::with_script("printf 'isolate %s\\n' \"$1\"");
     let copy = host.program.dir().join("bin/rcx-imagefs");
-    fs::copy(&host.shim, &copy).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_rcx-imagefs"), &copy).unwrap();
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o4755)).unwrap();
     let store = host.program.store().to_str().unwrap();
     for arguments in [
@@ -157,10 +157,10 @@ fn other_commands_are_refused() {
         let output = host.isolate().args(&arguments).output().unwrap();
         assert_eq!(succeeded(&output), format!("isolate {}\n", arguments[0]));
     }
-    // The caller chooses the name under which a program is called.
+    // The caller chooses the name under which a program is called. That of the stand-in alone makes no difference.
     for name in ["rcx-imagefs", "", "isolate/", "/isolate/.."] {
         let mut command = host.by(CALLER, "bash");
-        command.args(["-c", "exec -a \"$0\" \"$@\"", name]).arg(&host.shim).arg("gc");
+        command.args(["-c", "exec -a \"$0\" \"$@\"", name]).arg(&copy).arg("gc");
         let output = command.output().unwrap();
         match name {
             "isolate/" => assert_eq!(succeeded(&output), "isolate gc\n"),
@@ -170,7 +170,7 @@ fn other_commands_are_refused() {
     let none =
         "#include <unistd.h>\nint main(int c, char **v) { char *n[] = {0}; return execve(v[1], n, n); }\n";
     let none = compiled(&host.own, "none", none, &[]);
-    failed(&host.by(CALLER, none).arg(&host.shim).output().unwrap());
+    failed(&host.by(CALLER, none).arg(&copy).output().unwrap());
 }
 
 #[test]

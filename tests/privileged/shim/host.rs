@@ -194,7 +194,7 @@ impl Host {
         let (bin, own) = (program.dir().join("bin"), program.dir().join("own"));
         let shim = bin.join("isolate");
         fs::create_dir(bin).unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_rcx-imagefs"), &shim).unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_rcx-imagefs-isolate"), &shim).unwrap();
         fs::set_permissions(&shim, fs::Permissions::from_mode(0o4755)).unwrap();
         fs::create_dir(&own).unwrap();
         chown(&own, Some(CALLER), Some(CALLER)).unwrap();

@@ -1,0 +1,150 @@
+//! What a root costs a run, without the start of a program of ours: isolate alone, and isolate in a root that is made before
+//! and dropped after it, in turn. `cargo bench --bench roots -- RUNS STORE RUN-DIR ISOLATE BOX < LINES`, each line
+//! `NAME<tab>MOUNTPOINT<tab>IMAGE<tab>UPPER<tab>PROGRAM`, or `NAME<tab>PROGRAM` for isolate alone; `scripts/bench-roots`
+//! calls it. Prints NAME, median, first and third quartile in milliseconds, tab-separated.
+
+use std::io::Read as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rcx_imagefs::overlay::{Lower, Roots, Upper, enter_private_namespace};
+
+/// Rounds before those that count.
+const WARM_UP: usize = 5;
+
+type Failure = Box<dyn std::error::Error>;
+
+/// What is measured.
+struct Case {
+    name: String,
+    /// None for isolate alone.
+    image: Option<(Arc<Lower>, Upper)>,
+    program: Vec<String>,
+    milliseconds: Vec<f64>,
+}
+
+impl Case {
+    fn parse(line: &str) -> Result<Self, Failure> {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let (image, program) = match fields[1..] {
+            [program] => (None, program),
+            [mountpoint, image, upper, program] => {
+                let lower = Lower::in_mount(Path::new(mountpoint), Path::new(image))?;
+                (Some((Arc::new(lower), upper.parse()?)), program)
+            }
+            _ => return Err(format!("`{line}` is neither of both forms").into()),
+        };
+        let program = program.split(' ').map(str::to_owned).collect();
+        Ok(Self { name: fields[0].to_owned(), image, program, milliseconds: Vec::new() })
+    }
+
+    fn quantile(&self, share: f64) -> f64 {
+        let mut sorted = self.milliseconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let at = (share * (sorted.len() - 1) as f64).round() as usize;
+        sorted[at]
+    }
+}
+
+struct Bench {
+    roots: Roots,
+    root: String,
+    isolate: String,
+    box_id: String,
+}
+
+impl Bench {
+    fn command(&self, rules: &[String], case: &Case) -> Command {
+        let mut command = Command::new(&self.isolate);
+        command.arg(format!("--box-id={}", self.box_id)).arg("--silent").args(rules);
+        command.arg("--run").arg("--").args(&case.program);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    }
+
+    /// Milliseconds of one run.
+    fn run(&self, case: &Case) -> Result<f64, Failure> {
+        let begin = Instant::now();
+        let status = match &case.image {
+            None => self.command(&[], case).status()?,
+            Some((image, upper)) => {
+                let lease = Arc::new(self.roots.lease(upper)?);
+                let status = self.run_in_root(case, image, &lease, *upper)?;
+                Arc::into_inner(lease).ok_or("the lease has another owner")?.release()?;
+                status
+            }
+        };
+        let elapsed = begin.elapsed().as_secs_f64() * 1e3;
+        if status.success() { Ok(elapsed) } else { Err(format!("{}: {status}", case.name).into()) }
+    }
+
+    fn run_in_root(
+        &self,
+        case: &Case,
+        image: &Arc<Lower>,
+        lease: &Arc<rcx_imagefs::overlay::Lease>,
+        upper: Upper,
+    ) -> Result<std::process::ExitStatus, Failure> {
+        let rw = if upper == Upper::None { "" } else { ":rw" };
+        let root = format!("--dir=.={}{rw}", self.root);
+        let rules = [
+            "--no-default-dirs",
+            &root,
+            "--dir=./box=./box:rw",
+            "--dir=./dev=/dev:dev",
+            "--dir=./proc=proc:fs",
+        ];
+        let mut command = self.command(&rules.map(str::to_owned), case);
+        let (image, lease) = (Arc::clone(image), Arc::clone(lease));
+        let make = move || -> std::io::Result<()> {
+            enter_private_namespace().map_err(std::io::Error::other)?;
+            // Its descriptor is closed by exec.
+            std::mem::forget(lease.mount(&image).map_err(std::io::Error::other)?);
+            Ok(())
+        };
+        // SAFETY: this process has one thread, so nothing that the child needs is locked or half changed.
+        #[expect(unsafe_code, reason = "what is measured happens between fork and exec")]
+        let spawned = unsafe { command.pre_exec(make) }.spawn();
+        Ok(spawned?.wait()?)
+    }
+}
+
+fn measure(arguments: &[String]) -> Result<(), Failure> {
+    let [runs, store, run_dir, isolate, box_id] = arguments else { return Ok(()) };
+    let runs: usize = runs.parse()?;
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text)?;
+    let mut cases: Vec<Case> = text.lines().map(Case::parse).collect::<Result<_, _>>()?;
+    let roots = Roots::open(&Path::new(store).join("rcx-imagefs/roots"), Path::new(run_dir))?;
+    let root = Path::new(run_dir).canonicalize()?.join("root").display().to_string();
+    let bench = Bench { roots, root, isolate: isolate.clone(), box_id: box_id.clone() };
+    for round in 0..WARM_UP + runs.max(1) {
+        for case in &mut cases {
+            let milliseconds = bench.run(case)?;
+            if round >= WARM_UP {
+                case.milliseconds.push(milliseconds);
+            }
+        }
+    }
+    for case in &cases {
+        let quantile = |share| case.quantile(share);
+        println!("{}\t{:.3}\t{:.3}\t{:.3}", case.name, quantile(0.5), quantile(0.25), quantile(0.75));
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    // cargo adds `--bench`.
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    match measure(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -10,10 +10,13 @@ use rustix::io::Errno;
 /// Directories open at once. What lies deeper is moved to the top of the tree and removed from there, so that neither
 /// descriptors nor memory grow with the depth.
 const OPEN_MAX: usize = 32;
-/// How often a directory is read again because something was put into it after it had been listed.
-const PASSES_MAX: u32 = 32;
-/// How many directories are moved to the top before the tree counts as one that grows faster than it goes.
-const MOVES_MAX: u32 = 1 << 24;
+/// How many directories are read again because something was put into them after they had been listed: in all, since one
+/// below the other they would multiply.
+const REREADS_MAX: u32 = 64;
+/// A tree has no more names than its filesystem has files, but for hard links, of which this many are allowed for.
+const NAMES_BEYOND_FILES: u64 = 1 << 15;
+/// Names of a tree on a filesystem that does not count its files.
+const NAMES_UNCOUNTED: u64 = 1 << 26;
 /// Attributes that keep a file from being removed, even by root (FS_IOC_SETFLAGS(2const)).
 const KEPT: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
 
@@ -23,20 +26,32 @@ const OPEN: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLO
 ///
 /// Follows no link and enters no other mount. What bars the way is cleared: permissions, and the attributes immutable and
 /// append-only. Takes bounded memory and descriptors for a tree of any depth and size. Ends, too, when a program writes into
-/// the tree meanwhile. Something that is not there is removed already.
+/// the tree meanwhile, with an error when that is as fast as removing. Something that is not there is removed already.
 ///
 /// # Errors
 ///
-/// The first thing that could not be removed; as much as possible of the rest is.
+/// The first thing that could not be removed; as much as possible of the rest is. Calling again goes on where this ended.
 pub fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     let name = CString::new(name.as_encoded_bytes())?;
     // Most trees are directories; trying that first saves a call.
     let Some(top) = remove_entry(parent, &name, FileType::Directory)? else { return Ok(()) };
-    let mut walk = Walk { parent, levels: vec![Level::new(top, name)?], moves: 0, first: None };
+    let names = names_at_most(&top)?;
+    let levels = vec![Level::new(top, name)?];
+    let mut walk = Walk { parent, levels, moves: 0, names, rereads: REREADS_MAX, first: None };
     while !walk.levels.is_empty() {
         walk.step();
     }
     walk.first.map_or(Ok(()), |errno| Err(errno.into()))
+}
+
+/// How many names a tree on the filesystem of `top` can have had when its removal began. A program that makes files as fast as
+/// they are removed is noticed by there being more; in memory, one pass over a directory sees new names for ever.
+fn names_at_most(top: &OwnedFd) -> Result<u64, Errno> {
+    let stat = rustix::fs::fstatfs(top)?;
+    Ok(match stat.f_files {
+        0 => NAMES_UNCOUNTED,
+        all => all.saturating_sub(stat.f_ffree).saturating_add(NAMES_BEYOND_FILES),
+    })
 }
 
 /// One open directory on the way down.
@@ -44,7 +59,6 @@ struct Level {
     directory: Dir,
     /// Its name in the level above.
     name: CString,
-    passes: u32,
     /// Something in it cannot be removed.
     refused: bool,
     /// Something was put into it by this walk, so that it has to be read again.
@@ -53,7 +67,7 @@ struct Level {
 
 impl Level {
     fn new(fd: OwnedFd, name: CString) -> Result<Self, Errno> {
-        Ok(Self { directory: Dir::new(fd)?, name, passes: 0, refused: false, filled: false })
+        Ok(Self { directory: Dir::new(fd)?, name, refused: false, filled: false })
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -65,7 +79,12 @@ struct Walk<'fd> {
     parent: BorrowedFd<'fd>,
     /// From the top of the tree down, each in the one before it.
     levels: Vec<Level>,
-    moves: u32,
+    /// Directories that were moved to the top.
+    moves: u64,
+    /// Names that may still be seen.
+    names: u64,
+    /// Directories that may still be read again.
+    rereads: u32,
     first: Option<Errno>,
 }
 
@@ -77,6 +96,11 @@ impl Walk<'_> {
             Some(Ok(entry)) => {
                 let name = entry.file_name();
                 if name != c"." && name != c".." {
+                    let Some(names) = self.names.checked_sub(1) else {
+                        self.refuse(Errno::NOTEMPTY);
+                        return self.ascend();
+                    };
+                    self.names = names;
                     let found = remove_entry(deepest.fd(), name, entry.file_type());
                     let done = found.and_then(|inner| match inner {
                         Some(inner) => self.descend(inner, name),
@@ -112,7 +136,7 @@ impl Walk<'_> {
         drop(inner);
         let from = self.levels.last().expect("at least OPEN_MAX").fd();
         let top = self.levels.first().expect("at least OPEN_MAX").fd();
-        while self.moves < MOVES_MAX {
+        loop {
             let to = format!(".deep-{}", self.moves);
             self.moves += 1;
             let moved = unbarred(from, name, || rustix::fs::renameat(from, name, top, &to));
@@ -127,7 +151,6 @@ impl Walk<'_> {
                 Err(errno) => return Err(errno),
             }
         }
-        Err(Errno::NOTEMPTY)
     }
 
     /// Removes the deepest directory, which has been read to its end.
@@ -143,9 +166,9 @@ impl Walk<'_> {
         };
         match removed {
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(Errno::NOTEMPTY | Errno::EXIST) if again && level.passes < PASSES_MAX => {
+            Err(Errno::NOTEMPTY | Errno::EXIST) if again && (level.filled || self.rereads > 0) => {
                 if !std::mem::take(&mut level.filled) {
-                    level.passes += 1;
+                    self.rereads -= 1;
                 }
                 level.directory.rewind();
                 self.levels.push(level);

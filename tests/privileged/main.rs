@@ -24,6 +24,7 @@ mod engines;
 mod live;
 mod mount;
 mod pull;
+mod remove;
 mod root;
 mod run;
 mod shim;

@@ -341,7 +341,7 @@ fn execute(context: &Context, args: &RunArgs, known: &mut Known) -> anyhow::Resu
     known.image = Some(name);
     let image = read_config(&store, &read_manifest(&store, &found.image.digest)?)?;
     let kind = args.sandbox.map_or_else(|| config.sandbox(), Ok)?;
-    let sandbox = Sandbox::find(kind, context.config.isolate.path.as_deref())?;
+    let sandbox = Sandbox::find(kind, context.config.isolate.path.as_deref(), &context.run_dir)?;
     known.sandbox = Some(sandbox.name());
     if let (Sandbox::Bwrap { .. }, false) = (&sandbox, args.program.silent) {
         eprintln!("note: bubblewrap isolates the program, and enforces no limits on it");

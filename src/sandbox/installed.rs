@@ -55,17 +55,20 @@ pub enum Sandbox {
 }
 
 impl Sandbox {
-    /// Finds a sandbox; `isolate` is the program where the configuration names one.
+    /// Finds a sandbox; `isolate` is the program where the configuration names one, `run_dir` where its version is remembered.
     ///
     /// # Errors
     /// That what was asked for is not there, or is too old.
-    pub fn find(kind: SandboxKind, isolate: Option<&Path>) -> Result<Self, SandboxError> {
+    pub fn find(kind: SandboxKind, isolate: Option<&Path>, run_dir: &Path) -> Result<Self, SandboxError> {
         let found = match kind {
             SandboxKind::Bwrap => None,
             _ => find_isolate(isolate),
         };
         if let Some(program) = found {
-            let version = Version::detect(&program)?;
+            let version = match fs::metadata(&program) {
+                Ok(metadata) => Version::known(&program, &metadata, run_dir)?,
+                Err(_) => Version::detect(&program)?,
+            };
             return Ok(Self::Isolate { program, version });
         }
         if kind == SandboxKind::Isolate {

@@ -9,14 +9,14 @@ use std::process::Command;
 
 use super::guardian::Guardian;
 use super::plan::{Choice, Plan, choose, may_be_for_an_image};
-use super::real::{Real, is_trusted};
+use super::real::Real;
 use super::{BoxImages, Caller, ShimError};
 use crate::image::ManifestDigest;
 use crate::overlay::{Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
 use crate::pipeline;
 use crate::sandbox::User;
 use crate::sandbox::command::{DEFAULT_PATH, Mount, View};
-use crate::sandbox::isolate::{Call, DirRule, IsolateError, Opt, Target, components};
+use crate::sandbox::isolate::{Call, DirRule, IsolateError, Opt, Target, components, is_trusted};
 use crate::store::Store;
 
 /// What the administrator has set.

@@ -288,7 +288,7 @@ impl ImageFs {
             return Err(FsError::BehindEnd);
         }
         let mut at = offset;
-        for piece in layer.pieces(found.entry, offset, size - offset) {
+        for piece in layer.pieces_from(found.entry, offset, size - offset) {
             let (is_hole, len) = match piece {
                 Piece::Hole { len } => (true, len),
                 Piece::Data { len, .. } => (false, len),

@@ -199,46 +199,55 @@ impl<D: AsRef<[u8]>> Layer<D> {
     /// # Panics
     /// When `entry` is not of this layer.
     pub fn pieces(&self, entry: EntryId, offset: u64, len: u64) -> Vec<Piece> {
+        self.pieces_from(entry, offset, len).collect()
+    }
+
+    /// The same, one by one: for whoever wants the first few of the million that a file can have.
+    ///
+    /// # Panics
+    /// When `entry` is not of this layer.
+    pub fn pieces_from(&self, entry: EntryId, offset: u64, len: u64) -> impl Iterator<Item = Piece> {
         let entry = self.index.entry(entry);
-        let Kind::Regular { size } = entry.kind() else { return Vec::new() };
+        let size = if let Kind::Regular { size } = entry.kind() { size } else { 0 };
         let end = offset.saturating_add(len).min(size);
-        if offset >= end {
-            return Vec::new();
-        }
-        let contiguous =
-            |start: u64| vec![Piece::Data { tar: TarOffset::new(start + offset), len: end - offset }];
-        let Some(extent) = entry.extent() else { return contiguous(entry.content_start()) };
-        let (_, content, first, count) = self.index.extent(extent as usize);
-        if count == NOT_SPARSE {
-            return contiguous(content);
-        }
-        let segments = first as usize..first as usize + count as usize;
-        let mut pieces = Vec::new();
-        let mut at = offset;
+        // A file in one piece is one segment at its start.
+        let sparse = entry.extent().map(|extent| self.index.extent(extent as usize));
+        let (segments, content) = match sparse {
+            Some((_, _, first, count)) if count != NOT_SPARSE => {
+                (first as usize..first as usize + count as usize, None)
+            }
+            Some((_, content, ..)) => (0..1, Some(content)),
+            None => (0..1, Some(entry.content_start())),
+        };
+        let segment = move |at: usize| match content {
+            Some(start) => (0, start, size),
+            None => self.index.segment(at),
+        };
         // Segments ascend, so the ones wholly before `offset` are found by bisection.
-        let (mut low, mut high) = (segments.start, segments.end);
-        while low < high {
-            let middle = low.midpoint(high);
-            let (logical, _, length) = self.index.segment(middle);
-            if logical + length <= offset { low = middle + 1 } else { high = middle }
+        let (mut next, mut high) = (segments.start, segments.end);
+        while next < high {
+            let middle = next.midpoint(high);
+            let (logical, _, length) = segment(middle);
+            if logical + length <= offset { next = middle + 1 } else { high = middle }
         }
-        for segment in low..segments.end {
-            let (logical, tar, length) = self.index.segment(segment);
-            if logical >= end {
-                break;
+        let mut at = offset;
+        std::iter::from_fn(move || {
+            if at >= end {
+                return None;
             }
-            if logical > at {
-                pieces.push(Piece::Hole { len: logical - at });
-                at = logical;
-            }
-            let stop = (logical + length).min(end);
-            pieces.push(Piece::Data { tar: TarOffset::new(tar + (at - logical)), len: stop - at });
-            at = stop;
-        }
-        if at < end {
-            pieces.push(Piece::Hole { len: end - at });
-        }
-        pieces
+            let piece = match (next < segments.end).then(|| segment(next)) {
+                Some((logical, tar, length)) if logical <= at => {
+                    next += 1;
+                    let stop = (logical + length).min(end);
+                    Piece::Data { tar: TarOffset::new(tar + (at - logical)), len: stop - at }
+                }
+                Some((logical, ..)) => Piece::Hole { len: logical.min(end) - at },
+                None => Piece::Hole { len: end - at },
+            };
+            let (Piece::Hole { len } | Piece::Data { len, .. }) = piece;
+            at += len;
+            Some(piece)
+        })
     }
 
     /// Bytes of a regular file that are stored: its size without its holes.

@@ -336,6 +336,11 @@ impl<D: AsRef<[u8]>> Index<D> {
         self.markers(1)
     }
 
+    /// How many whiteouts and opaque marks the layer has.
+    pub fn marker_count(&self) -> usize {
+        self.count(Section::Markers, 8)
+    }
+
     /// How many names `id` has within its layer alone.
     pub fn own_nlink(&self, id: EntryId) -> u32 {
         let links = self.section(Section::Links);

@@ -18,6 +18,7 @@
 //! Nothing is ever taken out of the tables here, a name is only cut off from what it stood for. So removing a directory
 //! costs the same whatever is in it.
 
+use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 
 use super::{IMPLIED, LayerNo, Tree};
@@ -35,6 +36,10 @@ const MAX_LINK_STEPS: u32 = 1 << 24;
 /// How many nodes a merge makes, removed ones too: some 100 bytes each while it runs. The largest images have two million
 /// files; a path of 4,000 bytes can make two thousand directories, so that a small layer could take all memory.
 const MAX_NODES: usize = 1 << 24;
+
+/// How many entries and markers the layers of an image have together, a layer that is there twice counted twice. What they
+/// make may be few nodes, but each takes its time: a thousand times one layer of a million directories would take an hour.
+const MAX_ENTRIES: usize = 1 << 25;
 
 /// What a name may have, in bytes (`NAME_MAX`). Names of entries were checked; components of symlink targets were not.
 const MAX_NAME: usize = 255;
@@ -91,6 +96,7 @@ pub enum MergeFault {
 /// Names the layer and the entry that break a rule; then there is no tree.
 pub fn merge<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<Tree, MergeError> {
     let mut merge = Merge::new();
+    require_few_entries(layers)?;
     for (number, &layer) in layers.iter().enumerate() {
         // The last number stands for no layer.
         let number = u16::try_from(number).ok().filter(|number| *number != IMPLIED);
@@ -125,6 +131,26 @@ pub fn merge<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<Tree, MergeError> {
         marker: false,
         fault,
     })
+}
+
+fn require_few_entries<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<(), MergeError> {
+    let mut entries: usize = 0;
+    for (number, layer) in layers.iter().enumerate() {
+        entries = entries.saturating_add(layer.len()).saturating_add(layer.marker_count());
+        if entries > MAX_ENTRIES {
+            let first = layer.entries().next().map(|(_, entry)| (entry.offset(), entry.path()));
+            let (at, path) = first.map_or((None, Vec::new()), |(at, path)| (Some(at), path));
+            return Err(MergeError {
+                layer: LayerNo(u16::try_from(number).unwrap_or(IMPLIED)),
+                digest: *layer.layer(),
+                at,
+                path: path.into(),
+                marker: false,
+                fault: MergeFault::TooMany("entries, with those of the layers below"),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Symlinks that a layer puts directories in place of, by directory and name: a symlink may have other names, which stay.
@@ -382,11 +408,10 @@ impl<'a> Merge<'a> {
     /// The symlinks that this layer puts directories in place of.
     fn replaced_links<D: AsRef<[u8]>>(&mut self, layer: &'a Index<D>) -> Replaced<'a> {
         let directories = layer.entries().filter(|(_, entry)| entry.kind() == Kind::Directory);
-        let mut directories: Vec<_> =
-            directories.map(|(_, entry)| (entry.path(), entry.dir(), entry.name())).collect();
-        directories.sort_unstable();
+        let mut directories: Vec<_> = directories.map(|(_, entry)| (entry.dir(), entry.name())).collect();
+        directories.sort_unstable_by(|a, b| by_path(*a, *b));
         let mut replaced = Replaced::new();
-        for (_, dir, name) in directories {
+        for (dir, name) in directories {
             // What is wrong with an entry's path shows when the entry is applied.
             if let Ok(Place::Directory(directory)) = self.resolve(dir, &replaced)
                 && let Some(child) = self.child(directory, name)
@@ -458,4 +483,13 @@ impl<'a> Merge<'a> {
         self.bind(parent, name, node);
         Ok(())
     }
+}
+
+/// Compares paths, each in two parts, as if they were put together: a million entries of one directory of 4,000 bytes share
+/// that, and would take 4 GB apart.
+fn by_path(a: (&[u8], &[u8]), b: (&[u8], &[u8])) -> Ordering {
+    fn bytes<'b>((dir, name): (&'b [u8], &'b [u8])) -> impl Iterator<Item = &'b u8> {
+        dir.iter().chain(if dir.is_empty() { &[][..] } else { b"/" }).chain(name)
+    }
+    if a.0 == b.0 { a.1.cmp(b.1) } else { bytes(a).cmp(bytes(b)) }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::engine::EngineChoice;
 use crate::image::{Platform, Reference};
+use crate::index::LayerLimits;
 use crate::overlay::{OverlayError, Upper};
 use crate::sandbox::shim::{self, BoxImages, ShimError};
 use crate::sandbox::{BoxRange, SandboxKind, User};
@@ -35,6 +36,9 @@ pub(super) struct Config {
     pub(super) platform: Option<String>,
     /// How roots have their image.
     pub(super) engine: Option<EngineChoice>,
+    /// What layers may come to.
+    #[serde(default)]
+    pub(super) limits: LimitsConfig,
     /// The mount.
     #[serde(default)]
     pub(super) mount: MountConfig,
@@ -47,6 +51,27 @@ pub(super) struct Config {
     /// The stand-in for isolate.
     #[serde(default)]
     pub(super) isolate: IsolateConfig,
+}
+
+/// Table `[limits]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct LimitsConfig {
+    /// Longest tar of a layer, in MiB.
+    layer_size_mib: Option<NonZeroU64>,
+    /// Most bytes of tar for each byte of a layer's blob, where the tar is longer than 1 GiB.
+    layer_ratio: Option<NonZeroU64>,
+}
+
+impl LimitsConfig {
+    /// What layers may come to that are taken into the store.
+    pub(super) fn layer(&self) -> LayerLimits {
+        let default = LayerLimits::default();
+        LayerLimits {
+            tar_bytes: self.layer_size_mib.map_or(default.tar_bytes, |mib| mib.get().saturating_mul(1 << 20)),
+            ratio: self.layer_ratio.map_or(default.ratio, NonZeroU64::get),
+        }
+    }
 }
 
 /// Table `[mount]`.
@@ -221,7 +246,7 @@ mod tests {
         assert!(empty.default_registry.is_none());
         let full = Config::parse(
             "default-registry = 'reg.example:5000'\nplain-http = ['a:1']\nplatform = 'linux/arm64'\n\
-             store = '/s'\nrun-dir = '/r'\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
+             store = '/s'\nrun-dir = '/r'\n[limits]\nlayer-size-mib = 7\nlayer-ratio = 30\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
              [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\n\
              [run]\nsandbox = 'bwrap'\nbox-ids = '5-7'\nbwrap-user = '1000:5'\n\
              [isolate]\npath = '/i'\nmountpoint = '/images'\nupper = 'tmpfs:64M'\nwritable = true\n\
@@ -234,6 +259,8 @@ mod tests {
         assert_eq!(full.upper(Some(Upper::None)).unwrap(), Upper::None);
         assert_eq!(empty.upper(None).unwrap(), Upper::Dir { limit: None });
         assert_eq!(full.mount.cache_mib, Some(64));
+        assert_eq!(full.limits.layer(), LayerLimits { tar_bytes: 7 << 20, ratio: 30 });
+        assert_eq!(empty.limits.layer(), LayerLimits::default());
         assert_eq!(full.run.sandbox().unwrap(), SandboxKind::Bwrap);
         assert_eq!(full.run.box_ids().unwrap(), "5-7".parse().unwrap());
         assert_eq!(full.run.bwrap_user().unwrap(), "1000:5".parse().unwrap());
@@ -248,6 +275,7 @@ mod tests {
             ("default-registry = 'no host'", "default registry `no host` is not a host"),
             ("platform = 'x'", "platform `x` is not of the form"),
             ("[mount]\nthreads = 0", "line 2: invalid value: integer `0`"),
+            ("[limits]\nlayer-ratio = 0", "line 2: invalid value: integer `0`"),
             ("store =\nrun-dir = 1", "line 1: "),
             ("[run]\nsandbox = 'docker'", "sandbox `docker`: one of auto, isolate, bwrap is expected"),
             ("[run]\nbox-ids = '9-1'", "box ids `9-1` are not of the form FIRST-LAST"),

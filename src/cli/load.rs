@@ -37,7 +37,7 @@ pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
     Store::exists(&context.store)?;
     let archive = Archive::open(&args.path, &platform).with_context(at)?;
     // Not before there is something to store: the path of a new store may be mistyped.
-    let store = Store::open_or_create(&context.store)?;
+    let store = context.make_store()?;
     let job = Load { store: store.clone(), name, progress: output::progress() };
     let arrived = load(&job, &archive).with_context(at)?;
     context.refresh(&store);

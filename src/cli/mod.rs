@@ -109,7 +109,12 @@ impl Context {
 
     /// The store, which has to be there.
     fn open_store(&self) -> anyhow::Result<Store> {
-        Ok(Store::open(&self.store)?)
+        Ok(Store::open(&self.store)?.with_layer_limits(self.config.limits.layer()))
+    }
+
+    /// The store, made where there is none.
+    fn make_store(&self) -> anyhow::Result<Store> {
+        Ok(Store::open_or_create(&self.store)?.with_layer_limits(self.config.limits.layer()))
     }
 
     /// The daemon that serves the store, which has to run.

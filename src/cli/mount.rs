@@ -39,7 +39,7 @@ pub(super) fn run(context: &Context, args: &MountArgs) -> anyhow::Result<()> {
         // No new store where nothing can be mounted: its path may be mistyped too.
         prepare_mountpoint(&args.mountpoint, args.allow_nonempty)?;
     }
-    let store = Store::open_or_create(&context.store)?;
+    let store = context.make_store()?;
     root::sweep_beside(context, &store, false);
     let mut fs = FsOptions::default();
     if let Some(mib) = args.cache.or(config.cache_mib) {

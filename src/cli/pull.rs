@@ -91,7 +91,7 @@ pub(super) fn run(context: &Context, args: &PullArgs) -> anyhow::Result<()> {
             let registry = Arc::new(Registry::new(options).with_context(at)?);
             let resolved = registry.resolve(reference).await.with_context(at)?;
             // Not before there is something to store: the path of a new store may be mistyped.
-            let store = Store::open_or_create(&context.store)?;
+            let store = context.make_store()?;
             let job = Pull { store: store.clone(), registry, progress: output::progress() };
             let one = pull(&job, reference, resolved).await.with_context(at)?;
             context.refresh(&store);

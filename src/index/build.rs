@@ -11,10 +11,14 @@ use std::sync::mpsc::SyncSender;
 
 use sha2::Digest as _;
 
+use super::limits::TarLimit;
 use super::tables::Tables;
 use super::thin::{Draft, thin};
 use crate::image::{DiffId, Digest};
-use crate::layer::{Codec, LayerError, SpanDecoder, SpanLimits, TarError, TarOffset, Walk};
+use crate::layer::{
+    BlobOffset, Codec, LayerError, Member, Printable, SpanDecoder, SpanLimits, TarEntry, TarError, TarOffset,
+    Walk,
+};
 
 /// Longest span, in bytes of tar, that thinning makes.
 pub const SPAN_MAX: u64 = 1 << 20;
@@ -37,11 +41,21 @@ pub enum BuildError {
     /// Writing the seekable form.
     #[error("seekable form of the layer")]
     Seekable(#[source] io::Error),
-    /// A limit of the format.
-    #[error("entry at offset {offset} of the tar: {what} is beyond what an index holds")]
+    /// The tar is longer than is wanted of any layer, or of one in such a blob.
+    #[error("tar is longer than {limit}, at byte {at} of the blob")]
+    TooLong {
+        /// What was gone beyond.
+        limit: TarLimit,
+        /// How far the blob was read.
+        at: BlobOffset,
+    },
+    /// A limit of the format, or of what an index may take.
+    #[error("entry `{}` at offset {offset} of the tar: {what} is beyond what an index holds", Printable(.path))]
     TooLarge {
         /// The entry's header.
         offset: TarOffset,
+        /// The entry's path; of a marker, what it hides.
+        path: Box<[u8]>,
         /// What there is too much of.
         what: &'static str,
     },
@@ -60,11 +74,13 @@ pub struct Build {
     pub limits: SpanLimits,
     /// Whether checkpoints are dropped to meet the size goal. Tests keep them all.
     pub thin: bool,
+    /// How long the tar may be.
+    pub tar_limit: TarLimit,
 }
 
 impl Default for Build {
     fn default() -> Self {
-        Self { limits: SpanLimits::PRODUCTION, thin: true }
+        Self { limits: SpanLimits::PRODUCTION, thin: true, tar_limit: TarLimit::default() }
     }
 }
 
@@ -128,7 +144,7 @@ pub fn build<R: BufRead, W: Write>(
         if let Some(writer) = &mut seekable {
             writer.flush().map_err(BuildError::Seekable)?;
         }
-        tables.count_links();
+        tables.close();
         let codec = decoder.codec();
         let built = Built {
             codec,
@@ -150,13 +166,21 @@ fn walk<R: BufRead, W: Write, F: FnOnce() -> io::Result<W>>(
 ) -> Result<(), BuildError> {
     let mut walk = Walk::new(&mut *stream);
     while let Some(entry) = walk.next_entry()? {
-        tables.add(entry)?;
+        tables.add(&entry).map_err(|what| too_large(&entry, what))?;
     }
     // What stands behind the end blocks is ignored, but it belongs to the blob and to the diffID.
     while stream.fill()? {
         stream.at = stream.current.len();
     }
     Ok(())
+}
+
+fn too_large(entry: &TarEntry, what: &'static str) -> BuildError {
+    let path = match &entry.member {
+        Member::Plain(path) | Member::Whiteout(path) | Member::Opaque(path) => path.as_bytes(),
+        Member::Dropped => b"",
+    };
+    BuildError::TooLarge { offset: entry.offset, path: path.into(), what }
 }
 
 /// Counts what is read of the blob.
@@ -211,6 +235,11 @@ impl<R: BufRead, W: Write, F: FnOnce() -> io::Result<W>> SpanStream<R, W, F> {
             return Ok(true);
         }
         let Some(span) = self.decoder.next_span()? else { return Ok(false) };
+        // Before anything is kept of it: what is written and remembered stays within the limit.
+        if self.tar_end + span.bytes.len() as u64 > self.options.tar_limit.bytes() {
+            let (limit, at) = (self.options.tar_limit, self.decoder.blob_offset());
+            return Err(BuildError::TooLong { limit, at });
+        }
         let data = match span.checkpoint {
             Some(_) => span.blob,
             None => self.keep(&span.bytes).map_err(BuildError::Seekable)?,

@@ -7,6 +7,7 @@
 mod build;
 mod entry;
 pub mod format;
+mod limits;
 mod open;
 mod read;
 mod records;
@@ -20,8 +21,10 @@ use std::fmt;
 
 pub use build::{Build, BuildError, Built, SPAN_MAX, build};
 pub use entry::{Entry, Kind};
+pub use limits::{LayerLimits, RATIO_FROM, TarLimit};
 pub use open::{Index, IndexError, open_file};
 pub use read::{Layer, Piece, ReadError, Source};
+pub use tables::TABLES_MAX;
 
 /// One entry of a layer that is not a marker: its ordinal in the tar. A pure function of the layer's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

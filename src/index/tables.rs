@@ -2,9 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::build::BuildError;
 use super::format::{ENTRY_LEN, KindByte, NO_XATTRS, NOT_SPARSE, SECTIONS, Section, TAR_BLOCK};
-use crate::layer::{Content, EntryKind, Member, TarEntry, Xattrs};
+use crate::layer::{Content, EntryKind, LayerPath, Member, TarEntry, Xattrs};
+
+/// What the entries of one layer may take in its index, in bytes. An entry has some 60, so this is more than eight million
+/// of them, four times what the largest images have. While an index is built there are up to four copies of parts of it
+/// (keys to find what is there already, the file that is put together), so the memory for it stays below 2 GiB, whatever
+/// the layer: a blob of a few megabytes can hold a path of 4 KiB for each of a million entries.
+pub const TABLES_MAX: usize = 512 << 20;
 
 /// An attribute record before it is written; equal ones are written once.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -29,7 +34,8 @@ pub(super) struct Tables {
     entries: u32,
     extents: u32,
     segments: u32,
-    hardlinks: Vec<(u32, Box<[u8]>)>,
+    /// Each with the offset of its target in the texts.
+    hardlinks: Vec<(u32, u32)>,
 }
 
 impl Tables {
@@ -42,52 +48,53 @@ impl Tables {
         fields.iter().for_each(|field| bytes.extend_from_slice(&field.to_le_bytes()));
     }
 
-    pub(super) fn add(&mut self, entry: TarEntry) -> Result<(), BuildError> {
-        let offset = entry.offset;
-        let too_large = |what| BuildError::TooLarge { offset, what };
-        let path = match entry.member {
-            Member::Whiteout(path) => return self.marker(path.as_bytes(), 0).ok_or(too_large("text")),
-            Member::Opaque(path) => return self.marker(path.as_bytes(), 1).ok_or(too_large("text")),
-            Member::Dropped => return Ok(()),
-            Member::Plain(path) => path,
-        };
-        let dir = self.dir(path.parent()).ok_or(too_large("directory"))?;
-        let block = u32::try_from(offset.get() / TAR_BLOCK).map_err(|_| too_large("tar"))?;
-        let (kind, payload) = match entry.kind {
+    /// Adds an entry or a marker. An error is what there is too much of.
+    pub(super) fn add(&mut self, entry: &TarEntry) -> Result<(), &'static str> {
+        match &entry.member {
+            Member::Whiteout(path) => self.marker(path.as_bytes(), 0).ok_or("text")?,
+            Member::Opaque(path) => self.marker(path.as_bytes(), 1).ok_or("text")?,
+            Member::Dropped => {}
+            Member::Plain(path) => self.plain(path, entry)?,
+        }
+        let size: usize = self.sections.iter().map(Vec::len).sum();
+        if size > TABLES_MAX { Err("metadata of all entries together (512 MiB)") } else { Ok(()) }
+    }
+
+    fn plain(&mut self, path: &LayerPath, entry: &TarEntry) -> Result<(), &'static str> {
+        let dir = self.dir(path.parent()).ok_or("directory")?;
+        let block = u32::try_from(entry.offset.get() / TAR_BLOCK).map_err(|_| "tar")?;
+        let (kind, payload) = match &entry.kind {
             EntryKind::Directory => (KindByte::Directory, 0),
             EntryKind::Regular { size, content: Content::Contiguous(start) }
-                if start.get() == (u64::from(block) + 1) * TAR_BLOCK && u32::try_from(size).is_ok() =>
+                if start.get() == (u64::from(block) + 1) * TAR_BLOCK && u32::try_from(*size).is_ok() =>
             {
-                (KindByte::Regular, u32::try_from(size).map_err(|_| too_large("size"))?)
+                (KindByte::Regular, u32::try_from(*size).map_err(|_| "size")?)
             }
             EntryKind::Regular { size, content } => {
-                (KindByte::Extended, self.extent(size, &content).ok_or(too_large("sparse map"))?)
+                (KindByte::Extended, self.extent(*size, content).ok_or("sparse map")?)
             }
-            EntryKind::Symlink { target } => {
-                (KindByte::Symlink, self.text(&target).ok_or(too_large("link target"))?)
-            }
+            EntryKind::Symlink { target } => (KindByte::Symlink, self.text(target).ok_or("link target")?),
             EntryKind::Hardlink { target } => {
-                let text = self.text(target.as_bytes()).ok_or(too_large("link target"))?;
-                self.hardlinks.push((self.entries, target.as_bytes().into()));
+                let text = self.text(target.as_bytes()).ok_or("link target")?;
+                self.hardlinks.push((self.entries, text));
                 (KindByte::Hardlink, text)
             }
             EntryKind::CharDevice { major, minor } => {
-                (KindByte::CharDevice, device(major, minor).ok_or(too_large("device number"))?)
+                (KindByte::CharDevice, device(*major, *minor).ok_or("device number")?)
             }
             EntryKind::BlockDevice { major, minor } => {
-                (KindByte::BlockDevice, device(major, minor).ok_or(too_large("device number"))?)
+                (KindByte::BlockDevice, device(*major, *minor).ok_or("device number")?)
             }
             EntryKind::Fifo => (KindByte::Fifo, 0),
         };
-        let xattrs = self.xattr_set(&entry.xattrs).ok_or(too_large("extended attributes"))?;
+        let xattrs = self.xattr_set(&entry.xattrs).ok_or("extended attributes")?;
         let (sec, nsec) = (entry.mtime.sec, entry.mtime.nsec);
         let attr =
             self.attr(AttrKey { kind, mode: entry.mode, uid: entry.uid, gid: entry.gid, sec, nsec, xattrs });
         self.section(Section::Names).extend_from_slice(path.file_name());
-        let name_end = u32::try_from(self.section(Section::Names).len()).map_err(|_| too_large("name"))?;
+        let name_end = u32::try_from(self.section(Section::Names).len()).map_err(|_| "name")?;
         self.put(Section::Entries, &[dir, name_end, attr, block, payload]);
-        self.entries =
-            self.entries.checked_add(1).filter(|&count| count < u32::MAX).ok_or(too_large("entry"))?;
+        self.entries = self.entries.checked_add(1).filter(|&count| count < u32::MAX).ok_or("entry")?;
         Ok(())
     }
 
@@ -190,44 +197,53 @@ impl Tables {
         ordinal
     }
 
+    /// Ends the tables: counts links, and lets go of what only helped to find what is there already.
+    pub(super) fn close(&mut self) {
+        self.count_links();
+        self.hardlinks = Vec::new();
+        (self.dirs, self.attrs, self.xattr_sets) = Default::default();
+    }
+
     /// Counts the names of entries within the layer, by path. Where the layer's own symlinks or duplicates make the merge
     /// see it otherwise, the two counts differ and the image numbers the file itself: slower, never wrong.
-    pub(super) fn count_links(&mut self) {
+    fn count_links(&mut self) {
         if self.hardlinks.is_empty() {
             return;
         }
-        let ends = |bytes: &[u8]| -> Vec<usize> {
-            bytes
-                .chunks_exact(4)
-                .map(|end| u32::from_le_bytes([end[0], end[1], end[2], end[3]]) as usize)
-                .collect()
+        let (names, texts) =
+            (&self.sections[Section::Names as usize], &self.sections[Section::Texts as usize]);
+        let number = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        // A path is its directory's ordinal and its name: whole paths would take 4 KiB for each link in a deep directory.
+        let target = |text: u32| -> Option<(u32, &[u8])> {
+            let (length, text) = texts[text as usize..].split_at(2);
+            let path = &text[..usize::from(u16::from_le_bytes([length[0], length[1]]))];
+            let (dir, name) = match path.iter().rposition(|&byte| byte == b'/') {
+                Some(slash) => (&path[..slash], &path[slash + 1..]),
+                None => (&[][..], path),
+            };
+            Some((*self.dirs.get(dir)?, name))
         };
-        let dirs = ends(&self.sections[Section::Dirs as usize]);
-        let paths = &self.sections[Section::Paths as usize];
-        let names = &self.sections[Section::Names as usize];
-        let wanted: HashSet<&[u8]> = self.hardlinks.iter().map(|(_, target)| &**target).collect();
+        let wanted: HashSet<(u32, &[u8])> =
+            self.hardlinks.iter().filter_map(|(_, text)| target(*text)).collect();
         // Latest entry of each path that is linked to, and of each link.
-        let mut entry_of: HashMap<Vec<u8>, u32> = HashMap::new();
+        let mut entry_of: HashMap<(u32, &[u8]), u32> = HashMap::new();
         let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
         let mut links = self.hardlinks.iter().peekable();
         let mut name_start = 0;
         let records = self.sections[Section::Entries as usize].chunks_exact(ENTRY_LEN);
         for (ordinal, fields) in (0u32..).zip(records) {
-            let fields = ends(&fields[..8]);
-            let (dir, name_end) = (fields[0], fields[1]);
-            let name = &names[name_start..name_end];
+            let name_end = number(&fields[4..]) as usize;
+            let path = (number(fields), &names[name_start..name_end]);
             name_start = name_end;
-            let dir = &paths[if dir == 0 { 0 } else { dirs[dir - 1] }..dirs[dir]];
-            let path = if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() };
             match links.peek() {
-                Some((link, target)) if *link == ordinal => {
-                    if let Some(&entry) = entry_of.get(&**target) {
+                Some((link, text)) if *link == ordinal => {
+                    if let Some(&entry) = target(*text).and_then(|target| entry_of.get(&target)) {
                         *counts.entry(entry).or_insert(1) += 1;
                         entry_of.insert(path, entry);
                     }
                     links.next();
                 }
-                _ if wanted.contains(path.as_slice()) => {
+                _ if wanted.contains(&path) => {
                     entry_of.insert(path, ordinal);
                 }
                 _ => {}

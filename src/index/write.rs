@@ -79,7 +79,8 @@ impl Built {
         }
         *tables.section(Section::Windows) = groups.heap;
 
-        let mut file = Vec::with_capacity(HEADER_LEN);
+        let size: usize = tables.sections.iter().map(|section| section.len().next_multiple_of(8)).sum();
+        let mut file = Vec::with_capacity(HEADER_LEN + size);
         file.extend_from_slice(&MAGIC);
         file.extend_from_slice(&VERSION.to_le_bytes());
         file.extend_from_slice(&[codec as u8, 0, 0, 0]);
@@ -93,8 +94,9 @@ impl Built {
             file.extend_from_slice(&(section.len() as u64).to_le_bytes());
         }
         debug_assert_eq!(file.len(), HEADER_LEN);
-        for section in &tables.sections {
-            file.extend_from_slice(section);
+        // Each is dropped once it is copied: a large layer's are not in memory twice.
+        for section in tables.sections {
+            file.extend_from_slice(&section);
             file.resize(file.len().next_multiple_of(8), 0);
         }
         let checksum = Digest::of(&file[CHECKED_FROM..]);

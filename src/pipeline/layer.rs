@@ -236,8 +236,8 @@ pub(super) fn index(
         layer_error(BuildError::Layer(LayerError::Read { at: BlobOffset::new(0), source }))
     })?;
     check_codec(wanted, Codec::sniff(first))?;
-    build(input, &Build::default(), || store.create_seekable(&digest).map_err(io::Error::other))
-        .map_err(layer_error)
+    let options = Build { tar_limit: store.layer_limits().of_blob(wanted.size), ..Build::default() };
+    build(input, &options, || store.create_seekable(&digest).map_err(io::Error::other)).map_err(layer_error)
 }
 
 /// Writes and hashes a blob's bytes as they arrive, and passes them on. A receiver that has gone does not end it: the

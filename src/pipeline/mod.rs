@@ -169,6 +169,9 @@ impl PipelineError {
             Self::SeveralImages { .. } => {
                 Some("give --name without a tag, or leave it out: the tags in the archive are used")
             }
+            Self::Layer { source: BuildError::TooLong { .. }, .. } => {
+                Some("if you trust the image, raise that key in the configuration")
+            }
             Self::WrongDigest { .. } => Some(
                 "the registry's copy is damaged, or something between changes it: compare with another client",
             ),

@@ -103,7 +103,7 @@ fn rebuild(store: &Store, digest: &LayerDigest) -> Result<(), PipelineError> {
     store.verify_blob(&blob, |_| {})?;
     let wanted = Wanted {
         digest: *digest,
-        size: 0,
+        size: store.blob_size(&blob)?,
         // What the tar is, is compared when the image is put together; here only the blob is known.
         diff_id: crate::image::DiffId::new(Digest::of(b"")),
         codec: None,

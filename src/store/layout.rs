@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use super::dir::{self, Dir, Temp, read_bounded};
 use super::error::{At as _, StoreError};
 use super::{Inner, Store, slots};
+use crate::index::LayerLimits;
 
 pub(super) const INDEX_JSON: &str = "index.json";
 pub(super) const BLOBS: &str = "blobs";
@@ -84,7 +85,8 @@ impl Store {
         if let Some(top) = root.sub(TOP)? {
             check_version(&top)?;
         }
-        Ok(Self { inner: Arc::new(Inner { path, slots: Mutex::new(slots::Table::default()) }) })
+        let inner = Inner { path, slots: Mutex::new(slots::Table::default()) };
+        Ok(Self { inner: Arc::new(inner), layer_limits: LayerLimits::default() })
     }
 
     /// Whether a store is there; an error where something else is. Writes nothing.

@@ -47,11 +47,14 @@ pub use refs::{ImageRecord, Refs, Untagged};
 pub use slots::Slot;
 
 use crate::image::Digest;
+use crate::index::LayerLimits;
 
 /// A store. Cheap to clone; clones share what has been read of the slots.
 #[derive(Debug, Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// What layers may come to that are decoded into this store, first or once more.
+    layer_limits: LayerLimits,
 }
 
 #[derive(Debug)]
@@ -67,6 +70,19 @@ impl Store {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.inner.path
+    }
+
+    /// The same store with other limits for layers. They hold where a layer is decoded for its index, not for layers that
+    /// have one.
+    #[must_use]
+    pub fn with_layer_limits(self, layer_limits: LayerLimits) -> Self {
+        Self { layer_limits, ..self }
+    }
+
+    /// What layers may come to.
+    #[must_use]
+    pub fn layer_limits(&self) -> LayerLimits {
+        self.layer_limits
     }
 
     /// The file whose replacement tells that images or tags have changed.

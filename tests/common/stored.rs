@@ -81,7 +81,8 @@ impl Stored {
         for lines in layers {
             let blob = packing.pack(&tar(lines));
             let layer = LayerDigest::new(put(&blob));
-            let options = Build { limits: SpanLimits { target: 4 << 10, max: 8 << 10 }, thin: false };
+            let limits = SpanLimits { target: 4 << 10, max: 8 << 10 };
+            let options = Build { limits, thin: false, ..Build::default() };
             let seekable = || self.store.create_seekable(&layer).map_err(std::io::Error::other);
             let (built, seekable) = build(&blob[..], &options, seekable).unwrap();
             if let Some(seekable) = seekable {

@@ -1,0 +1,32 @@
+//! What hostile input may cost: memory, disk and time stay within the limits that the program states, whatever a layer says.
+//!
+//! A binary of its own, since its allocator counts. What C libraries take is measured from outside: the program runs under
+//! a limit of the kernel.
+
+#![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
+
+#[allow(dead_code, reason = "the suite's own tests use all of it")]
+#[path = "../conformance/blob.rs"]
+mod blob;
+#[allow(dead_code, reason = "the suite's own tests use all of it")]
+#[path = "../conformance/case.rs"]
+mod case;
+#[path = "../common/child.rs"]
+mod child;
+#[path = "../common/layers.rs"]
+mod layers;
+#[path = "../conformance/layout.rs"]
+mod layout;
+#[path = "../common/program.rs"]
+mod program;
+#[path = "../common/stored.rs"]
+mod stored;
+
+mod bombs;
+mod directory;
+mod index;
+mod memory;
+mod program_limits;
+mod stream;
+mod tar_walk;
+mod tree;

@@ -73,7 +73,7 @@ fn looking_for_a_hole_takes_no_memory_for_the_stretches_behind_it() {
     let tar = extension.into_iter().chain(member(b'0', b"holes", data.into())).chain([end()]);
     let layer = Layer::new(index_of(tar).unwrap(), Source::Memory(Vec::new()), None);
     let entry = layer.index().entries().next().unwrap().0;
-    let first = within(1 << 10, || layer.pieces_from(entry, 7, u64::MAX).take(2).map(|piece| piece).last());
+    let first = within(1 << 10, || layer.pieces_from(entry, 7, u64::MAX).take(2).last());
     assert_eq!(first, layer.pieces(entry, 7, 2).last().copied());
     assert_eq!(layer.pieces(entry, 0, u64::MAX).len(), 2 * stretches + 1);
 }

@@ -11,6 +11,8 @@ mod child;
 mod layers;
 #[path = "../common/program.rs"]
 mod program;
+#[path = "../common/shown.rs"]
+mod shown;
 
 mod blob;
 mod case;

@@ -28,7 +28,7 @@ pub(crate) enum Packing {
 }
 
 impl Packing {
-    fn pack(self, tar: &[u8]) -> Vec<u8> {
+    pub(crate) fn pack(self, tar: &[u8]) -> Vec<u8> {
         let gzip = |part: &[u8]| {
             let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
             encoder.write_all(part).unwrap();
@@ -198,7 +198,8 @@ fn show_directory(
     }
 }
 
-fn line(fs: &ImageFs, path: &[u8], attr: &Attr) -> Line {
+/// One line of [`shown`].
+pub(crate) fn line(fs: &ImageFs, path: &[u8], attr: &Attr) -> Line {
     let device = |rdev: u32| ((rdev & 0xf_ff00) >> 8, (rdev & 0xff) | (rdev >> 12 & 0xf_ff00));
     let what = match attr.kind {
         FileKind::Directory => What::Directory,

@@ -11,6 +11,11 @@ use super::build::SPAN_MAX;
 use super::format::SPAN_LEN;
 use crate::layer::Checkpoint;
 
+/// What joined spans take of the blob at most, in bytes: more than anything needs that fits a span (15 bits for a byte, and
+/// block headers). Blocks that hold nothing may stand between two spans, gigabytes of them in a hostile blob, and a
+/// read has to have all of a span's bytes in memory.
+const DATA_MAX: u64 = 2 * SPAN_MAX + (64 << 10);
+
 /// A span before it is written.
 #[derive(Debug)]
 pub(super) struct Draft {
@@ -42,6 +47,7 @@ impl Draft {
     /// Whether `next` can be decoded from this span's checkpoint.
     fn continues_into(&self, next: &Self) -> bool {
         self.tar_len + next.tar_len <= SPAN_MAX
+            && next.data.end.saturating_sub(self.data.start) <= DATA_MAX
             && matches!(self.checkpoint, Some(Checkpoint::GzipMember | Checkpoint::Deflate { .. }))
             && matches!(next.checkpoint, Some(Checkpoint::Deflate { .. }))
     }
@@ -122,6 +128,17 @@ mod tests {
             at += draft.tar_len;
         }
         assert_eq!(at, 40 * (256 << 10));
+    }
+
+    #[test]
+    fn spans_with_much_that_holds_nothing_between_them_stay_apart() {
+        let mut drafts: Vec<Draft> = (0..4).map(|n| draft(n, 8000)).collect();
+        for draft in &mut drafts[2..] {
+            draft.data = draft.data.start + (1 << 30)..draft.data.end + (1 << 30);
+        }
+        let thinned = thin(drafts, 0);
+        assert_eq!(thinned.iter().map(|draft| draft.tar).collect::<Vec<_>>(), [0, 512 << 10]);
+        assert!(thinned.iter().all(|draft| draft.data.end - draft.data.start <= DATA_MAX));
     }
 
     #[test]

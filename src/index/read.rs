@@ -250,7 +250,8 @@ impl<D: AsRef<[u8]>> Layer<D> {
         })
     }
 
-    /// Bytes of a regular file that are stored: its size without its holes.
+    /// Bytes of a regular file that are stored: its size without its holes. Takes the same time for all files, as every
+    /// stat asks for it and a million names can lead to a file of a million stretches.
     ///
     /// # Panics
     /// When `entry` is not of this layer.
@@ -258,8 +259,12 @@ impl<D: AsRef<[u8]>> Layer<D> {
         let entry = self.index.entry(entry);
         let Kind::Regular { size } = entry.kind() else { return 0 };
         match entry.extent().map(|extent| self.index.extent(extent as usize)) {
+            Some((_, _, _, 0)) => 0,
             Some((_, _, first, count)) if count != NOT_SPARSE => {
-                (first..first + count).map(|segment| self.index.segment(segment as usize).2).sum()
+                // In the tar, one stands right behind the other.
+                let (_, start, _) = self.index.segment(first as usize);
+                let (_, last, length) = self.index.segment((first + (count - 1)) as usize);
+                (last + length).saturating_sub(start)
             }
             _ => size,
         }

@@ -99,9 +99,32 @@ fn ratio_of_the_configuration_holds_from_a_gibibyte_on_and_can_be_raised() {
     assert!(told.contains("`layer-size-mib` in `[limits]`"), "{told}");
 }
 
+/// Needs root.
+#[test]
+fn daemon_that_finds_a_layer_beyond_the_limits_shows_an_error_and_tells_the_key() {
+    let program = Program::new();
+    let layout = program.dir().join("layout");
+    let file = header(b'0', b"zeros", 20 * MIB);
+    write_layout(&layout, [file, vec![0; 20 << 20].into(), end()]);
+    program.ok(&["load", layout.to_str().unwrap(), "--name", "lab/zeros:1"]);
+    fs::write(program.dir().join("config.toml"), "[limits]\nlayer-size-mib = 16\n").unwrap();
+    let indexes = program.store().join("rcx-imagefs/indexes");
+    fs::remove_dir_all(&indexes).unwrap();
+    let mount = program.mount();
+    let image = mount.path("lab/zeros:1").join("zeros");
+    let error = fs::metadata(&image).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    assert!(mount.log().contains("`layer-size-mib` in `[limits]`"), "{}", mount.log());
+    assert!(program.ok(&["status"]).contains("`layer-size-mib` in `[limits]`"));
+    mount.stop();
+}
+
+/// Needs root.
 #[test]
 fn thousand_layers_come_in_and_one_more_is_refused() {
-    let program = Program::new();
+    // Some thousand files are synced to the disk one by one: not to a real one here.
+    let memory = tempfile::Builder::new().prefix("rcx-test").tempdir_in("/dev/shm").unwrap();
+    let program = Program::with_store(&memory.path().join("store"));
     let layers =
         |count: usize| (0..count).map(|n| Blob::of_text(&format!("f d/{n} {n}\nf last {n}"))).collect();
     let layout = program.dir().join("layout");
@@ -110,8 +133,12 @@ fn thousand_layers_come_in_and_one_more_is_refused() {
     program.ok(&load);
     let copy = program.dir().join("copy");
     program.ok(&["unpack", "lab/deep:1", copy.to_str().unwrap()]);
-    assert_eq!(fs::read_to_string(copy.join("last")).unwrap(), "999");
-    assert_eq!(fs::read_dir(copy.join("d")).unwrap().count(), 1000);
+    let mount = program.mount();
+    for root in [copy, mount.path("lab/deep:1")] {
+        assert_eq!(fs::read_to_string(root.join("last")).unwrap(), "999");
+        assert_eq!(fs::read_dir(root.join("d")).unwrap().count(), 1000);
+    }
+    mount.stop();
     fs::remove_dir_all(&layout).unwrap();
     layout::write(&layout, [&case(layers(1001))]);
     let error = program.fails(&load);

@@ -3,7 +3,7 @@
 use rcx_imagefs::tree::{MergeFault, NodeId, merge};
 
 use crate::index::{deep, index_of};
-use crate::layers::{merge_lines, parse};
+use crate::layers::{merge_lines, parse, tar};
 use crate::memory::within;
 use crate::stream::{end, header};
 
@@ -18,6 +18,32 @@ fn a_thousand_layers_are_one_tree() {
     let layers: Vec<_> = (0..1000).map(|n| parse(&layer(n)).remove(0)).collect();
     let dump = merge_lines(&layers).unwrap().dump();
     assert_eq!(dump, "d d\nf d/999 999\nf same 999\n");
+}
+
+#[test]
+fn chains_of_symlinks_are_given_up_after_forty_however_long_they_are() {
+    let links = 20_000;
+    let chain = (0..links).map(|n| format!("l s{n} s{}", n + 1)).collect::<Vec<_>>().join("\n");
+    let layer = |inside: usize| parse(&format!("d s{links}\n{chain}\nf s{inside}/x 1")).remove(0);
+    let merged = merge_lines(&[layer(links - 40)]).unwrap();
+    let end = merged.tree.lookup(NodeId::ROOT, format!("s{links}").as_bytes()).unwrap();
+    assert!(merged.tree.lookup(end, b"x").is_some());
+    for inside in [0, links - 41] {
+        let error = merge_lines(&[layer(inside)]).err().unwrap();
+        let told = format!("layer 1: entry `s{inside}/x`: too many symbolic links in its path");
+        assert!(error.starts_with(&told), "{error}");
+    }
+}
+
+#[test]
+fn long_targets_of_missing_directories_take_memory_for_the_nodes_that_they_make_only() {
+    // 40 links on the way, each to 800 directories that are not there and back again.
+    let away = format!("{}{}", "a/".repeat(800), "../".repeat(800));
+    let chain: Vec<String> = (0..40).map(|n| format!("l s{n} {away}s{}", n + 1)).collect();
+    let layer = parse(&format!("{}\nd s40\nf s0/x 1", chain.join("\n"))).remove(0);
+    let index = index_of([tar(&layer).into()]).unwrap();
+    let tree = within(MIB, || merge(&[&index])).unwrap();
+    assert_eq!(tree.len(), 1 + 1 + 40 + 1);
 }
 
 #[test]

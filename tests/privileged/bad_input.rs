@@ -1,6 +1,7 @@
 //! Each thing that can be wrong with a registry's answer ends in one clear error that names it; what was fine stays so.
 
 use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -143,6 +144,21 @@ fn layer_with_garbage_after_its_gzip_stream_is_refused() {
     let mut bytes = fs::read(layout.blob(&layout.layers("small")[0])).unwrap();
     bytes.extend(b"garbage");
     assert_layer_is_refused(&bytes, &["gzip"]);
+}
+
+#[test]
+fn layer_that_decodes_to_more_than_the_configuration_allows_is_refused() {
+    let scene = Scene::new();
+    let copy = scene.copy();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+    io::copy(&mut io::repeat(0).take(300 << 20), &mut gzip).unwrap();
+    let bytes = gzip.finish().unwrap();
+    copy.change_layer(0, &bytes);
+    scene.registry.push(&copy.image(), "lab/bad:1", &[]);
+    fs::write(scene.program.dir().join("config.toml"), "[limits]\nlayer-size-mib = 256\n").unwrap();
+    let digest = format!("sha256:{}", sha256(&bytes));
+    let words = ["lab/bad:1", &digest, "268435456 bytes", "`layer-size-mib` in `[limits]`"];
+    scene.pull_fails(&[&scene.reference("lab/bad:1")], &words);
 }
 
 #[test]

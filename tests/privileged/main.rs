@@ -10,10 +10,24 @@ mod child;
 mod docker_registry;
 #[path = "../common/images.rs"]
 mod images;
+#[path = "../common/layers.rs"]
+mod layers;
 #[path = "../common/program.rs"]
 mod program;
 
+#[path = "../conformance/blob.rs"]
+mod blob;
+#[path = "../conformance/case.rs"]
+#[allow(dead_code, reason = "the files of the suite are read by the suite alone")]
+mod case;
+#[path = "../conformance/disk.rs"]
+mod disk;
+#[path = "../conformance/layout.rs"]
+mod layout;
+
+mod canary;
 mod scene;
+mod text;
 mod trees;
 
 mod bad_host;
@@ -21,8 +35,10 @@ mod bad_input;
 mod compare;
 mod damage;
 mod engines;
+mod escape;
 mod live;
 mod mount;
+
 mod pull;
 mod remove;
 mod root;

@@ -15,7 +15,7 @@ use crate::engines::image_of;
 use crate::images::run;
 use crate::program::{Program, failure, is_mounted};
 use crate::scene::{Scene, Tmpfs};
-use crate::trees;
+use crate::trees::{self, snapshot};
 
 /// A scene in which roots are made. Dropped first, it takes down what a failed test has left.
 struct Lab {
@@ -165,23 +165,6 @@ fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
-}
-
-/// Everything that can be seen of a tree: attributes, extended ones, link targets, bytes.
-fn snapshot(root: &Path) -> Vec<String> {
-    let line = |path: &PathBuf| {
-        let full = root.join(path);
-        let metadata = fs::symlink_metadata(&full).unwrap();
-        let kind = metadata.file_type();
-        let content = match () {
-            () if kind.is_file() => crate::images::sha256(&fs::read(&full).unwrap()),
-            () if kind.is_symlink() => fs::read_link(&full).unwrap().display().to_string(),
-            () => String::new(),
-        };
-        let attributes = trees::attributes(&metadata);
-        format!("{} {attributes} {:?} {content}", path.display(), trees::xattrs(&full))
-    };
-    trees::paths(root).iter().map(line).collect()
 }
 
 /// Runs a line of shell in a root.

@@ -140,6 +140,23 @@ pub(crate) fn attributes(of: &Metadata) -> String {
     text
 }
 
+/// Everything that can be seen of a tree: attributes, extended ones, link targets, bytes.
+pub(crate) fn snapshot(root: &Path) -> Vec<String> {
+    let line = |path: &PathBuf| {
+        let full = root.join(path);
+        let metadata = fs::symlink_metadata(&full).unwrap();
+        let kind = metadata.file_type();
+        let content = match () {
+            () if kind.is_file() => crate::images::sha256(&fs::read(&full).unwrap()),
+            () if kind.is_symlink() => fs::read_link(&full).unwrap().display().to_string(),
+            () => String::new(),
+        };
+        let attributes = attributes(&metadata);
+        format!("{} {attributes} {:?} {content}", path.display(), xattrs(&full))
+    };
+    paths(root).iter().map(line).collect()
+}
+
 /// The extended attributes of a file itself, never of what it leads to.
 pub(crate) fn xattrs(path: &Path) -> BTreeMap<OsString, Vec<u8>> {
     let mut names = vec![0; 1 << 16];

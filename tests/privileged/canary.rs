@@ -1,0 +1,95 @@
+//! A directory of the host's that nothing of an image may change or show.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use crate::images::run;
+use crate::trees;
+
+/// What stands in the canary's files, and nowhere else.
+pub(crate) const SECRET: &str = "of the host";
+
+/// The directory. Whoever gets there can do anything: what keeps others out must be that they do not get there.
+#[derive(Debug)]
+pub(crate) struct Canary {
+    dir: TempDir,
+    before: Vec<String>,
+}
+
+impl Canary {
+    /// Not in `/tmp`, which each sandbox has of its own.
+    pub(crate) fn new() -> Self {
+        Self::in_directory(Path::new("/var/tmp"))
+    }
+
+    /// In a directory, so that it stands beside what is written there.
+    pub(crate) fn in_directory(above: &Path) -> Self {
+        let dir = tempfile::Builder::new().prefix("rcx-canary").tempdir_in(above).unwrap();
+        let script = "cd $0; printf '%s' \"$1\" >secret; printf '%s' \"$1\" >hostname; mkdir -p dir; printf '%s' \"$1\" >dir/inner
+            printf '#!/bin/sh\\necho %s\\n' \"$1\" >program; chmod 0777 . dir program; chmod 0666 secret hostname dir/inner
+            ln secret linked; ln -s secret link; mkfifo fifo
+            chown 2001:2002 secret dir; setfattr -n trusted.canary -v here secret dir .
+            touch -h -d @1000000000.5 secret hostname dir/inner program link fifo dir .";
+        run("sh", &["-euc", script, dir.path().to_str().unwrap(), SECRET]);
+        let before = look(dir.path());
+        assert!(before.len() >= 9, "{before:#?}");
+        Self { dir, before }
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        self.dir.path().to_str().unwrap()
+    }
+
+    /// Its last name.
+    pub(crate) fn name(&self) -> &str {
+        self.dir.path().file_name().unwrap().to_str().unwrap()
+    }
+
+    /// Everything is as it was: bytes, modes, owners, times, extended attributes, names, link counts; and nothing of it has
+    /// been written at all, which would show in the times of change.
+    #[track_caller]
+    pub(crate) fn is_untouched(&self, after: &str) {
+        let now = look(self.dir.path());
+        let gone: Vec<_> = self.before.iter().filter(|line| !now.contains(line)).collect();
+        let new: Vec<_> = now.iter().filter(|line| !self.before.contains(line)).collect();
+        assert!(now == self.before, "{after} changed the canary: there was {gone:#?}, there is {new:#?}");
+    }
+}
+
+fn look(dir: &Path) -> Vec<String> {
+    let seen = trees::snapshot(dir).into_iter().zip(trees::paths(dir));
+    seen.map(|(line, path)| {
+        let meta = fs::symlink_metadata(dir.join(path)).unwrap();
+        format!("{line} inode {} changed {}.{}", meta.ino(), meta.ctime(), meta.ctime_nsec())
+    })
+    .collect()
+}
+
+/// The canary notices what it is for.
+#[test]
+fn canary_notices_each_change() {
+    for script in [
+        "touch new",
+        "rm linked",
+        "chmod 0667 secret; chmod 0666 secret",
+        "chown 0 dir; chown 2001 dir",
+        "touch -d @1000000000.5 dir/inner",
+        "setfattr -n trusted.canary -v gone secret",
+        "setfattr -x trusted.canary .",
+        "printf 'of the host' >hostname; touch -d @1000000000.5 hostname",
+        "ln dir/inner another",
+        "mv secret x; mv x secret",
+        "chmod 0777 .",
+    ] {
+        let canary = Canary::new();
+        canary.is_untouched("nothing");
+        run("sh", &["-euc", &format!("cd $0; {script}"), canary.path()]);
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| canary.is_untouched(script)));
+        assert!(found.is_err(), "the canary should notice: {script}");
+    }
+    let mode = fs::metadata(Canary::new().path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o777, "it keeps nobody out");
+}

@@ -1,0 +1,349 @@
+//! Archives whose names, digests, paths and links lead out, and commands that are given such names.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::engines::Lab;
+use crate::case::Case;
+use crate::images::run;
+use crate::program::failure;
+use crate::{layout, text};
+
+/// Writes a layout with one image whose entry in `index.json` has been changed.
+fn layout_with(dir: &Path, change: impl FnOnce(&mut Value)) {
+    let image: Case = text::image("1", text::layers("f etc/motd inside"));
+    layout::write(dir, [&image]);
+    let path = dir.join("index.json");
+    let mut index: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut index["manifests"][0]);
+    fs::write(path, index.to_string()).unwrap();
+}
+
+/// All that the store and the mountpoint hold, by name.
+fn names_below(dirs: &[&Path]) -> String {
+    let dirs: Vec<&str> = dirs.iter().map(|dir| dir.to_str().unwrap()).collect();
+    let mut names: Vec<String> =
+        run("find", &[&dirs[..], &["-mindepth", "1"]].concat()).lines().map(str::to_owned).collect();
+    names.sort();
+    names.join("\n")
+}
+
+#[test]
+fn names_and_tags_that_climb_are_passed_over_whichever_annotation_has_them() {
+    let lab = Lab::new();
+    let (near, far) = (lab.aim().near.to_owned(), lab.aim().far.to_owned());
+    let names = [
+        "../x:1",
+        "..:1",
+        "../../x",
+        "lab/../../x:1",
+        "lab/..:1",
+        "./x:1",
+        "/x:1",
+        "lab//x:1",
+        "lab/x:../../y",
+        "lab/x:..",
+        "lab/x:.",
+        "lab/x@../../y",
+        "lab/x@sha256:../../y",
+        ".",
+        "..",
+        "../..",
+        "lab/x\n:1",
+        "lab\0/x:1",
+        "lab\\..\\x:1",
+        "~/x:1",
+        "lab/x:a/../b",
+        "host:1/../x:1",
+        "127.0.0.1:5000/../../x:1",
+        "-rf",
+        "--name",
+    ];
+    let names = names.map(str::to_owned).into_iter().chain([
+        format!("../{near}/made:1"),
+        format!("../../../{near}:1"),
+        format!("{far}/made:1"),
+        format!("lab/x:../../{near}"),
+    ]);
+    let before = names_below(&[lab.mount.dir()]);
+    for (number, name) in names.enumerate() {
+        for key in ["org.opencontainers.image.ref.name", "io.containerd.image.name"] {
+            let dir = lab.program.dir().join(format!("layouts/{number}"));
+            layout_with(&dir, |entry| entry["annotations"] = json!({key: name}));
+            let output = lab.program.run(&["load", dir.to_str().unwrap()]);
+            lab.is_untouched(&name, "load");
+            let error = failure(&output, &["load", &name]);
+            assert!(error.contains("--name"), "{name:?} in {key}: {error}");
+            assert_eq!(names_below(&[lab.mount.dir()]), before, "{name:?} in {key} shows in the mount");
+            // With a name of the caller's own, the archive's is nothing.
+            let loaded = lab.program.ok(&["load", "--name", "lab/given:1", dir.to_str().unwrap()]);
+            assert!(loaded.starts_with("lab/given@sha256:"), "{loaded}");
+            lab.is_untouched(&name, "load under another name");
+            lab.program.ok(&["rm", &loaded]);
+        }
+    }
+    lab.finish();
+}
+
+#[test]
+fn digests_that_climb_are_refused_wherever_they_stand() {
+    let lab = Lab::new();
+    let (near, far) = (lab.aim().near.to_owned(), lab.aim().far.to_owned());
+    let digests = [
+        format!("sha256:../../../{near}/secret"),
+        format!("sha256:{far}/secret"),
+        format!("../../{near}/secret:0"),
+        { format!("sha256:{:.<64}", format!("../../../../{near}/")) },
+    ];
+    for (number, digest) in digests.iter().enumerate() {
+        let dir = lab.program.dir().join(format!("layouts/{number}"));
+        let load = |what: &str| {
+            let output = lab.program.run(&["load", "--name", "lab/x:1", dir.to_str().unwrap()]);
+            lab.is_untouched(digest, what);
+            let error = failure(&output, &[what, digest]);
+            assert!(!error.contains(crate::canary::SECRET), "{what} {digest}: {error}");
+        };
+        layout_with(&dir, |entry| entry["digest"] = digest.as_str().into());
+        load("a manifest's digest");
+        // In the manifest, of its configuration and of its layer.
+        for place in ["/config/digest", "/layers/0/digest"] {
+            layout_with(&dir, |entry| {
+                let blobs = dir.join("blobs/sha256");
+                let old = blobs.join(&entry["digest"].as_str().unwrap()["sha256:".len()..]);
+                let mut manifest: Value = serde_json::from_slice(&fs::read(old).unwrap()).unwrap();
+                *manifest.pointer_mut(place).unwrap() = digest.as_str().into();
+                let bytes = manifest.to_string();
+                let new = crate::images::sha256(bytes.as_bytes());
+                fs::write(blobs.join(&new), &bytes).unwrap();
+                entry["digest"] = format!("sha256:{new}").into();
+                entry["size"] = bytes.len().into();
+            });
+            load(place);
+        }
+    }
+    lab.finish();
+}
+
+/// What may stand in the place of a file of a layout. Each gets the file's path.
+const REPLACEMENTS: [(&str, &str, &str); 6] = [
+    (
+        "an absolute link to the outside",
+        "mv \"$0\" \"$1/moved\"; ln -s \"$1/moved\" \"$0\"",
+        "is a link that does not lead to a file of the archive",
+    ),
+    (
+        "a climbing link to the outside",
+        "mv \"$0\" \"$1/moved\"; ln -s \"../../../../../../../../../..$1/moved\" \"$0\"",
+        "is a link that does not lead to a file of the archive",
+    ),
+    (
+        "an absolute link to the inside",
+        "mv \"$0\" \"$0.moved\"; ln -s \"$0.moved\" \"$0\"",
+        "is a link that does not lead to a file of the archive",
+    ),
+    (
+        "a magic link",
+        "rm \"$0\"; ln -s /proc/self/root/etc/passwd \"$0\"",
+        "is a link that does not lead to a file of the archive",
+    ),
+    ("a pipe", "rm \"$0\"; mkfifo \"$0\"", "not a regular file"),
+    ("a device", "rm \"$0\"; mknod \"$0\" c 1 5", "not a regular file"),
+];
+
+#[test]
+fn links_pipes_and_devices_in_a_layout_are_not_followed_read_or_waited_for() {
+    let lab = Lab::new();
+    let outside = tempfile::tempdir_in("/var/tmp").unwrap();
+    for (what, script, said) in REPLACEMENTS {
+        for file in ["oci-layout", "index.json", "manifest", "config", "layer", "blobs", "blobs/sha256"] {
+            // What is no directory is not gone through; what stands there has no bytes to be read.
+            let is_directory = file.starts_with("blobs");
+            if is_directory && !what.contains("link to") {
+                continue;
+            }
+            let dir =
+                lab.program.dir().join("layouts").join(format!("{what}-{file}").replace([' ', '/'], "-"));
+            let mut digests = Vec::new();
+            layout_with(&dir, |entry| {
+                let digest = |of: &Value| of["digest"].as_str().unwrap()["sha256:".len()..].to_owned();
+                let blobs = dir.join("blobs/sha256");
+                let manifest: Value =
+                    serde_json::from_slice(&fs::read(blobs.join(digest(entry))).unwrap()).unwrap();
+                digests = vec![
+                    ("manifest", digest(entry)),
+                    ("config", digest(&manifest["config"])),
+                    ("layer", digest(&manifest["layers"][0])),
+                ];
+            });
+            let found = digests.iter().find(|(name, _)| *name == file);
+            let path: PathBuf = match found {
+                Some((_, digest)) => dir.join("blobs/sha256").join(digest),
+                None => dir.join(file),
+            };
+            let _ = fs::remove_dir_all(outside.path().join("moved"));
+            run("sh", &["-euc", script, path.to_str().unwrap(), outside.path().to_str().unwrap()]);
+            let error = lab.program.fails(&["load", "--name", "lab/x:1", dir.to_str().unwrap()]);
+            assert!(error.contains(said), "{file} as {what} should be refused for {said:?}: {error}");
+            assert!(!error.contains("root:"), "{file} as {what}: {error}");
+            let _ = fs::remove_file(outside.path().join("moved"));
+        }
+    }
+    lab.finish();
+}
+
+/// A `docker save` archive in the old form.
+fn docker_archive(
+    path: &Path,
+    manifest: &Value,
+    files: &[(&str, Vec<u8>)],
+    links: &[(&str, tar::EntryType, &str)],
+) {
+    let mut builder = tar::Builder::new(fs::File::create(path).unwrap());
+    let manifest = ("manifest.json", manifest.to_string().into_bytes());
+    for (name, bytes) in files.iter().chain([&manifest]) {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, &bytes[..]).unwrap();
+    }
+    for (name, kind, target) in links {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(*kind);
+        header.set_size(0);
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        builder.append_link(&mut header, name, target).unwrap();
+    }
+    builder.finish().unwrap();
+}
+
+#[test]
+fn docker_archive_reads_nothing_but_its_members() {
+    let lab = Lab::new();
+    // What is outside would do: only that it is outside speaks against it.
+    let layer = text::layers("f etc/motd inside").remove(0);
+    let config = json!({
+        "os": "linux", "architecture": "amd64",
+        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id.to_string()]},
+    });
+    let outside = tempfile::tempdir_in("/var/tmp").unwrap();
+    fs::write(outside.path().join("layer.tar"), &layer.bytes).unwrap();
+    fs::write(outside.path().join("config.json"), config.to_string()).unwrap();
+    let outside = outside.path().to_str().unwrap();
+    let climb = format!("../../../../../../../..{outside}");
+    let dir = lab.program.dir().join("archives");
+    fs::create_dir(&dir).unwrap();
+    let good = vec![("config.json", config.to_string().into_bytes()), ("layer.tar", layer.bytes.clone())];
+    let load = |config: &str, layer: &str, links: &[(&str, tar::EntryType, &str)]| {
+        let path = dir.join("save.tar");
+        let manifest =
+            json!([{"Config": config, "RepoTags": ["../../x:1", "lab/saved:../../1"], "Layers": [layer]}]);
+        docker_archive(&path, &manifest, &good, links);
+        lab.program.run(&["load", "--name", "lab/saved:1", path.to_str().unwrap()])
+    };
+    use tar::EntryType::{Link, Symlink};
+    // The names are passed over, the archive is as good as any.
+    assert!(load("config.json", "layer.tar", &[]).status.success());
+    let (absolute, climbing) = (format!("{outside}/layer.tar"), format!("{climb}/layer.tar"));
+    let rows: [(&str, &str, &str, Vec<(&str, tar::EntryType, &str)>); 9] = [
+        ("an absolute layer", "config.json", &absolute, vec![]),
+        ("a climbing layer", "config.json", &climbing, vec![]),
+        ("an absolute config", &format!("{outside}/config.json"), "layer.tar", vec![]),
+        ("a climbing config", &format!("{climb}/config.json"), "layer.tar", vec![]),
+        ("a link to the outside", "config.json", "out", vec![("out", Symlink, &absolute)]),
+        ("a climbing link", "config.json", "a/out", vec![("a/out", Symlink, &climbing)]),
+        ("a hard link to the outside", "config.json", "out", vec![("out", Link, &absolute)]),
+        ("a directory that is a link", "config.json", "d/layer.tar", vec![("d", Symlink, outside)]),
+        ("links in a circle", "config.json", "a", vec![("a", Symlink, "b"), ("b", Symlink, "a")]),
+    ];
+    for (what, config, layer, links) in rows {
+        let error = failure(&load(config, layer, &links), &["load", what]);
+        assert!(error.contains("save.tar"), "{what}: {error}");
+        lab.is_untouched(what, "load");
+    }
+    lab.finish();
+}
+
+#[test]
+fn commands_refuse_names_that_climb() {
+    let lab = Lab::new();
+    let image = text::load(&lab.program, &text::image("1", text::layers("f etc/motd inside")));
+    let digest = image.split_once('@').unwrap().1.to_owned();
+    let (near, far) = (lab.aim().near.to_owned(), lab.aim().far.to_owned());
+    let copy = lab.program.dir().join("copy");
+    let copy = copy.to_str().unwrap();
+    let before = lab.program.ok(&["images"]);
+    for name in [
+        format!("../{near}"),
+        format!("{far}:1"),
+        format!("lab/../{near}:1"),
+        format!("lab/text:../../{near}"),
+        "..".to_owned(),
+        format!("lab/text@sha256:../../../{near}/secret"),
+        format!("lab/text@../{digest}"),
+        format!("../lab/text@{digest}"),
+        "lab/text:.".to_owned(),
+        "lab/text:..".to_owned(),
+        "./lab/text:1".to_owned(),
+        "lab/./text:1".to_owned(),
+    ] {
+        let calls: [&[&str]; 8] = [
+            &["pull", &name],
+            &["inspect", &name],
+            &["path", &name],
+            &["rm", &name],
+            &["unpack", &name, copy],
+            &["root", "create", &name],
+            &["run", &name, "--", "true"],
+            &["verify", &name],
+        ];
+        for call in calls {
+            lab.program.fails(call);
+            lab.is_untouched(&name, call[0]);
+        }
+        let error = lab.program.fails(&[
+            "load",
+            "--name",
+            &name,
+            lab.program.dir().join("layouts/1").to_str().unwrap(),
+        ]);
+        assert!(!error.contains("panicked"), "{error}");
+    }
+    for id in ["..", ".", "../x", &format!("../../{near}"), &far, "a/b", "", "a\nb", "a:b", "a,b"] {
+        for call in [
+            &["root", "create", &image, "--engine", "overlay2", "--id", id][..],
+            &["root", "remove", "--force", id],
+        ] {
+            lab.program.fails(call);
+            lab.is_untouched(id, call[1]);
+        }
+    }
+    assert_eq!(lab.program.ok(&["images"]), before);
+    assert!(!Path::new(copy).exists());
+    lab.finish();
+}
+
+#[test]
+fn copy_goes_where_it_is_told_and_through_no_link_that_stands_there() {
+    let lab = Lab::new();
+    let image = text::load(
+        &lab.program,
+        &text::image("1", text::layers("d dir \n f dir/inner x \n f secret x \n f link x")),
+    );
+    let at = |name: &str| lab.program.dir().join(name);
+    // The place is a link to the canary, which is not empty; or to nothing in it; or what is beside it is one.
+    symlink(lab.aim().far, at("full")).unwrap();
+    symlink(format!("{}/new", lab.aim().far), at("dangling")).unwrap();
+    symlink(lab.aim().far, at(".copy.rcx-imagefs-partial-1")).unwrap();
+    for place in ["full", "dangling"] {
+        lab.program.fails(&["unpack", &image, at(place).to_str().unwrap()]);
+        lab.is_untouched(place, "unpack");
+    }
+    lab.program.ok(&["unpack", &image, at("copy").to_str().unwrap()]);
+    lab.is_untouched("a link with the name of an interrupted copy", "unpack");
+    assert_eq!(fs::read_to_string(at("copy/secret")).unwrap(), "x");
+    assert!(fs::symlink_metadata(at(".copy.rcx-imagefs-partial-1")).unwrap().is_symlink());
+    lab.finish();
+}

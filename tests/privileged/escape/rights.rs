@@ -1,0 +1,140 @@
+//! Programs of an image that would give rights, and devices of an image: nothing in the mount or in a root of any engine.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::engines::Lab;
+use crate::images::run;
+use crate::layers::{Line, What, parse};
+use crate::text;
+
+/// Prints the user and the capabilities that it has.
+const WHO: &str = r#"
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+int main(void) {
+    char line[256];
+    FILE *status = fopen("/proc/self/status", "r");
+    printf("%d %d", (int)geteuid(), (int)getegid());
+    while (status && fgets(line, sizeof line, status))
+        if (!strncmp(line, "CapEff:", 7)) printf(" %s", line + 8);
+    return 0;
+}
+"#;
+
+/// `cap_setuid,cap_dac_override=ep` as the kernel keeps it (linux/capability.h, revision 2).
+const CAPABILITY: &[u8] = b"\x01\x00\x00\x02\x82\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
+const USER: u32 = 12_345;
+
+/// A layer with the program as `rights` in its ways to give some, and with devices.
+pub(crate) fn layer() -> crate::blob::Blob {
+    let scratch = tempfile::tempdir().unwrap();
+    let (source, program) = (scratch.path().join("who.c"), scratch.path().join("who"));
+    fs::write(&source, WHO).unwrap();
+    run("gcc", &["-static", "-o", program.to_str().unwrap(), source.to_str().unwrap()]);
+    let program = fs::read(program).unwrap();
+    let file = |path: &[u8], mode| {
+        let mut line = Line::new(path, What::File(program.clone()));
+        line.mode = mode;
+        line
+    };
+    let mut lines = parse(
+        "c nodes/null 1:3 mode=666 \n c nodes/mem 1:1 mode=666 \n b nodes/disk 254:0 mode=666 \n c nodes/tty 5:0 mode=666
+         p nodes/pipe mode=666 \n d proc mode=555",
+    )
+    .remove(0);
+    lines.extend([file(b"bin/plain", 0o755), file(b"bin/set-user", 0o4755), file(b"bin/set-group", 0o2755)]);
+    let mut capable = file(b"bin/capable", 0o755);
+    capable.xattrs.push(("security.capability".to_owned(), CAPABILITY.to_vec()));
+    lines.push(capable);
+    lines.push(Line::new(b"bin/linked", What::Hardlink(b"bin/set-user".to_vec())));
+    text::layer_of(&lines)
+}
+
+/// What a program of a tree prints when somebody without rights runs it.
+#[track_caller]
+fn told(root: &Path, program: &str) -> String {
+    let mut command = Command::new("setpriv");
+    command.args([
+        format!("--reuid={USER}"),
+        format!("--regid={USER}"),
+        "--clear-groups".into(),
+        "--".into(),
+    ]);
+    let output = command.arg(root.join("bin").join(program)).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+}
+
+const NONE: &str = "12345 12345 0000000000000000";
+
+/// Nothing in a tree gives anything, though all of it is as the image says.
+#[track_caller]
+fn gives_nothing(root: &Path, what: &str) {
+    for (program, mode) in [
+        ("plain", 0o755),
+        ("set-user", 0o4755),
+        ("set-group", 0o2755),
+        ("capable", 0o755),
+        ("linked", 0o4755),
+    ] {
+        let path = root.join("bin").join(program);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, mode, "{program} in {what}");
+        assert_eq!(told(root, program), NONE, "{program} in {what}");
+    }
+    let mut value = [0; 64];
+    let length = rustix::fs::getxattr(root.join("bin/capable"), "security.capability", &mut value).unwrap();
+    assert_eq!(&value[..length], CAPABILITY, "{what}");
+    for name in ["null", "mem", "disk", "tty"] {
+        let path = root.join("nodes").join(name);
+        let kind = fs::symlink_metadata(&path).unwrap().file_type();
+        assert!(kind.is_char_device() || kind.is_block_device(), "{name} in {what}");
+        for flags in [OFlags::RDONLY, OFlags::WRONLY | OFlags::NONBLOCK] {
+            let opened = rustix::fs::open(&path, flags, Mode::empty()).err();
+            // Nothing is made to write: the device itself is what would be opened.
+            assert_eq!(opened, Some(Errno::ACCESS), "{name} in {what}, {flags:?}, as root");
+        }
+    }
+    assert!(fs::symlink_metadata(root.join("nodes/pipe")).unwrap().file_type().is_fifo(), "{what}");
+}
+
+#[test]
+fn set_id_programs_capabilities_and_devices_of_an_image_give_nothing_in_the_mount_or_any_root() {
+    let lab = Lab::new();
+    let image = text::load(&lab.program, &text::image("rights", vec![layer()]));
+    gives_nothing(&lab.mount.path(&image), "the mount");
+    for engine in ["fuse", "overlay2", "unpack"] {
+        for upper in ["dir", "tmpfs:32M", "none"] {
+            let create = ["root", "create", &image, "--engine", engine, "--upper", upper, "--id", "it"];
+            let root = PathBuf::from(lab.program.ok(&create));
+            gives_nothing(&root, &format!("a root of {engine}, upper {upper}"));
+            if upper != "none" {
+                // Nor when it has been copied up with all that it has.
+                for name in ["set-user", "set-group", "capable", "linked"] {
+                    run("touch", &["-d", "@7", root.join("bin").join(name).to_str().unwrap()]);
+                }
+                gives_nothing(&root, &format!("a root of {engine}, upper {upper}, copied up"));
+                // Nor what a program makes there with the rights of root.
+                let made = root.join("bin/plain");
+                fs::set_permissions(&made, fs::Permissions::from_mode(0o6755)).unwrap();
+                assert_eq!(told(&root, "plain"), NONE, "{engine}, {upper}");
+            }
+            lab.program.ok(&["root", "remove", "it"]);
+        }
+    }
+    // Where nothing holds it back, each of them does give something: on a disk of the host, as `unpack` makes it.
+    let copy = lab.program.dir().join("copy");
+    lab.program.ok(&["unpack", &image, copy.to_str().unwrap()]);
+    assert_eq!(told(&copy, "plain"), NONE);
+    assert_eq!(told(&copy, "set-user").split(' ').next(), Some("0"));
+    assert_eq!(told(&copy, "set-group").split(' ').nth(1), Some("0"));
+    assert_eq!(told(&copy, "capable"), "12345 12345 0000000000000082");
+    assert!(fs::File::open(copy.join("nodes/null")).is_ok());
+    lab.finish();
+}

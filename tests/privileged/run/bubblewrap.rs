@@ -32,6 +32,8 @@ fn bubblewrap_shows_nothing_of_the_host() {
         runner.engine = engine;
         hostile::places_in_the_image_lead_nowhere(&runner);
     }
+    runner.engine = "fuse";
+    hostile::attempts_find_nothing(&runner, crate::escape::about_the_sandbox());
     hostile::rules_stay_in_the_image(&runner);
     hostile::image_without_a_shell_runs(&runner);
     hostile::traps_in_the_box_are_not_stepped_into(&runner, &image);

@@ -6,33 +6,9 @@ use std::path::Path;
 use serde_json::json;
 
 use super::{Entry, Runner};
-
-/// A directory of the host's that no program may see or change.
-struct Canary(tempfile::TempDir);
-
-impl Canary {
-    fn new() -> Self {
-        // Not in /tmp, which each sandbox has of its own.
-        let dir = tempfile::Builder::new().prefix("rcx-canary").tempdir_in("/var/tmp").unwrap();
-        fs::write(dir.path().join("secret"), "of the host").unwrap();
-        fs::write(dir.path().join("hostname"), "the host").unwrap();
-        // Whoever gets there could do anything.
-        run_chmod(dir.path(), "0777");
-        Self(dir)
-    }
-
-    fn path(&self) -> &str {
-        self.0.path().to_str().unwrap()
-    }
-
-    #[track_caller]
-    fn is_untouched(&self) {
-        let mut names = super::names(self.0.path());
-        names.sort();
-        assert_eq!(names, ["hostname", "secret"]);
-        assert_eq!(fs::read_to_string(self.0.path().join("secret")).unwrap(), "of the host");
-    }
-}
+use crate::canary::{Canary, SECRET};
+use crate::escape::{self, Aim, Attempt, LOOK_AROUND};
+use crate::text;
 
 fn run_chmod(path: &Path, mode: &str) {
     crate::images::run("chmod", &[mode, path.to_str().unwrap()]);
@@ -58,10 +34,9 @@ pub(super) fn places_in_the_image_lead_nowhere(runner: &Runner) {
         let ran = runner.run(&image, &options, &["sh", "-c", script]);
         assert_eq!(ran.code, Some(1), "{name}: {ran:?}");
         assert!(ran.out.contains("planted\n") && ran.out.contains("busybox\n"), "{name}: {ran:?}");
-        assert!(!ran.out.contains("of the host") && !ran.out.contains("secret"), "{name}: {ran:?}");
-        assert!(!ran.out.contains("the host"), "{name}: {ran:?}");
+        assert!(!ran.out.contains(SECRET) && !ran.out.contains("secret"), "{name}: {ran:?}");
         assert_eq!(runner.read("planted"), "planted\n");
-        canary.is_untouched();
+        canary.is_untouched("the run");
         runner.nothing_is_left();
     }
 }
@@ -89,7 +64,7 @@ pub(super) fn rules_stay_in_the_image(runner: &Runner) {
             let out = runner.ok(&image, &["--dir", &rule(place, "")], &[&program, &file]);
             assert_eq!(out, "shown", "{place} at {place_seen}");
         }
-        canary.is_untouched();
+        canary.is_untouched("the run");
     }
     // It would be there and not be seen.
     runner.refused(&image, &["--dir", &rule("tmp/sub", "")], &["cat", "/etc/motd"], &["/tmp"]);
@@ -135,17 +110,46 @@ pub(super) fn traps_in_the_box_are_not_stepped_into(runner: &Runner, image: &str
         } else {
             assert_eq!(super::names(&copied), ["good"], "{ran:?}");
         }
-        canary.is_untouched();
+        canary.is_untouched("the run");
         runner.nothing_is_left();
     }
     // Where the copy would go, there is something already: what a link there leads to is not written to.
     let aim = runner.program.dir().join("aim");
-    std::os::unix::fs::symlink(canary.0.path().join("secret"), &aim).unwrap();
+    std::os::unix::fs::symlink(Path::new(canary.path()).join("secret"), &aim).unwrap();
     runner.ok(image, &["--copy-out", "new=aim"], &["sh", "-c", "echo new >new"]);
     assert_eq!(fs::read_to_string(&aim).unwrap(), "new\n");
-    canary.is_untouched();
+    canary.is_untouched("the run");
     fs::remove_file(aim).unwrap();
     fs::remove_dir_all(runner.program.dir().join("copied")).unwrap();
+}
+
+/// Programs in the images of all attempts find nothing of the host, however they look for it and write.
+pub(super) fn attempts_find_nothing<'a>(runner: &Runner, attempts: impl Iterator<Item = &'a Attempt>) {
+    let canaries = [Canary::in_directory(runner.program.dir()), Canary::new()];
+    let aim = Aim { near: canaries[0].name(), far: canaries[1].path() };
+    let mut options = vec!["--stderr-to-stdout"];
+    if runner.sandbox == "isolate" {
+        options.extend(["--processes", "--wall-time", "60"]);
+    }
+    // With a canary handed to it, the same script finds and changes what it can.
+    let given = Canary::new();
+    let image = text::image("given", [vec![text::small()], text::layers("d mnt \n l out /mnt")].concat());
+    let image = text::load(&runner.program, &image);
+    let rule = format!("mnt={}:rw", given.path());
+    let ran = runner.run(&image, &[&options[..], &["--dir", &rule]].concat(), &["sh", "-c", LOOK_AROUND]);
+    assert!(ran.out.contains(SECRET) && ran.out.ends_with("looked around\n"), "{runner:?}: {ran:?}");
+    assert!(Path::new(given.path()).join("planted").exists(), "{runner:?}: {ran:?}");
+
+    for attempt in attempts {
+        let image = text::load(&runner.program, &attempt.image_with_programs(aim));
+        let ran = runner.run(&image, &options, &["sh", "-c", LOOK_AROUND]);
+        assert!(ran.out.ends_with("looked around\n"), "{} in {runner:?}: {ran:?}", attempt.name);
+        assert!(!ran.out.contains(SECRET), "{} in {runner:?} finds the host: {ran:?}", attempt.name);
+        for canary in &canaries {
+            canary.is_untouched(attempt.name);
+        }
+        runner.nothing_is_left();
+    }
 }
 
 /// An image of one program, without a shell.
@@ -168,6 +172,20 @@ fn image_that_leads_out_shows_nothing_of_the_host() {
         }
         rules_stay_in_the_image(&runner);
         image_without_a_shell_runs(&runner);
+    }
+    runner.mount.stop();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn attempts_of_an_image_find_nothing_of_the_host() {
+    let (mut runner, isolates) = Runner::with_isolate(474);
+    for isolate in isolates {
+        runner.isolate = Some(isolate);
+        runner.engine = "fuse";
+        attempts_find_nothing(&runner, escape::kept());
+        runner.engine = "overlay2";
+        attempts_find_nothing(&runner, escape::about_the_sandbox());
     }
     runner.mount.stop();
 }

@@ -4,6 +4,7 @@ mod host;
 
 mod attempts;
 mod attempts_files;
+mod attempts_images;
 mod failures;
 mod kills;
 mod worker;

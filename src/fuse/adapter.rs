@@ -22,7 +22,7 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 
-use super::convert::{ABSENT, BLOCK_SIZE, file_attr, file_type, ino, sized, xattr};
+use super::convert::{ABSENT, BLOCK_SIZE, file_attr, file_type, ino, sized, without_trusted, xattr};
 use super::requests::{Operation, Requests};
 use crate::fs::{FsError, ImageFs, Lookup};
 
@@ -46,6 +46,9 @@ const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 const NOT_AT_ALL: Duration = Duration::ZERO;
 /// Numbers are never given to anything else, so one generation is enough.
 const GENERATION: Generation = Generation(0);
+
+/// Who may see extended attributes of `trusted`: as near to CAP_SYS_ADMIN as a request tells.
+const ROOT: u32 = 0;
 
 /// The filesystem as fuser calls it.
 #[derive(Debug)]
@@ -275,8 +278,18 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn listxattr(&self, _: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
-        self.answer(Operation::ListXattr, reply, |fs, _| sized(fs.listxattr(ino(number))?, size), xattr);
+    fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        self.answer(
+            Operation::ListXattr,
+            reply,
+            |fs, _| {
+                let names = fs.listxattr(ino(number))?;
+                // The kernel keeps values of `trusted` from others (xattr(7)), and leaves names to each filesystem.
+                let names = if request.uid() == ROOT { names } else { without_trusted(&names) };
+                sized(names, size)
+            },
+            xattr,
+        );
     }
 
     fn lseek(

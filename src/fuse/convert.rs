@@ -87,6 +87,12 @@ pub(super) fn sized(bytes: Vec<u8>, room: u32) -> Result<Sized, FsError> {
     }
 }
 
+/// Names of extended attributes, each with a NUL behind it, without those that are for the trusted.
+pub(super) fn without_trusted(names: &[u8]) -> Vec<u8> {
+    let names = names.split_inclusive(|byte| *byte == 0);
+    names.filter(|name| !name.starts_with(b"trusted.")).flatten().copied().collect()
+}
+
 pub(super) fn xattr(reply: ReplyXattr, answer: Sized) {
     match answer {
         Sized::Length(length) => reply.size(length),
@@ -107,6 +113,13 @@ mod tests {
         // Half a second before: second -1, half a second on.
         assert_eq!(at(-1, 500_000_000), epoch - Duration::from_millis(500));
         assert!(at(i64::MIN, 0) < at(i64::MAX, 999_999_999));
+    }
+
+    #[test]
+    fn names_for_the_trusted_are_left_out_and_no_others() {
+        let names = b"trusted.a\0user.trusted.b\0trusted\0security.c\0trusted.\0";
+        assert_eq!(without_trusted(names), b"user.trusted.b\0trusted\0security.c\0");
+        assert_eq!(without_trusted(b""), b"");
     }
 
     #[test]

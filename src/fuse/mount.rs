@@ -284,7 +284,8 @@ fn make_mount(path: &Path, connection: &OwnedFd) -> Result<OwnedFd, SessionError
     for (key, value) in options {
         rustix::mount::fsconfig_set_string(&context, key, value).map_err(at(key))?;
     }
-    // `ro` makes the filesystem itself read-only, so that no bind mount or remount of it is writable.
+    // `ro` makes the filesystem itself read-only, so that no bind mount of it is writable. Where root remounts the filesystem,
+    // the kernel asks, and every request for a change is refused.
     for flag in ["ro", "allow_other", "default_permissions"] {
         rustix::mount::fsconfig_set_flag(&context, flag).map_err(at(flag))?;
     }

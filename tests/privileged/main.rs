@@ -38,6 +38,7 @@ mod engines;
 mod escape;
 mod live;
 mod mount;
+mod posix;
 
 mod pull;
 mod remove;

@@ -194,13 +194,11 @@ fn links_pipes_and_devices_in_a_layout_are_not_followed_read_or_waited_for() {
     lab.finish();
 }
 
+/// A link's name, kind and target.
+type Link<'a> = (&'a str, tar::EntryType, &'a str);
+
 /// A `docker save` archive in the old form.
-fn docker_archive(
-    path: &Path,
-    manifest: &Value,
-    files: &[(&str, Vec<u8>)],
-    links: &[(&str, tar::EntryType, &str)],
-) {
+fn docker_archive(path: &Path, manifest: &Value, files: &[(&str, Vec<u8>)], links: &[Link<'_>]) {
     let mut builder = tar::Builder::new(fs::File::create(path).unwrap());
     let manifest = ("manifest.json", manifest.to_string().into_bytes());
     for (name, bytes) in files.iter().chain([&manifest]) {
@@ -236,25 +234,25 @@ fn docker_archive_reads_nothing_but_its_members() {
     let dir = lab.program.dir().join("archives");
     fs::create_dir(&dir).unwrap();
     let good = vec![("config.json", config.to_string().into_bytes()), ("layer.tar", layer.bytes.clone())];
-    let load = |config: &str, layer: &str, links: &[(&str, tar::EntryType, &str)]| {
+    let load = |config: &str, layer: &str, links: &[Link<'_>]| {
         let path = dir.join("save.tar");
         let manifest =
             json!([{"Config": config, "RepoTags": ["../../x:1", "lab/saved:../../1"], "Layers": [layer]}]);
         docker_archive(&path, &manifest, &good, links);
         lab.program.run(&["load", "--name", "lab/saved:1", path.to_str().unwrap()])
     };
-    use tar::EntryType::{Link, Symlink};
+    use tar::EntryType::{Link as HardLink, Symlink};
     // The names are passed over, the archive is as good as any.
     assert!(load("config.json", "layer.tar", &[]).status.success());
     let (absolute, climbing) = (format!("{outside}/layer.tar"), format!("{climb}/layer.tar"));
-    let rows: [(&str, &str, &str, Vec<(&str, tar::EntryType, &str)>); 9] = [
+    let rows: [(&str, &str, &str, Vec<Link<'_>>); 9] = [
         ("an absolute layer", "config.json", &absolute, vec![]),
         ("a climbing layer", "config.json", &climbing, vec![]),
         ("an absolute config", &format!("{outside}/config.json"), "layer.tar", vec![]),
         ("a climbing config", &format!("{climb}/config.json"), "layer.tar", vec![]),
         ("a link to the outside", "config.json", "out", vec![("out", Symlink, &absolute)]),
         ("a climbing link", "config.json", "a/out", vec![("a/out", Symlink, &climbing)]),
-        ("a hard link to the outside", "config.json", "out", vec![("out", Link, &absolute)]),
+        ("a hard link to the outside", "config.json", "out", vec![("out", HardLink, &absolute)]),
         ("a directory that is a link", "config.json", "d/layer.tar", vec![("d", Symlink, outside)]),
         ("links in a circle", "config.json", "a", vec![("a", Symlink, "b"), ("b", Symlink, "a")]),
     ];

@@ -1,0 +1,273 @@
+//! Names and paths at their limits, the dots, listings, and numbers that stay what they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::mem::MaybeUninit;
+use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Dir, Mode, OFlags, RawDir, SeekFrom, Stat};
+use rustix::io::Errno;
+
+use super::{Mounted, place};
+use crate::program::Program;
+use crate::{text, trees};
+
+fn stat(path: &Path) -> rustix::io::Result<Stat> {
+    rustix::fs::lstat(path)
+}
+
+fn ino(path: &Path) -> u64 {
+    stat(path).unwrap_or_else(|errno| panic!("{}: {errno}", path.display())).st_ino
+}
+
+/// A path of this many bytes to `end`, by way of the directory it starts in.
+fn padded(end: &str, length: usize) -> String {
+    let padding = length - end.len();
+    format!("{}{}{end}", "./".repeat(padding / 2), if padding % 2 == 1 { "/" } else { "" })
+}
+
+#[test]
+fn name_of_255_bytes_is_found_and_of_256_too_long() {
+    let program = Program::new();
+    let (long, wide) = ("n".repeat(255), "\u{e4}".repeat(127));
+    let layers = format!("f {long} long \n d {long}-dir \n f {wide}x wide")
+        .replace("-dir", "")
+        .replace("d nn", "d dd");
+    let layers = layers.replace(&format!("d {long}"), &format!("d {}", "d".repeat(255)));
+    let layers = format!("{layers} \n f {}/{long} inner", "e".repeat(255));
+    let name = text::load(&program, &text::image("long", text::layers(&layers)));
+    let mount = program.mount();
+    let root = mount.path(&name);
+    assert_eq!(fs::read_to_string(root.join(&long)).unwrap(), "long");
+    assert_eq!(fs::read_to_string(root.join(format!("{wide}x"))).unwrap(), "wide");
+    assert_eq!(fs::read_to_string(root.join("e".repeat(255)).join(&long)).unwrap(), "inner");
+    let listed: BTreeSet<_> = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(listed.contains(Path::new(&long).as_os_str()));
+    for directory in [root.clone(), root.join("e".repeat(255)), mount.dir().to_owned(), mount.path("lab")] {
+        for length in [256, 257, 1000, 1024, 1025, 4000] {
+            let path = directory.join("n".repeat(length));
+            assert_eq!(
+                stat(&path).err(),
+                Some(Errno::NAMETOOLONG),
+                "{length} bytes in {}",
+                directory.display()
+            );
+        }
+        assert_eq!(stat(&directory.join("m".repeat(255))).err(), Some(Errno::NOENT));
+    }
+    mount.stop();
+}
+
+#[test]
+fn path_of_4095_bytes_is_taken_and_of_4096_too_long() {
+    let image = Mounted::new();
+    let root = place(&image.root);
+    let open = |path: &str| rustix::fs::openat(&root, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    for end in ["file", "dir/inner", "link-to-dir/inner"] {
+        assert!(open(&padded(end, 4095)).is_ok(), "{end}");
+        assert_eq!(open(&padded(end, 4096)).err(), Some(Errno::NAMETOOLONG), "{end}");
+    }
+    assert_eq!(open(&padded("missing", 4095)).err(), Some(Errno::NOENT));
+}
+
+#[test]
+fn tree_deeper_than_any_path_is_walked_step_by_step() {
+    let program = Program::new();
+    // 16 times 250 bytes: with the mountpoint in front, too long for a path.
+    let deep = vec!["d".repeat(250); 16].join("/");
+    let text =
+        format!("f {deep}/file deep \n l link {} \n f {} short", "x/".repeat(2047), "y/".repeat(100) + "end");
+    let name = text::load(&program, &text::image("deep", text::layers(&text)));
+    let mount = program.mount();
+    let root = mount.path(&name);
+    let whole = root.join(&deep).join("file");
+    assert!(whole.as_os_str().len() > 4095);
+    assert_eq!(stat(&whole).err(), Some(Errno::NAMETOOLONG));
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let inside = rustix::fs::openat(place(&root), format!("{deep}/file"), flags, Mode::empty());
+    assert_eq!(std::io::read_to_string(File::from(inside.unwrap())).unwrap(), "deep");
+    let mut at = place(&root);
+    let mut up = Vec::new();
+    for name in deep.split('/') {
+        up.push(rustix::fs::fstat(&at).unwrap().st_ino);
+        at = rustix::fs::openat(&at, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    }
+    while let Some(ino) = up.pop() {
+        at = rustix::fs::openat(&at, "..", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        assert_eq!(rustix::fs::fstat(&at).unwrap().st_ino, ino);
+    }
+    assert_eq!(fs::read_link(root.join("link")).unwrap().as_os_str().len(), 4094);
+    assert_eq!(fs::read_to_string(root.join("y/".repeat(100) + "end")).unwrap(), "short");
+}
+
+#[test]
+fn paths_are_resolved_as_everywhere() {
+    let image = Mounted::new();
+    let disk = image.on_tmpfs();
+    for root in [&image.root, disk.path()] {
+        for (path, found) in [
+            ("file/", Err(Errno::NOTDIR)),
+            ("file/.", Err(Errno::NOTDIR)),
+            ("file/..", Err(Errno::NOTDIR)),
+            ("missing/..", Err(Errno::NOENT)),
+            ("dangling/", Err(Errno::NOENT)),
+            ("link/", Err(Errno::NOTDIR)),
+            ("loop/", Err(Errno::LOOP)),
+            ("circle-a/x", Err(Errno::LOOP)),
+            ("pipe/x", Err(Errno::NOTDIR)),
+            ("loop", Ok("loop")),
+            ("dir/", Ok("dir")),
+            ("dir/.", Ok("dir")),
+            ("dir//sub/../inner", Ok("dir/inner")),
+            ("dir/sub/..", Ok("dir")),
+            ("link-to-dir/", Ok("dir")),
+            ("link-to-dir/..", Ok("")),
+            ("link-to-dir/sub/..", Ok("dir")),
+            ("dir/sub/../..", Ok("")),
+        ] {
+            let here = |path: &str| if path.is_empty() { root.to_path_buf() } else { root.join(path) };
+            let expected = found.map(|path| ino(&here(path)));
+            let found = stat(&here(path)).map(|stat| stat.st_ino);
+            assert_eq!(found, expected, "{path:?} in {}", root.display());
+        }
+        for not_a_link in ["file", "dir", "pipe", "null"] {
+            assert_eq!(
+                rustix::fs::readlink(root.join(not_a_link), []).err(),
+                Some(Errno::INVAL),
+                "{not_a_link}"
+            );
+        }
+    }
+    image.mount.stop();
+}
+
+#[test]
+fn dots_lead_where_they_say_from_inside_an_image_to_outside_of_the_mount() {
+    let image = Mounted::new();
+    let digest = image.name.split_once('@').unwrap().1;
+    let tag = image.mount.path("lab/text:posix");
+    let dash = image.mount.path(&format!("lab/text@{}", digest.replace(':', "-")));
+    let lab = image.mount.path("lab");
+    // Whatever name it was reached by, an image has one parent.
+    for root in [&image.root, &tag.join("."), &dash.join(".")] {
+        assert_eq!(ino(&root.join("..")), ino(&lab), "{}", root.display());
+        assert_eq!(ino(&root.join("dir/..")), ino(&root.join(".")));
+        assert_eq!(ino(&root.join("dir/sub/../..")), ino(&image.root));
+    }
+    assert_eq!(ino(&lab.join("..")), ino(image.mount.dir()));
+    assert_eq!(ino(&image.root.join("../..")), ino(image.mount.dir()));
+    // And the mount's own is the directory that it is mounted in.
+    assert_eq!(ino(&image.mount.dir().join("..")), ino(image.program.dir()));
+    // By descriptor too, from where the kernel has no path in its cache.
+    let mut at = place(&image.path("dir/sub"));
+    for expected in ["dir", "", "..", "../.."] {
+        at = rustix::fs::openat(&at, "..", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let here = if expected.is_empty() { image.root.clone() } else { image.root.join(expected) };
+        assert_eq!(rustix::fs::fstat(&at).unwrap().st_ino, ino(&here), "{expected}");
+    }
+}
+
+#[test]
+fn listing_has_the_number_and_kind_that_stat_has() {
+    let image = Mounted::new();
+    for directory in ["", "dir", "bin", "empty-dir"] {
+        let directory = if directory.is_empty() { image.root.clone() } else { image.root.join(directory) };
+        let mut names = BTreeSet::new();
+        for entry in Dir::read_from(File::open(&directory).unwrap()).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().to_str().unwrap().to_owned();
+            let stat = stat(&directory.join(&name)).unwrap();
+            assert_eq!(entry.ino(), stat.st_ino, "{name} in {}", directory.display());
+            assert_eq!(entry.file_type(), rustix::fs::FileType::from_raw_mode(stat.st_mode), "{name}");
+            assert!(names.insert(name.clone()), "{name} is listed twice");
+        }
+        assert!(names.contains(".") && names.contains(".."), "{names:?}");
+        let children = fs::read_dir(&directory)
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_dir());
+        assert_eq!(
+            stat(&directory).unwrap().st_nlink,
+            2 + children.count() as u64,
+            "{}",
+            directory.display()
+        );
+    }
+    image.mount.stop();
+}
+
+fn list(directory: &File) -> Vec<(String, u64)> {
+    let mut buffer = [MaybeUninit::uninit(); 512];
+    let mut entries = RawDir::new(directory, &mut buffer);
+    let mut names = Vec::new();
+    while let Some(entry) = entries.next() {
+        let entry = entry.unwrap();
+        names.push((entry.file_name().to_str().unwrap().to_owned(), entry.next_entry_cookie()));
+    }
+    names
+}
+
+#[test]
+fn place_in_a_listing_is_each_descriptors_own_and_can_be_gone_back_to() {
+    let image = Mounted::new();
+    let (one, other) = (File::open(&image.root).unwrap(), File::open(&image.root).unwrap());
+    let all = list(&one);
+    assert!(all.len() > 20);
+    assert_eq!(list(&one), [], "it is at its end");
+    assert_eq!(list(&other), all, "another descriptor is at its start");
+    // A copy of a descriptor is at the same place.
+    let copy = one.try_clone().unwrap();
+    rustix::fs::seek(&copy, SeekFrom::Start(0)).unwrap();
+    assert_eq!(list(&one), all);
+    assert_eq!(list(&copy), []);
+    // Forwards and backwards, from each entry.
+    for at in (0..all.len()).rev().chain(0..all.len()) {
+        rustix::fs::seek(&one, SeekFrom::Start(all[at].1)).unwrap();
+        assert_eq!(rustix::fs::tell(&one), Ok(all[at].1));
+        assert_eq!(list(&one), all[at + 1..], "behind {:?}", all[at].0);
+    }
+    // Behind the end there is nothing, and nothing before the start.
+    for far in [1 << 20, 1 << 40, i64::MAX as u64] {
+        rustix::fs::seek(&one, SeekFrom::Start(far)).unwrap();
+        assert_eq!(list(&one), [], "at {far}");
+    }
+    assert_eq!(rustix::fs::seek(&one, SeekFrom::Current(i64::MIN)), Err(Errno::INVAL));
+    rustix::fs::seek(&one, SeekFrom::Start(0)).unwrap();
+    assert_eq!(list(&one), all);
+}
+
+/// What must stay of every path: numbers, link counts, times. The device is the mount's.
+fn numbers(root: &Path) -> BTreeMap<PathBuf, (u64, u64, i64, i64, u64)> {
+    let device = fs::metadata(root).unwrap().dev();
+    let numbers = trees::paths(root).into_iter().map(|path| {
+        let meta = fs::symlink_metadata(root.join(&path)).unwrap();
+        assert_eq!(meta.dev(), device, "{}", path.display());
+        (path, (meta.ino(), meta.nlink(), meta.mtime(), meta.ctime(), meta.blocks()))
+    });
+    numbers.collect()
+}
+
+#[test]
+fn numbers_stay_over_dropped_caches_a_restart_and_other_images() {
+    let image = Mounted::new();
+    let first = numbers(&image.root);
+    let inodes: BTreeSet<_> = first.values().map(|it| it.0).collect();
+    // `linked` has two names, as busybox has.
+    assert_eq!(inodes.len() + 2, first.len());
+    assert_eq!(first[Path::new("linked")], first[Path::new("other-name")]);
+    assert_eq!(first[Path::new("linked")].1, 2);
+    for entry in fs::read_dir(&image.root).unwrap().map(Result::unwrap) {
+        assert_eq!(first[Path::new(&entry.file_name())].0, entry.ino());
+    }
+    fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    assert_eq!(numbers(&image.root), first);
+    let Mounted { mount, program, name, root } = image;
+    mount.stop();
+    // Another image comes in between, and is looked at first.
+    let other = text::load(&program, &text::image("other", text::layers("f file hello \n d dir")));
+    let mount = program.mount();
+    assert_ne!(fs::metadata(mount.path(&other).join("dir")).unwrap().ino(), first[Path::new("dir")].0);
+    assert_eq!(mount.path(&name), root);
+    assert_eq!(numbers(&root), first);
+    mount.stop();
+}

@@ -1,0 +1,273 @@
+//! Files of an image that are changed in a root: copied up with all they have, and the same whatever is below.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use memmap2::Mmap;
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags,
+};
+use rustix::io::{Errno, Result};
+
+use super::over::{DONE, Roots, Step, holds, write};
+use crate::blob::Blob;
+use crate::layers::{Line, What, tar};
+use crate::text;
+
+const LARGE: usize = 64 << 20;
+const PAGE: usize = 4096;
+
+/// Other bytes in each page, and few of them: it compresses.
+fn large_content() -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(LARGE);
+    for page in 1..=LARGE / PAGE {
+        bytes.resize(page * PAGE, u8::try_from(page % 251).unwrap());
+    }
+    bytes
+}
+
+/// A layer with a file of 64 MiB, and one as long with three pages of data in it.
+fn large_files() -> Vec<Blob> {
+    let large = Line::new(b"large", What::File(large_content()));
+    let tar = tar(&[large]);
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(&tar).unwrap();
+    let large = text::blob(gzip.finish().unwrap(), Some(&tar), "application/vnd.oci.image.layer.v1.tar+gzip");
+    let data = "x".repeat(3 * 4096);
+    let map = "map=4096:4096,33554432:4096,67104768:4096 realsize=67108864";
+    let sparse = text::layers(&format!("m S sparse format=gnu {map} data={data}"));
+    [vec![large], sparse].concat()
+}
+
+fn io<T>(result: std::io::Result<T>) -> Result<T> {
+    result.map_err(|error| Errno::from_io_error(&error).unwrap())
+}
+
+fn open(path: &Path, flags: OFlags) -> Result<File> {
+    rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).map(File::from)
+}
+
+/// What a file has beside its bytes.
+fn is(path: &Path, mode: u32, uid: u32, gid: u32, mtime: i64) -> Result<()> {
+    let meta = io(fs::symlink_metadata(path))?;
+    assert_eq!(
+        (meta.mode() & 0o7777, meta.uid(), meta.gid(), meta.mtime()),
+        (mode, uid, gid, mtime),
+        "{}",
+        path.display()
+    );
+    Ok(())
+}
+
+const ATTRIBUTES: &[Step] = &[
+    ("chmod", DONE, |r| {
+        rustix::fs::chmod(r.join("file"), Mode::from_raw_mode(0o600)).and(is(&r.join("file"), 0o600, 0, 0, 0))
+    }),
+    ("keeps the content", DONE, |r| holds(&r.join("file"), "hello")),
+    ("and the extended attributes", DONE, |r| {
+        let mut value = [0; 8];
+        assert_eq!(rustix::fs::getxattr(r.join("file"), "user.one", &mut value)?, 1);
+        assert_eq!(rustix::fs::getxattr(r.join("file"), "trusted.two", &mut value)?, 1);
+        Ok(())
+    }),
+    ("chown", DONE, |r| {
+        rustix::fs::chown(r.join("replaced"), Some(Uid::from_raw(9)), Some(Gid::from_raw(8)))?;
+        is(&r.join("replaced"), 0o640, 9, 8, 0)
+    }),
+    ("chown of a set-uid program takes the bit", DONE, |r| {
+        rustix::fs::chown(r.join("program"), Some(Uid::from_raw(9)), None)?;
+        is(&r.join("program"), 0o755, 9, 0, 0)
+    }),
+    ("lchown", DONE, |r| {
+        rustix::fs::chownat(CWD, r.join("link"), Some(Uid::from_raw(9)), None, AtFlags::SYMLINK_NOFOLLOW)?;
+        is(&r.join("link"), 0o777, 9, 0, 0).and(is(&r.join("file"), 0o600, 0, 0, 0))
+    }),
+    ("chmod of a directory of two layers", DONE, |r| {
+        rustix::fs::chmod(r.join("dir"), Mode::from_raw_mode(0o1770))?;
+        is(&r.join("dir"), 0o1770, 0, 0, 7).and(holds(&r.join("dir/a"), "a"))
+    }),
+    ("chmod of the root", DONE, |r| rustix::fs::chmod(r, Mode::from_raw_mode(0o711))),
+    ("chmod of a device and a pipe", DONE, |r| {
+        rustix::fs::chmod(r.join("null"), Mode::from_raw_mode(0o600))?;
+        rustix::fs::chmod(r.join("pipe"), Mode::from_raw_mode(0o600))
+    }),
+    ("utimensat of one time", DONE, |r| {
+        let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+        let times = Timestamps { last_access: omit, last_modification: Timespec { tv_sec: -5, tv_nsec: 7 } };
+        rustix::fs::utimensat(CWD, r.join("other"), &times, AtFlags::empty())?;
+        is(&r.join("other"), 0o644, 0, 0, -5)
+    }),
+    ("setxattr", DONE, |r| rustix::fs::setxattr(r.join("again"), "user.new", b"new", XattrFlags::CREATE)),
+    ("setxattr of what the image has, as new", Err(Errno::EXIST), |r| {
+        rustix::fs::setxattr(r.join("file"), "user.one", b"new", XattrFlags::CREATE)
+    }),
+    ("setxattr of what the image has", DONE, |r| {
+        rustix::fs::setxattr(r.join("file"), "user.one", b"new", XattrFlags::REPLACE)
+    }),
+    ("removexattr of what the image has", DONE, |r| rustix::fs::removexattr(r.join("file"), "trusted.two")),
+    ("removexattr of nothing", Err(Errno::NODATA), |r| {
+        rustix::fs::removexattr(r.join("removed"), "user.none")
+    }),
+    ("setxattr of a directory and a link", DONE, |r| {
+        rustix::fs::setxattr(r.join("single"), "user.new", b"new", XattrFlags::empty())?;
+        rustix::fs::lsetxattr(r.join("link"), "trusted.new", b"new", XattrFlags::empty())
+    }),
+    ("user attributes are not for links", Err(Errno::PERM), |r| {
+        rustix::fs::lsetxattr(r.join("link"), "user.new", b"new", XattrFlags::empty())
+    }),
+];
+
+#[test]
+fn attributes_that_are_changed_keep_all_others() {
+    let roots = Roots::new(Vec::new());
+    roots.take(ATTRIBUTES);
+    roots.agree();
+}
+
+const CONTENT: &[Step] = &[
+    ("append", DONE, |r| {
+        io(File::options()
+            .append(true)
+            .open(r.join("file"))
+            .and_then(|mut file| file.write_all(b", world")))?;
+        holds(&r.join("file"), "hello, world")
+    }),
+    ("truncate", DONE, |r| {
+        rustix::fs::ftruncate(open(&r.join("other"), OFlags::WRONLY)?, 2)?;
+        holds(&r.join("other"), "ot")
+    }),
+    ("open to truncate", DONE, |r| {
+        open(&r.join("replaced"), OFlags::WRONLY | OFlags::TRUNC)
+            .map(drop)
+            .and(holds(&r.join("replaced"), ""))
+    }),
+    ("mode and owner stay", DONE, |r| {
+        let meta = io(fs::metadata(r.join("replaced")))?;
+        assert_eq!((meta.mode() & 0o7777, meta.uid()), (0o640, 5));
+        Ok(())
+    }),
+    ("through a link", DONE, |r| {
+        write(&r.join("link"), "by the link").and(holds(&r.join("file"), "by the link"))
+    }),
+    ("fallocate", DONE, |r| {
+        rustix::fs::fallocate(open(&r.join("again"), OFlags::WRONLY)?, FallocateFlags::empty(), 0, 10)?;
+        holds(&r.join("again"), "first\0\0\0\0\0")
+    }),
+    ("open to write and nothing more copies nothing that differs", DONE, |r| {
+        open(&r.join("removed"), OFlags::RDWR).map(drop).and(holds(&r.join("removed"), "removed"))
+    }),
+    ("a program is replaced and runs", DONE, |r| {
+        io(fs::write(r.join("program"), "#!/bin/sh\necho other\n"))?;
+        io(fs::set_permissions(r.join("program"), fs::Permissions::from_mode(0o755)))?;
+        assert_eq!(io(Command::new(r.join("program")).output())?.stdout, b"other\n");
+        Ok(())
+    }),
+    ("one who has it open to read reads what it is now", DONE, |r| {
+        let before = open(&r.join("dir/a"), OFlags::RDONLY)?;
+        write(&r.join("dir/a"), "new")?;
+        let mut bytes = [0; 8];
+        let length = io(before.read_at(&mut bytes, 0))?;
+        assert_eq!(&bytes[..length], b"new");
+        holds(&r.join("dir/a"), "new")
+    }),
+    ("a map from before shows what it was", DONE, |r| {
+        let before = open(&r.join("dir/c"), OFlags::RDONLY)?;
+        #[expect(unsafe_code, reason = "mapping a file")]
+        // overlayfs: a map keeps to the lower file (kernel documentation, "Non-standard behavior").
+        // SAFETY: what is mapped is the image's file, which cannot change; that it does not is what is tested.
+        let mapped = unsafe { io(Mmap::map(&before))? };
+        assert_eq!(&mapped[..], b"c");
+        write(&r.join("dir/c"), "C")?;
+        assert_eq!(&mapped[..], b"c");
+        holds(&r.join("dir/c"), "C")
+    }),
+    ("a name of several is changed alone", DONE, |r| {
+        io(File::options()
+            .append(true)
+            .open(r.join("linked"))
+            .and_then(|mut file| file.write_all(b" and two")))?;
+        // overlayfs without an index breaks hard links of lower files (the same section).
+        holds(&r.join("linked"), "one and two").and(holds(&r.join("linked-2"), "one"))
+    }),
+    ("a further name of a name of several", DONE, |r| {
+        rustix::fs::link(r.join("linked-3"), r.join("linked-4"))?;
+        let (three, four) = (io(fs::metadata(r.join("linked-3")))?, io(fs::metadata(r.join("linked-4")))?);
+        assert_eq!((three.ino(), three.nlink()), (four.ino(), four.nlink()));
+        holds(&r.join("linked-4"), "one")
+    }),
+    ("written by one, read by the other", DONE, |r| {
+        write(&r.join("linked-4"), "four").and(holds(&r.join("linked-3"), "four"))
+    }),
+    ("a further name of a file of one", DONE, |r| {
+        rustix::fs::link(r.join("single/a"), r.join("single/b"))?;
+        assert_eq!(io(fs::metadata(r.join("single/a")))?.nlink(), 2);
+        write(&r.join("single/b"), "both").and(holds(&r.join("single/a"), "both"))
+    }),
+    ("a link is replaced by another", DONE, |r| {
+        io(symlink("other", r.join("spare"))).and(rustix::fs::rename(r.join("spare"), r.join("link")))
+    }),
+    ("which leads elsewhere", DONE, |r| holds(&r.join("link"), "ot")),
+];
+
+#[test]
+fn content_that_is_changed_is_changed_in_the_root_alone() {
+    let roots = Roots::new(Vec::new());
+    roots.take(CONTENT);
+    roots.agree();
+}
+
+/// 64 MiB, with one byte changed in the middle, are all there.
+fn change_large(root: &Path) -> Result<()> {
+    let file = open(&root.join("large"), OFlags::RDWR)?;
+    io(file.write_all_at(b"!", (LARGE / 2) as u64 + 5))?;
+    let bytes = io(fs::read(root.join("large")))?;
+    let mut expected = large_content();
+    expected[LARGE / 2 + 5] = b'!';
+    assert!(bytes == expected, "{} bytes, the first other at {:?}", bytes.len(), {
+        (0..LARGE.min(bytes.len())).find(|at| bytes[*at] != expected[*at])
+    });
+    Ok(())
+}
+
+fn change_sparse(root: &Path) -> Result<()> {
+    let path = root.join("sparse");
+    let file = open(&path, OFlags::RDWR)?;
+    io(file.write_all_at(b"!", 20 << 20))?;
+    rustix::fs::fsync(&file)?;
+    let bytes = io(fs::read(&path))?;
+    let mut expected = vec![0; LARGE];
+    for at in [PAGE, LARGE / 2, LARGE - PAGE] {
+        expected[at..at + PAGE].fill(b'x');
+    }
+    expected[20 << 20] = b'!';
+    assert!(bytes == expected, "{} bytes, or others", bytes.len());
+    // Holes are not filled by the copy.
+    let blocks = io(fs::metadata(&path))?.blocks();
+    assert!(blocks * 512 < 8 << 20, "{blocks} blocks of {}", path.display());
+    Ok(())
+}
+
+const LARGE_FILES: &[Step] = &[
+    ("one byte of 64 MiB", DONE, change_large),
+    ("one byte of a file of holes", DONE, change_sparse),
+    ("a hole in a file without", DONE, |r| {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let file = open(&r.join("large"), OFlags::RDWR)?;
+        rustix::fs::fallocate(&file, flags, 1 << 20, 1 << 20)?;
+        let mut byte = [9];
+        assert_eq!((io(file.read_at(&mut byte, (1 << 20) + 5))?, byte), (1, [0]));
+        Ok(())
+    }),
+];
+
+#[test]
+fn large_and_sparse_files_are_copied_whole_and_sparse() {
+    let roots = Roots::new(large_files());
+    roots.take(LARGE_FILES);
+    roots.agree();
+}

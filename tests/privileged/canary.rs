@@ -30,12 +30,12 @@ impl Canary {
         let dir = tempfile::Builder::new().prefix("rcx-canary").tempdir_in(above).unwrap();
         let script = "cd $0; printf '%s' \"$1\" >secret; printf '%s' \"$1\" >hostname; mkdir -p dir; printf '%s' \"$1\" >dir/inner
             printf '#!/bin/sh\\necho %s\\n' \"$1\" >program; chmod 0777 . dir program; chmod 0666 secret hostname dir/inner
-            ln secret linked; ln -s secret link; mkfifo fifo
+            ln secret linked; ln -s secret link; ln -s dir around; mkfifo fifo
             chown 2001:2002 secret dir; setfattr -n trusted.canary -v here secret dir .
-            touch -h -d @1000000000.5 secret hostname dir/inner program link fifo dir .";
+            touch -h -d @1000000000.5 secret hostname dir/inner program link around fifo dir .";
         run("sh", &["-euc", script, dir.path().to_str().unwrap(), SECRET]);
         let before = look(dir.path());
-        assert!(before.len() >= 9, "{before:#?}");
+        assert!(before.len() >= 10, "{before:#?}");
         Self { dir, before }
     }
 

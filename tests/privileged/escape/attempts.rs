@@ -111,9 +111,19 @@ pub(super) const THROUGH_LINKS: &[Attempt] = &[
         Kept(&["a", "b"]),
     ),
     attempt(
+        "link-to-a-directory-that-is-a-link-on-the-host",
+        "l a {far}/around \n l b {near}/around \n l c {far}/around/../dir \n f a/inner x \n f b/x x \n f c/y y",
+        Kept(&["{far}/around/inner", "{near}/around/x", "{far}/dir/y"]),
+    ),
+    attempt(
+        "marker-through-a-link-of-the-host",
+        "f {far}/around/secret x \n f {far}/around/kept x \n l a {far}/around \n --- \n w a/secret \n h b a/kept",
+        Kept(&["{far}/around/kept", "b"]),
+    ),
+    attempt(
         "magic-links",
         "l a /proc/self/root \n l b /proc/self/cwd \n l c /dev/fd \n f a{far}/secret x \n f b/x x",
-        Kept(&[]),
+        Kept(&["proc/self/root{far}/secret", "proc/self/cwd/x"]),
     ),
     attempt(
         "link-in-the-middle",

@@ -73,12 +73,20 @@ impl ImageFs {
                 if !open.tree.contains(node) {
                     return Err(FsError::Stale(ino));
                 }
-                made(&open, node)
+                match made(&open, node)? {
+                    // The node has its layer's number, which was given out; this one was made up.
+                    Made::Found(found) if found.ino != ino => Err(FsError::Stale(ino)),
+                    made => Ok(made),
+                }
             }
             Place::Layer { slot, entry } => {
                 let layer = self.layer(slot, ino)?;
                 let entry = EntryId::new(entry);
                 if !layer.index().contains(entry) {
+                    return Err(FsError::Stale(ino));
+                }
+                // Directories have a number of their image, and a hard link is a name and no node: nobody was given these.
+                if matches!(layer.index().entry(entry).kind(), Kind::Directory | Kind::Hardlink { .. }) {
                     return Err(FsError::Stale(ino));
                 }
                 let nlink = layer.index().own_nlink(entry);

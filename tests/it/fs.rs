@@ -153,6 +153,24 @@ fn numbers_that_stand_for_nothing_are_stale_whatever_is_asked() {
 }
 
 #[test]
+fn numbers_that_nothing_was_given_are_stale_though_they_name_a_file() {
+    let stored = Stored::new();
+    stored.add_text("lab/a:1", "d d\nf f content\nh g f\n");
+    let fs = stored.fs();
+    let root = resolve(&fs, "lab/a:1").ino;
+    let (directory, file) = (found(&fs, root, b"d").ino.get(), found(&fs, root, b"f").ino.get());
+    let image = root.get() & !u64::from(u32::MAX);
+    let layer = file & !u64::from(u32::MAX);
+    // Behind the root and the directory, the file is the image's third node; in its layer, the entry behind the directory's.
+    assert_eq!((root.get(), directory, file), (image + 1, image + 2, layer + 2));
+    for made_up in [image + 3, layer + 1, layer + 3] {
+        let ino = Ino::from_kernel(made_up);
+        assert!(matches!(fs.getattr(ino), Err(FsError::Stale(_))), "{made_up:#x}");
+        assert!(matches!(fs.read(ino, 0, 9), Err(FsError::Stale(_))), "{made_up:#x}");
+    }
+}
+
+#[test]
 fn listing_goes_on_at_every_offset() {
     let stored = Stored::new();
     stored.add_text("lab/a:1", BASE);

@@ -23,18 +23,14 @@ mod shown;
 #[path = "../common/stored.rs"]
 mod stored;
 
+mod compare;
 mod fs;
 mod kernel;
 mod model;
 mod overlay;
 
-use std::collections::BTreeMap;
-
-use layers::{Line, What, merge_lines, parse};
-use model::Model;
+use layers::{Line, What};
 use proptest::prelude::*;
-use rcx_imagefs::layer::Printable;
-use rcx_imagefs::tree::{NodeId, Tree};
 
 /// Names that somebody on the way may take for something else.
 const ODD: [&[u8]; 14] = [
@@ -110,57 +106,11 @@ fn stack() -> impl Strategy<Value = Vec<Vec<Line>>> {
     prop::collection::vec(prop::collection::vec(line(), 0..12), 1..5)
 }
 
-/// Compares by listing: the whole tree as text, read back.
-fn assert_same_listing(text: &str, model: &Model) {
-    let lines = parse(text).remove(0);
-    assert_eq!(lines, model.lines(), "\n{text}");
-}
-
-/// Compares by looking up each of the model's paths, from the root on.
-fn assert_same_lookups(tree: &Tree, model: &Model) {
-    let mut nodes: BTreeMap<NodeId, usize> = BTreeMap::new();
-    for (path, node, nlink) in model.paths() {
-        let mut at = NodeId::ROOT;
-        for name in &path {
-            let next = tree.lookup(at, name).expect("what the model has is there");
-            if tree.is_directory(next) {
-                assert_eq!(tree.parent(next), at);
-            }
-            at = next;
-        }
-        assert_eq!(tree.nlink(at) as usize, nlink, "{path:?}");
-        assert_eq!(*nodes.entry(at).or_insert(node), node, "{path:?} is another node");
-    }
-    assert_eq!(tree.len(), nodes.len());
-}
-
-/// Merges by both; a line that breaks a rule must be found by both, and without it they go on.
-fn compare(mut stack: Vec<Vec<Line>>) {
-    loop {
-        let merged = merge_lines(&stack);
-        match Model::merge(&stack) {
-            Ok(model) => {
-                let merged = merged.unwrap_or_else(|error| panic!("{error}\n{stack:?}"));
-                assert_same_listing(&merged.dump(), &model);
-                return assert_same_lookups(&merged.tree, &model);
-            }
-            Err((layer, line)) => {
-                let path = model::normal(&stack[layer][line].path).join(&b'/');
-                let path = Printable(&path);
-                let error = merged.map(|merged| merged.dump()).expect_err("the model finds an error");
-                assert!(error.starts_with(&format!("layer {}: ", layer + 1)), "{error}\n{stack:?}");
-                assert!(error.contains(&format!(" `{path}`: ")), "{error}\n{stack:?}");
-                stack[layer].remove(line);
-            }
-        }
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn merge_agrees_with_the_model(stack in stack()) {
-        compare(stack);
+        compare::compare(stack);
     }
 }

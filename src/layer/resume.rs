@@ -13,6 +13,8 @@ use super::{BlockHeader, Checkpoint, LayerError, Window, member, zstd};
 /// lengths, and 316 code lengths of 7 bits (a repetition takes more bits than that, but stands for at least 3
 /// lengths).
 const HEADER_MAX: usize = 512;
+/// BFINAL and BTYPE, which are all of the header of a block with the fixed codes.
+const HEADER_MIN: usize = 3;
 
 /// Decodes the span that starts at `checkpoint` until `out` is full.
 ///
@@ -93,7 +95,7 @@ impl Inflater {
     fn enter_block(&mut self, block: BlockHeader, bytes: &[u8]) -> Result<(), LayerError> {
         let shift = (block.start_bit % 8) as usize;
         let bits = usize::try_from(block.bits).unwrap_or(usize::MAX);
-        if bits > HEADER_MAX * 8 || shift + bits > bytes.len() * 8 {
+        if !(HEADER_MIN..=HEADER_MAX * 8).contains(&bits) || shift + bits > bytes.len() * 8 {
             return Err(NO_HEADER);
         }
         // Up to 8 bits from the header's bit `at` on.

@@ -524,6 +524,21 @@ fn zstd_frames_that_ask_for_too_much_are_refused_by_name() {
 }
 
 #[test]
+fn a_block_header_of_too_few_bits_is_an_error() {
+    for (start_bit, bytes) in [(0, 0), (0, 1), (7, 1), (7, 2), (3, 600)] {
+        for bits in 0..18 {
+            let block = BlockHeader { start_bit, bits, stored_before: 0 };
+            for fill in [0x00, 0xff, 0x55] {
+                let checkpoint =
+                    Checkpoint::Deflate { skip_bits: 0, block: Some(block), window: Window::default() };
+                let decoded = decode_span(&checkpoint, &vec![fill; bytes], &[0; 64], &mut [0; 64]);
+                assert!(bits >= 3 || decoded.is_err(), "{block:?} in {bytes} times {fill:#x}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_wrong_zstd_checksum_is_an_error() {
     let mut blob = zstd_frame(&text(9000, 17), true);
     *blob.last_mut().unwrap() ^= 1;

@@ -48,6 +48,7 @@ impl Name {
     /// Names the part that does not follow the grammar.
     pub fn new(host: &str, repository: &str) -> Result<Self, ReferenceError> {
         let text = format!("{host}/{repository}");
+        let host = of_today(host);
         if !is_host(host) {
             let reason = "it has neither a dot nor a port, and is not localhost";
             return Err(ReferenceError::Host { text, host: host.to_owned(), reason });
@@ -73,11 +74,11 @@ impl Name {
     pub(super) fn normalized(text: &str, default_registry: Option<&str>) -> Result<Self, ReferenceError> {
         let (host, repository) = split_host(text);
         let host = match (host, default_registry) {
-            (Some(DOCKER_HUB_OLD), _) | (None, None) => DOCKER_HUB,
+            (None, None) => DOCKER_HUB,
             (None, Some(registry)) if !is_host(registry) => {
                 return Err(ReferenceError::DefaultRegistry(registry.to_owned()));
             }
-            (None, Some(registry)) | (Some(registry), _) => registry,
+            (None, Some(registry)) | (Some(registry), _) => of_today(registry),
         };
         check_host(host, text)?;
         let mut name = Self::checked(host, repository, text)?;
@@ -134,10 +135,15 @@ impl Name {
         let repository = self.repository();
         match (self.host(), repository.strip_prefix(LIBRARY)) {
             (Some(DOCKER_HUB), Some(image)) if !image.contains('/') => image.to_owned(),
-            (Some(host), _) if Some(host) == default_registry => repository.to_owned(),
+            (Some(host), _) if Some(host) == default_registry.map(of_today) => repository.to_owned(),
             _ => self.canonical.clone(),
         }
     }
+}
+
+/// A registry by the name that it has now.
+fn of_today(host: &str) -> &str {
+    if host == DOCKER_HUB_OLD { DOCKER_HUB } else { host }
 }
 
 /// Splits off what is a host by the rule of `distribution/reference`: the first of several components, if it has a dot, a

@@ -203,6 +203,9 @@ mod tests {
         assert_eq!(parse("lab/python:1"), "reg:5000/lab/python:1");
         assert_eq!(parse("docker.io/python"), "docker.io/library/python");
         assert_eq!(Reference::parse("a", Some("docker.io")).unwrap().to_string(), "docker.io/library/a");
+        let old = Reference::parse("lab/a", Some("index.docker.io")).unwrap().name;
+        assert_eq!((old.as_str(), &*old.familiar(Some("index.docker.io"))), ("docker.io/lab/a", "lab/a"));
+        assert_eq!(Name::new("index.docker.io", "lab/a"), Ok(old));
         assert_eq!(
             Reference::parse("a", Some("reg")),
             Err(ReferenceError::DefaultRegistry("reg".to_owned()))

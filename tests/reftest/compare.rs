@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use rcx_imagefs::index::Layer;
 use rcx_imagefs::layer::Printable;
-use rcx_imagefs::tree::{NodeId, Tree};
+use rcx_imagefs::tree::{NodeId, Tree, merge};
 
-use crate::layers::{Line, merge_lines, parse};
+use crate::layers::{Line, Merged, open, parse, tar};
 use crate::model::{self, Model};
 
 /// Compares by listing: the whole tree as text, read back.
@@ -34,20 +35,24 @@ fn assert_same_lookups(tree: &Tree, model: &Model) {
 
 /// Merges by both; a line that breaks a rule must be found by both, and without it they go on.
 pub(crate) fn compare(mut stack: Vec<Vec<Line>>) {
+    let indexed = |layer: &Vec<Line>| open(tar(layer)).unwrap_or_else(|error| panic!("{error}\n{layer:?}"));
+    let mut layers: Vec<_> = stack.iter().map(indexed).collect();
     loop {
-        let merged = merge_lines(&stack);
+        let merged = merge(&layers.iter().map(Layer::index).collect::<Vec<_>>());
         match Model::merge(&stack) {
             Ok(model) => {
-                let merged = merged.unwrap_or_else(|error| panic!("{error}\n{stack:?}"));
+                let tree = merged.unwrap_or_else(|error| panic!("{error}\n{stack:?}"));
+                let merged = Merged { layers, tree };
                 assert_same_listing(&merged.dump(), &model);
                 return assert_same_lookups(&merged.tree, &model);
             }
             Err((layer, line)) => {
                 let path = model::normal(&stack[layer][line].path).join(&b'/');
-                let error = merged.map(|merged| merged.dump()).expect_err("the model finds an error");
+                let error = merged.map(|tree| tree.len()).expect_err("the model finds an error").to_string();
                 assert!(error.starts_with(&format!("layer {}: ", layer + 1)), "{error}\n{stack:?}");
                 assert!(error.contains(&format!(" `{}`: ", Printable(&path))), "{error}\n{stack:?}");
                 stack[layer].remove(line);
+                layers[layer] = indexed(&stack[layer]);
             }
         }
     }

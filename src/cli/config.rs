@@ -196,7 +196,7 @@ impl Config {
     }
 
     /// Reads a file's text. What is wrong with it is found here, whether or not the command at hand needs it.
-    fn parse(text: &str) -> anyhow::Result<Self> {
+    pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
         let config: Self = toml::from_str(text).map_err(|error| {
             // The error itself is a picture of several lines.
             let before = error.span().and_then(|span| text.as_bytes().get(..span.start)).unwrap_or_default();

@@ -254,6 +254,14 @@ fn start_log(verbose: u8) {
         .init();
 }
 
+/// Reads the text of a configuration file as every command does.
+///
+/// # Errors
+/// What is wrong with it, in one line.
+pub fn check_config(text: &str) -> anyhow::Result<()> {
+    Config::parse(text).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

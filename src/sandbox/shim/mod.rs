@@ -28,6 +28,7 @@ use std::path::PathBuf;
 pub use caller::{Caller, Rights};
 pub use exec::{Settings, become_isolate, meta_file, require_trusted};
 pub use images::{BoxImages, ImageName};
+pub use plan::{Choice, Plan, choose, may_be_for_an_image};
 
 use super::isolate::IsolateError;
 use crate::overlay::OverlayError;

@@ -14,16 +14,21 @@ pub(super) const IMAGE_VARIABLE: &str = "RCX_IMAGEFS_IMAGE";
 
 /// Which image a call is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Choice {
+pub enum Choice {
     /// None: the call is isolate's alone.
     Untouched,
-    /// The one that stands behind the mountpoint at this path. `writable` is what a rule for the root said.
-    Image { name: PathBuf, writable: Option<bool> },
+    /// The one that stands behind the mountpoint at this path.
+    Image {
+        /// The path below the mountpoint, without `..`.
+        name: PathBuf,
+        /// What a rule for the root said, where there is one.
+        writable: Option<bool>,
+    },
 }
 
 /// A call for an image, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Plan {
+pub struct Plan {
     version: Version,
     /// The options that stay.
     options: Vec<Given>,
@@ -38,7 +43,7 @@ pub(super) struct Plan {
 ///
 /// A rule for the root goes first, whatever it says: with one that leads elsewhere, the call is isolate's. Then comes
 /// the variable; with an empty value, the box has no image. Then the box's own.
-pub(super) fn choose(
+pub fn choose(
     call: &Call,
     images: &BoxImages,
     mountpoint: impl FnOnce() -> Result<Option<PathBuf>, ShimError>,
@@ -75,11 +80,7 @@ pub(super) fn choose(
 }
 
 /// Whether arguments that could not be read might still be for an image.
-pub(super) fn may_be_for_an_image(
-    arguments: &[OsString],
-    images: &BoxImages,
-    mountpoint: Option<&Path>,
-) -> bool {
+pub fn may_be_for_an_image(arguments: &[OsString], images: &BoxImages, mountpoint: Option<&Path>) -> bool {
     let holds = |argument: &OsString, text: &[u8]| {
         argument.as_bytes().windows(text.len()).any(|window| window == text)
     };
@@ -128,7 +129,7 @@ fn below(path: &Path, mountpoint: &Path) -> Result<Option<PathBuf>, ShimError> {
 
 impl Plan {
     /// Takes a call for an image apart, for the isolate that it will be given to.
-    pub(super) fn new(call: &Call, version: Version) -> Result<Self, ShimError> {
+    pub fn new(call: &Call, version: Version) -> Result<Self, ShimError> {
         let given: Result<Vec<DirRule>, _> = call.values(Opt::Dir).map(DirRule::parse).collect();
         let places = root_rules(version, Path::new("/"), false);
         let (mut overriding, mut further) = (Vec::new(), Vec::new());
@@ -154,7 +155,7 @@ impl Plan {
     }
 
     /// The rules for places that every root has, behind the one for the root itself.
-    pub(super) fn standard(&self, root: &Path) -> Vec<DirRule> {
+    pub fn standard(&self, root: &Path) -> Vec<DirRule> {
         let mut standard = root_rules(self.version, root, false);
         standard.retain(|rule| !is_root(&rule.inside));
         let stands = |standard: &[DirRule], inside: &str| {
@@ -179,19 +180,19 @@ impl Plan {
     }
 
     /// The caller's rules beside those that every root has: each needs a mount point.
-    pub(super) fn further(&self) -> &[DirRule] {
+    pub fn further(&self) -> &[DirRule] {
         &self.further
     }
 
     /// The command's first word, which isolate takes as a path.
-    pub(super) fn program(&self) -> Option<&OsStr> {
+    pub fn program(&self) -> Option<&OsStr> {
         self.command.first().map(OsString::as_os_str)
     }
 
     /// The arguments for isolate. `root` is attached where the rule says; `further` are the caller's rules with the places
     /// that were made for them; `environment` are the image's `NAME=VALUE` pairs, which go before all others by coming
     /// last; `program` replaces the command's first word.
-    pub(super) fn arguments(
+    pub fn arguments(
         &self,
         root: &Path,
         writable: bool,
@@ -222,7 +223,7 @@ impl Plan {
     }
 
     /// Where programs are searched for: what isolate will set last.
-    pub(super) fn search_path(&self, environment: &[String]) -> Option<OsString> {
+    pub fn search_path(&self, environment: &[String]) -> Option<OsString> {
         let of_image = environment.iter().rev().find_map(|pair| pair.strip_prefix("PATH="));
         let given = || {
             let values = self.options.iter().rev().filter(|given| given.option == Opt::Env);

@@ -135,7 +135,12 @@ impl Name {
         let repository = self.repository();
         match (self.host(), repository.strip_prefix(LIBRARY)) {
             (Some(DOCKER_HUB), Some(image)) if !image.contains('/') => image.to_owned(),
-            (Some(host), _) if Some(host) == default_registry.map(of_today) => repository.to_owned(),
+            // A first component that reads as a host would be one without the host in front.
+            (Some(host), _)
+                if Some(host) == default_registry.map(of_today) && split_host(repository).0.is_none() =>
+            {
+                repository.to_owned()
+            }
             _ => self.canonical.clone(),
         }
     }

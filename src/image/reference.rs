@@ -226,6 +226,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shown_of_a_name_is_one_of_its_meanings() {
+        for (text, shown) in [
+            ("reg:1/a", "a"),
+            ("reg:1/lab/a", "lab/a"),
+            ("reg:1/library/a", "library/a"),
+            ("a", "a"),
+            ("docker.io/reg.example", "reg.example"),
+            // Without its host, the first component would be one.
+            ("reg:1/localhost/a", "reg:1/localhost/a"),
+            ("reg:1/a.b/c", "reg:1/a.b/c"),
+        ] {
+            let name = Reference::parse(text, None).unwrap().name;
+            assert_eq!(name.familiar(Some("reg:1")), shown, "{text}");
+            let meanings = Reference::meanings(shown, Some("reg:1")).unwrap();
+            assert!(meanings.iter().any(|meaning| meaning.name == name), "{text}: {meanings:?}");
+        }
+    }
+
+    #[test]
     fn names_round_trip_through_their_canonical_text() {
         for text in ["python", "lab/python", "reg:5000/a/b", "localhost/a", "[::1]:80/a", "Reg/a"] {
             for reference in Reference::meanings(text, Some("default.example")).unwrap() {

@@ -25,6 +25,25 @@ pub enum Source {
 }
 
 impl Source {
+    /// Makes `out` the `length` bytes from `offset` on. Memory is taken as the bytes come: an index can say anything of
+    /// a length.
+    fn read_into(&self, out: &mut Vec<u8>, length: usize, offset: u64) -> std::io::Result<()> {
+        /// Bytes read at once: more than nearly every span has.
+        const STEP: usize = 4 << 20;
+        // What is left of the last span is written over, not cleared.
+        out.truncate(length);
+        let mut done = 0;
+        while done < length {
+            let end = length.min(done + STEP);
+            if out.len() < end {
+                out.resize(end, 0);
+            }
+            self.read_exact_at(&mut out[done..end], offset.saturating_add(done as u64))?;
+            done = end;
+        }
+        Ok(())
+    }
+
     fn read_exact_at(&self, out: &mut [u8], offset: u64) -> std::io::Result<()> {
         match self {
             Self::File(file) => file.read_exact_at(out, offset),
@@ -157,8 +176,7 @@ impl<D: AsRef<[u8]>> Layer<D> {
         COMPRESSED.with_borrow_mut(|compressed| {
             let wanted = usize::try_from(record.data_len)
                 .map_err(|_| std::io::Error::from(std::io::ErrorKind::FileTooLarge))?;
-            compressed.resize(wanted, 0);
-            source.read_exact_at(compressed, record.data)?;
+            source.read_into(compressed, wanted, record.data)?;
             decode_span(&checkpoint, &header, compressed, &mut out)?;
             // A stretch of many empty members or skippable frames is legal and rare: its buffer is not kept.
             if compressed.capacity() > 4 << 20 {

@@ -276,6 +276,20 @@ fn records_that_contradict_each_other_never_make_a_look_up_panic() {
 }
 
 #[test]
+fn span_that_is_said_to_be_longer_than_the_blob_is_an_error_and_not_so_much_memory() {
+    let blob = gzip(&sample());
+    let mut hostile = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
+    // The blob's length, and of the first span the bytes to read.
+    hostile[112..120].copy_from_slice(&(1_u64 << 46).to_le_bytes());
+    hostile[256 + 16..256 + 24].copy_from_slice(&(1_u64 << 45).to_le_bytes());
+    let checksum = Digest::of(&hostile[48..]);
+    hostile[16..48].copy_from_slice(checksum.as_bytes());
+    let layer = Layer::new(Index::open(hostile).unwrap(), Source::Memory(blob), None);
+    let span = layer.index().spans().next().unwrap();
+    assert!(layer.decode_span(span).unwrap_err().to_string().contains("span 0"));
+}
+
+#[test]
 fn other_files_and_other_versions_are_told_apart() {
     let blob = gzip(&sample());
     let good = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();

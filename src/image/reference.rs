@@ -104,11 +104,16 @@ impl Reference {
     /// # Errors
     /// As [`Reference::parse`].
     pub fn meanings(text: &str, default_registry: Option<&str>) -> Result<Vec<Self>, ReferenceError> {
-        let mut all = vec![Self::parse(text, default_registry)?];
-        for other in [Self::given(text)?, Self::parse(text, None)?] {
-            if !all.contains(&other) {
-                all.push(other);
+        let first = Self::parse(text, default_registry);
+        let mut all: Vec<Self> = Vec::new();
+        // A host in front can make a text too long for a name that is none with another or without one.
+        for meaning in [first.clone(), Self::given(text), Self::parse(text, None)].into_iter().flatten() {
+            if !all.contains(&meaning) {
+                all.push(meaning);
             }
+        }
+        if all.is_empty() {
+            first?;
         }
         Ok(all)
     }
@@ -261,6 +266,9 @@ mod tests {
         assert_eq!(meanings("a/b", Some("reg:1")), ["reg:1/a/b", "a/b", "docker.io/a/b"]);
         assert_eq!(meanings("a/b", None), ["docker.io/a/b", "a/b"]);
         assert_eq!(meanings("reg:1/b", None), ["reg:1/b"]);
+        let long = "b".repeat(240);
+        assert_eq!(meanings(&long, Some("reg:1")), [format!("reg:1/{long}")]);
+        assert!(Reference::meanings("B", Some("reg:1")).is_err());
     }
 
     #[test]

@@ -1,0 +1,16 @@
+//! The targets. Each is a function of bytes that panics where a promise is broken.
+
+pub mod archive;
+pub mod config;
+pub mod control;
+pub mod document;
+pub mod fs;
+pub mod gzip;
+pub mod index;
+pub mod isolate;
+pub mod merge;
+pub mod reference;
+pub mod span;
+pub mod store;
+pub mod tar;
+pub mod zstd;

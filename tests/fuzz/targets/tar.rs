@@ -1,0 +1,221 @@
+//! The walk over a layer's tar: archives made member by member, archives as they are with right checksums, and any bytes.
+//!
+//! Promises: every entry is in the bounds that its type tells, and lies in the tar; what a reader gives at once decides
+//! nothing; a tar that is cut off gives a part of the same entries; behind an error there is nothing. An index can be built
+//! if and only if the walk comes to the end, and then has the same entries with the same bytes.
+
+use rcx_imagefs::image::{Digest, LayerDigest};
+use rcx_imagefs::index::{Build, Index, Kind, Layer, Source, build};
+use rcx_imagefs::layer::{
+    Codec, Content, EntryKind, LayerPath, Member, Segment, SpanLimits, TarEntry, TarFault, Walk, tar,
+};
+use rcx_imagefs::tree;
+
+use crate::input::Input;
+use crate::members::{self, BLOCK};
+use crate::model;
+
+/// See the module.
+pub fn run(data: &[u8]) {
+    let mut input = Input::new(data);
+    let choice = input.byte();
+    let mut checks = Input::new(input.bytes(4));
+    let tar = match choice % 5 {
+        0 => input.rest().to_vec(),
+        1 => {
+            let mut tar = input.rest().to_vec();
+            members::fix_checksums(&mut tar);
+            tar
+        }
+        2 | 3 => members::archive(&mut input),
+        _ => {
+            let mut changes = Input::new(input.bytes(24));
+            let mut tar = members::archive(&mut input);
+            changes.mutate(&mut tar);
+            members::fix_checksums(&mut tar);
+            tar
+        }
+    };
+    let (entries, error) = walk(&tar, usize::MAX);
+    let mut last = None;
+    for entry in &entries {
+        check(&tar, entry);
+        assert!(last < Some(entry.offset), "entries come in the order of the tar");
+        last = Some(entry.offset);
+    }
+    let (again, other_error) = walk(&tar, 1 + checks.below(1000));
+    assert!(
+        again == entries && error == other_error,
+        "what the reader gives at once decides: {error:?}, {other_error:?}"
+    );
+    let (part, _) = walk(&tar[..checks.below(tar.len() + 1)], usize::MAX);
+    assert!(entries.starts_with(&part), "a part of the tar has an entry that the whole has not");
+    if !tar.is_empty() && Codec::sniff(&tar) == Codec::Tar {
+        check_index(&tar, &entries, error.is_none());
+    }
+}
+
+/// All entries up to the end or an error, which is told as text.
+fn walk(tar: &[u8], chunk: usize) -> (Vec<TarEntry>, Option<String>) {
+    let mut walk = Walk::new(std::io::BufReader::with_capacity(chunk.min(tar.len().max(1)), tar));
+    let mut entries = Vec::new();
+    loop {
+        match walk.next_entry() {
+            Ok(Some(entry)) => entries.push(entry),
+            Ok(None) => {
+                assert!(matches!(walk.next_entry(), Ok(None)), "behind the end is nothing");
+                assert!(walk.position().get() <= tar.len() as u64);
+                return (entries, None);
+            }
+            Err(error) => {
+                let again = walk.next_entry().expect_err("behind an error is nothing");
+                assert!(matches!(again.fault, TarFault::Failed));
+                assert!(error.offset.get() <= tar.len() as u64);
+                return (entries, Some(error.to_string()));
+            }
+        }
+    }
+}
+
+fn is_normal(path: &LayerPath) -> bool {
+    let normal = model::normal(path.as_bytes());
+    let names = normal.iter().all(|name| name.len() <= 255 && !name.contains(&0));
+    normal.join(&b'/') == path.as_bytes() && names && path.as_bytes().len() <= 4095
+}
+
+/// Checks what the types' documentation says of an entry.
+fn check(tar: &[u8], entry: &TarEntry) {
+    let size = tar.len() as u64;
+    assert!(entry.offset.get().is_multiple_of(BLOCK as u64) && entry.offset.get() + BLOCK as u64 <= size);
+    let path = match &entry.member {
+        Member::Plain(path) | Member::Opaque(path) => path,
+        Member::Whiteout(path) => {
+            assert!(!path.is_root(), "a whiteout hides something");
+            path
+        }
+        Member::Dropped => panic!("a dropped member was delivered"),
+    };
+    assert!(is_normal(path), "{path}");
+    assert!(entry.mode <= 0o7777 && entry.uid != u32::MAX && entry.gid != u32::MAX);
+    assert!(entry.mtime.nsec < 1_000_000_000);
+    assert!(entry.xattrs.is_sorted_by(|a, b| a.0 < b.0), "no name comes twice");
+    for (name, value) in &entry.xattrs {
+        assert!((1..=tar::MAX_XATTR_NAME).contains(&name.len()) && value.len() <= tar::MAX_XATTR_VALUE);
+        assert!(!name.contains(&0), "a name ends at a NUL");
+        assert!(!name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay."));
+    }
+    match &entry.kind {
+        EntryKind::Directory | EntryKind::Fifo => {}
+        EntryKind::Regular { size: length, content: Content::Contiguous(start) } => {
+            assert!(
+                start.get().checked_add(*length).is_some_and(|end| end <= size),
+                "content lies in the tar"
+            );
+        }
+        EntryKind::Regular { size: length, content: Content::Sparse(segments) } => {
+            let mut covered = None;
+            for Segment { logical, tar, len } in segments {
+                assert!(
+                    *len > 0 && covered.is_none_or(|end| end < *logical),
+                    "segments ascend and are apart"
+                );
+                assert!(
+                    tar.get().checked_add(*len).is_some_and(|end| end <= size),
+                    "content lies in the tar"
+                );
+                covered = Some(logical + len);
+            }
+            assert!(covered.is_none_or(|end| end <= *length), "segments lie in the file");
+        }
+        EntryKind::Symlink { target } => {
+            assert!((1..=tar::MAX_TARGET).contains(&target.len()) && !target.contains(&0));
+            assert_eq!(entry.mode, 0o777);
+        }
+        EntryKind::Hardlink { target } => assert!(is_normal(target), "{target}"),
+        EntryKind::CharDevice { major, minor } | EntryKind::BlockDevice { major, minor } => {
+            assert!(*major < 1 << 12 && *minor < 1 << 20);
+            assert!((*major, *minor) != (0, 0) || matches!(entry.kind, EntryKind::BlockDevice { .. }));
+        }
+    }
+    if path.is_root() && matches!(entry.member, Member::Plain(_)) {
+        assert_eq!(entry.kind, EntryKind::Directory);
+    }
+}
+
+/// Bytes `start..end` of a file, by what the walk says of it.
+fn content(tar: &[u8], content: &Content, start: u64, end: u64) -> Vec<u8> {
+    let place = |at: u64| usize::try_from(at).unwrap();
+    let mut bytes = vec![0; place(end - start)];
+    let whole = |at| vec![Segment { logical: 0, tar: at, len: end }];
+    let segments = match content {
+        Content::Contiguous(at) => whole(*at),
+        Content::Sparse(segments) => segments.clone(),
+    };
+    for Segment { logical, tar: at, len } in segments {
+        let (from, to) = (logical.max(start), (logical + len).min(end));
+        if from < to {
+            let stored = place(at.get() + (from - logical));
+            bytes[place(from - start)..place(to - start)]
+                .copy_from_slice(&tar[stored..stored + place(to - from)]);
+        }
+    }
+    bytes
+}
+
+fn check_index(tar: &[u8], walked: &[TarEntry], complete: bool) {
+    let options = Build { limits: SpanLimits { target: 1024, max: 1500 }, thin: false, ..Build::default() };
+    let built = match build(tar, &options, || Ok(std::io::sink())) {
+        Ok((built, _)) => built,
+        Err(error) => return assert!(!complete, "{error}"),
+    };
+    assert!(complete, "an index of a tar that the walk refuses");
+    let file = built.finish(&LayerDigest::new(Digest::of(tar))).unwrap();
+    let layer = Layer::new(Index::open(file).unwrap(), Source::Memory(tar.to_vec()), None);
+    let index = layer.index();
+    let plain = walked.iter().filter_map(|entry| match &entry.member {
+        Member::Plain(path) => Some((path, entry)),
+        _ => None,
+    });
+    let mut count = 0;
+    for ((id, entry), (path, walked)) in index.entries().zip(plain) {
+        count += 1;
+        assert_eq!((entry.path().as_slice(), entry.offset()), (path.as_bytes(), walked.offset));
+        let attributes = (entry.mode(), entry.uid(), entry.gid(), entry.mtime());
+        assert_eq!(attributes, (walked.mode, walked.uid, walked.gid, walked.mtime));
+        let xattrs = walked.xattrs.iter().map(|(name, value)| (&**name, &**value));
+        assert!(entry.xattrs().eq(xattrs), "{path}");
+        match (entry.kind(), &walked.kind) {
+            (Kind::Regular { size }, EntryKind::Regular { size: walked_size, content: place }) => {
+                assert_eq!(size, *walked_size);
+                for start in [0, size.saturating_sub(2000), size / 2] {
+                    let end = size.min(start + 5000);
+                    let read = layer.read(id, start, 5000).unwrap();
+                    assert!(read == content(tar, place, start, end), "{path} from {start}");
+                }
+            }
+            (Kind::Symlink { target }, EntryKind::Symlink { target: walked }) => {
+                assert_eq!(target, &**walked)
+            }
+            (Kind::Hardlink { target }, EntryKind::Hardlink { target: walked }) => {
+                assert_eq!(target, walked.as_bytes());
+            }
+            (Kind::CharDevice { major, minor }, EntryKind::CharDevice { major: a, minor: b })
+            | (Kind::BlockDevice { major, minor }, EntryKind::BlockDevice { major: a, minor: b }) => {
+                assert_eq!((major, minor), (*a, *b));
+            }
+            (Kind::Directory, EntryKind::Directory) | (Kind::Fifo, EntryKind::Fifo) => {}
+            (indexed, walked) => panic!("{path}: {indexed:?} is not {walked:?}"),
+        }
+    }
+    assert_eq!(count, index.len());
+    let markers = |opaque: bool| {
+        walked.iter().filter_map(move |entry| match &entry.member {
+            Member::Whiteout(path) if !opaque => Some(path.as_bytes()),
+            Member::Opaque(path) if opaque => Some(path.as_bytes()),
+            _ => None,
+        })
+    };
+    assert!(index.whiteouts().eq(markers(false)) && index.opaques().eq(markers(true)));
+    // It may break a rule of the merge, but not the merge.
+    let _ = tree::merge(&[index, index]);
+}

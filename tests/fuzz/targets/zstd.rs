@@ -1,0 +1,140 @@
+//! zstd blobs: frames of all levels and options, skippable ones, frames of raw and repeated blocks written by hand, then a
+//! few bytes changed.
+//!
+//! Promises: as for gzip; where an ordinary decoder takes more (a dictionary's number that it never uses, frames of formats
+//! before the standard), the blob is refused by name.
+
+use std::io::{Read as _, Write as _};
+
+use rcx_imagefs::layer::{Codec, LayerError, SpanDecoder, SpanLimits};
+
+use crate::input::Input;
+use crate::members;
+use crate::spans;
+
+/// See the module.
+pub fn run(data: &[u8]) {
+    let mut input = Input::new(data);
+    let choice = input.byte();
+    let mut checks = Input::new(input.bytes(24));
+    match choice % 4 {
+        0 => {
+            let content = input.content(20_000);
+            let mut tar = members::member(b'0', b"f", &content);
+            tar.resize(tar.len() + 1024, 0);
+            let size = input.pick(&[usize::MAX, 700, 3000, 8000]);
+            let blob: Vec<u8> = tar.chunks(size).flat_map(|part| frame(part, &mut input)).collect();
+            spans::check_reads(&blob, &content, &mut checks);
+        }
+        1 => check(&[&[0x28, 0xb5, 0x2f, 0xfd], input.rest()].concat(), &mut checks),
+        _ => {
+            let mut changes = Input::new(input.bytes(24));
+            let mut blob = Vec::new();
+            for _ in 0..=input.below(5) {
+                blob.extend(any_frame(&mut input));
+            }
+            if choice % 4 == 3 {
+                changes.mutate(&mut blob);
+            }
+            check(&blob, &mut checks);
+        }
+    }
+}
+
+fn check(blob: &[u8], checks: &mut Input<'_>) {
+    if Codec::sniff(blob) != Codec::Zstd {
+        return;
+    }
+    let mut plain = Vec::new();
+    let decoder = zstd::Decoder::with_buffer(blob).expect("there is memory");
+    let mut complete = decoder.take(1 << 22).read_to_end(&mut plain).is_ok();
+    if complete {
+        complete = !refused_by_name(blob);
+    }
+    spans::check(blob, &plain, complete, checks);
+}
+
+/// Whether a blob is refused for one of the reasons that an ordinary decoder has not.
+fn refused_by_name(blob: &[u8]) -> bool {
+    let mut decoder = match SpanDecoder::new(blob, SpanLimits::PRODUCTION) {
+        Ok(decoder) => decoder,
+        Err(error) => return matches!(error, LayerError::Empty),
+    };
+    loop {
+        match decoder.next_span() {
+            Ok(Some(_)) => {}
+            Ok(None) => return false,
+            Err(LayerError::Empty | LayerError::ZstdDictionary { .. }) => return true,
+            // The magic numbers of versions 0.1 to 0.7.
+            Err(LayerError::TrailingGarbage { at, .. }) => {
+                let at = usize::try_from(at.get()).expect("a blob in memory");
+                return matches!(
+                    blob[at..],
+                    [0x1e, 0xb5, 0x2f, 0xfd, ..] | [0x22..=0x27, 0xb5, 0x2f, 0xfd, ..]
+                );
+            }
+            Err(_) => return false,
+        }
+    }
+}
+
+fn frame(content: &[u8], input: &mut Input<'_>) -> Vec<u8> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), input.pick(&[1, 3, -7, 9])).expect("these are levels");
+    encoder.include_checksum(input.one_in(2)).expect("it knows checksums");
+    encoder.include_contentsize(input.one_in(2)).expect("it knows sizes");
+    if input.one_in(3) {
+        encoder.window_log(u32::from(10 + input.byte() % 12)).expect("these are windows");
+    }
+    if input.one_in(2) {
+        encoder.set_pledged_src_size(Some(content.len() as u64)).expect("it knows sizes");
+    }
+    let (first, rest) = content.split_at(input.below(content.len() + 1));
+    encoder.write_all(first).expect("compresses in memory");
+    if input.one_in(2) {
+        encoder.flush().expect("compresses in memory");
+    }
+    encoder.write_all(rest).expect("compresses in memory");
+    encoder.finish().expect("compresses in memory")
+}
+
+fn any_frame(input: &mut Input<'_>) -> Vec<u8> {
+    match input.below(4) {
+        0 => {
+            let content = input.chunk();
+            let magic = 0x184d_2a50 | u32::from(input.byte() & 15);
+            let length = u32::try_from(content.len()).expect("255 at most");
+            [&magic.to_le_bytes()[..], &length.to_le_bytes(), content].concat()
+        }
+        1 => by_hand(input),
+        _ => {
+            let content = input.content(20_000);
+            frame(&content, input)
+        }
+    }
+}
+
+/// A frame of raw blocks and of blocks of one repeated byte (RFC 8878, 3.1.1.2).
+fn by_hand(input: &mut Input<'_>) -> Vec<u8> {
+    let window = input.pick(&[0x00, 0x30, 0x50, 0x88, 0x90, 0xff]);
+    let mut bytes = vec![0x28, 0xb5, 0x2f, 0xfd, 0, window];
+    if input.one_in(6) {
+        // With a dictionary's number.
+        bytes[4] = 1;
+        bytes.push(input.byte());
+    }
+    for block in (0..=input.below(5)).rev() {
+        let last = u32::from(block == 0);
+        let (kind, length, content) = match input.below(3) {
+            0 => (1, input.below(2000), vec![input.byte()]),
+            1 => (0, 0, Vec::new()),
+            _ => {
+                let content = input.content(1000);
+                (0, content.len(), content)
+            }
+        };
+        let length = u32::try_from(length).expect("below 2000");
+        bytes.extend_from_slice(&(length << 3 | kind << 1 | last).to_le_bytes()[..3]);
+        bytes.extend(content);
+    }
+    bytes
+}

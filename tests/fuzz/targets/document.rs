@@ -143,8 +143,11 @@ fn any(input: &mut Input<'_>) -> String {
     }
 }
 
+/// A field's name and what makes its value.
+type Field<'a> = (&'a str, &'a dyn Fn(&mut Input<'_>) -> String);
+
 /// An object of fields, most of them as given.
-fn object(input: &mut Input<'_>, fields: &[(&str, &dyn Fn(&mut Input<'_>) -> String)]) -> String {
+fn object(input: &mut Input<'_>, fields: &[Field<'_>]) -> String {
     let mut written = Vec::new();
     for (key, value) in fields {
         match input.below(24) {

@@ -49,7 +49,7 @@ const WORDS: [&str; 32] = [
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let choice = input.byte();
-    if choice % 4 == 0 {
+    if choice.is_multiple_of(4) {
         return check_member(input.rest());
     }
     let text = match choice % 4 {

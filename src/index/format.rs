@@ -51,7 +51,8 @@
 //!
 //! **Extents**, [`EXTENT_LEN`] bytes each: size u64 · offset of the content in the tar u64 · first segment u32 · number of
 //! segments u32 ([`NOT_SPARSE`]: the content is one piece at that offset).
-//! **Segments**, [`SEGMENT_LEN`] bytes each: offset in the file u64 · offset in the tar u64 · length u64.
+//! **Segments**, [`SEGMENT_LEN`] bytes each: offset in the file u64 · offset in the tar u64 · length u64. In the tar, those of
+//! one file stand one right behind the other.
 //!
 //! **Links**, 8 bytes each, ascending: entry u32 · number of names that it has within this layer u32, where that is not 1.
 //!

@@ -134,13 +134,14 @@ impl<D: AsRef<[u8]>> Index<D> {
         if end > self.count(Section::Segments, SEGMENT_LEN) {
             return None;
         }
-        let mut covered = 0;
+        let (mut covered, mut stored) = (0, None);
         for segment in first..end {
-            let (logical, _, length) = self.segment(segment);
-            if logical < covered {
+            let (logical, tar, length) = self.segment(segment);
+            // What a file stores is told from its first and its last segment alone (`stored_size`).
+            if logical < covered || stored.is_some_and(|end| end != tar) {
                 return None;
             }
-            covered = logical + length;
+            (covered, stored) = (logical + length, Some(tar + length));
         }
         Some(covered <= size)
     }

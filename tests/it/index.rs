@@ -303,8 +303,8 @@ fn other_files_and_other_versions_are_told_apart() {
     assert!(matches!(Index::open(other), Err(IndexError::Checksum)));
 }
 
-#[test]
-fn holes_are_told_from_data() {
+/// A tar with one file of 20,000 bytes, of which two stretches are stored, and those.
+fn sparse_sample() -> (Vec<u8>, Vec<u8>) {
     let mut archive = tar::Builder::new(Vec::new());
     archive
         .append_pax_extensions([
@@ -320,7 +320,12 @@ fn holes_are_told_from_data() {
     archive
         .append_data(&mut header(tar::EntryType::Regular, 1512), "GNUSparseFile/sparse", stored.as_slice())
         .unwrap();
-    let tar = archive.into_inner().unwrap();
+    (archive.into_inner().unwrap(), stored)
+}
+
+#[test]
+fn holes_are_told_from_data() {
+    let (tar, stored) = sparse_sample();
     let layer = layer_of(&tar, &small());
     let (id, entry) = layer.index().entries().next().unwrap();
     assert_eq!((entry.name(), entry.kind()), (&b"sparse"[..], Kind::Regular { size: 20_000 }));
@@ -334,6 +339,21 @@ fn holes_are_told_from_data() {
     }
     assert_eq!(layer.stored_size(id), 1512);
     assert!(matches!(layer.pieces(id, 0, 1001)[..], [Piece::Hole { len: 1000 }, Piece::Data { len: 1, .. }]));
+}
+
+#[test]
+fn stretches_of_a_file_that_are_apart_in_the_tar_are_no_index() {
+    let (tar, _) = sparse_sample();
+    let blob = gzip(&tar);
+    let mut hostile = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
+    // The second stretch: where it is in the file, and behind that where it is in the tar.
+    let logical = 10_000_u64.to_le_bytes();
+    let record = hostile.windows(8).position(|window| window == logical).unwrap();
+    hostile[record + 8] ^= 1;
+    let checksum = Digest::of(&hostile[48..]);
+    hostile[16..48].copy_from_slice(checksum.as_bytes());
+    let error = Index::open(hostile).unwrap_err().to_string();
+    assert!(error.contains("extent"), "{error}");
 }
 
 /// The format is what `fixtures/golden.idx` holds. A change of a single byte is a change of the format: it takes a new

@@ -134,7 +134,7 @@ fn every_change_answers_erofs() {
 }
 
 /// Names and cookies of a directory from where it stands, in reads of `buffer` bytes.
-fn list(dir: &File, buffer: usize) -> Vec<(String, u64)> {
+pub(crate) fn list(dir: &File, buffer: usize) -> Vec<(String, u64)> {
     let mut buffer = vec![MaybeUninit::uninit(); buffer];
     let mut entries = RawDir::new(dir, &mut buffer);
     let mut names = Vec::new();

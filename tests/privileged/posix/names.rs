@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::mem::MaybeUninit;
 use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Dir, Mode, OFlags, RawDir, SeekFrom, Stat};
+use rustix::fs::{Dir, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
 use super::{Mounted, place};
+use crate::mount::list;
 use crate::program::Program;
 use crate::{text, trees};
 
@@ -196,44 +196,33 @@ fn listing_has_the_number_and_kind_that_stat_has() {
     image.mount.stop();
 }
 
-fn list(directory: &File) -> Vec<(String, u64)> {
-    let mut buffer = [MaybeUninit::uninit(); 512];
-    let mut entries = RawDir::new(directory, &mut buffer);
-    let mut names = Vec::new();
-    while let Some(entry) = entries.next() {
-        let entry = entry.unwrap();
-        names.push((entry.file_name().to_str().unwrap().to_owned(), entry.next_entry_cookie()));
-    }
-    names
-}
-
 #[test]
 fn place_in_a_listing_is_each_descriptors_own_and_can_be_gone_back_to() {
     let image = Mounted::new();
     let (one, other) = (File::open(&image.root).unwrap(), File::open(&image.root).unwrap());
-    let all = list(&one);
+    let all = list(&one, 512);
     assert!(all.len() > 20);
-    assert_eq!(list(&one), [], "it is at its end");
-    assert_eq!(list(&other), all, "another descriptor is at its start");
+    assert_eq!(list(&one, 512), [], "it is at its end");
+    assert_eq!(list(&other, 512), all, "another descriptor is at its start");
     // A copy of a descriptor is at the same place.
     let copy = one.try_clone().unwrap();
     rustix::fs::seek(&copy, SeekFrom::Start(0)).unwrap();
-    assert_eq!(list(&one), all);
-    assert_eq!(list(&copy), []);
+    assert_eq!(list(&one, 512), all);
+    assert_eq!(list(&copy, 512), []);
     // Forwards and backwards, from each entry.
     for at in (0..all.len()).rev().chain(0..all.len()) {
         rustix::fs::seek(&one, SeekFrom::Start(all[at].1)).unwrap();
         assert_eq!(rustix::fs::tell(&one), Ok(all[at].1));
-        assert_eq!(list(&one), all[at + 1..], "behind {:?}", all[at].0);
+        assert_eq!(list(&one, 512), all[at + 1..], "behind {:?}", all[at].0);
     }
     // Behind the end there is nothing, and nothing before the start.
     for far in [1 << 20, 1 << 40, i64::MAX as u64] {
         rustix::fs::seek(&one, SeekFrom::Start(far)).unwrap();
-        assert_eq!(list(&one), [], "at {far}");
+        assert_eq!(list(&one, 512), [], "at {far}");
     }
     assert_eq!(rustix::fs::seek(&one, SeekFrom::Current(i64::MIN)), Err(Errno::INVAL));
     rustix::fs::seek(&one, SeekFrom::Start(0)).unwrap();
-    assert_eq!(list(&one), all);
+    assert_eq!(list(&one, 512), all);
 }
 
 /// What must stay of every path: numbers, link counts, times. The device is the mount's.

@@ -245,8 +245,9 @@ impl Runner {
         ] {
             traces.extend(names(&place).into_iter().map(|name| place.join(name).display().to_string()));
         }
+        // The last is what isolate's version is remembered in.
         let is_known = |name: &str| {
-            ["boxes", "roots", "root", "skeleton"].contains(&name)
+            ["boxes", "roots", "root", "skeleton", "isolate-version"].contains(&name)
                 || name.ends_with(".sock")
                 || name.ends_with(".lock")
                 || name == "lock"

@@ -272,7 +272,7 @@ fn programs_and_devices_of_the_image_give_no_rights() {
     for isolate in super::host::isolates() {
         let host = Host::with(isolate.clone(), &layer);
         let sandbox = SandboxBox::new(&isolate);
-        let uid = (60_000 + sandbox.id).to_string();
+        let uid = sandbox.uid;
         let script = "stat -c '%a %F %t' /bin/rights /nodes/zero; rights; head -c1 /nodes/zero >/dev/null 2>&1; echo $?; \
             head -c1 /dev/zero >/dev/null; echo $?";
         for flags in ["rw:dev", "dev"] {

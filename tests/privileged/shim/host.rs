@@ -78,6 +78,8 @@ fn lock_box() -> (u32, UnixListener) {
 #[derive(Debug)]
 pub(super) struct SandboxBox {
     pub(super) id: u32,
+    /// The box's user, which isolate's configuration says.
+    pub(super) uid: u32,
     /// The box's directory.
     pub(super) dir: PathBuf,
     isolate: Isolate,
@@ -90,7 +92,9 @@ impl SandboxBox {
         let output = isolate.as_caller(id, "--init").output().unwrap();
         assert!(output.status.success(), "{}", said(&output));
         let dir = Path::new(String::from_utf8_lossy(&output.stdout).trim()).join("box");
-        Self { id, dir, isolate: isolate.clone(), _lock: lock }
+        let asked = isolate.as_caller(id, "--run").args(["--silent", "--", "/usr/bin/id", "-u"]).output();
+        let uid = String::from_utf8_lossy(&asked.unwrap().stdout).trim().parse().expect("isolate runs `id`");
+        Self { id, uid, dir, isolate: isolate.clone(), _lock: lock }
     }
 
     /// The options that a call about this box needs.
@@ -101,7 +105,7 @@ impl SandboxBox {
 
     /// Processes that are in the box.
     pub(super) fn processes(&self) -> Vec<u32> {
-        processes().into_iter().filter(|(_, uid)| *uid == 60_000 + self.id).map(|(pid, _)| pid).collect()
+        processes().into_iter().filter(|(_, uid)| *uid == self.uid).map(|(pid, _)| pid).collect()
     }
 }
 

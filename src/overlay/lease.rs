@@ -99,6 +99,15 @@ impl Lease {
         Ok(PrivateRoot { path, fd, source: self.source() })
     }
 
+    /// Whether the kernel has the root's overlay still. Of one that has nothing on disk, this is not known: false.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not tell.
+    pub fn is_alive(&self) -> Result<bool, OverlayError> {
+        self.home.as_ref().map_or(Ok(false), |home| mount::is_alive(home.as_fd()))
+    }
+
     /// Removes the root's files. Its overlay is dead: the mount namespace is gone, or a [`Watch`](super::Watch) has told so.
     ///
     /// # Errors

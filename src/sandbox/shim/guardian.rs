@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
@@ -25,6 +25,8 @@ use crate::sandbox::process::{Forked, fork};
 
 /// An isolate that ended by itself took its namespace with it before its end could be seen.
 const AT_ONCE: Duration = Duration::from_millis(20);
+/// How long a namespace that nobody is in any more may take to go: each of its mounts takes a moment.
+const DYING: Duration = Duration::from_secs(5);
 /// How often what does not die is killed again.
 const AGAIN: Duration = Duration::from_millis(200);
 /// Room for what one clean-up opens; removing a tree is bounded.
@@ -89,6 +91,10 @@ fn guard(roots: &Roots, lease: Lease, watch: &Watch, ward: &OwnedFd, tell: &Owne
     while !watch.dead(wait)? {
         let left = holders(&source)?;
         if left.is_empty() {
+            let until = Instant::now() + DYING;
+            while lease.is_alive().map_err(io::Error::other)? && Instant::now() < until {
+                watch.dead(AT_ONCE)?;
+            }
             // Nothing was mounted, or a descriptor that was handed out of the sandbox keeps it: then the lease leaves its
             // files to a later sweep.
             drop(lease);

@@ -301,7 +301,7 @@ mod tests {
         let spec = |options: &[Given]| Spec { options: options.to_vec(), ..Spec::default() };
         let error = spec(&[option(Opt::Syscalls, "0")]).check(Version::new(1, 10, 1)).unwrap_err();
         assert_eq!(error.to_string(), "option `--syscalls`: isolate 1.10.1 does not know it");
-        spec(&[option(Opt::Syscalls, "0")]).check(Version::new(2, 4, 0)).unwrap();
+        spec(&[option(Opt::Syscalls, "0")]).check(Version::new(2, 6, 0)).unwrap();
         let error = spec(&[option(Opt::CgMem, "1")]).check(Version::new(2, 4, 0)).unwrap_err();
         assert_eq!(error.to_string(), "option `--cg-mem` needs `--cg`");
     }

@@ -108,7 +108,9 @@ const TABLE: [Row; 41] = {
     const V1_10: Version = Version::new(1, 10, 0);
     const V2: Version = Version::new(2, 0, 0);
     const V2_3: Version = Version::new(2, 3, 0);
-    const V2_4: Version = Version::new(2, 4, 0);
+    // What is built from the sources behind 2.6 calls itself 2.6 too, and is the first to know the option; the release of that
+    // number then refuses it itself.
+    const V2_6: Version = Version::new(2, 6, 0);
     [
         row(O::AsGid, "as-gid", None, Value, V2),
         row(O::AsUid, "as-uid", None, Value, V2),
@@ -144,7 +146,7 @@ const TABLE: [Row; 41] = {
         row(O::StderrToStdout, "stderr-to-stdout", None, Nothing, FIRST),
         row(O::Stdin, "stdin", Some(b'i'), Value, FIRST),
         row(O::Stdout, "stdout", Some(b'o'), Value, FIRST),
-        row(O::Syscalls, "syscalls", None, Value, V2_4),
+        row(O::Syscalls, "syscalls", None, Value, V2_6),
         row(O::Time, "time", Some(b't'), Value, FIRST),
         // In the fork before it came to a release.
         row(O::TtyHack, "tty-hack", None, Nothing, V1_8_1),

@@ -111,7 +111,7 @@ impl Version {
         self.at_least(2, 0)
     }
 
-    /// Whether system calls are filtered, and `--syscalls` is known.
+    /// Whether system calls are filtered. `--syscalls` came later.
     #[must_use]
     pub const fn filters_syscalls(self) -> bool {
         self.at_least(2, 4)

@@ -121,6 +121,25 @@ fn resumed(blob: &[u8], all: &[DecodedSpan], complete: bool, input: &mut Input<'
     }
 }
 
+/// A blob of pieces that stand one behind the other, of one and `further` more at most; with `changed`, a few of its bytes are
+/// others.
+pub(crate) fn blob_of<P: IntoIterator<Item = u8>>(
+    input: &mut Input<'_>,
+    further: usize,
+    changed: bool,
+    mut piece: impl FnMut(&mut Input<'_>) -> P,
+) -> Vec<u8> {
+    let mut changes = Input::new(input.bytes(24));
+    let mut blob = Vec::new();
+    for _ in 0..=input.below(further) {
+        blob.extend(piece(input));
+    }
+    if changed {
+        changes.mutate(&mut blob);
+    }
+    blob
+}
+
 /// Checks what is read through an index of `blob`, a layer with one file, `content`: right bytes at every offset; and with
 /// the blob damaged behind the index's back, right bytes or an error.
 pub(crate) fn check_reads(blob: &[u8], content: &[u8], input: &mut Input<'_>) {

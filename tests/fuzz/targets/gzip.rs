@@ -28,14 +28,7 @@ pub fn run(data: &[u8]) {
         }
         1 => check(&[&[0x1f, 0x8b], input.rest()].concat(), &mut checks),
         _ => {
-            let mut changes = Input::new(input.bytes(24));
-            let mut blob = Vec::new();
-            for _ in 0..=input.below(3) {
-                blob.extend(any_member(&mut input));
-            }
-            if choice % 4 == 3 {
-                changes.mutate(&mut blob);
-            }
+            let blob = spans::blob_of(&mut input, 3, choice % 4 == 3, any_member);
             check(&blob, &mut checks);
         }
     }

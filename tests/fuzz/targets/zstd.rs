@@ -28,14 +28,7 @@ pub fn run(data: &[u8]) {
         }
         1 => check(&[&[0x28, 0xb5, 0x2f, 0xfd], input.rest()].concat(), &mut checks),
         _ => {
-            let mut changes = Input::new(input.bytes(24));
-            let mut blob = Vec::new();
-            for _ in 0..=input.below(5) {
-                blob.extend(any_frame(&mut input));
-            }
-            if choice % 4 == 3 {
-                changes.mutate(&mut blob);
-            }
+            let blob = spans::blob_of(&mut input, 5, choice % 4 == 3, any_frame);
             check(&blob, &mut checks);
         }
     }

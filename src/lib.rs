@@ -40,6 +40,8 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`error`] | what all errors share: stable codes, error chains |
+//! | [`os`] | kernel helpers: locks by name, walks inside a root, errors that name their path |
 //! | [`image`] | names and documents: digests, references, manifests; no I/O |
 //! | [`layer`] | one layer's blob: codecs with checkpoints, the tar walk |
 //! | [`index`] | one layer's index file: format, build, open, read |
@@ -51,7 +53,7 @@
 //! | [`unpack`] | trees written to a disk, whole or as what one has in place of another |
 //! | [`fs`] | the filesystem, without a kernel |
 //! | [`fuse`] | the kernel: mount, session, adapter |
-//! | [`overlay`] | writable roots: an overlay of an image and an upper layer |
+//! | [`roots`] | writable roots: an overlay of an image and an upper layer |
 //! | [`sandbox`] | isolated runs in such a root: isolate, bubblewrap, and a stand-in for isolate |
 //! | [`daemon`] | the process that serves: control socket, watching the store |
 //! | [`cli`] | the commands |
@@ -71,15 +73,17 @@
 
 pub mod cli;
 pub mod daemon;
+pub mod error;
 pub mod fs;
 pub mod fuse;
 pub mod image;
 pub mod import;
 pub mod index;
 pub mod layer;
-pub mod overlay;
+pub mod os;
 pub mod pipeline;
 pub mod registry;
+pub mod roots;
 pub mod sandbox;
 pub mod store;
 pub mod tree;

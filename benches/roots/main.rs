@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-use rcx_imagefs::overlay::{Lower, Roots, Upper, enter_private_namespace};
+use rcx_imagefs::roots::{Lower, Roots, Upper, enter_private_namespace};
 
 /// Rounds before those that count.
 const WARM_UP: usize = 5;
@@ -86,7 +86,7 @@ impl Bench {
         &self,
         case: &Case,
         image: &Arc<Lower>,
-        lease: &Arc<rcx_imagefs::overlay::Lease>,
+        lease: &Arc<rcx_imagefs::roots::Lease>,
         upper: Upper,
     ) -> Result<std::process::ExitStatus, Failure> {
         let rw = if upper == Upper::None { "" } else { ":rw" };

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::engine::EngineChoice;
 use crate::image::{Platform, Reference};
 use crate::index::LayerLimits;
-use crate::overlay::{OverlayError, Upper};
+use crate::roots::{RootsError, Upper};
 use crate::sandbox::shim::{self, BoxImages, ShimError};
 use crate::sandbox::{BoxRange, SandboxKind, User};
 
@@ -152,7 +152,7 @@ impl IsolateConfig {
     }
 
     /// The upper of roots that can be written to.
-    pub(super) fn upper(&self) -> Result<Upper, OverlayError> {
+    pub(super) fn upper(&self) -> Result<Upper, RootsError> {
         self.upper.as_deref().map_or(Ok(Upper::default()), str::parse)
     }
 }

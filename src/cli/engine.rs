@@ -9,8 +9,8 @@ use serde::Deserialize;
 
 use super::{Context, error};
 use crate::daemon::{Request, ask};
-use crate::overlay::{Engine, LayerDirectories, Lower};
 use crate::pipeline::open_image;
+use crate::roots::{Engine, LayerDirectories, Lower};
 use crate::store::Store;
 
 /// How long a daemon may take to say that it is there.

@@ -6,9 +6,9 @@ use super::output::plain;
 use crate::daemon::{ControlError, DaemonError};
 use crate::fuse::SessionError;
 use crate::import::ImportError;
-use crate::overlay::OverlayError;
 use crate::pipeline::PipelineError;
 use crate::registry::RegistryError;
+use crate::roots::RootsError;
 use crate::sandbox::SandboxError;
 use crate::store::StoreError;
 
@@ -54,7 +54,7 @@ fn hint_of(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
         error.hint()
     } else if let Some(error) = cause.downcast_ref::<ImportError>() {
         error.hint()
-    } else if let Some(error) = cause.downcast_ref::<OverlayError>() {
+    } else if let Some(error) = cause.downcast_ref::<RootsError>() {
         error.hint().map(str::to_owned)
     } else if let Some(error) = cause.downcast_ref::<SandboxError>() {
         error.hint().map(str::to_owned)

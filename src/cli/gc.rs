@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Context, output, root};
-use crate::overlay::LayerDirectories;
+use crate::roots::LayerDirectories;
 use crate::store::Store;
 
 /// Free the blobs and indexes that no image refers to, and what is left of dead roots

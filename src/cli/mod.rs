@@ -27,7 +27,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use self::config::Config;
 use crate::image::{Name, Reference, Tag};
-use crate::overlay::Roots;
+use crate::roots::Roots;
 use crate::sandbox::Boxes;
 use crate::store::{DaemonInfo, ImageRecord, Store};
 

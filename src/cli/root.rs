@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::engine::EngineChoice;
 use super::{Context, REFERENCE, output};
-use crate::overlay::{Engine, Removed, Root, RootId, State, Upper};
+use crate::roots::{Engine, Removed, Root, RootId, State, Upper};
 use crate::sandbox::DYING;
 use crate::store::Store;
 

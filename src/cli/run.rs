@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use super::engine::EngineChoice;
 use super::{Context, REFERENCE, output};
-use crate::overlay::Upper;
 use crate::pipeline::{read_config, read_manifest};
+use crate::roots::Upper;
 use crate::sandbox::isolate::{DirRule, Given, Opt, failure_text};
 use crate::sandbox::{
     Copy, Job, Outcome, Report, Sandbox, SandboxError, SandboxKind, Spec, Status, Verdict, run as run_job,

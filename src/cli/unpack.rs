@@ -8,8 +8,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Context, REFERENCE, output};
-use crate::overlay::remove_tree;
 use crate::pipeline::open_image;
+use crate::roots::remove_tree;
 use crate::unpack::{Options, Plan, Staging, write};
 
 /// Copy an image into a directory

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::{Context, REFERENCE, error, output};
 use crate::image::{Digest, LayerDigest};
-use crate::overlay::LayerDirectories;
 use crate::pipeline::{OpenImage, open_image, open_layer, read_config, read_manifest};
+use crate::roots::LayerDirectories;
 use crate::store::{ImageRecord, Store};
 
 /// Check the blobs and indexes of an image, or of all images

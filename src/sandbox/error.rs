@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::command::ProgramFault;
 use super::isolate::{IsolateError, Version};
-use crate::overlay::OverlayError;
+use crate::roots::RootsError;
 
 /// What kept a run from happening, or its files from coming out.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +63,7 @@ pub enum SandboxError {
     },
     /// The root could not be made or removed.
     #[error(transparent)]
-    Overlay(#[from] OverlayError),
+    Overlay(#[from] RootsError),
     /// Nothing says what to run.
     #[error("no command: the image has none, and none is given")]
     NoCommand,

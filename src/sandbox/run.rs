@@ -23,7 +23,7 @@ use super::spec::{self, IsolateRun, Variable};
 use super::verdict::{Report, by_bubblewrap, by_isolate};
 use super::{BoxRange, Boxes, Sandbox, Spec, User};
 use crate::image::ImageConfig;
-use crate::overlay::{Lease, Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
+use crate::roots::{Lease, Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
 
 /// Where the box is in the root.
 const BOX: &str = "/box";

@@ -9,7 +9,7 @@ use super::error::SandboxError;
 use super::isolate::{DirRule, Given, IsolateError, Opt, Version, root_rules};
 use super::{DEFAULT_PATH, isolate};
 use crate::image::ImageConfig;
-use crate::overlay::Upper;
+use crate::roots::Upper;
 
 /// What a run asks for.
 #[derive(Debug, Clone, Default)]

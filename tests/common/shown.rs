@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::AsRawFd as _;
 
 use rcx_imagefs::image::{Digest, ManifestDigest};
-use rcx_imagefs::overlay::LayerDirectories;
+use rcx_imagefs::roots::LayerDirectories;
 use rcx_imagefs::store::Store;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use rcx_imagefs::overlay::enter_private_namespace;
+use rcx_imagefs::roots::enter_private_namespace;
 
 use crate::case::{self, Case, Expected};
 use crate::layout;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use rcx_imagefs::image::Digest;
-use rcx_imagefs::overlay::enter_private_namespace;
+use rcx_imagefs::roots::enter_private_namespace;
 
 use crate::blob::Blob;
 use crate::case::{Case, Expected};

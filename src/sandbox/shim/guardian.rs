@@ -20,7 +20,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid};
 
 use super::ShimError;
-use crate::overlay::{Lease, PrivateRoot, Roots, Watch, holders};
+use crate::roots::{Lease, PrivateRoot, Roots, Watch, holders};
 use crate::sandbox::process::{Forked, fork};
 
 /// An isolate that ended by itself took its namespace with it before its end could be seen.

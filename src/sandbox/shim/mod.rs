@@ -31,8 +31,8 @@ pub use images::{BoxImages, ImageName};
 pub use plan::{Choice, Plan, choose, may_be_for_an_image};
 
 use super::isolate::IsolateError;
-use crate::overlay::OverlayError;
 use crate::pipeline::PipelineError;
+use crate::roots::RootsError;
 use crate::store::StoreError;
 
 /// Why the stand-in could not become isolate.
@@ -90,7 +90,7 @@ pub enum ShimError {
     Unprivileged,
     /// The root.
     #[error(transparent)]
-    Overlay(#[from] OverlayError),
+    Overlay(#[from] RootsError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use super::error::{At as _, OverlayError};
+use super::error::{At as _, RootsError};
 use super::home::{Found, Home};
 use super::record::Record;
 use super::roots::{NAMED, Places};
@@ -43,12 +43,12 @@ impl Places {
     }
 
     /// Whether something is mounted under a root's name. Asks no daemon.
-    pub(super) fn is_mounted(&self, id: &RootId) -> Result<bool, OverlayError> {
+    pub(super) fn is_mounted(&self, id: &RootId) -> Result<bool, RootsError> {
         Ok(self.mounted(id)?.is_some())
     }
 
     /// The device of what is mounted under a root's name, if anything is.
-    fn mounted(&self, id: &RootId) -> Result<Option<(u32, u32)>, OverlayError> {
+    fn mounted(&self, id: &RootId) -> Result<Option<(u32, u32)>, RootsError> {
         let path = self.named_root(id);
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW;
         match rustix::fs::statx(rustix::fs::CWD, &path, flags, StatxFlags::TYPE) {
@@ -57,15 +57,15 @@ impl Places {
                 Ok(mounted.then_some((stat.stx_dev_major, stat.stx_dev_minor)))
             }
             Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(OverlayError::io("stat", &path, errno)),
+            Err(errno) => Err(RootsError::io("stat", &path, errno)),
         }
     }
 
     /// Removes a root's mountpoint, where it has one. Mounts on it in other namespaces go with it.
-    pub(super) fn remove_mountpoint(&self, id: &RootId) -> Result<(), OverlayError> {
+    pub(super) fn remove_mountpoint(&self, id: &RootId) -> Result<(), RootsError> {
         match rustix::fs::unlinkat(&self.run, format!("{NAMED}/{id}"), AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(OverlayError::io("remove", &self.named_root(id), errno)),
+            Err(errno) => Err(RootsError::io("remove", &self.named_root(id), errno)),
         }
     }
 }
@@ -82,7 +82,7 @@ impl Roots {
         engine: Engine,
         upper: &Upper,
         image: &Lower,
-    ) -> Result<Root, OverlayError> {
+    ) -> Result<Root, RootsError> {
         let places = &*self.places;
         if let Upper::Dir { .. } = upper {
             places.homes.check_filesystem()?;
@@ -99,7 +99,7 @@ impl Roots {
         match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)) {
             // Without a home, it was nobody's; that nothing is mounted there has to be seen.
             Err(Errno::EXIST) if !places.is_mounted(&id)? => {}
-            Err(Errno::EXIST) => return Err(OverlayError::Exists(id.clone())),
+            Err(Errno::EXIST) => return Err(RootsError::Exists(id.clone())),
             made => made.at("make", &path)?,
         }
         mount::attach(&fd, &path).map_err(|errno| mount::refused(&id.source(), "move_mount", None, errno))?;
@@ -107,11 +107,11 @@ impl Roots {
         self.describe(id)
     }
 
-    fn new_home(&self, id: Option<RootId>) -> Result<(RootId, Home), OverlayError> {
+    fn new_home(&self, id: Option<RootId>) -> Result<(RootId, Home), RootsError> {
         let Some(id) = id else {
             loop {
                 let id = RootId::random()
-                    .map_err(|error| OverlayError::io("read", "random numbers".as_ref(), error))?;
+                    .map_err(|error| RootsError::io("read", "random numbers".as_ref(), error))?;
                 if let Some(home) = self.places.homes.make(&id)? {
                     return Ok((id, home));
                 }
@@ -126,7 +126,7 @@ impl Roots {
         {
             return Ok((id, home));
         }
-        Err(OverlayError::Exists(id))
+        Err(RootsError::Exists(id))
     }
 
     /// Takes a named root away. Without `force`, only when no process uses it.
@@ -134,7 +134,7 @@ impl Roots {
     /// # Errors
     ///
     /// There is none, or it is in use, or another process has it for long.
-    pub fn remove(&self, id: &RootId, force: bool) -> Result<Removed, OverlayError> {
+    pub fn remove(&self, id: &RootId, force: bool) -> Result<Removed, RootsError> {
         let places = &*self.places;
         let home = self.lock_named(id)?;
         let removed = self.take_down(id, home.as_ref(), force);
@@ -150,34 +150,34 @@ impl Roots {
     }
 
     /// The home of a named root, waiting while another process makes or removes it. `None` for one that has lost its home.
-    fn lock_named(&self, id: &RootId) -> Result<Option<Home>, OverlayError> {
+    fn lock_named(&self, id: &RootId) -> Result<Option<Home>, RootsError> {
         let places = &*self.places;
         let until = Instant::now() + BUSY;
         loop {
             match places.homes.lock(id)? {
                 Found::Locked(home) => return Ok(Some(home)),
                 Found::Missing if places.is_mounted(id)? => return Ok(None),
-                Found::Missing => return Err(OverlayError::Missing(id.clone())),
+                Found::Missing => return Err(RootsError::Missing(id.clone())),
                 // Leased roots have no record, and are held for as long as they are used.
                 Found::Busy if Record::is_there(&places.homes.path_of(id)) && Instant::now() < until => {
                     std::thread::sleep(PAUSE);
                 }
-                Found::Busy => return Err(OverlayError::Locked(id.clone())),
+                Found::Busy => return Err(RootsError::Locked(id.clone())),
             }
         }
     }
 
-    fn take_down(&self, id: &RootId, home: Option<&Home>, force: bool) -> Result<Removed, OverlayError> {
+    fn take_down(&self, id: &RootId, home: Option<&Home>, force: bool) -> Result<Removed, RootsError> {
         let places = &*self.places;
         let path = places.named_root(id);
         let in_use = |device| {
             let by = processes::user(&id.source(), device).ok().flatten();
-            OverlayError::InUse { id: id.clone(), by }
+            RootsError::InUse { id: id.clone(), by }
         };
         let watch = Watch::new().at("watch", &path)?;
         let mut watched = false;
         while let Some(device) = places.mounted(id)? {
-            if !force && let error @ OverlayError::InUse { by: Some(_), .. } = in_use(device) {
+            if !force && let error @ RootsError::InUse { by: Some(_), .. } = in_use(device) {
                 return Err(error);
             }
             let flags = lower::AS_LAYER | OFlags::NOFOLLOW;

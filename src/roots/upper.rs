@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::OverlayError;
+use super::RootsError;
 
 /// Where a root's writes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,10 +42,10 @@ pub(super) fn files_within(size: u64) -> u64 {
 }
 
 impl FromStr for Upper {
-    type Err = OverlayError;
+    type Err = RootsError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = |why| OverlayError::Upper { text: text.to_owned(), why };
+        let wrong = |why| RootsError::Upper { text: text.to_owned(), why };
         let (kind, size) = match text.split_once(':') {
             Some((kind, size)) => (kind, Some(parse_size(size).map_err(wrong)?)),
             None => (text, None),

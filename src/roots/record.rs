@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use super::error::{At as _, OverlayError};
+use super::error::{At as _, RootsError};
 use super::home::Home;
 use super::{Engine, Lower, Upper};
 
@@ -52,7 +52,7 @@ impl Record {
         UNIX_EPOCH + Duration::from_secs(self.created)
     }
 
-    pub(super) fn write(&self, home: &Home, path: &Path) -> Result<(), OverlayError> {
+    pub(super) fn write(&self, home: &Home, path: &Path) -> Result<(), RootsError> {
         let path = path.join(FILE);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file =

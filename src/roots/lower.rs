@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-use super::error::{At as _, OverlayError};
+use super::error::{At as _, RootsError};
 use crate::fs::{Ino, Place};
 use crate::pipeline::OpenImage;
 use crate::tree::NodeId;
@@ -52,44 +52,40 @@ impl Lower {
     /// # Errors
     ///
     /// There is no mount, or a dead one, or it does not have the image.
-    pub fn in_mount(mountpoint: &Path, name: &Path) -> Result<Self, OverlayError> {
+    pub fn in_mount(mountpoint: &Path, name: &Path) -> Result<Self, RootsError> {
         let (named, mounted) = (|| name.to_owned(), || mountpoint.to_owned());
-        let dead = |errno: Errno| OverlayError::DeadMount { mountpoint: mounted(), source: errno.into() };
+        let dead = |errno: Errno| RootsError::DeadMount { mountpoint: mounted(), source: errno.into() };
         let mount = match rustix::fs::open(mountpoint, AS_LAYER, Mode::empty()) {
             Ok(mount) => mount,
             Err(errno @ Errno::NOTCONN) => return Err(dead(errno)),
-            Err(errno) => return Err(OverlayError::io("open", mountpoint, errno)),
+            Err(errno) => return Err(RootsError::io("open", mountpoint, errno)),
         };
         // Asks the daemon, while attributes would be those that the kernel remembers.
         match rustix::fs::fstatfs(&mount) {
             Ok(stat) if i128::from(stat.f_type) == i128::from(FUSE) => {}
-            Ok(_) => return Err(OverlayError::NotTheMount(mounted())),
+            Ok(_) => return Err(RootsError::NotTheMount(mounted())),
             Err(errno @ (Errno::NOTCONN | Errno::CONNABORTED)) => return Err(dead(errno)),
-            Err(errno) => return Err(OverlayError::io("statfs", mountpoint, errno)),
+            Err(errno) => return Err(RootsError::io("statfs", mountpoint, errno)),
         }
         match rustix::fs::fstat(&mount) {
             Ok(stat) if stat.st_ino == Ino::ROOT.get() => {}
-            Ok(_) => return Err(OverlayError::NotTheMount(mounted())),
-            Err(errno) => return Err(OverlayError::io("stat", mountpoint, errno)),
+            Ok(_) => return Err(RootsError::NotTheMount(mounted())),
+            Err(errno) => return Err(RootsError::io("stat", mountpoint, errno)),
         }
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         let open = || rustix::fs::openat2(&mount, name, AS_LAYER, Mode::empty(), resolve);
         let fd = match undisturbed(open) {
             Ok(fd) => fd,
-            Err(Errno::NOENT) => return Err(OverlayError::NoImage { name: named(), mountpoint: mounted() }),
+            Err(Errno::NOENT) => return Err(RootsError::NoImage { name: named(), mountpoint: mounted() }),
             Err(errno @ (Errno::NOTCONN | Errno::CONNABORTED)) => return Err(dead(errno)),
             Err(Errno::NOTDIR | Errno::XDEV | Errno::LOOP) => {
-                return Err(OverlayError::NotAnImage { name: named(), mountpoint: mounted() });
+                return Err(RootsError::NotAnImage { name: named(), mountpoint: mounted() });
             }
             Err(errno) => {
-                return Err(OverlayError::Image {
-                    name: named(),
-                    mountpoint: mounted(),
-                    source: errno.into(),
-                });
+                return Err(RootsError::Image { name: named(), mountpoint: mounted(), source: errno.into() });
             }
         };
-        let stat = rustix::fs::fstat(&fd).map_err(|errno| OverlayError::Image {
+        let stat = rustix::fs::fstat(&fd).map_err(|errno| RootsError::Image {
             name: named(),
             mountpoint: mounted(),
             source: errno.into(),
@@ -107,7 +103,7 @@ impl Lower {
                     locks: Vec::new(),
                 })
             }
-            _ => Err(OverlayError::NotAnImage { name: named(), mountpoint: mounted() }),
+            _ => Err(RootsError::NotAnImage { name: named(), mountpoint: mounted() }),
         }
     }
 
@@ -128,19 +124,19 @@ impl Lower {
     }
 
     /// The image with its copy in a home, which is made now, where there is to be one.
-    pub(super) fn copied(&self, home: BorrowedFd<'_>, path: &Path) -> Result<Option<Self>, OverlayError> {
+    pub(super) fn copied(&self, home: BorrowedFd<'_>, path: &Path) -> Result<Option<Self>, RootsError> {
         let Some(image) = &self.copy else { return Ok(None) };
         let path = path.join(COPY);
         rustix::fs::mkdirat(home, COPY, Mode::RWXU).at("make", &path)?;
         let fd = rustix::fs::openat(home, COPY, super::home::DIRECTORY, Mode::empty()).at("open", &path)?;
         let layers: Vec<_> = image.layers.iter().map(AsRef::as_ref).collect();
         unpack::write(&Plan::whole(&image.tree), &layers, fd.as_fd(), &path, &unpack::Options::default())
-            .map_err(|source| OverlayError::Copy { image: self.name.clone(), source })?;
+            .map_err(|source| RootsError::Copy { image: self.name.clone(), source })?;
         Self::of_directories(vec![(path, fd)], &self.name).map(Some)
     }
 
     /// The directories of an image that is unpacked, each with the lock that keeps it; the topmost first.
-    pub(super) fn of_directories(stack: Vec<(PathBuf, OwnedFd)>, name: &str) -> Result<Self, OverlayError> {
+    pub(super) fn of_directories(stack: Vec<(PathBuf, OwnedFd)>, name: &str) -> Result<Self, RootsError> {
         let (mut directories, mut locks) = (Vec::new(), Vec::new());
         for (path, lock) in stack {
             let fd = rustix::fs::open(&path, AS_LAYER | OFlags::NOFOLLOW, Mode::empty()).at("open", &path)?;
@@ -180,7 +176,7 @@ impl Lower {
 
     /// The directories once more, as the calling thread's mount namespace has them: older kernels refuse layers of another
     /// namespace, as those are that were opened before this one was made.
-    pub(super) fn reopen(&self) -> Result<Vec<OwnedFd>, OverlayError> {
+    pub(super) fn reopen(&self) -> Result<Vec<OwnedFd>, RootsError> {
         self.directories.iter().map(|one| reopen(&one.path, one.fd.as_fd())).collect()
     }
 }
@@ -193,13 +189,13 @@ pub(super) fn undisturbed(open: impl Fn() -> Result<OwnedFd, Errno>) -> Result<O
 }
 
 /// Opens a directory by its path, which has to be the same directory still.
-pub(super) fn reopen(path: &Path, former: BorrowedFd<'_>) -> Result<OwnedFd, OverlayError> {
+pub(super) fn reopen(path: &Path, former: BorrowedFd<'_>) -> Result<OwnedFd, RootsError> {
     let fd = rustix::fs::open(path, AS_LAYER | OFlags::NOFOLLOW, Mode::empty()).at("open", path)?;
     let (new, old) = (rustix::fs::fstat(&fd).at("stat", path)?, rustix::fs::fstat(former).at("stat", path)?);
     if (new.st_dev, new.st_ino) == (old.st_dev, old.st_ino) {
         Ok(fd)
     } else {
-        Err(OverlayError::io("open", path, io::Error::other("something else is in its place")))
+        Err(RootsError::io("open", path, io::Error::other("something else is in its place")))
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, Mode, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{OverlayError, PrivateRoot, lower};
+use super::{PrivateRoot, RootsError, lower};
 
 /// As many links as the kernel follows in one path.
 const MAX_LINKS: usize = 40;
@@ -33,8 +33,8 @@ impl PrivateRoot {
     /// # Errors
     ///
     /// Something that is no directory is in the way, or a directory cannot be made: the root is read-only, or its upper full.
-    pub fn directory(&self, inside: &Path) -> Result<PathBuf, OverlayError> {
-        self.find_or_make(inside).map_err(|(why, errno)| OverlayError::InRoot {
+    pub fn directory(&self, inside: &Path) -> Result<PathBuf, RootsError> {
+        self.find_or_make(inside).map_err(|(why, errno)| RootsError::InRoot {
             path: inside.to_owned(),
             why,
             source: errno.into(),

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
-use super::error::{At as _, OverlayError};
+use super::error::{At as _, RootsError};
 use super::home::{self, DIRECTORY, Found, Home};
 use super::record::Record;
 use super::roots::NAMED;
@@ -51,7 +51,7 @@ pub struct Swept {
     /// The roots that are gone.
     pub removed: Vec<RootId>,
     /// Those that are dead and could not be removed, with the reason.
-    pub failed: Vec<(RootId, OverlayError)>,
+    pub failed: Vec<(RootId, RootsError)>,
 }
 
 impl Roots {
@@ -60,7 +60,7 @@ impl Roots {
     /// # Errors
     ///
     /// The directories cannot be read.
-    pub fn list(&self) -> Result<Vec<Root>, OverlayError> {
+    pub fn list(&self) -> Result<Vec<Root>, RootsError> {
         let mut ids = self.places.homes.ids()?;
         for id in self.mountpoints()? {
             // It has lost its home.
@@ -72,7 +72,7 @@ impl Roots {
         ids.into_iter().map(|id| self.describe(id)).collect()
     }
 
-    pub(super) fn describe(&self, id: RootId) -> Result<Root, OverlayError> {
+    pub(super) fn describe(&self, id: RootId) -> Result<Root, RootsError> {
         let record = Record::read(&self.places.homes.path_of(&id));
         let state = if self.places.is_mounted(&id)? {
             State::Mounted
@@ -99,7 +99,7 @@ impl Roots {
     /// # Errors
     ///
     /// The directories cannot be read. That a root cannot be removed does not end the sweep.
-    pub fn sweep(&self) -> Result<Swept, OverlayError> {
+    pub fn sweep(&self) -> Result<Swept, RootsError> {
         let mut swept = Swept::default();
         // A root's home is there for as long as its mountpoint is. So these are looked for first.
         for id in self.mountpoints()? {
@@ -108,7 +108,7 @@ impl Roots {
                 _ => continue,
             }
             match self.places.remove_mountpoint(&id) {
-                Err(OverlayError::Io { source, .. }) if source.kind() == std::io::ErrorKind::ResourceBusy => {
+                Err(RootsError::Io { source, .. }) if source.kind() == std::io::ErrorKind::ResourceBusy => {
                     tracing::warn!("root {id} has lost its home and is mounted: left alone");
                 }
                 removed => removed?,
@@ -129,7 +129,7 @@ impl Roots {
     /// # Errors
     ///
     /// The directories cannot be read.
-    pub fn dead(&self) -> Result<Vec<RootId>, OverlayError> {
+    pub fn dead(&self) -> Result<Vec<RootId>, RootsError> {
         let mut dead = Vec::new();
         for id in self.places.homes.ids()? {
             if let Some(home) = self.lock_dead(&id)? {
@@ -141,14 +141,14 @@ impl Roots {
     }
 
     /// Removes a root if nobody has it; whether it did.
-    pub(super) fn sweep_one(&self, id: &RootId) -> Result<bool, OverlayError> {
+    pub(super) fn sweep_one(&self, id: &RootId) -> Result<bool, RootsError> {
         let Some(home) = self.lock_dead(id)? else { return Ok(false) };
         self.places.remove_mountpoint(id)?;
         self.places.homes.remove(id, home)?;
         Ok(true)
     }
 
-    fn lock_dead(&self, id: &RootId) -> Result<Option<Home>, OverlayError> {
+    fn lock_dead(&self, id: &RootId) -> Result<Option<Home>, RootsError> {
         let Found::Locked(home) = self.places.homes.lock(id)? else { return Ok(None) };
         if !self.places.is_mounted(id)? && self.is_dead(id, &home)? {
             return Ok(Some(home));
@@ -158,12 +158,12 @@ impl Roots {
     }
 
     /// Whether nothing uses a root that is not mounted under its name any more.
-    pub(super) fn is_dead(&self, id: &RootId, home: &Home) -> Result<bool, OverlayError> {
+    pub(super) fn is_dead(&self, id: &RootId, home: &Home) -> Result<bool, RootsError> {
         let path = self.places.homes.path_of(id);
         let has = |name| match rustix::fs::statat(home.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
-            Err(errno) => Err(OverlayError::io("stat", &path, errno)),
+            Err(errno) => Err(RootsError::io("stat", &path, errno)),
         };
         if has("upper")? {
             return Ok(!mount::is_alive(home.as_fd())?);
@@ -175,7 +175,7 @@ impl Roots {
         }
     }
 
-    fn mountpoints(&self) -> Result<Vec<RootId>, OverlayError> {
+    fn mountpoints(&self) -> Result<Vec<RootId>, RootsError> {
         let path = self.places.run_dir.join(NAMED);
         let named =
             rustix::fs::openat(&self.places.run, NAMED, DIRECTORY, Mode::empty()).at("open", &path)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::error::{At as _, OverlayError};
+use super::error::{At as _, RootsError};
 use super::home::Homes;
 use super::{Lease, Lower, Upper};
 
@@ -51,7 +51,7 @@ impl Roots {
     /// # Errors
     ///
     /// They cannot be made, or the path of the run directory has a `:` or `,`.
-    pub fn open(homes: &Path, run_dir: &Path) -> Result<Self, OverlayError> {
+    pub fn open(homes: &Path, run_dir: &Path) -> Result<Self, RootsError> {
         // Before it is made, and once more where its links lead.
         check_separators(&std::path::absolute(run_dir).at("make absolute", run_dir)?)?;
         std::fs::create_dir_all(run_dir).at("make", run_dir)?;
@@ -65,7 +65,7 @@ impl Roots {
                 // The umask may have taken something.
                 Ok(()) => rustix::fs::chmodat(&run, name, OPEN_MODE, AtFlags::empty())
                     .at("change the mode of", &run_dir.join(name))?,
-                Err(errno) => return Err(OverlayError::io("make", &run_dir.join(name), errno)),
+                Err(errno) => return Err(RootsError::io("make", &run_dir.join(name), errno)),
             }
         }
         Ok(Self { places: Arc::new(Places { homes: Homes::open(homes)?, run, run_dir }) })
@@ -76,7 +76,7 @@ impl Roots {
     /// # Errors
     ///
     /// The directory of homes does not serve for this upper.
-    pub fn lease(&self, upper: &Upper) -> Result<Lease, OverlayError> {
+    pub fn lease(&self, upper: &Upper) -> Result<Lease, RootsError> {
         Lease::new(&self.places, upper, false)
     }
 
@@ -85,14 +85,14 @@ impl Roots {
     /// # Errors
     ///
     /// As [`Roots::lease`].
-    pub fn lease_for(&self, upper: &Upper, image: &Lower) -> Result<Lease, OverlayError> {
+    pub fn lease_for(&self, upper: &Upper, image: &Lower) -> Result<Lease, RootsError> {
         Lease::new(&self.places, upper, image.is_to_copy())
     }
 }
 
-fn check_separators(run_dir: &Path) -> Result<(), OverlayError> {
+fn check_separators(run_dir: &Path) -> Result<(), RootsError> {
     match run_dir.to_string_lossy().chars().find(|one| matches!(one, ':' | ',')) {
-        Some(character) => Err(OverlayError::Separator { path: run_dir.to_owned(), character }),
+        Some(character) => Err(RootsError::Separator { path: run_dir.to_owned(), character }),
         None => Ok(()),
     }
 }

@@ -43,7 +43,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-pub use error::OverlayError;
+pub use error::RootsError;
 pub use lease::{Lease, PrivateRoot};
 pub use lower::Lower;
 pub use mount::enter_private_namespace;
@@ -104,14 +104,14 @@ pub enum Engine {
 }
 
 impl FromStr for Engine {
-    type Err = OverlayError;
+    type Err = RootsError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "fuse" => Ok(Self::Fuse),
             "overlay2" => Ok(Self::Overlay2),
             "unpack" => Ok(Self::Unpack),
-            _ => Err(OverlayError::Engine(text.to_owned())),
+            _ => Err(RootsError::Engine(text.to_owned())),
         }
     }
 }
@@ -127,19 +127,19 @@ impl fmt::Display for Engine {
 }
 
 impl FromStr for RootId {
-    type Err = OverlayError;
+    type Err = RootsError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         let fits = text.len() <= ID_MAX
             && text.bytes().next().is_some_and(plain)
             && text.bytes().all(|byte| plain(byte) || matches!(byte, b'.' | b'_' | b'-'));
-        if fits { Ok(Self(text.to_owned())) } else { Err(OverlayError::Id(text.to_owned())) }
+        if fits { Ok(Self(text.to_owned())) } else { Err(RootsError::Id(text.to_owned())) }
     }
 }
 
 impl TryFrom<String> for RootId {
-    type Error = OverlayError;
+    type Error = RootsError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         text.parse()
@@ -171,7 +171,7 @@ mod tests {
             ["", ".", "..", ".a", "-a", "_a", "A", "a:b", "a,b", "a/b", "a b", "ä", "a\n", &"x".repeat(65)]
         {
             let error = bad.parse::<RootId>().unwrap_err();
-            assert!(matches!(&error, OverlayError::Id(text) if text == bad), "{error}");
+            assert!(matches!(&error, RootsError::Id(text) if text == bad), "{error}");
         }
     }
 

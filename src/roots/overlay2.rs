@@ -21,7 +21,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::error::{At as _, OverlayError};
+use super::error::{At as _, RootsError};
 use super::home::DIRECTORY;
 use super::{Lower, remove_tree};
 use crate::image::{DiffId, Digest, ManifestDigest};
@@ -81,11 +81,11 @@ impl LayerDirectories {
     ///
     /// # Errors
     /// It is not a directory, or cannot be made.
-    pub fn open(path: &Path) -> Result<Self, OverlayError> {
+    pub fn open(path: &Path) -> Result<Self, RootsError> {
         let path = std::path::absolute(path).at("make absolute", path)?;
         match rustix::fs::mkdir(&path, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(OverlayError::io("make", &path, errno)),
+            Err(errno) => return Err(RootsError::io("make", &path, errno)),
         }
         let fd = rustix::fs::open(&path, DIRECTORY, Mode::empty()).at("open", &path)?;
         Ok(Self { fd, path })
@@ -102,7 +102,7 @@ impl LayerDirectories {
         image: ManifestDigest,
         name: &str,
         progress: &dyn Fn(usize, usize),
-    ) -> Result<Lower, OverlayError> {
+    ) -> Result<Lower, RootsError> {
         let steps = steps(&diff_ids(store, image)?);
         let mut opened: Vec<Option<Opened>> = Vec::with_capacity(steps.len());
         for step in &steps {
@@ -140,12 +140,7 @@ impl LayerDirectories {
     ///
     /// # Errors
     /// The image cannot be read.
-    pub fn verify(
-        &self,
-        store: &Store,
-        image: &OpenImage,
-        content: bool,
-    ) -> Result<Vec<String>, OverlayError> {
+    pub fn verify(&self, store: &Store, image: &OpenImage, content: bool) -> Result<Vec<String>, RootsError> {
         let mut found = Vec::new();
         let mut trees = Trees::new(image);
         for step in steps(&diff_ids(store, image.digest)?) {
@@ -172,7 +167,7 @@ impl LayerDirectories {
             let layers: Vec<_> = image.layers.iter().map(AsRef::as_ref).collect();
             found.extend(
                 check(&plan, &layers, root.as_fd(), &path, content)
-                    .map_err(|source| OverlayError::Unpack { layer: step.to, source })?,
+                    .map_err(|source| RootsError::Unpack { layer: step.to, source })?,
             );
         }
         Ok(found)
@@ -189,7 +184,7 @@ impl LayerDirectories {
         images: &[ManifestDigest],
         used: impl IntoIterator<Item = String>,
         dry_run: bool,
-    ) -> Result<(u64, u64), OverlayError> {
+    ) -> Result<(u64, u64), RootsError> {
         let mut kept: HashSet<String> = used.into_iter().collect();
         for image in images {
             // Of an image that cannot be read no root can be made, and what a root is made of is kept by its lock.
@@ -221,13 +216,13 @@ impl LayerDirectories {
     }
 
     /// Opens a directory that is whole, and takes its lock.
-    fn opened(&self, step: &Step) -> Result<Option<Opened>, OverlayError> {
+    fn opened(&self, step: &Step) -> Result<Option<Opened>, RootsError> {
         let path = self.path.join(step.id.hex());
         loop {
             let fd = match rustix::fs::openat(&self.fd, step.id.hex(), DIRECTORY, Mode::empty()) {
                 Ok(fd) => fd,
                 Err(Errno::NOENT) => return Ok(None),
-                Err(errno) => return Err(OverlayError::io("open", &path, errno)),
+                Err(errno) => return Err(RootsError::io("open", &path, errno)),
             };
             rustix::io::retry_on_intr(|| rustix::fs::flock(&fd, FlockOperation::LockShared))
                 .at("lock", &path)?;
@@ -238,14 +233,14 @@ impl LayerDirectories {
             let meta = read_meta(&fd).at("read the description in", &path)?;
             if meta.version != VERSION {
                 let what = format!("has version {}, and only {VERSION} is known", meta.version);
-                return Err(OverlayError::io("use", &path, io::Error::other(what)));
+                return Err(RootsError::io("use", &path, io::Error::other(what)));
             }
             return Ok(Some(Opened { path, lock: fd, meta }));
         }
     }
 
     /// Unpacks a step, unless another process does so meanwhile.
-    fn make(&self, step: &Step, trees: &mut Trees<'_>) -> Result<Opened, OverlayError> {
+    fn make(&self, step: &Step, trees: &mut Trees<'_>) -> Result<Opened, RootsError> {
         let partial = format!(".{}.partial", step.id.hex());
         let path = self.path.join(&partial);
         loop {
@@ -254,12 +249,12 @@ impl LayerDirectories {
             }
             match rustix::fs::mkdirat(&self.fd, &partial, Mode::RWXU) {
                 Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(OverlayError::io("make", &path, errno)),
+                Err(errno) => return Err(RootsError::io("make", &path, errno)),
             }
             let fd = match rustix::fs::openat(&self.fd, &partial, DIRECTORY, Mode::empty()) {
                 Ok(fd) => fd,
                 Err(Errno::NOENT) => continue,
-                Err(errno) => return Err(OverlayError::io("open", &path, errno)),
+                Err(errno) => return Err(RootsError::io("open", &path, errno)),
             };
             rustix::io::retry_on_intr(|| rustix::fs::flock(&fd, FlockOperation::LockExclusive))
                 .at("lock", &path)?;
@@ -284,8 +279,8 @@ impl LayerDirectories {
         }
     }
 
-    fn unreadable(&self, source: crate::pipeline::PipelineError) -> OverlayError {
-        OverlayError::Layers { path: self.path.clone(), source: Box::new(source) }
+    fn unreadable(&self, source: crate::pipeline::PipelineError) -> RootsError {
+        RootsError::Layers { path: self.path.clone(), source: Box::new(source) }
     }
 }
 
@@ -301,12 +296,12 @@ impl<'a> Trees<'a> {
         Self { image, last: None }
     }
 
-    fn of(&self, layers: usize) -> Result<Tree, OverlayError> {
+    fn of(&self, layers: usize) -> Result<Tree, RootsError> {
         let indexes: Vec<&Index<_>> = self.image.layers[..layers].iter().map(|layer| layer.index()).collect();
-        merge(&indexes).map_err(|source| OverlayError::Merge { image: self.image.digest, source })
+        merge(&indexes).map_err(|source| RootsError::Merge { image: self.image.digest, source })
     }
 
-    fn plan(&mut self, step: &Step) -> Result<(Plan, Meta), OverlayError> {
+    fn plan(&mut self, step: &Step) -> Result<(Plan, Meta), RootsError> {
         let upper = self.of(step.to)?;
         let plan = match (step.from, self.last.take()) {
             (0, _) => Plan::whole(&upper),
@@ -322,14 +317,14 @@ impl<'a> Trees<'a> {
 }
 
 /// Writes what belongs to a step into the directory `fd`, which `path` is the name of.
-fn write_step(step: &Step, trees: &mut Trees<'_>, fd: &OwnedFd, path: &Path) -> Result<(), OverlayError> {
+fn write_step(step: &Step, trees: &mut Trees<'_>, fd: &OwnedFd, path: &Path) -> Result<(), RootsError> {
     let (plan, mut meta) = trees.plan(step)?;
     let tree = path.join(TREE);
     rustix::fs::mkdirat(fd, TREE, Mode::RWXU).at("make", &tree)?;
     let root = rustix::fs::openat(fd, TREE, DIRECTORY, Mode::empty()).at("open", &tree)?;
     let layers: Vec<_> = trees.image.layers.iter().map(AsRef::as_ref).collect();
     let written = write(&plan, &layers, root.as_fd(), &tree, &Options::default())
-        .map_err(|source| OverlayError::Unpack { layer: step.to, source })?;
+        .map_err(|source| RootsError::Unpack { layer: step.to, source })?;
     meta.bytes = written.bytes;
     let text = serde_json::to_vec(&meta).map_err(io::Error::from).at("describe", path)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -339,9 +334,8 @@ fn write_step(step: &Step, trees: &mut Trees<'_>, fd: &OwnedFd, path: &Path) -> 
     rustix::fs::syncfs(fd).at("write out", path)
 }
 
-fn diff_ids(store: &Store, image: ManifestDigest) -> Result<Vec<DiffId>, OverlayError> {
-    let unreadable =
-        |source| OverlayError::Layers { path: store.path().to_owned(), source: Box::new(source) };
+fn diff_ids(store: &Store, image: ManifestDigest) -> Result<Vec<DiffId>, RootsError> {
+    let unreadable = |source| RootsError::Layers { path: store.path().to_owned(), source: Box::new(source) };
     let manifest = read_manifest(store, &image).map_err(unreadable)?;
     Ok(read_config(store, &manifest).map_err(unreadable)?.diff_ids)
 }

@@ -13,7 +13,7 @@ use crate::unpack::UnpackError;
 
 /// What is wrong with a root, or with what it is made of.
 #[derive(Debug, thiserror::Error)]
-pub enum OverlayError {
+pub enum RootsError {
     /// Not a name that a root can have.
     #[error(
         "root `{0}`: a name has 1 to 64 of a-z, 0-9, `.`, `_` and `-`, and begins with a letter or digit"
@@ -190,7 +190,7 @@ pub enum OverlayError {
     Alive(RootId),
 }
 
-impl OverlayError {
+impl RootsError {
     /// What to do about it, if anything can be said.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
@@ -223,11 +223,11 @@ impl OverlayError {
 
 /// Names what was done with which file when that failed.
 pub(super) trait At<T> {
-    fn at(self, step: &'static str, path: &Path) -> Result<T, OverlayError>;
+    fn at(self, step: &'static str, path: &Path) -> Result<T, RootsError>;
 }
 
 impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
-    fn at(self, step: &'static str, path: &Path) -> Result<T, OverlayError> {
-        self.map_err(|error| OverlayError::io(step, path, error))
+    fn at(self, step: &'static str, path: &Path) -> Result<T, RootsError> {
+        self.map_err(|error| RootsError::io(step, path, error))
     }
 }

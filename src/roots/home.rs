@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FlockOperation, Gid, Mode, OFlags, Stat, StatxFlags, Timestamps, Uid};
 use rustix::io::Errno;
 
-use super::error::{At as _, OverlayError};
+use super::error::{At as _, RootsError};
 use super::{RootId, quota, remove};
 
 /// The directory of all homes.
@@ -55,7 +55,7 @@ pub(super) const DIRECTORY: OFlags =
 
 impl Homes {
     /// Opens the directory, made where it is missing; that which it is in has to be there.
-    pub(super) fn open(path: &Path) -> Result<Self, OverlayError> {
+    pub(super) fn open(path: &Path) -> Result<Self, RootsError> {
         let path = std::path::absolute(path).at("make absolute", path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = || rustix::fs::open(&path, flags, Mode::empty());
@@ -63,7 +63,7 @@ impl Homes {
             Err(Errno::NOENT) => {
                 match rustix::fs::mkdir(&path, Mode::RWXU) {
                     Ok(()) | Err(Errno::EXIST) => {}
-                    Err(errno) => return Err(OverlayError::io("make", &path, errno)),
+                    Err(errno) => return Err(RootsError::io("make", &path, errno)),
                 }
                 open()
             }
@@ -81,8 +81,8 @@ impl Homes {
     }
 
     /// Refuses a filesystem that cannot hold an upper.
-    pub(super) fn check_filesystem(&self) -> Result<(), OverlayError> {
-        let refuse = |filesystem| Err(OverlayError::UpperFilesystem { path: self.path.clone(), filesystem });
+    pub(super) fn check_filesystem(&self) -> Result<(), RootsError> {
+        let refuse = |filesystem| Err(RootsError::UpperFilesystem { path: self.path.clone(), filesystem });
         let kind = rustix::fs::fstatfs(&self.fd).at("statfs", &self.path)?.f_type;
         if let Some((_, name)) = NO_UPPER.iter().find(|(magic, _)| i128::from(*magic) == i128::from(kind)) {
             return refuse((*name).to_owned());
@@ -108,19 +108,19 @@ impl Homes {
     }
 
     /// Makes a home and locks it; `None` where there is one of this name.
-    pub(super) fn make(&self, id: &RootId) -> Result<Option<Home>, OverlayError> {
+    pub(super) fn make(&self, id: &RootId) -> Result<Option<Home>, RootsError> {
         let path = || self.path_of(id);
         loop {
             match rustix::fs::mkdirat(&self.fd, id.as_str(), Mode::RWXU) {
                 Ok(()) => {}
                 Err(Errno::EXIST) => return Ok(None),
-                Err(errno) => return Err(OverlayError::io("make", &path(), errno)),
+                Err(errno) => return Err(RootsError::io("make", &path(), errno)),
             }
             let fd = match rustix::fs::openat(&self.fd, id.as_str(), DIRECTORY, Mode::empty()) {
                 Ok(fd) => fd,
                 // A sweep was faster, which took it for the home of a process that died here.
                 Err(Errno::NOENT) => continue,
-                Err(errno) => return Err(OverlayError::io("open", &path(), errno)),
+                Err(errno) => return Err(RootsError::io("open", &path(), errno)),
             };
             // A sweep can have it, to remove it; or another maker, whose directory this is, made after a sweep removed ours.
             rustix::io::retry_on_intr(|| rustix::fs::flock(&fd, FlockOperation::LockExclusive))
@@ -137,46 +137,46 @@ impl Homes {
     }
 
     /// Locks a home where nobody else has.
-    pub(super) fn lock(&self, id: &RootId) -> Result<Found, OverlayError> {
+    pub(super) fn lock(&self, id: &RootId) -> Result<Found, RootsError> {
         let path = || self.path_of(id);
         let fd = match rustix::fs::openat(&self.fd, id.as_str(), DIRECTORY, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Found::Missing),
-            Err(errno) => return Err(OverlayError::io("open", &path(), errno)),
+            Err(errno) => return Err(RootsError::io("open", &path(), errno)),
         };
         match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) if self.is_linked(id, &fd)? => Ok(Found::Locked(Home { fd })),
             Ok(()) => Ok(Found::Missing),
             Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(Found::Busy),
-            Err(errno) => Err(OverlayError::io("lock", &path(), errno)),
+            Err(errno) => Err(RootsError::io("lock", &path(), errno)),
         }
     }
 
     /// Whether another process has the lock of a home.
-    pub(super) fn is_locked(&self, id: &RootId) -> Result<bool, OverlayError> {
+    pub(super) fn is_locked(&self, id: &RootId) -> Result<bool, RootsError> {
         let path = || self.path_of(id);
         let fd = match rustix::fs::openat(&self.fd, id.as_str(), DIRECTORY, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(false),
-            Err(errno) => return Err(OverlayError::io("open", &path(), errno)),
+            Err(errno) => return Err(RootsError::io("open", &path(), errno)),
         };
         // Shared: others who ask are not in the way of each other.
         match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared) {
             Ok(()) => Home { fd }.unlock(),
             Err(Errno::WOULDBLOCK) => return Ok(true),
-            Err(errno) => return Err(OverlayError::io("lock", &path(), errno)),
+            Err(errno) => return Err(RootsError::io("lock", &path(), errno)),
         }
         Ok(false)
     }
 
     /// The names in the directory that roots can have, sorted. What else is there is not ours.
-    pub(super) fn ids(&self) -> Result<Vec<RootId>, OverlayError> {
+    pub(super) fn ids(&self) -> Result<Vec<RootId>, RootsError> {
         ids_in(self.fd()).at("list", &self.path)
     }
 
     /// Holds what will be made in an empty home to so many bytes.
-    pub(super) fn limit(&self, home: &Home, bytes: u64) -> Result<(), OverlayError> {
-        quota::limit(home.as_fd(), bytes).map_err(|errno| OverlayError::NoQuota {
+    pub(super) fn limit(&self, home: &Home, bytes: u64) -> Result<(), RootsError> {
+        quota::limit(home.as_fd(), bytes).map_err(|errno| RootsError::NoQuota {
             path: self.path.clone(),
             filesystem: self.filesystem(),
             source: errno.into(),
@@ -184,7 +184,7 @@ impl Homes {
     }
 
     /// Removes a home, which `home` has the lock of, with all that is in it.
-    pub(super) fn remove(&self, id: &RootId, home: Home) -> Result<(), OverlayError> {
+    pub(super) fn remove(&self, id: &RootId, home: Home) -> Result<(), RootsError> {
         let project = quota::project(home.as_fd());
         remove::remove_tree(self.fd(), id.as_str().as_ref()).at("remove", &self.path_of(id))?;
         if let Some(project) = project {
@@ -194,13 +194,13 @@ impl Homes {
         Ok(())
     }
 
-    fn is_linked(&self, id: &RootId, fd: &OwnedFd) -> Result<bool, OverlayError> {
+    fn is_linked(&self, id: &RootId, fd: &OwnedFd) -> Result<bool, RootsError> {
         let path = || self.path_of(id);
         let ours = rustix::fs::fstat(fd).at("stat", &path())?;
         match rustix::fs::statat(&self.fd, id.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(named) => Ok((named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)),
             Err(Errno::NOENT) => Ok(false),
-            Err(errno) => Err(OverlayError::io("stat", &path(), errno)),
+            Err(errno) => Err(RootsError::io("stat", &path(), errno)),
         }
     }
 }

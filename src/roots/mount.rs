@@ -11,7 +11,7 @@ use rustix::mount::{
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
-use super::OverlayError;
+use super::RootsError;
 use super::plan::{self, LowerForm, Setting, Writable};
 
 /// What the kernel says of one mistake is a line or two.
@@ -23,7 +23,7 @@ const LOG_MAX: usize = 512;
 /// # Errors
 ///
 /// That takes a privilege, or memory, which is not there.
-pub fn enter_private_namespace() -> Result<(), OverlayError> {
+pub fn enter_private_namespace() -> Result<(), RootsError> {
     let failed = |step| move |errno| refused("private mount namespace", step, None, errno);
     // SAFETY: The mount namespace is not among the things that the language relies on; descriptors stay shared.
     #[expect(unsafe_code, reason = "a namespace of one's own")]
@@ -37,7 +37,7 @@ pub(super) fn overlay(
     source: &str,
     lowers: &[BorrowedFd<'_>],
     writable: Option<Writable<'_>>,
-) -> Result<OwnedFd, OverlayError> {
+) -> Result<OwnedFd, RootsError> {
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     if writable.is_none() {
         attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
@@ -48,7 +48,7 @@ pub(super) fn overlay(
     let settings = plan::overlay(source, lowers, LowerForm::Each, writable);
     match make("overlay", source, &settings, attributes) {
         // Before Linux 6.8.
-        Err(OverlayError::Mount { step: "lowerdir+", .. }) => {
+        Err(RootsError::Mount { step: "lowerdir+", .. }) => {
             let settings = plan::overlay(source, lowers, LowerForm::Joined, writable);
             make("overlay", source, &settings, attributes)
         }
@@ -57,7 +57,7 @@ pub(super) fn overlay(
 }
 
 /// Makes a filesystem in memory that is not attached anywhere yet.
-pub(super) fn tmpfs(source: &str, size: u64) -> Result<OwnedFd, OverlayError> {
+pub(super) fn tmpfs(source: &str, size: u64) -> Result<OwnedFd, RootsError> {
     make("tmpfs", source, &plan::tmpfs(source, size), MountAttrFlags::empty())
 }
 
@@ -65,7 +65,7 @@ pub(super) fn tmpfs(source: &str, size: u64) -> Result<OwnedFd, OverlayError> {
 ///
 /// Asked by making another one, which is refused exactly then (`index=on`; fs/overlayfs/super.c, `ovl_report_in_use`). The
 /// caller holds the home's lock, so that nobody is just about to mount it, or asks the same.
-pub(super) fn is_alive(home: BorrowedFd<'_>) -> Result<bool, OverlayError> {
+pub(super) fn is_alive(home: BorrowedFd<'_>) -> Result<bool, RootsError> {
     const WHAT: &str = "overlay, to see whether there is another";
     let failed = |step| move |errno| refused(WHAT, step, None, errno);
     let context = open("overlay", WHAT)?;
@@ -92,7 +92,7 @@ fn make(
     source: &str,
     settings: &[Setting],
     attributes: MountAttrFlags,
-) -> Result<OwnedFd, OverlayError> {
+) -> Result<OwnedFd, RootsError> {
     let what = format!("{kind} {source}");
     let context = open(kind, &what)?;
     set(&context, settings).map_err(|(key, errno)| refused(&what, key, log(&context), errno))?;
@@ -102,9 +102,9 @@ fn make(
         .map_err(|errno| refused(&what, "fsmount", log(&context), errno))
 }
 
-fn open(kind: &'static str, what: &str) -> Result<OwnedFd, OverlayError> {
+fn open(kind: &'static str, what: &str) -> Result<OwnedFd, RootsError> {
     rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| match errno {
-        Errno::NODEV => OverlayError::NoOverlay(errno.into()),
+        Errno::NODEV => RootsError::NoOverlay(errno.into()),
         _ => refused(what, "fsopen", None, errno),
     })
 }
@@ -135,11 +135,11 @@ fn log(context: &OwnedFd) -> Option<String> {
     last
 }
 
-pub(super) fn refused(what: &str, step: &'static str, log: Option<String>, errno: Errno) -> OverlayError {
+pub(super) fn refused(what: &str, step: &'static str, log: Option<String>, errno: Errno) -> RootsError {
     let (what, source): (_, io::Error) = (what.to_owned(), errno.into());
     match errno {
-        Errno::PERM | Errno::ACCESS => OverlayError::Permission { what, source },
-        _ => OverlayError::Mount { what, step, log, source },
+        Errno::PERM | Errno::ACCESS => RootsError::Permission { what, source },
+        _ => RootsError::Mount { what, step, log, source },
     }
 }
 

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::error::{At as _, OverlayError};
+use super::error::{At as _, RootsError};
 use super::home::{self, Home};
 use super::roots::Places;
 use super::{Lower, RootId, Upper, lower, mount, skeleton};
@@ -31,9 +31,9 @@ pub struct PrivateRoot {
 }
 
 impl Lease {
-    pub(super) fn new(places: &Arc<Places>, upper: &Upper, copies: bool) -> Result<Self, OverlayError> {
+    pub(super) fn new(places: &Arc<Places>, upper: &Upper, copies: bool) -> Result<Self, RootsError> {
         let random =
-            || RootId::random().map_err(|error| OverlayError::io("read", "random numbers".as_ref(), error));
+            || RootId::random().map_err(|error| RootsError::io("read", "random numbers".as_ref(), error));
         let (mut id, mut home) = (random()?, None);
         if let Upper::Dir { .. } = upper {
             places.homes.check_filesystem()?;
@@ -86,7 +86,7 @@ impl Lease {
     /// # Errors
     ///
     /// Each way in which the kernel or the disk refuses. Nothing stays mounted then.
-    pub fn mount(&self, image: &Lower) -> Result<PrivateRoot, OverlayError> {
+    pub fn mount(&self, image: &Lower) -> Result<PrivateRoot, RootsError> {
         // By path, since the namespace may be another than that of the descriptor.
         let home = match &self.home {
             Some(home) => Some(lower::reopen(&self.places.homes.path_of(&self.id), home.as_fd())?),
@@ -104,7 +104,7 @@ impl Lease {
     /// # Errors
     ///
     /// The kernel does not tell.
-    pub fn is_alive(&self) -> Result<bool, OverlayError> {
+    pub fn is_alive(&self) -> Result<bool, RootsError> {
         self.home.as_ref().map_or(Ok(false), |home| mount::is_alive(home.as_fd()))
     }
 
@@ -113,16 +113,16 @@ impl Lease {
     /// # Errors
     ///
     /// Not everything could be removed; the next sweep tries again.
-    pub fn release(mut self) -> Result<(), OverlayError> {
+    pub fn release(mut self) -> Result<(), RootsError> {
         match self.home.take() {
             Some(home) => self.places.homes.remove(&self.id, home),
             None => Ok(()),
         }
     }
 
-    fn remove_unless_alive(&self, home: Home) -> Result<(), OverlayError> {
+    fn remove_unless_alive(&self, home: Home) -> Result<(), RootsError> {
         if mount::is_alive(home.as_fd())? {
-            return Err(OverlayError::Alive(self.id.clone()));
+            return Err(RootsError::Alive(self.id.clone()));
         }
         self.places.homes.remove(&self.id, home)
     }
@@ -167,7 +167,7 @@ pub(super) fn make(
     upper: &Upper,
     home: Option<BorrowedFd<'_>>,
     image: &Lower,
-) -> Result<OwnedFd, OverlayError> {
+) -> Result<OwnedFd, RootsError> {
     let source = id.source();
     let copied = match home {
         Some(home) => image.copied(home, &places.homes.path_of(id))?,

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::error::{At as _, OverlayError};
+use super::error::{At as _, RootsError};
 use super::{home, lower, mount};
 
 /// The directories, with their modes.
@@ -43,7 +43,7 @@ pub(super) fn shared(run_dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 
 /// Makes a skeleton in memory for one root without an upper, whose own directory has the skeleton's attributes: those of
 /// `image`. Returns the filesystem, which is attached nowhere, and the layer in it.
-pub(super) fn own(source: &str, image: &Stat) -> Result<(OwnedFd, OwnedFd), OverlayError> {
+pub(super) fn own(source: &str, image: &Stat) -> Result<(OwnedFd, OwnedFd), RootsError> {
     let memory = mount::tmpfs(source, TMPFS_BYTES)?;
     let made = build(memory.as_fd(), ".")
         .and_then(|()| home::dress(memory.as_fd(), LAYER, image))

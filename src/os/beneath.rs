@@ -1,0 +1,62 @@
+//! Opening below a directory, and names that may have been replaced meanwhile.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+
+/// Repeats an `openat2` call while the kernel reports `EAGAIN`: a rename somewhere interfered with a `RESOLVE_BENEATH` or
+/// `RESOLVE_IN_ROOT` walk (openat2(2)).
+///
+/// # Errors
+///
+/// Any other error of the call.
+pub fn retry_again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(Errno::AGAIN) => {}
+            result => return result,
+        }
+    }
+}
+
+/// Whether `name` in the directory `dir` is still the open file `file`. False when it was removed or replaced.
+///
+/// # Errors
+///
+/// Those of fstat(2) and fstatat(2), except `ENOENT`.
+pub fn is_linked(dir: impl AsFd, name: impl rustix::path::Arg, file: impl AsFd) -> Result<bool, Errno> {
+    let ours = rustix::fs::fstat(file)?;
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(named) => Ok((named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::*;
+
+    #[test]
+    fn a_removed_or_replaced_name_is_not_the_file_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let handle = File::open(dir.path()).unwrap();
+        let file = File::create(dir.path().join("name")).unwrap();
+        assert!(is_linked(&handle, "name", &file).unwrap());
+        fs::rename(dir.path().join("name"), dir.path().join("other")).unwrap();
+        assert!(!is_linked(&handle, "name", &file).unwrap());
+        File::create(dir.path().join("name")).unwrap();
+        assert!(!is_linked(&handle, "name", &file).unwrap());
+        assert!(is_linked(&handle, "other", &file).unwrap());
+    }
+
+    #[test]
+    fn only_eagain_is_tried_again() {
+        let mut answers = vec![Err(Errno::NOENT), Err(Errno::AGAIN), Ok(1), Err(Errno::AGAIN)];
+        assert_eq!(retry_again(|| answers.pop().expect("an answer")), Ok(1));
+        assert_eq!(retry_again(|| answers.pop().expect("an answer")), Err(Errno::NOENT));
+    }
+}

@@ -1,0 +1,16 @@
+//! Kernel helpers that several modules use: locks by name, opening below a directory, walks inside a root, I/O errors
+//! that name their path.
+//!
+//! Nothing here knows images. A helper moves here when a second module needs it.
+
+mod beneath;
+mod lock;
+mod path_error;
+mod poison;
+mod walk;
+
+pub use beneath::{is_linked, retry_again};
+pub use lock::{NamedLock, Sharing, lock_named, lock_until, try_lock, unlock};
+pub use path_error::{AtPath, PathError};
+pub use poison::ignore_poison;
+pub use walk::{LINKS_MAX, PathWalk, TooManyLinks};

@@ -7,10 +7,12 @@ mod beneath;
 mod lock;
 mod path_error;
 mod poison;
+mod remove_tree;
 mod walk;
 
 pub use beneath::{is_linked, retry_again};
 pub use lock::{NamedLock, Sharing, lock_named, lock_until, try_lock, unlock};
 pub use path_error::{AtPath, PathError};
 pub use poison::ignore_poison;
+pub use remove_tree::remove_tree;
 pub use walk::{LINKS_MAX, PathWalk, TooManyLinks};

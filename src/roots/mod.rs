@@ -19,23 +19,9 @@
 //! crash at any moment leaves nothing that [`Roots::sweep`] does not find, and nothing in use is ever touched.
 
 mod error;
-mod home;
-mod lease;
-mod lower;
-mod mount;
-mod named;
-mod overlay2;
-mod plan;
-mod processes;
-mod quota;
-mod record;
-mod remove;
-mod roots;
-mod skeleton;
-mod sweep;
-mod target;
-mod upper;
-mod watch;
+mod homes;
+mod layers;
+mod mounts;
 
 use std::fmt;
 use std::io;
@@ -44,17 +30,18 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use error::RootsError;
-pub use lease::{Lease, PrivateRoot};
-pub use lower::Lower;
-pub use mount::enter_private_namespace;
-pub use named::Removed;
-pub use overlay2::LayerDirectories;
-pub use processes::holders;
-pub use remove::remove_tree;
-pub use roots::Roots;
-pub use sweep::{Root, State, Swept};
-pub use upper::Upper;
-pub use watch::Watch;
+pub use homes::Roots;
+pub use homes::lease::{Lease, PrivateRoot};
+pub use homes::named::Removed;
+pub use homes::processes::holders;
+pub use homes::sweep::{Root, State, Swept};
+pub use layers::overlay2::LayerDirectories;
+pub use mounts::lower::Lower;
+pub use mounts::mount::enter_private_namespace;
+pub use mounts::upper::Upper;
+pub use mounts::watch::Watch;
+
+pub use crate::os::remove_tree;
 
 /// Name of a root: lower-case letters, digits, `.`, `_` and `-`, at most 64, the first a letter or digit. So it is free of
 /// what paths, overlay options and isolate's rules split on.

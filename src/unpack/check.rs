@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::attributes::Attributes;
 use super::content::units;
-use super::place::Places;
+use super::directories::Places;
 use super::write::OPAQUE;
 use super::{Directory, DirectoryNo, Name, Plan, UnpackError};
 use crate::index::{EntryId, Kind, Layer};

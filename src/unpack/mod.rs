@@ -6,8 +6,8 @@
 mod attributes;
 mod check;
 mod content;
+mod directories;
 mod error;
-mod place;
 mod plan;
 mod staging;
 mod write;

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::attributes::Attributes;
 use super::content::{Part, Unit, units};
-use super::place::{Cache, Places};
+use super::directories::{Cache, Places};
 use super::{Name, Node, Plan, UnpackError};
 use crate::index::{Entry, EntryId, Kind, Layer};
 use crate::tree::Source;

@@ -4,10 +4,13 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::error::{At as _, RootsError};
-use super::home::{self, Home};
-use super::roots::Places;
-use super::{Lower, RootId, Upper, lower, mount, skeleton};
+use crate::roots::error::{At as _, RootsError};
+use crate::roots::homes::Places;
+use crate::roots::homes::home::{self, Home};
+use crate::roots::mounts::lower;
+use crate::roots::mounts::mount;
+use crate::roots::mounts::skeleton;
+use crate::roots::{Lower, RootId, Upper};
 
 /// The right to one root, and what it has on disk.
 ///
@@ -31,7 +34,7 @@ pub struct PrivateRoot {
 }
 
 impl Lease {
-    pub(super) fn new(places: &Arc<Places>, upper: &Upper, copies: bool) -> Result<Self, RootsError> {
+    pub(crate) fn new(places: &Arc<Places>, upper: &Upper, copies: bool) -> Result<Self, RootsError> {
         let random =
             || RootId::random().map_err(|error| RootsError::io("read", "random numbers".as_ref(), error));
         let (mut id, mut home) = (random()?, None);
@@ -80,7 +83,7 @@ impl Lease {
 
     /// Makes the root and mounts it at `<run-dir>/root`.
     ///
-    /// The caller is in a mount namespace of its own ([`enter_private_namespace`](super::enter_private_namespace)), and
+    /// The caller is in a mount namespace of its own ([`enter_private_namespace`](crate::roots::enter_private_namespace)), and
     /// calls this once.
     ///
     /// # Errors
@@ -108,7 +111,7 @@ impl Lease {
         self.home.as_ref().map_or(Ok(false), |home| mount::is_alive(home.as_fd()))
     }
 
-    /// Removes the root's files. Its overlay is dead: the mount namespace is gone, or a [`Watch`](super::Watch) has told so.
+    /// Removes the root's files. Its overlay is dead: the mount namespace is gone, or a [`Watch`](crate::roots::Watch) has told so.
     ///
     /// # Errors
     ///
@@ -161,7 +164,7 @@ impl PrivateRoot {
 
 /// Makes a root's overlay, attached nowhere yet. `home` is where an upper on disk is made, and the copy of an
 /// image that is copied.
-pub(super) fn make(
+pub(crate) fn make(
     places: &Places,
     id: &RootId,
     upper: &Upper,

@@ -9,30 +9,30 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use super::error::{At as _, RootsError};
-use super::home::Home;
-use super::{Engine, Lower, Upper};
+use crate::roots::error::{At as _, RootsError};
+use crate::roots::homes::home::Home;
+use crate::roots::{Engine, Lower, Upper};
 
 const FILE: &str = "root.json";
 const VERSION: u32 = 1;
 
 /// The file `root.json` of a home. Written before the root is mounted, and never changed.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(crate) struct Record {
     version: u32,
     /// `NAME@DIGEST`.
-    pub(super) image: String,
-    pub(super) engine: Engine,
+    pub(crate) image: String,
+    pub(crate) engine: Engine,
     /// Names of the layer directories that it is made of.
     #[serde(default)]
-    pub(super) layers: Vec<String>,
+    pub(crate) layers: Vec<String>,
     upper: String,
     /// Seconds since 1970.
     created: u64,
 }
 
 impl Record {
-    pub(super) fn new(image: &Lower, engine: Engine, upper: &Upper) -> Self {
+    pub(crate) fn new(image: &Lower, engine: Engine, upper: &Upper) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         Self {
             version: VERSION,
@@ -44,15 +44,15 @@ impl Record {
         }
     }
 
-    pub(super) fn upper(&self) -> Option<Upper> {
+    pub(crate) fn upper(&self) -> Option<Upper> {
         self.upper.parse().ok()
     }
 
-    pub(super) fn created(&self) -> SystemTime {
+    pub(crate) fn created(&self) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(self.created)
     }
 
-    pub(super) fn write(&self, home: &Home, path: &Path) -> Result<(), RootsError> {
+    pub(crate) fn write(&self, home: &Home, path: &Path) -> Result<(), RootsError> {
         let path = path.join(FILE);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file =
@@ -62,13 +62,13 @@ impl Record {
     }
 
     /// Reads the record in a home; `None` where there is none, or none that this version can read.
-    pub(super) fn read(home: &Path) -> Option<Self> {
+    pub(crate) fn read(home: &Path) -> Option<Self> {
         let record: Self = serde_json::from_slice(&fs::read(home.join(FILE)).ok()?).ok()?;
         (record.version == VERSION).then_some(record)
     }
 
     /// Whether a home has a record, readable or not.
-    pub(super) fn is_there(home: &Path) -> bool {
+    pub(crate) fn is_there(home: &Path) -> bool {
         home.join(FILE).exists()
     }
 }

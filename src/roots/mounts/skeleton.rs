@@ -7,8 +7,10 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::error::{At as _, RootsError};
-use super::{home, lower, mount};
+use crate::roots::error::{At as _, RootsError};
+use crate::roots::homes::home;
+use crate::roots::mounts::lower;
+use crate::roots::mounts::mount;
 
 /// The directories, with their modes.
 const DIRECTORIES: [(&str, u32); 5] =
@@ -27,7 +29,7 @@ const TIMES: Timestamps = Timestamps { last_access: TIME, last_modification: TIM
 const TMPFS_BYTES: u64 = 64 << 10;
 
 /// Opens the skeleton that all roots with an upper share, made where it is missing.
-pub(super) fn shared(run_dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+pub(crate) fn shared(run_dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let complete = format!("{SHARED}/{COMPLETE}");
     // access(2) would ask for the real user, who in a set-uid program is the caller.
     match rustix::fs::statat(run_dir, &complete, AtFlags::SYMLINK_NOFOLLOW) {
@@ -43,7 +45,7 @@ pub(super) fn shared(run_dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 
 /// Makes a skeleton in memory for one root without an upper, whose own directory has the skeleton's attributes: those of
 /// `image`. Returns the filesystem, which is attached nowhere, and the layer in it.
-pub(super) fn own(source: &str, image: &Stat) -> Result<(OwnedFd, OwnedFd), RootsError> {
+pub(crate) fn own(source: &str, image: &Stat) -> Result<(OwnedFd, OwnedFd), RootsError> {
     let memory = mount::tmpfs(source, TMPFS_BYTES)?;
     let made = build(memory.as_fd(), ".")
         .and_then(|()| home::dress(memory.as_fd(), LAYER, image))

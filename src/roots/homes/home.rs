@@ -10,25 +10,27 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FlockOperation, Gid, Mode, OFlags, Stat, StatxFlags, Timestamps, Uid};
 use rustix::io::Errno;
 
-use super::error::{At as _, RootsError};
-use super::{RootId, quota, remove};
+use crate::os::remove_tree;
+use crate::roots::RootId;
+use crate::roots::error::{At as _, RootsError};
+use crate::roots::mounts::quota;
 
 /// The directory of all homes.
 #[derive(Debug)]
-pub(super) struct Homes {
+pub(crate) struct Homes {
     fd: OwnedFd,
     path: PathBuf,
 }
 
 /// One home, locked until this is dropped and all copies of its descriptor are closed.
 #[derive(Debug)]
-pub(super) struct Home {
+pub(crate) struct Home {
     fd: OwnedFd,
 }
 
 /// What came of looking for a home.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(crate) enum Found {
     /// It is there, and ours now.
     Locked(Home),
     /// Somebody else has it.
@@ -50,12 +52,12 @@ const NO_UPPER: [(u32, &str); 8] = [
 ];
 
 /// For opening directories in which files are made and removed.
-pub(super) const DIRECTORY: OFlags =
+pub(crate) const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 impl Homes {
     /// Opens the directory, made where it is missing; that which it is in has to be there.
-    pub(super) fn open(path: &Path) -> Result<Self, RootsError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, RootsError> {
         let path = std::path::absolute(path).at("make absolute", path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = || rustix::fs::open(&path, flags, Mode::empty());
@@ -72,16 +74,16 @@ impl Homes {
         Ok(Self { fd: fd.at("open", &path)?, path })
     }
 
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    pub(super) fn path_of(&self, id: &RootId) -> PathBuf {
+    pub(crate) fn path_of(&self, id: &RootId) -> PathBuf {
         self.path.join(id.as_str())
     }
 
     /// Refuses a filesystem that cannot hold an upper.
-    pub(super) fn check_filesystem(&self) -> Result<(), RootsError> {
+    pub(crate) fn check_filesystem(&self) -> Result<(), RootsError> {
         let refuse = |filesystem| Err(RootsError::UpperFilesystem { path: self.path.clone(), filesystem });
         let kind = rustix::fs::fstatfs(&self.fd).at("statfs", &self.path)?.f_type;
         if let Some((_, name)) = NO_UPPER.iter().find(|(magic, _)| i128::from(*magic) == i128::from(kind)) {
@@ -95,7 +97,7 @@ impl Homes {
     }
 
     /// The filesystem that homes are on, as the mount table names it.
-    pub(super) fn filesystem(&self) -> String {
+    pub(crate) fn filesystem(&self) -> String {
         let unknown = || "this filesystem".to_owned();
         let Ok(stat) = rustix::fs::statx(&self.fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID) else {
             return unknown();
@@ -108,7 +110,7 @@ impl Homes {
     }
 
     /// Makes a home and locks it; `None` where there is one of this name.
-    pub(super) fn make(&self, id: &RootId) -> Result<Option<Home>, RootsError> {
+    pub(crate) fn make(&self, id: &RootId) -> Result<Option<Home>, RootsError> {
         let path = || self.path_of(id);
         loop {
             match rustix::fs::mkdirat(&self.fd, id.as_str(), Mode::RWXU) {
@@ -137,7 +139,7 @@ impl Homes {
     }
 
     /// Locks a home where nobody else has.
-    pub(super) fn lock(&self, id: &RootId) -> Result<Found, RootsError> {
+    pub(crate) fn lock(&self, id: &RootId) -> Result<Found, RootsError> {
         let path = || self.path_of(id);
         let fd = match rustix::fs::openat(&self.fd, id.as_str(), DIRECTORY, Mode::empty()) {
             Ok(fd) => fd,
@@ -153,7 +155,7 @@ impl Homes {
     }
 
     /// Whether another process has the lock of a home.
-    pub(super) fn is_locked(&self, id: &RootId) -> Result<bool, RootsError> {
+    pub(crate) fn is_locked(&self, id: &RootId) -> Result<bool, RootsError> {
         let path = || self.path_of(id);
         let fd = match rustix::fs::openat(&self.fd, id.as_str(), DIRECTORY, Mode::empty()) {
             Ok(fd) => fd,
@@ -170,12 +172,12 @@ impl Homes {
     }
 
     /// The names in the directory that roots can have, sorted. What else is there is not ours.
-    pub(super) fn ids(&self) -> Result<Vec<RootId>, RootsError> {
+    pub(crate) fn ids(&self) -> Result<Vec<RootId>, RootsError> {
         ids_in(self.fd()).at("list", &self.path)
     }
 
     /// Holds what will be made in an empty home to so many bytes.
-    pub(super) fn limit(&self, home: &Home, bytes: u64) -> Result<(), RootsError> {
+    pub(crate) fn limit(&self, home: &Home, bytes: u64) -> Result<(), RootsError> {
         quota::limit(home.as_fd(), bytes).map_err(|errno| RootsError::NoQuota {
             path: self.path.clone(),
             filesystem: self.filesystem(),
@@ -184,9 +186,9 @@ impl Homes {
     }
 
     /// Removes a home, which `home` has the lock of, with all that is in it.
-    pub(super) fn remove(&self, id: &RootId, home: Home) -> Result<(), RootsError> {
+    pub(crate) fn remove(&self, id: &RootId, home: Home) -> Result<(), RootsError> {
         let project = quota::project(home.as_fd());
-        remove::remove_tree(self.fd(), id.as_str().as_ref()).at("remove", &self.path_of(id))?;
+        remove_tree(self.fd(), id.as_str().as_ref()).at("remove", &self.path_of(id))?;
         if let Some(project) = project {
             quota::lift(self.fd(), project).at("lift the limit of", &self.path_of(id))?;
         }
@@ -216,7 +218,7 @@ impl Home {
     }
 
     /// Lets go at once, although a child process that is between fork and exec may have a copy of the descriptor.
-    pub(super) fn unlock(self) {
+    pub(crate) fn unlock(self) {
         let _ = rustix::fs::flock(&self.fd, FlockOperation::Unlock);
     }
 }
@@ -228,7 +230,7 @@ impl AsFd for Home {
 }
 
 /// The names in a directory that roots can have, sorted.
-pub(super) fn ids_in(directory: BorrowedFd<'_>) -> Result<Vec<RootId>, Errno> {
+pub(crate) fn ids_in(directory: BorrowedFd<'_>) -> Result<Vec<RootId>, Errno> {
     let mut ids = Vec::new();
     for entry in rustix::fs::Dir::read_from(directory)? {
         ids.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<RootId>().ok()));
@@ -238,14 +240,14 @@ pub(super) fn ids_in(directory: BorrowedFd<'_>) -> Result<Vec<RootId>, Errno> {
 }
 
 /// Makes the directories `upper` and `work`. The root of an overlay has the attributes of its upper: those of `image`.
-pub(super) fn make_upper(directory: BorrowedFd<'_>, image: &Stat) -> Result<(), Errno> {
+pub(crate) fn make_upper(directory: BorrowedFd<'_>, image: &Stat) -> Result<(), Errno> {
     rustix::fs::mkdirat(directory, "work", Mode::RWXU)?;
     rustix::fs::mkdirat(directory, "upper", Mode::RWXU)?;
     dress(directory, "upper", image)
 }
 
 /// Gives a new directory the owner, mode and time of another one.
-pub(super) fn dress(directory: BorrowedFd<'_>, name: &str, like: &Stat) -> Result<(), Errno> {
+pub(crate) fn dress(directory: BorrowedFd<'_>, name: &str, like: &Stat) -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(like.st_uid), Gid::from_raw(like.st_gid));
     rustix::fs::chownat(directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
     rustix::fs::chmodat(directory, name, Mode::from_raw_mode(like.st_mode & 0o7777), AtFlags::empty())?;

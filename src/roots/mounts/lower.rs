@@ -9,9 +9,9 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-use super::error::{At as _, RootsError};
 use crate::fs::{Ino, Place};
 use crate::pipeline::OpenImage;
+use crate::roots::error::{At as _, RootsError};
 use crate::tree::NodeId;
 use crate::unpack::{self, Plan};
 
@@ -41,7 +41,7 @@ const FUSE: u32 = 0x6573_5546;
 /// How often a name is looked up that others' renames disturb.
 const TRIES: usize = 1000;
 /// For opening a directory as a layer.
-pub(super) const AS_LAYER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+pub(crate) const AS_LAYER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl Lower {
     /// Finds an image in the mount: `name` is what stands behind the mountpoint, `NAME@DIGEST` or a symlink to that, as a tag
@@ -119,16 +119,17 @@ impl Lower {
     }
 
     /// Whether the image is to be copied, and so needs a home on disk.
-    pub(super) fn is_to_copy(&self) -> bool {
+    pub(crate) fn is_to_copy(&self) -> bool {
         self.copy.is_some()
     }
 
     /// The image with its copy in a home, which is made now, where there is to be one.
-    pub(super) fn copied(&self, home: BorrowedFd<'_>, path: &Path) -> Result<Option<Self>, RootsError> {
+    pub(crate) fn copied(&self, home: BorrowedFd<'_>, path: &Path) -> Result<Option<Self>, RootsError> {
         let Some(image) = &self.copy else { return Ok(None) };
         let path = path.join(COPY);
         rustix::fs::mkdirat(home, COPY, Mode::RWXU).at("make", &path)?;
-        let fd = rustix::fs::openat(home, COPY, super::home::DIRECTORY, Mode::empty()).at("open", &path)?;
+        let fd = rustix::fs::openat(home, COPY, crate::roots::homes::home::DIRECTORY, Mode::empty())
+            .at("open", &path)?;
         let layers: Vec<_> = image.layers.iter().map(AsRef::as_ref).collect();
         unpack::write(&Plan::whole(&image.tree), &layers, fd.as_fd(), &path, &unpack::Options::default())
             .map_err(|source| RootsError::Copy { image: self.name.clone(), source })?;
@@ -136,7 +137,7 @@ impl Lower {
     }
 
     /// The directories of an image that is unpacked, each with the lock that keeps it; the topmost first.
-    pub(super) fn of_directories(stack: Vec<(PathBuf, OwnedFd)>, name: &str) -> Result<Self, RootsError> {
+    pub(crate) fn of_directories(stack: Vec<(PathBuf, OwnedFd)>, name: &str) -> Result<Self, RootsError> {
         let (mut directories, mut locks) = (Vec::new(), Vec::new());
         for (path, lock) in stack {
             let fd = rustix::fs::open(&path, AS_LAYER | OFlags::NOFOLLOW, Mode::empty()).at("open", &path)?;
@@ -160,7 +161,7 @@ impl Lower {
     }
 
     /// Names of the layer directories among them.
-    pub(super) fn layer_directories(&self) -> Vec<String> {
+    pub(crate) fn layer_directories(&self) -> Vec<String> {
         let names = self
             .directories
             .iter()
@@ -170,26 +171,26 @@ impl Lower {
     }
 
     /// Attributes of the image's root.
-    pub(super) fn stat(&self) -> &Stat {
+    pub(crate) fn stat(&self) -> &Stat {
         &self.directories[0].stat
     }
 
     /// The directories once more, as the calling thread's mount namespace has them: older kernels refuse layers of another
     /// namespace, as those are that were opened before this one was made.
-    pub(super) fn reopen(&self) -> Result<Vec<OwnedFd>, RootsError> {
+    pub(crate) fn reopen(&self) -> Result<Vec<OwnedFd>, RootsError> {
         self.directories.iter().map(|one| reopen(&one.path, one.fd.as_fd())).collect()
     }
 }
 
 /// Looks a path up by openat2(2) that may have `..` in it. Where something is renamed or mounted meanwhile, anywhere, the kernel
 /// cannot tell whether such a path climbed, and gives up. Who renames all the time does not hold this up for ever.
-pub(super) fn undisturbed(open: impl Fn() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
+pub(crate) fn undisturbed(open: impl Fn() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
     let mut tries = (0..TRIES).map(|_| open()).skip_while(|opened| matches!(opened, Err(Errno::AGAIN)));
     tries.next().unwrap_or(Err(Errno::AGAIN))
 }
 
 /// Opens a directory by its path, which has to be the same directory still.
-pub(super) fn reopen(path: &Path, former: BorrowedFd<'_>) -> Result<OwnedFd, RootsError> {
+pub(crate) fn reopen(path: &Path, former: BorrowedFd<'_>) -> Result<OwnedFd, RootsError> {
     let fd = rustix::fs::open(path, AS_LAYER | OFlags::NOFOLLOW, Mode::empty()).at("open", path)?;
     let (new, old) = (rustix::fs::fstat(&fd).at("stat", path)?, rustix::fs::fstat(former).at("stat", path)?);
     if (new.st_dev, new.st_ino) == (old.st_dev, old.st_ino) {
@@ -200,6 +201,6 @@ pub(super) fn reopen(path: &Path, former: BorrowedFd<'_>) -> Result<OwnedFd, Roo
 }
 
 /// The path that the kernel knows a descriptor by, from the process's root.
-pub(super) fn path_of(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
+pub(crate) fn path_of(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }

@@ -1,5 +1,12 @@
 //! Where roots are, and the doors to them.
 
+pub(super) mod home;
+pub(super) mod lease;
+pub(super) mod named;
+pub(super) mod processes;
+mod record;
+pub(super) mod sweep;
+
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,14 +14,14 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::error::{At as _, RootsError};
-use super::home::Homes;
-use super::{Lease, Lower, Upper};
+use crate::roots::error::{At as _, RootsError};
+use crate::roots::homes::home::Homes;
+use crate::roots::{Lease, Lower, Upper};
 
 /// Mountpoint of leased roots, in the run directory: one for all, since each is in a namespace of its own.
 const PRIVATE: &str = "root";
 /// Directory of the mountpoints of named roots.
-pub(super) const NAMED: &str = "roots";
+pub(crate) const NAMED: &str = "roots";
 /// Others have to get to a root: isolate opens it with its caller's rights.
 const OPEN_MODE: Mode = Mode::from_raw_mode(0o755);
 
@@ -26,20 +33,20 @@ pub struct Roots {
 
 /// The directories that roots are in.
 #[derive(Debug)]
-pub(super) struct Places {
-    pub(super) homes: Homes,
-    pub(super) run: OwnedFd,
+pub(crate) struct Places {
+    pub(crate) homes: Homes,
+    pub(crate) run: OwnedFd,
     /// Without symlinks.
-    pub(super) run_dir: PathBuf,
+    pub(crate) run_dir: PathBuf,
 }
 
 impl Places {
-    pub(super) fn private_root(&self) -> PathBuf {
+    pub(crate) fn private_root(&self) -> PathBuf {
         self.run_dir.join(PRIVATE)
     }
 
     /// The descriptors that are open for as long as this lives.
-    pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+    pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.homes.fd(), self.run.as_fd()]
     }
 }

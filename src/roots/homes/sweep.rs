@@ -7,11 +7,13 @@ use std::time::SystemTime;
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
-use super::error::{At as _, RootsError};
-use super::home::{self, DIRECTORY, Found, Home};
-use super::record::Record;
-use super::roots::NAMED;
-use super::{Engine, RootId, Roots, Upper, mount, processes};
+use crate::roots::error::{At as _, RootsError};
+use crate::roots::homes::NAMED;
+use crate::roots::homes::home::{self, DIRECTORY, Found, Home};
+use crate::roots::homes::processes;
+use crate::roots::homes::record::Record;
+use crate::roots::mounts::mount;
+use crate::roots::{Engine, RootId, Roots, Upper};
 
 /// What a root is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +74,7 @@ impl Roots {
         ids.into_iter().map(|id| self.describe(id)).collect()
     }
 
-    pub(super) fn describe(&self, id: RootId) -> Result<Root, RootsError> {
+    pub(crate) fn describe(&self, id: RootId) -> Result<Root, RootsError> {
         let record = Record::read(&self.places.homes.path_of(&id));
         let state = if self.places.is_mounted(&id)? {
             State::Mounted
@@ -141,7 +143,7 @@ impl Roots {
     }
 
     /// Removes a root if nobody has it; whether it did.
-    pub(super) fn sweep_one(&self, id: &RootId) -> Result<bool, RootsError> {
+    pub(crate) fn sweep_one(&self, id: &RootId) -> Result<bool, RootsError> {
         let Some(home) = self.lock_dead(id)? else { return Ok(false) };
         self.places.remove_mountpoint(id)?;
         self.places.homes.remove(id, home)?;
@@ -158,7 +160,7 @@ impl Roots {
     }
 
     /// Whether nothing uses a root that is not mounted under its name any more.
-    pub(super) fn is_dead(&self, id: &RootId, home: &Home) -> Result<bool, RootsError> {
+    pub(crate) fn is_dead(&self, id: &RootId, home: &Home) -> Result<bool, RootsError> {
         let path = self.places.homes.path_of(id);
         let has = |name| match rustix::fs::statat(home.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(true),

@@ -11,8 +11,8 @@ use rustix::mount::{
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
-use super::RootsError;
-use super::plan::{self, LowerForm, Setting, Writable};
+use crate::roots::RootsError;
+use crate::roots::mounts::plan::{self, LowerForm, Setting, Writable};
 
 /// What the kernel says of one mistake is a line or two.
 const LOG_MAX: usize = 512;
@@ -33,7 +33,7 @@ pub fn enter_private_namespace() -> Result<(), RootsError> {
 }
 
 /// Makes an overlay that is not attached anywhere yet. `lowers` are topmost first.
-pub(super) fn overlay(
+pub(crate) fn overlay(
     source: &str,
     lowers: &[BorrowedFd<'_>],
     writable: Option<Writable<'_>>,
@@ -57,7 +57,7 @@ pub(super) fn overlay(
 }
 
 /// Makes a filesystem in memory that is not attached anywhere yet.
-pub(super) fn tmpfs(source: &str, size: u64) -> Result<OwnedFd, RootsError> {
+pub(crate) fn tmpfs(source: &str, size: u64) -> Result<OwnedFd, RootsError> {
     make("tmpfs", source, &plan::tmpfs(source, size), MountAttrFlags::empty())
 }
 
@@ -65,7 +65,7 @@ pub(super) fn tmpfs(source: &str, size: u64) -> Result<OwnedFd, RootsError> {
 ///
 /// Asked by making another one, which is refused exactly then (`index=on`; fs/overlayfs/super.c, `ovl_report_in_use`). The
 /// caller holds the home's lock, so that nobody is just about to mount it, or asks the same.
-pub(super) fn is_alive(home: BorrowedFd<'_>) -> Result<bool, RootsError> {
+pub(crate) fn is_alive(home: BorrowedFd<'_>) -> Result<bool, RootsError> {
     const WHAT: &str = "overlay, to see whether there is another";
     let failed = |step| move |errno| refused(WHAT, step, None, errno);
     let context = open("overlay", WHAT)?;
@@ -83,7 +83,7 @@ pub(super) fn is_alive(home: BorrowedFd<'_>) -> Result<bool, RootsError> {
 }
 
 /// Attaches a filesystem that was made here at a directory.
-pub(super) fn attach(tree: &OwnedFd, path: &Path) -> Result<(), Errno> {
+pub(crate) fn attach(tree: &OwnedFd, path: &Path) -> Result<(), Errno> {
     rustix::mount::move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
@@ -135,7 +135,7 @@ fn log(context: &OwnedFd) -> Option<String> {
     last
 }
 
-pub(super) fn refused(what: &str, step: &'static str, log: Option<String>, errno: Errno) -> RootsError {
+pub(crate) fn refused(what: &str, step: &'static str, log: Option<String>, errno: Errno) -> RootsError {
     let (what, source): (_, io::Error) = (what.to_owned(), errno.into());
     match errno {
         Errno::PERM | Errno::ACCESS => RootsError::Permission { what, source },
@@ -144,7 +144,7 @@ pub(super) fn refused(what: &str, step: &'static str, log: Option<String>, errno
 }
 
 /// Takes every mount from a mountpoint, lazily with `detach`.
-pub(super) fn unmount(path: &Path, detach: bool) -> Result<(), Errno> {
+pub(crate) fn unmount(path: &Path, detach: bool) -> Result<(), Errno> {
     let flags = if detach { UnmountFlags::DETACH } else { UnmountFlags::empty() };
     rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW)
 }

@@ -5,11 +5,11 @@
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-use super::upper::files_within;
+use crate::roots::mounts::upper::files_within;
 
 /// One setting of a filesystem that is about to be made (fsconfig(2)).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Setting {
+pub(crate) enum Setting {
     /// A key with a value.
     Value(&'static str, String),
     /// A key alone.
@@ -17,11 +17,11 @@ pub(super) enum Setting {
 }
 
 /// The writable side of an overlay: a directory that holds `upper` and `work`.
-pub(super) type Writable<'fd> = BorrowedFd<'fd>;
+pub(crate) type Writable<'fd> = BorrowedFd<'fd>;
 
 /// How lower layers are given to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LowerForm {
+pub(crate) enum LowerForm {
     /// One by one, which Linux 6.8 brought: any number.
     Each,
     /// In one value: no more than fit into 255 bytes.
@@ -29,7 +29,7 @@ pub(super) enum LowerForm {
 }
 
 /// An overlay of `lowers`, the topmost first.
-pub(super) fn overlay(
+pub(crate) fn overlay(
     source: &str,
     lowers: &[BorrowedFd<'_>],
     form: LowerForm,
@@ -59,7 +59,7 @@ pub(super) fn overlay(
 }
 
 /// An overlay that can never be mounted beside another one with the same upper: to find out whether there is one.
-pub(super) fn probe(lower: BorrowedFd<'_>, writable: Writable<'_>) -> Vec<Setting> {
+pub(crate) fn probe(lower: BorrowedFd<'_>, writable: Writable<'_>) -> Vec<Setting> {
     let name = name_of(writable);
     vec![
         Setting::Value("source", "rcx-probe".to_owned()),
@@ -71,7 +71,7 @@ pub(super) fn probe(lower: BorrowedFd<'_>, writable: Writable<'_>) -> Vec<Settin
 }
 
 /// A filesystem in memory of at most `size` bytes, for an upper.
-pub(super) fn tmpfs(source: &str, size: u64) -> Vec<Setting> {
+pub(crate) fn tmpfs(source: &str, size: u64) -> Vec<Setting> {
     vec![
         Setting::Value("source", source.to_owned()),
         Setting::Value("size", size.to_string()),

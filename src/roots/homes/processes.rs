@@ -29,7 +29,7 @@ pub fn holders(source: &str) -> io::Result<Vec<Pid>> {
 /// One process that works in the overlay with this source and device, in whatever namespace, and its program: one that has
 /// its root, its current directory, its program or an open file there. The source alone would not do: another store may
 /// have a root of the same name.
-pub(super) fn user(source: &str, device: (u32, u32)) -> io::Result<Option<(Pid, String)>> {
+pub(crate) fn user(source: &str, device: (u32, u32)) -> io::Result<Option<(Pid, String)>> {
     let mark = format!(" - overlay {source} ");
     let device = format!("{}:{}", device.0, device.1);
     let pids = all()?;
@@ -66,7 +66,7 @@ fn program(pid: Pid) -> String {
 }
 
 /// All processes.
-pub(super) fn all() -> io::Result<Vec<Pid>> {
+pub(crate) fn all() -> io::Result<Vec<Pid>> {
     let mut pids = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::RootsError;
+use crate::roots::RootsError;
 
 /// Where a root's writes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Default for Upper {
 
 /// How many files an upper of `size` bytes may hold. Empty files take no bytes that a limit would count, and memory of the
 /// kernel or inodes of the disk all the same.
-pub(super) fn files_within(size: u64) -> u64 {
+pub(crate) fn files_within(size: u64) -> u64 {
     (size / BYTES_PER_FILE).max(LEAST_FILES)
 }
 

@@ -11,7 +11,7 @@ use rustix::fs::Timespec;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 
-use super::PrivateRoot;
+use crate::roots::PrivateRoot;
 
 /// A watch for the death of one root.
 ///
@@ -43,7 +43,7 @@ impl Watch {
         self.add_directory(root.fd())
     }
 
-    pub(super) fn add_directory(&self, root: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn add_directory(&self, root: BorrowedFd<'_>) -> io::Result<()> {
         let path = format!("/proc/self/fd/{}", root.as_raw_fd());
         // Something has to be asked for; what is asked for here never happens to a filesystem's own directory.
         inotify::add_watch(&self.queue, path, WatchFlags::DELETE_SELF | WatchFlags::ONLYDIR)?;

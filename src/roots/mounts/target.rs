@@ -9,7 +9,8 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, Mode, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{PrivateRoot, RootsError, lower};
+use crate::roots::mounts::lower;
+use crate::roots::{PrivateRoot, RootsError};
 
 /// As many links as the kernel follows in one path.
 const MAX_LINKS: usize = 40;

@@ -21,12 +21,12 @@ use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::error::{At as _, RootsError};
-use super::home::DIRECTORY;
-use super::{Lower, remove_tree};
 use crate::image::{DiffId, Digest, ManifestDigest};
 use crate::index::Index;
 use crate::pipeline::{OpenImage, open_image, read_config, read_manifest};
+use crate::roots::error::{At as _, RootsError};
+use crate::roots::homes::home::DIRECTORY;
+use crate::roots::{Lower, remove_tree};
 use crate::store::Store;
 use crate::tree::{Tree, merge};
 use crate::unpack::{Options, Plan, check, write};

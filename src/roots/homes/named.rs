@@ -11,11 +11,15 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use super::error::{At as _, RootsError};
-use super::home::{Found, Home};
-use super::record::Record;
-use super::roots::{NAMED, Places};
-use super::{Engine, Lower, Root, RootId, Roots, Upper, Watch, lease, lower, mount, processes};
+use crate::roots::error::{At as _, RootsError};
+use crate::roots::homes::home::{Found, Home};
+use crate::roots::homes::lease;
+use crate::roots::homes::processes;
+use crate::roots::homes::record::Record;
+use crate::roots::homes::{NAMED, Places};
+use crate::roots::mounts::lower;
+use crate::roots::mounts::mount;
+use crate::roots::{Engine, Lower, Root, RootId, Roots, Upper, Watch};
 
 /// How long making or removing a root may take another process.
 const BUSY: Duration = Duration::from_secs(10);
@@ -38,12 +42,12 @@ pub enum Removed {
 
 impl Places {
     /// Where a named root is mounted.
-    pub(super) fn named_root(&self, id: &RootId) -> PathBuf {
+    pub(crate) fn named_root(&self, id: &RootId) -> PathBuf {
         self.run_dir.join(NAMED).join(id.as_str())
     }
 
     /// Whether something is mounted under a root's name. Asks no daemon.
-    pub(super) fn is_mounted(&self, id: &RootId) -> Result<bool, RootsError> {
+    pub(crate) fn is_mounted(&self, id: &RootId) -> Result<bool, RootsError> {
         Ok(self.mounted(id)?.is_some())
     }
 
@@ -62,7 +66,7 @@ impl Places {
     }
 
     /// Removes a root's mountpoint, where it has one. Mounts on it in other namespaces go with it.
-    pub(super) fn remove_mountpoint(&self, id: &RootId) -> Result<(), RootsError> {
+    pub(crate) fn remove_mountpoint(&self, id: &RootId) -> Result<(), RootsError> {
         match rustix::fs::unlinkat(&self.run, format!("{NAMED}/{id}"), AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(RootsError::io("remove", &self.named_root(id), errno)),

@@ -10,7 +10,7 @@ use rustix::fs::Stat;
 use rustix::io::Errno;
 use rustix::ioctl::{Setter, Updater, opcode};
 
-use super::upper::files_within;
+use crate::roots::mounts::upper::files_within;
 
 /// `struct fsxattr` (linux/fs.h).
 #[repr(C)]
@@ -44,7 +44,7 @@ const BLOCK: u64 = 1024;
 /// # Errors
 ///
 /// The filesystem has no such limits, or they are not switched on.
-pub(super) fn limit(home: BorrowedFd<'_>, bytes: u64) -> Result<(), Errno> {
+pub(crate) fn limit(home: BorrowedFd<'_>, bytes: u64) -> Result<(), Errno> {
     let project = free_project(home, &rustix::fs::fstat(home)?)?;
     let mut attributes = attributes(home)?;
     attributes.flags |= INHERIT;
@@ -56,12 +56,12 @@ pub(super) fn limit(home: BorrowedFd<'_>, bytes: u64) -> Result<(), Errno> {
 }
 
 /// The project that a home is limited as, if it is.
-pub(super) fn project(home: BorrowedFd<'_>) -> Option<u32> {
+pub(crate) fn project(home: BorrowedFd<'_>) -> Option<u32> {
     attributes(home).ok().map(|attributes| attributes.project).filter(|project| *project >= FIRST_PROJECT)
 }
 
 /// Forgets a project's limit. `directory` is any on the filesystem.
-pub(super) fn lift(directory: BorrowedFd<'_>, project: u32) -> io::Result<()> {
+pub(crate) fn lift(directory: BorrowedFd<'_>, project: u32) -> io::Result<()> {
     Ok(set_limit(directory, project, 0, 0)?)
 }
 

@@ -86,7 +86,7 @@ impl Bench {
         &self,
         case: &Case,
         image: &Arc<Lower>,
-        lease: &Arc<rcx_imagefs::roots::Lease>,
+        lease: &Arc<rcx_imagefs::roots::RootLease>,
         upper: Upper,
     ) -> Result<std::process::ExitStatus, Failure> {
         let rw = if upper == Upper::None { "" } else { ":rw" };

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::engine::EngineChoice;
 use super::{Context, REFERENCE, output};
-use crate::roots::{Engine, Removed, Root, RootId, State, Upper};
+use crate::roots::{Engine, RootId, RootInfo, RootRemoval, RootState, Upper};
 use crate::sandbox::DYING;
 use crate::store::Store;
 
@@ -150,7 +150,7 @@ fn list(context: &Context, store: &Store, args: &ListArgs) -> anyhow::Result<()>
     output::table(&["ID", "STATE", "UPPER", "PATH", "IMAGE"], &rows)
 }
 
-fn json_of(root: Root) -> RootJson {
+fn json_of(root: RootInfo) -> RootJson {
     let seconds =
         |time: std::time::SystemTime| time.duration_since(UNIX_EPOCH).ok().map(|time| time.as_secs());
     RootJson {
@@ -164,11 +164,11 @@ fn json_of(root: Root) -> RootJson {
     }
 }
 
-fn name_of(state: State) -> &'static str {
+fn name_of(state: RootState) -> &'static str {
     match state {
-        State::Mounted => "mounted",
-        State::Leased => "leased",
-        State::Detached => "detached",
+        RootState::Mounted => "mounted",
+        RootState::Leased => "leased",
+        RootState::Detached => "detached",
     }
 }
 
@@ -178,8 +178,8 @@ fn remove(context: &Context, store: &Store, args: &RemoveArgs) -> anyhow::Result
     let mut failed = None;
     for id in &args.ids {
         let holders = match roots.remove(id, args.force) {
-            Ok(Removed::Gone) => None,
-            Ok(Removed::Detached { holders }) => Some(holders),
+            Ok(RootRemoval::Gone) => None,
+            Ok(RootRemoval::Detached { holders }) => Some(holders),
             // The others are to go all the same; each error is told, the first as the command's.
             Err(error) if failed.is_none() => {
                 failed = Some(error);

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{Context, REFERENCE, output};
 use crate::pipeline::open_image;
 use crate::roots::remove_tree;
-use crate::unpack::{Options, Plan, Staging, write};
+use crate::unpack::{Staging, UnpackOptions, UnpackPlan, write};
 
 /// Copy an image into a directory
 ///
@@ -52,7 +52,7 @@ pub(super) fn run(context: &Context, args: &UnpackArgs) -> anyhow::Result<()> {
     let image = open_image(&store, found.image.digest, |_| None).with_context(at)?;
     let layers: Vec<_> = image.layers.iter().map(AsRef::as_ref).collect();
     let staging = Staging::new(&args.directory, remove_tree).with_context(at)?;
-    let plan = Plan::whole(&image.tree);
+    let plan = UnpackPlan::whole(&image.tree);
     let total = plan
         .nodes
         .iter()
@@ -67,7 +67,7 @@ pub(super) fn run(context: &Context, args: &UnpackArgs) -> anyhow::Result<()> {
         let before = done.fetch_add(bytes, Ordering::Relaxed);
         bar.set_position(before + bytes);
     };
-    let mut options = Options { progress: Some(&progress), ..Options::default() };
+    let mut options = UnpackOptions { progress: Some(&progress), ..UnpackOptions::default() };
     if let Some(threads) = args.threads {
         options.threads = threads.into();
     }

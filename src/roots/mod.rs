@@ -31,15 +31,15 @@ use serde::{Deserialize, Serialize};
 
 pub use error::RootsError;
 pub use homes::Roots;
-pub use homes::lease::{Lease, PrivateRoot};
-pub use homes::named::Removed;
+pub use homes::lease::{PrivateRoot, RootLease};
+pub use homes::named::RootRemoval;
 pub use homes::processes::holders;
-pub use homes::sweep::{Root, State, Swept};
+pub use homes::sweep::{RootInfo, RootState, SweepReport};
 pub use layers::overlay2::LayerDirectories;
 pub use mounts::lower::Lower;
 pub use mounts::mount::enter_private_namespace;
 pub use mounts::upper::Upper;
-pub use mounts::watch::Watch;
+pub use mounts::watch::RootWatch;
 
 pub use crate::os::remove_tree;
 

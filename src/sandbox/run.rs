@@ -23,7 +23,7 @@ use super::spec::{self, IsolateRun, Variable};
 use super::verdict::{Report, by_bubblewrap, by_isolate};
 use super::{BoxRange, Boxes, Sandbox, Spec, User};
 use crate::image::ImageConfig;
-use crate::roots::{Lease, Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
+use crate::roots::{Lower, PrivateRoot, RootLease, Roots, Upper, enter_private_namespace};
 
 /// Where the box is in the root.
 const BOX: &str = "/box";
@@ -145,7 +145,7 @@ impl Job<'_> {
         }
     }
 
-    fn take_box(&self, lease: &Lease, user: User) -> Result<(BoxLock, PathBuf), SandboxError> {
+    fn take_box(&self, lease: &RootLease, user: User) -> Result<(BoxLock, PathBuf), SandboxError> {
         let root = lease.source();
         match self.sandbox {
             Sandbox::Isolate { program, .. } => {
@@ -202,7 +202,7 @@ impl Run<'_> {
     }
 
     /// Files in, the program, files out.
-    fn all(&self, lease: &Lease, image: &Lower) -> Result<(Report, Vec<SandboxError>), SandboxError> {
+    fn all(&self, lease: &RootLease, image: &Lower) -> Result<(Report, Vec<SandboxError>), SandboxError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let the_box = rustix::fs::open(&self.directory, flags, Mode::empty()).at("open", &self.directory)?;
         for copy in &self.job.spec.copy_in {
@@ -214,7 +214,7 @@ impl Run<'_> {
     }
 
     /// Makes the root in a mount namespace and the program's first process in it, and waits for the end of both.
-    fn program(&self, lease: &Lease, image: &Lower, the_box: &OwnedFd) -> Result<Report, SandboxError> {
+    fn program(&self, lease: &RootLease, image: &Lower, the_box: &OwnedFd) -> Result<Report, SandboxError> {
         let here = Place::here().map_err(|error| SandboxError::step("mount namespace", error))?;
         enter_private_namespace()?;
         // From here on this process is elsewhere, and comes back whatever happens.
@@ -237,7 +237,7 @@ impl Run<'_> {
 
     fn start(
         &self,
-        lease: &Lease,
+        lease: &RootLease,
         image: &Lower,
         the_box: &OwnedFd,
     ) -> Result<(first::First, OwnedFd), SandboxError> {

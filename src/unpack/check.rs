@@ -15,7 +15,7 @@ use super::attributes::Attributes;
 use super::content::units;
 use super::directories::Places;
 use super::write::OPAQUE;
-use super::{Directory, DirectoryNo, Name, Plan, UnpackError};
+use super::{DirectoryNo, PlanDirectory, PlanName, UnpackError, UnpackPlan};
 use crate::index::{EntryId, Kind, Layer};
 use crate::tree::Source;
 
@@ -37,7 +37,7 @@ enum Wanted {
 /// # Errors
 /// A layer cannot be read. What the disk does is a difference.
 pub fn check<'a, D: AsRef<[u8]>>(
-    plan: &'a Plan,
+    plan: &'a UnpackPlan,
     layers: &[&Layer<D>],
     root: BorrowedFd<'_>,
     path: &Path,
@@ -46,7 +46,7 @@ pub fn check<'a, D: AsRef<[u8]>>(
     let places = Places::new(plan, root, path);
     let mut check = Check { plan, layers, places: &places, inodes: HashMap::new(), differences: Vec::new() };
     let mut wanted: HashMap<DirectoryNo, HashMap<&'a [u8], Wanted>> = HashMap::new();
-    let mut want = |place: &'a Name, thing| {
+    let mut want = |place: &'a PlanName, thing| {
         wanted.entry(place.directory).or_default().insert(&place.name, thing);
     };
     plan.directories[1..].iter().for_each(|it| want(&it.place, Wanted::Directory));
@@ -67,7 +67,7 @@ pub fn check<'a, D: AsRef<[u8]>>(
 }
 
 struct Check<'a, D> {
-    plan: &'a Plan,
+    plan: &'a UnpackPlan,
     layers: &'a [&'a Layer<D>],
     places: &'a Places<'a>,
     /// By node: the inode its first name had.
@@ -82,7 +82,7 @@ impl<D: AsRef<[u8]>> Check<'_, D> {
         }
     }
 
-    fn directory(&mut self, number: DirectoryNo, planned: &Directory, wanted: &HashMap<&[u8], Wanted>) {
+    fn directory(&mut self, number: DirectoryNo, planned: &PlanDirectory, wanted: &HashMap<&[u8], Wanted>) {
         let path = self.places.path(&planned.place);
         let opened = match self.places.open(number) {
             Ok(opened) => opened,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use lru::LruCache;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use super::{DirectoryNo, Name, Plan, UnpackError};
+use super::{DirectoryNo, PlanName, UnpackError, UnpackPlan};
 
 /// Bytes of a path that are handed to the kernel at once; it takes less than `PATH_MAX`, 4096 (linux/limits.h).
 const STEP: usize = 3000;
@@ -20,13 +20,13 @@ const OPEN: NonZeroUsize = NonZeroUsize::new(32).expect("not 0");
 /// The directories of a plan, below the target.
 #[derive(Debug)]
 pub(super) struct Places<'a> {
-    plan: &'a Plan,
+    plan: &'a UnpackPlan,
     root: BorrowedFd<'a>,
     path: &'a Path,
 }
 
 impl<'a> Places<'a> {
-    pub(super) fn new(plan: &'a Plan, root: BorrowedFd<'a>, path: &'a Path) -> Self {
+    pub(super) fn new(plan: &'a UnpackPlan, root: BorrowedFd<'a>, path: &'a Path) -> Self {
         Self { plan, root, path }
     }
 
@@ -92,7 +92,7 @@ impl<'a> Places<'a> {
     }
 
     /// A path for messages.
-    pub(super) fn path(&self, name: &Name) -> PathBuf {
+    pub(super) fn path(&self, name: &PlanName) -> PathBuf {
         let mut path = self.path.to_owned();
         path.extend(self.steps(name.directory).iter().map(|step| OsStr::from_bytes(step)));
         if !name.name.is_empty() {

@@ -1,6 +1,6 @@
 //! Writes trees to a disk: whole, or what one has in place of another.
 //!
-//! A [`Plan`] says what to write and is a pure function of trees; [`write()`] carries it out, in parallel, and never
+//! A [`UnpackPlan`] says what to write and is a pure function of trees; [`write()`] carries it out, in parallel, and never
 //! outside the directory it is given.
 
 mod attributes;
@@ -14,6 +14,6 @@ mod write;
 
 pub use check::check;
 pub use error::UnpackError;
-pub use plan::{Directory, DirectoryNo, Name, Node, Plan};
+pub use plan::{DirectoryNo, PlanDirectory, PlanName, PlanNode, UnpackPlan};
 pub use staging::{Staging, StagingError};
-pub use write::{Options, Written, write};
+pub use write::{UnpackOptions, UnpackStats, write};

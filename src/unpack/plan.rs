@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::tree::{NodeId, Source, Tree};
 
-/// A directory to be made, as its ordinal in [`Plan::directories`]; 0 is the root.
+/// A directory to be made, as its ordinal in [`UnpackPlan::directories`]; 0 is the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DirectoryNo(u32);
 
@@ -24,7 +24,7 @@ impl DirectoryNo {
         self.0 as usize
     }
 
-    /// The directory at an index of [`Plan::directories`].
+    /// The directory at an index of [`UnpackPlan::directories`].
     fn at(index: usize) -> Self {
         Self(u32::try_from(index).expect("a tree has at most 2^32 nodes"))
     }
@@ -32,7 +32,7 @@ impl DirectoryNo {
 
 /// A name in a directory that is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Name {
+pub struct PlanName {
     /// The directory.
     pub directory: DirectoryNo,
     /// The last component.
@@ -41,9 +41,9 @@ pub struct Name {
 
 /// A directory to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Directory {
+pub struct PlanDirectory {
     /// Where it is made; the root's is the root itself, with an empty name.
-    pub place: Name,
+    pub place: PlanName,
     /// Where its attributes come from.
     pub source: Source,
     /// Whether it hides all that lower layers have in it.
@@ -52,22 +52,22 @@ pub struct Directory {
 
 /// Anything but a directory, with all names that it has in the tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Node {
+pub struct PlanNode {
     /// Where attributes and content come from.
     pub source: Source,
     /// The name it is made under, and those that are linked to it.
-    pub names: Vec<Name>,
+    pub names: Vec<PlanName>,
 }
 
 /// What to write, and in what order: directories, each behind its parent; then the nodes; then what is hidden.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub struct UnpackPlan {
     /// The root first.
-    pub directories: Vec<Directory>,
+    pub directories: Vec<PlanDirectory>,
     /// All else.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<PlanNode>,
     /// What lower layers have and this tree has not.
-    pub whiteouts: Vec<Name>,
+    pub whiteouts: Vec<PlanName>,
     /// Whether nothing of the lower layers is left, so that they are to be left out of the mount: an opaque mark at the
     /// root has no effect in overlayfs.
     pub replaces_all: bool,
@@ -75,7 +75,7 @@ pub struct Plan {
     pub changes_root: bool,
 }
 
-impl Plan {
+impl UnpackPlan {
     /// All of a tree.
     #[must_use]
     pub fn whole(tree: &Tree) -> Self {
@@ -89,7 +89,7 @@ impl Plan {
     }
 
     /// The directories with their numbers, parents first.
-    pub fn numbered(&self) -> impl DoubleEndedIterator<Item = (DirectoryNo, &Directory)> {
+    pub fn numbered(&self) -> impl DoubleEndedIterator<Item = (DirectoryNo, &PlanDirectory)> {
         self.directories.iter().enumerate().map(|(index, directory)| (DirectoryNo::at(index), directory))
     }
 
@@ -120,14 +120,14 @@ struct Planner<'a> {
     frames: Vec<Frame>,
     /// Where nodes with several names are in the plan.
     planned: HashMap<NodeId, usize>,
-    plan: Plan,
+    plan: UnpackPlan,
 }
 
 impl<'a> Planner<'a> {
     fn new(upper: &'a Tree, lower: Option<&'a Tree>) -> Self {
         let regrouped = lower.map_or_else(HashSet::new, |lower| regrouped(upper, lower));
         let changes_root = lower.is_none_or(|lower| lower.source(NodeId::ROOT) != upper.source(NodeId::ROOT));
-        let plan = Plan {
+        let plan = UnpackPlan {
             directories: Vec::new(),
             nodes: Vec::new(),
             whiteouts: Vec::new(),
@@ -137,7 +137,7 @@ impl<'a> Planner<'a> {
         Self { upper, lower, regrouped, frames: Vec::new(), planned: HashMap::new(), plan }
     }
 
-    fn plan(mut self) -> Plan {
+    fn plan(mut self) -> UnpackPlan {
         let root = Frame {
             upper: NodeId::ROOT,
             lower: self.lower.map(|_| NodeId::ROOT),
@@ -147,8 +147,8 @@ impl<'a> Planner<'a> {
             made: Some(DirectoryNo::ROOT),
         };
         self.frames.push(root);
-        self.plan.directories.push(Directory {
-            place: Name { directory: DirectoryNo::ROOT, name: Box::default() },
+        self.plan.directories.push(PlanDirectory {
+            place: PlanName { directory: DirectoryNo::ROOT, name: Box::default() },
             source: self.upper.source(NodeId::ROOT),
             opaque: false,
         });
@@ -176,7 +176,7 @@ impl<'a> Planner<'a> {
             } else if under.is_some_and(|under| self.is_same(node, under)) {
                 kept = true;
             } else {
-                let place = Name { directory: self.make(at), name: name.into() };
+                let place = PlanName { directory: self.make(at), name: name.into() };
                 self.add(node, place);
             }
         }
@@ -201,7 +201,7 @@ impl<'a> Planner<'a> {
             return;
         }
         let made = self.make(at);
-        self.plan.whiteouts.extend(hidden.into_iter().map(|name| Name { directory: made, name }));
+        self.plan.whiteouts.extend(hidden.into_iter().map(|name| PlanName { directory: made, name }));
     }
 
     fn descend(&mut self, parent: usize, name: &[u8], node: NodeId, under: Option<NodeId>) {
@@ -226,16 +226,16 @@ impl<'a> Planner<'a> {
         };
         for frame in missing.into_iter().rev() {
             let number = DirectoryNo::at(self.plan.directories.len());
-            let place = Name { directory, name: self.frames[frame].name.clone() };
+            let place = PlanName { directory, name: self.frames[frame].name.clone() };
             let source = self.upper.source(self.frames[frame].upper);
-            self.plan.directories.push(Directory { place, source, opaque: false });
+            self.plan.directories.push(PlanDirectory { place, source, opaque: false });
             directory = number;
             self.frames[frame].made = Some(directory);
         }
         directory
     }
 
-    fn add(&mut self, node: NodeId, place: Name) {
+    fn add(&mut self, node: NodeId, place: PlanName) {
         if self.upper.nlink(node) > 1 {
             if let Some(planned) = self.planned.get(&node) {
                 self.plan.nodes[*planned].names.push(place);
@@ -243,7 +243,7 @@ impl<'a> Planner<'a> {
             }
             self.planned.insert(node, self.plan.nodes.len());
         }
-        self.plan.nodes.push(Node { source: self.upper.source(node), names: vec![place] });
+        self.plan.nodes.push(PlanNode { source: self.upper.source(node), names: vec![place] });
     }
 
     /// Whether the lower tree's node at the same path is this one, with the same names.

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use super::attributes::Attributes;
 use super::content::{Part, Unit, units};
 use super::directories::{Cache, Places};
-use super::{Name, Node, Plan, UnpackError};
+use super::{PlanName, PlanNode, UnpackError, UnpackPlan};
 use crate::index::{Entry, EntryId, Kind, Layer};
 use crate::tree::Source;
 
@@ -32,7 +32,7 @@ const UNREADY_FILE: Mode = Mode::from_raw_mode(0o600);
 
 /// How a tree is written.
 #[derive(Clone, Copy)]
-pub struct Options<'a> {
+pub struct UnpackOptions<'a> {
     /// Threads that decode and write; at least one.
     pub threads: usize,
     /// Takes the bytes of content written since it was called last; from any thread.
@@ -41,13 +41,13 @@ pub struct Options<'a> {
     pub cancel: Option<&'a AtomicBool>,
 }
 
-impl fmt::Debug for Options<'_> {
+impl fmt::Debug for UnpackOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Options").field("threads", &self.threads).finish_non_exhaustive()
+        f.debug_struct("UnpackOptions").field("threads", &self.threads).finish_non_exhaustive()
     }
 }
 
-impl Default for Options<'_> {
+impl Default for UnpackOptions<'_> {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self { threads, progress: None, cancel: None }
@@ -56,7 +56,7 @@ impl Default for Options<'_> {
 
 /// What was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Written {
+pub struct UnpackStats {
     /// Directories, the root among them.
     pub directories: u64,
     /// All else, each once however many names it has.
@@ -72,12 +72,12 @@ pub struct Written {
 /// # Errors
 /// The first thing that went wrong on any thread. What is there then is incomplete.
 pub fn write<D: AsRef<[u8]> + Sync + Send>(
-    plan: &Plan,
+    plan: &UnpackPlan,
     layers: &[&Layer<D>],
     root: BorrowedFd<'_>,
     path: &Path,
-    options: &Options<'_>,
-) -> Result<Written, UnpackError> {
+    options: &UnpackOptions<'_>,
+) -> Result<UnpackStats, UnpackError> {
     let places = Places::new(plan, root, path);
     places.make_directories(UNREADY_DIRECTORY)?;
     let writer = Writer {
@@ -94,7 +94,7 @@ pub fn write<D: AsRef<[u8]> + Sync + Send>(
     writer.link_names()?;
     writer.mark()?;
     writer.finish_directories()?;
-    Ok(Written {
+    Ok(UnpackStats {
         directories: plan.directories.len() as u64,
         nodes: plan.nodes.len() as u64,
         bytes: writer.bytes.into_inner(),
@@ -109,10 +109,10 @@ struct Parts {
 }
 
 struct Writer<'a, D> {
-    plan: &'a Plan,
+    plan: &'a UnpackPlan,
     layers: &'a [&'a Layer<D>],
     places: &'a Places<'a>,
-    options: &'a Options<'a>,
+    options: &'a UnpackOptions<'a>,
     /// By node.
     files: Vec<Parts>,
     /// Files of several parts that are being written.
@@ -369,11 +369,11 @@ impl<D: AsRef<[u8]> + Sync + Send> Writer<'_, D> {
         Ok(())
     }
 
-    fn node(&self, number: u32) -> &Node {
+    fn node(&self, number: u32) -> &PlanNode {
         &self.plan.nodes[number as usize]
     }
 
-    fn first_name(&self, number: u32) -> &Name {
+    fn first_name(&self, number: u32) -> &PlanName {
         &self.node(number).names[0]
     }
 

@@ -10,7 +10,7 @@ use rcx_imagefs::fs::{Attr, FileKind, ImageFs, Ino, Lookup};
 use rcx_imagefs::image::{LayerDigest, ManifestDigest};
 use rcx_imagefs::index::{Kind, Piece};
 use rcx_imagefs::pipeline::{open_image, open_layer};
-use rcx_imagefs::unpack::{Options, Plan, write};
+use rcx_imagefs::unpack::{UnpackOptions, UnpackPlan, write};
 
 use crate::disk;
 use crate::layers::{Line, What, parse};
@@ -91,7 +91,8 @@ fn copied(stored: &Stored, image: ManifestDigest) -> String {
     let image = open_image(&stored.store, image, |_| None).unwrap();
     let layers: Vec<_> = image.layers.iter().map(AsRef::as_ref).collect();
     let root = File::open(dir.path()).unwrap();
-    write(&Plan::whole(&image.tree), &layers, root.as_fd(), dir.path(), &Options::default()).unwrap();
+    write(&UnpackPlan::whole(&image.tree), &layers, root.as_fd(), dir.path(), &UnpackOptions::default())
+        .unwrap();
     disk::dump(dir.path(), i64::MAX).unwrap()
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proptest::prelude::*;
 use rcx_imagefs::tree::{NodeId, Source, Tree};
-use rcx_imagefs::unpack::{DirectoryNo, Name, Plan};
+use rcx_imagefs::unpack::{DirectoryNo, PlanName, UnpackPlan};
 
 use crate::layers::{Line, merge_lines, merge_text};
 
@@ -35,11 +35,11 @@ struct LayerDirectory {
 }
 
 impl LayerDirectory {
-    fn write(plan: &Plan) -> Self {
+    fn write(plan: &UnpackPlan) -> Self {
         let mut paths: HashMap<DirectoryNo, Path> = HashMap::new();
         let mut things = BTreeMap::new();
         let mut put = |path: Path, thing| assert!(things.insert(path.clone(), thing).is_none(), "{path:?}");
-        let place = |paths: &HashMap<DirectoryNo, Path>, name: &Name| {
+        let place = |paths: &HashMap<DirectoryNo, Path>, name: &PlanName| {
             let mut path = paths[&name.directory].clone();
             path.push(name.name.to_vec());
             path
@@ -149,8 +149,8 @@ fn compare(stack: &[Vec<Line>], joined: u8) {
             continue;
         }
         let plan = match last {
-            None => Plan::whole(&merged.tree),
-            Some(last) => Plan::difference(&merged.tree, last),
+            None => UnpackPlan::whole(&merged.tree),
+            Some(last) => UnpackPlan::difference(&merged.tree, last),
         };
         last = Some(&merged.tree);
         if lowers.is_empty() || !plan.is_empty() {
@@ -169,13 +169,13 @@ proptest! {
     }
 }
 
-fn plan_of(layers: &str) -> Plan {
+fn plan_of(layers: &str) -> UnpackPlan {
     let (lower, _) = layers.rsplit_once(" --- ").expect("two layers");
     let [upper, lower] = [layers, lower].map(|text| {
         merge_text(&text.replace(" --- ", "\n---\n").replace("; ", "\n"))
             .unwrap_or_else(|error| panic!("{error}"))
     });
-    Plan::difference(&upper.tree, &lower.tree)
+    UnpackPlan::difference(&upper.tree, &lower.tree)
 }
 
 #[test]

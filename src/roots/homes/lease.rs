@@ -14,11 +14,11 @@ use crate::roots::{Lower, RootId, Upper};
 
 /// The right to one root, and what it has on disk.
 ///
-/// Its holder outlives what runs in the root, and then calls [`Lease::release`]. When it dies, the next sweep does that.
-/// A process that was forked with it has it too, as long as it keeps [`Lease::descriptors`] open; exactly one of them may
+/// Its holder outlives what runs in the root, and then calls [`RootLease::release`]. When it dies, the next sweep does that.
+/// A process that was forked with it has it too, as long as it keeps [`RootLease::descriptors`] open; exactly one of them may
 /// release or drop it, the others end without (exec, `_exit`).
 #[derive(Debug)]
-pub struct Lease {
+pub struct RootLease {
     places: Arc<Places>,
     id: RootId,
     upper: Upper,
@@ -33,7 +33,7 @@ pub struct PrivateRoot {
     source: String,
 }
 
-impl Lease {
+impl RootLease {
     pub(crate) fn new(places: &Arc<Places>, upper: &Upper, copies: bool) -> Result<Self, RootsError> {
         let random =
             || RootId::random().map_err(|error| RootsError::io("read", "random numbers".as_ref(), error));
@@ -111,7 +111,7 @@ impl Lease {
         self.home.as_ref().map_or(Ok(false), |home| mount::is_alive(home.as_fd()))
     }
 
-    /// Removes the root's files. Its overlay is dead: the mount namespace is gone, or a [`Watch`](crate::roots::Watch) has told so.
+    /// Removes the root's files. Its overlay is dead: the mount namespace is gone, or a [`RootWatch`](crate::roots::RootWatch) has told so.
     ///
     /// # Errors
     ///
@@ -131,8 +131,8 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
-    /// As [`Lease::release`], but asks the kernel first whether the overlay is dead.
+impl Drop for RootLease {
+    /// As [`RootLease::release`], but asks the kernel first whether the overlay is dead.
     fn drop(&mut self) {
         if let Some(home) = self.home.take()
             && let Err(error) = self.remove_unless_alive(home)

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use crate::roots::error::{At as _, RootsError};
 use crate::roots::homes::home::Homes;
-use crate::roots::{Lease, Lower, Upper};
+use crate::roots::{Lower, RootLease, Upper};
 
 /// Mountpoint of leased roots, in the run directory: one for all, since each is in a namespace of its own.
 const PRIVATE: &str = "root";
@@ -83,8 +83,8 @@ impl Roots {
     /// # Errors
     ///
     /// The directory of homes does not serve for this upper.
-    pub fn lease(&self, upper: &Upper) -> Result<Lease, RootsError> {
-        Lease::new(&self.places, upper, false)
+    pub fn lease(&self, upper: &Upper) -> Result<RootLease, RootsError> {
+        RootLease::new(&self.places, upper, false)
     }
 
     /// The same for a root of this image, which may be one that each root has a copy of.
@@ -92,8 +92,8 @@ impl Roots {
     /// # Errors
     ///
     /// As [`Roots::lease`].
-    pub fn lease_for(&self, upper: &Upper, image: &Lower) -> Result<Lease, RootsError> {
-        Lease::new(&self.places, upper, image.is_to_copy())
+    pub fn lease_for(&self, upper: &Upper, image: &Lower) -> Result<RootLease, RootsError> {
+        RootLease::new(&self.places, upper, image.is_to_copy())
     }
 }
 

@@ -19,7 +19,7 @@ use crate::roots::homes::record::Record;
 use crate::roots::homes::{NAMED, Places};
 use crate::roots::mounts::lower;
 use crate::roots::mounts::mount;
-use crate::roots::{Engine, Lower, Root, RootId, Roots, Upper, Watch};
+use crate::roots::{Engine, Lower, RootId, RootInfo, RootWatch, Roots, Upper};
 
 /// How long making or removing a root may take another process.
 const BUSY: Duration = Duration::from_secs(10);
@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// What removing a root came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Removed {
+pub enum RootRemoval {
     /// Nothing is left of it.
     Gone,
     /// It is out of reach, and its files stay until a sweep finds that nothing uses them any more.
@@ -86,7 +86,7 @@ impl Roots {
         engine: Engine,
         upper: &Upper,
         image: &Lower,
-    ) -> Result<Root, RootsError> {
+    ) -> Result<RootInfo, RootsError> {
         let places = &*self.places;
         if let Upper::Dir { .. } = upper {
             places.homes.check_filesystem()?;
@@ -138,12 +138,12 @@ impl Roots {
     /// # Errors
     ///
     /// There is none, or it is in use, or another process has it for long.
-    pub fn remove(&self, id: &RootId, force: bool) -> Result<Removed, RootsError> {
+    pub fn remove(&self, id: &RootId, force: bool) -> Result<RootRemoval, RootsError> {
         let places = &*self.places;
         let home = self.lock_named(id)?;
         let removed = self.take_down(id, home.as_ref(), force);
         match (removed, home) {
-            (Ok(Removed::Gone), Some(home)) => places.homes.remove(id, home).map(|()| Removed::Gone),
+            (Ok(RootRemoval::Gone), Some(home)) => places.homes.remove(id, home).map(|()| RootRemoval::Gone),
             (removed, home) => {
                 if let Some(home) = home {
                     home.unlock();
@@ -171,14 +171,14 @@ impl Roots {
         }
     }
 
-    fn take_down(&self, id: &RootId, home: Option<&Home>, force: bool) -> Result<Removed, RootsError> {
+    fn take_down(&self, id: &RootId, home: Option<&Home>, force: bool) -> Result<RootRemoval, RootsError> {
         let places = &*self.places;
         let path = places.named_root(id);
         let in_use = |device| {
             let by = processes::user(&id.source(), device).ok().flatten();
             RootsError::InUse { id: id.clone(), by }
         };
-        let watch = Watch::new().at("watch", &path)?;
+        let watch = RootWatch::new().at("watch", &path)?;
         let mut watched = false;
         while let Some(device) = places.mounted(id)? {
             if !force && let error @ RootsError::InUse { by: Some(_), .. } = in_use(device) {
@@ -203,10 +203,10 @@ impl Roots {
             None => true,
         };
         if dead {
-            return Ok(Removed::Gone);
+            return Ok(RootRemoval::Gone);
         }
         let holders = processes::holders(&id.source()).at("read", "/proc".as_ref())?;
-        Ok(Removed::Detached { holders })
+        Ok(RootRemoval::Detached { holders })
     }
 }
 

@@ -17,7 +17,7 @@ use crate::roots::{Engine, RootId, Roots, Upper};
 
 /// What a root is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
+pub enum RootState {
     /// It is mounted under its name.
     Mounted,
     /// Somebody has its lock: it is leased, or just being made or removed.
@@ -28,11 +28,11 @@ pub enum State {
 
 /// A root that has something on disk.
 #[derive(Debug, Clone)]
-pub struct Root {
+pub struct RootInfo {
     /// Its name.
     pub id: RootId,
     /// What it is doing.
-    pub state: State,
+    pub state: RootState,
     /// Where it is mounted, of a named root.
     pub path: Option<PathBuf>,
     /// The image, as `NAME@DIGEST`, of a named root; `None` too where that is not known any more.
@@ -49,7 +49,7 @@ pub struct Root {
 
 /// What a sweep came to.
 #[derive(Debug, Default)]
-pub struct Swept {
+pub struct SweepReport {
     /// The roots that are gone.
     pub removed: Vec<RootId>,
     /// Those that are dead and could not be removed, with the reason.
@@ -62,7 +62,7 @@ impl Roots {
     /// # Errors
     ///
     /// The directories cannot be read.
-    pub fn list(&self) -> Result<Vec<Root>, RootsError> {
+    pub fn list(&self) -> Result<Vec<RootInfo>, RootsError> {
         let mut ids = self.places.homes.ids()?;
         for id in self.mountpoints()? {
             // It has lost its home.
@@ -74,17 +74,17 @@ impl Roots {
         ids.into_iter().map(|id| self.describe(id)).collect()
     }
 
-    pub(crate) fn describe(&self, id: RootId) -> Result<Root, RootsError> {
+    pub(crate) fn describe(&self, id: RootId) -> Result<RootInfo, RootsError> {
         let record = Record::read(&self.places.homes.path_of(&id));
         let state = if self.places.is_mounted(&id)? {
-            State::Mounted
+            RootState::Mounted
         } else if self.places.homes.is_locked(&id)? {
-            State::Leased
+            RootState::Leased
         } else {
-            State::Detached
+            RootState::Detached
         };
-        Ok(Root {
-            path: (state == State::Mounted).then(|| self.places.named_root(&id)),
+        Ok(RootInfo {
+            path: (state == RootState::Mounted).then(|| self.places.named_root(&id)),
             engine: record.as_ref().map(|record| record.engine),
             upper: record.as_ref().and_then(Record::upper),
             created: record.as_ref().map(Record::created),
@@ -101,8 +101,8 @@ impl Roots {
     /// # Errors
     ///
     /// The directories cannot be read. That a root cannot be removed does not end the sweep.
-    pub fn sweep(&self) -> Result<Swept, RootsError> {
-        let mut swept = Swept::default();
+    pub fn sweep(&self) -> Result<SweepReport, RootsError> {
+        let mut swept = SweepReport::default();
         // A root's home is there for as long as its mountpoint is. So these are looked for first.
         for id in self.mountpoints()? {
             match rustix::fs::statat(self.places.homes.fd(), id.as_str(), AtFlags::SYMLINK_NOFOLLOW) {

@@ -1,6 +1,6 @@
 //! The engine overlay2: layers unpacked into directories, for the kernel's overlayfs to merge.
 //!
-//! A directory holds what a layer changes in the tree of the layers below it, as [`Plan::difference`] finds it, and not
+//! A directory holds what a layer changes in the tree of the layers below it, as [`UnpackPlan::difference`] finds it, and not
 //! what stands in the layer's tar: where a path leads depends on the links below. So a directory belongs to a chain of
 //! layers, and its name is the chain's id (image-spec, config.md, "Layer ChainID"). Images that begin with the same layers
 //! share the directories of those.
@@ -29,7 +29,7 @@ use crate::roots::homes::home::DIRECTORY;
 use crate::roots::{Lower, remove_tree};
 use crate::store::Store;
 use crate::tree::{Tree, merge};
-use crate::unpack::{Options, Plan, check, write};
+use crate::unpack::{UnpackOptions, UnpackPlan, check, write};
 
 /// Directories that an image is stacked of at most; overlayfs takes 500 (fs/overlayfs/params.h, `OVL_MAX_STACK`), and each
 /// one costs a lookup of a name that is in none. An image of more layers has several of them in one directory.
@@ -301,12 +301,12 @@ impl<'a> Trees<'a> {
         merge(&indexes).map_err(|source| RootsError::Merge { image: self.image.digest, source })
     }
 
-    fn plan(&mut self, step: &Step) -> Result<(Plan, Meta), RootsError> {
+    fn plan(&mut self, step: &Step) -> Result<(UnpackPlan, Meta), RootsError> {
         let upper = self.of(step.to)?;
         let plan = match (step.from, self.last.take()) {
-            (0, _) => Plan::whole(&upper),
-            (from, Some((layers, lower))) if layers == from => Plan::difference(&upper, &lower),
-            (from, _) => Plan::difference(&upper, &self.of(from)?),
+            (0, _) => UnpackPlan::whole(&upper),
+            (from, Some((layers, lower))) if layers == from => UnpackPlan::difference(&upper, &lower),
+            (from, _) => UnpackPlan::difference(&upper, &self.of(from)?),
         };
         self.last = Some((step.to, upper));
         // The lowest is there even for an image without files: an overlay has a lower layer.
@@ -323,7 +323,7 @@ fn write_step(step: &Step, trees: &mut Trees<'_>, fd: &OwnedFd, path: &Path) -> 
     rustix::fs::mkdirat(fd, TREE, Mode::RWXU).at("make", &tree)?;
     let root = rustix::fs::openat(fd, TREE, DIRECTORY, Mode::empty()).at("open", &tree)?;
     let layers: Vec<_> = trees.image.layers.iter().map(AsRef::as_ref).collect();
-    let written = write(&plan, &layers, root.as_fd(), &tree, &Options::default())
+    let written = write(&plan, &layers, root.as_fd(), &tree, &UnpackOptions::default())
         .map_err(|source| RootsError::Unpack { layer: step.to, source })?;
     meta.bytes = written.bytes;
     let text = serde_json::to_vec(&meta).map_err(io::Error::from).at("describe", path)?;

@@ -13,7 +13,7 @@ use crate::fs::{Ino, Place};
 use crate::pipeline::OpenImage;
 use crate::roots::error::{At as _, RootsError};
 use crate::tree::NodeId;
-use crate::unpack::{self, Plan};
+use crate::unpack::{self, UnpackPlan};
 
 /// The directories of one image, the topmost first.
 #[derive(Debug)]
@@ -131,8 +131,14 @@ impl Lower {
         let fd = rustix::fs::openat(home, COPY, crate::roots::homes::home::DIRECTORY, Mode::empty())
             .at("open", &path)?;
         let layers: Vec<_> = image.layers.iter().map(AsRef::as_ref).collect();
-        unpack::write(&Plan::whole(&image.tree), &layers, fd.as_fd(), &path, &unpack::Options::default())
-            .map_err(|source| RootsError::Copy { image: self.name.clone(), source })?;
+        unpack::write(
+            &UnpackPlan::whole(&image.tree),
+            &layers,
+            fd.as_fd(),
+            &path,
+            &unpack::UnpackOptions::default(),
+        )
+        .map_err(|source| RootsError::Copy { image: self.name.clone(), source })?;
         Self::of_directories(vec![(path, fd)], &self.name).map(Some)
     }
 

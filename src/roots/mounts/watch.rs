@@ -18,12 +18,12 @@ use crate::roots::PrivateRoot;
 /// inotify(7) tells of a watched directory's filesystem being taken down (`IN_UNMOUNT`), and watching does not keep it up. The
 /// watch may be made in one process and read in another that was forked from it.
 #[derive(Debug)]
-pub struct Watch {
+pub struct RootWatch {
     queue: OwnedFd,
     dead: AtomicBool,
 }
 
-impl Watch {
+impl RootWatch {
     /// A watch of nothing yet.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl Watch {
         Ok(())
     }
 
-    /// To wait for with other descriptors: readable when [`Watch::dead`] has something to tell.
+    /// To wait for with other descriptors: readable when [`RootWatch::dead`] has something to tell.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.queue.as_fd()

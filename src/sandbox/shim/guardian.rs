@@ -20,7 +20,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid};
 
 use super::ShimError;
-use crate::roots::{Lease, PrivateRoot, Roots, Watch, holders};
+use crate::roots::{PrivateRoot, RootLease, RootWatch, Roots, holders};
 use crate::sandbox::process::{Forked, fork};
 
 /// An isolate that ended by itself took its namespace with it before its end could be seen.
@@ -35,15 +35,18 @@ const FILES: u64 = 1024;
 /// The guardian, as the process sees it that it waits for.
 #[derive(Debug)]
 pub(super) struct Guardian {
-    watch: Watch,
+    watch: RootWatch,
     ready: OwnedFd,
 }
 
 impl Guardian {
     /// Starts the process. From here on the lease is its to release; what is returned is for mounting the root.
-    pub(super) fn start(roots: &Roots, lease: Lease) -> Result<(Self, ManuallyDrop<Lease>), ShimError> {
+    pub(super) fn start(
+        roots: &Roots,
+        lease: RootLease,
+    ) -> Result<(Self, ManuallyDrop<RootLease>), ShimError> {
         let failed = |error: Errno| ShimError::Guardian(error.into());
-        let watch = Watch::new().map_err(ShimError::Guardian)?;
+        let watch = RootWatch::new().map_err(ShimError::Guardian)?;
         // Of this very process: once forked, its number could be another's already.
         let ward =
             rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).map_err(failed)?;
@@ -79,7 +82,13 @@ impl Guardian {
 }
 
 /// What the guardian does in its life.
-fn guard(roots: &Roots, lease: Lease, watch: &Watch, ward: &OwnedFd, tell: &OwnedFd) -> io::Result<()> {
+fn guard(
+    roots: &Roots,
+    lease: RootLease,
+    watch: &RootWatch,
+    ward: &OwnedFd,
+    tell: &OwnedFd,
+) -> io::Result<()> {
     let mut kept = vec![watch.fd().as_raw_fd(), ward.as_raw_fd(), tell.as_raw_fd()];
     kept.extend(lease.descriptors().iter().map(|fd| fd.as_raw_fd()));
     settle(&kept)?;

@@ -1,7 +1,7 @@
 //! The filesystem without the kernel: what one request costs, and a read with and without a decode.
 
 use criterion::{BatchSize, Criterion, Throughput};
-use rcx_imagefs::fs::{Attr, FsOptions, ImageFs, Ino, Lookup, Source};
+use rcx_imagefs::fs::{FsOptions, ImageFs, ImageSource, Ino, InodeAttr, Lookup};
 use rcx_imagefs::image::{Descriptor, Digest, LayerDigest, Manifest, Name, media};
 use rcx_imagefs::store::Store;
 use tempfile::TempDir;
@@ -47,13 +47,13 @@ impl Images {
     /// Shows them; a forward reader's next span is not decoded ahead, so that each read pays for its own.
     fn fs(&self) -> ImageFs {
         let options = FsOptions { read_ahead: false, ..FsOptions::default() };
-        let fs = ImageFs::new(Source::new(self.store.clone(), None), &options);
+        let fs = ImageFs::new(ImageSource::new(self.store.clone(), None), &options);
         fs.refresh().unwrap();
         fs
     }
 }
 
-fn found(fs: &ImageFs, parent: Ino, name: &[u8]) -> Attr {
+fn found(fs: &ImageFs, parent: Ino, name: &[u8]) -> InodeAttr {
     match fs.lookup(parent, name).unwrap() {
         Lookup::Found(attr) => attr,
         absent @ Lookup::Absent { .. } => panic!("{}: {absent:?}", name.escape_ascii()),

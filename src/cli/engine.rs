@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use serde::Deserialize;
 
 use super::{Context, error};
-use crate::daemon::{Request, ask};
+use crate::daemon::{ControlRequest, ask};
 use crate::pipeline::open_image;
 use crate::roots::{Engine, LayerDirectories, Lower};
 use crate::store::Store;
@@ -46,7 +46,7 @@ impl Context {
             EngineChoice::Overlay2 => Engine::Overlay2,
             EngineChoice::Unpack => Engine::Unpack,
             EngineChoice::Auto => match store.running_daemon()? {
-                Some(daemon) if ask(&daemon.socket, Request::Ping, PING).is_ok() => Engine::Fuse,
+                Some(daemon) if ask(&daemon.socket, ControlRequest::Ping, PING).is_ok() => Engine::Fuse,
                 _ => Engine::Overlay2,
             },
         };

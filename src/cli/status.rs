@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Context, error, output};
-use crate::daemon::{Request, Response, Status, ask};
+use crate::daemon::{ControlRequest, ControlResponse, DaemonStatus, ask};
 
 /// How long the daemon may take to answer.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -26,8 +26,8 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> anyhow::Result<()> {
             "start one with `rcx-imagefs mount DIR`",
         ));
     };
-    let status = match ask(&daemon.socket, Request::Status, DEADLINE)? {
-        Response::Status(status) => status,
+    let status = match ask(&daemon.socket, ControlRequest::Status, DEADLINE)? {
+        ControlResponse::Status(status) => status,
         other => anyhow::bail!("the daemon answered {other:?}"),
     };
     if args.json {
@@ -36,7 +36,7 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> anyhow::Result<()> {
     print(&status)
 }
 
-fn print(status: &Status) -> anyhow::Result<()> {
+fn print(status: &DaemonStatus) -> anyhow::Result<()> {
     output::line(format!(
         "rcx-imagefs {}, process {}, {} s, {} threads",
         status.version, status.pid, status.uptime_seconds, status.threads

@@ -13,7 +13,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
-use super::metrics::Status;
+use super::status::DaemonStatus;
 
 /// Longest request; none is longer than its name.
 const REQUEST_MAX: u64 = 4 << 10;
@@ -27,7 +27,7 @@ const CONNECTIONS: usize = 32;
 /// What can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Request {
+pub enum ControlRequest {
     /// Whether anyone answers.
     Ping,
     /// What the daemon holds and has done.
@@ -39,12 +39,12 @@ pub enum Request {
 /// What is answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Response {
-    /// To [`Request::Ping`].
+pub enum ControlResponse {
+    /// To [`ControlRequest::Ping`].
     Pong,
-    /// To [`Request::Status`].
-    Status(Box<Status>),
-    /// To [`Request::Refresh`].
+    /// To [`ControlRequest::Status`].
+    Status(Box<DaemonStatus>),
+    /// To [`ControlRequest::Refresh`].
     Refreshed,
     /// What was asked could not be done, or was no request.
     Error(String),
@@ -98,7 +98,11 @@ pub enum ControlError {
 /// # Errors
 ///
 /// Nobody listens, nobody answers in time, or the answer is an error.
-pub fn ask(socket: &Path, request: Request, deadline: Duration) -> Result<Response, ControlError> {
+pub fn ask(
+    socket: &Path,
+    request: ControlRequest,
+    deadline: Duration,
+) -> Result<ControlResponse, ControlError> {
     let end = Instant::now() + deadline;
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
@@ -125,7 +129,9 @@ pub fn ask(socket: &Path, request: Request, deadline: Duration) -> Result<Respon
         }
     }
     match serde_json::from_slice(&answer) {
-        Ok(Response::Error(message)) => Err(ControlError::Refused { socket: socket.to_owned(), message }),
+        Ok(ControlResponse::Error(message)) => {
+            Err(ControlError::Refused { socket: socket.to_owned(), message })
+        }
         Ok(response) => Ok(response),
         Err(source) => Err(ControlError::Answer { socket: socket.to_owned(), source }),
     }
@@ -141,19 +147,19 @@ fn connect(socket: &Path, deadline: Duration) -> io::Result<UnixStream> {
 
 /// The listening end; its file goes when this is dropped.
 #[derive(Debug)]
-pub struct Listener {
+pub struct ControlListener {
     path: PathBuf,
     socket: tokio::net::UnixListener,
 }
 
-impl Drop for Listener {
+impl Drop for ControlListener {
     fn drop(&mut self) {
         // What is left is refused by nobody and replaced by the next daemon.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-impl Listener {
+impl ControlListener {
     /// Listens at `path`, in the place of a daemon that is gone. Called within a tokio runtime.
     ///
     /// # Errors
@@ -179,7 +185,7 @@ impl Listener {
     /// Answers with `handle` until the future is dropped. `handle` may block.
     pub async fn answer<H>(&self, handle: H)
     where
-        H: Fn(Request) -> Response + Clone + Send + 'static,
+        H: Fn(ControlRequest) -> ControlResponse + Clone + Send + 'static,
     {
         let room = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
         loop {
@@ -207,7 +213,7 @@ impl Listener {
 /// Answers one connection's requests until it is closed or silent.
 async fn converse<H>(stream: tokio::net::UnixStream, handle: H) -> io::Result<()>
 where
-    H: Fn(Request) -> Response + Clone + Send + 'static,
+    H: Fn(ControlRequest) -> ControlResponse + Clone + Send + 'static,
 {
     use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
     let (read, mut write) = stream.into_split();
@@ -219,13 +225,13 @@ where
         if line.is_empty() {
             return Ok(());
         }
-        let response = match serde_json::from_slice::<Request>(&line) {
+        let response = match serde_json::from_slice::<ControlRequest>(&line) {
             Ok(request) => {
                 let handle = handle.clone();
                 let answer = tokio::task::spawn_blocking(move || handle(request)).await;
-                answer.unwrap_or_else(|_| Response::Error("the request's handler panicked".to_owned()))
+                answer.unwrap_or_else(|_| ControlResponse::Error("the request's handler panicked".to_owned()))
             }
-            Err(error) => Response::Error(format!("not a request: {error}")),
+            Err(error) => ControlResponse::Error(format!("not a request: {error}")),
         };
         let mut answer = serde_json::to_vec(&response).map_err(io::Error::from)?;
         answer.push(b'\n');
@@ -246,14 +252,14 @@ mod tests {
 
     /// Runs `client` against a listener that answers with `handle`.
     fn with_listener<T: Send + 'static>(
-        handle: impl Fn(Request) -> Response + Clone + Send + 'static,
+        handle: impl Fn(ControlRequest) -> ControlResponse + Clone + Send + 'static,
         client: impl FnOnce(&Path) -> T + Send + 'static,
     ) -> T {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("control.sock");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let listener = Listener::bind(&path).unwrap();
+            let listener = ControlListener::bind(&path).unwrap();
             let client = tokio::task::spawn_blocking(move || client(&path));
             tokio::select! {
                 () = listener.answer(handle) => unreachable!(),
@@ -266,18 +272,18 @@ mod tests {
     fn request_is_answered() {
         let answer = with_listener(
             |request| {
-                assert_eq!(request, Request::Ping);
-                Response::Pong
+                assert_eq!(request, ControlRequest::Ping);
+                ControlResponse::Pong
             },
-            |path| ask(path, Request::Ping, SOON),
+            |path| ask(path, ControlRequest::Ping, SOON),
         );
-        assert_eq!(answer.unwrap(), Response::Pong);
+        assert_eq!(answer.unwrap(), ControlResponse::Pong);
     }
 
     #[test]
     fn what_is_no_request_gets_an_error_and_the_next_line_an_answer() {
         let answers = with_listener(
-            |_| Response::Refreshed,
+            |_| ControlResponse::Refreshed,
             |path| {
                 let mut stream = UnixStream::connect(path).unwrap();
                 stream.write_all(b"\"dance\"\n\"refresh\"\n").unwrap();
@@ -292,7 +298,7 @@ mod tests {
     #[test]
     fn endless_request_is_cut_off() {
         let answer = with_listener(
-            |_| Response::Pong,
+            |_| ControlResponse::Pong,
             |path| {
                 let mut stream = UnixStream::connect(path).unwrap();
                 stream.write_all(&[b'x'; 8 << 10]).unwrap();
@@ -306,19 +312,20 @@ mod tests {
 
     #[test]
     fn panic_of_the_handler_is_an_answer() {
-        let answer = with_listener(|_| panic!("a handler's bug"), |path| ask(path, Request::Status, SOON));
+        let answer =
+            with_listener(|_| panic!("a handler's bug"), |path| ask(path, ControlRequest::Status, SOON));
         assert!(matches!(answer, Err(ControlError::Refused { message, .. }) if message.contains("panicked")));
     }
 
     #[test]
     fn daemon_that_hangs_is_told_after_the_deadline() {
         let answer = with_listener(
-            |_| Response::Pong,
+            |_| ControlResponse::Pong,
             |path| {
                 // Bound and never accepted from.
                 let deaf = path.with_file_name("deaf.sock");
                 let _listener = std::os::unix::net::UnixListener::bind(&deaf).unwrap();
-                ask(&deaf, Request::Ping, Duration::from_millis(20))
+                ask(&deaf, ControlRequest::Ping, Duration::from_millis(20))
             },
         );
         assert!(matches!(answer, Err(ControlError::Deadline { .. })), "{answer:?}");
@@ -329,11 +336,11 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("control.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(matches!(ask(&path, Request::Ping, SOON), Err(ControlError::NoDaemon(_))));
+        assert!(matches!(ask(&path, ControlRequest::Ping, SOON), Err(ControlError::NoDaemon(_))));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let first = Listener::bind(&path).unwrap();
-            assert!(matches!(Listener::bind(&path), Err(ControlError::InUse(_))));
+            let first = ControlListener::bind(&path).unwrap();
+            assert!(matches!(ControlListener::bind(&path), Err(ControlError::InUse(_))));
             drop(first);
         });
         assert!(!path.exists());

@@ -14,11 +14,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
-use super::control::{ControlError, Listener, Request, Response, ask};
-use super::metrics::Status;
-use super::watch::Watch;
-use crate::fs::{FsOptions, ImageFs, LoadError, Source};
-use crate::fuse::{self, Kernel, Requests, Serving, SessionError, Unmounted};
+use super::control::{ControlError, ControlListener, ControlRequest, ControlResponse, ask};
+use super::status::DaemonStatus;
+use super::watch::StoreWatch;
+use crate::fs::{FsOptions, ImageFs, ImageSource, LoadError};
+use crate::fuse::{self, CacheInvalidator, FuseSession, RequestCounters, SessionError, UnmountResult};
 use crate::store::{DaemonInfo, Store, StoreError};
 
 /// Name of the control socket in the run directory.
@@ -102,7 +102,7 @@ pub enum DaemonError {
 /// There is a daemon and it does not answer.
 pub fn refresh(store: &Store) -> Result<(), DaemonError> {
     match store.running_daemon().map_err(|error| at_store(store, error))? {
-        Some(daemon) => match ask(&daemon.socket, Request::Refresh, REFRESH) {
+        Some(daemon) => match ask(&daemon.socket, ControlRequest::Refresh, REFRESH) {
             // It ended in between.
             Err(ControlError::NoDaemon(_)) | Ok(_) => Ok(()),
             Err(error) => Err(error.into()),
@@ -156,11 +156,13 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
     let _lock = store.lock_daemon(&info).map_err(|error| at_store(&store, error))?;
 
     // Before the first look at the references, so that no change falls between the two.
-    let watch = Watch::new(&store.index_json_path()).map_err(system("watch the store"))?;
-    let fs =
-        Arc::new(ImageFs::new(Source::new(store.clone(), options.default_registry.clone()), &options.fs));
+    let watch = StoreWatch::new(&store.index_json_path()).map_err(system("watch the store"))?;
+    let fs = Arc::new(ImageFs::new(
+        ImageSource::new(store.clone(), options.default_registry.clone()),
+        &options.fs,
+    ));
     fs.refresh().map_err(DaemonError::References)?;
-    let listener = Listener::bind(&socket)?;
+    let listener = ControlListener::bind(&socket)?;
     let mounted = fuse::mount(mountpoint, options.allow_nonempty)?;
     let threads = options.threads.unwrap_or_else(default_threads);
     let (end, ended) = oneshot::channel();
@@ -206,8 +208,8 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
         return end_of(serving);
     }
     match mounted.mount.unmount()? {
-        Unmounted::Clean | Unmounted::Before => {}
-        Unmounted::Detached => warn!("programs still use the mount; waiting {DETACHED:?} for them"),
+        UnmountResult::Clean | UnmountResult::Before => {}
+        UnmountResult::Detached => warn!("programs still use the mount; waiting {DETACHED:?} for them"),
     }
     match tokio::time::timeout(DETACHED, ended).await {
         Ok(_) => end_of(serving),
@@ -219,12 +221,12 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
 }
 
 /// Waits for the session's thread, which has said that it ends.
-fn end_of(serving: Serving) -> Result<(), DaemonError> {
+fn end_of(serving: FuseSession) -> Result<(), DaemonError> {
     Ok(serving.join()?)
 }
 
 /// Shows what the store publishes, whenever that changes.
-async fn follow(watch: &Watch, daemon: &Arc<Daemon>) {
+async fn follow(watch: &StoreWatch, daemon: &Arc<Daemon>) {
     loop {
         if let Err(error) = watch.changed().await {
             error!(%error, "the store is not watched any more");
@@ -240,8 +242,8 @@ async fn follow(watch: &Watch, daemon: &Arc<Daemon>) {
 #[derive(Debug)]
 struct Daemon {
     fs: Arc<ImageFs>,
-    kernel: Kernel,
-    requests: Arc<Requests>,
+    kernel: CacheInvalidator,
+    requests: Arc<RequestCounters>,
     /// Held until the kernel has forgotten what it must: whoever asks for a refresh that another has begun gets the answer
     /// when that one is done too. Handlers never take it.
     refreshing: Mutex<()>,
@@ -252,13 +254,13 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn handle(&self, request: Request) -> Response {
+    fn handle(&self, request: ControlRequest) -> ControlResponse {
         match request {
-            Request::Ping => Response::Pong,
-            Request::Status => Response::Status(Box::new(self.status())),
-            Request::Refresh => match self.refresh() {
-                Ok(()) => Response::Refreshed,
-                Err(error) => Response::Error(format!("references of the store: {error}")),
+            ControlRequest::Ping => ControlResponse::Pong,
+            ControlRequest::Status => ControlResponse::Status(Box::new(self.status())),
+            ControlRequest::Refresh => match self.refresh() {
+                Ok(()) => ControlResponse::Refreshed,
+                Err(error) => ControlResponse::Error(format!("references of the store: {error}")),
             },
         }
     }
@@ -272,8 +274,8 @@ impl Daemon {
         Ok(())
     }
 
-    fn status(&self) -> Status {
-        Status {
+    fn status(&self) -> DaemonStatus {
+        DaemonStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: self.info.pid,
             mountpoint: self.info.mountpoint.clone(),

@@ -11,12 +11,12 @@ use tokio::io::unix::AsyncFd;
 
 /// A watch on a store's references, from its making on.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct StoreWatch {
     queue: AsyncFd<OwnedFd>,
     name: std::ffi::OsString,
 }
 
-impl Watch {
+impl StoreWatch {
     /// Watches the file at `path`, by its directory. Called within a tokio runtime.
     pub(super) fn new(path: &Path) -> io::Result<Self> {
         let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
@@ -89,8 +89,8 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("index.json");
         block_on(async {
-            let watch = Watch::new(&path).unwrap();
-            let nothing = async |watch: &Watch| {
+            let watch = StoreWatch::new(&path).unwrap();
+            let nothing = async |watch: &StoreWatch| {
                 let soon = tokio::time::timeout(Duration::from_millis(1), watch.changed()).await;
                 assert!(soon.is_err());
             };
@@ -111,7 +111,7 @@ mod tests {
         let directory = scratch.path().join("store");
         fs::create_dir(&directory).unwrap();
         block_on(async {
-            let watch = Watch::new(&directory.join("index.json")).unwrap();
+            let watch = StoreWatch::new(&directory.join("index.json")).unwrap();
             fs::remove_dir(&directory).unwrap();
             assert!(watch.changed().await.is_err());
         });

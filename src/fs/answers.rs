@@ -1,12 +1,12 @@
 //! What the filesystem answers, but for attributes and bytes.
 
-use super::{Attr, CacheCounters};
+use super::{CacheCounters, InodeAttr};
 
 /// What a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lookup {
     /// This, for as long as the name is not invalidated.
-    Found(Attr),
+    Found(InodeAttr),
     /// Nothing. `lasting`: it will never be anything, so that the answer may be cached.
     Absent {
         /// Whether the answer may be cached.
@@ -22,14 +22,14 @@ pub struct DirEntry<'a> {
     /// Where the listing goes on behind this name.
     pub next: u64,
     /// What it stands for. Unless `attr_lasts`, number and kind are right and the others made up.
-    pub attr: Attr,
+    pub attr: InodeAttr,
     /// Whether `attr` holds for as long as the name is not invalidated.
     pub attr_lasts: bool,
 }
 
 /// Figures for `statfs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Figures {
+pub struct StatFs {
     /// Bytes of all layers that are open, decoded.
     pub bytes: u64,
     /// Entries of all layers that are open.

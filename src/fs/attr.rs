@@ -7,7 +7,7 @@ use crate::tree::{IMPLIED_MODE, IMPLIED_MTIME};
 
 /// What `stat` shows of an inode. Access and change time are those of modification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attr {
+pub struct InodeAttr {
     /// Its number.
     pub ino: Ino,
     /// What it is.
@@ -54,7 +54,7 @@ pub(super) const NO_TIME: Timestamp = Timestamp { sec: 0, nsec: 0 };
 const DIRECTORY_SIZE: u64 = 4096;
 const BLOCK: u64 = 512;
 
-impl Attr {
+impl InodeAttr {
     /// A directory of the namespace: nobody's to write.
     pub(super) fn directory(ino: Ino, nlink: u32, mtime: Timestamp) -> Self {
         Self {

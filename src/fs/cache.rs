@@ -62,7 +62,7 @@ pub struct CacheCounters {
 /// A bounded cache of decoded spans.
 #[derive(Debug)]
 pub struct SpanCache {
-    shards: Box<[Mutex<Shard>]>,
+    shards: Box<[Mutex<CacheShard>]>,
     shard_capacity: u64,
     hasher: RandomState,
     deadline: Duration,
@@ -75,15 +75,15 @@ pub struct SpanCache {
 }
 
 #[derive(Debug)]
-struct Shard {
+struct CacheShard {
     spans: LruCache<SpanKey, SpanBytes>,
     bytes: u64,
-    flights: HashMap<SpanKey, Arc<Flight>>,
+    flights: HashMap<SpanKey, Arc<PendingDecode>>,
 }
 
 /// One decode under way, and those who wait for it.
 #[derive(Debug, Default)]
-struct Flight {
+struct PendingDecode {
     outcome: Mutex<Option<Option<SpanBytes>>>,
     landed: Condvar,
 }
@@ -100,7 +100,8 @@ impl SpanCache {
     pub fn new(capacity: u64, deadline: Duration) -> Self {
         let shards =
             usize::try_from(capacity / Self::MIN_SHARD).unwrap_or(Self::SHARDS).clamp(1, Self::SHARDS);
-        let shard = || Mutex::new(Shard { spans: LruCache::unbounded(), bytes: 0, flights: HashMap::new() });
+        let shard =
+            || Mutex::new(CacheShard { spans: LruCache::unbounded(), bytes: 0, flights: HashMap::new() });
         Self {
             shards: (0..shards).map(|_| shard()).collect(),
             shard_capacity: capacity / u64::try_from(shards).expect("at most 16 shards"),
@@ -142,13 +143,13 @@ impl SpanCache {
                 None => Err(SpanFault::Deadline(self.deadline)),
             };
         }
-        let flight = Arc::new(Flight::default());
+        let flight = Arc::new(PendingDecode::default());
         locked.flights.insert(key, Arc::clone(&flight));
         drop(locked);
 
         self.decodes.fetch_add(1, Ordering::Relaxed);
         // Lands the flight as failed where `decode` panics or errs, so that nobody waits for it.
-        let mut landing = Landing { cache: self, shard, key, flight, bytes: None };
+        let mut landing = DecodeGuard { cache: self, shard, key, flight, bytes: None };
         let bytes = Arc::new(decode().map_err(SpanFault::Decode)?);
         landing.bytes = Some(Arc::clone(&bytes));
         Ok(bytes)
@@ -191,13 +192,13 @@ impl SpanCache {
         counters
     }
 
-    fn shard(&self, key: SpanKey) -> &Mutex<Shard> {
+    fn shard(&self, key: SpanKey) -> &Mutex<CacheShard> {
         let hash = self.hasher.hash_one(key);
         let index = usize::try_from(hash % self.shards.len() as u64).expect("less than the number of shards");
         &self.shards[index]
     }
 
-    fn insert(&self, shard: &mut Shard, key: SpanKey, bytes: SpanBytes) {
+    fn insert(&self, shard: &mut CacheShard, key: SpanKey, bytes: SpanBytes) {
         let size = weight(&bytes);
         if size > self.shard_capacity {
             return;
@@ -214,7 +215,7 @@ impl SpanCache {
     }
 }
 
-impl Flight {
+impl PendingDecode {
     /// What the decode came to; `None` when the deadline passes first.
     fn wait(&self, deadline: Duration) -> Option<Option<SpanBytes>> {
         let end = Instant::now() + deadline;
@@ -230,15 +231,15 @@ impl Flight {
 }
 
 /// Ends a flight when dropped, on every way out of the decode.
-struct Landing<'a> {
+struct DecodeGuard<'a> {
     cache: &'a SpanCache,
-    shard: &'a Mutex<Shard>,
+    shard: &'a Mutex<CacheShard>,
     key: SpanKey,
-    flight: Arc<Flight>,
+    flight: Arc<PendingDecode>,
     bytes: Option<SpanBytes>,
 }
 
-impl Drop for Landing<'_> {
+impl Drop for DecodeGuard<'_> {
     fn drop(&mut self) {
         let bytes = self.bytes.take();
         let mut shard = lock(self.shard);

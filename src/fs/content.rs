@@ -15,21 +15,21 @@ use crate::layer::TarOffset;
 
 /// Bytes that were read: a stretch of a cached span, which is not copied, or a buffer of their own.
 #[derive(Debug)]
-pub struct Bytes(Held);
+pub struct FileBytes(BytesStorage);
 
 #[derive(Debug)]
-enum Held {
+enum BytesStorage {
     Span(SpanBytes, Range<usize>),
     Own(Vec<u8>),
 }
 
-impl Deref for Bytes {
+impl Deref for FileBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            Held::Span(span, range) => &span[range.clone()],
-            Held::Own(bytes) => bytes,
+            BytesStorage::Span(span, range) => &span[range.clone()],
+            BytesStorage::Own(bytes) => bytes,
         }
     }
 }
@@ -39,20 +39,20 @@ pub(super) type SlotLayer = (u32, Arc<Layer>);
 
 /// Reads content through the cache.
 #[derive(Debug)]
-pub(super) struct Content {
-    spans: Arc<Spans>,
+pub(super) struct ContentReader {
+    spans: Arc<SpanReader>,
     ahead: Option<ReadAhead>,
 }
 
 #[derive(Debug)]
-struct Spans {
+struct SpanReader {
     cache: SpanCache,
-    reports: Reports,
+    reports: ErrorLog,
 }
 
-impl Content {
+impl ContentReader {
     pub(super) fn new(cache: SpanCache, read_ahead: bool) -> Self {
-        let spans = Arc::new(Spans { cache, reports: Reports::default() });
+        let spans = Arc::new(SpanReader { cache, reports: ErrorLog::default() });
         let ahead = read_ahead.then(|| ReadAhead::start(&spans));
         Self { spans, ahead }
     }
@@ -65,10 +65,10 @@ impl Content {
         entry: EntryId,
         offset: u64,
         len: u32,
-    ) -> Result<Bytes, FsError> {
+    ) -> Result<FileBytes, FsError> {
         let pieces = layer.pieces(entry, offset, len.into());
         let bytes = match pieces.as_slice() {
-            [] => return Ok(Bytes(Held::Own(Vec::new()))),
+            [] => return Ok(FileBytes(BytesStorage::Own(Vec::new()))),
             [Piece::Data { tar, len }] => match self.within_one_span(*slot, layer, *tar, *len)? {
                 Some(bytes) => bytes,
                 None => self.gather(*slot, layer, &pieces)?,
@@ -99,17 +99,17 @@ impl Content {
         layer: &Arc<Layer>,
         tar: TarOffset,
         len: u64,
-    ) -> Result<Option<Bytes>, FsError> {
+    ) -> Result<Option<FileBytes>, FsError> {
         let (span, range) = span_at(layer, tar);
         if tar.get() + len > range.end {
             return Ok(None);
         }
         let bytes = self.spans.get(slot, layer, span).map_err(FsError::Content)?;
         let start = place(tar.get() - range.start);
-        Ok(Some(Bytes(Held::Span(bytes, start..start + place(len)))))
+        Ok(Some(FileBytes(BytesStorage::Span(bytes, start..start + place(len)))))
     }
 
-    fn gather(&self, slot: u32, layer: &Arc<Layer>, pieces: &[Piece]) -> Result<Bytes, FsError> {
+    fn gather(&self, slot: u32, layer: &Arc<Layer>, pieces: &[Piece]) -> Result<FileBytes, FsError> {
         let total: u64 = pieces.iter().map(|(Piece::Hole { len } | Piece::Data { len, .. })| len).sum();
         let mut out = Vec::with_capacity(place(total));
         for piece in pieces {
@@ -127,11 +127,11 @@ impl Content {
                 }
             }
         }
-        Ok(Bytes(Held::Own(out)))
+        Ok(FileBytes(BytesStorage::Own(out)))
     }
 }
 
-impl Spans {
+impl SpanReader {
     /// A span's bytes. What goes wrong is reported here, once for all who wait for it.
     fn get(&self, slot: u32, layer: &Arc<Layer>, span: SpanId) -> Result<SpanBytes, SpanFault<ReadError>> {
         let key = SpanKey { layer: slot, span: span.get() };
@@ -160,17 +160,17 @@ fn place(bytes: u64) -> usize {
 
 /// Errors in the log, but no flood of them: a damaged blob may be read a thousand times a second.
 #[derive(Debug)]
-struct Reports {
+struct ErrorLog {
     window: Mutex<(Instant, u32)>,
 }
 
-impl Default for Reports {
+impl Default for ErrorLog {
     fn default() -> Self {
         Self { window: Mutex::new((Instant::now(), 0)) }
     }
 }
 
-impl Reports {
+impl ErrorLog {
     const PER_WINDOW: u32 = 20;
     const WINDOW: Duration = Duration::from_secs(10);
 
@@ -193,14 +193,14 @@ impl Reports {
 /// Decodes, in the background, the span behind the one that a forward reader is in.
 #[derive(Debug)]
 struct ReadAhead {
-    queue: SyncSender<Wanted>,
+    queue: SyncSender<ReadAheadRequest>,
     /// For some recently read inodes, a hash of the inode and where its last read ended. Collisions cost a span decoded
     /// in vain or not early; never a wrong byte.
     ends: Box<[AtomicU64]>,
 }
 
 #[derive(Debug)]
-struct Wanted {
+struct ReadAheadRequest {
     layer: Arc<Layer>,
     slot: u32,
     span: SpanId,
@@ -212,7 +212,7 @@ impl ReadAhead {
     const QUEUE: usize = 4;
     const STREAMS: usize = 256;
 
-    fn start(spans: &Arc<Spans>) -> Self {
+    fn start(spans: &Arc<SpanReader>) -> Self {
         let (queue, wanted) = sync_channel(Self::QUEUE);
         let wanted = Arc::new(Mutex::new(wanted));
         for number in 0..Self::THREADS {
@@ -227,10 +227,10 @@ impl ReadAhead {
     }
 
     /// Ends when the queue's sender is dropped.
-    fn work(spans: &Spans, queue: &Mutex<Receiver<Wanted>>) {
+    fn work(spans: &SpanReader, queue: &Mutex<Receiver<ReadAheadRequest>>) {
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(Wanted { layer, slot, span }) = next else { return };
+            let Ok(ReadAheadRequest { layer, slot, span }) = next else { return };
             // `get` has reported what goes wrong; the reader that comes for the span tries again.
             let decode = AssertUnwindSafe(|| drop(spans.get(slot, &layer, span)));
             if catch_unwind(decode).is_err() {
@@ -249,7 +249,7 @@ impl ReadAhead {
     /// Asks for the span behind the one that ends the read, if the file goes on there.
     fn want_behind(
         &self,
-        spans: &Spans,
+        spans: &SpanReader,
         slot: u32,
         layer: &Arc<Layer>,
         entry: EntryId,
@@ -262,7 +262,7 @@ impl ReadAhead {
         let (span, _) = span_at(layer, *tar);
         if !spans.cache.holds(SpanKey { layer: slot, span: span.get() }) {
             // A full queue means that the machine has enough to do.
-            let _ = self.queue.try_send(Wanted { layer: Arc::clone(layer), slot, span });
+            let _ = self.queue.try_send(ReadAheadRequest { layer: Arc::clone(layer), slot, span });
         }
     }
 }

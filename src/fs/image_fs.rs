@@ -6,13 +6,18 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use super::answers::{DirEntry, Figures, FsStatus, Lookup};
-use super::attr::{Attr, FileKind};
-use super::content::{Bytes, Content};
-use super::images::Images;
-use super::resolve::{Found, Made, OpenImage, OpenLayer, directory_node, image_ino, image_root};
-use super::source::Source;
-use super::{Changes, Directory, FsError, Ino, Namespace, Node, Place, SpanCache, Target};
+use super::answers::{DirEntry, FsStatus, Lookup, StatFs};
+use super::attr::{FileKind, InodeAttr};
+use super::content::{ContentReader, FileBytes};
+use super::images::ImageTable;
+use super::resolve::{
+    EntryInode, InodeSource, ServedImage, ServedLayer, directory_node, image_ino, image_root,
+};
+use super::source::ImageSource;
+use super::{
+    DecodedIno, FsError, Ino, NameTarget, Namespace, NamespaceChanges, NamespaceDirectory, NamespaceNode,
+    SpanCache,
+};
 use crate::index::{Kind, Piece};
 use crate::tree::NodeId;
 
@@ -50,27 +55,27 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// All published images as one tree of files.
 #[derive(Debug)]
 pub struct ImageFs {
-    pub(super) source: Source,
+    pub(super) source: ImageSource,
     namespace: RwLock<Arc<Namespace>>,
     /// Held through a refresh, which nothing but another refresh waits for.
     refreshing: Mutex<()>,
-    pub(super) images: Images<OpenImage>,
-    pub(super) layers: RwLock<HashMap<u32, OpenLayer>>,
-    content: Content,
+    pub(super) images: ImageTable<ServedImage>,
+    pub(super) layers: RwLock<HashMap<u32, ServedLayer>>,
+    content: ContentReader,
 }
 
 impl ImageFs {
     /// Makes a filesystem that shows nothing before its first [`ImageFs::refresh`].
     #[must_use]
-    pub fn new(source: Source, options: &FsOptions) -> Self {
+    pub fn new(source: ImageSource, options: &FsOptions) -> Self {
         let cache = SpanCache::new(options.cache_bytes, options.span_deadline);
         Self {
             source,
             namespace: RwLock::new(Arc::new(Namespace::default())),
             refreshing: Mutex::new(()),
-            images: Images::new(options.image_deadline, RETRY_AFTER),
+            images: ImageTable::new(options.image_deadline, RETRY_AFTER),
             layers: RwLock::new(HashMap::new()),
-            content: Content::new(cache, options.read_ahead),
+            content: ContentReader::new(cache, options.read_ahead),
         }
     }
 
@@ -80,7 +85,7 @@ impl ImageFs {
     /// # Errors
     ///
     /// That the store's references cannot be read; what was shown stays.
-    pub fn refresh(&self) -> Result<Changes, super::LoadError> {
+    pub fn refresh(&self) -> Result<NamespaceChanges, super::LoadError> {
         let _one = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         let (published, changed) = self.source.published()?;
         let old = self.namespace();
@@ -130,21 +135,21 @@ impl ImageFs {
             _ => {}
         }
         match self.place(parent)? {
-            Place::Namespace(_) => {
+            DecodedIno::Namespace(_) => {
                 let namespace = self.namespace();
                 match directory(&namespace, parent)?.lookup(name) {
                     // A pull may give it a meaning at any time.
                     None => Ok(Lookup::Absent { lasting: false }),
-                    Some(Target::Image(image)) => {
+                    Some(NameTarget::Image(image)) => {
                         let open = self.open(image)?;
                         self.attr(&open, NodeId::ROOT).map(Lookup::Found)
                     }
-                    Some(Target::Directory(ino) | Target::Symlink(ino)) => {
+                    Some(NameTarget::Directory(ino) | NameTarget::Symlink(ino)) => {
                         namespace_attr(&namespace, ino).map(Lookup::Found)
                     }
                 }
             }
-            Place::Image { slot, node } => {
+            DecodedIno::Image { slot, node } => {
                 let open = self.open_slot(slot, parent)?;
                 match open.tree.lookup(directory_node(&open, node, parent)?, name) {
                     // Nothing comes into an image.
@@ -152,7 +157,7 @@ impl ImageFs {
                     Some(node) => self.attr(&open, node).map(Lookup::Found),
                 }
             }
-            Place::Layer { .. } => Err(FsError::NotADirectory(parent)),
+            DecodedIno::Layer { .. } => Err(FsError::NotADirectory(parent)),
         }
     }
 
@@ -161,12 +166,12 @@ impl ImageFs {
     /// # Errors
     ///
     /// It stands for nothing, or what it belongs to cannot be opened.
-    pub fn getattr(&self, ino: Ino) -> Result<Attr, FsError> {
+    pub fn getattr(&self, ino: Ino) -> Result<InodeAttr, FsError> {
         match self.place(ino)? {
-            Place::Namespace(_) => namespace_attr(&self.namespace(), ino),
-            Place::Layer { .. } | Place::Image { .. } => match self.made(ino)? {
-                Made::Found(found) => found.attr(),
-                Made::Implied(attr) => Ok(attr),
+            DecodedIno::Namespace(_) => namespace_attr(&self.namespace(), ino),
+            DecodedIno::Layer { .. } | DecodedIno::Image { .. } => match self.made(ino)? {
+                InodeSource::Entry(found) => found.attr(),
+                InodeSource::Implied(attr) => Ok(attr),
             },
         }
     }
@@ -184,10 +189,10 @@ impl ImageFs {
     ) -> Result<(), FsError> {
         const DOTS: u64 = 2;
         let place = self.place(ino)?;
-        if let Place::Layer { .. } = place {
+        if let DecodedIno::Layer { .. } = place {
             return Err(FsError::NotADirectory(ino));
         }
-        let attr_of = |ino| Attr::directory(ino, 2, super::attr::NO_TIME);
+        let attr_of = |ino| InodeAttr::directory(ino, 2, super::attr::NO_TIME);
         for (at, name) in [(0, &b"."[..]), (1, b"..")] {
             if offset <= at {
                 let ino = if at == 0 { ino } else { self.parent(ino)? };
@@ -197,16 +202,16 @@ impl ImageFs {
             }
         }
         match place {
-            Place::Layer { .. } => {}
-            Place::Namespace(_) => {
+            DecodedIno::Layer { .. } => {}
+            DecodedIno::Namespace(_) => {
                 let namespace = self.namespace();
                 for (next, name, target) in directory(&namespace, ino)?.listed_after(offset) {
                     let (attr, attr_lasts) = match target {
-                        Target::Directory(ino) | Target::Symlink(ino) => {
+                        NameTarget::Directory(ino) | NameTarget::Symlink(ino) => {
                             (namespace_attr(&namespace, ino)?, true)
                         }
                         // A listing opens no image.
-                        Target::Image(image) => match self.images.opened(image.slot) {
+                        NameTarget::Image(image) => match self.images.opened(image.slot) {
                             Some(open) => (self.attr(&open, NodeId::ROOT)?, true),
                             None => (attr_of(image_root(image)?), false),
                         },
@@ -216,7 +221,7 @@ impl ImageFs {
                     }
                 }
             }
-            Place::Image { slot, node } => {
+            DecodedIno::Image { slot, node } => {
                 let open = self.open_slot(slot, ino)?;
                 let node = directory_node(&open, node, ino)?;
                 let mut index = usize::try_from(offset.saturating_sub(DOTS)).map_err(|_| FsError::Invalid)?;
@@ -238,19 +243,21 @@ impl ImageFs {
     ///
     /// It is none, or what it belongs to cannot be opened.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
-        if let Place::Namespace(_) = self.place(ino)? {
+        if let DecodedIno::Namespace(_) = self.place(ino)? {
             return match self.namespace().node(ino) {
-                Some(Node::Symlink(link)) => Ok(link.target().as_bytes().to_vec()),
-                Some(Node::Directory(_)) => Err(FsError::WrongKind(ino)),
+                Some(NamespaceNode::Symlink(link)) => Ok(link.target().as_bytes().to_vec()),
+                Some(NamespaceNode::Directory(_)) => Err(FsError::WrongKind(ino)),
                 None => Err(FsError::Stale(ino)),
             };
         }
         match self.made(ino)? {
-            Made::Found(Found { layer: (_, layer), entry, .. }) => match layer.index().entry(entry).kind() {
-                Kind::Symlink { target } => Ok(target.to_vec()),
-                _ => Err(FsError::WrongKind(ino)),
-            },
-            Made::Implied(_) => Err(FsError::WrongKind(ino)),
+            InodeSource::Entry(EntryInode { layer: (_, layer), entry, .. }) => {
+                match layer.index().entry(entry).kind() {
+                    Kind::Symlink { target } => Ok(target.to_vec()),
+                    _ => Err(FsError::WrongKind(ino)),
+                }
+            }
+            InodeSource::Implied(_) => Err(FsError::WrongKind(ino)),
         }
     }
 
@@ -259,8 +266,8 @@ impl ImageFs {
     /// # Errors
     ///
     /// It is not a regular file, or its bytes cannot be read or are not what was indexed. Never wrong bytes.
-    pub fn read(&self, ino: Ino, offset: u64, len: u32) -> Result<Bytes, FsError> {
-        let Found { layer: (slot, layer), entry, .. } = self.regular(ino)?;
+    pub fn read(&self, ino: Ino, offset: u64, len: u32) -> Result<FileBytes, FsError> {
+        let EntryInode { layer: (slot, layer), entry, .. } = self.regular(ino)?;
         // An image keeps the layers that it was opened with; since then one may have been mended.
         let layer = self.open_layer(slot).unwrap_or(layer);
         let read = |layer| self.content.read(ino, &(slot, layer), entry, offset, len);
@@ -333,34 +340,34 @@ impl ImageFs {
 
     /// Figures for `statfs`.
     #[must_use]
-    pub fn figures(&self) -> Figures {
+    pub fn figures(&self) -> StatFs {
         let layers = self.layers.read().unwrap_or_else(PoisonError::into_inner);
-        let none = Figures { bytes: 0, files: 0 };
-        layers.values().fold(none, |sum, OpenLayer { layer, .. }| Figures {
+        let none = StatFs { bytes: 0, files: 0 };
+        layers.values().fold(none, |sum, ServedLayer { layer, .. }| StatFs {
             bytes: sum.bytes.saturating_add(layer.index().tar_size()),
             files: sum.files.saturating_add(layer.index().len() as u64),
         })
     }
 
     fn for_each_xattr(&self, ino: Ino, mut each: impl FnMut(&[u8], &[u8])) -> Result<(), FsError> {
-        if let Place::Namespace(_) = self.place(ino)? {
+        if let DecodedIno::Namespace(_) = self.place(ino)? {
             return namespace_attr(&self.namespace(), ino).map(drop);
         }
-        if let Made::Found(Found { layer: (_, layer), entry, .. }) = self.made(ino)? {
+        if let InodeSource::Entry(EntryInode { layer: (_, layer), entry, .. }) = self.made(ino)? {
             layer.index().entry(entry).xattrs().for_each(|(name, value)| each(name, value));
         }
         Ok(())
     }
 
-    pub(super) fn place(&self, ino: Ino) -> Result<Place, FsError> {
+    pub(super) fn place(&self, ino: Ino) -> Result<DecodedIno, FsError> {
         ino.place().ok_or(FsError::Stale(ino))
     }
 
     fn parent(&self, ino: Ino) -> Result<Ino, FsError> {
         let namespace = self.namespace();
         match self.place(ino)? {
-            Place::Namespace(_) => directory(&namespace, ino).map(Directory::parent),
-            Place::Image { slot, node } => {
+            DecodedIno::Namespace(_) => directory(&namespace, ino).map(NamespaceDirectory::parent),
+            DecodedIno::Image { slot, node } => {
                 let open = self.open_slot(slot, ino)?;
                 match directory_node(&open, node, ino)? {
                     // An image without a name, still in use, hangs below the root.
@@ -368,29 +375,31 @@ impl ImageFs {
                     node => image_ino(slot, open.tree.parent(node)),
                 }
             }
-            Place::Layer { .. } => Err(FsError::NotADirectory(ino)),
+            DecodedIno::Layer { .. } => Err(FsError::NotADirectory(ino)),
         }
     }
 }
 
-fn directory(namespace: &Namespace, ino: Ino) -> Result<&Directory, FsError> {
+fn directory(namespace: &Namespace, ino: Ino) -> Result<&NamespaceDirectory, FsError> {
     match namespace.node(ino) {
-        Some(Node::Directory(directory)) => Ok(directory),
-        Some(Node::Symlink(_)) => Err(FsError::NotADirectory(ino)),
+        Some(NamespaceNode::Directory(directory)) => Ok(directory),
+        Some(NamespaceNode::Symlink(_)) => Err(FsError::NotADirectory(ino)),
         None => Err(FsError::Stale(ino)),
     }
 }
 
-fn namespace_attr(namespace: &Namespace, ino: Ino) -> Result<Attr, FsError> {
+fn namespace_attr(namespace: &Namespace, ino: Ino) -> Result<InodeAttr, FsError> {
     match namespace.node(ino) {
-        Some(Node::Directory(directory)) => Ok(Attr::directory(ino, directory.nlink(), directory.mtime())),
-        Some(Node::Symlink(link)) => Ok(Attr {
+        Some(NamespaceNode::Directory(directory)) => {
+            Ok(InodeAttr::directory(ino, directory.nlink(), directory.mtime()))
+        }
+        Some(NamespaceNode::Symlink(link)) => Ok(InodeAttr {
             kind: FileKind::Symlink,
             mode: 0o777,
             nlink: 1,
             size: link.target().len() as u64,
             blocks: 0,
-            ..Attr::directory(ino, 1, link.mtime())
+            ..InodeAttr::directory(ino, 1, link.mtime())
         }),
         None => Err(FsError::Stale(ino)),
     }

@@ -12,28 +12,28 @@ use super::error::{ImageFault, chain};
 
 /// All images that have been asked for, by slot; `T` is an open one.
 #[derive(Debug)]
-pub(super) struct Images<T> {
-    cells: RwLock<HashMap<u32, Arc<Cell<T>>>>,
+pub(super) struct ImageTable<T> {
+    cells: RwLock<HashMap<u32, Arc<ImageCell<T>>>>,
     deadline: Duration,
     /// For how long a failure is told again instead of trying again.
     retry_after: Duration,
 }
 
 #[derive(Debug)]
-struct Cell<T> {
-    state: Mutex<State<T>>,
+struct ImageCell<T> {
+    state: Mutex<ImageState<T>>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
-enum State<T> {
+enum ImageState<T> {
     Idle,
     Opening,
     Open(Arc<T>),
     Failed { at: Instant, fault: Arc<ImageFault> },
 }
 
-impl<T> Images<T> {
+impl<T> ImageTable<T> {
     pub(super) fn new(deadline: Duration, retry_after: Duration) -> Self {
         Self { cells: RwLock::new(HashMap::new()), deadline, retry_after }
     }
@@ -42,8 +42,8 @@ impl<T> Images<T> {
     pub(super) fn opened(&self, slot: u32) -> Option<Arc<T>> {
         let cell = self.cell(slot)?;
         match &*lock(&cell.state) {
-            State::Open(open) => Some(Arc::clone(open)),
-            State::Idle | State::Opening | State::Failed { .. } => None,
+            ImageState::Open(open) => Some(Arc::clone(open)),
+            ImageState::Idle | ImageState::Opening | ImageState::Failed { .. } => None,
         }
     }
 
@@ -63,22 +63,22 @@ impl<T> Images<T> {
         let mut state = lock(&cell.state);
         loop {
             match &*state {
-                State::Open(open) => return Ok(Arc::clone(open)),
-                State::Failed { at, fault } if at.elapsed() < self.retry_after => {
+                ImageState::Open(open) => return Ok(Arc::clone(open)),
+                ImageState::Failed { at, fault } if at.elapsed() < self.retry_after => {
                     return Err(Arc::clone(fault));
                 }
-                State::Failed { .. } | State::Idle => break,
-                State::Opening => {}
+                ImageState::Failed { .. } | ImageState::Idle => break,
+                ImageState::Opening => {}
             }
             let Some(left) = end.checked_duration_since(Instant::now()) else {
                 return Err(Arc::new(ImageFault::Deadline { image: name(), waited: self.deadline }));
             };
             (state, _) = cell.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
         }
-        *state = State::Opening;
+        *state = ImageState::Opening;
         drop(state);
         // Takes the place of an outcome where `open` panics.
-        let mut ending = Ending { cell: &cell, outcome: Err(Arc::new(ImageFault::Panicked(name()))) };
+        let mut ending = OpeningGuard { cell: &cell, outcome: Err(Arc::new(ImageFault::Panicked(name()))) };
         ending.outcome = match open() {
             Ok(open) => Ok(Arc::new(open)),
             Err(source) => Err(Arc::new(ImageFault::Open { image: name(), source })),
@@ -90,8 +90,8 @@ impl<T> Images<T> {
     pub(super) fn forget_failures(&self) {
         for cell in self.cells.read().unwrap_or_else(PoisonError::into_inner).values() {
             let mut state = lock(&cell.state);
-            if let State::Failed { .. } = *state {
-                *state = State::Idle;
+            if let ImageState::Failed { .. } = *state {
+                *state = ImageState::Idle;
             }
         }
     }
@@ -101,9 +101,9 @@ impl<T> Images<T> {
         let (mut open, mut failed) = (Vec::new(), Vec::new());
         for (slot, cell) in &*self.cells.read().unwrap_or_else(PoisonError::into_inner) {
             match &*lock(&cell.state) {
-                State::Open(_) => open.push(*slot),
-                State::Failed { fault, .. } => failed.push((*slot, chain(&**fault))),
-                State::Idle | State::Opening => {}
+                ImageState::Open(_) => open.push(*slot),
+                ImageState::Failed { fault, .. } => failed.push((*slot, chain(&**fault))),
+                ImageState::Idle | ImageState::Opening => {}
             }
         }
         open.sort_unstable();
@@ -111,28 +111,28 @@ impl<T> Images<T> {
         (open, failed)
     }
 
-    fn cell(&self, slot: u32) -> Option<Arc<Cell<T>>> {
+    fn cell(&self, slot: u32) -> Option<Arc<ImageCell<T>>> {
         self.cells.read().unwrap_or_else(PoisonError::into_inner).get(&slot).map(Arc::clone)
     }
 }
 
-fn idle<T>() -> Arc<Cell<T>> {
-    Arc::new(Cell { state: Mutex::new(State::Idle), changed: Condvar::new() })
+fn idle<T>() -> Arc<ImageCell<T>> {
+    Arc::new(ImageCell { state: Mutex::new(ImageState::Idle), changed: Condvar::new() })
 }
 
 /// Ends the opening of an image when dropped, on every way out.
-struct Ending<'a, T> {
-    cell: &'a Cell<T>,
+struct OpeningGuard<'a, T> {
+    cell: &'a ImageCell<T>,
     outcome: Result<Arc<T>, Arc<ImageFault>>,
 }
 
-impl<T> Drop for Ending<'_, T> {
+impl<T> Drop for OpeningGuard<'_, T> {
     fn drop(&mut self) {
         *lock(&self.cell.state) = match &self.outcome {
-            Ok(open) => State::Open(Arc::clone(open)),
+            Ok(open) => ImageState::Open(Arc::clone(open)),
             Err(fault) => {
                 tracing::error!("{}", chain(&**fault));
-                State::Failed { at: Instant::now(), fault: Arc::clone(fault) }
+                ImageState::Failed { at: Instant::now(), fault: Arc::clone(fault) }
             }
         };
         self.cell.changed.notify_all();
@@ -160,9 +160,9 @@ mod tests {
     }
 
     /// Waits until the image with slot 1 is being opened.
-    fn until_opening(images: &Images<u32>) {
+    fn until_opening(images: &ImageTable<u32>) {
         let end = Instant::now() + LONG;
-        while !images.cell(1).is_some_and(|cell| matches!(*lock(&cell.state), State::Opening)) {
+        while !images.cell(1).is_some_and(|cell| matches!(*lock(&cell.state), ImageState::Opening)) {
             assert!(Instant::now() < end);
             thread::yield_now();
         }
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn image_is_opened_once_for_all_who_ask() {
-        let images = Images::new(LONG, LONG);
+        let images = ImageTable::new(LONG, LONG);
         let opened = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..8 {
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn failure_is_told_with_its_reason_and_tried_again_later() {
-        let images = Images::<u32>::new(LONG, LONG);
+        let images = ImageTable::<u32>::new(LONG, LONG);
         let failed = images.get_or_open(1, name, || Err("blob is missing".into())).unwrap_err();
         assert_eq!(chain(&*failed), "image lab/python@sha256:12: blob is missing");
         let again = images.get_or_open(1, name, || unreachable!("told again without another try"));
@@ -200,14 +200,14 @@ mod tests {
         assert_eq!(*images.get_or_open(1, name, || Ok(3)).unwrap(), 3);
         assert_eq!(images.states(), (vec![1], vec![]));
 
-        let images = Images::new(LONG, Duration::ZERO);
+        let images = ImageTable::new(LONG, Duration::ZERO);
         images.get_or_open(1, name, || Err("blob is missing".into())).unwrap_err();
         assert_eq!(*images.get_or_open(1, name, || Ok(3)).unwrap(), 3);
     }
 
     #[test]
     fn panic_while_opening_wakes_those_who_wait() {
-        let images = Images::new(LONG, LONG);
+        let images = ImageTable::new(LONG, LONG);
         let (go, gone) = mpsc::channel::<()>();
         thread::scope(|scope| {
             let images = &images;
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn who_waits_for_another_gives_up_at_the_deadline() {
-        let images = Images::new(Duration::from_millis(1), LONG);
+        let images = ImageTable::new(Duration::from_millis(1), LONG);
         let (go, gone) = mpsc::channel::<()>();
         thread::scope(|scope| {
             let images = &images;

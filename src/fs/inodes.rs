@@ -20,7 +20,7 @@ pub struct Ino(u64);
 /// What an inode number stands for. That the slot, entry or node exists is for the caller to check: numbers come from
 /// the kernel, and from file handles that any privileged program can make up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum DecodedIno {
     /// The root of the mount or something else of its namespace.
     Namespace(Ino),
     /// An entry of a layer.
@@ -84,18 +84,18 @@ impl Ino {
 
     /// What the number stands for; `None` where it is not one that the functions above make.
     #[must_use]
-    pub fn place(self) -> Option<Place> {
+    pub fn place(self) -> Option<DecodedIno> {
         if self == Self::ROOT || self.0 & !Self::NAMESPACE_MASK == Self::NAMESPACE {
-            return Some(Place::Namespace(self));
+            return Some(DecodedIno::Namespace(self));
         }
         let low = u32::try_from(self.0 & u64::from(u32::MAX)).expect("masked to 32 bits");
         let low = low.checked_sub(1)?;
         let high = u32::try_from(self.0 >> 32).expect("shifted to 32 bits");
         let image = u32::try_from(Self::IMAGE >> 32).expect("bit 59 shifted to bit 27");
         match high {
-            slot if Self::is_slot(slot) => Some(Place::Layer { slot, entry: low }),
+            slot if Self::is_slot(slot) => Some(DecodedIno::Layer { slot, entry: low }),
             high if high & image != 0 && Self::is_slot(high & !image) => {
-                Some(Place::Image { slot: high & !image, node: low })
+                Some(DecodedIno::Image { slot: high & !image, node: low })
             }
             _ => None,
         }
@@ -127,16 +127,16 @@ mod tests {
         let last_node = Ino::NODE_LIMIT - 1;
         for (slot, number) in [(1, 0), (1, last_node), (last_slot, 0), (last_slot, last_node), (5, 77)] {
             let layer = Ino::of_layer(slot, number).unwrap();
-            assert_eq!(layer.place(), Some(Place::Layer { slot, entry: number }));
+            assert_eq!(layer.place(), Some(DecodedIno::Layer { slot, entry: number }));
             let image = Ino::of_image(slot, number).unwrap();
-            assert_eq!(image.place(), Some(Place::Image { slot, node: number }));
+            assert_eq!(image.place(), Some(DecodedIno::Image { slot, node: number }));
             assert_ne!(layer, image);
         }
         for hash in [0, 1, u64::MAX, 1 << 58] {
             let ino = Ino::of_namespace(hash);
-            assert_eq!(ino.place(), Some(Place::Namespace(ino)));
+            assert_eq!(ino.place(), Some(DecodedIno::Namespace(ino)));
         }
-        assert_eq!(Ino::ROOT.place(), Some(Place::Namespace(Ino::ROOT)));
+        assert_eq!(Ino::ROOT.place(), Some(DecodedIno::Namespace(Ino::ROOT)));
     }
 
     #[test]

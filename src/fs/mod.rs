@@ -12,12 +12,15 @@ mod namespace;
 mod resolve;
 mod source;
 
-pub use answers::{DirEntry, Figures, FsStatus, Lookup};
-pub use attr::{Attr, FileKind};
+pub use answers::{DirEntry, FsStatus, Lookup, StatFs};
+pub use attr::{FileKind, InodeAttr};
 pub use cache::{CacheCounters, SpanBytes, SpanCache, SpanFault, SpanKey};
-pub use content::Bytes;
+pub use content::FileBytes;
 pub use error::{FsError, ImageFault};
 pub use image_fs::{FsOptions, ImageFs, NAME_MAX};
-pub use inodes::{Ino, Place};
-pub use namespace::{Changes, Directory, Image, Namespace, Node, Published, Symlink, Target};
-pub use source::{LoadError, Source};
+pub use inodes::{DecodedIno, Ino};
+pub use namespace::{
+    NameTarget, Namespace, NamespaceChanges, NamespaceDirectory, NamespaceNode, NamespaceSymlink,
+    PublishedImage, PublishedReference,
+};
+pub use source::{ImageSource, LoadError};

@@ -6,32 +6,32 @@ use std::time::Instant;
 
 use tracing::info;
 
-use super::attr::Attr;
+use super::attr::InodeAttr;
 use super::content::SlotLayer;
 use super::image_fs::ImageFs;
-use super::source::BlobFile;
-use super::{FsError, Image, Ino, Node, Place};
+use super::source::BlobFileId;
+use super::{DecodedIno, FsError, Ino, NamespaceNode, PublishedImage};
 use crate::index::{EntryId, Kind, Layer};
 use crate::tree::{LayerNo, NodeId, Source as NodeSource, Tree};
 
 /// An open layer, and the file that its blob was in when it was opened.
 #[derive(Debug)]
-pub(super) struct OpenLayer {
+pub(super) struct ServedLayer {
     pub(super) layer: Arc<Layer>,
-    blob: Option<BlobFile>,
+    blob: Option<BlobFileId>,
 }
 
 /// An open image.
 #[derive(Debug)]
-pub(super) struct OpenImage {
-    pub(super) image: Image,
+pub(super) struct ServedImage {
+    pub(super) image: PublishedImage,
     pub(super) tree: Tree,
     /// Lowest first, as the tree numbers them.
     pub(super) layers: Vec<SlotLayer>,
 }
 
 /// Where an inode's attributes and content stand.
-pub(super) struct Found {
+pub(super) struct EntryInode {
     pub(super) ino: Ino,
     pub(super) layer: SlotLayer,
     pub(super) entry: EntryId,
@@ -39,23 +39,23 @@ pub(super) struct Found {
 }
 
 /// What a node of a tree is made from.
-pub(super) enum Made {
-    Found(Found),
-    Implied(Attr),
+pub(super) enum InodeSource {
+    Entry(EntryInode),
+    Implied(InodeAttr),
 }
 
 impl ImageFs {
-    pub(super) fn regular(&self, ino: Ino) -> Result<Found, FsError> {
-        if let Place::Namespace(_) = self.place(ino)? {
+    pub(super) fn regular(&self, ino: Ino) -> Result<EntryInode, FsError> {
+        if let DecodedIno::Namespace(_) = self.place(ino)? {
             return match self.namespace().node(ino) {
-                Some(Node::Directory(_)) => Err(FsError::IsADirectory(ino)),
-                Some(Node::Symlink(_)) => Err(FsError::WrongKind(ino)),
+                Some(NamespaceNode::Directory(_)) => Err(FsError::IsADirectory(ino)),
+                Some(NamespaceNode::Symlink(_)) => Err(FsError::WrongKind(ino)),
                 None => Err(FsError::Stale(ino)),
             };
         }
         match self.made(ino)? {
-            Made::Implied(_) => Err(FsError::IsADirectory(ino)),
-            Made::Found(found) => match found.layer.1.index().entry(found.entry).kind() {
+            InodeSource::Implied(_) => Err(FsError::IsADirectory(ino)),
+            InodeSource::Entry(found) => match found.layer.1.index().entry(found.entry).kind() {
                 Kind::Regular { .. } => Ok(found),
                 Kind::Directory => Err(FsError::IsADirectory(ino)),
                 _ => Err(FsError::WrongKind(ino)),
@@ -64,10 +64,10 @@ impl ImageFs {
     }
 
     /// Resolves a number that is not of the namespace.
-    pub(super) fn made(&self, ino: Ino) -> Result<Made, FsError> {
+    pub(super) fn made(&self, ino: Ino) -> Result<InodeSource, FsError> {
         match self.place(ino)? {
-            Place::Namespace(_) => Err(FsError::Stale(ino)),
-            Place::Image { slot, node } => {
+            DecodedIno::Namespace(_) => Err(FsError::Stale(ino)),
+            DecodedIno::Image { slot, node } => {
                 let open = self.open_slot(slot, ino)?;
                 let node = NodeId::new(node);
                 if !open.tree.contains(node) {
@@ -75,11 +75,11 @@ impl ImageFs {
                 }
                 match made(&open, node)? {
                     // The node has its layer's number, which was given out; this one was made up.
-                    Made::Found(found) if found.ino != ino => Err(FsError::Stale(ino)),
+                    InodeSource::Entry(found) if found.ino != ino => Err(FsError::Stale(ino)),
                     made => Ok(made),
                 }
             }
-            Place::Layer { slot, entry } => {
+            DecodedIno::Layer { slot, entry } => {
                 let layer = self.layer(slot, ino)?;
                 let entry = EntryId::new(entry);
                 if !layer.index().contains(entry) {
@@ -90,26 +90,26 @@ impl ImageFs {
                     return Err(FsError::Stale(ino));
                 }
                 let nlink = layer.index().own_nlink(entry);
-                Ok(Made::Found(Found { ino, layer: (slot, layer), entry, nlink }))
+                Ok(InodeSource::Entry(EntryInode { ino, layer: (slot, layer), entry, nlink }))
             }
         }
     }
 
-    pub(super) fn attr(&self, open: &OpenImage, node: NodeId) -> Result<Attr, FsError> {
+    pub(super) fn attr(&self, open: &ServedImage, node: NodeId) -> Result<InodeAttr, FsError> {
         match made(open, node)? {
-            Made::Found(found) => found.attr(),
-            Made::Implied(attr) => Ok(attr),
+            InodeSource::Entry(found) => found.attr(),
+            InodeSource::Implied(attr) => Ok(attr),
         }
     }
 
-    pub(super) fn open(&self, image: Image) -> Result<Arc<OpenImage>, FsError> {
+    pub(super) fn open(&self, image: PublishedImage) -> Result<Arc<ServedImage>, FsError> {
         let name = || self.namespace().path_of(image.slot).unwrap_or_else(|| image.manifest.to_string());
         let open = || {
             let started = Instant::now();
             let opened = self.source.open_image(image.manifest, |slot| self.open_layer(slot))?;
             info!(image = name(), nodes = opened.tree.len(), took = ?started.elapsed(), "image opened");
             let shared = |(slot, layer)| (slot, self.keep(slot, layer));
-            Ok(OpenImage {
+            Ok(ServedImage {
                 image,
                 tree: opened.tree,
                 layers: opened.layers.into_iter().map(shared).collect(),
@@ -119,7 +119,7 @@ impl ImageFs {
     }
 
     /// The image with this slot: open, published, or in the store still.
-    pub(super) fn open_slot(&self, slot: u32, ino: Ino) -> Result<Arc<OpenImage>, FsError> {
+    pub(super) fn open_slot(&self, slot: u32, ino: Ino) -> Result<Arc<ServedImage>, FsError> {
         if let Some(open) = self.images.opened(slot) {
             return Ok(open);
         }
@@ -145,7 +145,7 @@ impl ImageFs {
     fn keep(&self, slot: u32, layer: Arc<Layer>) -> Arc<Layer> {
         let blob = self.source.blob_file(layer.index().layer());
         let mut layers = self.layers.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(&layers.entry(slot).or_insert(OpenLayer { layer, blob }).layer)
+        Arc::clone(&layers.entry(slot).or_insert(ServedLayer { layer, blob }).layer)
     }
 
     /// The layer whose content could not be read through `failed`, if its blob has been fetched again since.
@@ -161,27 +161,27 @@ impl ImageFs {
         }
         let layer = self.source.open_layer(slot).ok()??;
         info!(layer = %layer.index().layer(), "blob has been replaced; layer opened again");
-        let open = OpenLayer { layer: Arc::clone(&layer), blob: Some(now) };
+        let open = ServedLayer { layer: Arc::clone(&layer), blob: Some(now) };
         self.layers.write().unwrap_or_else(PoisonError::into_inner).insert(slot, open);
         Some(layer)
     }
 }
 
-impl Found {
-    pub(super) fn attr(&self) -> Result<Attr, FsError> {
+impl EntryInode {
+    pub(super) fn attr(&self) -> Result<InodeAttr, FsError> {
         let (_, layer) = &self.layer;
         let entry = layer.index().entry(self.entry);
         let stored = || layer.stored_size(self.entry);
-        Attr::of_entry(self.ino, self.nlink, &entry, stored).ok_or(FsError::Inconsistent(self.ino))
+        InodeAttr::of_entry(self.ino, self.nlink, &entry, stored).ok_or(FsError::Inconsistent(self.ino))
     }
 }
 
 /// What a node of an open image is made from, with the number that it has.
-fn made(open: &OpenImage, node: NodeId) -> Result<Made, FsError> {
+fn made(open: &ServedImage, node: NodeId) -> Result<InodeSource, FsError> {
     let own = image_ino(open.image.slot, node)?;
     let nlink = open.tree.nlink(node);
     let NodeSource::Entry { layer, entry } = open.tree.source(node) else {
-        return Ok(Made::Implied(Attr::implied(own, nlink)));
+        return Ok(InodeSource::Implied(InodeAttr::implied(own, nlink)));
     };
     let (slot, layer) = layer_of(open, layer).ok_or(FsError::Inconsistent(own))?;
     let is_directory = open.tree.is_directory(node);
@@ -189,10 +189,10 @@ fn made(open: &OpenImage, node: NodeId) -> Result<Made, FsError> {
         true => Ino::of_layer(*slot, entry.get()).ok_or(FsError::Inconsistent(own))?,
         false => own,
     };
-    Ok(Made::Found(Found { ino, layer: (*slot, Arc::clone(layer)), entry, nlink }))
+    Ok(InodeSource::Entry(EntryInode { ino, layer: (*slot, Arc::clone(layer)), entry, nlink }))
 }
 
-fn layer_of(open: &OpenImage, layer: LayerNo) -> Option<&SlotLayer> {
+fn layer_of(open: &ServedImage, layer: LayerNo) -> Option<&SlotLayer> {
     open.layers.get(layer.index())
 }
 
@@ -200,12 +200,12 @@ pub(super) fn image_ino(slot: u32, node: NodeId) -> Result<Ino, FsError> {
     Ino::of_image(slot, node.get()).ok_or(FsError::Inconsistent(Ino::ROOT))
 }
 
-pub(super) fn image_root(image: Image) -> Result<Ino, FsError> {
+pub(super) fn image_root(image: PublishedImage) -> Result<Ino, FsError> {
     image_ino(image.slot, NodeId::ROOT)
 }
 
 /// A directory of an open image from a number that the kernel gave.
-pub(super) fn directory_node(open: &OpenImage, node: u32, ino: Ino) -> Result<NodeId, FsError> {
+pub(super) fn directory_node(open: &ServedImage, node: u32, ino: Ino) -> Result<NodeId, FsError> {
     let node = NodeId::new(node);
     match open.tree.contains(node) {
         false => Err(FsError::Stale(ino)),

@@ -23,7 +23,7 @@ use fuser::{
 };
 
 use super::convert::{ABSENT, BLOCK_SIZE, file_attr, file_type, ino, sized, without_trusted, xattr};
-use super::requests::{Operation, Requests};
+use super::requests::{Operation, RequestCounters};
 use crate::fs::{FsError, ImageFs, Lookup};
 
 /// What the kernel is asked for, where it offers it. A process that takes a mount over relies on the former's set.
@@ -54,17 +54,17 @@ const ROOT: u32 = 0;
 #[derive(Debug)]
 pub(super) struct Adapter {
     fs: Arc<ImageFs>,
-    requests: Arc<Requests>,
+    requests: Arc<RequestCounters>,
 }
 
 /// A reply that can be an error.
-trait Refuse {
+trait ErrorReply {
     fn refuse(self, errno: Errno);
 }
 
 macro_rules! refuse {
     ($($reply:ty),*) => {
-        $(impl Refuse for $reply {
+        $(impl ErrorReply for $reply {
             fn refuse(self, errno: Errno) {
                 self.error(errno);
             }
@@ -89,12 +89,12 @@ refuse!(
 );
 
 impl Adapter {
-    pub(super) fn new(fs: Arc<ImageFs>, requests: Arc<Requests>) -> Self {
+    pub(super) fn new(fs: Arc<ImageFs>, requests: Arc<RequestCounters>) -> Self {
         Self { fs, requests }
     }
 
     /// Does a request's work and gives its answer. A panic in `work` is an answer too: EIO.
-    fn answer<R: Refuse, T>(
+    fn answer<R: ErrorReply, T>(
         &self,
         operation: Operation,
         mut reply: R,
@@ -120,11 +120,11 @@ impl Adapter {
         }
     }
 
-    fn refuse(&self, operation: Operation, reply: impl Refuse, error: FsError) {
+    fn refuse(&self, operation: Operation, reply: impl ErrorReply, error: FsError) {
         self.answer(operation, reply, |_, _| Err::<(), _>(error), |_, ()| {});
     }
 
-    fn read_only(&self, reply: impl Refuse) {
+    fn read_only(&self, reply: impl ErrorReply) {
         self.refuse(Operation::Change, reply, FsError::ReadOnly);
     }
 }
@@ -137,9 +137,6 @@ fn message(panic: &(dyn std::any::Any + Send)) -> &str {
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("(no message)")
 }
-
-/// Where a directory listing is collected: the reply, whose `add` says when it is full.
-type Full = bool;
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -225,7 +222,7 @@ impl Filesystem for Adapter {
             Operation::ReadDir,
             reply,
             |fs, reply| {
-                fs.readdir(ino(number), offset, |entry| -> Full {
+                fs.readdir(ino(number), offset, |entry| -> bool {
                     let (number, kind) = (INodeNo(entry.attr.ino.get()), file_type(entry.attr.kind));
                     reply.add(number, entry.next, kind, OsStr::from_bytes(entry.name))
                 })
@@ -246,7 +243,7 @@ impl Filesystem for Adapter {
             Operation::ReadDirPlus,
             reply,
             |fs, reply| {
-                fs.readdir(ino(number), offset, |entry| -> Full {
+                fs.readdir(ino(number), offset, |entry| -> bool {
                     let (name, attr) = (OsStr::from_bytes(entry.name), file_attr(&entry.attr));
                     // Without a time to live the kernel asks for name and attributes at their first use.
                     let ttl = if entry.attr_lasts { FOR_EVER } else { NOT_AT_ALL };
@@ -438,13 +435,13 @@ const _: () = assert!(crate::fs::NAME_MAX == NAME_MAX as usize);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::{FsOptions, Source};
+    use crate::fs::{FsOptions, ImageSource};
     use crate::store::Store;
 
     /// A reply that keeps what it was given.
-    struct Given<'a>(&'a mut Option<Errno>);
+    struct RecordedReply<'a>(&'a mut Option<Errno>);
 
-    impl Refuse for Given<'_> {
+    impl ErrorReply for RecordedReply<'_> {
         fn refuse(self, errno: Errno) {
             *self.0 = Some(errno);
         }
@@ -454,11 +451,11 @@ mod tests {
     fn panic_in_a_handler_is_answered_counted_and_over() {
         let scratch = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(&scratch.path().join("store")).unwrap();
-        let fs = ImageFs::new(Source::new(store, None), &FsOptions::default());
+        let fs = ImageFs::new(ImageSource::new(store, None), &FsOptions::default());
         let adapter = Adapter::new(Arc::new(fs), Arc::default());
         let ask = |work: fn() -> Result<(), FsError>| {
             let mut given = None;
-            adapter.answer(Operation::Read, Given(&mut given), |_, _| work(), |_, ()| {});
+            adapter.answer(Operation::Read, RecordedReply(&mut given), |_, _| work(), |_, ()| {});
             given
         };
         assert_eq!(ask(|| panic!("a bug")), Some(Errno::EIO));

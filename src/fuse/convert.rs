@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{FileAttr, FileType, INodeNo, ReplyXattr};
 
-use crate::fs::{Attr, FileKind, FsError, Ino};
+use crate::fs::{FileKind, FsError, Ino, InodeAttr};
 use crate::layer::Timestamp;
 
 /// Preferred length of a read, and the unit of `statfs`.
@@ -33,7 +33,7 @@ pub(super) fn ino(number: INodeNo) -> Ino {
     Ino::from_kernel(number.0)
 }
 
-pub(super) fn file_attr(attr: &Attr) -> FileAttr {
+pub(super) fn file_attr(attr: &InodeAttr) -> FileAttr {
     let time = system_time(attr.mtime);
     FileAttr {
         ino: INodeNo(attr.ino.get()),
@@ -74,15 +74,15 @@ pub(super) fn system_time(time: Timestamp) -> SystemTime {
 }
 
 /// An extended attribute's answer: what it holds, or how long that is where the caller gave no room.
-pub(super) enum Sized {
+pub(super) enum XattrReply {
     Length(u32),
     Bytes(Vec<u8>),
 }
 
-pub(super) fn sized(bytes: Vec<u8>, room: u32) -> Result<Sized, FsError> {
+pub(super) fn sized(bytes: Vec<u8>, room: u32) -> Result<XattrReply, FsError> {
     match u32::try_from(bytes.len()) {
-        Ok(length) if room == 0 => Ok(Sized::Length(length)),
-        Ok(length) if length <= room => Ok(Sized::Bytes(bytes)),
+        Ok(length) if room == 0 => Ok(XattrReply::Length(length)),
+        Ok(length) if length <= room => Ok(XattrReply::Bytes(bytes)),
         _ => Err(FsError::NoRoom),
     }
 }
@@ -93,10 +93,10 @@ pub(super) fn without_trusted(names: &[u8]) -> Vec<u8> {
     names.filter(|name| !name.starts_with(b"trusted.")).flatten().copied().collect()
 }
 
-pub(super) fn xattr(reply: ReplyXattr, answer: Sized) {
+pub(super) fn xattr(reply: ReplyXattr, answer: XattrReply) {
     match answer {
-        Sized::Length(length) => reply.size(length),
-        Sized::Bytes(bytes) => reply.data(&bytes),
+        XattrReply::Length(length) => reply.size(length),
+        XattrReply::Bytes(bytes) => reply.data(&bytes),
     }
 }
 
@@ -124,9 +124,9 @@ mod tests {
 
     #[test]
     fn xattr_room_is_asked_for_kept_and_enforced() {
-        assert!(matches!(sized(vec![1, 2, 3], 0), Ok(Sized::Length(3))));
-        assert!(matches!(sized(vec![1, 2, 3], 3), Ok(Sized::Bytes(bytes)) if bytes == [1, 2, 3]));
+        assert!(matches!(sized(vec![1, 2, 3], 0), Ok(XattrReply::Length(3))));
+        assert!(matches!(sized(vec![1, 2, 3], 3), Ok(XattrReply::Bytes(bytes)) if bytes == [1, 2, 3]));
         assert!(matches!(sized(vec![1, 2, 3], 2), Err(FsError::NoRoom)));
-        assert!(matches!(sized(Vec::new(), 0), Ok(Sized::Length(0))));
+        assert!(matches!(sized(Vec::new(), 0), Ok(XattrReply::Length(0))));
     }
 }

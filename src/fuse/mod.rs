@@ -6,6 +6,8 @@ mod mount;
 mod requests;
 mod session;
 
-pub use mount::{MOUNT_NAME, Mount, MountedFuse, SessionError, Unmounted, mount, prepare_mountpoint};
-pub use requests::{Operation, Requests};
-pub use session::{Kernel, Serving, serve};
+pub use mount::{
+    FuseMount, MOUNT_NAME, SessionError, UnmountResult, UnservedMount, mount, prepare_mountpoint,
+};
+pub use requests::{Operation, RequestCounters};
+pub use session::{CacheInvalidator, FuseSession, serve};

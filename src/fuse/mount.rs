@@ -81,16 +81,16 @@ pub enum SessionError {
 
 /// A mount that no one serves yet: serve `connection`, and keep `mount` for as long.
 #[derive(Debug)]
-pub struct MountedFuse {
+pub struct UnservedMount {
     /// The open `/dev/fuse` that the kernel's requests come from. The connection ends when its last copy is closed.
     pub connection: OwnedFd,
     /// The mount.
-    pub mount: Mount,
+    pub mount: FuseMount,
 }
 
 /// A mount of this program; it is undone when this is dropped.
 #[derive(Debug)]
-pub struct Mount {
+pub struct FuseMount {
     path: PathBuf,
     id: u64,
     device: (u32, u32),
@@ -99,7 +99,7 @@ pub struct Mount {
 
 /// What unmounting came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unmounted {
+pub enum UnmountResult {
     /// The mount is gone, and with it the connection.
     Clean,
     /// The mount is out of the directory tree; programs that use it keep the connection until they let go.
@@ -115,7 +115,7 @@ pub enum Unmounted {
 /// # Errors
 ///
 /// Each way in which the mountpoint does not serve, FUSE is not there or not permitted.
-pub fn mount(path: &Path, allow_nonempty: bool) -> Result<MountedFuse, SessionError> {
+pub fn mount(path: &Path, allow_nonempty: bool) -> Result<UnservedMount, SessionError> {
     let path = prepare_mountpoint(path, allow_nonempty)?;
     let connection = open_device(&path)?;
     let tree = make_mount(&path, &connection)?;
@@ -126,10 +126,10 @@ pub fn mount(path: &Path, allow_nonempty: bool) -> Result<MountedFuse, SessionEr
     // While this descriptor is open, the mount is in use: unmounting would leave the connection up.
     drop(tree);
     let device = (made.stx_dev_major, made.stx_dev_minor);
-    Ok(MountedFuse { connection, mount: Mount { path, id: made.stx_mnt_id, device, undone: false } })
+    Ok(UnservedMount { connection, mount: FuseMount { path, id: made.stx_mnt_id, device, undone: false } })
 }
 
-impl Mount {
+impl FuseMount {
     /// The mountpoint, absolute and without symlinks.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -151,34 +151,34 @@ impl Mount {
     /// # Errors
     ///
     /// That the kernel refused for another reason than use.
-    pub fn unmount(mut self) -> Result<Unmounted, SessionError> {
+    pub fn unmount(mut self) -> Result<UnmountResult, SessionError> {
         self.undo().map_err(|errno| SessionError::Unmount { path: self.path.clone(), source: errno.into() })
     }
 
-    fn undo(&mut self) -> Result<Unmounted, Errno> {
+    fn undo(&mut self) -> Result<UnmountResult, Errno> {
         if std::mem::replace(&mut self.undone, true) {
-            return Ok(Unmounted::Before);
+            return Ok(UnmountResult::Before);
         }
         // Whoever unmounted it may have mounted something else there.
         match examine(&self.path) {
-            Ok(there) if there.mount != self.id => return Ok(Unmounted::Before),
+            Ok(there) if there.mount != self.id => return Ok(UnmountResult::Before),
             Ok(_) => {}
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Unmounted::Before),
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(UnmountResult::Before),
             Err(errno) => return Err(errno),
         }
         match rustix::mount::unmount(&self.path, UnmountFlags::NOFOLLOW) {
-            Ok(()) => Ok(Unmounted::Clean),
+            Ok(()) => Ok(UnmountResult::Clean),
             Err(Errno::BUSY) => {
                 rustix::mount::unmount(&self.path, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)?;
-                Ok(Unmounted::Detached)
+                Ok(UnmountResult::Detached)
             }
-            Err(Errno::INVAL) => Ok(Unmounted::Before),
+            Err(Errno::INVAL) => Ok(UnmountResult::Before),
             Err(errno) => Err(errno),
         }
     }
 }
 
-impl Drop for Mount {
+impl Drop for FuseMount {
     fn drop(&mut self) {
         if let Err(errno) = self.undo() {
             warn!(mountpoint = %self.path.display(), error = %errno, "cannot unmount");
@@ -190,15 +190,15 @@ impl Drop for Mount {
 const EXAMINE: AtFlags = AtFlags::STATX_DONT_SYNC.union(AtFlags::NO_AUTOMOUNT);
 
 /// What stands at a path.
-struct There {
+struct ExaminedPath {
     mount: u64,
     directory: bool,
     mount_root: bool,
 }
 
-fn examine(path: &Path) -> Result<There, Errno> {
+fn examine(path: &Path) -> Result<ExaminedPath, Errno> {
     let there = rustix::fs::statx(CWD, path, EXAMINE, StatxFlags::TYPE | StatxFlags::MNT_ID)?;
-    Ok(There {
+    Ok(ExaminedPath {
         mount: there.stx_mnt_id,
         directory: rustix::fs::FileType::from_raw_mode(there.stx_mode.into()).is_dir(),
         mount_root: there.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),

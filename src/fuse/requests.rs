@@ -44,13 +44,13 @@ operations! {
 
 /// How many requests of each kind have come.
 #[derive(Debug, Default)]
-pub struct Requests {
+pub struct RequestCounters {
     counts: [AtomicU64; Operation::ALL.len()],
     panics: AtomicU64,
     errors: AtomicU64,
 }
 
-impl Requests {
+impl RequestCounters {
     /// Counts one.
     pub(crate) fn count(&self, operation: Operation) {
         self.counts[operation as usize].fetch_add(1, Ordering::Relaxed);
@@ -80,7 +80,7 @@ impl Requests {
         self.panics.load(Ordering::Relaxed)
     }
 
-    /// Requests answered with EIO, panics included.
+    /// RequestCounters answered with EIO, panics included.
     #[must_use]
     pub fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)

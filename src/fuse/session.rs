@@ -12,20 +12,20 @@ use tracing::debug;
 
 use super::SessionError;
 use super::adapter::Adapter;
-use super::requests::Requests;
-use crate::fs::{Changes, ImageFs};
+use super::requests::RequestCounters;
+use crate::fs::{ImageFs, NamespaceChanges};
 
 /// A session that answers the kernel, in threads of its own, until the connection ends.
 #[derive(Debug)]
-pub struct Serving {
+pub struct FuseSession {
     thread: JoinHandle<io::Result<()>>,
-    kernel: Kernel,
-    requests: Arc<Requests>,
+    kernel: CacheInvalidator,
+    requests: Arc<RequestCounters>,
 }
 
 /// Tells the kernel what to forget. A copy may outlive the session; it then tells nobody.
 #[derive(Debug, Clone)]
-pub struct Kernel {
+pub struct CacheInvalidator {
     notifier: Notifier,
 }
 
@@ -40,34 +40,34 @@ pub fn serve(
     fs: Arc<ImageFs>,
     threads: NonZeroUsize,
     ended: impl FnOnce() + Send + 'static,
-) -> Result<Serving, SessionError> {
-    let requests = Arc::new(Requests::default());
+) -> Result<FuseSession, SessionError> {
+    let requests = Arc::new(RequestCounters::default());
     let adapter = Adapter::new(fs, Arc::clone(&requests));
     let mut config = Config::default();
     config.n_threads = Some(threads.get());
     // The kernel checks permissions (`default_permissions`), for everybody.
     let session =
         Session::from_fd(adapter, connection, SessionACL::All, config).map_err(SessionError::Serve)?;
-    let kernel = Kernel { notifier: session.notifier() };
+    let kernel = CacheInvalidator { notifier: session.notifier() };
     let run = move || {
         let result = session.run();
         ended();
         result
     };
     let thread = thread::Builder::new().name("fuse".to_owned()).spawn(run).map_err(SessionError::Serve)?;
-    Ok(Serving { thread, kernel, requests })
+    Ok(FuseSession { thread, kernel, requests })
 }
 
-impl Serving {
+impl FuseSession {
     /// How many requests have come.
     #[must_use]
-    pub fn requests(&self) -> &Arc<Requests> {
+    pub fn requests(&self) -> &Arc<RequestCounters> {
         &self.requests
     }
 
     /// For telling the kernel what to forget.
     #[must_use]
-    pub fn kernel(&self) -> &Kernel {
+    pub fn kernel(&self) -> &CacheInvalidator {
         &self.kernel
     }
 
@@ -82,10 +82,10 @@ impl Serving {
     }
 }
 
-impl Kernel {
+impl CacheInvalidator {
     /// Has the kernel forget names, and attributes and listings of directories. When this returns, no answer from before
     /// is cached: the kernel waits for lookups that are under way. So no handler may wait for this.
-    pub fn forget(&self, changes: &Changes) {
+    pub fn forget(&self, changes: &NamespaceChanges) {
         let told = |result: io::Result<()>| {
             if let Err(error) = result {
                 debug!(%error, "the kernel does not forget");

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use flate2::Compression;
-use rcx_imagefs::fs::{FsOptions, ImageFs, Source};
+use rcx_imagefs::fs::{FsOptions, ImageFs, ImageSource};
 use rcx_imagefs::image::{Digest, Platform, Reference};
 use rcx_imagefs::import::Archive;
 use rcx_imagefs::pipeline::{Load, Progress, load};
@@ -78,7 +78,7 @@ fn a_million_files_take_250_bytes_each_and_are_listed_once_one_at_a_time() {
     let job = Load { store: store.clone(), name: name_of_image, progress: Progress::none() };
     // The tables of the index, the file that is made of them, then the tree in the making.
     within(250 * FILES, || load(&job, &archive).unwrap());
-    let fs = ImageFs::new(Source::new(store, None), &FsOptions::default());
+    let fs = ImageFs::new(ImageSource::new(store, None), &FsOptions::default());
     fs.refresh().unwrap();
     let root = within(250 * FILES, || resolve(&fs, "lab/many:1").ino);
     let directory = crate::stored::found(&fs, root, b"many").ino;

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::io::Write as _;
 
-use rcx_imagefs::fs::{Attr, FileKind, FsOptions, ImageFs, Ino, Lookup, Source};
+use rcx_imagefs::fs::{FileKind, FsOptions, ImageFs, ImageSource, Ino, InodeAttr, Lookup};
 use rcx_imagefs::image::{Descriptor, Digest, LayerDigest, Manifest, ManifestDigest, Name};
 use rcx_imagefs::index::{Build, build};
 use rcx_imagefs::layer::SpanLimits;
@@ -105,7 +105,7 @@ impl Stored {
 
     /// A filesystem that shows what is in the store now.
     pub(crate) fn fs(&self) -> ImageFs {
-        let fs = ImageFs::new(Source::new(self.store.clone(), None), &FsOptions::default());
+        let fs = ImageFs::new(ImageSource::new(self.store.clone(), None), &FsOptions::default());
         fs.refresh().unwrap();
         fs
     }
@@ -113,7 +113,7 @@ impl Stored {
 
 /// Looks a name up that has to be there.
 #[track_caller]
-pub(crate) fn found(fs: &ImageFs, parent: Ino, name: &[u8]) -> Attr {
+pub(crate) fn found(fs: &ImageFs, parent: Ino, name: &[u8]) -> InodeAttr {
     match fs.lookup(parent, name) {
         Ok(Lookup::Found(attr)) => attr,
         other => panic!("{}: {other:?}", name.escape_ascii()),
@@ -122,7 +122,7 @@ pub(crate) fn found(fs: &ImageFs, parent: Ino, name: &[u8]) -> Attr {
 
 /// Follows a path from the root of the mount, through its symlinks but not those of images.
 #[track_caller]
-pub(crate) fn resolve(fs: &ImageFs, path: &str) -> Attr {
+pub(crate) fn resolve(fs: &ImageFs, path: &str) -> InodeAttr {
     let mut at = fs.getattr(Ino::ROOT).unwrap();
     let mut rest: Vec<Vec<u8>> = path.split('/').rev().map(|name| name.as_bytes().to_vec()).collect();
     while let Some(name) = rest.pop() {
@@ -165,7 +165,7 @@ pub(crate) fn content(fs: &ImageFs, ino: Ino, step: u32) -> Vec<u8> {
 
 /// All that an image shows, as lines of one layer in the order of `tree::dump`: directories before what is in them, the
 /// root's line only where it is not as usual.
-pub(crate) fn shown(fs: &ImageFs, root: &Attr) -> Vec<Line> {
+pub(crate) fn shown(fs: &ImageFs, root: &InodeAttr) -> Vec<Line> {
     let mut lines = Vec::new();
     let root_line = line(fs, b"/", root);
     if root_line != Line::new(b"/", What::Directory) {
@@ -199,7 +199,7 @@ fn show_directory(
 }
 
 /// One line of [`shown`].
-pub(crate) fn line(fs: &ImageFs, path: &[u8], attr: &Attr) -> Line {
+pub(crate) fn line(fs: &ImageFs, path: &[u8], attr: &InodeAttr) -> Line {
     let device = |rdev: u32| ((rdev & 0xf_ff00) >> 8, (rdev & 0xff) | (rdev >> 12 & 0xf_ff00));
     let what = match attr.kind {
         FileKind::Directory => What::Directory,

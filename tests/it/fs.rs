@@ -91,7 +91,7 @@ fn file_of_a_shared_layer_is_one_inode_in_every_image() {
 }
 
 /// Every inode of an image with what `getattr` says of it.
-fn inodes(fs: &ImageFs, directory: Ino, into: &mut Vec<rcx_imagefs::fs::Attr>) {
+fn inodes(fs: &ImageFs, directory: Ino, into: &mut Vec<rcx_imagefs::fs::InodeAttr>) {
     for name in names(fs, directory) {
         let attr = found(fs, directory, &name);
         into.push(attr);
@@ -239,7 +239,7 @@ fn removed_image_is_gone_by_name_and_what_is_in_use_still_answers() {
     assert_eq!(fs.lookup(resolve(&fs, "lab").ino, b"a:1").unwrap(), Lookup::Absent { lasting: false });
     assert_eq!(*fs.read(file, 0, 99).unwrap(), *b"same");
     assert_eq!(found(&fs, root, b"..").ino, Ino::ROOT);
-    assert_eq!(fs.refresh().unwrap(), rcx_imagefs::fs::Changes::default());
+    assert_eq!(fs.refresh().unwrap(), rcx_imagefs::fs::NamespaceChanges::default());
 }
 
 fn blob(stored: &Stored, layer: &LayerDigest) -> std::path::PathBuf {

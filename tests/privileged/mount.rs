@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rcx_imagefs::daemon::{self, Request, Response};
+use rcx_imagefs::daemon::{self, ControlRequest, ControlResponse};
 use rcx_imagefs::image::{Descriptor, Digest, ManifestDigest, Name};
 use rcx_imagefs::store::{DaemonInfo, Store};
 use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, XattrFlags};
@@ -96,9 +96,9 @@ fn daemon_of(program: &Program) -> DaemonInfo {
     Store::open(program.store()).unwrap().running_daemon().unwrap().expect("a daemon runs")
 }
 
-fn status(program: &Program) -> daemon::Status {
-    match daemon::ask(&daemon_of(program).socket, Request::Status, Duration::from_secs(30)) {
-        Ok(Response::Status(status)) => *status,
+fn status(program: &Program) -> daemon::DaemonStatus {
+    match daemon::ask(&daemon_of(program).socket, ControlRequest::Status, Duration::from_secs(30)) {
+        Ok(ControlResponse::Status(status)) => *status,
         other => panic!("{other:?}"),
     }
 }
@@ -256,8 +256,8 @@ fn tag_that_moves_while_others_look_is_right_as_soon_as_the_daemon_says_so() {
             let digest = digests[round % 2];
             let manifest = Descriptor::new(MANIFEST, digest.digest(), 1);
             store.tag(&name, Some(&"1".parse().unwrap()), &manifest, None).unwrap();
-            let answer = daemon::ask(&socket, Request::Refresh, Duration::from_secs(30));
-            assert_eq!(answer.unwrap(), Response::Refreshed);
+            let answer = daemon::ask(&socket, ControlRequest::Refresh, Duration::from_secs(30));
+            assert_eq!(answer.unwrap(), ControlResponse::Refreshed);
             let target = fs::read_link(&tag).unwrap();
             assert_eq!(target.to_str().unwrap(), format!("moving@{digest}"), "round {round}");
             assert_eq!(fs::read_link(lab.join("moving-1")).unwrap(), Path::new("moving:1"));

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::AsFd as _;
 
 use proptest::prelude::*;
-use rcx_imagefs::fs::{Attr, FileKind, ImageFs, Ino, Lookup};
+use rcx_imagefs::fs::{FileKind, ImageFs, Ino, InodeAttr, Lookup};
 use rcx_imagefs::image::{LayerDigest, ManifestDigest};
 use rcx_imagefs::index::{Kind, Piece};
 use rcx_imagefs::pipeline::{open_image, open_layer};
@@ -54,7 +54,7 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
 }
 
 /// All of an image, looked up by the model's paths and never listed; and names that no directory has.
-fn looked_up(fs: &ImageFs, root: Attr, model: &Model) -> Result<(), TestCaseError> {
+fn looked_up(fs: &ImageFs, root: InodeAttr, model: &Model) -> Result<(), TestCaseError> {
     let lines: BTreeMap<Vec<u8>, Line> =
         model.lines().into_iter().map(|line| (line.path.clone(), line)).collect();
     let mut nodes: BTreeMap<usize, Ino> = BTreeMap::new();

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use sha2::{Digest as _, Sha256};
 
-use plan::{Plan, aliases, join, plan, split};
+use plan::{PlannedNode, aliases, join, plan, split};
 
 use super::Ino;
 use super::attr::NO_TIME;
@@ -29,7 +29,7 @@ use crate::layer::Timestamp;
 
 /// One reference of the store: a name for an image, with or without a tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Published {
+pub struct PublishedReference {
     /// The name in the mount: the familiar form, components joined by `/`.
     pub name: String,
     /// The tag, if the reference has one.
@@ -37,12 +37,12 @@ pub struct Published {
     /// Digest of the index (the multi-platform document) through which the image was found, if there was one.
     pub index: Option<ManifestDigest>,
     /// The image.
-    pub image: Image,
+    pub image: PublishedImage,
 }
 
 /// An image that the mount shows: a manifest and the slot that its inode numbers carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Image {
+pub struct PublishedImage {
     /// Digest of its manifest.
     pub manifest: ManifestDigest,
     /// Its slot in the store, below [`Ino::SLOT_LIMIT`].
@@ -51,45 +51,45 @@ pub struct Image {
 
 /// What a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum NameTarget {
     /// A directory of the namespace.
     Directory(Ino),
     /// A symbolic link of the namespace.
     Symlink(Ino),
     /// An image's root directory.
-    Image(Image),
+    Image(PublishedImage),
 }
 
 /// A node of the namespace.
 #[derive(Debug)]
-pub enum Node {
+pub enum NamespaceNode {
     /// A directory of names.
-    Directory(Directory),
+    Directory(NamespaceDirectory),
     /// A symbolic link within the namespace.
-    Symlink(Symlink),
+    Symlink(NamespaceSymlink),
 }
 
 /// A directory of names.
 #[derive(Debug)]
-pub struct Directory {
+pub struct NamespaceDirectory {
     parent: Ino,
     path: String,
     mtime: Timestamp,
     /// Ascending by cookie.
-    listed: Vec<(u64, Box<str>, Target)>,
-    names: HashMap<Box<str>, Target>,
+    listed: Vec<(u64, Box<str>, NameTarget)>,
+    names: HashMap<Box<str>, NameTarget>,
 }
 
 /// A symbolic link within the namespace.
 #[derive(Debug)]
-pub struct Symlink {
+pub struct NamespaceSymlink {
     target: Box<str>,
     mtime: Timestamp,
 }
 
 /// What the kernel has to forget when one namespace follows another.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub struct NamespaceChanges {
     /// Names that are gone or stand for something else now, with their directory; what lies deeper comes first.
     pub names: Vec<(Ino, Box<str>)>,
     /// Directories whose attributes or listing changed.
@@ -99,7 +99,7 @@ pub struct Changes {
 /// A snapshot of the mount's names.
 #[derive(Debug)]
 pub struct Namespace {
-    nodes: HashMap<Ino, Node>,
+    nodes: HashMap<Ino, NamespaceNode>,
     /// Where each image is a directory: the directory that holds it.
     homes: HashMap<u32, (Ino, Box<str>)>,
 }
@@ -118,26 +118,27 @@ impl Namespace {
     /// Where two references claim one path, a directory of names wins over a tag, and the later reference over the earlier;
     /// an image under several names stays a directory where it was one in `previous`, or else is one under the first.
     #[must_use]
-    pub fn new(published: &[Published], changed: Timestamp, previous: Option<&Self>) -> Self {
+    pub fn new(published: &[PublishedReference], changed: Timestamp, previous: Option<&Self>) -> Self {
         Self::with_hash(published, changed, previous, path_hash)
     }
 
     fn with_hash(
-        published: &[Published],
+        published: &[PublishedReference],
         changed: Timestamp,
         previous: Option<&Self>,
         hash: fn(&[&str]) -> u64,
     ) -> Self {
         let plans = plan(published, previous);
-        let mut children: BTreeMap<&str, BTreeMap<&str, &Plan>> = BTreeMap::from([("", BTreeMap::new())]);
+        let mut children: BTreeMap<&str, BTreeMap<&str, &PlannedNode>> =
+            BTreeMap::from([("", BTreeMap::new())]);
         for (path, plan) in &plans {
             let (parent, name) = split(path);
             children.entry(parent).or_default().insert(name, plan);
-            if *plan == Plan::Directory {
+            if *plan == PlannedNode::Directory {
                 children.entry(path).or_default();
             }
         }
-        let mut numbers = Numbers { hash, taken: HashSet::from([Ino::ROOT]) };
+        let mut numbers = InoAllocator { hash, taken: HashSet::from([Ino::ROOT]) };
         let mut directories: BTreeMap<&str, Ino> = BTreeMap::from([("", Ino::ROOT)]);
         // Ascending, so that the numbers do not depend on the order of the references even where hashes collide.
         for path in children.keys().filter(|path| !path.is_empty()) {
@@ -147,7 +148,7 @@ impl Namespace {
         for (&path, entries) in &children {
             let ino = directories[path];
             let parent = if path.is_empty() { Ino::ROOT } else { directories[split(path).0] };
-            let mut directory = Directory {
+            let mut directory = NamespaceDirectory {
                 parent,
                 path: path.to_owned(),
                 mtime: changed,
@@ -155,26 +156,27 @@ impl Namespace {
                 names: HashMap::new(),
             };
             let aliases = aliases(entries);
-            let links =
-                aliases.iter().map(|(alias, name)| (alias.as_str(), Plan::Symlink((*name).to_owned())));
+            let links = aliases
+                .iter()
+                .map(|(alias, name)| (alias.as_str(), PlannedNode::Symlink((*name).to_owned())));
             let links: Vec<_> = links.collect();
             let all = entries.iter().map(|(name, plan)| (*name, *plan, true));
             for (name, plan, listed) in all.chain(links.iter().map(|(name, plan)| (*name, plan, false))) {
                 let full = join(path, name);
                 let (cookie, target) = match plan {
-                    Plan::Directory => {
+                    PlannedNode::Directory => {
                         let ino = directories[full.as_str()];
-                        (ino, Target::Directory(ino))
+                        (ino, NameTarget::Directory(ino))
                     }
-                    Plan::Image(image) => {
+                    PlannedNode::Image(image) => {
                         namespace.homes.insert(image.slot, (ino, name.into()));
-                        (numbers.next(&["i", &full]), Target::Image(*image))
+                        (numbers.next(&["i", &full]), NameTarget::Image(*image))
                     }
-                    Plan::Symlink(target) => {
+                    PlannedNode::Symlink(target) => {
                         let link = numbers.next(&["l", &full, target]);
-                        let symlink = Symlink { target: target.as_str().into(), mtime: changed };
-                        namespace.nodes.insert(link, Node::Symlink(symlink));
-                        (link, Target::Symlink(link))
+                        let symlink = NamespaceSymlink { target: target.as_str().into(), mtime: changed };
+                        namespace.nodes.insert(link, NamespaceNode::Symlink(symlink));
+                        (link, NameTarget::Symlink(link))
                     }
                 };
                 directory.names.insert(name.into(), target);
@@ -183,7 +185,7 @@ impl Namespace {
                 }
             }
             directory.listed.sort_unstable_by_key(|(cookie, ..)| *cookie);
-            namespace.nodes.insert(ino, Node::Directory(directory));
+            namespace.nodes.insert(ino, NamespaceNode::Directory(directory));
         }
         if let Some(previous) = previous {
             namespace.keep_times(previous);
@@ -193,7 +195,7 @@ impl Namespace {
 
     /// A node by its number.
     #[must_use]
-    pub fn node(&self, ino: Ino) -> Option<&Node> {
+    pub fn node(&self, ino: Ino) -> Option<&NamespaceNode> {
         self.nodes.get(&ino)
     }
 
@@ -205,14 +207,14 @@ impl Namespace {
 
     /// The image with this slot, if it is published.
     #[must_use]
-    pub fn image(&self, slot: u32) -> Option<Image> {
+    pub fn image(&self, slot: u32) -> Option<PublishedImage> {
         let (parent, name) = self.home(slot)?;
         match self.node(parent)? {
-            Node::Directory(directory) => match directory.lookup(name.as_bytes())? {
-                Target::Image(image) => Some(image),
-                Target::Directory(_) | Target::Symlink(_) => None,
+            NamespaceNode::Directory(directory) => match directory.lookup(name.as_bytes())? {
+                NameTarget::Image(image) => Some(image),
+                NameTarget::Directory(_) | NameTarget::Symlink(_) => None,
             },
-            Node::Symlink(_) => None,
+            NamespaceNode::Symlink(_) => None,
         }
     }
 
@@ -227,22 +229,22 @@ impl Namespace {
     pub fn path_of(&self, image_slot: u32) -> Option<String> {
         let (parent, name) = self.home(image_slot)?;
         match self.node(parent)? {
-            Node::Directory(directory) => Some(join(&directory.path, name)),
-            Node::Symlink(_) => None,
+            NamespaceNode::Directory(directory) => Some(join(&directory.path, name)),
+            NamespaceNode::Symlink(_) => None,
         }
     }
 
     /// What the kernel, which may have cached anything that `old` answered, must forget when `self` answers from now on.
     /// Names that did not resolve are never cached, so a name that is only new is no change.
     #[must_use]
-    pub fn changes_since(&self, old: &Self) -> Changes {
-        let mut changes = Changes::default();
+    pub fn changes_since(&self, old: &Self) -> NamespaceChanges {
+        let mut changes = NamespaceChanges::default();
         let mut depths: Vec<(Reverse<usize>, &str, Ino, Box<str>)> = Vec::new();
         for (&ino, node) in &old.nodes {
-            let Node::Directory(before) = node else { continue };
+            let NamespaceNode::Directory(before) = node else { continue };
             let after = match self.nodes.get(&ino) {
-                Some(Node::Directory(after)) => Some(after),
-                Some(Node::Symlink(_)) | None => None,
+                Some(NamespaceNode::Directory(after)) => Some(after),
+                Some(NamespaceNode::Symlink(_)) | None => None,
             };
             for (name, target) in &before.names {
                 if after.and_then(|after| after.names.get(name)) != Some(target) {
@@ -265,7 +267,7 @@ impl Namespace {
     fn keep_times(&mut self, previous: &Self) {
         for (ino, node) in &mut self.nodes {
             match (node, previous.nodes.get(ino)) {
-                (Node::Directory(now), Some(Node::Directory(before))) => {
+                (NamespaceNode::Directory(now), Some(NamespaceNode::Directory(before))) => {
                     if now.listed == before.listed && before.mtime != NO_TIME {
                         now.mtime = before.mtime;
                     } else if now.mtime <= before.mtime {
@@ -273,17 +275,19 @@ impl Namespace {
                     }
                 }
                 // The number of a link is a hash of all that it is.
-                (Node::Symlink(now), Some(Node::Symlink(before))) => now.mtime = before.mtime,
+                (NamespaceNode::Symlink(now), Some(NamespaceNode::Symlink(before))) => {
+                    now.mtime = before.mtime
+                }
                 _ => {}
             }
         }
     }
 }
 
-impl Directory {
+impl NamespaceDirectory {
     /// What a name in this directory stands for, aliases included.
     #[must_use]
-    pub fn lookup(&self, name: &[u8]) -> Option<Target> {
+    pub fn lookup(&self, name: &[u8]) -> Option<NameTarget> {
         self.names.get(std::str::from_utf8(name).ok()?).copied()
     }
 
@@ -302,19 +306,19 @@ impl Directory {
     /// Links that a directory has: its name, its `.`, and the `..` of each directory in it.
     #[must_use]
     pub fn nlink(&self) -> u32 {
-        let directories = self.listed.iter().filter(|(.., target)| !matches!(target, Target::Symlink(_)));
+        let directories = self.listed.iter().filter(|(.., target)| !matches!(target, NameTarget::Symlink(_)));
         u32::try_from(directories.count()).unwrap_or(u32::MAX - 2) + 2
     }
 
     /// The names behind `cookie` with their own cookies, in an order that does not depend on what else is published.
     /// Cookies are greater than any small number, so 0 to 2 stand for the start.
-    pub fn listed_after(&self, cookie: u64) -> impl Iterator<Item = (u64, &str, Target)> {
+    pub fn listed_after(&self, cookie: u64) -> impl Iterator<Item = (u64, &str, NameTarget)> {
         let from = self.listed.partition_point(|(at, ..)| *at <= cookie);
         self.listed[from..].iter().map(|(cookie, name, target)| (*cookie, &**name, *target))
     }
 }
 
-impl Symlink {
+impl NamespaceSymlink {
     /// What the link holds: a path relative to its directory.
     #[must_use]
     pub fn target(&self) -> &str {
@@ -329,12 +333,12 @@ impl Symlink {
 }
 
 /// Hands out numbers, another one where a hash is taken.
-struct Numbers {
+struct InoAllocator {
     hash: fn(&[&str]) -> u64,
     taken: HashSet<Ino>,
 }
 
-impl Numbers {
+impl InoAllocator {
     fn next(&mut self, parts: &[&str]) -> Ino {
         let first = (self.hash)(parts);
         (0..)

@@ -2,20 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::{Image, Namespace, Published};
+use super::{Namespace, PublishedImage, PublishedReference};
 use crate::image::ManifestDigest;
 
 /// What is to stand at a path, while the snapshot is being made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Plan {
+pub(super) enum PlannedNode {
     Directory,
-    Image(Image),
+    Image(PublishedImage),
     /// Target relative to the link's directory.
     Symlink(String),
 }
 
 /// Decides what stands at each path.
-pub(super) fn plan(published: &[Published], previous: Option<&Namespace>) -> BTreeMap<String, Plan> {
+pub(super) fn plan(
+    published: &[PublishedReference],
+    previous: Option<&Namespace>,
+) -> BTreeMap<String, PlannedNode> {
     let digest_path = |name: &str, digest: &ManifestDigest| format!("{name}@{digest}");
     // Where each image is a directory.
     let mut homes: HashMap<u32, String> = HashMap::new();
@@ -37,14 +40,14 @@ pub(super) fn plan(published: &[Published], previous: Option<&Namespace>) -> BTr
         let (directory, own_name) = split(&own);
         if let Some(tag) = &published.tag {
             let path = format!("{}:{tag}", published.name);
-            plans.insert(path, Plan::Symlink(own_name.to_owned()));
+            plans.insert(path, PlannedNode::Symlink(own_name.to_owned()));
         }
         if let Some(index) = published.index.filter(|index| *index != published.image.manifest) {
-            plans.insert(digest_path(&published.name, &index), Plan::Symlink(own_name.to_owned()));
+            plans.insert(digest_path(&published.name, &index), PlannedNode::Symlink(own_name.to_owned()));
         }
         let image = match own == *home {
-            true => Plan::Image(published.image),
-            false => Plan::Symlink(relative(directory, home)),
+            true => PlannedNode::Image(published.image),
+            false => PlannedNode::Symlink(relative(directory, home)),
         };
         plans.insert(own, image);
     }
@@ -52,7 +55,7 @@ pub(super) fn plan(published: &[Published], previous: Option<&Namespace>) -> BTr
     for published in published {
         let mut path = published.name.as_str();
         while let Some((parent, _)) = path.rsplit_once('/') {
-            plans.insert(parent.to_owned(), Plan::Directory);
+            plans.insert(parent.to_owned(), PlannedNode::Directory);
             path = parent;
         }
     }
@@ -61,7 +64,7 @@ pub(super) fn plan(published: &[Published], previous: Option<&Namespace>) -> BTr
 
 /// For each name with a `:` the spelling with `-`, unless that is a name of its own. Where two names have one alias, it is
 /// that of the lesser.
-pub(super) fn aliases<'a>(entries: &BTreeMap<&'a str, &Plan>) -> BTreeMap<String, &'a str> {
+pub(super) fn aliases<'a>(entries: &BTreeMap<&'a str, &PlannedNode>) -> BTreeMap<String, &'a str> {
     let mut aliases = BTreeMap::new();
     for &name in entries.keys().filter(|name| name.contains(':')) {
         let alias = name.replace(':', "-");

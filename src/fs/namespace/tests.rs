@@ -7,8 +7,8 @@ fn digest(seed: &str) -> ManifestDigest {
     ManifestDigest::new(Digest::of(seed.as_bytes()))
 }
 
-fn image(slot: u32) -> Image {
-    Image { manifest: digest(&slot.to_string()), slot }
+fn image(slot: u32) -> PublishedImage {
+    PublishedImage { manifest: digest(&slot.to_string()), slot }
 }
 
 fn at(sec: i64) -> Timestamp {
@@ -16,45 +16,45 @@ fn at(sec: i64) -> Timestamp {
 }
 
 /// `name[:tag]` as slot `slot`.
-fn publish(reference: &str, slot: u32) -> Published {
+fn publish(reference: &str, slot: u32) -> PublishedReference {
     let (name, tag) = match reference.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') => (name, Some(tag.to_owned())),
         _ => (reference, None),
     };
-    Published { name: name.to_owned(), tag, index: None, image: image(slot) }
+    PublishedReference { name: name.to_owned(), tag, index: None, image: image(slot) }
 }
 
-fn publish_index(name: &str, index: &str, slot: u32) -> Published {
-    Published { index: Some(digest(index)), ..publish(name, slot) }
+fn publish_index(name: &str, index: &str, slot: u32) -> PublishedReference {
+    PublishedReference { index: Some(digest(index)), ..publish(name, slot) }
 }
 
-fn namespace(published: &[Published]) -> Namespace {
+fn namespace(published: &[PublishedReference]) -> Namespace {
     Namespace::new(published, at(1), None)
 }
 
-fn directory(namespace: &Namespace, ino: Ino) -> &Directory {
+fn directory(namespace: &Namespace, ino: Ino) -> &NamespaceDirectory {
     match namespace.node(ino) {
-        Some(Node::Directory(directory)) => directory,
+        Some(NamespaceNode::Directory(directory)) => directory,
         other => panic!("{ino}: {other:?}"),
     }
 }
 
 /// Walks a path as the kernel does, through links; what it ends at.
-fn resolve(namespace: &Namespace, path: &str) -> Option<Target> {
+fn resolve(namespace: &Namespace, path: &str) -> Option<NameTarget> {
     let mut at = Ino::ROOT;
-    let mut target = Target::Directory(Ino::ROOT);
+    let mut target = NameTarget::Directory(Ino::ROOT);
     let mut rest: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
     while let Some(name) = rest.pop() {
         let here = directory(namespace, at);
         target = match name.as_str() {
-            ".." => Target::Directory(here.parent()),
+            ".." => NameTarget::Directory(here.parent()),
             name => here.lookup(name.as_bytes())?,
         };
         match target {
-            Target::Directory(ino) => at = ino,
-            Target::Image(_) => assert!(rest.is_empty()),
-            Target::Symlink(ino) => match namespace.node(ino) {
-                Some(Node::Symlink(link)) => {
+            NameTarget::Directory(ino) => at = ino,
+            NameTarget::Image(_) => assert!(rest.is_empty()),
+            NameTarget::Symlink(ino) => match namespace.node(ino) {
+                Some(NamespaceNode::Symlink(link)) => {
                     rest.extend(link.target().split('/').rev().map(str::to_owned));
                 }
                 other => panic!("{other:?}"),
@@ -65,8 +65,8 @@ fn resolve(namespace: &Namespace, path: &str) -> Option<Target> {
 }
 
 fn listing(namespace: &Namespace, path: &str) -> Vec<String> {
-    let Some(Target::Directory(ino)) =
-        (if path.is_empty() { Some(Target::Directory(Ino::ROOT)) } else { resolve(namespace, path) })
+    let Some(NameTarget::Directory(ino)) =
+        (if path.is_empty() { Some(NameTarget::Directory(Ino::ROOT)) } else { resolve(namespace, path) })
     else {
         panic!("{path} is not a directory")
     };
@@ -83,7 +83,7 @@ fn names_with_slashes_and_ports_are_directories_and_tags_are_links() {
         publish("host:5000/lab/python:3.12", 2),
         publish_index("host:5000/lab/gcc", "an index", 3),
     ]);
-    let of = |slot| Some(Target::Image(image(slot)));
+    let of = |slot| Some(NameTarget::Image(image(slot)));
     let python = format!("python@{}", digest("1"));
     assert_eq!(listing(&namespace, ""), ["host:5000", "python:3.12", &python]);
     assert_eq!(listing(&namespace, "host:5000"), ["lab"]);
@@ -100,7 +100,7 @@ fn names_with_slashes_and_ports_are_directories_and_tags_are_links() {
 #[test]
 fn names_with_a_colon_resolve_with_a_dash_and_are_not_listed() {
     let namespace = namespace(&[publish("host:5000/python:3.12", 1)]);
-    let of = Some(Target::Image(image(1)));
+    let of = Some(NameTarget::Image(image(1)));
     assert_eq!(resolve(&namespace, "host-5000/python-3.12"), of);
     assert_eq!(resolve(&namespace, "host:5000/python-3.12"), of);
     assert_eq!(resolve(&namespace, &format!("host-5000/python@sha256-{}", digest("1").hex())), of);
@@ -111,15 +111,15 @@ fn names_with_a_colon_resolve_with_a_dash_and_are_not_listed() {
 #[test]
 fn real_name_wins_over_an_alias() {
     let namespace = namespace(&[publish("host:5000/python:1", 1), publish("host-5000/python:1", 2)]);
-    assert_eq!(resolve(&namespace, "host-5000/python:1"), Some(Target::Image(image(2))));
-    assert_eq!(resolve(&namespace, "host:5000/python:1"), Some(Target::Image(image(1))));
+    assert_eq!(resolve(&namespace, "host-5000/python:1"), Some(NameTarget::Image(image(2))));
+    assert_eq!(resolve(&namespace, "host:5000/python:1"), Some(NameTarget::Image(image(1))));
 }
 
 #[test]
 fn directory_of_names_wins_over_a_tag_of_the_same_spelling() {
     let namespace = namespace(&[publish("host:5000", 1), publish("host:5000/python:1", 2)]);
-    assert_eq!(resolve(&namespace, "host:5000/python:1"), Some(Target::Image(image(2))));
-    assert_eq!(resolve(&namespace, &format!("host@{}", digest("1"))), Some(Target::Image(image(1))));
+    assert_eq!(resolve(&namespace, "host:5000/python:1"), Some(NameTarget::Image(image(2))));
+    assert_eq!(resolve(&namespace, &format!("host@{}", digest("1"))), Some(NameTarget::Image(image(1))));
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn image_with_two_names_is_one_directory_and_stays_where_it_is() {
     assert_eq!(both.path_of(1), Some(format!("zoo/python@{digest}")));
     for path in [format!("lab/sub/python@{digest}"), "lab/sub/python:1".to_owned(), "zoo/python:1".to_owned()]
     {
-        assert_eq!(resolve(&both, &path), Some(Target::Image(image(1))), "{path}");
+        assert_eq!(resolve(&both, &path), Some(NameTarget::Image(image(1))), "{path}");
     }
     assert!(both.changes_since(&first).names.is_empty());
     let last = Namespace::new(&[lab], at(3), Some(&both));
@@ -155,8 +155,8 @@ fn numbers_depend_on_the_names_alone() {
 fn colliding_hashes_still_give_every_name_a_number_of_its_own() {
     let published = [publish("a/b:1", 1), publish("c:2", 2)];
     let namespace = Namespace::with_hash(&published, at(1), None, |_| 7);
-    assert_eq!(resolve(&namespace, "a/b:1"), Some(Target::Image(image(1))));
-    assert_eq!(resolve(&namespace, "c-2"), Some(Target::Image(image(2))));
+    assert_eq!(resolve(&namespace, "a/b:1"), Some(NameTarget::Image(image(1))));
+    assert_eq!(resolve(&namespace, "c-2"), Some(NameTarget::Image(image(2))));
     assert_eq!(listing(&namespace, "").len(), 3);
 }
 
@@ -171,7 +171,7 @@ fn moved_tag_is_the_only_thing_the_kernel_must_forget() {
     // The alias leads to the tag, which it still does.
     assert_eq!(names, [(Ino::ROOT, "python:3")]);
     assert_eq!(changes.directories, [Ino::ROOT]);
-    assert_eq!(resolve(&after, "python-3"), Some(Target::Image(image(2))));
+    assert_eq!(resolve(&after, "python-3"), Some(NameTarget::Image(image(2))));
 }
 
 #[test]
@@ -189,15 +189,18 @@ fn removed_image_is_forgotten_from_the_deepest_name_up() {
 fn new_name_makes_the_kernel_forget_its_directory_and_nothing_else() {
     let before = namespace(&[publish("a/b:1", 1)]);
     let after = Namespace::new(&[publish("a/b:1", 1), publish("c:1", 2)], at(2), Some(&before));
-    assert_eq!(after.changes_since(&before), Changes { names: Vec::new(), directories: vec![Ino::ROOT] });
-    assert_eq!(after.changes_since(&after), Changes::default());
+    assert_eq!(
+        after.changes_since(&before),
+        NamespaceChanges { names: Vec::new(), directories: vec![Ino::ROOT] }
+    );
+    assert_eq!(after.changes_since(&after), NamespaceChanges::default());
 }
 
 #[test]
 fn only_what_changed_takes_a_new_time() {
     let before = namespace(&[publish("a/b:1", 1)]);
     let after = Namespace::new(&[publish("a/b:1", 1), publish("c:1", 2)], at(2), Some(&before));
-    let Some(Target::Directory(a)) = resolve(&after, "a") else { panic!() };
+    let Some(NameTarget::Directory(a)) = resolve(&after, "a") else { panic!() };
     assert_eq!(directory(&after, a).mtime(), at(1));
     assert_eq!(directory(&after, Ino::ROOT).mtime(), at(2));
     // Twice within one tick of the clock, or with a clock that was set back.

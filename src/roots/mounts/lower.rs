@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-use crate::fs::{Ino, Place};
+use crate::fs::{DecodedIno, Ino};
 use crate::pipeline::OpenImage;
 use crate::roots::error::{At as _, RootsError};
 use crate::tree::NodeId;
@@ -94,7 +94,7 @@ impl Lower {
             (path_of(fd.as_fd()).at("find", name)?, path_of(mount.as_fd()).at("find", mountpoint)?);
         let canonical = path.strip_prefix(&top).ok().and_then(Path::to_str);
         match (Ino::from_kernel(stat.st_ino).place(), canonical) {
-            (Some(Place::Image { node, .. }), Some(canonical)) if node == NodeId::ROOT.get() => {
+            (Some(DecodedIno::Image { node, .. }), Some(canonical)) if node == NodeId::ROOT.get() => {
                 let name = canonical.to_owned();
                 Ok(Self {
                     name,

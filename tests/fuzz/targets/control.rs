@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
-use rcx_imagefs::daemon::{Listener, Request, Response, ask};
+use rcx_imagefs::daemon::{ControlListener, ControlRequest, ControlResponse, ask};
 use tempfile::TempDir;
 
 use crate::input::Input;
@@ -61,7 +61,7 @@ fn with_daemon(client: impl FnOnce(&Path) + Send + 'static) {
     let path = scratch.path().join("control.sock");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let listener = Listener::bind(&path).unwrap();
+        let listener = ControlListener::bind(&path).unwrap();
         let client = tokio::task::spawn_blocking(move || client(&path));
         tokio::select! {
             () = listener.answer(answer) => unreachable!("it answers until it is dropped"),
@@ -70,23 +70,23 @@ fn with_daemon(client: impl FnOnce(&Path) + Send + 'static) {
     });
 }
 
-fn answer(request: Request) -> Response {
+fn answer(request: ControlRequest) -> ControlResponse {
     match request {
-        Request::Ping => Response::Pong,
-        Request::Status => Response::Error("status".to_owned()),
-        Request::Refresh => Response::Refreshed,
+        ControlRequest::Ping => ControlResponse::Pong,
+        ControlRequest::Status => ControlResponse::Error("status".to_owned()),
+        ControlRequest::Refresh => ControlResponse::Refreshed,
     }
 }
 
 /// What a connection gets that says this and then nothing more.
-fn expected(said: &[u8]) -> Vec<Option<Response>> {
+fn expected(said: &[u8]) -> Vec<Option<ControlResponse>> {
     let mut answers = Vec::new();
     let mut rest = said;
     while !rest.is_empty() {
         let end = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |newline| newline + 1);
         let (line, behind) = rest.split_at(end.min(REQUEST_MAX));
         rest = behind;
-        let request = serde_json::from_slice::<Request>(line).ok();
+        let request = serde_json::from_slice::<ControlRequest>(line).ok();
         answers.push(request.map(answer));
         if !line.ends_with(b"\n") {
             break;
@@ -99,8 +99,8 @@ fn check_daemon(said: &[u8]) {
     let said = said.to_vec();
     with_daemon(move |socket| {
         converse(socket, &said);
-        let answer = ask(socket, Request::Ping, LONG).expect("the daemon goes on");
-        assert_eq!(answer, Response::Pong);
+        let answer = ask(socket, ControlRequest::Ping, LONG).expect("the daemon goes on");
+        assert_eq!(answer, ControlResponse::Pong);
     });
 }
 
@@ -118,7 +118,9 @@ fn converse(socket: &Path, said: &[u8]) {
     let mut answers = Vec::new();
     for line in BufReader::new(&mut stream).split(b'\n') {
         match line {
-            Ok(line) => answers.push(serde_json::from_slice::<Response>(&line).expect("an answer is one")),
+            Ok(line) => {
+                answers.push(serde_json::from_slice::<ControlResponse>(&line).expect("an answer is one"))
+            }
             // What was behind a request that is too long is not read any more.
             Err(error) => {
                 assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
@@ -134,7 +136,9 @@ fn converse(socket: &Path, said: &[u8]) {
     for (answer, wanted) in answers.iter().zip(&wanted) {
         match wanted {
             Some(wanted) => assert_eq!(answer, wanted),
-            None => assert!(matches!(answer, Response::Error(text) if text.starts_with("not a request"))),
+            None => {
+                assert!(matches!(answer, ControlResponse::Error(text) if text.starts_with("not a request")))
+            }
         }
     }
 }
@@ -150,12 +154,12 @@ fn check_client(bytes: &[u8]) {
         let _ = BufReader::new(stream.try_clone().unwrap()).read_until(b'\n', &mut Vec::new());
         let _ = stream.write_all(&answer);
     });
-    let result = ask(&socket, Request::Status, LONG);
+    let result = ask(&socket, ControlRequest::Status, LONG);
     server.join().unwrap();
     // A client does not read on behind the end of a line.
     let line = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes, |newline| &bytes[..=newline]);
-    match (result, serde_json::from_slice::<Response>(line)) {
-        (Ok(Response::Error(_)), _) => panic!("an error is no answer"),
+    match (result, serde_json::from_slice::<ControlResponse>(line)) {
+        (Ok(ControlResponse::Error(_)), _) => panic!("an error is no answer"),
         (Ok(answer), Ok(expected)) => assert_eq!(answer, expected),
         (Ok(answer), Err(error)) => panic!("{answer:?} was read where there is no answer: {error}"),
         (Err(error), _) => assert!(!error.to_string().is_empty()),

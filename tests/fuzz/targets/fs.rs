@@ -6,7 +6,7 @@
 
 use std::cell::LazyCell;
 
-use rcx_imagefs::fs::{Attr, FileKind, FsError, ImageFs, Ino, Lookup};
+use rcx_imagefs::fs::{FileKind, FsError, ImageFs, Ino, InodeAttr, Lookup};
 
 use crate::input::Input;
 use crate::layers::parse;
@@ -19,7 +19,7 @@ fn long() -> String {
 
 struct Scene {
     fs: ImageFs,
-    inodes: Vec<Attr>,
+    inodes: Vec<InodeAttr>,
     /// Held for its directory.
     _stored: Stored,
 }
@@ -54,7 +54,7 @@ impl Scene {
     }
 }
 
-fn collect(fs: &ImageFs, directory: Ino, inodes: &mut Vec<Attr>) {
+fn collect(fs: &ImageFs, directory: Ino, inodes: &mut Vec<InodeAttr>) {
     for name in names(fs, directory) {
         let attr = found(fs, directory, &name);
         inodes.push(attr);

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use rcx_imagefs::daemon::{Listener, Request, Response, Status};
-use rcx_imagefs::fs::{FsOptions, ImageFs, Source};
+use rcx_imagefs::daemon::{ControlListener, ControlRequest, ControlResponse, DaemonStatus};
+use rcx_imagefs::fs::{FsOptions, ImageFs, ImageSource};
 use rcx_imagefs::store::{DaemonInfo, DaemonLock};
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -14,27 +14,27 @@ use super::{LAYERS, Layout, Scene, keys};
 
 /// Answers for a store until it is dropped.
 struct Daemon {
-    asked: Arc<Mutex<Vec<Request>>>,
+    asked: Arc<Mutex<Vec<ControlRequest>>>,
     _lock: DaemonLock,
     _runtime: Runtime,
 }
 
 impl Daemon {
     /// Answers status requests with `status`, and all else as a daemon does; nobody listens without.
-    fn new(scene: &Scene, status: Option<Status>) -> Self {
+    fn new(scene: &Scene, status: Option<DaemonStatus>) -> Self {
         let socket = scene.program.dir().join("control.sock");
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let asked: Arc<Mutex<Vec<Request>>> = Arc::default();
+        let asked: Arc<Mutex<Vec<ControlRequest>>> = Arc::default();
         if let Some(status) = status {
-            let listener = runtime.block_on(async { Listener::bind(&socket) }).unwrap();
+            let listener = runtime.block_on(async { ControlListener::bind(&socket) }).unwrap();
             let heard = Arc::clone(&asked);
             let handle = move |request| {
                 heard.lock().unwrap().push(request);
                 match request {
-                    Request::Ping => Response::Pong,
-                    Request::Status => Response::Status(Box::new(status.clone())),
-                    Request::Refresh => Response::Refreshed,
+                    ControlRequest::Ping => ControlResponse::Pong,
+                    ControlRequest::Status => ControlResponse::Status(Box::new(status.clone())),
+                    ControlRequest::Refresh => ControlResponse::Refreshed,
                 }
             };
             runtime.spawn(async move { listener.answer(handle).await });
@@ -43,15 +43,15 @@ impl Daemon {
         Self { asked, _lock: scene.store().lock_daemon(&info).unwrap(), _runtime: runtime }
     }
 
-    fn asked(&self) -> Vec<Request> {
+    fn asked(&self) -> Vec<ControlRequest> {
         std::mem::take(&mut self.asked.lock().unwrap())
     }
 }
 
-fn status(scene: &Scene) -> Status {
-    let fs = ImageFs::new(Source::new(scene.store(), None), &FsOptions::default());
+fn status(scene: &Scene) -> DaemonStatus {
+    let fs = ImageFs::new(ImageSource::new(scene.store(), None), &FsOptions::default());
     fs.refresh().unwrap();
-    Status {
+    DaemonStatus {
         version: "1.2.3".to_owned(),
         pid: 77,
         mountpoint: "/mnt/images".into(),
@@ -104,7 +104,7 @@ fn status_is_what_the_daemon_says() {
     assert_eq!(keys(&shown["filesystem"]["cache"]), cache);
     assert_eq!((&shown["pid"], &shown["filesystem"]["published"]), (&json!(77), &json!(1)));
     assert_eq!(shown["requests"], json!({ "lookup": 3, "read": 0 }));
-    assert_eq!(daemon.asked(), [Request::Status]);
+    assert_eq!(daemon.asked(), [ControlRequest::Status]);
 
     let text = scene.program.ok(&["status"]);
     for line in [
@@ -131,9 +131,9 @@ fn commands_that_change_the_store_tell_the_daemon_and_others_do_not() {
     }
     let layout = Layout::new(LAYERS);
     scene.program.ok(&["load", layout.path(), "--name", "lab/b:1"]);
-    assert_eq!(daemon.asked(), [Request::Refresh]);
+    assert_eq!(daemon.asked(), [ControlRequest::Refresh]);
     scene.program.ok(&["rm", "lab/a:1"]);
-    assert_eq!(daemon.asked(), [Request::Refresh]);
+    assert_eq!(daemon.asked(), [ControlRequest::Refresh]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::fs::FsStatus;
 
 /// The answer to a status request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
+pub struct DaemonStatus {
     /// Version of the program.
     pub version: String,
     /// Process that serves.

@@ -1,8 +1,8 @@
 //! The stable codes of all errors.
 //!
-//! A code is part of the interface: scripts match on it. It never changes its meaning; a new kind of failure that a script
-//! could treat differently gets a new code, at the end of its group and in the manual page `rcx-imagefs-errors(7)` (a test
-//! compares the two).
+//! A code is part of the interface: scripts match on it, and its meaning never changes. A new kind of failure gets a new code
+//! only if a script would treat it differently. Add it at the end of its group and to the manual page
+//! `rcx-imagefs-errors(7)`; a test compares the two.
 
 use std::fmt;
 
@@ -18,7 +18,7 @@ macro_rules! codes {
             /// All codes, in the order of the manual.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
-            /// The code as it is printed: lower case words, joined by `-`.
+            /// The printed form: lower-case words joined by `-`.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self {
@@ -37,47 +37,47 @@ codes! {
     Configuration = "configuration",
     /// The operating system refused an operation on a file.
     Io = "io",
-    /// The user may not do this.
+    /// The user lacks the permission for an operation.
     Permission = "permission",
     /// The disk or a quota is full.
     DiskFull = "disk-full",
     /// The filesystem is read-only.
     ReadOnlyFilesystem = "read-only-filesystem",
-    /// A signal ended the command.
+    /// A signal interrupted the command.
     Interrupted = "interrupted",
-    /// A fault of the program itself.
+    /// A bug in this program.
     Internal = "internal",
 
     // image: references and documents.
-    /// A reference, name, tag, digest or platform has the wrong form.
+    /// A reference, name, tag, digest or platform is malformed or cannot be used here.
     Reference = "reference",
     /// A manifest, index or image configuration is invalid.
     Document = "document",
-    /// The image is of a kind that is not supported: an artifact, an encrypted layer, an old schema.
+    /// This kind of image is not supported: an artifact, an encrypted layer, an old schema.
     UnsupportedImage = "unsupported-image",
-    /// The image has no manifest for the platform.
+    /// The image has no manifest for the requested platform.
     NoPlatform = "no-platform",
-    /// Manifest and configuration of an image contradict each other.
+    /// The manifest and the configuration of an image contradict each other.
     ImageMismatch = "image-mismatch",
 
     // layer, index, tree: content of layers.
     /// A layer is truncated, damaged or malformed.
     Layer = "layer",
-    /// A layer goes beyond a limit.
+    /// A layer exceeds a limit.
     LayerLimit = "layer-limit",
     /// An index file is damaged or outdated.
     Index = "index",
-    /// Content of a layer that was stored before fails its checksum.
+    /// A blob or another file of the store is damaged.
     Damaged = "damaged",
-    /// The layers of an image do not fit together.
+    /// The layers of an image cannot be merged.
     Merge = "merge",
 
     // store: the local disk.
-    /// There is no store at the path.
+    /// There is no store at this path.
     NoStore = "no-store",
-    /// The directory is not a store, or a store of another version.
+    /// The directory is not a store, or its version is not supported.
     StoreFormat = "store-format",
-    /// Another process holds a lock of the store for too long.
+    /// Another process held a lock of the store for too long.
     Busy = "busy",
     /// The image is not in the store.
     NoImage = "no-image",
@@ -89,19 +89,19 @@ codes! {
     // registry: the network.
     /// The registry does not have the image or blob.
     NotFound = "not-found",
-    /// The registry wants a login, or refuses the one it got.
+    /// The registry requires a login, or rejected the credentials.
     Unauthorized = "unauthorized",
     /// The registry limits the rate of requests.
     RateLimited = "rate-limited",
-    /// The registry cannot be reached, or the connection broke.
+    /// The registry cannot be reached, or the connection failed.
     Network = "network",
-    /// The registry did not answer in time.
+    /// The registry did not respond in time.
     Timeout = "timeout",
-    /// The registry answered with an error or with something unexpected.
+    /// The registry returned an error or an unexpected response.
     Registry = "registry",
     /// Stored credentials cannot be used.
     Credentials = "credentials",
-    /// Content from outside does not have the digest or the size that was announced.
+    /// Received content does not have the expected digest or size.
     WrongContent = "wrong-content",
 
     // import: archives and layouts.
@@ -111,19 +111,19 @@ codes! {
     // fuse and daemon: the mount.
     /// The mountpoint cannot be used.
     Mountpoint = "mountpoint",
-    /// The kernel lacks something that is needed.
+    /// The kernel lacks a required feature.
     Kernel = "kernel",
-    /// No daemon answers.
+    /// No daemon is running, or it does not respond.
     NoDaemon = "no-daemon",
     /// The daemon refused a request.
     DaemonRefused = "daemon-refused",
 
     // roots and unpack: images as directories.
-    /// A filesystem cannot hold what was asked for.
+    /// A filesystem does not support a required feature.
     Filesystem = "filesystem",
-    /// There is no root with this ID.
+    /// No root has this ID.
     NoRoot = "no-root",
-    /// There is already something with this name.
+    /// The name is already in use.
     Exists = "exists",
     /// The root is in use.
     InUse = "in-use",
@@ -139,11 +139,11 @@ codes! {
     Sandbox = "sandbox",
     /// The program cannot be executed in the image.
     Program = "program",
-    /// No box is free, or the box is taken.
+    /// No box is free, or the requested box is in use.
     NoBox = "no-box",
     /// A file could not be copied into or out of the box.
     Copy = "copy",
-    /// A path or program is not trusted.
+    /// A path or program is not trustworthy: another user could change it.
     Untrusted = "untrusted",
 }
 

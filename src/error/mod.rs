@@ -1,7 +1,7 @@
-//! What all errors share: a stable code for each kind of failure, and the text of an error chain.
+//! Stable error codes, and the text of an error chain: what the errors of all modules share.
 //!
-//! Each folder has its own error enum, with a method `code` that returns an [`ErrorCode`]. The command line prints the code
-//! with `--json`, so that scripts need not parse messages.
+//! Each module has its own error enum, with a method `code` that returns an [`ErrorCode`]. With `--json` the command line
+//! prints the code, so that scripts need not parse messages.
 
 mod code;
 
@@ -26,12 +26,12 @@ mod tests {
 
     #[derive(Debug, thiserror::Error)]
     #[error("outer")]
-    struct Outer(#[source] std::fmt::Error);
+    struct WrappedError(#[source] std::fmt::Error);
 
     #[test]
     fn chain_text_joins_an_error_and_its_sources() {
         let source = std::fmt::Error;
-        assert_eq!(chain_text(&Outer(source)), format!("outer: {source}"));
+        assert_eq!(chain_text(&WrappedError(source)), format!("outer: {source}"));
         assert_eq!(chain_text(&source), source.to_string());
     }
 }

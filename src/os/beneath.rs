@@ -1,12 +1,14 @@
-//! Opening below a directory, and names that may have been replaced meanwhile.
+//! Lookups below a directory, and names that another process may have replaced.
 
 use std::os::fd::AsFd;
 
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
-/// Repeats an `openat2` call while the kernel reports `EAGAIN`: a rename somewhere interfered with a `RESOLVE_BENEATH` or
-/// `RESOLVE_IN_ROOT` walk (openat2(2)).
+/// Repeats an `openat2` call for as long as it fails with `EAGAIN`.
+///
+/// The kernel does so when a concurrent rename or mount interferes with a `RESOLVE_BENEATH` or `RESOLVE_IN_ROOT` walk
+/// (openat2(2)).
 ///
 /// # Errors
 ///
@@ -20,7 +22,7 @@ pub fn retry_again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, E
     }
 }
 
-/// Whether `name` in the directory `dir` is still the open file `file`. False when it was removed or replaced.
+/// Whether `name` in the directory `dir` still refers to the open file `file`: false once it was removed or replaced.
 ///
 /// # Errors
 ///
@@ -41,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_removed_or_replaced_name_is_not_the_file_any_more() {
+    fn removed_or_replaced_name_no_longer_refers_to_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let handle = File::open(dir.path()).unwrap();
         let file = File::create(dir.path().join("name")).unwrap();
@@ -54,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn only_eagain_is_tried_again() {
+    fn only_eagain_is_retried() {
         let mut answers = vec![Err(Errno::NOENT), Err(Errno::AGAIN), Ok(1), Err(Errno::AGAIN)];
         assert_eq!(retry_again(|| answers.pop().expect("an answer")), Ok(1));
         assert_eq!(retry_again(|| answers.pop().expect("an answer")), Err(Errno::NOENT));

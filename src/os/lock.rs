@@ -1,11 +1,11 @@
 //! Locks between processes: flock(2), which the kernel releases when the last holder dies.
 //!
-//! A lock belongs to the open file: it also works between threads of one process, and a forked process shares it.
-//! Waiting with a deadline polls, since a blocking flock(2) has none; waiters are not served in order.
+//! A lock belongs to the open file description: it also works between threads of one process, and a forked process shares
+//! it. Waiting polls, since a blocking flock(2) takes no deadline; waiters are not served in order.
 //!
-//! Lock files and locked directories may be removed by their holder. A waiter that then gets the lock of a file without a
-//! name must start over: otherwise two processes could hold "the" lock, one of the removed file and one of its successor.
-//! [`lock_named`] does this, and is the only way to lock something by its name.
+//! The holder of a lock may remove the locked file or directory. A waiter that then gets the lock of the removed file must
+//! start over: otherwise two processes could both hold "the" lock, one that of the removed file and one that of its
+//! successor. [`lock_named`] does this, and is the only correct way to lock something by its name.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -17,8 +17,9 @@ use rustix::io::Errno;
 use super::beneath::is_linked;
 use super::path_error::{AtPath as _, PathError};
 
-/// Shortest and longest pause between two attempts.
+/// Shortest pause between two attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
+/// Longest pause between two attempts.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// Whether others may hold the lock at the same time.
@@ -83,23 +84,23 @@ pub fn lock_until(file: impl AsFd, sharing: Sharing, deadline: Option<Instant>) 
 ///
 /// Closing the file is not enough while a child process between fork and exec has the same open file.
 pub fn unlock(file: impl AsFd) {
-    // Fails only for what is not an open file.
+    // flock(2) fails here only if `file` is not an open file.
     let _ = rustix::fs::flock(file, FlockOperation::Unlock);
 }
 
 /// Opens and locks the file or directory at `path`, waiting until `deadline` (`None`: without a limit).
 ///
-/// `dir` is the directory that `path` is in. `open` opens the name; it may make the file, and returns `None` when there is
-/// none. It is called again when the holder of the lock removed or renamed the file meanwhile. The lock ends with
-/// [`unlock`], or when the last copy of the descriptor is closed.
+/// `dir` is the directory that contains `path`. `open` opens the file and may create it; it returns `None` if the file does
+/// not exist. It is called again if the holder of the lock removed or renamed the file in the meantime. The lock lasts until
+/// [`unlock`], or until the last copy of the descriptor is closed.
 ///
 /// # Errors
 ///
-/// Those of `open`, and failures of flock(2) and stat(2) with `path`.
+/// Those of `open`, and those of flock(2) and stat(2) on `path`.
 ///
 /// # Panics
 ///
-/// `path` does not end in a name.
+/// If `path` does not end in a file name.
 pub fn lock_named<F: AsFd, E: From<PathError>>(
     dir: BorrowedFd<'_>,
     path: &Path,
@@ -107,7 +108,7 @@ pub fn lock_named<F: AsFd, E: From<PathError>>(
     deadline: Option<Instant>,
     mut open: impl FnMut() -> Result<Option<F>, E>,
 ) -> Result<NamedLock<F>, E> {
-    let name = path.file_name().expect("a lock has a name");
+    let name = path.file_name().expect("the path of a lock ends in a file name");
     loop {
         let Some(file) = open()? else { return Ok(NamedLock::Missing) };
         if !lock_until(&file, sharing, deadline).at("lock", path)? {
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_locks_exclude_exclusive_ones_only() {
+    fn shared_locks_exclude_only_exclusive_locks() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let files: Vec<File> = (0..3).map(|_| open(&path, true).unwrap().unwrap()).collect();
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_and_busy_names_are_told_apart() {
+    fn missing_file_is_not_reported_as_busy() {
         let dir = tempfile::tempdir().unwrap();
         let handle = File::open(dir.path()).unwrap();
         let path = dir.path().join("lock");
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn one_thread_at_a_time_holds_the_lock_of_a_name_although_holders_remove_the_file() {
+    fn named_lock_has_one_holder_even_if_holders_remove_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let handle = File::open(dir.path()).unwrap();
         let path = dir.path().join("lock");
@@ -180,7 +181,9 @@ mod tests {
                     for _ in 0..50 {
                         let open = || open(&path, true);
                         let lock = lock_named(handle.as_fd(), &path, Sharing::Exclusive, None, open);
-                        let NamedLock::Locked(file) = lock.unwrap() else { panic!("no deadline was given") };
+                        let NamedLock::Locked(file) = lock.unwrap() else {
+                            panic!("the lock must be taken without a deadline")
+                        };
                         assert!(!inside.swap(true, Ordering::SeqCst));
                         std::thread::yield_now();
                         inside.store(false, Ordering::SeqCst);

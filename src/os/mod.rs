@@ -1,7 +1,7 @@
-//! Kernel helpers that several modules use: locks by name, opening below a directory, walks inside a root, I/O errors
-//! that name their path.
+//! Kernel helpers that several modules use: locks by name, lookups below a directory, walks inside a root, I/O errors that
+//! name their path.
 //!
-//! Nothing here knows images. A helper moves here when a second module needs it.
+//! Nothing here depends on images. A helper moves here when a second module needs it.
 
 mod beneath;
 mod lock;

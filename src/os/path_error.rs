@@ -1,13 +1,17 @@
-//! I/O errors that name what was done, and to which file.
+//! I/O errors that name the operation and the file.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// An operation on a file that failed.
+use rustix::io::Errno;
+
+use crate::error::ErrorCode;
+
+/// A failed operation on a file.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}", .path.display())]
 pub struct PathError {
-    /// What was tried: a verb, with an object where the path alone is not it (`open`, `make the upper in`).
+    /// The operation: a verb (`open`), with its own object if that is not the path (`create the upper in`).
     pub action: &'static str,
     /// The file.
     pub path: PathBuf,
@@ -16,15 +20,26 @@ pub struct PathError {
 }
 
 impl PathError {
-    /// An error of `action` on `path`.
+    /// Names the operation and the path of an error of the operating system.
     pub fn new(action: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
         Self { action, path: path.into(), source: source.into() }
+    }
+
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self.source.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::ACCESS | Errno::PERM) => ErrorCode::Permission,
+            Some(Errno::NOSPC | Errno::DQUOT) => ErrorCode::DiskFull,
+            Some(Errno::ROFS) => ErrorCode::ReadOnlyFilesystem,
+            _ => ErrorCode::Io,
+        }
     }
 }
 
 /// Adds the operation and the path to an error of the operating system.
 pub trait AtPath<T> {
-    /// Turns the error into a [`PathError`]; `action` completes the sentence "cannot ... PATH".
+    /// Turns the error into a [`PathError`], which reads "cannot ACTION PATH".
     ///
     /// # Errors
     ///
@@ -40,15 +55,28 @@ impl<T, E: Into<io::Error>> AtPath<T> for Result<T, E> {
 
 #[cfg(test)]
 mod tests {
-    use rustix::io::Errno;
-
     use super::*;
 
     #[test]
-    fn error_names_action_path_and_cause() {
+    fn path_error_names_action_path_and_cause() {
         let failed: Result<(), Errno> = Err(Errno::NOENT);
         let error = failed.at("open", Path::new("/no/such/file")).unwrap_err();
         assert_eq!(error.to_string(), "cannot open /no/such/file");
         assert_eq!(error.source.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn path_error_code_tells_full_disk_from_missing_permission() {
+        for (errno, code) in [
+            (Errno::ACCESS, ErrorCode::Permission),
+            (Errno::PERM, ErrorCode::Permission),
+            (Errno::NOSPC, ErrorCode::DiskFull),
+            (Errno::DQUOT, ErrorCode::DiskFull),
+            (Errno::ROFS, ErrorCode::ReadOnlyFilesystem),
+            (Errno::NOENT, ErrorCode::Io),
+        ] {
+            assert_eq!(PathError::new("open", "/file", errno).code(), code, "{errno}");
+        }
+        assert_eq!(PathError::new("read", "/file", io::ErrorKind::InvalidData).code(), ErrorCode::Io);
     }
 }

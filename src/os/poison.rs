@@ -1,11 +1,11 @@
-//! Locks between threads that outlive a panic.
+//! Locks between threads that stay usable after a panic.
 
 use std::sync::{LockResult, PoisonError};
 
-/// Returns the guard of a lock, also after another thread panicked while it held the lock.
+/// Returns the guard of a lock even if another thread panicked while it held the lock.
 ///
-/// Only for data that is valid after each single change, so that a panic between two changes breaks no invariant. A handler
-/// that panics then costs one request and not the whole mount.
+/// Use it only for data that is valid after each single change, so that a panic between two changes breaks no invariant. A
+/// handler that panics then fails one request and not the whole mount.
 pub fn ignore_poison<Guard>(result: LockResult<Guard>) -> Guard {
     result.unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,22 +1,22 @@
-//! Following a path inside a root, one component at a time.
+//! Resolves a path inside a root, one component at a time.
 //!
-//! The kernel can do this walk itself (`RESOLVE_IN_ROOT`) where the root is one directory. Where it is not, because parts of
-//! it are mounted only later or because it is an archive, [`PathWalk`] keeps the part of the path that is still to be
-//! walked and counts links; the caller looks up each component.
+//! The kernel does this itself (`RESOLVE_IN_ROOT`) if the root is one directory. If it is not, because parts of it are
+//! mounted only later or because it is an archive, [`PathWalk`] keeps the remaining components and counts the links; the
+//! caller looks up each component.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
-/// Symbolic links that are followed in one path, as in the kernel (path_resolution(7), `MAXSYMLINKS`).
+/// Most symbolic links that are followed in one path, as in the kernel (path_resolution(7), `MAXSYMLINKS`).
 pub const LINKS_MAX: u32 = 40;
 
-/// A path went through more symbolic links than the walk allows.
+/// A path has more symbolic links than the walk may follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too many symbolic links")]
 pub struct TooManyLinks;
 
-/// A walk from the root of a tree: the absolute path without links so far, and the components that are left.
+/// A walk from the root of a tree: the resolved part of the path and the remaining components.
 ///
 /// `..` never leads above the root.
 #[derive(Debug)]
@@ -27,8 +27,9 @@ pub struct PathWalk {
 }
 
 impl PathWalk {
-    /// Starts a walk of `path` at the root; a relative `path` starts at `directory`, which may contain links. At most
-    /// `links_max` links are followed.
+    /// Starts a walk of `path`: from the root, or from `directory` if `path` is relative.
+    ///
+    /// `directory` may contain links. The walk follows at most `links_max` links.
     #[must_use]
     pub fn new(path: &Path, directory: &Path, links_max: u32) -> Self {
         let mut walk = Self { at: PathBuf::from("/"), rest: VecDeque::new(), links_left: links_max };
@@ -39,20 +40,22 @@ impl PathWalk {
         walk
     }
 
-    /// The path so far: absolute, and without links if the caller followed each one.
+    /// The resolved part of the path: absolute, and free of links if the caller has followed each one.
     #[must_use]
     pub fn at(&self) -> &Path {
         &self.at
     }
 
-    /// The path so far.
+    /// As [`PathWalk::at`], by value.
     #[must_use]
     pub fn into_path(self) -> PathBuf {
         self.at
     }
 
-    /// Goes on by one component and returns the new path; `None` at the end. The caller checks before this that the present
-    /// path is a directory, and after it whether the new one is a link.
+    /// Advances by one component and returns the new path; `None` at the end.
+    ///
+    /// Before the call, the caller must check that the current path is a directory; after it, whether the new path is a link
+    /// to [follow](PathWalk::follow).
     pub fn step(&mut self) -> Option<&Path> {
         let name = self.rest.pop_front()?;
         if name == ".." {
@@ -63,12 +66,13 @@ impl PathWalk {
         Some(&self.at)
     }
 
-    /// Replaces the component that was just walked, a link, by its target; the walk then stands at the directory from which
-    /// the target is walked.
+    /// Replaces the last component of the current path, a link, by the link's target.
+    ///
+    /// The current path is then the directory at which the walk of the target starts.
     ///
     /// # Errors
     ///
-    /// The walk has followed as many links as it may.
+    /// If the walk has followed `links_max` links already.
     pub fn follow(&mut self, target: &Path) -> Result<(), TooManyLinks> {
         self.links_left = self.links_left.checked_sub(1).ok_or(TooManyLinks)?;
         self.at.pop();
@@ -79,7 +83,7 @@ impl PathWalk {
         Ok(())
     }
 
-    /// Puts the components of `path` before those that are left. `..` stays: its meaning depends on links before it.
+    /// Puts the components of `path` before the remaining ones. Keeps `..`: its meaning depends on the links before it.
     fn queue(&mut self, path: &Path) {
         for component in path.components().rev() {
             match component {
@@ -95,7 +99,7 @@ impl PathWalk {
 mod tests {
     use super::*;
 
-    /// Walks `path` in a tree whose only links are `links`.
+    /// Resolves `path` in a tree whose only links are `links`.
     fn walk(path: &str, directory: &str, links: &[(&str, &str)]) -> Result<String, TooManyLinks> {
         let mut walk = PathWalk::new(Path::new(path), Path::new(directory), LINKS_MAX);
         while let Some(at) = walk.step() {
@@ -107,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_stay_inside_the_root() {
+    fn path_never_leaves_the_root() {
         for (path, directory, expected) in [
             ("a/b", "/", "/a/b"),
             ("a/./b/../c", "/w", "/w/a/c"),
@@ -124,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn circles_of_links_end() {
+    fn link_loop_ends_in_an_error() {
         assert_eq!(walk("a", "/", &[("/a", "b"), ("/b", "a")]), Err(TooManyLinks));
     }
 }

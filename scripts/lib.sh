@@ -1,7 +1,7 @@
-# What the scripts share: messages, prerequisites, and undoing on exit. Sourced, never run.
+# Functions for all scripts: messages, prerequisites, and clean-up on exit. Sourced, never run.
 #
-# Everything started or mounted here is put on a list that the exit trap undoes in reverse order, so a script that dies
-# half way leaves no process, no mount and no directory behind.
+# Each script puts an undo command on a list for everything that it starts or mounts. The exit trap runs the list in
+# reverse order, so that a script that fails half way leaves no process, no mount and no directory behind.
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 undo_list=()
@@ -13,7 +13,7 @@ die() {
     exit 2
 }
 
-# Adds a command that the exit trap runs.
+# Adds a command to the list that the exit trap runs.
 undo() { undo_list+=("$*"); }
 
 run_undo() {
@@ -28,14 +28,14 @@ trap run_undo EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# Makes a directory that goes on exit; its name is in $scratch.
+# Makes a directory that is removed on exit; its name is in $scratch.
 make_scratch() {
     scratch=$(mktemp -d "${TMPDIR:-/tmp}/rcx-imagefs.XXXXXX")
     undo "rm -rf --one-file-system '$scratch'"
 }
 
-# Makes a filesystem of its own for what is measured, ext4 as Debian makes it, and has $scratch be in it: on an ext4 without a
-# journal, as some virtual machines have, making files looks for inodes that were not just deleted, and that would be measured.
+# Makes a separate filesystem for measurements, ext4 as Debian makes it, and moves $scratch to it. On an ext4 without a journal,
+# as some virtual machines have, making a file searches for an inode that was not deleted recently; that would be measured.
 make_disk() {
     local size=$1 file=$scratch/disk.img loop
     truncate -s "$size" "$file"
@@ -48,7 +48,7 @@ make_disk() {
     undo "umount '$scratch' || umount --lazy '$scratch'"
 }
 
-# Ends a process started here and waits for it: by its id, politely first.
+# Ends a process that was started here, first with SIGTERM, and waits for it.
 stop_process() {
     local pid=$1 deadline=$((SECONDS + 20))
     kill -TERM "$pid" 2>/dev/null || return 0
@@ -62,7 +62,7 @@ stop_process() {
     wait "$pid" 2>/dev/null || true
 }
 
-# Waits until a command is true, for at most the given seconds.
+# Waits until a command succeeds, for at most $1 seconds.
 wait_until() {
     local deadline=$((SECONDS + $1))
     shift
@@ -76,7 +76,7 @@ need_root() { [ "$(id -u)" = 0 ] || die "run this as root: it mounts filesystems
 
 is_installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
-# Installs the Debian packages that are missing, and nothing else. Services that come with them stay off.
+# Installs the Debian packages that are missing. Services that come with them are not started.
 need_packages() {
     local package log missing=() policy=/usr/sbin/policy-rc.d
     for package in "$@"; do
@@ -98,24 +98,24 @@ need_packages() {
         die "apt-get install ${missing[*]}: $(tail -n 5 "$log")"
     case " ${missing[*]} " in
     *' docker-registry '*)
-        # The package switches a registry on all interfaces on for the next boot; nobody asked for one.
+        # The package enables a registry on all interfaces for the next boot.
         if command -v systemctl >/dev/null; then systemctl disable docker-registry >/dev/null 2>&1 || true; fi
         ;;
     esac
 }
 
-# Finds a cargo of at least the version that Cargo.toml asks for.
+# Finds a cargo that is at least as new as Cargo.toml requires.
 need_cargo() {
     local wanted have
     case ":$PATH:" in *":$HOME/.cargo/bin:"*) ;; *) export PATH="$HOME/.cargo/bin:$PATH" ;; esac
     wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$repo/Cargo.toml")
     have=$(cargo --version 2>/dev/null | cut -d' ' -f2) || true
     if [ -z "$have" ] || [ "$(printf '%s\n%s\n' "$wanted" "$have" | sort -V | head -n 1)" != "$wanted" ]; then
-        die "cargo $wanted or newer is needed, found ${have:-none}: install rustup (https://rustup.rs), then 'rustup toolchain install stable'"
+        die "cargo $wanted or newer is required, found ${have:-none}: install rustup (https://rustup.rs), then run 'rustup toolchain install stable'"
     fi
 }
 
-# Starts a registry on a free loopback port, storing below $1; its address is in $registry.
+# Starts a registry on a free loopback port that stores its data below $1; its address is in $registry.
 start_registry() {
     local dir=$1 pid
     mkdir -p "$dir/data"
@@ -141,15 +141,15 @@ push_image() {
     skopeo copy --quiet --insecure-policy --dest-tls-verify=false "$@" "oci:$layout:$image" "docker://$registry/$name"
 }
 
-# Serves the store that RCX_IMAGEFS_STORE names at $2 with the program $1; the log is $3. Returns when the mount is ready.
+# Serves the store of RCX_IMAGEFS_STORE at $2 with the program $1; the log is $3. Returns when the mount is ready.
 start_mount() {
     local program=$1 at=$2 log=$3
     mkdir -p "$at"
     "$program" mount "$at" >"$log" 2>&1 &
     mount_pid=$!
     undo "stop_process $mount_pid; if mountpoint -q '$at'; then umount -l '$at'; fi"
-    wait_until 20 mount_or_death "$at" "$mount_pid" || die "the mount did not come up: $(tail -n 3 "$log")"
-    kill -0 "$mount_pid" 2>/dev/null || die "the mount ended: $(tail -n 3 "$log")"
+    wait_until 20 mount_or_death "$at" "$mount_pid" || die "the mount is not ready after 20 s: $(tail -n 3 "$log")"
+    kill -0 "$mount_pid" 2>/dev/null || die "the daemon ended: $(tail -n 3 "$log")"
 }
 
 mount_or_death() { mountpoint -q "$1" || ! kill -0 "$2" 2>/dev/null; }

@@ -1,7 +1,7 @@
-# What package installations seldom hold: every type of file, odd names, modes, times, ids, xattrs, links, sparse files.
-# Sourced by test-images.
+# Makes files that package installations rarely contain: every file type, unusual names, modes, times, ids, xattrs, links, and
+# sparse files. Sourced by test-images.
 
-# Puts odd files below the root directory $1, for umoci to write as a layer.
+# Makes unusual files below the root directory $1, for umoci to write as a layer.
 odd_files() {
     local root=$1 odd=$1/srv/odd n size
     mkdir -p "$odd/modes" "$odd/ids" "$odd/times" "$odd/names" "$odd/xattrs" "$odd/links" "$odd/sizes"
@@ -85,8 +85,8 @@ odd_files() {
     done
 }
 
-# Writes a layer in the PAX format of GNU tar into the file $1: times in nanoseconds, extended sparse files, xattrs; an
-# opaque directory, whiteouts, and hard links whose target stands only in a lower layer.
+# Writes a layer in the PAX format of GNU tar to the file $1: times in nanoseconds, extended sparse files, xattrs; an opaque
+# directory, whiteouts, and hard links whose target exists only in a lower layer.
 odd_pax_layer() {
     local out=$1 tree=$1.tree
     rm -rf "$tree"
@@ -114,7 +114,7 @@ odd_pax_layer() {
     done
     truncate -s 5000000 "$tree/srv/pax/all-hole"
 
-    # The link's own target is taken out of the archive again: it then stands in the layers below alone.
+    # Removes the target of the link from the archive again, so that it exists only in the layers below.
     mkdir -p "$tree/srv/odd/links"
     echo 'not this text' >"$tree/srv/odd/links/two"
     ln "$tree/srv/odd/links/two" "$tree/srv/pax/link-to-lower"
@@ -125,13 +125,13 @@ odd_pax_layer() {
     rm -r "$tree/srv/odd" "$tree/srv/pax/link-to-lower"
 
     tar --append "${writing[@]}" --sparse --xattrs --xattrs-include='user.*' srv etc/.wh.debian_version
-    # An entry below a symlink of a lower layer (lib -> usr/lib) without an entry for the link itself.
+    # An entry below a symbolic link of a lower layer (lib -> usr/lib), without an entry for the link itself.
     echo 'through the link' >"$tree/lib/through-a-link"
     tar --append "${writing[@]}" lib/through-a-link
     rm -rf "$tree"
 }
 
-# Writes a layer in the old GNU format into the file $1: long names and targets, large ids.
+# Writes a layer in the old GNU format to the file $1: long names and link targets, large ids.
 odd_gnu_layer() {
     local out=$1 tree=$1.tree long
     long=$(printf 'long-name-%.0s' {1..20})
@@ -149,8 +149,8 @@ odd_gnu_layer() {
     rm -rf "$tree"
 }
 
-# Writes the same sparse files in each form that tar knows, and plain, as the layers $1-FORM. Not for umoci, which cannot
-# read the GNU form: the files are to be equal to the plain ones.
+# Writes the same sparse files in every sparse format of tar, and plainly, as the layers $1-FORM. The tests compare the sparse
+# files with the plain ones, not with umoci, which cannot read the GNU format.
 odd_sparse_layers() {
     local out=$1 tree=$1.tree form n
     rm -rf "$tree"

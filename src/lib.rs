@@ -1,10 +1,10 @@
 //! OCI images as read-only directories for sandboxes.
 //!
-//! `rcx-imagefs` is mounted once on a host and shows every image of its store as `/images/<name>@<digest>/`: one merged
-//! tree, built when it is first looked at from the indexed layers, read in place from the blobs as they were served. This
-//! page is the map of the code; the README is the user's.
+//! `rcx-imagefs` is mounted once per host and shows every image of its store as `/images/<name>@<digest>/`: a merged
+//! tree, built on first access from the indexes of the layers and read in place from the compressed blobs. This page is
+//! the map of the code. The README and the manual (`src/manual/`) are for users; `tests/README.md` explains the tests.
 //!
-//! # The way of the data
+//! # Data flow
 //!
 //! ```text
 //! reference --registry/import--> blobs (verified) --layer--> entries + checkpoints --index--> Index (mmap)  one per layer
@@ -13,63 +13,77 @@
 //!                                                                                               v
 //!                                                             Tree (immutable, behind Arc)   one per image
 //!                                                              |
-//!                                                              fs --> fuse --> /images/<name>@<digest>/
+//!                                   +--------------------------+-------------------------+
+//!                                   |                          |                         |
+//!                                  fs --> fuse            roots::layers               unpack        engines
+//!                                   |
+//!                 /images/<name>@<digest>/ --> roots (overlay with an upper) --> sandbox (isolate, bubblewrap)
 //! ```
 //!
-//! 1. **One direction.** Each stage hands the next a value and never reaches back. An image becomes visible by one write of
-//!    `index.json`, and in a running mount by one swap of the namespace.
-//! 2. **One merge.** [`tree::merge`] alone knows what whiteouts, opaque markers and links do. Whatever shows an image to a
-//!    sandbox follows its result, so that all ways to show it agree.
-//! 3. **The filesystem is an ordinary struct.** [`fs::ImageFs`] answers with plain values and knows no kernel; the adapter
-//!    in [`fuse`] is thin.
-//! 4. **Untrusted bytes become validated types at one door**: [`layer`] for blobs, [`index::Index::open`] for index files,
-//!    [`image`] for names and documents, [`fs`] for the kernel's inode numbers. Behind it nothing is checked twice.
-//! 5. **One errno table**, next to the filesystem's error type.
-//! 6. **Inode numbers are functions of content**: of (layer, entry) for files, so that a file of a shared layer is the same
-//!    inode in every image and the kernel caches its pages once; of (image, node) for directories, and for files that have
-//!    another link count in this image than in their layer. They survive a restart: the slots of layers and images, the upper
-//!    half of the numbers, are kept in the store.
-//! 7. **Sync core, async edge.** Registry downloads run on tokio; indexing, merging and serving are plain threads, and none
-//!    of them waits without a deadline.
-//! 8. **The store is an OCI image layout.** What is derived from its blobs stands beside them, has a version and a checksum,
-//!    and can be deleted at any time: it is made again from the blob.
+//! # Principles
 //!
-//! # Modules, in the order of dependency
+//! 1. **One direction.** Each stage passes a value to the next and never calls back. An image becomes visible through one
+//!    write of `index.json`, and in a running mount through one swap of the namespace.
+//! 2. **One merge.** Only [`tree::merge`] knows what whiteouts, opaque markers and links mean. All engines follow its
+//!    result, so they show the same tree.
+//! 3. **The filesystem is an ordinary struct.** [`fs::ImageFs`] answers with plain values and knows nothing of the kernel;
+//!    the adapter in [`fuse`] is thin. Tests call the struct directly.
+//! 4. **Untrusted bytes become validated types in one place**: [`layer`] for blobs, [`index::Index::open`] for index files,
+//!    [`image`] for names and documents, [`fs`] for the kernel's inode numbers. Code behind that place checks nothing again.
+//! 5. **One errno table**, next to the error type of the filesystem. **One list of error codes** for users, in [`error`].
+//! 6. **Inode numbers are functions of content.** A file's number depends on (layer, entry), so a file of a shared layer is
+//!    the same inode in every image, and the kernel caches its pages once. The number of a directory, and of a file whose
+//!    link count in the image differs from that in its layer, depends on (image, node). Numbers survive a restart: the slots
+//!    of layers and images, which form their upper half, are stored.
+//! 7. **Synchronous core, asynchronous edge.** Registry downloads and the control socket run on tokio. Indexing, merging and
+//!    serving are plain threads. No thread waits without a deadline.
+//! 8. **The store is an OCI image layout.** Everything derived from its blobs is stored beside them with a version and a
+//!    checksum. It can be deleted at any time, and is rebuilt from the blob.
 //!
-//! A module uses only those above it; a test holds them to it.
+//! # Modules, in order of dependency
 //!
-//! | module | what it is |
+//! A module uses only modules above it in this table; a test checks this.
+//!
+//! | module | contents |
 //! |---|---|
 //! | [`error`] | what all errors share: stable codes, error chains |
 //! | [`os`] | kernel helpers: locks by name, walks inside a root, errors that name their path |
 //! | [`image`] | names and documents: digests, references, manifests; no I/O |
-//! | [`layer`] | one layer's blob: codecs with checkpoints, the tar walk |
-//! | [`index`] | one layer's index file: format, build, open, read |
-//! | [`tree`] | all layers as one tree: merge |
+//! | [`layer`] | a layer's blob: codecs with checkpoints, tar parsing |
+//! | [`index`] | a layer's index file: format, build, open, read |
+//! | [`tree`] | all layers of an image as one tree: merge |
 //! | [`store`] | the local disk: blobs, references, slots, locks |
-//! | [`registry`] | the network: resolving, authentication, downloads |
-//! | [`import`] | files: OCI layouts and `docker save` archives |
-//! | [`pipeline`] | joins the above: pull, load, open |
-//! | [`unpack`] | trees written to a disk, whole or as what one has in place of another |
-//! | [`fs`] | the filesystem, without a kernel |
-//! | [`fuse`] | the kernel: mount, session, adapter |
-//! | [`roots`] | writable roots: an overlay of an image and an upper layer |
-//! | [`sandbox`] | isolated runs in such a root: isolate, bubblewrap, and a stand-in for isolate |
-//! | [`daemon`] | the process that serves: control socket, watching the store |
+//! | [`registry`] | the network: resolving references, authentication, downloads |
+//! | [`import`] | OCI layouts and `docker save` archives |
+//! | [`pipeline`] | combines the above: pull, load, open |
+//! | [`unpack`] | writes trees to a disk, either whole or as the difference between two trees |
+//! | [`fs`] | the filesystem, without the kernel |
+//! | [`fuse`] | the kernel side: mount, session, adapter |
+//! | [`roots`] | writable roots: an overlay of an image and an upper |
+//! | [`sandbox`] | runs in such a root: isolate, bubblewrap, and the stand-in for isolate |
+//! | [`daemon`] | the serving process: control socket, watching the store |
 //! | [`cli`] | the commands |
 //!
 //! # Words
 //!
 //! *blob*: bytes as served · *layer*: one tar · *entry*: one tar member · *marker*: an entry that hides others · *span*: a
 //! stretch of a layer that can be decoded on its own · *checkpoint*: the state to resume decoding from · *window*: the bytes
-//! before a checkpoint that are referred to behind it · *node*: one file of a merged tree · *tree*: an image's merged nodes ·
-//! *published*: visible in the mount · *slot*: the persistent number of a layer or an image.
+//! before a checkpoint that the following bytes refer to · *node*: one file of a merged tree · *tree*: an image's merged
+//! nodes · *published*: visible in the mount · *slot*: the persistent number of a layer or an image · *root*: a directory
+//! for a sandbox to use as `/` · *upper*: its writable part · *engine*: how a root gets its image.
 //!
 //! # Layer semantics
 //!
-//! The result is what a sequential application of the layers gives, inside the image's own root. The rules are told where
-//! they are kept: names and markers at [`layer::LayerPath`], tar forms at [`layer::Walk`], application at [`tree::merge`].
-//! An image that breaks one is refused whole, when it is pulled.
+//! The result equals a sequential application of the layers inside the image's own root. Each rule is documented where it is
+//! implemented: names and markers at [`layer::LayerPath`], tar formats at [`layer::Walk`], application at [`tree::merge`]. An
+//! image that breaks a rule is refused as a whole when it is pulled.
+//!
+//! # Where things go
+//!
+//! - A new error: a variant in the folder's error enum, and its code in that enum's `code` method. A new code also goes to
+//!   `src/error/code.rs` and to the manual page `rcx-imagefs-errors(7)`.
+//! - A new command: a file in `src/cli/`, a variant in `src/cli/mod.rs`, and the manual page that describes it.
+//! - A new test: see `tests/README.md`.
 
 pub mod cli;
 pub mod daemon;

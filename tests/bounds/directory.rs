@@ -15,13 +15,13 @@ use rcx_imagefs::store::Store;
 use rustix::fs::RawDir;
 use sha2::Digest as _;
 
-use crate::blob::Blob;
-use crate::case::{Case, Expected};
-use crate::layout;
 use crate::memory::within;
-use crate::program::Program;
-use crate::stored::{names, resolve};
 use crate::stream::{Stream, end, header};
+use support::blob::Blob;
+use support::case::{Case, Expected};
+use support::layout;
+use support::program::Program;
+use support::stored::{names, resolve};
 
 const FILES: usize = 1_000_000;
 
@@ -81,7 +81,7 @@ fn a_million_files_take_250_bytes_each_and_are_listed_once_one_at_a_time() {
     let fs = ImageFs::new(ImageSource::new(store, None), &FsOptions::default());
     fs.refresh().unwrap();
     let root = within(250 * FILES, || resolve(&fs, "lab/many:1").ino);
-    let directory = crate::stored::found(&fs, root, b"many").ino;
+    let directory = support::stored::found(&fs, root, b"many").ino;
     let mut offset = 2;
     for number in 0..FILES {
         let mut told = 0;

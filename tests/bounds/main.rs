@@ -5,23 +5,6 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
-#[allow(dead_code, reason = "the suite's own tests use all of it")]
-#[path = "../conformance/blob.rs"]
-mod blob;
-#[allow(dead_code, reason = "the suite's own tests use all of it")]
-#[path = "../conformance/case.rs"]
-mod case;
-#[path = "../common/child.rs"]
-mod child;
-#[path = "../common/layers.rs"]
-mod layers;
-#[path = "../conformance/layout.rs"]
-mod layout;
-#[path = "../common/program.rs"]
-mod program;
-#[path = "../common/stored.rs"]
-mod stored;
-
 mod bombs;
 mod directory;
 mod index;

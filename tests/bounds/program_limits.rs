@@ -9,12 +9,12 @@ use bytes::Bytes;
 use rcx_imagefs::image::Digest;
 use rustix::fs::SeekFrom;
 
-use crate::blob::Blob;
 use crate::bombs::{MIB, gzip, noise, zstd};
 use crate::directory::{case, write_layout};
-use crate::layout;
-use crate::program::{Program, failure};
 use crate::stream::{end, header, pax};
+use support::blob::Blob;
+use support::layout;
+use support::program::{Program, failure};
 
 /// Writes an image of one layer that is not to come in: its diffID does not matter. Returns the layer's digest.
 fn write_blob(dir: &Path, bytes: Vec<u8>) -> String {

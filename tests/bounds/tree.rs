@@ -3,9 +3,9 @@
 use rcx_imagefs::tree::{MergeFault, NodeId, merge};
 
 use crate::index::{deep, index_of};
-use crate::layers::{merge_lines, parse, tar};
 use crate::memory::within;
 use crate::stream::{end, header};
+use support::layers::{merge_lines, parse, tar};
 
 const MIB: usize = 1 << 20;
 

@@ -5,19 +5,6 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
-#[path = "../common/child.rs"]
-mod child;
-#[path = "../common/layers.rs"]
-mod layers;
-#[path = "../common/program.rs"]
-mod program;
-#[path = "../common/shown.rs"]
-mod shown;
-
-mod blob;
-mod case;
-mod disk;
 mod engines;
-mod layout;
 mod merge;
 mod results;

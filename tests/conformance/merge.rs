@@ -10,8 +10,8 @@ use rcx_imagefs::pipeline::{Load, Progress, load, open_image};
 use rcx_imagefs::store::Store;
 use rcx_imagefs::tree;
 
-use crate::case::{self, Case, Expected};
-use crate::{disk, layout};
+use support::case::{self, Case, Expected};
+use support::{disk, layout};
 
 /// The tree of a case, or the error with all that caused it.
 fn shown(store: &Store, case: &Case) -> Result<String, String> {

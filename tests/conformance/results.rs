@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use crate::case;
+use support::case;
 
 #[test]
 fn results_name_every_case_and_no_other() {

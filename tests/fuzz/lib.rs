@@ -21,19 +21,11 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
-#[path = "../reftest/compare.rs"]
-mod compare;
 mod deflate;
 mod glibc;
 mod input;
-#[path = "../common/layers.rs"]
-mod layers;
 mod members;
-#[path = "../reftest/model.rs"]
-mod model;
 #[cfg(test)]
 mod replay;
 mod spans;
-#[path = "../common/stored.rs"]
-mod stored;
 pub mod targets;

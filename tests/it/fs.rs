@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt as _;
 use rcx_imagefs::fs::{FileKind, FsError, ImageFs, Ino, Lookup};
 use rcx_imagefs::image::{LayerDigest, Name};
 
-use crate::layers::{merge_text, parse};
-use crate::stored::{Packing, Stored, content, found, names, resolve, shown};
+use support::layers::{merge_text, parse};
+use support::stored::{Packing, Stored, content, found, names, resolve, shown};
 
 const BASE: &str = "\
     d etc mode=700 uid=3 mtime=1500000000.000000001

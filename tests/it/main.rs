@@ -2,15 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
-#[path = "../common/child.rs"]
-mod child;
-#[path = "../common/layers.rs"]
-mod layers;
-#[path = "../common/program.rs"]
-mod program;
-#[path = "../common/stored.rs"]
-mod stored;
-
 mod architecture;
 mod cli;
 mod fs;

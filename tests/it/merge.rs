@@ -2,7 +2,7 @@
 
 use rcx_imagefs::tree::NodeId;
 
-use crate::layers::merge_text;
+use support::layers::merge_text;
 
 /// Layers and trees of a case stand in one line each: `; ` for a new line, ` --- ` for a new layer.
 fn lines(compact: &str) -> String {

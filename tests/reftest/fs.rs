@@ -12,10 +12,10 @@ use rcx_imagefs::index::{Kind, Piece};
 use rcx_imagefs::pipeline::{open_image, open_layer};
 use rcx_imagefs::unpack::{UnpackOptions, UnpackPlan, write};
 
-use crate::disk;
-use crate::layers::{Line, What, parse};
-use crate::model::Model;
-use crate::stored::{Packing, Stored, found, line, resolve, shown};
+use support::disk;
+use support::layers::{Line, What, parse};
+use support::model::Model;
+use support::stored::{Packing, Stored, found, line, resolve, shown};
 
 /// Bytes of tar in the members and frames that some layers are packed in.
 const PIECE: Range<usize> = 100..9000;

@@ -9,15 +9,15 @@ use proptest::test_runner::TestRunner;
 use rcx_imagefs::image::Digest;
 use rcx_imagefs::roots::enter_private_namespace;
 
-use crate::blob::Blob;
-use crate::case::{Case, Expected};
 use crate::fs::{packing, sound};
-use crate::layers::{Line, parse, tar};
-use crate::layout;
-use crate::model::Model;
-use crate::program::Program;
-use crate::shown::{in_mount, overlay2, unpacked};
-use crate::stored::Packing;
+use support::blob::Blob;
+use support::case::{Case, Expected};
+use support::layers::{Line, parse, tar};
+use support::layout;
+use support::model::Model;
+use support::program::Program;
+use support::shown::{in_mount, overlay2, unpacked};
+use support::stored::Packing;
 
 /// One store and one daemon have all of them.
 const IMAGES: usize = 100;

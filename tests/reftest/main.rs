@@ -2,35 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
-#[allow(dead_code, reason = "the suite's own tests use all of it")]
-#[path = "../conformance/blob.rs"]
-mod blob;
-#[allow(dead_code, reason = "the suite's own tests use all of it")]
-#[path = "../conformance/case.rs"]
-mod case;
-#[path = "../common/child.rs"]
-mod child;
-#[path = "../conformance/disk.rs"]
-mod disk;
-#[path = "../common/layers.rs"]
-mod layers;
-#[path = "../conformance/layout.rs"]
-mod layout;
-#[path = "../common/program.rs"]
-mod program;
-#[path = "../common/shown.rs"]
-mod shown;
-#[path = "../common/stored.rs"]
-mod stored;
-
-mod compare;
 mod fs;
 mod kernel;
-mod model;
 mod overlay;
 
-use layers::{Line, What};
 use proptest::prelude::*;
+use support::layers::{Line, What};
+use support::{compare, model};
 
 /// Names that somebody on the way may take for something else.
 const ODD: [&[u8]; 14] = [

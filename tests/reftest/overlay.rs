@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use rcx_imagefs::tree::{NodeId, Source, Tree};
 use rcx_imagefs::unpack::{DirectoryNo, PlanName, UnpackPlan};
 
-use crate::layers::{Line, merge_lines, merge_text};
+use support::layers::{Line, merge_lines, merge_text};
 
 type Path = Vec<Vec<u8>>;
 

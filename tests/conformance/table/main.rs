@@ -4,17 +4,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a tool of the tests: a panic is how it fails")]
 
-#[path = "../blob.rs"]
-mod blob;
-#[path = "../case.rs"]
-mod case;
-#[path = "../disk.rs"]
-mod disk;
-#[path = "../../common/layers.rs"]
-mod layers;
-#[path = "../layout.rs"]
-mod layout;
-
 mod tools;
 mod verdict;
 
@@ -22,7 +11,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use case::Expected;
+use support::case::{self, Expected};
+use support::layout;
 use tools::{NAMES, Tools};
 use verdict::Verdict;
 

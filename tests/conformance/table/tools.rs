@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::disk;
+use support::disk;
 
 /// In the order of the columns.
 pub(crate) const NAMES: [&str; 3] = ["umoci", "buildah, overlay", "buildah, vfs"];

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::case::Expected;
 use crate::tools::Outcome;
+use support::case::Expected;
 
 /// Longest difference or message in a cell, in characters.
 const CELL: usize = 200;

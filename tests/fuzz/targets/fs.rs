@@ -9,8 +9,8 @@ use std::cell::LazyCell;
 use rcx_imagefs::fs::{FileKind, FsError, ImageFs, Ino, InodeAttr, Lookup};
 
 use crate::input::Input;
-use crate::layers::parse;
-use crate::stored::{Packing, Stored, found, names, resolve};
+use support::layers::parse;
+use support::stored::{Packing, Stored, found, names, resolve};
 
 /// More than a span, in words.
 fn long() -> String {

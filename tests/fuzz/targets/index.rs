@@ -14,9 +14,9 @@ use rcx_imagefs::layer::{SpanLimits, TarOffset};
 use rcx_imagefs::tree::{self, NodeId};
 
 use crate::input::Input;
-use crate::layers::{parse, tar};
 use crate::members;
-use crate::stored::Packing;
+use support::layers::{parse, tar};
+use support::stored::Packing;
 
 /// What is in every layer here: each kind, and more than a span of content.
 const LAYER: &str = "\

@@ -3,10 +3,10 @@
 //! Promises: both give the same tree, by listing and by look-up, with the same link counts; or both find the same line of the
 //! same layer to break a rule, and go on alike without it.
 
-use crate::compare::compare;
 use crate::input::Input;
-use crate::layers::{Line, What};
-use crate::model;
+use support::compare::compare;
+use support::layers::{Line, What};
+use support::model;
 
 /// Few, so that paths meet; some that a text form has to escape.
 const NAMES: [&[u8]; 12] =

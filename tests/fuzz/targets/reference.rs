@@ -8,7 +8,7 @@ use rcx_imagefs::layer::{LayerPath, Member, NameError};
 use rcx_imagefs::sandbox::shim::{BoxImages, ImageName};
 
 use crate::input::Input;
-use crate::model;
+use support::model;
 
 const WORDS: [&str; 32] = [
     "docker.io",

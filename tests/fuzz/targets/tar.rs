@@ -13,7 +13,7 @@ use rcx_imagefs::tree;
 
 use crate::input::Input;
 use crate::members::{self, BLOCK};
-use crate::model;
+use support::model;
 
 /// See the module.
 pub fn run(data: &[u8]) {

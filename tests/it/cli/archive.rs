@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{gzip, sha256};
-use crate::layers::{parse, tar};
+use support::layers::{parse, tar};
 
 /// A layout with one image, tagged `latest`.
 pub(super) struct Layout {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::{Scene, failed, texts};
 
-/// The program with nothing of what [`crate::program::Program`] sets.
+/// The program with nothing of what [`support::program::Program`] sets.
 fn bare(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rcx-imagefs"));
     for variable in ["RUST_LOG", "RCX_IMAGEFS_STORE", "RCX_IMAGEFS_RUN"] {

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::{Scene, failed};
-use crate::program::Program;
+use support::program::Program;
 
 #[test]
 fn missing_store_is_told_by_every_command_that_needs_one_and_none_makes_it() {

@@ -25,7 +25,7 @@ use rcx_imagefs::store::Store;
 use serde_json::Value;
 
 use self::archive::Layout;
-use crate::program::Program;
+use support::program::Program;
 
 /// Two layers with a file that only the second one has, a whiteout, and a link.
 const LAYERS: &str = "\

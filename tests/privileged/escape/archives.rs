@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::engines::Lab;
-use crate::case::Case;
-use crate::images::run;
-use crate::program::failure;
-use crate::{layout, text};
+use support::case::Case;
+use support::images::run;
+use support::program::failure;
+use support::{layout, text};
 
 /// Writes a layout with one image whose entry in `index.json` has been changed.
 fn layout_with(dir: &Path, change: impl FnOnce(&mut Value)) {
@@ -104,7 +104,7 @@ fn digests_that_climb_are_refused_wherever_they_stand() {
             let output = lab.program.run(&["load", "--name", "lab/x:1", dir.to_str().unwrap()]);
             lab.is_untouched(digest, what);
             let error = failure(&output, &[what, digest]);
-            assert!(!error.contains(crate::canary::SECRET), "{what} {digest}: {error}");
+            assert!(!error.contains(support::canary::SECRET), "{what} {digest}: {error}");
         };
         layout_with(&dir, |entry| entry["digest"] = digest.as_str().into());
         load("a manifest's digest");
@@ -116,7 +116,7 @@ fn digests_that_climb_are_refused_wherever_they_stand() {
                 let mut manifest: Value = serde_json::from_slice(&fs::read(old).unwrap()).unwrap();
                 *manifest.pointer_mut(place).unwrap() = digest.as_str().into();
                 let bytes = manifest.to_string();
-                let new = crate::images::sha256(bytes.as_bytes());
+                let new = support::images::sha256(bytes.as_bytes());
                 fs::write(blobs.join(&new), &bytes).unwrap();
                 entry["digest"] = format!("sha256:{new}").into();
                 entry["size"] = bytes.len().into();

@@ -6,14 +6,14 @@ use std::process::Output;
 
 use serde_json::json;
 
-use super::attempts::{
+use support::canary::{Canary, SECRET};
+use support::docker_registry::DockerRegistry;
+use support::escape::attempts::{
     ATTRIBUTES, Attempt, DOT_DOT, HARD_LINKS, NAMES, Outcome, PLACES, ROOT, SPECIAL, SWAPPED, THROUGH_LINKS,
 };
-use super::{Aim, is_inside};
-use crate::canary::{Canary, SECRET};
-use crate::docker_registry::DockerRegistry;
-use crate::program::{Program, TestMount, failure};
-use crate::{disk, images, layout, text};
+use support::escape::{self, Aim, is_inside};
+use support::program::{Program, TestMount, failure};
+use support::{disk, images, layout, text};
 
 /// Nothing is as young as this.
 const NEVER: i64 = i64::MAX;
@@ -184,7 +184,7 @@ fn odd_names_are_nothing_but_names() {
 #[test]
 fn attempts_from_a_registry_are_held_as_those_from_a_layout_are() {
     let lab = Lab::new();
-    let attempts: Vec<&Attempt> = super::all().collect();
+    let attempts: Vec<&Attempt> = escape::all().collect();
     let images: Vec<_> = attempts.iter().map(|attempt| attempt.image(lab.aim())).collect();
     let dir = lab.program.dir().join("layouts");
     let digests = layout::write(&dir, &images);

@@ -9,9 +9,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::engines::Lab;
-use crate::images::run;
-use crate::layers::{Line, What, parse};
-use crate::text;
+use support::images::run;
+use support::layers::{Line, What, parse};
+use support::text;
 
 /// Prints the user and the capabilities that it has.
 const WHO: &str = r#"
@@ -33,7 +33,7 @@ const CAPABILITY: &[u8] = b"\x01\x00\x00\x02\x82\x00\x00\x00\x00\x00\x00\x00\x00
 const USER: u32 = 12_345;
 
 /// A layer with the program as `rights` in its ways to give some, and with devices.
-pub(crate) fn layer() -> crate::blob::Blob {
+pub(crate) fn layer() -> support::blob::Blob {
     let scratch = tempfile::tempdir().unwrap();
     let (source, program) = (scratch.path().join("who.c"), scratch.path().join("who"));
     fs::write(&source, WHO).unwrap();

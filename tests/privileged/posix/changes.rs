@@ -281,11 +281,11 @@ fn hold(rows: &[Row], ours: &Path, theirs: &Path, who: &str) {
 #[test]
 fn every_change_answers_erofs_after_the_errors_that_come_before() {
     let image = Mounted::new();
-    let before = crate::trees::snapshot(&image.root);
+    let before = support::trees::snapshot(&image.root);
     let disk = image.on_tmpfs();
     hold(CHANGES, &image.root, disk.path(), "root");
     hold(BEFORE, &image.root, disk.path(), "root");
-    assert_eq!(crate::trees::snapshot(&image.root), before);
+    assert_eq!(support::trees::snapshot(&image.root), before);
     assert!(!Path::new("/tmp/rcx-never-made").exists());
     image.mount.stop();
 }
@@ -362,7 +362,7 @@ fn writable_mount_of_the_same_filesystem_is_not_writable() {
 #[test]
 fn filesystem_that_is_remounted_to_write_refuses_all_the_same() {
     let image = Mounted::new();
-    let before = crate::trees::snapshot(&image.root);
+    let before = support::trees::snapshot(&image.root);
     let remounted = Command::new("mount").args(["-o", "remount,rw"]).arg(image.mount.dir()).output().unwrap();
     let (mut wrong, mut written) = (Vec::new(), 0);
     for (what, _, attempt) in CHANGES {
@@ -381,5 +381,5 @@ fn filesystem_that_is_remounted_to_write_refuses_all_the_same() {
         let refused = rustix::io::write(&file, b"other").and_then(|_| rustix::fs::fsync(&file));
         assert_eq!(refused, EROFS);
     }
-    assert_eq!(crate::trees::snapshot(&image.root), before);
+    assert_eq!(support::trees::snapshot(&image.root), before);
 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 
 use super::{BIG, BIG_LENGTH, Mounted, STATIC, big};
-use crate::images::sha256;
+use support::images::sha256;
 
 const PAGE: usize = 4096;
 

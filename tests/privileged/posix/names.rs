@@ -9,9 +9,9 @@ use rustix::fs::{Dir, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
 use super::{Mounted, place};
-use crate::mount::list;
-use crate::program::Program;
-use crate::{text, trees};
+use support::program::Program;
+use support::trees::list;
+use support::{text, trees};
 
 fn stat(path: &Path) -> rustix::io::Result<Stat> {
     rustix::fs::lstat(path)

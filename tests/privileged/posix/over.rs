@@ -8,9 +8,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::{Errno, Result};
 
-use crate::blob::Blob;
-use crate::program::{Program, TestMount};
-use crate::{text, trees};
+use support::blob::Blob;
+use support::program::{Program, TestMount};
+use support::{text, trees};
 
 /// What is done in a root, in the order of a table: what it is, what must come of it, and how it is done.
 pub(super) type Step = (&'static str, Result<()>, fn(&Path) -> Result<()>);

@@ -15,9 +15,9 @@ use rustix::fs::{
 use rustix::io::{Errno, Result};
 
 use super::over::{DONE, Roots, Step, holds, write};
-use crate::blob::Blob;
-use crate::layers::{Line, What, tar};
-use crate::text;
+use support::blob::Blob;
+use support::layers::{Line, What, tar};
+use support::text;
 
 const LARGE: usize = 64 << 20;
 const PAGE: usize = 4096;

@@ -33,7 +33,7 @@ fn bubblewrap_shows_nothing_of_the_host() {
         hostile::places_in_the_image_lead_nowhere(&runner);
     }
     runner.engine = "fuse";
-    hostile::attempts_find_nothing(&runner, crate::escape::about_the_sandbox());
+    hostile::attempts_find_nothing(&runner, support::escape::about_the_sandbox());
     hostile::rules_stay_in_the_image(&runner);
     hostile::image_without_a_shell_runs(&runner);
     hostile::traps_in_the_box_are_not_stepped_into(&runner, &image);
@@ -89,7 +89,7 @@ fn without_isolate_bubblewrap_is_taken_and_this_is_said() {
         let mut command = runner.command(&image, options, &["cat", "/etc/motd"]);
         command.env("PATH", &programs).output().unwrap()
     };
-    let error = crate::program::failure(&run(&runner, &[]), &["run"]);
+    let error = support::program::failure(&run(&runner, &[]), &["run"]);
     assert!(error.contains("neither `isolate` nor `bwrap` is on the PATH"), "{error}");
     let found = ["/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap"]
         .into_iter()
@@ -99,10 +99,10 @@ fn without_isolate_bubblewrap_is_taken_and_this_is_said() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && output.stdout == b"a small image\n", "{said}");
     assert!(said.contains("note: bubblewrap isolates the program, and enforces no limits"), "{said}");
-    let error = crate::program::failure(&run(&runner, &["--time", "1"]), &["run"]);
+    let error = support::program::failure(&run(&runner, &["--time", "1"]), &["run"]);
     assert!(error.contains("bubblewrap enforces no limits"), "{error}");
     runner.sandbox = "isolate";
-    let error = crate::program::failure(&run(&runner, &[]), &["run"]);
+    let error = support::program::failure(&run(&runner, &[]), &["run"]);
     assert!(error.contains("`isolate` is not on the PATH"), "{error}");
     runner.nothing_is_left();
     runner.mount.stop();

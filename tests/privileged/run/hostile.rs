@@ -6,12 +6,12 @@ use std::path::Path;
 use serde_json::json;
 
 use super::{Entry, Runner};
-use crate::canary::{Canary, SECRET};
-use crate::escape::{self, Aim, Attempt, LOOK_AROUND};
-use crate::text;
+use support::canary::{Canary, SECRET};
+use support::escape::{self, Aim, Attempt, LOOK_AROUND};
+use support::text;
 
 fn run_chmod(path: &Path, mode: &str) {
-    crate::images::run("chmod", &[mode, path.to_str().unwrap()]);
+    support::images::run("chmod", &[mode, path.to_str().unwrap()]);
 }
 
 /// What stands where the sandbox mounts things cannot lead it anywhere else.

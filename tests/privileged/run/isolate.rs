@@ -197,7 +197,7 @@ fn box_in_use_is_refused_and_left_alone() {
         let id = "150";
         let mut other = super::killed::start(&runner, &image, &["--box-id", id, "--json"], "busybox");
         let output = runner.command(&image, &["--box-id", id], &["cat", "/etc/motd"]).output().unwrap();
-        let error = crate::program::failure(&output, &["run"]);
+        let error = support::program::failure(&output, &["run"]);
         assert!(error.contains("box 150 is in use"), "{error}");
         // Another box is free meanwhile.
         assert_eq!(runner.ok(&image, &[], &["cat", "/etc/motd"]), "a small image\n");

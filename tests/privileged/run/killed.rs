@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Runner;
-use crate::child::wait_until;
+use support::child::wait_until;
 
 /// Starts a run of a program that does not end, and waits until it runs.
 pub(super) fn start(runner: &Runner, image: &str, options: &[&str], name: &str) -> Child {
@@ -81,7 +81,7 @@ pub(super) fn half_of_sixteen_killed(runner: &Runner, image: &str, options: &[&s
 pub(super) fn told_to_end(runner: &Runner, image: &str) {
     for signal in ["TERM", "INT", "HUP"] {
         let child = start(runner, image, &["--json", "--meta", "meta"], "busybox");
-        crate::images::run("kill", &[&format!("-{signal}"), &child.id().to_string()]);
+        support::images::run("kill", &[&format!("-{signal}"), &child.id().to_string()]);
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

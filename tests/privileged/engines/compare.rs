@@ -1,0 +1,156 @@
+//! The mount against `umoci unpack`: two independent readings of one image must agree in everything.
+
+use std::fs;
+use std::path::Path;
+
+use support::docker_registry::DockerRegistry;
+use support::images::{Images, run};
+use support::program::Program;
+use support::trees;
+
+/// Files of the `app` image at least: a comparison of two nearly empty trees would prove nothing.
+const FILES_OF_APP: usize = 8_000;
+
+/// Pulls `image` of the shared layout, pushed with skopeo's `options`, and compares its mount with what umoci made of `app`.
+#[track_caller]
+fn assert_mount_equals_umoci(image: &str, options: &[&str]) {
+    let images = Images::make(&[image, "unpacked-app"]);
+    let registry = DockerRegistry::start();
+    let digest = registry.push(&images.layout().image(image), "lab/app:1", options);
+    let program = Program::new();
+    let pulled = program.pull(&registry.reference("lab/app:1"));
+    assert_eq!(pulled, registry.reference(&format!("lab/app@{digest}")));
+    let mount = program.mount();
+    trees::assert_equal(&mount.path(&pulled), &images.unpacked("app"), FILES_OF_APP);
+    mount.stop();
+}
+
+#[test]
+fn gzip_image_equals_umoci_unpack() {
+    let layers = Images::make(&["app"]).layout().layers("app");
+    assert!(layers.len() >= 5, "the comparison is meant for an image of at least 5 layers");
+    assert_mount_equals_umoci("app", &[]);
+}
+
+#[test]
+fn zstd_image_equals_umoci_unpack() {
+    assert_mount_equals_umoci("app-zstd", &[]);
+}
+
+#[test]
+fn uncompressed_image_equals_umoci_unpack() {
+    assert_mount_equals_umoci("app-plain", &[]);
+}
+
+#[test]
+fn image_of_many_gzip_members_and_zstd_frames_equals_umoci_unpack() {
+    assert_mount_equals_umoci("app-members", &[]);
+}
+
+#[test]
+fn docker_schema_2_image_equals_umoci_unpack() {
+    assert_mount_equals_umoci("app", &["--format", "v2s2"]);
+}
+
+/// GNU tar writes the same files in each of its sparse forms and plainly.
+#[test]
+fn sparse_files_of_every_form_equal_plain_ones() {
+    let images = Images::make(&["sparse"]);
+    let program = Program::new();
+    let registry = DockerRegistry::start();
+    registry.push_from(&images.layout(), "sparse", "sparse:1");
+    let pulled = program.pull(&registry.reference("sparse:1"));
+    let mount = program.mount();
+    let root = mount.path(&pulled);
+    assert_eq!(fs::metadata(root.join("plain/many")).unwrap().len(), 30_000_000);
+    for form in ["gnu", "0.0", "0.1", "1.0"] {
+        trees::assert_same_content(&root.join(form), &root.join("plain"));
+    }
+    mount.stop();
+}
+
+#[test]
+fn files_of_a_shared_layer_are_the_same_inodes_in_both_images() {
+    use std::os::unix::fs::MetadataExt as _;
+    let images = Images::make(&["python", "app"]);
+    let program = Program::new();
+    let registry = DockerRegistry::start();
+    let mut roots = Vec::new();
+    for name in ["python", "app"] {
+        registry.push_from(&images.layout(), name, &format!("{name}:1"));
+        roots.push(program.pull(&registry.reference(&format!("{name}:1"))));
+    }
+    let mount = program.mount();
+    let ino = |root: &str, path: &str| fs::symlink_metadata(mount.path(root).join(path)).unwrap().ino();
+    for path in ["usr/bin/bash", "usr/bin/python3.11", "bin"] {
+        assert_eq!(ino(&roots[0], path), ino(&roots[1], path), "{path}");
+    }
+    // Linked once more by a layer of `app`, so its link count differs there.
+    assert_ne!(ino(&roots[0], "etc"), ino(&roots[1], "etc"), "directories belong to an image");
+    mount.stop();
+}
+
+#[test]
+fn programs_of_the_image_run_from_the_mount() {
+    let images = Images::make(&["app"]);
+    let program = Program::new();
+    let registry = DockerRegistry::start();
+    registry.push_from(&images.layout(), "app", "app:1");
+    let pulled = program.pull(&registry.reference("app:1"));
+    let mount = program.mount();
+    let root = mount.path(&pulled).display().to_string();
+    let code = "import numpy; print(int(numpy.arange(10).sum()))";
+    assert_eq!(run("chroot", &[&root, "/usr/bin/python3", "-c", code]), "45\n");
+    assert!(run("chroot", &[&root, "/usr/bin/gcc", "--version"]).starts_with("gcc "));
+    mount.stop();
+}
+
+/// The comparer itself finds what it should: a check that could not fail would prove nothing.
+#[test]
+fn comparison_notices_each_difference() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    let differs = |change: &dyn Fn(&Path)| {
+        for root in [&one, &two] {
+            let _ = fs::remove_dir_all(root);
+            fs::create_dir_all(root.join("d")).unwrap();
+            fs::write(root.join("d/f"), "text").unwrap();
+            fs::write(root.join("g"), "text").unwrap();
+            run(
+                "touch",
+                &["-d", "@1", &root.join("d/f").display().to_string(), &root.join("g").display().to_string()],
+            );
+        }
+        change(&two);
+        for path in ["g", "d/f", "d", "."] {
+            for root in [&one, &two] {
+                if !path.ends_with('f') && !path.ends_with('g') {
+                    run("touch", &["-d", "@1", &root.join(path).display().to_string()]);
+                }
+            }
+        }
+        let compare = std::panic::AssertUnwindSafe(|| trees::assert_equal(&two, &one, 1));
+        std::panic::catch_unwind(compare).is_err()
+    };
+    assert!(!differs(&|_| ()), "equal trees are equal");
+    let sh = |script: &'static str| {
+        move |root: &Path| drop(run("sh", &["-euc", script, &root.display().to_string()]))
+    };
+    for script in [
+        "rm $0/g",
+        "touch $0/more",
+        "chmod 600 $0/g",
+        "chown 1:0 $0/g",
+        "chown 0:1 $0/d",
+        "touch -d @1.5 $0/g",
+        "printf texT >$0/g; touch -d @1 $0/g",
+        "setfattr -n user.a -v b $0/d/f",
+        "setfattr -n user.a -v b $0/d",
+        "rm $0/g; ln $0/d/f $0/g",
+        "rm $0/g; mkdir $0/g",
+        "rm $0/g; mknod $0/g c 1 3; touch -d @1 $0/g",
+        "chmod 755 $0; chmod 700 $0",
+    ] {
+        assert!(differs(&sh(script)), "the comparison should notice: {script}");
+    }
+}

@@ -1,0 +1,277 @@
+//! The engines: one tree, however it is shown; and what can happen to unpacked layers.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use support::child::wait_until;
+use support::docker_registry::DockerRegistry;
+use support::images::{Images, run};
+use support::program::Program;
+use support::text::pull_archives;
+use support::trees;
+
+/// A store with one image, and the image's reference.
+fn store_with(images: &Images, image: &str) -> (Program, String) {
+    let registry = DockerRegistry::start();
+    registry.push_from(&images.layout(), image, "lab/image:1");
+    let program = Program::new();
+    let name = program.pull(&registry.reference("lab/image:1"));
+    (program, name)
+}
+
+/// A named root, removed when dropped.
+struct Root<'a> {
+    program: &'a Program,
+    id: String,
+    path: PathBuf,
+}
+
+impl<'a> Root<'a> {
+    fn new(program: &'a Program, image: &str, engine: &str, upper: &str) -> Self {
+        let id = format!("{engine}-{}", fs::read_dir(program.dir()).unwrap().count() + rand());
+        let path = program.ok(&["root", "create", image, "--engine", engine, "--upper", upper, "--id", &id]);
+        Self { program, id, path: path.into() }
+    }
+}
+
+impl Drop for Root<'_> {
+    fn drop(&mut self) {
+        let _ = self.program.run(&["root", "remove", "--force", &self.id]);
+    }
+}
+
+/// A number that no other root of this test has.
+fn rand() -> usize {
+    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    NEXT.fetch_add(1000, std::sync::atomic::Ordering::Relaxed)
+}
+
+/// The directories of unpacked layers.
+fn layers(program: &Program) -> Vec<PathBuf> {
+    let dir = program.store().join("rcx-imagefs/layers");
+    let mut found: Vec<_> =
+        fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    found
+}
+
+#[track_caller]
+fn assert_engines_agree(image: &str, least: usize) {
+    let images = Images::make(&[image]);
+    let (program, name) = store_with(&images, image);
+    let mount = program.mount();
+    // Read-only, and with an upper: the first shows the layers alone, the second what a program gets.
+    for upper in ["none", "dir"] {
+        let fuse = Root::new(&program, &name, "fuse", upper);
+        for engine in ["overlay2", "unpack"] {
+            let other = Root::new(&program, &name, engine, upper);
+            trees::assert_equal_but_directory_links(&other.path, &fuse.path, least);
+        }
+    }
+    mount.stop();
+}
+
+#[test]
+fn three_engines_show_the_same_tree() {
+    assert_engines_agree("app", 8_000);
+}
+
+#[test]
+fn three_engines_show_the_same_sparse_files() {
+    assert_engines_agree("sparse", 10);
+}
+
+/// A tar of regular files.
+fn tar_of(files: &[(String, String)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, path, content.as_bytes()).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+#[test]
+fn image_of_more_layers_than_overlayfs_takes_is_the_same_tree() {
+    let program = Program::new();
+    let layers: Vec<Vec<u8>> = (0..510)
+        .map(|number| {
+            let file = |path: String| (path, number.to_string());
+            let mut files =
+                vec![file(format!("d{}/{number}", number % 7)), file(format!("same{}", number % 50))];
+            if number > 10 {
+                files.push((format!("d{}/.wh.{}", (number - 7) % 7, number - 7), String::new()));
+            }
+            tar_of(&files)
+        })
+        .collect();
+    let name = pull_archives(&program, &layers);
+    let mount = program.mount();
+    let fuse = Root::new(&program, &name, "fuse", "none");
+    let overlay2 = Root::new(&program, &name, "overlay2", "none");
+    trees::assert_equal_but_directory_links(&overlay2.path, &fuse.path, 60);
+    assert_eq!(fs::read_to_string(overlay2.path.join("same9")).unwrap(), "509");
+    drop((fuse, overlay2));
+    mount.stop();
+}
+
+#[test]
+fn overlay2_needs_no_daemon_and_auto_takes_what_is_there() {
+    let images = Images::make(&["small"]);
+    let (program, name) = store_with(&images, "small");
+    let engine_of = |root: &Root<'_>| {
+        let listed = program.json(&["root", "list"]);
+        let found = listed.as_array().unwrap().iter().find(|one| one["id"] == root.id.as_str());
+        found.expect("it is listed")["engine"].as_str().unwrap().to_owned()
+    };
+    let error = program.fails(&["root", "create", &name]);
+    assert!(error.contains("no daemon") && error.contains("--engine overlay2"), "{error}");
+    let root = Root::new(&program, &name, "auto", "dir");
+    assert_eq!(engine_of(&root), "overlay2");
+    assert_eq!(fs::read_to_string(root.path.join("etc/motd")).unwrap(), "a small image\n");
+    let mount = program.mount();
+    let root = Root::new(&program, &name, "auto", "dir");
+    assert_eq!(engine_of(&root), "fuse");
+    drop(root);
+    mount.stop();
+}
+
+#[test]
+fn writes_land_in_the_root_and_not_in_the_layers() {
+    let images = Images::make(&["small"]);
+    let (program, name) = store_with(&images, "small");
+    for engine in ["overlay2", "unpack"] {
+        let (one, other) =
+            (Root::new(&program, &name, engine, "dir"), Root::new(&program, &name, engine, "tmpfs:8M"));
+        fs::write(one.path.join("etc/motd"), "changed").unwrap();
+        fs::remove_file(one.path.join("bin/cat")).unwrap();
+        fs::write(one.path.join("new"), "new").unwrap();
+        assert_eq!(fs::read_to_string(other.path.join("etc/motd")).unwrap(), "a small image\n");
+        assert!(other.path.join("bin/cat").symlink_metadata().is_ok() && !other.path.join("new").exists());
+    }
+    assert_eq!(
+        program.ok(&["verify", &name, "--deep"]).lines().last().unwrap().split(": ").last(),
+        Some("0 problems")
+    );
+}
+
+#[test]
+fn four_unpackings_at_once_make_each_layer_once() {
+    let images = Images::make(&["python"]);
+    let (program, name) = store_with(&images, "python");
+    let children: Vec<_> = (0..4)
+        .map(|number| {
+            let id = format!("at-once-{number}");
+            let mut command =
+                program.command(&["root", "create", &name, "--engine", "overlay2", "--id", &id]);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    for directory in layers(&program) {
+        assert!(directory.join("meta.json").exists(), "{}", directory.display());
+    }
+    program.ok(&["verify", &name, "--deep"]);
+    program.ok(&["root", "remove", "at-once-0", "at-once-1", "at-once-2", "at-once-3"]);
+}
+
+#[test]
+fn interrupted_unpacking_is_never_taken_for_a_layer() {
+    let images = Images::make(&["python"]);
+    let (program, name) = store_with(&images, "python");
+    let create = ["root", "create", &name, "--engine", "overlay2", "--id", "it"];
+    for _ in 0..3 {
+        let mut child = program.command(&create).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let partial = |path: &PathBuf| path.to_string_lossy().ends_with(".partial");
+        wait_until("a layer is being unpacked", || {
+            let begun = layers(&program)
+                .iter()
+                .filter(|path| partial(path))
+                .any(|path| path.join("tree/usr/lib").exists());
+            begun || child.try_wait().unwrap().is_some()
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    // One of them may have been quicker than the test.
+    let _ = program.run(&["root", "remove", "it"]);
+    assert_eq!(program.ok(&create), program.dir().join("run/roots/it").to_str().unwrap());
+    assert!(layers(&program).iter().all(|path| path.join("meta.json").exists()));
+    program.ok(&["verify", &name, "--deep"]);
+    program.ok(&["root", "remove", "it"]);
+}
+
+#[test]
+fn full_disk_leaves_no_half_layer() {
+    let images = Images::make(&["python"]);
+    let registry = DockerRegistry::start();
+    registry.push_from(&images.layout(), "python", "lab/image:1");
+    let total: u64 = {
+        let layout = images.layout();
+        layout.layers("python").iter().map(|one| fs::metadata(layout.blob(one)).unwrap().len()).sum()
+    };
+    let disk = support::scene::Tmpfs::new(&format!("{}k", total / 1024 + 30_000));
+    let program = Program::with_store(&disk.path().join("store"));
+    let name = program.pull(&registry.reference("lab/image:1"));
+    let error = program.fails(&["root", "create", &name, "--engine", "overlay2", "--id", "it"]);
+    assert!(error.contains("no space, inodes or quota left"), "{error}");
+    assert!(layers(&program).iter().all(|path| path.join("meta.json").exists()), "{:?}", layers(&program));
+    run("mount", &["-o", "remount,size=600m", disk.path().to_str().unwrap()]);
+    program.ok(&["root", "create", &name, "--engine", "overlay2", "--id", "it"]);
+    program.ok(&["root", "remove", "it"]);
+}
+
+#[test]
+fn layer_that_was_changed_by_hand_is_found() {
+    let images = Images::make(&["small"]);
+    let (program, name) = store_with(&images, "small");
+    drop(Root::new(&program, &name, "overlay2", "none"));
+    program.ok(&["verify"]);
+    let tree = layers(&program)[0].join("tree");
+    let motd = tree.join("etc/motd");
+    let (before, mode) = (fs::metadata(&motd).unwrap(), fs::metadata(&motd).unwrap().permissions());
+
+    fs::set_permissions(&motd, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(tree.join("etc/added"), "").unwrap();
+    let output = program.run(&["verify"]);
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(told.contains("etc/motd: has mode 600, not 644"), "{told}");
+    assert!(told.contains("etc/added: does not belong there"), "{told}");
+    fs::set_permissions(&motd, mode).unwrap();
+    fs::remove_file(tree.join("etc/added")).unwrap();
+
+    // The same length and time, other bytes.
+    fs::write(&motd, "A small image\n").unwrap();
+    let times = fs::FileTimes::new().set_modified(before.modified().unwrap());
+    fs::File::options().write(true).open(&motd).unwrap().set_times(times).unwrap();
+    let told = String::from_utf8_lossy(&program.run(&["verify", "--deep"]).stdout).into_owned();
+    assert!(told.contains("etc/motd: bytes 0..14 differ"), "{told}");
+}
+
+#[test]
+fn gc_removes_unpacked_layers_that_neither_an_image_nor_a_root_needs() {
+    let images = Images::make(&["small"]);
+    let (program, name) = store_with(&images, "small");
+    let root = Root::new(&program, &name, "overlay2", "dir");
+    let unpacked = layers(&program);
+    assert_eq!(unpacked.len(), 1);
+    // An administrator may have made it so.
+    run("chattr", &["+i", unpacked[0].join("tree/etc/motd").to_str().unwrap()]);
+    assert_eq!(program.json(&["gc"])["layers"], 0);
+    program.ok(&["rm", &name]);
+    assert_eq!(program.json(&["gc"])["layers"], 0, "a root is made of it");
+    assert_eq!(fs::read_to_string(root.path.join("etc/motd")).unwrap(), "a small image\n");
+    drop(root);
+    assert_eq!(program.json(&["gc", "--dry-run"])["layers"], 1);
+    assert_eq!(layers(&program), unpacked);
+    assert_eq!(program.json(&["gc"])["layers"], 1);
+    assert_eq!(layers(&program), Vec::<PathBuf>::new());
+}

@@ -1,0 +1,200 @@
+//! Plain copies: the same tree as `umoci unpack` makes, whole or not there at all, and nowhere else.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use support::child::wait_until;
+use support::docker_registry::DockerRegistry;
+use support::images::{Images, run};
+use support::program::Program;
+use support::scene::Tmpfs;
+use support::trees;
+
+/// A store with one image, and the image's reference.
+fn store_with(images: &Images, image: &str) -> (Program, String) {
+    let registry = DockerRegistry::start();
+    registry.push_from(&images.layout(), image, "lab/image:1");
+    let program = Program::new();
+    let name = program.pull(&registry.reference("lab/image:1"));
+    (program, name)
+}
+
+fn unpack(program: &Program, image: &str, to: &Path) {
+    let printed = program.ok(&["unpack", image, to.to_str().unwrap()]);
+    assert_eq!(Path::new(&printed), to);
+}
+
+/// Names beside `path` that a copy was made under.
+fn partial_copies(path: &Path) -> Vec<PathBuf> {
+    let beside = fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
+    beside.filter(|path| path.to_string_lossy().contains("rcx-imagefs-partial")).collect()
+}
+
+#[track_caller]
+fn assert_copy_equals_umoci(image: &str) {
+    let images = Images::make(&[image, "unpacked-app"]);
+    let (program, name) = store_with(&images, image);
+    let copy = program.dir().join("copy");
+    unpack(&program, &name, &copy);
+    trees::assert_equal(&copy, &images.unpacked("app"), 8_000);
+    assert_eq!(partial_copies(&copy), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn copy_of_a_gzip_image_equals_umoci_unpack() {
+    assert_copy_equals_umoci("app");
+}
+
+#[test]
+fn copy_of_an_image_of_many_members_and_frames_equals_umoci_unpack() {
+    assert_copy_equals_umoci("app-members");
+}
+
+#[test]
+fn sparse_files_stay_sparse() {
+    let images = Images::make(&["sparse"]);
+    let (program, name) = store_with(&images, "sparse");
+    let copy = program.dir().join("copy");
+    unpack(&program, &name, &copy);
+    for form in ["gnu", "0.0", "0.1", "1.0"] {
+        trees::assert_same_content(&copy.join(form), &copy.join("plain"));
+        let (sparse, plain) = (copy.join(form).join("many"), copy.join("plain/many"));
+        let blocks = |path: &Path| fs::metadata(path).unwrap().blocks();
+        assert!(blocks(&sparse) * 2 < blocks(&plain), "{form}: {} blocks", blocks(&sparse));
+    }
+}
+
+#[test]
+fn empty_directory_is_filled_and_anything_else_refused() {
+    let images = Images::make(&["small"]);
+    let (program, name) = store_with(&images, "small");
+    let at = |name: &str| program.dir().join(name);
+    fs::create_dir(at("empty")).unwrap();
+    unpack(&program, &name, &at("empty"));
+    assert_eq!(fs::read_to_string(at("empty/etc/motd")).unwrap(), "a small image\n");
+
+    fs::create_dir(at("full")).unwrap();
+    fs::write(at("full/mine"), "mine").unwrap();
+    fs::write(at("file"), "mine").unwrap();
+    symlink(at("nowhere"), at("dangling")).unwrap();
+    for (place, wanted) in [
+        ("empty", "is not empty"),
+        ("full", "is not empty"),
+        ("file", "is not a directory"),
+        ("file/below", "is not a directory"),
+        ("no/such/place", "does not exist"),
+        ("dangling", "is not a directory"),
+    ] {
+        let error = program.fails(&["unpack", &name, at(place).to_str().unwrap()]);
+        assert!(error.contains(wanted) && error.contains(at("").to_str().unwrap()), "{place}: {error}");
+    }
+    assert_eq!(fs::read_dir(at("full")).unwrap().count(), 1);
+    assert_eq!(fs::read_to_string(at("file")).unwrap(), "mine");
+    assert!(!at("nowhere").exists());
+    assert_eq!(partial_copies(&at("full")), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn copy_into_a_mountpoint_is_made_in_place_and_marked_until_it_is_whole() {
+    let images = Images::make(&["python"]);
+    let (program, name) = store_with(&images, "python");
+    let small = Tmpfs::new("20m");
+    let error = program.fails(&["unpack", &name, small.path().to_str().unwrap()]);
+    assert!(error.contains("no space"), "{error}");
+    let error = program.fails(&["unpack", &name, small.path().to_str().unwrap()]);
+    assert!(error.contains("incomplete copy"), "{error}");
+
+    let large = Tmpfs::new("600m");
+    let plain = program.dir().join("plain");
+    unpack(&program, &name, large.path());
+    unpack(&program, &name, &plain);
+    trees::assert_equal(large.path(), &plain, 5_000);
+}
+
+#[test]
+fn full_disk_leaves_nothing() {
+    let images = Images::make(&["python"]);
+    let (program, name) = store_with(&images, "python");
+    for options in ["size=20m", "size=600m,nr_inodes=500"] {
+        let disk = Tmpfs::new(options.trim_start_matches("size="));
+        let to = disk.path().join("copy");
+        let error = program.fails(&["unpack", &name, to.to_str().unwrap()]);
+        assert!(error.contains("no space, inodes or quota left"), "{options}: {error}");
+        assert_eq!(fs::read_dir(disk.path()).unwrap().count(), 0, "{options}");
+    }
+}
+
+/// Regular files below a directory that is being changed.
+fn regular_files(root: &Path) -> usize {
+    let mut count = 0;
+    let mut open = vec![root.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => open.push(entry.path()),
+                Ok(kind) => count += usize::from(kind.is_file()),
+                Err(_) => {}
+            }
+        }
+    }
+    count
+}
+
+#[test]
+fn killed_copy_is_never_found_at_its_place_and_the_next_one_clears_it_away() {
+    let images = Images::make(&["python"]);
+    let (program, name) = store_with(&images, "python");
+    let to = program.dir().join("copy");
+    let arguments = ["unpack", &name, to.to_str().unwrap()];
+    // Further along each time: from the first directory to the last attributes.
+    for files in [0, 1_000, 3_000] {
+        let mut child =
+            program.command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_until("the copy is under way", || {
+            let partial = partial_copies(&to);
+            child.try_wait().unwrap().is_some() || partial.first().is_some_and(|it| regular_files(it) > files)
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if to.exists() {
+            // It was quicker than the test: whole, then.
+            fs::remove_dir_all(&to).unwrap();
+        } else {
+            assert_eq!(partial_copies(&to).len(), 1);
+        }
+    }
+    unpack(&program, &name, &to);
+    assert_eq!(partial_copies(&to), Vec::<PathBuf>::new());
+    assert!(trees::paths(&to).len() > 5_000);
+}
+
+/// A filesystem that knows no extended attributes, mounted for as long as this lives.
+struct Ramfs(PathBuf);
+
+impl Ramfs {
+    fn new(mountpoint: PathBuf) -> Self {
+        fs::create_dir(&mountpoint).unwrap();
+        run("mount", &["-t", "ramfs", "ramfs", mountpoint.to_str().unwrap()]);
+        Self(mountpoint)
+    }
+}
+
+impl Drop for Ramfs {
+    fn drop(&mut self) {
+        run("umount", &[self.0.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn filesystem_without_extended_attributes_is_a_clear_refusal() {
+    let images = Images::make(&["app"]);
+    let (program, name) = store_with(&images, "app");
+    let disk = Ramfs::new(program.dir().join("disk"));
+    let to = disk.0.join("copy");
+    let error = program.fails(&["unpack", &name, to.to_str().unwrap()]);
+    assert!(error.contains("does not take the extended attribute"), "{error}");
+    assert!(error.contains(to.to_str().unwrap()), "{error}");
+    assert!(!to.exists() && partial_copies(&to).is_empty());
+}

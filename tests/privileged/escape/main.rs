@@ -1,0 +1,8 @@
+//! Attempts of an image to write, read or change something outside of its own tree: see [`support::escape`].
+
+#![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
+
+mod archives;
+mod canary;
+mod engines;
+mod rights;

@@ -1,0 +1,400 @@
+//! What a hostile caller of the set-uid program may try: its environment, arguments, descriptors and limits.
+
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::host::{CALLER, Host, OTHER, Running, SandboxBox, failed, said, succeeded};
+use support::child::wait_until;
+use support::images::run;
+
+/// A script as the isolate: who it runs as.
+pub(super) const WHO: &str = "grep -E '^(Uid|CapPrm|CapEff)' /proc/$$/status";
+
+/// What [`WHO`] says of the caller without any rights.
+pub(super) fn caller_without_rights() -> String {
+    let none = "0".repeat(16);
+    format!("Uid:\t{CALLER}\t{CALLER}\t{CALLER}\t{CALLER}\nCapPrm:\t{none}\nCapEff:\t{none}\n")
+}
+
+/// A shell script.
+pub(super) fn program(path: &Path, script: &str) {
+    fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// A C program; `further` are options of the compiler.
+pub(super) fn compiled(dir: &Path, name: &str, source: &str, further: &[&str]) -> PathBuf {
+    let (file, path) = (dir.join(format!("{name}.c")), dir.join(name));
+    fs::write(&file, source).unwrap();
+    let arguments = [&["-o", path.to_str().unwrap(), file.to_str().unwrap()], further].concat();
+    run("gcc", &arguments);
+    path
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn path_of_the_caller_chooses_no_isolate() {
+    let host = Host::new();
+    // Also where the configuration names none.
+    for config in [format!("[isolate]\npath = '{}'\n", host.isolate.path.display()), String::new()] {
+        host.configure_all(&config);
+        let mark = host.own.join("called");
+        program(&host.own.join("isolate"), &format!("id -u >> {}", mark.display()));
+        let mut command = host.shell("PATH=$PWD:$PATH exec \"$0\" \"$@\"");
+        let output = command
+            .args([&format!("--dir=.={}", host.image), "--box-id=900", "--run", "--", "x"])
+            .output()
+            .unwrap();
+        assert!(!mark.exists(), "{}", said(&output));
+        // The way that such a program would be found.
+        succeeded(&host.by(CALLER, "sh").args(["-c", "PATH=$PWD:$PATH isolate"]).output().unwrap());
+        fs::remove_file(&mark).unwrap();
+    }
+}
+
+#[test]
+fn library_of_the_caller_is_not_loaded() {
+    let host = Host::with_script("exit 0");
+    let told = host.own.join("told");
+    let source = format!(
+        "#include <stdio.h>\n#include <unistd.h>\n__attribute__((constructor)) static void told(void) {{\n\
+         FILE *f = fopen(\"{}\", \"a\"); if (f) {{ fprintf(f, \"%d\\n\", (int)geteuid()); fclose(f); }} }}\n",
+        told.display()
+    );
+    let library = compiled(&host.own, "library.so", &source, &["-shared", "-fPIC"]);
+    let uids = || -> Vec<String> {
+        fs::read_to_string(&told).unwrap_or_default().lines().map(str::to_owned).collect()
+    };
+    let load = "LD_PRELOAD=$1 LD_LIBRARY_PATH=$PWD LD_AUDIT=$1 GLIBC_TUNABLES=glibc.malloc.check=3 exec \"$2\" --init";
+    for name in ["true", host.shim.to_str().unwrap()] {
+        let mut command = host.shell(load);
+        command.arg(&library).arg(name).output().unwrap();
+    }
+    // The caller's own programs load it, and nothing else did.
+    assert!(!uids().is_empty() && uids().iter().all(|uid| *uid == CALLER.to_string()), "{:?}", uids());
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn environment_sets_nothing() {
+    let host = Host::new();
+    let sandbox = SandboxBox::new(&host.isolate);
+    let config = host.own.join("config.toml");
+    fs::write(&config, format!("[isolate]\npath = '{}'\n", host.own.join("isolate").display())).unwrap();
+    let variables = [
+        ("RCX_IMAGEFS_STORE", host.own.as_os_str()),
+        ("RCX_IMAGEFS_RUN", host.own.as_os_str()),
+        ("RCX_IMAGEFS_CONFIG", config.as_os_str()),
+        ("RCX_IMAGEFS_IMAGE", "lab/other".as_ref()),
+        ("RUST_LOG", "trace".as_ref()),
+        ("RUST_BACKTRACE", "full".as_ref()),
+        ("RUST_MIN_STACK", "18446744073709551615".as_ref()),
+        ("HOME", host.own.as_os_str()),
+        ("TMPDIR", host.own.as_os_str()),
+        ("TZ", "/etc/shadow".as_ref()),
+        ("NO_COLOR", "1".as_ref()),
+        ("MALLOC_TRACE", host.own.as_os_str()),
+    ];
+    let mut command = host.isolate();
+    command.args(host.run_arguments(&sandbox, &[], "cat /etc/motd; env")).envs(variables);
+    let output = command.output().unwrap();
+    assert_eq!(succeeded(&output).lines().next(), Some("a small image"), "{}", said(&output));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.starts_with("OK (") && error.lines().count() == 1, "{error}");
+    let mut names: Vec<_> =
+        fs::read_dir(&host.own).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["config.toml"]);
+    // What fails says no more than one line.
+    let mut command = host.isolate();
+    command.envs(variables).args([&format!("--dir=.={}x", host.image), "--run", "--", "x"]);
+    failed(&command.output().unwrap());
+}
+
+#[test]
+fn without_an_image_everything_is_done_as_the_caller() {
+    let host = Host::with_script(WHO);
+    let secret = host.program.dir().join("secret");
+    fs::create_dir(&secret).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o700)).unwrap();
+    // A path outside the mount, one that only starts like it, and a link into it: none is for this program.
+    let link = host.own.join("link");
+    std::os::unix::fs::symlink(&host.image, &link).unwrap();
+    let alike = format!("{}x/image", host.program.dir().join("images").display());
+    for outside in [secret.to_str().unwrap(), "/", link.to_str().unwrap(), &alike, "images"] {
+        let output =
+            host.isolate().args([&format!("--dir=.={outside}"), "--run", "--", "x"]).output().unwrap();
+        assert_eq!(succeeded(&output), caller_without_rights(), "{outside}");
+        assert_eq!(host.guardians(), Vec::<u32>::new());
+    }
+    // Nor has isolate more rights in an image.
+    let output =
+        host.isolate().args([&format!("--dir=.={}", host.image), "--run", "--", "x"]).output().unwrap();
+    assert_eq!(succeeded(&output), caller_without_rights());
+    host.is_clean();
+}
+
+#[test]
+fn other_commands_are_refused() {
+    let host = Host::with_script("printf 'isolate %s\\n' \"$1\"");
+    let copy = host.program.dir().join("bin/rcx-imagefs");
+    fs::copy(env!("CARGO_BIN_EXE_rcx-imagefs"), &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o4755)).unwrap();
+    let store = host.program.store().to_str().unwrap();
+    for arguments in [
+        vec!["gc"],
+        vec!["--store", store, "rm", &host.name],
+        vec!["root", "create", &host.name],
+        vec!["run", &host.name, "--", "x"],
+        vec!["isolate-shim", "--run"],
+        vec!["man", host.own.to_str().unwrap()],
+    ] {
+        let message = failed(&host.by(CALLER, &copy).args(&arguments).output().unwrap());
+        assert!(message.contains("stands in for isolate only"), "{message}");
+        // Under the other name they are isolate's arguments.
+        let output = host.isolate().args(&arguments).output().unwrap();
+        assert_eq!(succeeded(&output), format!("isolate {}\n", arguments[0]));
+    }
+    // The caller chooses the name under which a program is called. That of the stand-in alone makes no difference.
+    for name in ["rcx-imagefs", "", "isolate/", "/isolate/.."] {
+        let mut command = host.by(CALLER, "bash");
+        command.args(["-c", "exec -a \"$0\" \"$@\"", name]).arg(&copy).arg("gc");
+        let output = command.output().unwrap();
+        match name {
+            "isolate/" => assert_eq!(succeeded(&output), "isolate gc\n"),
+            _ => assert!(failed(&output).contains("stands in for isolate only"), "{name}"),
+        }
+    }
+    let none =
+        "#include <unistd.h>\nint main(int c, char **v) { char *n[] = {0}; return execve(v[1], n, n); }\n";
+    let none = compiled(&host.own, "none", none, &[]);
+    failed(&host.by(CALLER, none).arg(&copy).output().unwrap());
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn closed_standard_descriptors_do_no_harm() {
+    let host = Host::new();
+    let sandbox = SandboxBox::new(&host.isolate);
+    let meta = host.own.join("meta");
+    let option = format!("--meta={}", meta.display());
+    for closed in ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"] {
+        let mut command = host.shell(&format!("exec \"$0\" \"$@\" {closed}"));
+        command.args(host.run_arguments(&sandbox, &[&option], "cat /etc/motd > /box/made"));
+        let output = command.output().unwrap();
+        let told = fs::read_to_string(&meta).unwrap();
+        assert!(output.status.success() && told.contains("exitcode:0"), "{closed}: {}{told}", said(&output));
+        assert_eq!(fs::read_to_string(sandbox.dir.join("made")).unwrap(), "a small image\n");
+        fs::remove_file(&meta).unwrap();
+        fs::remove_file(sandbox.dir.join("made")).unwrap();
+        host.is_clean();
+
+        let mut command = host.shell(&format!("exec \"$0\" \"$@\" {closed}"));
+        command.args([&option, &format!("--dir=.={}x", host.image), "--run", "--", "x"]);
+        assert_eq!(command.output().unwrap().status.code(), Some(2), "{closed}");
+        let told = fs::read_to_string(&meta).unwrap();
+        assert!(told.starts_with("status:XX\nmessage:rcx-imagefs: ") && told.lines().count() == 2, "{told}");
+        fs::remove_file(&meta).unwrap();
+    }
+}
+
+/// A run in the image that does not end by itself, and its guardian.
+fn running(host: &Host, sandbox: &SandboxBox, script: &str) -> (Running, u32) {
+    let mut command = host.by(CALLER, "bash");
+    command.args(["-c", script]).arg(&host.shim).args(host.run_arguments(sandbox, &[], "sleep 1000"));
+    let mut child = Running::start(&mut command);
+    wait_until("the program runs", || {
+        if child.0.try_wait().unwrap().is_some() {
+            let mut said = String::new();
+            child.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            panic!("it has ended: {said}");
+        }
+        !sandbox.processes().is_empty()
+    });
+    let [guardian] = host.guardians()[..] else { panic!("one guardian is wanted: {:?}", host.guardians()) };
+    (child, guardian)
+}
+
+fn end(host: &Host, mut child: Running) {
+    child.kill();
+    host.is_clean();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn guardian_has_no_descriptor_directory_or_session_of_the_caller() {
+    let host = Host::new();
+    let sandbox = SandboxBox::new(&host.isolate);
+    let script = "exec 3</etc/passwd 4>own.txt 9<. 200>/dev/full || exit; exec \"$0\" \"$@\"";
+    let (child, guardian) = running(&host, &sandbox, &format!("ulimit -Sn 300; {script}"));
+    let proc = PathBuf::from(format!("/proc/{guardian}"));
+    let mut others = Vec::new();
+    for fd in fs::read_dir(proc.join("fd")).unwrap() {
+        let link = fs::read_link(fd.unwrap().path()).unwrap();
+        let link = link.to_str().unwrap();
+        let own = ["/dev/null", "anon_inode:", "pipe:"].iter().any(|kind| link.starts_with(kind));
+        let of_store =
+            [host.program.store(), &host.run_dir()].iter().any(|dir| link.starts_with(dir.to_str().unwrap()));
+        if !own && !of_store {
+            others.push(link.to_owned());
+        }
+    }
+    assert_eq!(others, Vec::<String>::new());
+    assert_eq!(fs::read_link(proc.join("cwd")).unwrap(), Path::new("/"));
+    let status = fs::read_to_string(proc.join("status")).unwrap();
+    assert!(status.contains("Uid:\t0\t0\t0\t0\n") && status.contains("Groups:\t \n"), "{status}");
+    let stat = fs::read_to_string(proc.join("stat")).unwrap();
+    let session = stat.rsplit(") ").next().unwrap().split(' ').nth(3).unwrap();
+    assert_eq!(session, guardian.to_string());
+    end(&host, child);
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn guardian_can_be_neither_killed_stopped_nor_looked_into() {
+    let host = Host::new();
+    let sandbox = SandboxBox::new(&host.isolate);
+    let (child, guardian) = running(&host, &sandbox, "exec \"$0\" \"$@\"");
+    for signal in ["KILL", "STOP", "TERM", "CONT", "SEGV"] {
+        let output =
+            host.by(CALLER, "/bin/kill").args(["-s", signal, &guardian.to_string()]).output().unwrap();
+        assert!(said(&output).contains("not permitted"), "{signal}: {}", said(&output));
+    }
+    for file in ["environ", "mem", "fd", "maps", "root"] {
+        let path = format!("/proc/{guardian}/{file}");
+        let output = host.by(CALLER, "ls").args(["-L", &path]).output().unwrap();
+        let read = host.by(CALLER, "head").args(["-c1", &path]).output().unwrap();
+        assert!(!output.status.success() || !read.status.success(), "{file}: {}", said(&read));
+    }
+    // What runs in the box has not even its number, or may as little.
+    assert_eq!(host.guardians(), [guardian]);
+    end(&host, child);
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn low_limits_do_no_harm() {
+    let host = Host::new();
+    let sandbox = SandboxBox::new(&host.isolate);
+    let arguments = host.run_arguments(&sandbox, &[], "cat /etc/motd; echo > /tmp/x");
+    let mut worked = Vec::new();
+    for limit in [
+        "--fsize=0:",
+        "--fsize=200000:",
+        "--nofile=30:",
+        "--nofile=0",
+        "--nofile=1",
+        "--nofile=3",
+        "--nofile=4",
+        "--nofile=5",
+        "--nofile=6",
+        "--nofile=8",
+        "--nofile=12",
+        "--nofile=20",
+        "--fsize=0",
+        "--fsize=1",
+        "--nproc=0",
+        "--nproc=1",
+        "--stack=65536",
+        "--data=1000000",
+        "--as=30000000",
+        "--as=60000000",
+        "--as=100000000",
+        "--memlock=0",
+        "--core=0",
+        "--locks=0",
+        "--sigpending=0",
+        "--msgqueue=0",
+        "--rttime=1",
+        "--nice=0",
+    ] {
+        let output =
+            host.by(CALLER, "prlimit").args([limit, "--"]).arg(&host.shim).args(&arguments).output().unwrap();
+        let out = String::from_utf8_lossy(&output.stdout);
+        // isolate itself, with the caller's limits again, may fail at its own files after the run.
+        let whole = out == "a small image\n";
+        assert!(whole || out.is_empty() && !output.status.success(), "{limit}: {}", said(&output));
+        if output.status.success() {
+            worked.push(limit);
+        }
+        wait_until("the box is empty", || sandbox.processes().is_empty());
+        host.is_clean();
+    }
+    for harmless in ["--fsize=200000:", "--nofile=30:", "--core=0", "--memlock=0"] {
+        assert!(worked.contains(&harmless), "{harmless} should do no harm: {worked:?}");
+    }
+}
+
+#[test]
+fn limits_of_the_caller_are_isolates_again() {
+    let host = Host::with_script("ulimit -n; ulimit -Hn; ulimit -f; umask; grep dumpable /proc/$$/status");
+    for image in [String::new(), format!("--dir=.={}", host.image)] {
+        let limits =
+            ["--nofile=40:200", "--fsize=512000:2048000", "--", "sh", "-c", "umask 013; exec \"$0\" \"$@\""];
+        let mut command = host.by(CALLER, "prlimit");
+        command.args(limits).arg(&host.shim).args(["--run", "--", "x"].iter().copied());
+        if !image.is_empty() {
+            command = host.by(CALLER, "prlimit");
+            command.args(limits).arg(&host.shim).args([&image, "--run", "--", "x"]);
+        }
+        let out = String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned();
+        assert_eq!(out, "40\n200\n1000\n0013\n", "{image}");
+    }
+    host.is_clean();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn huge_and_odd_arguments_do_no_harm() {
+    let host = Host::new();
+    let sandbox = SandboxBox::new(&host.isolate);
+    let base = host.run_arguments(&sandbox, &[], "cat /etc/motd");
+    let many: Vec<String> = (0..20_000).map(|number| format!("--env=V{number}={number}")).collect();
+    let long = vec![format!("--env=LONG={}", "x".repeat(130_000))];
+    let rules: Vec<String> =
+        (0..300).map(|number| format!("--dir=m{number}/{}:tmp", "d/".repeat(50))).collect();
+    let deep = vec![format!("--dir={}=/tmp", "d/".repeat(2500))];
+    let nul_free: Vec<String> =
+        ["--dir=\u{1}=/tmp", "--env=\n=\n", "--dir==", "--dir=", "--meta="].map(str::to_owned).to_vec();
+    for further in [many, long, rules, deep, nul_free] {
+        let output = host.isolate().args(further.iter().chain(&base)).output().unwrap();
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        match output.status.code() {
+            Some(0) => assert_eq!(out, "a small image\n"),
+            Some(1 | 2) => assert_eq!(out, "", "{}", said(&output)),
+            _ => panic!("{}: {}", &further[0][..20.min(further[0].len())], said(&output)),
+        }
+        host.is_clean();
+    }
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn files_of_a_root_are_closed_to_its_caller_and_to_others() {
+    let host = Host::new();
+    let sandbox = SandboxBox::new(&host.isolate);
+    let (child, _) = running(&host, &sandbox, "exec \"$0\" \"$@\"");
+    let home = fs::read_dir(host.homes())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.join("upper").exists());
+    let home = home.expect("the run's home");
+    assert_eq!(fs::metadata(&home).unwrap().permissions().mode() & 0o777, 0o700);
+    let root = format!("/proc/{}/root", child.0.id());
+    for user in [CALLER, OTHER] {
+        for path in [home.join("upper"), home.join("lock"), root.clone().into()] {
+            let output = host.by(user, "ls").arg("-L").arg(&path).arg(path.join(".")).output().unwrap();
+            assert!(
+                said(&output).contains("Permission denied"),
+                "{user} {}: {}",
+                path.display(),
+                said(&output)
+            );
+        }
+    }
+    // The root itself is in the run's namespace alone.
+    assert_eq!(fs::read_dir(host.run_dir().join("root")).unwrap().count(), 0);
+    end(&host, child);
+}

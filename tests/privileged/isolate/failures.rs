@@ -1,0 +1,143 @@
+//! Failures of the stand-in itself: as isolate tells its own.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::host::Host;
+use support::images::run;
+
+fn in_image(host: &Host) -> Vec<String> {
+    [&format!("--dir=.={}", host.image), "--run", "--", "/bin/sh"].map(str::to_owned).to_vec()
+}
+
+#[track_caller]
+fn assert_fails(host: &Host, arguments: &[String], words: &[&str]) {
+    let message = host.fails(&mut host.isolate(), arguments);
+    for word in words {
+        assert!(message.contains(word), "the message should name {word:?}: {message}");
+    }
+}
+
+/// An isolate that must not be called.
+fn host() -> Host {
+    Host::with_script("echo called >&2; exit 9")
+}
+
+#[test]
+fn no_daemon_is_told_where_isolate_would() {
+    let mut host = host();
+    host.mount.take().unwrap().stop();
+    let by_name =
+        vec![format!("--env=RCX_IMAGEFS_IMAGE={}", host.reference), "--run".into(), "--".into(), "x".into()];
+    assert_fails(&host, &by_name, &["no daemon serves the store", "rcx-imagefs mount"]);
+    // Where the mountpoint is configured, the path alone tells.
+    host.configure(&format!("mountpoint = '{}'\n", host.program.dir().join("images").display()));
+    assert_fails(&host, &in_image(&host), &["images"]);
+}
+
+#[test]
+fn dead_mount_is_told_where_isolate_would() {
+    let mut host = host();
+    host.configure(&format!("mountpoint = '{}'\n", host.program.dir().join("images").display()));
+    host.mount.as_mut().unwrap().server().signal("KILL");
+    host.mount.as_mut().unwrap().server().wait();
+    assert_fails(&host, &in_image(&host), &["images", "is dead"]);
+    run("umount", &["--lazy", host.program.dir().join("images").to_str().unwrap()]);
+    assert_fails(&host, &in_image(&host), &["images"]);
+}
+
+#[test]
+fn image_that_is_not_there_is_told_where_isolate_would() {
+    let host = host();
+    let mount = host.program.dir().join("images");
+    let rule = |name: &str| {
+        vec![format!("--dir=.={}/{name}", mount.display()), "--run".into(), "--".into(), "x".into()]
+    };
+    assert_fails(&host, &rule("lab/none@sha256-00"), &["lab/none@sha256-00", "is not in the mount"]);
+    assert_fails(&host, &rule(""), &["not an image"]);
+    let registry = host.name.split('/').next().unwrap().replace(':', "-");
+    assert_fails(&host, &rule(&registry), &["not an image"]);
+    let below = host.image.strip_prefix(mount.to_str().unwrap()).unwrap();
+    assert_fails(&host, &rule(&format!("{}/etc", &below[1..])), &["not an image"]);
+    let named = vec!["--env=RCX_IMAGEFS_IMAGE=lab/none:2".into(), "--run".into(), "--".into(), "x".into()];
+    assert_fails(&host, &named, &["lab/none:2"]);
+    for bad in ["../x", "a//b", "/etc", "x\ny"] {
+        let named = vec![format!("--env=RCX_IMAGEFS_IMAGE={bad}"), "--run".into(), "--".into(), "x".into()];
+        assert_fails(&host, &named, &["not of the form NAME[:TAG][@DIGEST]"]);
+    }
+}
+
+#[test]
+fn isolate_that_is_missing_or_too_old_or_no_isolate_is_told() {
+    let mut host = host();
+    let script = |host: &Host, text: &str| {
+        fs::write(&host.isolate.path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&host.isolate.path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    script(&host, "echo 'The process isolator 1.2'");
+    assert_fails(&host, &in_image(&host), &["version 1.2", "is too old"]);
+    script(&host, "echo something else");
+    assert_fails(&host, &in_image(&host), &["does not tell a version"]);
+    script(&host, "exit 1");
+    assert_fails(&host, &in_image(&host), &["does not tell a version"]);
+    fs::write(&host.isolate.path, [0x7f, 0, 1, 2]).unwrap();
+    assert_fails(&host, &in_image(&host), &["isolate"]);
+    fs::remove_file(&host.isolate.path).unwrap();
+    assert_fails(&host, &in_image(&host), &["there is no isolate at", "[isolate]"]);
+    host.isolate.path.clone_from(&host.shim);
+    host.configure("");
+    assert_fails(&host, &in_image(&host), &["is this program itself"]);
+}
+
+#[test]
+fn configuration_that_is_wrong_is_told() {
+    let host = host();
+    for (text, words) in [
+        ("[isolate]\nno-such = 1\n", ["config.toml", "no-such"]),
+        ("[isolate]\nupper = 'disk'\n", ["config.toml", "disk"]),
+        ("[isolate.images]\n'9-1' = 'x'\n", ["config.toml", "9-1"]),
+        ("[", ["config.toml", "line 3"]),
+    ] {
+        host.configure_all(text);
+        assert_fails(&host, &in_image(&host), &words);
+        // Also where no image is wanted: the configuration could have said that one is.
+        assert_fails(&host, &["--run".into(), "--".into(), "x".into()], &words);
+    }
+}
+
+#[test]
+fn failure_of_the_meta_file_is_told_on_stderr() {
+    let host = host();
+    let mut command = host.isolate();
+    command.arg("--meta=/nonexistent/meta").args(in_image(&host)[..1].iter().map(|rule| format!("{rule}x")));
+    let message = super::host::failed(&command.args(["--run", "--", "x"]).output().unwrap());
+    assert!(message.contains("meta file /nonexistent/meta"), "{message}");
+    // As isolate has it, `-` is standard output.
+    let mut command = host.isolate();
+    let output =
+        command.args(["--meta=-", &format!("--dir=.={}x", host.image), "--run", "--", "x"]).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.code() == Some(2) && told.starts_with("status:XX\nmessage:rcx-imagefs: "),
+        "{told}"
+    );
+}
+
+#[test]
+fn upper_that_cannot_be_made_is_told_and_leaves_nothing() {
+    let host = host();
+    let file = host.program.dir().join("file");
+    fs::write(&file, "").unwrap();
+    let (store, run_dir) = (host.program.store(), host.run_dir());
+    let text = format!(
+        "store = '{}'\nrun-dir = '{}'\n[root]\nupper-dir = '{}'\n[isolate]\npath = '{}'\n",
+        store.display(),
+        run_dir.display(),
+        file.join("x").display(),
+        host.isolate.path.display()
+    );
+    fs::write(host.config(), text).unwrap();
+    let mut arguments = in_image(&host);
+    arguments[0].push_str(":rw");
+    assert_fails(&host, &arguments, &[file.to_str().unwrap()]);
+}

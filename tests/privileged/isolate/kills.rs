@@ -1,0 +1,92 @@
+//! Ends at any moment: what is left once the guardians are done.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use super::host::{Host, Running, SandboxBox, isolates, said, succeeded};
+use support::child::wait_until;
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn killing_the_process_that_was_started_ends_the_box() {
+    for isolate in isolates() {
+        let host = Host::with_isolate(isolate.clone());
+        let sandbox = SandboxBox::new(&isolate);
+        let script = "echo > /tmp/x; sleep 1000 & sleep 1000 & sleep 1000";
+        let mut child = Running::start(host.isolate().args(host.run_arguments(&sandbox, &[], script)));
+        wait_until("the box has processes", || sandbox.processes().len() >= 3);
+        assert_eq!(host.guardians().len(), 1);
+        child.kill();
+        wait_until("the box's processes are dead", || sandbox.processes().is_empty());
+        host.is_clean();
+        // The box can be used again.
+        assert_eq!(host.run(&sandbox, &[], "echo again"), "again\n");
+        host.is_clean();
+    }
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn hundred_in_a_row_leave_nothing() {
+    let host = Host::new();
+    let sandbox = SandboxBox::new(&host.isolate);
+    let arguments = host.run_arguments(&sandbox, &[], "echo > /tmp/x; echo $0");
+    for _ in 0..100 {
+        assert_eq!(succeeded(&host.isolate().args(&arguments).output().unwrap()), "/bin/sh\n");
+    }
+    host.is_clean();
+}
+
+/// Numbers that look random, and are the same each time.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn sixteen_at_once_leave_nothing_when_half_are_killed() {
+    for upper in ["dir", "tmpfs:4M"] {
+        let host = Host::new();
+        host.configure(&format!("upper = '{upper}'\n"));
+        let boxes: Vec<_> = (0..16).map(|_| SandboxBox::new(&host.isolate)).collect();
+        let finished: usize = std::thread::scope(|scope| {
+            let at_once: Vec<_> = boxes
+                .iter()
+                .zip(1..)
+                .map(|(sandbox, seed)| {
+                    let arguments = host.run_arguments(sandbox, &[], "echo > /tmp/x; sleep 0.05; echo end");
+                    let mut command = host.isolate();
+                    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+                    scope.spawn(move || {
+                        let mut numbers = Numbers(seed);
+                        let mut finished = 0;
+                        for _ in 0..6 {
+                            let mut child = command.spawn().unwrap();
+                            if numbers.below(2) == 0 {
+                                std::thread::sleep(Duration::from_micros(numbers.below(250_000)));
+                                child.kill().unwrap();
+                                child.wait().unwrap();
+                                wait_until("the box is empty", || sandbox.processes().is_empty());
+                            } else {
+                                let output = child.wait_with_output().unwrap();
+                                assert_eq!(succeeded(&output), "end\n", "{}", said(&output));
+                                finished += 1;
+                            }
+                        }
+                        finished
+                    })
+                })
+                .collect();
+            at_once.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert!((20..80).contains(&finished), "{finished} of 96");
+        // Who was killed before it had a guardian has left files to the next one.
+        host.run(&boxes[0], &[], "true");
+        host.is_clean();
+    }
+}

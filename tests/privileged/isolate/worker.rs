@@ -1,0 +1,308 @@
+//! What a worker sees: the same as with isolate itself, but for the root.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::host::{
+    CALLER, Host, Isolate, Running, SandboxBox, failed, isolate_of_the_path, isolates, said, succeeded,
+};
+
+/// The arguments of a worker's run, in its order. `option` is where its job's directories are.
+fn worker_arguments(
+    isolate: &Isolate,
+    sandbox: &SandboxBox,
+    meta: &Path,
+    rule: Option<&str>,
+    command: &[&str],
+) -> Vec<String> {
+    let id = format!("--box-id={}", sandbox.id);
+    let limits = ["--time=5", "--wall-time=10", "--extra-time=1", "--stack=65536", "--fsize=10240"];
+    let mut arguments = Vec::new();
+    match isolate.cg {
+        true => arguments.extend(["--cg", "--cg-timing", &id, "--cg-mem=131072"]),
+        false => arguments.extend([id.as_str(), "--mem=4000000"]),
+    }
+    arguments.extend(limits);
+    arguments.extend(["--stdout=out.txt", "--stderr=err.txt", "--chdir=../box", "--processes=10"]);
+    arguments.extend(["--share-net", "--dir=/etc", "--env=PATH=/usr/bin:/bin", "--env=OF_JOB=job"]);
+    arguments.extend(rule);
+    arguments.push("--dir=etc/alternatives=/etc/alternatives:maybe");
+    let meta = format!("--meta={}", meta.display());
+    arguments.extend([meta.as_str(), "--run", "--"]);
+    arguments.extend(command);
+    arguments.into_iter().map(str::to_owned).collect()
+}
+
+fn keys(meta: &Path) -> Vec<String> {
+    let text = fs::read_to_string(meta).unwrap();
+    let mut keys: Vec<_> = text.lines().map(|line| line.split(':').next().unwrap().to_owned()).collect();
+    keys.sort();
+    keys
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn three_calls_of_a_worker_give_the_same_meta_file_in_an_image() {
+    let scripts = ["echo done > made; exit 0", "exit 3", "kill -SEGV $$", "while :; do :; done"];
+    for isolate in isolates() {
+        let host = Host::with_isolate(isolate.clone());
+        let meta = host.own.join("meta.log");
+        let rule = format!("--dir=.={}", host.image);
+        for script in scripts {
+            let told = [None, Some(rule.as_str())].map(|rule| {
+                let sandbox = SandboxBox::new(&isolate);
+                let about = |mode: &str| {
+                    let output = host.isolate().args(sandbox.options()).arg(mode).output().unwrap();
+                    succeeded(&output)
+                };
+                about("--cleanup");
+                let dir = about("--init");
+                assert_eq!(Path::new(dir.trim()).join("box"), sandbox.dir);
+                fs::write(sandbox.dir.join("data"), "data").unwrap();
+                let command = ["/bin/sh", "-c", &format!("cat data; {script}")];
+                let mut arguments = worker_arguments(&isolate, &sandbox, &meta, rule, &command);
+                if script.starts_with("while") {
+                    arguments
+                        .iter_mut()
+                        .filter(|one| *one == "--time=5")
+                        .for_each(|one| "--time=0.1".clone_into(one));
+                }
+                let output = host.isolate().args(arguments).output().unwrap();
+                let out = fs::read_to_string(sandbox.dir.join("out.txt")).unwrap();
+                assert_eq!(out, "data", "{}", said(&output));
+                assert_eq!(sandbox.dir.join("made").exists(), script.contains("made"));
+                let told = (output.status.code(), keys(&meta));
+                about("--cleanup");
+                assert!(!sandbox.dir.exists());
+                told
+            });
+            assert_eq!(told[0], told[1], "{}: {script}", isolate.path.display());
+            host.is_clean();
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn image_is_chosen_by_rule_by_variable_and_by_box() {
+    for isolate in isolates() {
+        let host = Host::with_isolate(isolate.clone());
+        let sandbox = SandboxBox::new(&isolate);
+        let id = sandbox.id;
+        let motd = |options: &[&str]| {
+            let mut command = host.isolate();
+            command.args(sandbox.options()).arg("--processes=9").args(options);
+            command.args(["--run", "--", "/bin/sh", "-c", "cat /etc/motd 2>&1; echo $RCX_IMAGEFS_IMAGE"]);
+            String::from_utf8_lossy(&command.output().unwrap().stdout).trim_end().to_owned()
+        };
+        let image = "a small image";
+        let (reference, name) = (&host.reference, &host.name);
+        assert_ne!(motd(&[]), image);
+        assert_eq!(motd(&[&format!("--dir=.={}", host.image)]), image);
+        assert_eq!(motd(&["-d", &format!("./=/{}//", host.image)]), image);
+        assert_eq!(motd(&[&format!("--env=RCX_IMAGEFS_IMAGE={reference}")]), image);
+        assert_eq!(motd(&[&format!("-ERCX_IMAGEFS_IMAGE={name}")]), image);
+        for (boxes, expected) in [
+            (format!("{id} = '{reference}'"), true),
+            (format!("\"{}-{}\" = '{name}'", id - 1, id + 1), true),
+            (format!("default = '{reference}'"), true),
+            (format!("default = '{reference}'\n{id} = ''"), false),
+            (format!("{} = '{reference}'", id + 1), false),
+        ] {
+            host.configure(&format!("[isolate.images]\n{boxes}\n"));
+            assert_eq!(motd(&[]) == image, expected, "{boxes}");
+            // A box that has one can be told to have none.
+            assert_ne!(motd(&["--env=RCX_IMAGEFS_IMAGE="]), image, "{boxes}");
+        }
+        host.is_clean();
+    }
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn environment_of_the_image_comes_last_and_its_path_finds_the_program() {
+    for isolate in isolates() {
+        let host = Host::with_isolate(isolate.clone());
+        let sandbox = SandboxBox::new(&isolate);
+        let mut command = host.isolate();
+        command.args(sandbox.options()).arg(format!("--dir=.={}", host.image));
+        command.args([
+            "--env=OF_IMAGE=job",
+            "--env=OF_JOB=job",
+            "--env=PATH=/job",
+            "--run",
+            "--",
+            "sh",
+            "-c",
+            "/bin/busybox env",
+        ]);
+        let mut told: Vec<_> = succeeded(&command.output().unwrap()).lines().map(str::to_owned).collect();
+        told.sort();
+        told.retain(|line| line.starts_with("OF_") || line.starts_with("PATH="));
+        assert_eq!(told, ["OF_IMAGE=image", "OF_JOB=job", "PATH=/bin:/opt/of-image"]);
+    }
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn nothing_of_the_host_is_in_an_image() {
+    for isolate in isolates() {
+        let host = Host::with_isolate(isolate.clone());
+        let sandbox = SandboxBox::new(&isolate);
+        let rules = ["--dir=/etc", "--dir=etc/alternatives=/etc/alternatives:maybe", "--share-net"];
+        let out = host.run(&sandbox, &rules, "ls -A / /etc; ls /proc/1/root/ 2>&1; cat /proc/self/mountinfo");
+        let etc = out.split("/etc:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+        assert!(etc.starts_with("motd\n") && !etc.contains("passwd"), "{out}");
+        let top: Vec<_> = out.split("\n\n").next().unwrap().lines().skip(1).collect();
+        assert_eq!(top, ["bin", "box", "dev", "etc", "proc", "sys", "tmp"], "{out}");
+        for host_path in [host.program.dir(), host.isolate.path.as_path()] {
+            assert!(!out.contains(host_path.to_str().unwrap()), "{}: {out}", host_path.display());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn writes_land_in_the_upper_only() {
+    for isolate in isolates() {
+        let host = Host::with_isolate(isolate.clone());
+        let sandbox = SandboxBox::new(&isolate);
+        // The box's user is nobody in the image, and may write where all may.
+        let script = "echo x > /tmp/x && echo y > /box/y && cat /etc/motd && \
+            { echo spoiled > /etc/motd || mkdir /new; } 2>/dev/null; cat /etc/motd; sleep 0.1";
+        let out = host.run(&sandbox, &[], script);
+        assert_eq!(out, "a small image\na small image\n");
+        assert_eq!(fs::read_to_string(sandbox.dir.join("y")).unwrap(), "y\n");
+        host.is_clean();
+        assert_eq!(
+            host.program.ok(&["verify", "--deep"]).lines().last().unwrap().split(": ").last(),
+            Some("0 problems")
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn further_rules_get_mount_points_in_the_upper() {
+    for isolate in isolates() {
+        let host = Host::with_isolate(isolate.clone());
+        let sandbox = SandboxBox::new(&isolate);
+        let data = host.own.join("data");
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join("file"), "of the job\n").unwrap();
+        let rules = [
+            format!("--dir=deep/down/data={}", data.display()),
+            "--dir=nowhere=/nonexistent:maybe".to_owned(),
+            "--dir=scratch:tmp".to_owned(),
+        ];
+        let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
+        let script =
+            "cat /deep/down/data/file; ls -d /nowhere 2>/dev/null; echo > /scratch/x && echo scratch";
+        assert_eq!(host.run(&sandbox, &rules, script), "of the job\nscratch\n");
+        host.is_clean();
+    }
+}
+
+/// Tells all that a process inherits, but what differs from one process to the next.
+const TELL: &str = r#"printf '%s\n' "$#" "$@"
+pwd; umask; id; ulimit -a; ulimit -Ha
+tr '\0' '\n' </proc/$$/environ | sort
+while read -r line; do
+    case $line in Uid*|Gid*|Groups*|NoNew*|Cap*|SigIgn*|SigBlk*) echo "$line" ;; esac
+done </proc/self/status
+for fd in /proc/$$/fd/*; do echo "${fd##*/} $(readlink "$fd" | sed 's/:\[.*//')"; done
+exit 7"#;
+
+#[test]
+fn call_without_an_image_is_untouched() {
+    let host = Host::with_script(TELL);
+    let odd = "--dir=.=/srv\n--env=A=b c --run -- x --dir=.=/images/y";
+    let calls = [
+        "--init",
+        "--cleanup",
+        "--version",
+        "--box-id=3 --init",
+        "--box-id=3 --meta=/nonexistent/meta --env=A=1 -p --run -- /bin/echo --init",
+        "--no-such-option --run -- a",
+        "--run -- a",
+        "--dir=.=relative --dir=a=b=c:rw --run -- a",
+        odd,
+        "",
+    ];
+    for call in calls {
+        let told = [&host.isolate.path, &host.shim].map(|program| {
+            let limited = ["--nofile=300:400", "--stack=1000000:2000000", "--", "sh", "-c"];
+            let mut command = host.by(CALLER, "prlimit");
+            command.args(limited).arg("umask 027; exec \"$0\" \"$@\" 5</dev/null 7>/dev/null").arg(program);
+            command.args(call.split(' ').filter(|word| !word.is_empty()));
+            command.env("A", "b").env("NOT_UTF8", "\u{fffd}").env("RUST_LOG", "trace");
+            command.output().unwrap()
+        });
+        if call != "--version" {
+            assert_eq!(told[0].status.code(), Some(7), "{}", said(&told[0]));
+        }
+        let [bare, ours] = told.map(|output| said(&output));
+        let bare = bare.replace(host.isolate.path.to_str().unwrap(), "isolate");
+        let ours = ours.replace(host.isolate.path.to_str().unwrap(), "isolate");
+        assert_eq!(bare, ours, "{call}");
+    }
+    host.is_clean();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn guardian_keeps_no_pipe_of_the_caller_open() {
+    let host = Host::new();
+    let sandbox = SandboxBox::new(&host.isolate);
+    // What is left behind in the box ends with isolate; reading to the end of the pipes does too.
+    let script = "sleep 1000 & echo out; echo err >&2";
+    let mut command = host.shell("exec 9>&1; exec \"$0\" \"$@\"");
+    command.args(host.run_arguments(&sandbox, &[], script));
+    let output = command.output().unwrap();
+    assert_eq!(succeeded(&output), "out\n");
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("err\n"));
+
+    let arguments = host.run_arguments(&sandbox, &[], "sleep 1000");
+    let mut child = Running::start(host.shell("exec 9>&1; exec \"$0\" \"$@\"").args(arguments));
+    support::child::wait_until("the program runs", || !sandbox.processes().is_empty());
+    let (mut out, mut read) = (child.0.stdout.take().unwrap(), Vec::new());
+    child.kill();
+    std::io::Read::read_to_end(&mut out, &mut read).unwrap();
+    host.is_clean();
+}
+
+#[test]
+fn root_without_set_uid_uses_the_configured_isolate_too() {
+    let host = Host::with_script("printf '%s\\n' \"$@\"; id -u");
+    let config = host.config();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rcx-imagefs"));
+    command.arg("--config").arg(&config).args(["isolate-shim", "--box-id=3", "--run", "--", "/bin/true"]);
+    assert_eq!(succeeded(&command.output().unwrap()), "--box-id=3\n--run\n--\n/bin/true\n0\n");
+    // And who is neither root nor called set-uid can have no image.
+    let mut command = host.by(CALLER, env!("CARGO_BIN_EXE_rcx-imagefs"));
+    command.arg("--config").arg(&config).args([
+        "isolate-shim",
+        &format!("--dir=.={}", host.image),
+        "--run",
+        "--",
+        "x",
+    ]);
+    let output = command.output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && error.contains("neither run by root nor set-uid"), "{error}");
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn isolate_of_the_usual_places_is_found_without_a_configured_one() {
+    let host = Host::new();
+    host.configure_all("");
+    let output = host.isolate().arg("--version").output().unwrap();
+    let usual = ["/usr/local/bin", "/usr/bin"].map(|place| Path::new(place).join("isolate"));
+    if usual.contains(&isolate_of_the_path().path) {
+        assert!(succeeded(&output).contains("isolat"));
+    } else {
+        assert!(failed(&output).contains("there is no isolate at"));
+    }
+}

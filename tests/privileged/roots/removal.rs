@@ -1,0 +1,185 @@
+//! Whatever is in a root is removed, also when a command is killed in the middle.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::{Lab, names, numbers};
+use support::images::run;
+use support::program::is_mounted;
+use support::text::pull_archives;
+use support::trees::snapshot;
+
+/// A tar of links and files with the names that a sandbox mounts upon.
+fn tar_of(entries: &[(&str, Option<&Path>)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, target) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(0);
+        match target {
+            Some(target) => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                tar.append_link(&mut header, name, target).unwrap();
+            }
+            None => {
+                header.set_size(5);
+                tar.append_data(&mut header, name, &b"image"[..]).unwrap();
+            }
+        }
+    }
+    tar.into_inner().unwrap()
+}
+
+#[test]
+fn image_with_links_and_files_in_the_way_leads_nowhere_else() {
+    let lab = Lab::new();
+    let canary = tempfile::Builder::new().prefix("rcx-canary").tempdir().unwrap();
+    fs::write(canary.path().join("passwd"), "of the host").unwrap();
+    let before = snapshot(canary.path());
+    let up = Path::new("../../../../../../../../../../").join(canary.path().strip_prefix("/").unwrap());
+    let places = ["box", "dev", "proc", "sys", "tmp"];
+    let link = |target| -> Vec<_> { places.iter().chain(&["etc"]).map(|name| (*name, target)).collect() };
+    let images = [link(Some(canary.path())), link(Some(&up)), link(Some(Path::new("tmp"))), link(None)];
+    for (number, entries) in images.iter().enumerate() {
+        let image = pull_archives(lab.program(), &[tar_of(entries)]);
+        let shown = snapshot(&lab.scene.mount.path(&image));
+        for upper in ["dir", "tmpfs:1M", "none"] {
+            let root = lab.create_of(&image, "it", upper);
+            for name in places {
+                let path = root.join(name);
+                assert!(fs::symlink_metadata(&path).unwrap().is_dir(), "image {number}: {name}");
+                assert_eq!(names(&path), Vec::<String>::new());
+                if upper != "none" && !matches!(name, "proc" | "sys") {
+                    fs::write(path.join("file"), "of the root").unwrap();
+                }
+            }
+            // Everything else is as the image says: it is for the sandbox to look at it with the root as its root.
+            let etc = fs::symlink_metadata(root.join("etc")).unwrap();
+            assert_eq!((etc.is_symlink(), etc.is_file()), (entries[0].1.is_some(), entries[0].1.is_none()));
+            lab.remove("it");
+        }
+        assert_eq!(snapshot(canary.path()), before);
+        assert_eq!(snapshot(&lab.scene.mount.path(&image)), shown);
+        lab.program().ok(&["rm", &image]);
+    }
+    lab.finish();
+}
+
+/// Makes a directory in a directory, and so on, `depth` times; in the last one a file.
+fn chain(top: &Path, depth: usize) {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut at = rustix::fs::open(top, flags, Mode::empty()).unwrap();
+    for _ in 0..depth {
+        rustix::fs::mkdirat(&at, "deeper", Mode::from_raw_mode(0o700)).unwrap();
+        at = rustix::fs::openat(&at, "deeper", flags, Mode::empty()).unwrap();
+    }
+    rustix::fs::openat(&at, "file", OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o600)).unwrap();
+}
+
+#[test]
+fn whatever_a_program_leaves_is_removed() {
+    let lab = Lab::new();
+    for upper in ["dir", "tmpfs:256M"] {
+        let root = lab.create("it", upper);
+        chain(&root.join("box"), 3000);
+        for number in 0..20_000 {
+            fs::write(root.join(format!("tmp/{number}")), "").unwrap();
+        }
+        let closed = root.join("box/closed/inner");
+        fs::create_dir_all(&closed).unwrap();
+        fs::write(closed.join("file"), "").unwrap();
+        for path in [closed.join("file"), closed.clone(), root.join("box/closed")] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
+        }
+        for name in ["kept", "grows"] {
+            fs::create_dir(root.join("box").join(name)).unwrap();
+            fs::write(root.join("box").join(name).join("file"), "").unwrap();
+        }
+        symlink("/etc", root.join("box/link")).unwrap();
+        fs::write(root.join("box/odd\n\u{fffd} name"), "").unwrap();
+        // Through the overlay, as a program with the rights would, and behind it, on the disk.
+        let behind = lab.homes().join("it/upper");
+        let both = [Some(root.clone()), behind.exists().then_some(behind)];
+        for top in both.into_iter().flatten() {
+            for (attribute, name) in [("+i", "kept"), ("+a", "grows")] {
+                let directory = top.join("box").join(name);
+                run(
+                    "chattr",
+                    &[attribute, directory.join("file").to_str().unwrap(), directory.to_str().unwrap()],
+                );
+            }
+        }
+        let refused = fs::remove_file(root.join("box/kept/file")).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+        lab.remove("it");
+        lab.is_clean();
+    }
+    lab.finish();
+}
+
+#[test]
+fn killed_at_any_moment_create_leaves_nothing_that_a_sweep_does_not_find() {
+    let lab = Lab::new();
+    let times = (0..5).map(|_| {
+        let started = Instant::now();
+        lab.create("it", "dir");
+        let time = started.elapsed();
+        lab.remove("it");
+        time
+    });
+    // As long as one takes: kills come before and between all steps, and some after.
+    let most = u64::try_from(times.min().unwrap().as_micros()).unwrap();
+    let (mut mounted, mut died) = (0, 0);
+    for (number, random) in numbers(20_261_124).take(90).enumerate() {
+        let id = format!("making-{number}");
+        let mut child = lab.creating(&id, ["dir", "tmpfs:1M", "none"][number % 3]);
+        std::thread::sleep(Duration::from_micros(random % most));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let path = lab.run_dir().join("roots").join(&id);
+        if is_mounted(&path) {
+            mounted += 1;
+        } else {
+            died += 1;
+        }
+    }
+    assert!(died > 10, "{mounted} were made before they were killed, {died} were not");
+    // A root that was mounted is one, whatever became of who made it.
+    lab.sweep();
+    let left = lab.program().json(&["root", "list"]);
+    let left: Vec<_> =
+        left.as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(left.len(), mounted, "{left:?}");
+    for id in &left {
+        lab.remove(id);
+    }
+    lab.finish();
+}
+
+#[test]
+fn killed_remove_can_be_repeated() {
+    let lab = Lab::new();
+    for (number, random) in numbers(7).take(20).enumerate() {
+        let id = format!("removing-{number}");
+        let root = lab.create(&id, "dir");
+        for number in 0..200 {
+            fs::write(root.join(format!("tmp/{number}")), "").unwrap();
+        }
+        let mut child =
+            lab.program().command(&["root", "remove", &id]).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(random % 12_000));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if lab.state(&id).as_deref() == Some("mounted") {
+            lab.remove(&id);
+        }
+    }
+    lab.sweep();
+    lab.finish();
+}

@@ -1,0 +1,310 @@
+//! What a root is made as, and where its writes go.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use super::{Lab, mount_of, names, shell};
+use support::images::run;
+use support::program::{failure, is_mounted};
+use support::scene::Tmpfs;
+use support::trees::{self, snapshot};
+
+#[test]
+fn root_is_made_listed_and_removed_with_each_upper() {
+    let lab = Lab::new();
+    for (id, upper) in [("disk", "dir"), ("memory", "tmpfs:8M"), ("shared", "none")] {
+        let created = lab.program().json(&["root", "create", &lab.scene.good, "--id", id, "--upper", upper]);
+        let path = lab.run_dir().join("roots").join(id);
+        let seconds = created["created"].as_u64().unwrap();
+        assert!(seconds > 1_700_000_000, "{seconds}");
+        let wanted = json!({
+            "id": id, "state": "mounted", "path": path, "image": lab.scene.good, "engine": "fuse", "upper": upper,
+            "created": seconds,
+        });
+        assert_eq!(created, wanted);
+        assert_eq!(lab.program().json(&["root", "list"]), json!([wanted]));
+        let table = lab.program().ok(&["root", "list"]);
+        let row: Vec<_> = table.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(row, [id, "mounted", upper, path.to_str().unwrap(), &lab.scene.good]);
+        assert_eq!(fs::read_to_string(path.join("etc/motd")).unwrap(), "a small image\n");
+        assert_eq!(fs::metadata(lab.homes().join(id)).unwrap().mode() & 0o7777, 0o700);
+        lab.remove(id);
+        assert!(!path.exists());
+        lab.is_clean();
+    }
+    // Without any options: on disk, under a name of its own. Its path can be handed to what splits on `:` and `,`.
+    let path = lab.program().ok(&["root", "create", &lab.scene.good]);
+    assert!(is_mounted(Path::new(&path)) && !path.contains([':', ',', ' ']), "{path}");
+    let id = path.rsplit('/').next().unwrap();
+    assert_eq!((id.len(), lab.state(id).as_deref()), (16, Some("mounted")));
+    assert_eq!(lab.program().ok(&["root", "remove", id]), "");
+    lab.finish();
+}
+
+#[test]
+fn root_has_the_images_attributes_and_no_set_id_or_device() {
+    let lab = Lab::new();
+    let image = fs::metadata(lab.image()).unwrap();
+    for upper in ["dir", "tmpfs:8M", "none"] {
+        let root = lab.create("it", upper);
+        assert_eq!(trees::attributes(&fs::metadata(&root).unwrap()).replace("nlink 1 ", ""), {
+            let nlink = fs::metadata(&root).unwrap().nlink();
+            trees::attributes(&image).replace(
+                &format!("nlink {} ", image.nlink()),
+                &match nlink {
+                    1 => String::new(),
+                    other => format!("nlink {other} "),
+                },
+            )
+        });
+        for (name, mode) in [("box", 0o755), ("dev", 0o755), ("proc", 0o555), ("sys", 0o555), ("tmp", 0o1777)]
+        {
+            let found = fs::symlink_metadata(root.join(name)).unwrap();
+            assert!(found.is_dir());
+            assert_eq!((found.mode() & 0o7777, found.uid(), found.gid()), (mode, 0, 0), "{name}");
+        }
+        let mount = mount_of(&root);
+        let options: Vec<_> = mount.split(' ').nth(5).unwrap().split(',').collect();
+        for wanted in ["nosuid", "nodev", if upper == "none" { "ro" } else { "rw" }] {
+            assert!(options.contains(&wanted), "{mount}");
+        }
+        lab.remove("it");
+    }
+    lab.finish();
+}
+
+#[test]
+fn mount_table_tells_nothing_of_the_host() {
+    let lab = Lab::new();
+    for upper in ["dir", "tmpfs:8M", "none"] {
+        let root = lab.create("it", upper);
+        let mount = mount_of(&root);
+        let (_, shown) = mount.split_once(" - ").unwrap();
+        assert!(shown.starts_with("overlay rcx-root-it "), "{shown}");
+        let hosts = [lab.program().dir(), lab.program().store(), lab.scene.mount.dir(), &lab.homes()];
+        for host in hosts.map(|path| path.to_str().unwrap()).into_iter().chain(["/tmp", "rcx-test", "sha256"])
+        {
+            assert!(!shown.contains(host), "{host} is in: {shown}");
+        }
+        // Every path in it is a number of a descriptor.
+        for path in shown.split([',', '=']).filter(|part| part.starts_with('/')) {
+            assert!(path.starts_with("/proc/self/fd/"), "{shown}");
+        }
+        lab.remove("it");
+    }
+    lab.finish();
+}
+
+#[test]
+fn run_directory_that_sandboxes_would_split_is_refused() {
+    let lab = Lab::new();
+    for name in ["a:b", "a,b"] {
+        let dir = lab.program().dir().join(name);
+        let arguments = [lab.program().store(), Path::new("--run-dir"), &dir];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rcx-imagefs"));
+        command.arg("--store").args(arguments).args(["root", "create", &lab.scene.good]);
+        let error = failure(&command.output().unwrap(), &["root", "create"]);
+        assert!(error.contains(dir.to_str().unwrap()) && error.contains("--run-dir"), "{error}");
+        assert!(error.contains(&format!("may not contain `{}`", &name[1..2])), "{error}");
+        assert!(!dir.exists(), "it is not made");
+        // Nor behind a link of a harmless name.
+        fs::create_dir(&dir).unwrap();
+        let link = lab.program().dir().join("link");
+        symlink(&dir, &link).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rcx-imagefs"));
+        command.arg("--store").arg(lab.program().store()).arg("--run-dir").arg(&link);
+        let output = command.args(["root", "create", &lab.scene.good]).output().unwrap();
+        assert!(failure(&output, &["root", "create"]).contains("may not contain"));
+        assert_eq!(names(&dir), Vec::<String>::new());
+        fs::remove_file(link).unwrap();
+    }
+    lab.finish();
+}
+
+#[test]
+fn writes_land_in_the_upper_and_the_image_stays_as_it_was() {
+    let lab = Lab::new();
+    let before = snapshot(&lab.image());
+    for upper in ["dir", "tmpfs:8M"] {
+        let (root, other) = (lab.create("it", upper), lab.create("other", upper));
+        let untouched = snapshot(&other);
+        shell(
+            &root,
+            "set -e
+             echo changed >> /etc/motd
+             chmod 600 /etc/motd
+             rm /bin/cat
+             mv /bin/busybox /bin/box
+             mv /etc /settings
+             mkdir /etc && echo new > /etc/new
+             ln /settings/motd /linked
+             ln -s /settings/motd /soft
+             mkfifo /tmp/fifo
+             echo box > /box/file",
+        );
+        assert_eq!(fs::read_to_string(root.join("linked")).unwrap(), "a small image\nchanged\n");
+        assert_eq!(fs::metadata(root.join("settings/motd")).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(names(&root.join("etc")), ["new"]);
+        assert!(fs::symlink_metadata(root.join("bin/cat")).is_err() && root.join("bin/box").exists());
+        assert!(!root.join("bin/busybox").exists());
+        assert!(fs::symlink_metadata(root.join("tmp/fifo")).unwrap().file_type().is_fifo());
+        let home = lab.homes().join("it");
+        if upper == "dir" {
+            let upper = home.join("upper");
+            assert_eq!(fs::read_to_string(upper.join("box/file")).unwrap(), "box\n");
+            assert_eq!(fs::read_to_string(upper.join("settings/motd")).unwrap(), "a small image\nchanged\n");
+            assert!(fs::symlink_metadata(upper.join("bin/cat")).unwrap().file_type().is_char_device());
+        } else {
+            assert_eq!(names(&home), ["root.json"], "what is in memory is not on disk");
+        }
+        assert!(snapshot(&lab.image()) == before, "the image has changed");
+        assert!(snapshot(&other) == untouched, "another root has changed");
+        lab.program().ok(&["root", "remove", "it", "other"]);
+        lab.is_clean();
+    }
+    lab.program().ok(&["verify", &lab.scene.good, "--deep"]);
+    lab.finish();
+}
+
+#[test]
+fn root_without_an_upper_is_read_only() {
+    let lab = Lab::new();
+    let root = lab.create("it", "none");
+    let failed = [
+        fs::write(root.join("etc/motd"), ""),
+        fs::write(root.join("tmp/new"), ""),
+        fs::create_dir(root.join("new")),
+        fs::remove_file(root.join("bin/cat")),
+        fs::set_permissions(root.join("bin"), fs::Permissions::from_mode(0o700)),
+        fs::rename(root.join("etc/motd"), root.join("etc/dtom")),
+    ];
+    for result in failed {
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+    }
+    // Made writable by hand, it is not.
+    let remounted = Command::new("mount").args(["-o", "remount,rw"]).arg(&root).output().unwrap();
+    assert!(!remounted.status.success());
+    assert!(fs::write(root.join("tmp/new"), "").is_err());
+    lab.remove("it");
+    lab.finish();
+}
+
+#[test]
+fn upper_in_memory_is_full_at_its_size_in_bytes_and_in_files() {
+    let lab = Lab::new();
+    let root = lab.create("it", "tmpfs:4M");
+    let written = io::copy(&mut io::repeat(7), &mut fs::File::create(root.join("box/big")).unwrap());
+    assert_eq!(written.unwrap_err().kind(), io::ErrorKind::StorageFull);
+    let size = fs::metadata(root.join("box/big")).unwrap().len();
+    assert!((3 << 20..=4 << 20).contains(&size), "{size}");
+    fs::remove_file(root.join("box/big")).unwrap();
+    let full = (0..100_000).find_map(|number| fs::File::create(root.join(format!("box/{number}"))).err());
+    assert_eq!(full.unwrap().kind(), io::ErrorKind::StorageFull);
+    lab.remove("it");
+    lab.finish();
+}
+
+#[test]
+fn size_of_an_upper_on_disk_is_refused_where_nothing_keeps_to_it() {
+    let disk = Tmpfs::new("64m");
+    let lab = Lab::with_homes(&disk.path().join("uppers"));
+    let error = lab.program().fails(&["root", "create", &lab.scene.good, "--upper", "dir:16M"]);
+    for word in ["tmpfs there does not limit", lab.homes().to_str().unwrap(), "use `tmpfs:SIZE`", "prjquota"]
+    {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    lab.is_clean();
+    lab.create("it", "dir");
+    lab.remove("it");
+    lab.finish();
+}
+
+#[test]
+fn upper_on_disk_is_full_at_its_size_where_quotas_keep_to_it() {
+    let disk = Tmpfs::new("300m");
+    let (image, dir) = (disk.path().join("ext4"), disk.path().join("mounted"));
+    fs::File::create(&image).unwrap().set_len(256 << 20).unwrap();
+    run("mkfs.ext4", &["-q", "-O", "quota", "-E", "quotatype=prjquota", image.to_str().unwrap()]);
+    fs::create_dir(&dir).unwrap();
+    let (device, target) = (image.to_str().unwrap(), dir.to_str().unwrap());
+    let quotas = Command::new("mount").args(["-o", "loop,prjquota", device, target]).output().unwrap();
+    if !quotas.status.success() {
+        // A kernel without them (CONFIG_QFMT_V2) mounts no filesystem that has any.
+        run("mkfs.ext4", &["-q", "-F", device]);
+        run("mount", &["-o", "loop", device, target]);
+    }
+    let mounted = Unmount(dir.clone());
+    let lab = Lab::with_homes(&dir.join("uppers"));
+    if !quotas.status.success() {
+        let error = lab.program().fails(&["root", "create", &lab.scene.good, "--upper", "dir:8M"]);
+        assert!(error.contains("ext4 there does not limit") && error.contains("tmpfs:SIZE"), "{error}");
+        lab.finish();
+        drop(mounted);
+        return;
+    }
+    let (root, other) = (lab.create("it", "dir:8M"), lab.create("other", "dir:8M"));
+    let written = io::copy(&mut io::repeat(7), &mut fs::File::create(root.join("box/big")).unwrap());
+    assert!(matches!(written.unwrap_err().kind(), io::ErrorKind::QuotaExceeded | io::ErrorKind::StorageFull));
+    let size = fs::metadata(root.join("box/big")).unwrap().len();
+    assert!((6 << 20..=8 << 20).contains(&size), "{size}");
+    fs::write(other.join("box/file"), vec![0; 4 << 20]).unwrap();
+    lab.program().ok(&["root", "remove", "it", "other"]);
+    lab.finish();
+    drop(mounted);
+}
+
+/// A mount that is taken away when this is dropped.
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn filesystem_that_cannot_hold_an_upper_is_refused_by_name() {
+    let disk = Tmpfs::new("16m");
+    let at = |name: &str| disk.path().join(name);
+    for name in ["lower", "upper", "work", "merged"] {
+        fs::create_dir(at(name)).unwrap();
+    }
+    let option = |name: &str| format!("{name}dir={}", at(name).display());
+    let options = ["lower", "upper", "work"].map(option).join(",");
+    run("mount", &["-t", "overlay", "-o", &options, "overlay", at("merged").to_str().unwrap()]);
+    let mounted = Unmount(at("merged"));
+    let lab = Lab::with_homes(&at("merged").join("uppers"));
+    let error = lab.program().fails(&["root", "create", &lab.scene.good]);
+    for word in
+        ["overlay cannot be the upper layer", "upper-dir", "tmpfs:SIZE", lab.homes().to_str().unwrap()]
+    {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    lab.is_clean();
+    // What is not written there can be made.
+    for upper in ["tmpfs:1M", "none"] {
+        lab.create("it", upper);
+        lab.remove("it");
+    }
+    lab.finish();
+    drop(mounted);
+}
+
+#[test]
+fn full_disk_leaves_nothing_of_a_root() {
+    let disk = Tmpfs::new("1m");
+    let homes = disk.path().join("uppers");
+    let lab = Lab::with_homes(&homes);
+    lab.create("it", "dir");
+    lab.remove("it");
+    let filled = io::copy(&mut io::repeat(7), &mut fs::File::create(disk.path().join("big")).unwrap());
+    assert_eq!(filled.unwrap_err().kind(), io::ErrorKind::StorageFull);
+    let error = lab.program().fails(&["root", "create", &lab.scene.good]);
+    assert!(error.contains(homes.to_str().unwrap()) && error.contains("No space left"), "{error}");
+    lab.finish();
+}

@@ -1,0 +1,342 @@
+//! `run`, under the real isolate and the real bubblewrap.
+//!
+//! Tests of isolate are left out where it is not installed; `RCX_IMAGEFS_TEST_ISOLATES` names further ones, with colons
+//! between, beside the one on PATH.
+
+#![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
+
+mod bubblewrap;
+mod hostile;
+mod isolate;
+mod killed;
+mod limits;
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+use support::child::wait_until;
+use support::docker_registry::DockerRegistry;
+use support::images::{Images, sha256};
+use support::program::{Program, TestMount, failure};
+
+/// In the environment of all processes of a test's runs.
+const MARK: &str = "RCX_TEST_RUN";
+/// Boxes that each test has for itself: isolate 1 takes a box from whoever has it. Other tests of
+/// isolate have theirs from 500 on.
+const BOXES: u32 = 22;
+
+/// An isolate that is installed.
+#[derive(Debug, Clone)]
+struct Isolate {
+    program: PathBuf,
+    /// As in `2.6`.
+    version: String,
+    /// Whether it can use control groups on this machine.
+    cg: bool,
+    /// Where it has its boxes.
+    boxes: PathBuf,
+}
+
+impl Isolate {
+    fn new(program: &Path, a_box: u32) -> Self {
+        let call = |arguments: &[&str]| {
+            let output = Command::new(program).args(arguments).output().unwrap();
+            (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let id = format!("--box-id={a_box}");
+        let (made, path) = call(&[&id, "--init"]);
+        assert!(made, "{} makes no box", program.display());
+        call(&[&id, "--cleanup"]);
+        let (cg, _) = call(&["--cg", &id, "--init"]);
+        call(&["--cg", &id, "--cleanup"]);
+        let version = call(&["--version"]).1;
+        let version = version.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned();
+        let boxes = Path::new(path.trim()).parent().unwrap().to_owned();
+        Self { program: program.to_owned(), version, cg, boxes }
+    }
+
+    fn is_2(&self) -> bool {
+        self.version.starts_with('2')
+    }
+}
+
+/// All that are there: the one on PATH, and those that the environment names.
+fn isolates(a_box: u32) -> Vec<Isolate> {
+    let path = env::var_os("PATH").unwrap();
+    let first = env::split_paths(&path).map(|dir| dir.join("isolate")).find(|program| program.is_file());
+    let further = env::var_os("RCX_IMAGEFS_TEST_ISOLATES").unwrap_or_default();
+    let further = env::split_paths(&further).filter(|path| !path.as_os_str().is_empty()).collect::<Vec<_>>();
+    let all: Vec<_> = first.into_iter().chain(further).map(|program| Isolate::new(&program, a_box)).collect();
+    assert!(!all.is_empty(), "there is no isolate on PATH");
+    all
+}
+
+/// What a run came to.
+#[derive(Debug)]
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+/// A mounted store, and runs of its images.
+struct Runner {
+    // Dropped first: what follows cannot be removed below a mount.
+    mount: TestMount,
+    program: Program,
+    registry: DockerRegistry,
+    images: Images,
+    /// Of this test alone.
+    first_box: u32,
+    sandbox: &'static str,
+    isolate: Option<Isolate>,
+    engine: &'static str,
+}
+
+/// Something that a layer adds.
+enum Entry<'a> {
+    File(&'a str, &'a str),
+    Directory(&'a str, u32),
+    Link(&'a str, &'a str),
+    Gone(&'a str),
+}
+
+impl Runner {
+    fn new(first_box: u32, sandbox: &'static str) -> Self {
+        let program = Program::new();
+        let boxes = format!("[run]\nbox-ids = '{first_box}-{}'\n", first_box + BOXES - 1);
+        fs::write(program.dir().join("config.toml"), boxes).unwrap();
+        let images = Images::make(&["small"]);
+        let mount = program.mount();
+        let registry = DockerRegistry::start();
+        Self { mount, program, registry, images, first_box, sandbox, isolate: None, engine: "fuse" }
+    }
+
+    fn with_isolate(first_box: u32) -> (Self, Vec<Isolate>) {
+        (Self::new(first_box, "isolate"), isolates(first_box))
+    }
+
+    /// Pulls one of the images that all tests share.
+    fn pull(&self, image: &str) -> String {
+        Images::make(&[image]);
+        self.registry.push_from(&self.images.layout(), image, &format!("lab/{image}:1"));
+        self.program.pull(&self.registry.reference(&format!("lab/{image}:1")))
+    }
+
+    /// Pulls a variant of the small image: with further entries, and a configuration of its own.
+    fn make(&self, name: &str, entries: &[Entry<'_>], config: &Value) -> String {
+        let layout = self.images.layout().copy_of("small");
+        let mut tar = tar::Builder::new(Vec::new());
+        for entry in entries {
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(0o755);
+            header.set_size(0);
+            let (path, content) = match entry {
+                Entry::File(path, content) => (*path, *content),
+                Entry::Directory(path, mode) => {
+                    header.set_entry_type(tar::EntryType::Directory);
+                    header.set_mode(*mode);
+                    (*path, "")
+                }
+                Entry::Link(path, target) => {
+                    header.set_entry_type(tar::EntryType::Symlink);
+                    tar.append_link(&mut header, path, target).unwrap();
+                    continue;
+                }
+                Entry::Gone(path) => (*path, ""),
+            };
+            header.set_size(content.len() as u64);
+            tar.append_data(&mut header, path, content.as_bytes()).unwrap();
+        }
+        let layer = tar.into_inner().unwrap();
+        let digest = format!("sha256:{}", sha256(&layer));
+        layout.add_layer_blob(&layer);
+        layout.change_manifest(|manifest| {
+            let media = "application/vnd.oci.image.layer.v1.tar";
+            let layers = manifest["layers"].as_array_mut().unwrap();
+            layers.push(json!({"mediaType": media, "digest": digest, "size": layer.len()}));
+        });
+        layout.change_config(|image| {
+            image["rootfs"]["diff_ids"].as_array_mut().unwrap().push(digest.into());
+            for (key, value) in config.as_object().into_iter().flatten() {
+                image["config"][key] = value.clone();
+            }
+        });
+        self.registry.push(&layout.image(), &format!("made/{name}:1"), &[]);
+        self.program.pull(&self.registry.reference(&format!("made/{name}:1")))
+    }
+
+    /// `run` with options, the image, and the command.
+    fn command(&self, image: &str, options: &[&str], words: &[&str]) -> Command {
+        let mut command = self.program.command(&["run", "--sandbox", self.sandbox, "--engine", self.engine]);
+        command.args(options).arg(image);
+        if !words.is_empty() {
+            command.arg("--").args(words);
+        }
+        self.set_up(&mut command);
+        command
+    }
+
+    /// Another command of the program's, with what runs have.
+    fn set_up(&self, command: &mut Command) {
+        if let Some(isolate) = &self.isolate {
+            let path = env::var_os("PATH").unwrap();
+            let mut places = vec![isolate.program.parent().unwrap().to_owned()];
+            places.extend(env::split_paths(&path));
+            command.env("PATH", env::join_paths(places).unwrap());
+        }
+        command.env(MARK, self.mark()).current_dir(self.program.dir()).stdin(Stdio::null());
+    }
+
+    fn mark(&self) -> String {
+        self.program.dir().display().to_string()
+    }
+
+    fn run(&self, image: &str, options: &[&str], words: &[&str]) -> Ran {
+        let output = self.command(image, options, words).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ran { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+    }
+
+    /// Runs what must end with 0; its standard output.
+    #[track_caller]
+    fn ok(&self, image: &str, options: &[&str], words: &[&str]) -> String {
+        let ran = self.run(image, options, words);
+        assert_eq!(ran.code, Some(0), "{options:?} {words:?} in {self:?}: {ran:?}");
+        ran.out
+    }
+
+    /// Runs with `--json` what takes place; the result.
+    #[track_caller]
+    fn verdict(&self, image: &str, options: &[&str], words: &[&str]) -> Value {
+        let ran = self.run(image, &[options, &["--json"]].concat(), words);
+        let verdict: Value =
+            serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran:?} in {self:?}"));
+        let expected = if verdict["status"] == "OK" { 0 } else { 1 };
+        assert_eq!(ran.code, Some(expected), "{options:?} {words:?} in {self:?}: {ran:?}");
+        verdict
+    }
+
+    /// Runs what cannot be run: the error must hold all of `said`, and nothing may be left.
+    #[track_caller]
+    fn refused(&self, image: &str, options: &[&str], words: &[&str], said: &[&str]) {
+        let output = self.command(image, options, words).output().unwrap();
+        let error = failure(&output, &[options, words].concat());
+        for text in said {
+            assert!(error.contains(text), "the error should say {text:?}: {error}");
+        }
+        self.nothing_is_left();
+    }
+
+    /// The boxes that isolate has from `first_box` on, the roots, mounts, processes and control groups of this test.
+    fn traces(&self) -> Vec<String> {
+        let mut traces = Vec::new();
+        let run_dir = self.program.dir().join("run");
+        let ours = self.program.store().join("rcx-imagefs");
+        for place in [
+            run_dir.join("boxes"),
+            run_dir.join("roots"),
+            run_dir.join("root"),
+            ours.join("roots"),
+            ours.join("boxes"),
+        ] {
+            traces.extend(names(&place).into_iter().map(|name| place.join(name).display().to_string()));
+        }
+        // The last is what isolate's version is remembered in.
+        let is_known = |name: &str| {
+            ["boxes", "roots", "root", "skeleton", "isolate-version"].contains(&name)
+                || name.ends_with(".sock")
+                || name.ends_with(".lock")
+                || name == "lock"
+        };
+        traces.extend(names(&run_dir).into_iter().filter(|name| !is_known(name)));
+        for id in self.first_box..self.first_box + BOXES {
+            let places = self.isolate.iter().map(|isolate| isolate.boxes.join(id.to_string()));
+            let groups = names(Path::new("/sys/fs/cgroup")).into_iter();
+            let groups = groups.map(|name| Path::new("/sys/fs/cgroup").join(name).join(format!("box-{id}")));
+            traces.extend(
+                places.chain(groups).filter(|path| path.exists()).map(|path| path.display().to_string()),
+            );
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let place = format!(" {}/", self.mark());
+        let daemons = format!(" {} ", self.mount.dir().display());
+        traces.extend(
+            mounts
+                .lines()
+                .filter(|line| line.contains(&place) && !line.contains(&daemons))
+                .map(str::to_owned),
+        );
+        traces.extend(self.processes().into_iter().map(|(pid, name)| format!("process {pid} {name}")));
+        traces
+    }
+
+    /// The processes of this test's runs that are alive, and what they call themselves.
+    fn processes(&self) -> Vec<(u32, String)> {
+        let mark = format!("{MARK}={}\0", self.mark());
+        let found = names(Path::new("/proc")).into_iter().filter_map(|name| {
+            let pid: u32 = name.parse().ok()?;
+            let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+            let is_ours = environment.windows(mark.len()).any(|window| window == mark.as_bytes());
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+            is_ours.then(|| (pid, name.trim_end().to_owned()))
+        });
+        found.collect()
+    }
+
+    #[track_caller]
+    fn nothing_is_left(&self) {
+        assert_eq!(self.traces(), Vec::<String>::new(), "{self:?}");
+    }
+
+    /// Sweeps, until nothing is left: processes that were killed may take some moments to be gone.
+    #[track_caller]
+    fn swept(&self) {
+        wait_until("nothing is left", || {
+            let mut command = self.program.command(&["root", "sweep"]);
+            self.set_up(&mut command);
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let traces = self.traces();
+            if !traces.is_empty() {
+                eprintln!("still left: {traces:#?}");
+            }
+            traces.is_empty()
+        });
+    }
+
+    /// A file of the host's for a run, by its path.
+    fn file(&self, name: &str, content: &str) -> String {
+        let path = self.program.dir().join(name);
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o755).create(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.program.dir().join(name)).unwrap()
+    }
+}
+
+impl std::fmt::Debug for Runner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let version = self.isolate.as_ref().map_or("", |isolate| &isolate.version);
+        write!(f, "{} {version} on {}", self.sandbox, self.engine)
+    }
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
+}
+
+/// A command that must succeed outside of any sandbox.
+fn on_host(program: &Path) -> Output {
+    Command::new(program).output().unwrap()
+}

@@ -1,0 +1,89 @@
+//! Cases as files: what a case says, its layers, and the tree or the error that must come of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::blob::Blob;
+use crate::repository;
+
+/// One case, `cases/RULE-NAME.case`.
+#[derive(Debug)]
+pub struct Case {
+    /// The file's name without its extension; also the image's tag.
+    pub name: String,
+    /// The rule that it pins, by its number in the README of the suite.
+    pub rule: u8,
+    /// What it says, in one sentence.
+    pub says: String,
+    /// The layers, the lowest first.
+    pub layers: Vec<Blob>,
+    /// What must come of them.
+    pub expected: Expected,
+}
+
+/// What must come of a case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expected {
+    /// This tree, as `tree::dump` writes it.
+    Tree(String),
+    /// An error that has each of these in its text.
+    Error(Vec<String>),
+}
+
+/// The directory of the suite.
+pub fn directory() -> PathBuf {
+    repository().join("tests/conformance")
+}
+
+/// All cases in the order of their names.
+pub fn all() -> Vec<Case> {
+    let cases = directory().join("cases");
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(&cases).expect("the directory of cases").map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths.iter().map(|path| Case::read(path)).collect()
+}
+
+impl Case {
+    fn read(path: &Path) -> Self {
+        let name = path.file_stem().and_then(|name| name.to_str()).expect("a name in ASCII").to_owned();
+        assert_eq!(path.extension().and_then(|it| it.to_str()), Some("case"), "{}", path.display());
+        let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self::parse(name, &text)
+    }
+
+    fn parse(name: String, text: &str) -> Self {
+        let number = name.split('-').next().and_then(|number| number.parse().ok());
+        let rule = number.unwrap_or_else(|| panic!("{name}: the name starts with the number of a rule"));
+        let mut says = Vec::new();
+        let mut layers = vec![String::new()];
+        let mut expected: Option<String> = None;
+        for line in text.lines() {
+            match (line.trim(), &mut expected) {
+                (comment, _) if comment.starts_with('#') => says.push(comment[1..].trim()),
+                (_, Some(expected)) => {
+                    expected.push_str(line.trim());
+                    expected.push('\n');
+                }
+                ("===", None) => expected = Some(String::new()),
+                ("---", None) => layers.push(String::new()),
+                (line, None) => {
+                    let layer = layers.last_mut().expect("never empty");
+                    layer.push_str(line);
+                    layer.push('\n');
+                }
+            }
+        }
+        let expected = expected.unwrap_or_else(|| panic!("{name}: no `===`"));
+        let errors: Vec<String> =
+            expected.lines().filter_map(|line| line.strip_prefix("error: ")).map(str::to_owned).collect();
+        assert!(!says.is_empty(), "{name}: the first line tells what the case says, after a `#`");
+        Self {
+            rule,
+            says: says.join(" "),
+            layers: layers.iter().map(|layer| Blob::of_text(layer)).collect(),
+            expected: if errors.is_empty() { Expected::Tree(expected) } else { Expected::Error(errors) },
+            name,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! A background process that ends with its owner.
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a server may take to start, or to end when told to.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A server as a child process. Told to end, waited for, and as the last resort killed, when dropped; the kernel tells it
+/// to end when the test's process dies without unwinding.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    stdout: Receiver<String>,
+    log: PathBuf,
+}
+
+impl Server {
+    /// Starts `command`, its stderr appended to the file `log`.
+    pub fn start(command: &Command, log: &Path) -> Self {
+        let stderr = File::options().create(true).append(true).open(log).expect("open the log");
+        let mut bound = Command::new("setpriv");
+        bound.args(["--pdeathsig", "TERM", "--"]).arg(command.get_program()).args(command.get_args());
+        for (key, value) in command.get_envs() {
+            match value {
+                Some(value) => bound.env(key, value),
+                None => bound.env_remove(key),
+            };
+        }
+        bound.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
+        let mut child = bound.spawn().expect("setpriv (util-linux) is needed for this test");
+        let lines = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        let (sender, stdout) = channel();
+        // The thread ends with the server's stdout.
+        thread::spawn(move || lines.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Self { child, stdout, log: log.to_owned() }
+    }
+
+    /// The next line on the server's stdout.
+    ///
+    /// # Errors
+    /// The server ended first: its status and log.
+    pub fn line(&mut self) -> Result<String, String> {
+        match self.stdout.recv_timeout(PATIENCE) {
+            Ok(line) => Ok(line),
+            Err(RecvTimeoutError::Timeout) => panic!("no line within {PATIENCE:?}; log:\n{}", self.log()),
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = self.child.wait().expect("wait for the server");
+                Err(format!("{status}\n{}", self.log()))
+            }
+        }
+    }
+
+    /// What it has written to stderr so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal, by name.
+    pub fn signal(&self, name: &str) {
+        // Not an assertion: the process may have just ended by itself.
+        let _ = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
+    }
+
+    /// Waits for the end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait for the server") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "process {} does not end; log:\n{}", self.pid(), self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        self.signal("TERM");
+        let deadline = Instant::now() + PATIENCE;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > deadline {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Waits until `condition` holds, looking again and again; panics with `what` when it takes too long.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain until {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,172 @@
+//! Debian's `docker-registry` on a free loopback port.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::child::{Server, wait_until};
+use crate::images::{Layout, run};
+
+/// The one user of a registry with a password.
+pub const USER: &str = "reader";
+/// That user's password.
+pub const PASSWORD: &str = "open sesame";
+/// The bcrypt hash of [`PASSWORD`].
+const PASSWORD_HASH: &str = "$2y$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW";
+
+/// A registry of the test's own. Its address changes from run to run; its storage can be damaged on disk.
+#[derive(Debug)]
+pub struct DockerRegistry {
+    address: String,
+    // Dropped before the directory it works in.
+    server: Server,
+    dir: TempDir,
+    password: bool,
+}
+
+/// One request that the registry answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// `GET`, `HEAD`, ...
+    pub method: String,
+    /// The path with its query.
+    pub path: String,
+    /// The status it answered.
+    pub status: u16,
+    /// Bytes of body sent.
+    pub bytes: u64,
+}
+
+impl DockerRegistry {
+    /// Starts an empty registry that anyone may use.
+    pub fn start() -> Self {
+        Self::start_with(false)
+    }
+
+    /// Starts an empty registry for the user [`USER`] with [`PASSWORD`] alone.
+    pub fn start_with_password() -> Self {
+        Self::start_with(true)
+    }
+
+    fn start_with(password: bool) -> Self {
+        let dir = tempfile::Builder::new().prefix("rcx-registry").tempdir().expect("temporary directory");
+        let config = dir.path().join("config.yml");
+        let data = dir.path().join("data");
+        fs::create_dir(&data).expect("make the registry's storage");
+        let mut text = format!(
+            "version: 0.1\nlog: {{ level: info }}\nstorage:\n  filesystem: {{ rootdirectory: {} }}\n  delete: {{ enabled: true }}\n\
+             http: {{ addr: \"127.0.0.1:0\" }}\n",
+            data.display()
+        );
+        if password {
+            let file = dir.path().join("htpasswd");
+            fs::write(&file, format!("{USER}:{PASSWORD_HASH}\n")).expect("write the registry's users");
+            text += &format!("auth: {{ htpasswd: {{ realm: test, path: {} }} }}\n", file.display());
+        }
+        fs::write(&config, text).expect("write the registry's configuration");
+        let log = dir.path().join("log");
+        // Its access log goes to stdout, all else to stderr; both are wanted in one file.
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec docker-registry serve \"$0\" >>\"$1\" 2>&1"]).arg(&config).arg(&log);
+        let mut server = Server::start(&command, &log);
+        let address = Self::listening(&mut server);
+        Self { address, server, dir, password }
+    }
+
+    fn listening(server: &mut Server) -> String {
+        let mut address = None;
+        wait_until("docker-registry (a Debian package) listens", || {
+            let log = server.log();
+            let after = log.split("listening on ").nth(1);
+            address = after.and_then(|rest| rest.split(['"', ' ', ',', '\n']).next()).map(str::to_owned);
+            address.is_some()
+        });
+        address.expect("the loop above ends with an address")
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The reference of a repository (and tag) in this registry.
+    pub fn reference(&self, rest: &str) -> String {
+        format!("{}/{rest}", self.address)
+    }
+
+    /// Copies an image, named as skopeo names it, to `REPOSITORY:TAG` here, and returns the digest of what was pushed.
+    pub fn push(&self, image: &str, to: &str, options: &[&str]) -> String {
+        let digest_file = self.dir.path().join("pushed");
+        let file = digest_file.display().to_string();
+        let target = format!("docker://{}", self.reference(to));
+        let mut arguments =
+            vec!["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false", "--digestfile", &file];
+        let credentials = format!("--dest-creds={USER}:{PASSWORD}");
+        if self.password {
+            arguments.push(&credentials);
+        }
+        // Else skopeo compresses what it takes for uncompressed.
+        if !options.contains(&"--format") {
+            arguments.push("--preserve-digests");
+        }
+        arguments.extend(options);
+        arguments.extend([image, &target]);
+        run("skopeo", &arguments);
+        fs::read_to_string(digest_file).expect("skopeo wrote the digest").trim().to_owned()
+    }
+
+    /// Pushes an image of a layout.
+    pub fn push_from(&self, layout: &Layout, tag: &str, to: &str) -> String {
+        self.push(&layout.image(tag), to, &[])
+    }
+
+    /// The file that holds a blob or manifest.
+    pub fn blob(&self, digest: &str) -> PathBuf {
+        let hex = digest.strip_prefix("sha256:").expect("a digest starts with its algorithm");
+        self.storage().join("blobs/sha256").join(&hex[..2]).join(hex).join("data")
+    }
+
+    fn storage(&self) -> PathBuf {
+        self.dir.path().join("data/docker/registry/v2")
+    }
+
+    /// The requests answered so far.
+    pub fn requests(&self) -> Vec<Request> {
+        self.server.log().lines().filter_map(Request::parse).collect()
+    }
+
+    /// The number of requests answered so far, to look only at later ones.
+    pub fn mark(&self) -> usize {
+        self.requests().len()
+    }
+
+    /// Downloads of blobs since `mark`, as (digest, status, bytes).
+    pub fn downloads(&self, mark: usize) -> Vec<(String, u16, u64)> {
+        let requests = self.requests();
+        let blobs = requests[mark..].iter().filter(|one| one.method == "GET" && one.path.contains("/blobs/"));
+        blobs
+            .map(|one| (one.path.rsplit('/').next().unwrap_or_default().to_owned(), one.status, one.bytes))
+            .collect()
+    }
+}
+
+impl Request {
+    /// Reads a line of the access log (combined log format); `None` for any other line.
+    fn parse(line: &str) -> Option<Self> {
+        let mut quoted = line.split('"');
+        let before = quoted.next()?;
+        if before.contains("level=") {
+            return None;
+        }
+        let mut request = quoted.next()?.split(' ');
+        let mut answer = quoted.next()?.split_whitespace();
+        Some(Self {
+            method: request.next()?.to_owned(),
+            path: request.next()?.to_owned(),
+            status: answer.next()?.parse().ok()?,
+            bytes: answer.next()?.parse().ok()?,
+        })
+    }
+}

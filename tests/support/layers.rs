@@ -1,0 +1,236 @@
+//! Layers written as text, in the syntax of `tree::dump`, and the way from there to a merged tree.
+
+use std::fmt::Write as _;
+
+use rcx_imagefs::image::LayerDigest;
+use rcx_imagefs::index::{Build, Index, Layer, Source, build};
+use rcx_imagefs::tree::{self, Tree};
+
+/// What a line of a layer stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    Directory,
+    File(Vec<u8>),
+    Symlink(Vec<u8>),
+    Hardlink(Vec<u8>),
+    Char(u32, u32),
+    Block(u32, u32),
+    Fifo,
+    Whiteout,
+    Opaque,
+}
+
+/// One line of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// As written: it may have `..`, or a slash in front. Of a marker, what it hides.
+    pub path: Vec<u8>,
+    pub what: What,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: (i64, u32),
+    pub xattrs: Vec<(String, Vec<u8>)>,
+}
+
+impl Line {
+    pub fn new(path: &[u8], what: What) -> Self {
+        let mode = match what {
+            What::Directory => 0o755,
+            What::Symlink(_) => 0o777,
+            _ => 0o644,
+        };
+        Self { path: path.to_vec(), what, mode, uid: 0, gid: 0, mtime: (0, 0), xattrs: Vec::new() }
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut words = text.split_ascii_whitespace();
+        let kind = words.next().expect("a kind");
+        let (attributes, fields): (Vec<_>, Vec<_>) =
+            words.partition(|word| word.split_once('=').is_some_and(|(key, _)| is_attribute(key)));
+        let mut fields = fields.into_iter().map(unescape);
+        let path = fields.next().unwrap_or_else(|| panic!("no path in `{text}`"));
+        let what = match kind {
+            "d" => What::Directory,
+            "f" => What::File(fields.next().unwrap_or_default()),
+            "l" => What::Symlink(fields.next().expect("a symlink's target")),
+            "h" => What::Hardlink(fields.next().expect("a hard link's target")),
+            "c" | "b" => {
+                let numbers = String::from_utf8(fields.next().expect("device numbers")).unwrap();
+                let (major, minor) = numbers.split_once(':').expect("MAJOR:MINOR");
+                let (major, minor) = (major.parse().unwrap(), minor.parse().unwrap());
+                if kind == "c" { What::Char(major, minor) } else { What::Block(major, minor) }
+            }
+            "p" => What::Fifo,
+            "w" => What::Whiteout,
+            "o" => What::Opaque,
+            _ => panic!("unknown kind in `{text}`"),
+        };
+        assert!(fields.next().is_none(), "too many fields in `{text}`");
+        let mut line = Self::new(&path, what);
+        for (key, value) in attributes.iter().filter_map(|word| word.split_once('=')) {
+            match key {
+                "mode" => line.mode = u32::from_str_radix(value, 8).unwrap(),
+                "uid" => line.uid = value.parse().unwrap(),
+                "gid" => line.gid = value.parse().unwrap(),
+                "mtime" => line.mtime = parse_time(value),
+                _ => line.xattrs.push((key["xattr.".len()..].to_owned(), unescape(value))),
+            }
+        }
+        line
+    }
+}
+
+fn is_attribute(key: &str) -> bool {
+    matches!(key, "mode" | "uid" | "gid" | "mtime") || key.starts_with("xattr.")
+}
+
+fn parse_time(text: &str) -> (i64, u32) {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let sec: i64 = whole.parse().unwrap();
+    let nsec: u32 = format!("{fraction:0<9}").parse().unwrap();
+    if text.starts_with('-') && nsec > 0 { (sec - 1, 1_000_000_000 - nsec) } else { (sec, nsec) }
+}
+
+/// The bytes that a field of a line stands for.
+pub fn unescape(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        if byte != b'\\' {
+            bytes.push(byte);
+            continue;
+        }
+        bytes.push(match tail[0] {
+            b'n' => b'\n',
+            b't' => b'\t',
+            b'r' => b'\r',
+            b'x' => u8::from_str_radix(str::from_utf8(&tail[1..3]).unwrap(), 16).unwrap(),
+            other => other,
+        });
+        rest = &tail[if tail[0] == b'x' { 3 } else { 1 }..];
+    }
+    bytes
+}
+
+/// Reads layers, the lowest first.
+pub fn parse(text: &str) -> Vec<Vec<Line>> {
+    let mut layers = vec![Vec::new()];
+    for line in text.lines().map(str::trim) {
+        match line {
+            "" => {}
+            "---" => layers.push(Vec::new()),
+            line => layers.last_mut().expect("never empty").push(Line::parse(line)),
+        }
+    }
+    layers
+}
+
+/// Writes a layer's tar.
+pub fn tar(lines: &[Line]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for line in lines {
+        let marker = |name: &[u8]| {
+            let split = line.path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+            [&line.path[..split], b".wh.", &line.path[split..], name].concat()
+        };
+        let (typeflag, path, link, data): (_, Vec<u8>, &[u8], &[u8]) = match &line.what {
+            What::Directory => (tar::EntryType::Directory, [&line.path[..], b"/"].concat(), b"", b""),
+            What::File(data) => (tar::EntryType::Regular, line.path.clone(), b"", data),
+            What::Symlink(target) => (tar::EntryType::Symlink, line.path.clone(), target, b""),
+            What::Hardlink(target) => (tar::EntryType::Link, line.path.clone(), target, b""),
+            What::Char(..) => (tar::EntryType::Char, line.path.clone(), b"", b""),
+            What::Block(..) => (tar::EntryType::Block, line.path.clone(), b"", b""),
+            What::Fifo => (tar::EntryType::Fifo, line.path.clone(), b"", b""),
+            What::Whiteout => (tar::EntryType::Regular, marker(b""), b"", b""),
+            What::Opaque => (tar::EntryType::Regular, [&line.path[..], b"/.wh..wh..opq"].concat(), b"", b""),
+        };
+        let mut pax: Vec<(String, Vec<u8>)> =
+            line.xattrs.iter().map(|(name, value)| (format!("SCHILY.xattr.{name}"), value.clone())).collect();
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(typeflag);
+        header.set_mode(line.mode);
+        header.set_uid(line.uid.into());
+        header.set_gid(line.gid.into());
+        header.set_size(data.len() as u64);
+        match (u64::try_from(line.mtime.0), line.mtime.1) {
+            (Ok(sec), 0) => header.set_mtime(sec),
+            (_, nsec) => {
+                header.set_mtime(0);
+                let (sign, sec, nsec) = match line.mtime.0 {
+                    sec if sec < 0 && nsec > 0 => ("-", -(sec + 1), 1_000_000_000 - nsec),
+                    sec => ("", sec, nsec),
+                };
+                pax.push(("mtime".to_owned(), format!("{sign}{sec}.{nsec:09}").into_bytes()));
+            }
+        }
+        if let What::Char(major, minor) | What::Block(major, minor) = line.what {
+            header.set_device_major(major).unwrap();
+            header.set_device_minor(minor).unwrap();
+        }
+        // Set as bytes: the builder's own functions refuse the paths that tests are about.
+        match path.len() {
+            0..=100 => header.as_old_mut().name[..path.len()].copy_from_slice(&path),
+            _ => pax.push(("path".to_owned(), path)),
+        }
+        match link.len() {
+            0..=100 => header.as_old_mut().linkname[..link.len()].copy_from_slice(link),
+            _ => pax.push(("linkpath".to_owned(), link.to_vec())),
+        }
+        header.set_cksum();
+        builder
+            .append_pax_extensions(pax.iter().map(|(key, value)| (key.as_str(), value.as_slice())))
+            .unwrap();
+        builder.append(&header, data).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+/// Indexes a layer's tar (or compressed tar) in memory.
+pub fn open(blob: Vec<u8>) -> Result<Layer<Vec<u8>>, String> {
+    let options = Build::default();
+    let (built, _) = build(&blob[..], &options, || Ok(std::io::sink())).map_err(|error| chain(&error))?;
+    let index = built.finish(&LayerDigest::new(rcx_imagefs::image::Digest::of(&blob))).unwrap();
+    Ok(Layer::new(Index::open(index).unwrap(), Source::Memory(blob), None))
+}
+
+/// A tree with the layers that it is made of.
+pub struct Merged {
+    pub layers: Vec<Layer<Vec<u8>>>,
+    pub tree: Tree,
+}
+
+impl Merged {
+    /// The tree as text, with the content of the files.
+    pub fn dump(&self) -> String {
+        let indexes: Vec<_> = self.layers.iter().map(Layer::index).collect();
+        tree::dump(&self.tree, &indexes, |layer, entry| {
+            self.layers[layer.index()].read(entry, 0, 1 << 20).expect("layers in memory can be read")
+        })
+    }
+}
+
+/// Merges layers given as text.
+pub fn merge_text(text: &str) -> Result<Merged, String> {
+    merge_lines(&parse(text))
+}
+
+/// Merges layers.
+pub fn merge_lines(lines: &[Vec<Line>]) -> Result<Merged, String> {
+    let layers = lines.iter().map(|layer| open(tar(layer))).collect::<Result<Vec<_>, _>>()?;
+    let indexes: Vec<_> = layers.iter().map(Layer::index).collect();
+    let tree = tree::merge(&indexes).map_err(|error| chain(&error))?;
+    Ok(Merged { layers, tree })
+}
+
+/// An error with all that caused it, as the program shows it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let _ = write!(text, ": {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,27 @@
+//! What the test binaries share: the program under test, images and registries, layers written as text, comparisons.
+
+use std::path::{Path, PathBuf};
+
+pub mod blob;
+pub mod canary;
+pub mod case;
+pub mod child;
+pub mod compare;
+pub mod disk;
+pub mod docker_registry;
+pub mod escape;
+pub mod images;
+pub mod layers;
+pub mod layout;
+pub mod model;
+pub mod program;
+pub mod scene;
+pub mod shown;
+pub mod stored;
+pub mod text;
+pub mod trees;
+
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the source is there")
+}

@@ -1,0 +1,200 @@
+//! The rules of layer application as plainly as they can be written: a list of paths, searched from the start each time.
+
+use std::rc::Rc;
+
+use crate::layers::{Line, What};
+
+/// Components from the root, none of them a symlink's.
+type Path = Vec<Vec<u8>>;
+
+/// What a sequence of layers makes. Names of one node share its line.
+#[derive(Debug, Clone)]
+pub struct Model {
+    names: Vec<(Path, Rc<Line>)>,
+}
+
+/// Why a path leads nowhere.
+enum Wrong {
+    Loop,
+    Blocked,
+}
+
+impl Model {
+    /// Applies layers, the lowest first. An error is the layer and the line in it that break a rule.
+    pub fn merge(stack: &[Vec<Line>]) -> Result<Self, (usize, usize)> {
+        let mut model = Self { names: vec![(Path::new(), Rc::new(Line::new(b"", What::Directory)))] };
+        for (number, layer) in stack.iter().enumerate() {
+            let (mut markers, entries): (Vec<_>, Vec<_>) = layer
+                .iter()
+                .enumerate()
+                .partition(|(_, line)| matches!(line.what, What::Whiteout | What::Opaque));
+            markers.sort_by_key(|(_, line)| (normal(&line.path).join(&b'/'), line.what == What::Opaque));
+            let replaced = model.replaced(layer);
+            for (position, line) in markers {
+                model.hide(line, &replaced).map_err(|()| (number, position))?;
+            }
+            for (position, line) in entries {
+                model.apply(line).map_err(|()| (number, position))?;
+            }
+        }
+        Ok(model)
+    }
+
+    fn at(&self, path: &[Vec<u8>]) -> Option<&Rc<Line>> {
+        self.names.iter().find(|(other, _)| other == path).map(|(_, node)| node)
+    }
+
+    fn is_directory(&self, path: &[Vec<u8>]) -> bool {
+        self.at(path).is_some_and(|node| node.what == What::Directory)
+    }
+
+    /// Where a path leads, all symlinks followed; it need not exist.
+    fn follow(&self, from: Path, path: &[u8], replaced: &[Path], links: &mut usize) -> Result<Path, Wrong> {
+        let mut at = if path.starts_with(b"/") { Path::new() } else { from };
+        for name in path.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b".")) {
+            if name == b".." {
+                at.pop();
+                continue;
+            }
+            let directory = at.clone();
+            at.push(name.to_vec());
+            match self.at(&at).map(|node| &node.what) {
+                None | Some(What::Directory) => {}
+                Some(What::Symlink(_)) if replaced.contains(&at) => return Err(Wrong::Blocked),
+                Some(What::Symlink(target)) => {
+                    *links += 1;
+                    if *links > 40 {
+                        return Err(Wrong::Loop);
+                    }
+                    at = self.follow(directory, target, replaced, links)?;
+                }
+                Some(_) => return Err(Wrong::Blocked),
+            }
+        }
+        Ok(at)
+    }
+
+    /// The same for a line's path, but for the last component, which is not followed.
+    fn locate(&self, path: &[u8], replaced: &[Path]) -> Result<Path, Wrong> {
+        let mut path = normal(path);
+        let name = path.pop();
+        let mut at = self.follow(Path::new(), &path.join(&b'/'), replaced, &mut 0)?;
+        at.extend(name);
+        Ok(at)
+    }
+
+    fn remove(&mut self, path: &[Vec<u8>]) {
+        self.names.retain(|(other, _)| !other.starts_with(path));
+    }
+
+    /// The symlinks that a layer's directories take the place of.
+    fn replaced(&self, layer: &[Line]) -> Vec<Path> {
+        let mut lines: Vec<_> = layer.iter().filter(|line| line.what == What::Directory).collect();
+        lines.sort_by_key(|line| normal(&line.path).join(&b'/'));
+        let mut replaced = Vec::new();
+        for line in lines {
+            if let Ok(path) = self.locate(&line.path, &replaced)
+                && self.at(&path).is_some_and(|node| matches!(node.what, What::Symlink(_)))
+            {
+                replaced.push(path);
+            }
+        }
+        replaced
+    }
+
+    fn hide(&mut self, line: &Line, replaced: &[Path]) -> Result<(), ()> {
+        let path = match line.what {
+            What::Opaque => self.follow(Path::new(), &normal(&line.path).join(&b'/'), replaced, &mut 0),
+            _ => self.locate(&line.path, replaced),
+        };
+        match path {
+            Err(Wrong::Loop) => return Err(()),
+            Err(Wrong::Blocked) => {}
+            Ok(path) if line.what == What::Opaque => {
+                if self.is_directory(&path) {
+                    self.names.retain(|(other, _)| !other.starts_with(&path) || *other == path);
+                }
+            }
+            Ok(path) => self.remove(&path),
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, line: &Line) -> Result<(), ()> {
+        let path = self.locate(&line.path, &[]).map_err(|_| ())?;
+        for length in 1..path.len() {
+            if self.at(&path[..length]).is_none() {
+                self.names.push((path[..length].to_vec(), Rc::new(Line::new(b"", What::Directory))));
+            }
+        }
+        if line.what == What::Directory && self.is_directory(&path) {
+            self.names.retain(|(other, _)| *other != path);
+        } else {
+            self.remove(&path);
+        }
+        let node = match &line.what {
+            What::Hardlink(target) => {
+                let target = self.locate(target, &[]).map_err(|_| ())?;
+                let node = self.at(&target).ok_or(())?;
+                if node.what == What::Directory {
+                    return Err(());
+                }
+                Rc::clone(node)
+            }
+            _ => Rc::new(line.clone()),
+        };
+        self.names.push((path, node));
+        Ok(())
+    }
+
+    /// The tree as the lines of a dump.
+    pub fn lines(&self) -> Vec<Line> {
+        let mut names = self.names.clone();
+        names.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let mut lines = Vec::new();
+        for (position, (path, node)) in names.iter().enumerate() {
+            let path = path.join(&b'/');
+            let line = match names[..position].iter().find(|(_, other)| Rc::ptr_eq(other, node)) {
+                Some((first, _)) => Line::new(&path, What::Hardlink(first.join(&b'/'))),
+                None => Line { path, ..Line::clone(node) },
+            };
+            match line {
+                root if root == Line::new(b"", What::Directory) => {}
+                root if root.path.is_empty() => lines.push(Line { path: b"/".to_vec(), ..root }),
+                line => lines.push(line),
+            }
+        }
+        lines
+    }
+
+    /// Every path with a number for its node and the node's link count.
+    pub fn paths(&self) -> Vec<(Path, usize, usize)> {
+        let mut paths = Vec::new();
+        for (path, node) in &self.names {
+            let same = |(_, other): &&(Path, Rc<Line>)| Rc::ptr_eq(other, node);
+            let subdirectory = |(other, node): &&(Path, Rc<Line>)| {
+                other.len() == path.len() + 1 && other.starts_with(path) && node.what == What::Directory
+            };
+            let number = self.names.iter().position(|name| same(&name)).unwrap();
+            let nlink = match node.what {
+                What::Directory => 2 + self.names.iter().filter(subdirectory).count(),
+                _ => self.names.iter().filter(same).count(),
+            };
+            paths.push((path.clone(), number, nlink));
+        }
+        paths
+    }
+}
+
+/// A path's components, without those that mean nothing and with `..` resolved.
+pub fn normal(path: &[u8]) -> Path {
+    let mut normal = Path::new();
+    for name in path.split(|&byte| byte == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => drop(normal.pop()),
+            name => normal.push(name.to_vec()),
+        }
+    }
+    normal
+}

@@ -1,0 +1,198 @@
+//! The program under test, with a store of its own, and its mount.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::child::Server;
+
+/// Returns the path of a program of this package, built by cargo before the test that calls this.
+///
+/// Cargo names these paths to integration tests only (`CARGO_BIN_EXE_*`), not to the libraries that they use. It puts
+/// programs into the directory above that of the test binaries.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("/proc/self/exe can be read");
+    let path = test.parent().and_then(Path::parent).expect("TARGET/PROFILE/deps/TEST").join(name);
+    assert!(path.is_file(), "{} is missing: build the whole package", path.display());
+    path
+}
+
+/// `rcx-imagefs` with an empty store, an empty home, and no configuration but its own.
+#[derive(Debug)]
+pub struct Program {
+    dir: TempDir,
+    store: PathBuf,
+}
+
+impl Program {
+    /// A fresh store in a temporary directory.
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("rcx-test").tempdir().expect("temporary directory");
+        // Other users look into the mount and run the program.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        let store = dir.path().join("store");
+        Self { dir, store }
+    }
+
+    /// The same with the store elsewhere.
+    pub fn with_store(store: &Path) -> Self {
+        Self { store: store.to_owned(), ..Self::new() }
+    }
+
+    /// The store's directory.
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// A directory for what else the test needs.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where a blob is stored.
+    pub fn blob(&self, digest: &str) -> PathBuf {
+        self.store.join("blobs").join(digest.replace(':', "/"))
+    }
+
+    /// The command line, ready to run.
+    pub fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
+        let mut command = Command::new(binary("rcx-imagefs"));
+        self.set_up(&mut command);
+        command.args(arguments);
+        command
+    }
+
+    /// The environment and the global options.
+    pub fn set_up(&self, command: &mut Command) {
+        for variable in ["RUST_LOG", "NO_COLOR", "DOCKER_CONFIG", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+            command.env_remove(variable).env_remove(variable.to_lowercase());
+        }
+        let config = self.dir.path().join("config.toml");
+        if !config.exists() {
+            fs::write(&config, "").expect("write the configuration");
+        }
+        command.env("HOME", self.dir.path()).env("RUST_BACKTRACE", "1");
+        command.arg("--store").arg(&self.store).arg("--run-dir").arg(self.dir.path().join("run"));
+        command.arg("--config").arg(&config);
+    }
+
+    /// Runs a command.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("the program starts")
+    }
+
+    /// Runs a command that must succeed, and returns its standard output without the last line end.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{arguments:?}: {}\n{out}{err}", output.status);
+        out.trim_end().to_owned()
+    }
+
+    /// Runs a command that must succeed with `--json` and returns what it printed.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let text = self.ok(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?} --json: {error}: {text}"))
+    }
+
+    /// Runs a command that must fail with exit code 2, and returns the error it printed.
+    pub fn fails(&self, arguments: &[&str]) -> String {
+        failure(&self.run(arguments), arguments)
+    }
+
+    /// Pulls an image and returns the `NAME@DIGEST` that was printed.
+    pub fn pull(&self, reference: &str) -> String {
+        self.ok(&["pull", reference])
+    }
+
+    /// Mounts the store.
+    pub fn mount(&self) -> TestMount {
+        let dir = self.dir.path().join("images");
+        fs::create_dir_all(&dir).expect("make the mountpoint");
+        self.mount_at(&dir).unwrap_or_else(|error| panic!("mount: {error}"))
+    }
+
+    /// Mounts the store at a directory; an error is the end of the daemon with its log.
+    pub fn mount_at(&self, dir: &Path) -> Result<TestMount, String> {
+        let log = self.dir.path().join("daemon.log");
+        let mut server = Server::start(&self.command(&[OsStr::new("mount"), dir.as_os_str()]), &log);
+        server.line()?;
+        Ok(TestMount { dir: dir.to_owned(), server })
+    }
+}
+
+/// Checks that a command failed as commands do: exit code 2, nothing on stdout, one error on stderr. Returns the error.
+pub fn failure(output: &Output, arguments: &[&str]) -> String {
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(2), "{arguments:?} should end with exit code 2\n{out}{err}");
+    assert_eq!(out, "", "{arguments:?} should print nothing on stdout");
+    assert_eq!(
+        err.lines().filter(|line| line.starts_with("error:")).count(),
+        1,
+        "one error is wanted:\n{err}"
+    );
+    assert!(!err.contains("panicked"), "{err}");
+    err.into_owned()
+}
+
+/// A mounted store, served by a daemon in a process of its own; unmounted on drop.
+#[derive(Debug)]
+pub struct TestMount {
+    dir: PathBuf,
+    server: Server,
+}
+
+impl TestMount {
+    /// The mountpoint.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A path below the mountpoint.
+    pub fn path(&self, rest: &str) -> PathBuf {
+        self.dir.join(rest)
+    }
+
+    /// What the daemon has logged.
+    pub fn log(&self) -> String {
+        self.server.log()
+    }
+
+    /// The daemon.
+    pub fn server(&mut self) -> &mut Server {
+        &mut self.server
+    }
+
+    /// Ends the daemon in good order; the mount must be gone afterwards.
+    pub fn stop(mut self) {
+        self.server.signal("TERM");
+        let status = self.server.wait();
+        assert!(status.success(), "the daemon ended with {status}; log:\n{}", self.log());
+        assert!(!is_mounted(&self.dir), "{} is still mounted", self.dir.display());
+    }
+}
+
+impl Drop for TestMount {
+    fn drop(&mut self) {
+        self.server.signal("TERM");
+        // The daemon unmounts; when it cannot, or was killed by the test, the mount goes here.
+        for _ in 0..100 {
+            if !is_mounted(&self.dir) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let _ = Command::new("umount").arg("--lazy").arg(&self.dir).status();
+    }
+}
+
+/// Whether a mount has this mountpoint.
+pub fn is_mounted(dir: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read /proc/self/mountinfo");
+    mounts.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(dir))
+}

@@ -1,0 +1,225 @@
+//! Images of layers written as text, in a store on disk, and what [`ImageFs`] shows of them.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+
+use rcx_imagefs::fs::{FileKind, FsOptions, ImageFs, ImageSource, Ino, InodeAttr, Lookup};
+use rcx_imagefs::image::{Descriptor, Digest, LayerDigest, Manifest, ManifestDigest, Name};
+use rcx_imagefs::index::{Build, build};
+use rcx_imagefs::layer::SpanLimits;
+use rcx_imagefs::store::Store;
+use tempfile::TempDir;
+
+use crate::layers::{Line, What, parse, tar};
+
+/// How a layer's blob is made of its tar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    Tar,
+    Gzip,
+    /// gzip in members of this many bytes of tar.
+    Members(usize),
+    /// zstd in frames of this many bytes of tar.
+    Frames(usize),
+    /// One zstd frame.
+    Zstd,
+}
+
+impl Packing {
+    pub fn pack(self, tar: &[u8]) -> Vec<u8> {
+        let gzip = |part: &[u8]| {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+            encoder.write_all(part).unwrap();
+            encoder.finish().unwrap()
+        };
+        match self {
+            Self::Tar => tar.to_vec(),
+            Self::Gzip => gzip(tar),
+            Self::Members(size) => tar.chunks(size).flat_map(gzip).collect(),
+            Self::Frames(size) => {
+                tar.chunks(size).flat_map(|part| zstd::encode_all(part, 3).unwrap()).collect()
+            }
+            Self::Zstd => zstd::encode_all(tar, 3).unwrap(),
+        }
+    }
+}
+
+/// A store in a temporary directory.
+pub struct Stored {
+    _dir: TempDir,
+    pub store: Store,
+}
+
+impl Stored {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(&dir.path().join("store")).unwrap();
+        Self { _dir: dir, store }
+    }
+
+    /// Adds an image of layers written as text, as `name:tag`.
+    pub fn add_text(&self, reference: &str, layers: &str) -> (ManifestDigest, Vec<LayerDigest>) {
+        self.add(reference, &parse(layers), Packing::Tar)
+    }
+
+    /// Adds an image, its layers packed in one way and cut into small spans, so that small files cross them.
+    pub fn add(
+        &self,
+        reference: &str,
+        layers: &[Vec<Line>],
+        packing: Packing,
+    ) -> (ManifestDigest, Vec<LayerDigest>) {
+        let _lease = self.store.lease(None).unwrap();
+        let put = |bytes: &[u8]| {
+            let digest = Digest::of(bytes);
+            self.store.put_small(&digest, bytes).unwrap();
+            digest
+        };
+        let mut descriptors = Vec::new();
+        for lines in layers {
+            let blob = packing.pack(&tar(lines));
+            let layer = LayerDigest::new(put(&blob));
+            let limits = SpanLimits { target: 4 << 10, max: 8 << 10 };
+            let options = Build { limits, thin: false, ..Build::default() };
+            let seekable = || self.store.create_seekable(&layer).map_err(std::io::Error::other);
+            let (built, seekable) = build(&blob[..], &options, seekable).unwrap();
+            if let Some(seekable) = seekable {
+                seekable.commit().unwrap();
+            }
+            self.store.put_index(&layer, &built.finish(&layer).unwrap()).unwrap();
+            let media_type = "application/vnd.oci.image.layer.v1.tar";
+            descriptors.push(Descriptor::new(media_type, layer.digest(), blob.len() as u64));
+        }
+        let digests = descriptors.iter().map(|layer| LayerDigest::new(layer.digest)).collect();
+        let config = Descriptor::new("application/vnd.oci.image.config.v1+json", put(b"{}"), 2);
+        let manifest = Manifest::new(config, descriptors).unwrap();
+        let bytes = manifest.to_bytes();
+        let descriptor = Descriptor::new(manifest.media_type(), put(&bytes), bytes.len() as u64);
+        let (name, tag) = reference.rsplit_once(':').unwrap();
+        let (name, tag) = (Name::given(name).unwrap(), tag.parse().unwrap());
+        self.store.tag(&name, Some(&tag), &descriptor, None).unwrap();
+        (ManifestDigest::from(&descriptor), digests)
+    }
+
+    /// A filesystem that shows what is in the store now.
+    pub fn fs(&self) -> ImageFs {
+        let fs = ImageFs::new(ImageSource::new(self.store.clone(), None), &FsOptions::default());
+        fs.refresh().unwrap();
+        fs
+    }
+}
+
+/// Looks a name up that has to be there.
+#[track_caller]
+pub fn found(fs: &ImageFs, parent: Ino, name: &[u8]) -> InodeAttr {
+    match fs.lookup(parent, name) {
+        Ok(Lookup::Found(attr)) => attr,
+        other => panic!("{}: {other:?}", name.escape_ascii()),
+    }
+}
+
+/// Follows a path from the root of the mount, through its symlinks but not those of images.
+#[track_caller]
+pub fn resolve(fs: &ImageFs, path: &str) -> InodeAttr {
+    let mut at = fs.getattr(Ino::ROOT).unwrap();
+    let mut rest: Vec<Vec<u8>> = path.split('/').rev().map(|name| name.as_bytes().to_vec()).collect();
+    while let Some(name) = rest.pop() {
+        let next = found(fs, at.ino, &name);
+        match (next.kind, at.mode) {
+            // Directories of names are 0555, those of the images in these tests are not.
+            (FileKind::Symlink, 0o555) => {
+                let target = fs.readlink(next.ino).unwrap();
+                rest.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
+            }
+            _ => at = next,
+        }
+    }
+    at
+}
+
+/// All names of a directory but the dots, in the order in which they are listed.
+pub fn names(fs: &ImageFs, directory: Ino) -> Vec<Vec<u8>> {
+    let mut names = Vec::new();
+    fs.readdir(directory, 0, |entry| {
+        names.push(entry.name.to_vec());
+        false
+    })
+    .unwrap();
+    assert_eq!(names[..2], [b".".to_vec(), b"..".to_vec()]);
+    names.split_off(2)
+}
+
+/// The whole content of a file, read in pieces of `step` bytes.
+pub fn content(fs: &ImageFs, ino: Ino, step: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let piece = fs.read(ino, bytes.len() as u64, step).unwrap();
+        if piece.is_empty() {
+            return bytes;
+        }
+        bytes.extend_from_slice(&piece);
+    }
+}
+
+/// All that an image shows, as lines of one layer in the order of `tree::dump`: directories before what is in them, the
+/// root's line only where it is not as usual.
+pub fn shown(fs: &ImageFs, root: &InodeAttr) -> Vec<Line> {
+    let mut lines = Vec::new();
+    let root_line = line(fs, b"/", root);
+    if root_line != Line::new(b"/", What::Directory) {
+        lines.push(root_line);
+    }
+    show_directory(fs, root.ino, b"", &mut lines, &mut HashMap::new());
+    lines
+}
+
+fn show_directory(
+    fs: &ImageFs,
+    directory: Ino,
+    path: &[u8],
+    lines: &mut Vec<Line>,
+    first_names: &mut HashMap<Ino, Vec<u8>>,
+) {
+    for name in names(fs, directory) {
+        let attr = found(fs, directory, &name);
+        assert_eq!(fs.getattr(attr.ino).unwrap(), attr, "one inode has one answer");
+        let path = if path.is_empty() { name } else { [path, b"/", &name].concat() };
+        if attr.kind == FileKind::Directory {
+            lines.push(line(fs, &path, &attr));
+            show_directory(fs, attr.ino, &path, lines, first_names);
+        } else if let Some(first) = first_names.get(&attr.ino) {
+            lines.push(Line::new(&path, What::Hardlink(first.clone())));
+        } else {
+            lines.push(line(fs, &path, &attr));
+            first_names.insert(attr.ino, path);
+        }
+    }
+}
+
+/// One line of [`shown`].
+pub fn line(fs: &ImageFs, path: &[u8], attr: &InodeAttr) -> Line {
+    let device = |rdev: u32| ((rdev & 0xf_ff00) >> 8, (rdev & 0xff) | (rdev >> 12 & 0xf_ff00));
+    let what = match attr.kind {
+        FileKind::Directory => What::Directory,
+        FileKind::Regular => What::File(content(fs, attr.ino, 1 << 20)),
+        FileKind::Symlink => What::Symlink(fs.readlink(attr.ino).unwrap()),
+        FileKind::CharDevice => What::Char(device(attr.rdev).0, device(attr.rdev).1),
+        FileKind::BlockDevice => What::Block(device(attr.rdev).0, device(attr.rdev).1),
+        FileKind::Fifo => What::Fifo,
+    };
+    let sized = match &what {
+        What::File(bytes) | What::Symlink(bytes) => bytes.len() as u64,
+        What::Directory => 4096,
+        _ => 0,
+    };
+    assert_eq!(attr.size, sized);
+    let mut line = Line::new(path, what);
+    (line.mode, line.uid, line.gid) = (attr.mode.into(), attr.uid, attr.gid);
+    line.mtime = (attr.mtime.sec, attr.mtime.nsec);
+    let names = fs.listxattr(attr.ino).unwrap();
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let value = fs.getxattr(attr.ino, name).unwrap();
+        line.xattrs.push((String::from_utf8(name.to_vec()).unwrap(), value));
+    }
+    line
+}

@@ -1,0 +1,102 @@
+//! Images whose layers are written as text, in the language of the conformance suite.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::{Value, json};
+
+use crate::blob::Blob;
+use crate::case::{Case, Expected};
+use crate::docker_registry::DockerRegistry;
+use crate::images::{Images, Layout, sha256};
+use crate::layers::{Line, tar};
+use crate::layout;
+use crate::program::Program;
+
+/// The name that images get; their tags are the names that they were made with.
+const NAME: &str = "lab/text";
+
+/// Layers of text, the lowest first, with `---` between.
+pub fn layers(text: &str) -> Vec<Blob> {
+    let mut layers = vec![String::new()];
+    for line in text.lines().map(str::trim) {
+        match line {
+            "---" => layers.push(String::new()),
+            line => layers.last_mut().expect("never empty").extend([line, "\n"]),
+        }
+    }
+    layers.iter().map(|layer| Blob::of_text(layer)).collect()
+}
+
+/// A layer of lines, for content that is too much for a text.
+pub fn layer_of(lines: &[Line]) -> Blob {
+    blob(tar(lines), None, "application/vnd.oci.image.layer.v1.tar")
+}
+
+/// A layer as it is; `tar` is what is compressed in it.
+pub fn blob(bytes: Vec<u8>, tar: Option<&[u8]>, media_type: &str) -> Blob {
+    use rcx_imagefs::image::Digest;
+    let digest = Digest::of(&bytes);
+    Blob { diff_id: tar.map_or(digest, Digest::of), digest, media_type: media_type.to_owned(), bytes }
+}
+
+/// The one layer of the small image: a static busybox as `/bin/busybox`, `/bin/sh` and `/bin/cat`.
+pub fn small() -> Blob {
+    let layout: Layout = Images::make(&["small"]).layout();
+    let read = |digest: &Value| fs::read(layout.blob(digest.as_str().unwrap())).unwrap();
+    let manifest = layout.manifest("small");
+    let config: Value = serde_json::from_slice(&read(&manifest["config"]["digest"])).unwrap();
+    let layer = &manifest["layers"][0];
+    let bytes = read(&layer["digest"]);
+    let mut blob = blob(bytes, None, layer["mediaType"].as_str().unwrap());
+    blob.diff_id = config["rootfs"]["diff_ids"][0].as_str().unwrap().parse().unwrap();
+    blob
+}
+
+/// An image, to be written into a layout.
+pub fn image(tag: &str, layers: Vec<Blob>) -> Case {
+    let expected = Expected::Tree(String::new());
+    Case { name: tag.to_owned(), rule: 0, says: String::new(), layers, expected }
+}
+
+/// Writes a layout with one image and loads it.
+pub fn try_load(program: &Program, image: &Case) -> Output {
+    let dir = program.dir().join("layouts").join(&image.name);
+    layout::write(&dir, [image]);
+    load_from(program, &dir)
+}
+
+fn load_from(program: &Program, dir: &Path) -> Output {
+    program.run(&["load", "--name", NAME, dir.to_str().unwrap()])
+}
+
+/// Loads what can be loaded; its `NAME@DIGEST`.
+#[track_caller]
+pub fn load(program: &Program, image: &Case) -> String {
+    let output = try_load(program, image);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {said}", image.name);
+    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+}
+
+/// Pulls an image whose layers are these tar archives, lowest first. Returns `NAME@DIGEST`.
+pub fn pull_archives(program: &Program, layers: &[Vec<u8>]) -> String {
+    let images = Images::make(&["small"]);
+    let layout = images.layout().copy_of("small");
+    for layer in layers {
+        layout.add_layer_blob(layer);
+    }
+    let digests: Vec<String> = layers.iter().map(|layer| format!("sha256:{}", sha256(layer))).collect();
+    layout.change_manifest(|manifest| {
+        let layers = layers.iter().zip(&digests).map(|(layer, digest)| {
+            let media = "application/vnd.oci.image.layer.v1.tar";
+            json!({"mediaType": media, "digest": digest, "size": layer.len()})
+        });
+        manifest["layers"] = layers.collect();
+    });
+    layout.change_config(|config| config["rootfs"]["diff_ids"] = digests.into());
+    let registry = DockerRegistry::start();
+    registry.push(&layout.image(), "made:1", &[]);
+    program.pull(&registry.reference("made:1"))
+}

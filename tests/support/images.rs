@@ -88,6 +88,12 @@ impl Layout {
             .map(|one| text(&one["digest"]))
             .collect()
     }
+
+    /// The size of an image's layers together, as they are stored.
+    pub fn layer_bytes(&self, tag: &str) -> u64 {
+        let sizes = self.layers(tag).into_iter().map(|layer| fs::metadata(self.blob(&layer)));
+        sizes.map(|blob| blob.expect("the blob exists").len()).sum()
+    }
 }
 
 /// A copy of one image that a test may change; removed on drop.

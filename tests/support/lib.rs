@@ -10,15 +10,16 @@ pub mod compare;
 pub mod disk;
 pub mod docker_registry;
 pub mod escape;
+pub mod fixture;
 pub mod images;
 pub mod layers;
 pub mod layout;
 pub mod model;
 pub mod program;
-pub mod scene;
 pub mod shown;
 pub mod stored;
 pub mod text;
+pub mod tmpfs;
 pub mod trees;
 
 /// The root of the repository.

@@ -1,26 +1,24 @@
-//! The mount against `umoci unpack`: two independent readings of one image must agree in everything.
+//! Compares the mount with `umoci unpack`: two independent implementations must agree on every detail of an image.
 
 use std::fs;
 use std::path::Path;
 
-use support::docker_registry::DockerRegistry;
+use support::fixture::Fixture;
 use support::images::{Images, run};
-use support::program::Program;
 use support::trees;
 
-/// Files of the `app` image at least: a comparison of two nearly empty trees would prove nothing.
+/// The fewest files that the `app` image may have: comparing two nearly empty trees would prove nothing.
 const FILES_OF_APP: usize = 8_000;
 
-/// Pulls `image` of the shared layout, pushed with skopeo's `options`, and compares its mount with what umoci made of `app`.
+/// Pushes `image` with these options of skopeo, pulls it, and compares its mount with what umoci unpacked from `app`.
 #[track_caller]
 fn assert_mount_equals_umoci(image: &str, options: &[&str]) {
     let images = Images::make(&[image, "unpacked-app"]);
-    let registry = DockerRegistry::start();
-    let digest = registry.push(&images.layout().image(image), "lab/app:1", options);
-    let program = Program::new();
-    let pulled = program.pull(&registry.reference("lab/app:1"));
-    assert_eq!(pulled, registry.reference(&format!("lab/app@{digest}")));
-    let mount = program.mount();
+    let fixture = Fixture::new(&[]);
+    let digest = fixture.registry.push(&images.layout().image(image), "lab/app:1", options);
+    let pulled = fixture.pull("app");
+    assert_eq!(pulled, fixture.registry.reference(&format!("lab/app@{digest}")));
+    let mount = fixture.program.mount();
     trees::assert_equal(&mount.path(&pulled), &images.unpacked("app"), FILES_OF_APP);
     mount.stop();
 }
@@ -52,15 +50,12 @@ fn docker_schema_2_image_equals_umoci_unpack() {
     assert_mount_equals_umoci("app", &["--format", "v2s2"]);
 }
 
-/// GNU tar writes the same files in each of its sparse forms and plainly.
+/// The image holds the same files in each sparse form of GNU tar and in full.
 #[test]
 fn sparse_files_of_every_form_equal_plain_ones() {
-    let images = Images::make(&["sparse"]);
-    let program = Program::new();
-    let registry = DockerRegistry::start();
-    registry.push_from(&images.layout(), "sparse", "sparse:1");
-    let pulled = program.pull(&registry.reference("sparse:1"));
-    let mount = program.mount();
+    let fixture = Fixture::new(&["sparse"]);
+    let pulled = fixture.pull("sparse");
+    let mount = fixture.program.mount();
     let root = mount.path(&pulled);
     assert_eq!(fs::metadata(root.join("plain/many")).unwrap().len(), 30_000_000);
     for form in ["gnu", "0.0", "0.1", "1.0"] {
@@ -72,32 +67,23 @@ fn sparse_files_of_every_form_equal_plain_ones() {
 #[test]
 fn files_of_a_shared_layer_are_the_same_inodes_in_both_images() {
     use std::os::unix::fs::MetadataExt as _;
-    let images = Images::make(&["python", "app"]);
-    let program = Program::new();
-    let registry = DockerRegistry::start();
-    let mut roots = Vec::new();
-    for name in ["python", "app"] {
-        registry.push_from(&images.layout(), name, &format!("{name}:1"));
-        roots.push(program.pull(&registry.reference(&format!("{name}:1"))));
-    }
-    let mount = program.mount();
+    let fixture = Fixture::new(&["python", "app"]);
+    let roots = ["python", "app"].map(|image| fixture.pull(image));
+    let mount = fixture.program.mount();
     let ino = |root: &str, path: &str| fs::symlink_metadata(mount.path(root).join(path)).unwrap().ino();
     for path in ["usr/bin/bash", "usr/bin/python3.11", "bin"] {
         assert_eq!(ino(&roots[0], path), ino(&roots[1], path), "{path}");
     }
-    // Linked once more by a layer of `app`, so its link count differs there.
+    // A layer of `app` adds another link to it, so its link count differs there.
     assert_ne!(ino(&roots[0], "etc"), ino(&roots[1], "etc"), "directories belong to an image");
     mount.stop();
 }
 
 #[test]
 fn programs_of_the_image_run_from_the_mount() {
-    let images = Images::make(&["app"]);
-    let program = Program::new();
-    let registry = DockerRegistry::start();
-    registry.push_from(&images.layout(), "app", "app:1");
-    let pulled = program.pull(&registry.reference("app:1"));
-    let mount = program.mount();
+    let fixture = Fixture::new(&["app"]);
+    let pulled = fixture.pull("app");
+    let mount = fixture.program.mount();
     let root = mount.path(&pulled).display().to_string();
     let code = "import numpy; print(int(numpy.arange(10).sum()))";
     assert_eq!(run("chroot", &[&root, "/usr/bin/python3", "-c", code]), "45\n");
@@ -105,7 +91,7 @@ fn programs_of_the_image_run_from_the_mount() {
     mount.stop();
 }
 
-/// The comparer itself finds what it should: a check that could not fail would prove nothing.
+/// The comparison itself can fail: a check that cannot would prove nothing.
 #[test]
 fn comparison_notices_each_difference() {
     let dir = tempfile::tempdir().unwrap();

@@ -6,20 +6,12 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use support::child::wait_until;
-use support::docker_registry::DockerRegistry;
+use support::fixture::Fixture;
 use support::images::{Images, run};
 use support::program::Program;
 use support::text::pull_archives;
+use support::tmpfs::Tmpfs;
 use support::trees;
-
-/// A store with one image, and the image's reference.
-fn store_with(images: &Images, image: &str) -> (Program, String) {
-    let registry = DockerRegistry::start();
-    registry.push_from(&images.layout(), image, "lab/image:1");
-    let program = Program::new();
-    let name = program.pull(&registry.reference("lab/image:1"));
-    (program, name)
-}
 
 /// A named root, removed when dropped.
 struct Root<'a> {
@@ -59,14 +51,14 @@ fn layers(program: &Program) -> Vec<PathBuf> {
 
 #[track_caller]
 fn assert_engines_agree(image: &str, least: usize) {
-    let images = Images::make(&[image]);
-    let (program, name) = store_with(&images, image);
+    let fixture = Fixture::new(&[image]);
+    let (program, name) = (&fixture.program, fixture.pull(image));
     let mount = program.mount();
     // Read-only, and with an upper: the first shows the layers alone, the second what a program gets.
     for upper in ["none", "dir"] {
-        let fuse = Root::new(&program, &name, "fuse", upper);
+        let fuse = Root::new(program, &name, "fuse", upper);
         for engine in ["overlay2", "unpack"] {
-            let other = Root::new(&program, &name, engine, upper);
+            let other = Root::new(program, &name, engine, upper);
             trees::assert_equal_but_directory_links(&other.path, &fuse.path, least);
         }
     }
@@ -121,8 +113,8 @@ fn image_of_more_layers_than_overlayfs_takes_is_the_same_tree() {
 
 #[test]
 fn overlay2_needs_no_daemon_and_auto_takes_what_is_there() {
-    let images = Images::make(&["small"]);
-    let (program, name) = store_with(&images, "small");
+    let fixture = Fixture::new(&["small"]);
+    let (program, name) = (&fixture.program, fixture.pull("small"));
     let engine_of = |root: &Root<'_>| {
         let listed = program.json(&["root", "list"]);
         let found = listed.as_array().unwrap().iter().find(|one| one["id"] == root.id.as_str());
@@ -130,11 +122,11 @@ fn overlay2_needs_no_daemon_and_auto_takes_what_is_there() {
     };
     let error = program.fails(&["root", "create", &name]);
     assert!(error.contains("no daemon") && error.contains("--engine overlay2"), "{error}");
-    let root = Root::new(&program, &name, "auto", "dir");
+    let root = Root::new(program, &name, "auto", "dir");
     assert_eq!(engine_of(&root), "overlay2");
     assert_eq!(fs::read_to_string(root.path.join("etc/motd")).unwrap(), "a small image\n");
     let mount = program.mount();
-    let root = Root::new(&program, &name, "auto", "dir");
+    let root = Root::new(program, &name, "auto", "dir");
     assert_eq!(engine_of(&root), "fuse");
     drop(root);
     mount.stop();
@@ -142,11 +134,11 @@ fn overlay2_needs_no_daemon_and_auto_takes_what_is_there() {
 
 #[test]
 fn writes_land_in_the_root_and_not_in_the_layers() {
-    let images = Images::make(&["small"]);
-    let (program, name) = store_with(&images, "small");
+    let fixture = Fixture::new(&["small"]);
+    let (program, name) = (&fixture.program, fixture.pull("small"));
     for engine in ["overlay2", "unpack"] {
         let (one, other) =
-            (Root::new(&program, &name, engine, "dir"), Root::new(&program, &name, engine, "tmpfs:8M"));
+            (Root::new(program, &name, engine, "dir"), Root::new(program, &name, engine, "tmpfs:8M"));
         fs::write(one.path.join("etc/motd"), "changed").unwrap();
         fs::remove_file(one.path.join("bin/cat")).unwrap();
         fs::write(one.path.join("new"), "new").unwrap();
@@ -161,8 +153,8 @@ fn writes_land_in_the_root_and_not_in_the_layers() {
 
 #[test]
 fn four_unpackings_at_once_make_each_layer_once() {
-    let images = Images::make(&["python"]);
-    let (program, name) = store_with(&images, "python");
+    let fixture = Fixture::new(&["python"]);
+    let (program, name) = (&fixture.program, fixture.pull("python"));
     let children: Vec<_> = (0..4)
         .map(|number| {
             let id = format!("at-once-{number}");
@@ -175,7 +167,7 @@ fn four_unpackings_at_once_make_each_layer_once() {
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    for directory in layers(&program) {
+    for directory in layers(program) {
         assert!(directory.join("meta.json").exists(), "{}", directory.display());
     }
     program.ok(&["verify", &name, "--deep"]);
@@ -184,14 +176,14 @@ fn four_unpackings_at_once_make_each_layer_once() {
 
 #[test]
 fn interrupted_unpacking_is_never_taken_for_a_layer() {
-    let images = Images::make(&["python"]);
-    let (program, name) = store_with(&images, "python");
+    let fixture = Fixture::new(&["python"]);
+    let (program, name) = (&fixture.program, fixture.pull("python"));
     let create = ["root", "create", &name, "--engine", "overlay2", "--id", "it"];
     for _ in 0..3 {
         let mut child = program.command(&create).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let partial = |path: &PathBuf| path.to_string_lossy().ends_with(".partial");
         wait_until("a layer is being unpacked", || {
-            let begun = layers(&program)
+            let begun = layers(program)
                 .iter()
                 .filter(|path| partial(path))
                 .any(|path| path.join("tree/usr/lib").exists());
@@ -203,38 +195,32 @@ fn interrupted_unpacking_is_never_taken_for_a_layer() {
     // One of them may have been quicker than the test.
     let _ = program.run(&["root", "remove", "it"]);
     assert_eq!(program.ok(&create), program.dir().join("run/roots/it").to_str().unwrap());
-    assert!(layers(&program).iter().all(|path| path.join("meta.json").exists()));
+    assert!(layers(program).iter().all(|path| path.join("meta.json").exists()));
     program.ok(&["verify", &name, "--deep"]);
     program.ok(&["root", "remove", "it"]);
 }
 
 #[test]
 fn full_disk_leaves_no_half_layer() {
-    let images = Images::make(&["python"]);
-    let registry = DockerRegistry::start();
-    registry.push_from(&images.layout(), "python", "lab/image:1");
-    let total: u64 = {
-        let layout = images.layout();
-        layout.layers("python").iter().map(|one| fs::metadata(layout.blob(one)).unwrap().len()).sum()
-    };
-    let disk = support::scene::Tmpfs::new(&format!("{}k", total / 1024 + 30_000));
-    let program = Program::with_store(&disk.path().join("store"));
-    let name = program.pull(&registry.reference("lab/image:1"));
+    let total = Images::make(&["python"]).layout().layer_bytes("python");
+    let disk = Tmpfs::new(&format!("{}k", total / 1024 + 30_000));
+    let fixture = Fixture::with_program(&["python"], Program::with_store(&disk.path().join("store")));
+    let (program, name) = (&fixture.program, fixture.pull("python"));
     let error = program.fails(&["root", "create", &name, "--engine", "overlay2", "--id", "it"]);
     assert!(error.contains("no space, inodes or quota left"), "{error}");
-    assert!(layers(&program).iter().all(|path| path.join("meta.json").exists()), "{:?}", layers(&program));
-    run("mount", &["-o", "remount,size=600m", disk.path().to_str().unwrap()]);
+    assert!(layers(program).iter().all(|path| path.join("meta.json").exists()), "{:?}", layers(program));
+    disk.remount("size=600m");
     program.ok(&["root", "create", &name, "--engine", "overlay2", "--id", "it"]);
     program.ok(&["root", "remove", "it"]);
 }
 
 #[test]
 fn layer_that_was_changed_by_hand_is_found() {
-    let images = Images::make(&["small"]);
-    let (program, name) = store_with(&images, "small");
-    drop(Root::new(&program, &name, "overlay2", "none"));
+    let fixture = Fixture::new(&["small"]);
+    let (program, name) = (&fixture.program, fixture.pull("small"));
+    drop(Root::new(program, &name, "overlay2", "none"));
     program.ok(&["verify"]);
-    let tree = layers(&program)[0].join("tree");
+    let tree = layers(program)[0].join("tree");
     let motd = tree.join("etc/motd");
     let (before, mode) = (fs::metadata(&motd).unwrap(), fs::metadata(&motd).unwrap().permissions());
 
@@ -258,10 +244,10 @@ fn layer_that_was_changed_by_hand_is_found() {
 
 #[test]
 fn gc_removes_unpacked_layers_that_neither_an_image_nor_a_root_needs() {
-    let images = Images::make(&["small"]);
-    let (program, name) = store_with(&images, "small");
-    let root = Root::new(&program, &name, "overlay2", "dir");
-    let unpacked = layers(&program);
+    let fixture = Fixture::new(&["small"]);
+    let (program, name) = (&fixture.program, fixture.pull("small"));
+    let root = Root::new(program, &name, "overlay2", "dir");
+    let unpacked = layers(program);
     assert_eq!(unpacked.len(), 1);
     // An administrator may have made it so.
     run("chattr", &["+i", unpacked[0].join("tree/etc/motd").to_str().unwrap()]);
@@ -271,7 +257,7 @@ fn gc_removes_unpacked_layers_that_neither_an_image_nor_a_root_needs() {
     assert_eq!(fs::read_to_string(root.path.join("etc/motd")).unwrap(), "a small image\n");
     drop(root);
     assert_eq!(program.json(&["gc", "--dry-run"])["layers"], 1);
-    assert_eq!(layers(&program), unpacked);
+    assert_eq!(layers(program), unpacked);
     assert_eq!(program.json(&["gc"])["layers"], 1);
-    assert_eq!(layers(&program), Vec::<PathBuf>::new());
+    assert_eq!(layers(program), Vec::<PathBuf>::new());
 }

@@ -6,20 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use support::child::wait_until;
-use support::docker_registry::DockerRegistry;
+use support::fixture::Fixture;
 use support::images::{Images, run};
 use support::program::Program;
-use support::scene::Tmpfs;
+use support::tmpfs::Tmpfs;
 use support::trees;
-
-/// A store with one image, and the image's reference.
-fn store_with(images: &Images, image: &str) -> (Program, String) {
-    let registry = DockerRegistry::start();
-    registry.push_from(&images.layout(), image, "lab/image:1");
-    let program = Program::new();
-    let name = program.pull(&registry.reference("lab/image:1"));
-    (program, name)
-}
 
 fn unpack(program: &Program, image: &str, to: &Path) {
     let printed = program.ok(&["unpack", image, to.to_str().unwrap()]);
@@ -34,11 +25,11 @@ fn partial_copies(path: &Path) -> Vec<PathBuf> {
 
 #[track_caller]
 fn assert_copy_equals_umoci(image: &str) {
-    let images = Images::make(&[image, "unpacked-app"]);
-    let (program, name) = store_with(&images, image);
+    let fixture = Fixture::new(&[image]);
+    let (program, name) = (&fixture.program, fixture.pull(image));
     let copy = program.dir().join("copy");
-    unpack(&program, &name, &copy);
-    trees::assert_equal(&copy, &images.unpacked("app"), 8_000);
+    unpack(program, &name, &copy);
+    trees::assert_equal(&copy, &Images::make(&["unpacked-app"]).unpacked("app"), 8_000);
     assert_eq!(partial_copies(&copy), Vec::<PathBuf>::new());
 }
 
@@ -54,10 +45,10 @@ fn copy_of_an_image_of_many_members_and_frames_equals_umoci_unpack() {
 
 #[test]
 fn sparse_files_stay_sparse() {
-    let images = Images::make(&["sparse"]);
-    let (program, name) = store_with(&images, "sparse");
+    let fixture = Fixture::new(&["sparse"]);
+    let (program, name) = (&fixture.program, fixture.pull("sparse"));
     let copy = program.dir().join("copy");
-    unpack(&program, &name, &copy);
+    unpack(program, &name, &copy);
     for form in ["gnu", "0.0", "0.1", "1.0"] {
         trees::assert_same_content(&copy.join(form), &copy.join("plain"));
         let (sparse, plain) = (copy.join(form).join("many"), copy.join("plain/many"));
@@ -68,11 +59,11 @@ fn sparse_files_stay_sparse() {
 
 #[test]
 fn empty_directory_is_filled_and_anything_else_refused() {
-    let images = Images::make(&["small"]);
-    let (program, name) = store_with(&images, "small");
+    let fixture = Fixture::new(&["small"]);
+    let (program, name) = (&fixture.program, fixture.pull("small"));
     let at = |name: &str| program.dir().join(name);
     fs::create_dir(at("empty")).unwrap();
-    unpack(&program, &name, &at("empty"));
+    unpack(program, &name, &at("empty"));
     assert_eq!(fs::read_to_string(at("empty/etc/motd")).unwrap(), "a small image\n");
 
     fs::create_dir(at("full")).unwrap();
@@ -98,8 +89,8 @@ fn empty_directory_is_filled_and_anything_else_refused() {
 
 #[test]
 fn copy_into_a_mountpoint_is_made_in_place_and_marked_until_it_is_whole() {
-    let images = Images::make(&["python"]);
-    let (program, name) = store_with(&images, "python");
+    let fixture = Fixture::new(&["python"]);
+    let (program, name) = (&fixture.program, fixture.pull("python"));
     let small = Tmpfs::new("20m");
     let error = program.fails(&["unpack", &name, small.path().to_str().unwrap()]);
     assert!(error.contains("no space"), "{error}");
@@ -108,17 +99,17 @@ fn copy_into_a_mountpoint_is_made_in_place_and_marked_until_it_is_whole() {
 
     let large = Tmpfs::new("600m");
     let plain = program.dir().join("plain");
-    unpack(&program, &name, large.path());
-    unpack(&program, &name, &plain);
+    unpack(program, &name, large.path());
+    unpack(program, &name, &plain);
     trees::assert_equal(large.path(), &plain, 5_000);
 }
 
 #[test]
 fn full_disk_leaves_nothing() {
-    let images = Images::make(&["python"]);
-    let (program, name) = store_with(&images, "python");
+    let fixture = Fixture::new(&["python"]);
+    let (program, name) = (&fixture.program, fixture.pull("python"));
     for options in ["size=20m", "size=600m,nr_inodes=500"] {
-        let disk = Tmpfs::new(options.trim_start_matches("size="));
+        let disk = Tmpfs::with_options(options);
         let to = disk.path().join("copy");
         let error = program.fails(&["unpack", &name, to.to_str().unwrap()]);
         assert!(error.contains("no space, inodes or quota left"), "{options}: {error}");
@@ -144,8 +135,8 @@ fn regular_files(root: &Path) -> usize {
 
 #[test]
 fn killed_copy_is_never_found_at_its_place_and_the_next_one_clears_it_away() {
-    let images = Images::make(&["python"]);
-    let (program, name) = store_with(&images, "python");
+    let fixture = Fixture::new(&["python"]);
+    let (program, name) = (&fixture.program, fixture.pull("python"));
     let to = program.dir().join("copy");
     let arguments = ["unpack", &name, to.to_str().unwrap()];
     // Further along each time: from the first directory to the last attributes.
@@ -165,7 +156,7 @@ fn killed_copy_is_never_found_at_its_place_and_the_next_one_clears_it_away() {
             assert_eq!(partial_copies(&to).len(), 1);
         }
     }
-    unpack(&program, &name, &to);
+    unpack(program, &name, &to);
     assert_eq!(partial_copies(&to), Vec::<PathBuf>::new());
     assert!(trees::paths(&to).len() > 5_000);
 }
@@ -189,8 +180,8 @@ impl Drop for Ramfs {
 
 #[test]
 fn filesystem_without_extended_attributes_is_a_clear_refusal() {
-    let images = Images::make(&["app"]);
-    let (program, name) = store_with(&images, "app");
+    let fixture = Fixture::new(&["app"]);
+    let (program, name) = (&fixture.program, fixture.pull("app"));
     let disk = Ramfs::new(program.dir().join("disk"));
     let to = disk.0.join("copy");
     let error = program.fails(&["unpack", &name, to.to_str().unwrap()]);

@@ -1,4 +1,4 @@
-//! A full disk, a store without permission, a mountpoint that is none, a second daemon: clear errors, nothing half done.
+//! A full disk, a store without permission, an unusable mountpoint, a second daemon: clear errors and no half-done work.
 
 use std::fs::{self, File};
 use std::io;
@@ -6,75 +6,67 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 
 use support::child::wait_until;
-use support::docker_registry::DockerRegistry;
-use support::images::{Images, run};
-use support::program::{Program, failure, is_mounted};
-use support::scene::{Scene, Tmpfs};
+use support::fixture::{Fixture, MountedFixture};
+use support::images::Images;
+use support::program::{Program, binary, failure, is_mounted};
+use support::tmpfs::Tmpfs;
 
 #[test]
-fn full_disk_is_told_before_the_download_and_again_when_there_is_room_all_is_well() {
-    let images = Images::make(&["python", "small"]);
-    let registry = DockerRegistry::start();
-    registry.push_from(&images.layout(), "python", "lab/large:1");
-    registry.push_from(&images.layout(), "small", "lab/good:1");
+fn pull_that_cannot_fit_fails_before_the_download_and_succeeds_once_there_is_room() {
     let disk = Tmpfs::new("20m");
-    let program = Program::with_store(&disk.path().join("store"));
-    let good = program.pull(&registry.reference("lab/good:1"));
+    let fixture =
+        Fixture::with_program(&["python", "small"], Program::with_store(&disk.path().join("store")));
+    let (program, registry) = (&fixture.program, &fixture.registry);
+    let small = fixture.pull("small");
     let mark = registry.mark();
-    let error = program.fails(&["pull", &registry.reference("lab/large:1")]);
-    assert!(error.contains("lab/large:1") && error.contains(disk.path().to_str().unwrap()), "{error}");
-    let layers = images.layout().layers("python");
+    let error = program.fails(&["pull", &fixture.reference("python")]);
+    assert!(error.contains("lab/python:1") && error.contains(disk.path().to_str().unwrap()), "{error}");
+    let layers = fixture.images.layout().layers("python");
     let begun: Vec<_> = registry.downloads(mark).into_iter().filter(|one| layers.contains(&one.0)).collect();
-    assert_eq!(begun, [], "nothing need be downloaded to see that it does not fit");
+    assert_eq!(begun, [], "a layer is downloaded although it cannot fit");
     let mount = program.mount();
-    assert_eq!(fs::read_to_string(mount.path(&good).join("etc/motd")).unwrap(), "a small image\n");
+    assert_eq!(fs::read_to_string(mount.path(&small).join("etc/motd")).unwrap(), "a small image\n");
     mount.stop();
-    run("mount", &["-o", "remount,size=400m", disk.path().to_str().unwrap()]);
-    program.pull(&registry.reference("lab/large:1"));
+    disk.remount("size=400m");
+    fixture.pull("python");
 }
 
 #[test]
-fn disk_that_fills_midway_is_an_error_and_the_store_stays_sound() {
+fn disk_that_fills_during_a_pull_is_an_error_and_the_store_stays_intact() {
     let images = Images::make(&["python"]);
-    let registry = DockerRegistry::start();
-    registry.push_from(&images.layout(), "python", "lab/large:1");
-    let layout = images.layout();
-    let total: u64 =
-        layout.layers("python").iter().map(|one| fs::metadata(layout.blob(one)).unwrap().len()).sum();
-    // Room for the blobs and a little; what is derived from them, or a file of another program, takes that little.
-    let disk = Tmpfs::new(&format!("{}k", total / 1024 + 4096));
-    let program = Program::with_store(&disk.path().join("store"));
+    // Room for the blobs and a little more, which the indexes or another program's file will take.
+    let disk = Tmpfs::new(&format!("{}k", images.layout().layer_bytes("python") / 1024 + 4096));
+    let fixture = Fixture::with_program(&["python"], Program::with_store(&disk.path().join("store")));
+    let program = &fixture.program;
     let filler = disk.path().join("filler");
-    let mut pull = program.command(&["pull", &registry.reference("lab/large:1")]);
+    let mut pull = program.command(&["pull", &fixture.reference("python")]);
     let pull = pull.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_until("the download has begun", || program.store().join("rcx-imagefs/partial").exists());
-    // Takes all that is left; an error is the aim.
+    // Takes all space that is left and then fails, as intended.
     let _ = io::copy(&mut io::repeat(0), &mut File::create(&filler).unwrap());
     let output = pull.wait_with_output().unwrap();
     let error = failure(&output, &["pull"]);
-    assert!(error.contains("lab/large:1"), "{error}");
+    assert!(error.contains("lab/python:1"), "{error}");
     assert!(error.contains("No space left") || error.contains("space"), "{error}");
     fs::remove_file(&filler).unwrap();
-    assert_eq!(program.ok(&["images"]).matches("lab/large").count(), 0);
-    run("mount", &["-o", "remount,size=400m", disk.path().to_str().unwrap()]);
-    program.pull(&registry.reference("lab/large:1"));
+    assert_eq!(program.ok(&["images"]).matches("lab/python").count(), 0);
+    disk.remount("size=400m");
+    fixture.pull("python");
     program.ok(&["verify"]);
 }
 
 #[test]
-fn store_without_permission_is_named() {
-    let images = Images::make(&["small"]);
-    let registry = DockerRegistry::start();
-    registry.push_from(&images.layout(), "small", "lab/good:1");
-    let program = Program::new();
+fn store_without_permission_is_named_in_the_error() {
+    let fixture = Fixture::new(&["small"]);
+    let program = &fixture.program;
     fs::create_dir(program.store()).unwrap();
     fs::set_permissions(program.store(), fs::Permissions::from_mode(0o700)).unwrap();
-    // The build directory may be closed to others.
-    let binary = program.dir().join("program");
-    fs::copy(env!("CARGO_BIN_EXE_rcx-imagefs"), &binary).unwrap();
-    for arguments in [vec!["pull", &registry.reference("lab/good:1")], vec!["images"]] {
+    // Other users may have no access to the build directory.
+    let copy = program.dir().join("program");
+    fs::copy(binary("rcx-imagefs"), &copy).unwrap();
+    for arguments in [vec!["pull", &fixture.reference("small")], vec!["images"]] {
         let mut command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(&binary);
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(&copy);
         program.set_up(&mut command);
         let error = failure(&command.args(&arguments).output().unwrap(), &arguments);
         assert!(error.contains(program.store().to_str().unwrap()), "{error}");
@@ -84,7 +76,7 @@ fn store_without_permission_is_named() {
 }
 
 #[test]
-fn mountpoint_that_is_missing_a_file_busy_or_not_empty_is_named() {
+fn mountpoint_that_is_missing_a_file_a_mount_or_not_empty_is_named_in_the_error() {
     let program = Program::new();
     let missing = program.dir().join("missing");
     let file = program.dir().join("file");
@@ -102,12 +94,12 @@ fn mountpoint_that_is_missing_a_file_busy_or_not_empty_is_named() {
 }
 
 #[test]
-fn second_daemon_of_a_store_is_refused_and_the_first_goes_on() {
-    let scene = Scene::new();
-    let other = scene.program.dir().join("other");
+fn second_daemon_of_a_store_is_refused_and_the_first_keeps_serving() {
+    let fixture = MountedFixture::new();
+    let other = fixture.program.dir().join("other");
     fs::create_dir(&other).unwrap();
-    let error = scene.program.fails(&["mount", other.to_str().unwrap()]);
-    assert!(error.contains(scene.program.store().to_str().unwrap()), "{error}");
+    let error = fixture.program.fails(&["mount", other.to_str().unwrap()]);
+    assert!(error.contains(fixture.program.store().to_str().unwrap()), "{error}");
     assert!(!is_mounted(&other));
-    scene.is_untouched();
+    fixture.assert_unaffected();
 }

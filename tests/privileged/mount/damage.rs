@@ -5,19 +5,19 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use support::fixture::MountedFixture;
 use support::images::Images;
 use support::program::Program;
-use support::scene::Scene;
 use support::trees;
 
 /// A mounted store with an image that has been pulled and not yet looked at.
-fn unseen_image() -> (Scene, String, Vec<String>) {
-    let scene = Scene::new();
+fn unseen_image() -> (MountedFixture, String, Vec<String>) {
+    let fixture = MountedFixture::new();
     let images = Images::make(&["python"]);
-    scene.registry.push_from(&images.layout(), "python", "lab/python:1");
-    let pulled = scene.program.pull(&scene.reference("lab/python:1"));
+    fixture.registry.push_from(&images.layout(), "python", "lab/python:1");
+    let pulled = fixture.program.pull(&fixture.reference("lab/python:1"));
     let layers = images.layout().layers("python");
-    (scene, pulled, layers)
+    (fixture, pulled, layers)
 }
 
 /// `verify` prints what is wrong, names the blob, and says by its exit code that something is.
@@ -42,25 +42,25 @@ fn assert_absent_or_eio(path: &Path) {
 
 #[test]
 fn image_whose_layer_blob_is_gone_shows_as_an_error_and_the_log_names_the_blob() {
-    let (scene, pulled, layers) = unseen_image();
-    fs::remove_file(scene.program.blob(&layers[1])).unwrap();
-    assert_absent_or_eio(&scene.mount.path(&pulled));
-    assert!(scene.mount.log().contains(&layers[1]), "{}", scene.mount.log());
-    assert_verify_finds(&scene.program, &["verify"], &layers[1]);
-    let motd = scene.mount.path(&scene.good).join("etc/motd");
+    let (fixture, pulled, layers) = unseen_image();
+    fs::remove_file(fixture.program.blob(&layers[1])).unwrap();
+    assert_absent_or_eio(&fixture.mount.path(&pulled));
+    assert!(fixture.mount.log().contains(&layers[1]), "{}", fixture.mount.log());
+    assert_verify_finds(&fixture.program, &["verify"], &layers[1]);
+    let motd = fixture.mount.path(&fixture.good).join("etc/motd");
     assert_eq!(fs::read_to_string(motd).unwrap(), "a small image\n");
     // A new pull heals it, without a remount.
-    assert_eq!(scene.program.pull(&scene.reference("lab/python:1")), pulled);
-    assert!(scene.mount.path(&pulled).join("usr/bin/python3.11").exists());
+    assert_eq!(fixture.program.pull(&fixture.reference("lab/python:1")), pulled);
+    assert!(fixture.mount.path(&pulled).join("usr/bin/python3.11").exists());
 }
 
 #[test]
 fn image_whose_manifest_is_gone_shows_as_an_error() {
-    let (scene, pulled, _) = unseen_image();
+    let (fixture, pulled, _) = unseen_image();
     let (_, digest) = pulled.split_once('@').unwrap();
-    fs::remove_file(scene.program.blob(digest)).unwrap();
-    assert_absent_or_eio(&scene.mount.path(&pulled));
-    assert!(scene.mount.log().contains(digest), "{}", scene.mount.log());
+    fs::remove_file(fixture.program.blob(digest)).unwrap();
+    assert_absent_or_eio(&fixture.mount.path(&pulled));
+    assert!(fixture.mount.log().contains(digest), "{}", fixture.mount.log());
 }
 
 /// The index files of a store.
@@ -73,8 +73,8 @@ fn index_files(program: &Program) -> Vec<PathBuf> {
 
 #[test]
 fn missing_and_damaged_indexes_are_rebuilt_and_say_so() {
-    let (scene, pulled, layers) = unseen_image();
-    for (number, path) in index_files(&scene.program).iter().enumerate() {
+    let (fixture, pulled, layers) = unseen_image();
+    for (number, path) in index_files(&fixture.program).iter().enumerate() {
         if number % 2 == 0 {
             fs::remove_file(path).unwrap();
         } else {
@@ -85,18 +85,18 @@ fn missing_and_damaged_indexes_are_rebuilt_and_say_so() {
             file.write_all_at(&[!byte[0]], middle).unwrap();
         }
     }
-    let version = scene.mount.path(&pulled).join("usr/bin/python3.11");
+    let version = fixture.mount.path(&pulled).join("usr/bin/python3.11");
     assert!(fs::read(version).unwrap().starts_with(b"\x7fELF"));
-    assert!(layers.iter().any(|layer| scene.mount.log().contains(layer)), "{}", scene.mount.log());
+    assert!(layers.iter().any(|layer| fixture.mount.log().contains(layer)), "{}", fixture.mount.log());
 }
 
 #[test]
 fn flipped_byte_in_a_stored_blob_gives_eio_and_a_log_line_that_names_blob_and_span() {
-    let (scene, pulled, layers) = unseen_image();
+    let (fixture, pulled, layers) = unseen_image();
     // The tree is there before the damage; the bytes are not in any cache yet.
-    let root = scene.mount.path(&pulled);
+    let root = fixture.mount.path(&pulled);
     let files: Vec<_> = trees::paths(&root).into_iter().filter(|path| !path.as_os_str().is_empty()).collect();
-    let blob = scene.program.blob(&layers[0]);
+    let blob = fixture.program.blob(&layers[0]);
     let file = File::options().read(true).write(true).open(&blob).unwrap();
     let middle = file.metadata().unwrap().len() / 2;
     let mut byte = [0];
@@ -121,8 +121,8 @@ fn flipped_byte_in_a_stored_blob_gives_eio_and_a_log_line_that_names_blob_and_sp
     }
     assert!(damaged > 0, "no file shows the damage");
     assert!(damaged < files.len() / 2, "one flipped byte spoils {damaged} files");
-    let log = scene.mount.log();
+    let log = fixture.mount.log();
     let line = log.lines().find(|line| line.contains(&layers[0]) && line.contains("span"));
     assert!(line.is_some(), "{log}");
-    assert_verify_finds(&scene.program, &["verify", "--deep"], &layers[0]);
+    assert_verify_finds(&fixture.program, &["verify", "--deep"], &layers[0]);
 }

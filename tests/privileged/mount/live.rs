@@ -1,15 +1,18 @@
-//! Changes of the store by other processes show in a running mount at once.
+//! A running mount follows every change that other processes make to the store, at once.
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use support::child::wait_until;
-use support::docker_registry::DockerRegistry;
-use support::images::{Images, run};
-use support::program::Program;
+use support::fixture::Fixture;
+use support::images::run;
 
-/// The names in a directory of the mount.
-fn listed(dir: &std::path::Path) -> Vec<String> {
+const MOTD: &str = "a small image\n";
+
+/// The names in a directory of the mount, sorted.
+fn names_in(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
     let mut names: Vec<String> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -18,142 +21,118 @@ fn listed(dir: &std::path::Path) -> Vec<String> {
 }
 
 #[test]
-fn pulled_image_shows_in_the_running_mount_as_soon_as_pull_returns() {
-    let images = Images::make(&["small", "small-arm64"]);
-    let registry = DockerRegistry::start();
-    let program = Program::new();
-    let mount = program.mount();
-    assert_eq!(listed(mount.dir()), Vec::<String>::new());
-    for (number, image) in ["small", "small-arm64"].iter().enumerate() {
-        let name = format!("lab/image{number}");
-        let path = mount.path(&registry.reference(&format!("{name}:1")));
-        // Asked for before it is there: the absence must not stick.
+fn pulled_image_appears_in_the_running_mount_before_pull_returns() {
+    let fixture = Fixture::new(&["small", "small-arm64"]);
+    let mount = fixture.program.mount();
+    assert_eq!(names_in(mount.dir()), Vec::<String>::new());
+    for (image, platform) in [("small", "linux/amd64"), ("small-arm64", "linux/arm64")] {
+        let reference = fixture.reference(image);
+        let path = mount.path(&reference);
+        // Looked up before it exists: the kernel must not keep the negative entry.
         assert_eq!(fs::metadata(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
-        registry.push_from(&images.layout(), image, &format!("{name}:1"));
-        let reference = registry.reference(&format!("{name}:1"));
-        let platform: &[&str] = if *image == "small" { &[] } else { &["--platform", "linux/arm64"] };
-        program.ok(&[&["pull"], platform, &[&reference]].concat());
-        assert_eq!(fs::read_to_string(path.join("etc/motd")).unwrap(), "a small image\n");
-        assert!(listed(&mount.path(&registry.reference("lab"))).contains(&format!("image{number}:1")));
+        fixture.program.ok(&["pull", "--platform", platform, &reference]);
+        assert_eq!(fs::read_to_string(path.join("etc/motd")).unwrap(), MOTD);
+        let lab = mount.path(&fixture.registry.reference("lab"));
+        assert!(names_in(&lab).contains(&format!("{image}:1")));
     }
     mount.stop();
 }
 
 #[test]
 fn moved_tag_leads_to_the_new_image_at_once() {
-    let images = Images::make(&["small", "python"]);
-    let registry = DockerRegistry::start();
-    let program = Program::new();
-    let reference = registry.reference("lab/moving:1");
-    let old = registry.push_from(&images.layout(), "small", "lab/moving:1");
-    program.pull(&reference);
-    let mount = program.mount();
+    let fixture = Fixture::new(&["small", "python"]);
+    let reference = fixture.registry.reference("lab/moving:1");
+    let old = fixture.push("small", "lab/moving:1");
+    fixture.program.pull(&reference);
+    let mount = fixture.program.mount();
     let tag = mount.path(&reference);
     assert!(tag.join("etc/motd").exists() && !tag.join("usr/bin/python3").exists());
-    let before = fs::read_link(&tag).unwrap();
-    assert!(before.to_str().unwrap().ends_with(&old), "{}", before.display());
+    let target = fs::read_link(&tag).unwrap();
+    assert!(target.to_str().unwrap().ends_with(&old), "{}", target.display());
     let open = fs::File::open(tag.join("etc/motd")).unwrap();
 
-    let new = registry.push_from(&images.layout(), "python", "lab/moving:1");
-    program.pull(&reference);
+    let new = fixture.push("python", "lab/moving:1");
+    fixture.program.pull(&reference);
     assert!(fs::read_link(&tag).unwrap().to_str().unwrap().ends_with(&new));
     assert!(tag.join("usr/bin/python3").exists() && tag.join("etc/debian_version").exists());
-    assert_eq!(io::read_to_string(&open).unwrap(), "a small image\n", "an open file stays what it was");
+    assert_eq!(io::read_to_string(&open).unwrap(), MOTD, "an open file keeps its content");
     mount.stop();
 }
 
 #[test]
-fn removed_image_goes_from_the_running_mount_at_once() {
-    let images = Images::make(&["small"]);
-    let registry = DockerRegistry::start();
-    let program = Program::new();
-    registry.push_from(&images.layout(), "small", "lab/one:1");
-    registry.push_from(&images.layout(), "small", "lab/two:1");
-    let (one, two) = (registry.reference("lab/one:1"), registry.reference("lab/two:1"));
-    program.pull(&one);
-    program.pull(&two);
-    let mount = program.mount();
+fn removed_image_disappears_from_the_running_mount_at_once() {
+    let fixture = Fixture::new(&["small"]);
+    let [one, two] = ["lab/one:1", "lab/two:1"].map(|name| {
+        fixture.push("small", name);
+        let reference = fixture.registry.reference(name);
+        fixture.program.pull(&reference);
+        reference
+    });
+    let mount = fixture.program.mount();
     assert!(mount.path(&one).join("etc/motd").exists());
-    program.ok(&["rm", &one]);
+    fixture.program.ok(&["rm", &one]);
     assert_eq!(fs::symlink_metadata(mount.path(&one)).unwrap_err().kind(), io::ErrorKind::NotFound);
-    assert!(!listed(&mount.path(&registry.reference("lab"))).contains(&"one:1".to_owned()));
-    assert_eq!(fs::read_to_string(mount.path(&two).join("etc/motd")).unwrap(), "a small image\n");
+    assert!(!names_in(&mount.path(&fixture.registry.reference("lab"))).contains(&"one:1".to_owned()));
+    assert_eq!(fs::read_to_string(mount.path(&two).join("etc/motd")).unwrap(), MOTD);
     mount.stop();
 }
 
 #[test]
 fn colon_free_names_lead_to_the_same_image_and_are_not_listed() {
-    let images = Images::make(&["small"]);
-    let registry = DockerRegistry::start();
-    let program = Program::new();
-    registry.push_from(&images.layout(), "small", "lab/one:1");
-    let pulled = program.pull(&registry.reference("lab/one:1"));
-    let mount = program.mount();
-    for name in [pulled.clone(), registry.reference("lab/one:1")] {
-        let alias = mount.path(&name.replace(':', "-"));
-        assert_eq!(
-            fs::read_to_string(alias.join("etc/motd")).unwrap(),
-            "a small image\n",
-            "{}",
-            alias.display()
-        );
+    let fixture = Fixture::new(&["small"]);
+    let pulled = fixture.pull("small");
+    let mount = fixture.program.mount();
+    for name in [pulled, fixture.reference("small")] {
+        let motd = mount.path(&name.replace(':', "-")).join("etc/motd");
+        assert_eq!(fs::read_to_string(&motd).unwrap(), MOTD, "{}", motd.display());
     }
-    let path = program.ok(&["path", &registry.reference("lab/one:1")]);
+    let path = fixture.program.ok(&["path", &fixture.reference("small")]);
     assert!(fs::metadata(&path).unwrap().is_dir(), "{path}");
-    assert!(listed(mount.dir()).iter().all(|name| name == registry.address()));
+    assert!(names_in(mount.dir()).iter().all(|name| name == fixture.registry.address()));
     mount.stop();
 }
 
 #[test]
-fn daemon_that_was_killed_leaves_nothing_that_stops_the_next() {
-    let images = Images::make(&["small"]);
-    let registry = DockerRegistry::start();
-    let program = Program::new();
-    registry.push_from(&images.layout(), "small", "lab/one:1");
-    let pulled = program.pull(&registry.reference("lab/one:1"));
-    let mut first = program.mount();
+fn daemon_killed_with_sigkill_leaves_nothing_that_stops_the_next_one() {
+    let fixture = Fixture::new(&["small"]);
+    let pulled = fixture.pull("small");
+    let mut first = fixture.program.mount();
     let motd = first.path(&pulled).join("etc/motd");
-    let ino = |path: &std::path::Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
-    let before = ino(&motd);
+    let before = fs::metadata(&motd).unwrap().ino();
     first.server().signal("KILL");
     first.server().wait();
-    let second = program.mount();
-    assert_eq!(fs::read_to_string(&motd).unwrap(), "a small image\n");
-    assert_eq!(ino(&motd), before, "inode numbers survive a restart");
+    let second = fixture.program.mount();
+    assert_eq!(fs::read_to_string(&motd).unwrap(), MOTD);
+    assert_eq!(fs::metadata(&motd).unwrap().ino(), before, "inode numbers survive a restart");
     second.stop();
 }
 
 #[test]
-fn unmount_by_hand_ends_the_daemon_in_good_order() {
-    let images = Images::make(&["small"]);
-    let registry = DockerRegistry::start();
-    let program = Program::new();
-    registry.push_from(&images.layout(), "small", "lab/one:1");
-    program.pull(&registry.reference("lab/one:1"));
-    let mut mount = program.mount();
+fn daemon_exits_with_success_when_the_mount_is_unmounted_by_hand() {
+    let fixture = Fixture::new(&["small"]);
+    fixture.pull("small");
+    let mut mount = fixture.program.mount();
     run("umount", &[mount.dir().to_str().unwrap()]);
     let status = mount.server().wait();
     assert!(status.success(), "{status}: {}", mount.log());
 }
 
 #[test]
-fn damaged_index_json_is_told_and_leaves_the_mount_as_it_was() {
-    let images = Images::make(&["small"]);
-    let registry = DockerRegistry::start();
-    let program = Program::new();
-    registry.push_from(&images.layout(), "small", "lab/one:1");
-    let pulled = program.pull(&registry.reference("lab/one:1"));
+fn damaged_index_json_is_logged_and_leaves_the_mount_as_it_was() {
+    let fixture = Fixture::new(&["small"]);
+    let program = &fixture.program;
+    let pulled = fixture.pull("small");
     let mount = program.mount();
     let path = program.store().join("index.json");
-    let sound = fs::read(&path).unwrap();
-    fs::write(&path, "{ this is no index").unwrap();
-    wait_until("the daemon has seen the damage", || mount.log().contains("index.json"));
-    assert_eq!(fs::read_to_string(mount.path(&pulled).join("etc/motd")).unwrap(), "a small image\n");
-    for arguments in [&["images"][..], &["pull", &registry.reference("lab/one:1")]] {
+    let intact = fs::read(&path).unwrap();
+    fs::write(&path, "{ not JSON").unwrap();
+    wait_until("the daemon logs the damage", || mount.log().contains("index.json"));
+    assert_eq!(fs::read_to_string(mount.path(&pulled).join("etc/motd")).unwrap(), MOTD);
+    for arguments in [&["images"][..], &["pull", &fixture.reference("small")]] {
         let error = program.fails(arguments);
         assert!(error.contains(path.to_str().unwrap()), "{error}");
     }
-    fs::write(&path, sound).unwrap();
-    assert!(program.ok(&["images"]).contains("lab/one"));
+    fs::write(&path, intact).unwrap();
+    assert!(program.ok(&["images"]).contains("lab/small"));
     mount.stop();
 }

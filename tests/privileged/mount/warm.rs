@@ -1,17 +1,17 @@
-//! What the kernel has seen once it does not ask for again: the daemon counts its requests.
+//! The kernel caches what it has seen once: the daemon's request counters do not move when it is read again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use support::docker_registry::DockerRegistry;
-use support::images::{Images, run};
+use support::fixture::Fixture;
+use support::images::run;
 use support::program::Program;
 use support::trees;
 
-/// Requests of the given kinds that the daemon has had.
+/// Requests of these kinds that the daemon has answered so far.
 fn count(program: &Program, kinds: &[&str]) -> u64 {
     let status = program.json(&["status"]);
-    let requests = status["requests"].as_object().expect("status tells the requests by kind");
+    let requests = status["requests"].as_object().expect("status counts the requests by kind");
     kinds.iter().filter_map(|kind| requests.get(*kind)).map(|count| count.as_u64().unwrap()).sum()
 }
 
@@ -27,12 +27,10 @@ fn read_thousand_files(root: &Path, paths: &[PathBuf]) {
 }
 
 #[test]
-fn warm_find_and_reread_of_a_thousand_files_ask_the_daemon_nothing() {
-    let images = Images::make(&["app"]);
-    let registry = DockerRegistry::start();
-    let program = Program::new();
-    registry.push_from(&images.layout(), "app", "app:1");
-    let pulled = program.pull(&registry.reference("app:1"));
+fn warm_find_and_reread_of_a_thousand_files_send_no_request() {
+    let fixture = Fixture::new(&["app"]);
+    let program = &fixture.program;
+    let pulled = fixture.pull("app");
     let mount = program.mount();
     let root = mount.path(&pulled);
     let paths: Vec<PathBuf> = trees::paths(&root).into_iter().collect();
@@ -41,41 +39,36 @@ fn warm_find_and_reread_of_a_thousand_files_ask_the_daemon_nothing() {
     read_thousand_files(&root, &paths);
     let kinds = ["READ", "OPEN", "LOOKUP"];
     assert!(
-        count(&program, &["READ"]) > 100 && count(&program, &["LOOKUP", "READDIRPLUS"]) > 100,
-        "counters count"
+        count(program, &["READ"]) > 100 && count(program, &["LOOKUP", "READDIRPLUS"]) > 100,
+        "the counters count"
     );
-    // A kernel that takes back memory, as one may at any moment, asks for what it has given up; so one round of a few has to
-    // be without a request.
-    let asked: Vec<u64> = (0..5)
+    // The kernel may reclaim cached pages and entries at any moment, so only one round of several must be free of requests.
+    let requests: Vec<u64> = (0..5)
         .map(|_| {
-            let before = count(&program, &kinds);
+            let before = count(program, &kinds);
             assert_eq!(find(), cold);
             read_thousand_files(&root, &paths);
-            count(&program, &kinds) - before
+            count(program, &kinds) - before
         })
         .collect();
-    assert!(asked.contains(&0), "requests in each round: {asked:?}");
+    assert!(requests.contains(&0), "requests in each round: {requests:?}");
     mount.stop();
 }
 
 #[test]
 fn file_of_a_shared_layer_read_once_is_cached_for_every_image() {
-    let images = Images::make(&["python", "app"]);
-    let registry = DockerRegistry::start();
-    let program = Program::new();
-    let roots = ["python", "app"].map(|name| {
-        registry.push_from(&images.layout(), name, &format!("{name}:1"));
-        program.pull(&registry.reference(&format!("{name}:1")))
-    });
+    let fixture = Fixture::new(&["python", "app"]);
+    let program = &fixture.program;
+    let roots = ["python", "app"].map(|image| fixture.pull(image));
     let mount = program.mount();
     let [one, two] = roots.map(|root| mount.path(&root));
     let files = ["usr/bin/bash", "usr/bin/perl", "usr/lib/os-release", "usr/bin/python3.11"];
     let bytes = files.map(|file| fs::read(one.join(file)).unwrap());
-    let reads = count(&program, &["READ"]);
+    let reads = count(program, &["READ"]);
     assert!(reads > 0);
     for (file, bytes) in files.iter().zip(bytes) {
         assert!(fs::read(two.join(file)).unwrap() == bytes, "{file}");
     }
-    assert_eq!(count(&program, &["READ"]), reads, "the second image's reads came to the daemon");
+    assert_eq!(count(program, &["READ"]), reads, "reading the second image sent requests to the daemon");
     mount.stop();
 }

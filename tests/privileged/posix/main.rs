@@ -21,8 +21,8 @@ use support::blob::Blob;
 use support::images::run;
 use support::layers::{Line, What};
 use support::program::{Program, TestMount};
-use support::scene::Tmpfs;
 use support::text;
+use support::tmpfs::Tmpfs;
 
 /// Who is not root, of a group of its own, and what stands for its further group.
 const USER: u32 = 12_345;

@@ -5,31 +5,31 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use support::fixture::MountedFixture;
 use support::images::{Images, sha256};
-use support::scene::Scene;
 
 #[test]
 fn unknown_tag_repository_and_digest_are_named() {
-    let scene = Scene::new();
+    let fixture = MountedFixture::new();
     let absent = format!("sha256:{}", sha256(b"never pushed"));
-    scene.pull_fails(&[&scene.reference("lab/good:2")], &["lab/good:2"]);
-    scene.pull_fails(&[&scene.reference("lab/none:1")], &["lab/none:1"]);
-    scene.pull_fails(&[&scene.reference(&format!("lab/good@{absent}"))], &[&absent]);
-    scene.pull_fails(&["127.0.0.1:1/lab/good:1"], &["127.0.0.1:1"]);
+    fixture.pull_fails(&[&fixture.reference("lab/good:2")], &["lab/good:2"]);
+    fixture.pull_fails(&[&fixture.reference("lab/none:1")], &["lab/none:1"]);
+    fixture.pull_fails(&[&fixture.reference(&format!("lab/good@{absent}"))], &[&absent]);
+    fixture.pull_fails(&["127.0.0.1:1/lab/good:1"], &["127.0.0.1:1"]);
     for nonsense in ["", "lab/UPPER:1", "lab/good:", "lab/good@sha256:12", "a b"] {
-        let error = scene.program.fails(&["pull", nonsense]);
+        let error = fixture.program.fails(&["pull", nonsense]);
         assert!(error.contains(nonsense), "{error}");
     }
-    scene.is_untouched();
+    fixture.assert_unaffected();
 }
 
 #[test]
 fn missing_platform_is_named_with_those_there_are() {
-    let scene = Scene::new();
+    let fixture = MountedFixture::new();
     let images = Images::make(&["multi"]);
-    scene.registry.push(&images.layout().image("multi"), "multi:1", &["--all"]);
-    scene.pull_fails(
-        &["--platform", "linux/s390x", &scene.reference("multi:1")],
+    fixture.registry.push(&images.layout().image("multi"), "multi:1", &["--all"]);
+    fixture.pull_fails(
+        &["--platform", "linux/s390x", &fixture.reference("multi:1")],
         &["linux/s390x", "arm64", "amd64"],
     );
 }
@@ -37,12 +37,12 @@ fn missing_platform_is_named_with_those_there_are() {
 /// Damages a blob in the registry's storage after the push.
 #[track_caller]
 fn assert_damaged_layer_is_refused(damage: impl Fn(&Path)) {
-    let scene = Scene::new();
+    let fixture = MountedFixture::new();
     let images = Images::make(&["python"]);
-    scene.registry.push_from(&images.layout(), "python", "lab/bad:1");
+    fixture.registry.push_from(&images.layout(), "python", "lab/bad:1");
     let layer = images.layout().layers("python").pop().unwrap();
-    damage(&scene.registry.blob(&layer));
-    scene.pull_fails(&[&scene.reference("lab/bad:1")], &["lab/bad:1", &layer]);
+    damage(&fixture.registry.blob(&layer));
+    fixture.pull_fails(&[&fixture.reference("lab/bad:1")], &["lab/bad:1", &layer]);
 }
 
 #[test]
@@ -79,51 +79,51 @@ fn layer_gone_from_the_registry_is_refused_by_name() {
 
 #[test]
 fn changed_manifest_in_the_registry_is_refused() {
-    let scene = Scene::new();
-    let digest = scene.registry.push_from(&scene.images.layout(), "small-arm64", "lab/bad:1");
-    let blob = scene.registry.blob(&digest);
+    let fixture = MountedFixture::new();
+    let digest = fixture.registry.push_from(&fixture.images.layout(), "small-arm64", "lab/bad:1");
+    let blob = fixture.registry.blob(&digest);
     let mut text = fs::read_to_string(&blob).unwrap();
     text.push(' ');
     fs::write(&blob, text).unwrap();
-    scene.pull_fails(&[&scene.reference(&format!("lab/bad@{digest}"))], &["lab/bad", &digest]);
+    fixture.pull_fails(&[&fixture.reference(&format!("lab/bad@{digest}"))], &["lab/bad", &digest]);
 }
 
 #[test]
 fn wrong_diff_id_is_refused_with_both_values() {
-    let scene = Scene::new();
-    let copy = scene.copy();
+    let fixture = MountedFixture::new();
+    let copy = fixture.copy();
     let wrong = format!("sha256:{}", sha256(b"not this layer"));
     copy.change_config(|config| {
         config["rootfs"]["diff_ids"][0] = wrong.clone().into();
     });
-    scene.registry.push(&copy.image(), "lab/bad:1", &[]);
+    fixture.registry.push(&copy.image(), "lab/bad:1", &[]);
     let layer = copy.layout().layers("small").remove(0);
-    scene.pull_fails(&[&scene.reference("lab/bad:1")], &["lab/bad:1", &layer, &wrong]);
+    fixture.pull_fails(&[&fixture.reference("lab/bad:1")], &["lab/bad:1", &layer, &wrong]);
 }
 
 #[test]
 fn another_number_of_diff_ids_than_layers_is_refused() {
-    let scene = Scene::new();
-    let copy = scene.copy();
+    let fixture = MountedFixture::new();
+    let copy = fixture.copy();
     copy.change_config(|config| {
         config["rootfs"]["diff_ids"]
             .as_array_mut()
             .unwrap()
             .push(format!("sha256:{}", sha256(b"one more")).into());
     });
-    scene.registry.push(&copy.image(), "lab/bad:1", &[]);
-    scene.pull_fails(&[&scene.reference("lab/bad:1")], &["lab/bad:1"]);
+    fixture.registry.push(&copy.image(), "lab/bad:1", &[]);
+    fixture.pull_fails(&[&fixture.reference("lab/bad:1")], &["lab/bad:1"]);
 }
 
 /// A layer whose digest is right and whose bytes are not a layer.
 #[track_caller]
 fn assert_layer_is_refused(bytes: &[u8], words: &[&str]) {
-    let scene = Scene::new();
-    let copy = scene.copy();
+    let fixture = MountedFixture::new();
+    let copy = fixture.copy();
     copy.change_layer(0, bytes);
-    scene.registry.push(&copy.image(), "lab/bad:1", &[]);
+    fixture.registry.push(&copy.image(), "lab/bad:1", &[]);
     let digest = format!("sha256:{}", sha256(bytes));
-    scene.pull_fails(&[&scene.reference("lab/bad:1")], &[&["lab/bad:1", &digest], words].concat());
+    fixture.pull_fails(&[&fixture.reference("lab/bad:1")], &[&["lab/bad:1", &digest], words].concat());
 }
 
 #[test]
@@ -148,17 +148,17 @@ fn layer_with_garbage_after_its_gzip_stream_is_refused() {
 
 #[test]
 fn layer_that_decodes_to_more_than_the_configuration_allows_is_refused() {
-    let scene = Scene::new();
-    let copy = scene.copy();
+    let fixture = MountedFixture::new();
+    let copy = fixture.copy();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
     io::copy(&mut io::repeat(0).take(300 << 20), &mut gzip).unwrap();
     let bytes = gzip.finish().unwrap();
     copy.change_layer(0, &bytes);
-    scene.registry.push(&copy.image(), "lab/bad:1", &[]);
-    fs::write(scene.program.dir().join("config.toml"), "[limits]\nlayer-size-mib = 256\n").unwrap();
+    fixture.registry.push(&copy.image(), "lab/bad:1", &[]);
+    fs::write(fixture.program.dir().join("config.toml"), "[limits]\nlayer-size-mib = 256\n").unwrap();
     let digest = format!("sha256:{}", sha256(&bytes));
     let words = ["lab/bad:1", &digest, "268435456 bytes", "`layer-size-mib` in `[limits]`"];
-    scene.pull_fails(&[&scene.reference("lab/bad:1")], &words);
+    fixture.pull_fails(&[&fixture.reference("lab/bad:1")], &words);
 }
 
 #[test]

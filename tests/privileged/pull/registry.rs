@@ -8,18 +8,10 @@ use std::process::Stdio;
 
 use support::child::wait_until;
 use support::docker_registry::{DockerRegistry, PASSWORD, USER};
+use support::fixture::Fixture;
 use support::images::{Images, run};
 use support::program::{Program, failure};
 use support::trees;
-
-/// A registry that holds one of the shared images, a fresh store, and the reference to pull.
-fn with_image(tag: &str) -> (Images, DockerRegistry, Program, String) {
-    let images = Images::make(&[tag]);
-    let registry = DockerRegistry::start();
-    registry.push_from(&images.layout(), tag, &format!("lab/{tag}:1"));
-    let reference = registry.reference(&format!("lab/{tag}:1"));
-    (images, registry, Program::new(), reference)
-}
 
 /// Bytes of all files below a directory; a file that goes away meanwhile counts nothing.
 fn bytes_below(dir: &Path) -> u64 {
@@ -34,7 +26,9 @@ fn bytes_below(dir: &Path) -> u64 {
 
 #[test]
 fn second_pull_says_the_same_and_downloads_no_blob() {
-    let (images, registry, program, reference) = with_image("small");
+    let fixture = Fixture::new(&["small"]);
+    let Fixture { images, registry, program } = &fixture;
+    let reference = fixture.reference("small");
     let first = program.pull(&reference);
     assert_eq!(first, format!("{}@{}", registry.reference("lab/small"), images.layout().digest("small")));
     let before = fs::read(program.store().join("index.json")).unwrap();
@@ -46,7 +40,9 @@ fn second_pull_says_the_same_and_downloads_no_blob() {
 
 #[test]
 fn concurrent_pulls_of_one_image_download_each_blob_once() {
-    let (images, registry, program, reference) = with_image("python");
+    let fixture = Fixture::new(&["python"]);
+    let Fixture { images, registry, program } = &fixture;
+    let reference = fixture.reference("python");
     let start = || {
         let mut command = program.command(&["pull", &reference]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -68,7 +64,9 @@ fn concurrent_pulls_of_one_image_download_each_blob_once() {
 
 #[test]
 fn second_image_downloads_only_the_layers_it_does_not_share() {
-    let (images, registry, program, reference) = with_image("python");
+    let fixture = Fixture::new(&["python"]);
+    let Fixture { images, registry, program } = &fixture;
+    let reference = fixture.reference("python");
     program.pull(&reference);
     let app = Images::make(&["app"]);
     registry.push_from(&app.layout(), "app", "lab/app:1");
@@ -83,7 +81,9 @@ fn second_image_downloads_only_the_layers_it_does_not_share() {
 /// Killed at any moment, a pull leaves a store that the next one takes, and nothing that looks like an image.
 #[test]
 fn killed_pull_shows_nothing_and_the_next_one_goes_on_where_it_was() {
-    let (images, registry, program, reference) = with_image("app");
+    let fixture = Fixture::new(&["app"]);
+    let Fixture { images, registry, program } = &fixture;
+    let reference = fixture.reference("app");
     let layout = images.layout();
     let total: u64 =
         layout.layers("app").iter().map(|one| fs::metadata(layout.blob(one)).unwrap().len()).sum();
@@ -126,8 +126,9 @@ fn killed_pull_shows_nothing_and_the_next_one_goes_on_where_it_was() {
 
 #[test]
 fn store_is_an_oci_layout_for_skopeo_and_umoci() {
-    let (images, _registry, program, reference) = with_image("python");
-    let pulled = program.pull(&reference);
+    let fixture = Fixture::new(&["python"]);
+    let program = &fixture.program;
+    let pulled = fixture.pull("python");
     let (_, digest) = pulled.split_once('@').unwrap();
     let index: serde_json::Value =
         serde_json::from_slice(&fs::read(program.store().join("index.json")).unwrap()).unwrap();
@@ -156,7 +157,6 @@ fn store_is_an_oci_layout_for_skopeo_and_umoci() {
     let mount = program.mount();
     trees::assert_equal(&mount.path(&pulled), &bundle.join("rootfs"), 3_000);
     mount.stop();
-    drop(images);
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn platform_option_chooses_from_an_index_and_the_index_digest_leads_to_the_image
 
 #[test]
 fn pull_by_digest_needs_no_tag() {
-    let (images, registry, program, _) = with_image("small");
+    let Fixture { images, registry, program } = Fixture::new(&["small"]);
     let digest = images.layout().digest("small");
     let reference = registry.reference(&format!("lab/small@{digest}"));
     assert_eq!(program.pull(&reference), reference);

@@ -3,43 +3,14 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rcx_imagefs::image::{Descriptor, Digest, LayerDigest, Name, media};
 use rcx_imagefs::store::{DaemonInfo, Store, StoreError};
+use support::tmpfs::Tmpfs;
 
-/// A tmpfs of its own; unmounted when dropped.
-struct Tmpfs {
-    dir: tempfile::TempDir,
-}
-
-impl Tmpfs {
-    fn new(options: &str) -> Self {
-        let this = Self { dir: tempfile::tempdir().unwrap() };
-        this.mount(options);
-        this
-    }
-
-    fn mount(&self, options: &str) {
-        let status =
-            Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(self.dir.path()).status();
-        assert!(status.unwrap().success(), "mount");
-    }
-
-    fn read_only(&self) {
-        let status = Command::new("mount").args(["-o", "remount,ro"]).arg(self.dir.path()).status();
-        assert!(status.unwrap().success(), "remount");
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("store")
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
-    }
+/// Where a store is on a test's filesystem.
+fn store_on(disk: &Tmpfs) -> PathBuf {
+    disk.path().join("store")
 }
 
 fn name() -> Name {
@@ -60,8 +31,8 @@ fn names_in(dir: &Path) -> usize {
 
 #[test]
 fn a_full_disk_is_told_and_leaves_the_store_as_it_was() {
-    let disk = Tmpfs::new("size=2m");
-    let store = Store::open_or_create(&disk.path()).unwrap();
+    let disk = Tmpfs::with_options("size=2m");
+    let store = Store::open_or_create(&store_on(&disk)).unwrap();
     let manifest = put_image(&store);
     let before = fs::read(store.index_json_path()).unwrap();
     assert!(matches!(store.require_space(4 << 20), Err(StoreError::NoSpace { free, .. }) if free < 2 << 20));
@@ -70,13 +41,13 @@ fn a_full_disk_is_told_and_leaves_the_store_as_it_was() {
     let digest = Digest::of(&layer);
     let lock = store.lock_blob(&digest, None).unwrap();
     let mut partial = store.partial(&lock).unwrap();
-    let error = StoreError::from_write(&disk.path(), partial.write_all(&layer).unwrap_err());
+    let error = StoreError::from_write(&store_on(&disk), partial.write_all(&layer).unwrap_err());
     let StoreError::DiskFull { path, .. } = &error else { panic!("{error:?}") };
     assert!(path.ends_with(Path::new("partial").join(digest.hex())), "{error}");
     assert!(partial.len() > 0);
 
     // Nothing else fits now, and nothing that does not fit leaves a trace.
-    let blobs = names_in(&disk.path().join("blobs/sha256"));
+    let blobs = names_in(&store_on(&disk).join("blobs/sha256"));
     for error in [
         store.put_small(&digest, &layer).unwrap_err(),
         store.put_index(&LayerDigest::new(digest), &layer).unwrap_err(),
@@ -85,29 +56,29 @@ fn a_full_disk_is_told_and_leaves_the_store_as_it_was() {
         assert!(matches!(error, StoreError::DiskFull { .. }), "{error:?}");
     }
     assert_eq!(fs::read(store.index_json_path()).unwrap(), before);
-    assert_eq!(names_in(&disk.path().join("blobs/sha256")), blobs);
-    assert_eq!(names_in(&disk.path().join("rcx-imagefs/tmp")), 0);
+    assert_eq!(names_in(&store_on(&disk).join("blobs/sha256")), blobs);
+    assert_eq!(names_in(&store_on(&disk).join("rcx-imagefs/tmp")), 0);
 
     partial.restart().unwrap();
     store.tag(&name(), Some(&"4".parse().unwrap()), &manifest, None).unwrap();
-    assert_eq!(Store::open(&disk.path()).unwrap().refs().unwrap().images[0].tags.len(), 2);
+    assert_eq!(Store::open(&store_on(&disk)).unwrap().refs().unwrap().images[0].tags.len(), 2);
 }
 
 #[test]
 fn slots_survive_a_full_disk() {
-    let disk = Tmpfs::new("size=1m");
-    let store = Store::open_or_create(&disk.path()).unwrap();
+    let disk = Tmpfs::with_options("size=1m");
+    let store = Store::open_or_create(&store_on(&disk)).unwrap();
     let layer = |i: u32| LayerDigest::new(Digest::of(&i.to_le_bytes()));
     let first = store.layer_slot(&layer(0)).unwrap();
-    let mut ballast = fs::File::create(disk.dir.path().join("ballast")).unwrap();
+    let mut ballast = fs::File::create(disk.path().join("ballast")).unwrap();
     while ballast.write_all(&[0; 4096]).is_ok() {}
     // What is left of the last page is used up first.
     let error = (1..100).find_map(|i| store.layer_slot(&layer(i)).err()).unwrap();
     assert!(matches!(error, StoreError::DiskFull { .. }), "{error:?}");
     drop(ballast);
-    fs::remove_file(disk.dir.path().join("ballast")).unwrap();
+    fs::remove_file(disk.path().join("ballast")).unwrap();
     let last = store.layer_slot(&layer(1000)).unwrap();
-    let again = Store::open(&disk.path()).unwrap();
+    let again = Store::open(&store_on(&disk)).unwrap();
     assert_eq!(again.layer_of(first).unwrap(), Some(layer(0)));
     assert_eq!(again.layer_of(last).unwrap(), Some(layer(1000)));
     assert_eq!(again.layer_slot(&layer(1000)).unwrap(), last);
@@ -115,10 +86,10 @@ fn slots_survive_a_full_disk() {
 
 #[test]
 fn a_read_only_store_can_be_read() {
-    let disk = Tmpfs::new("size=2m");
-    let manifest = put_image(&Store::open_or_create(&disk.path()).unwrap());
-    disk.read_only();
-    let store = Store::open(&disk.path()).unwrap();
+    let disk = Tmpfs::with_options("size=2m");
+    let manifest = put_image(&Store::open_or_create(&store_on(&disk)).unwrap());
+    disk.remount("ro");
+    let store = Store::open(&store_on(&disk)).unwrap();
     assert_eq!(store.refs().unwrap().images[0].digest.digest(), manifest.digest);
     store.verify_blob(&manifest.digest, |_| ()).unwrap();
     assert_eq!(store.running_daemon().unwrap(), None);
@@ -127,23 +98,23 @@ fn a_read_only_store_can_be_read() {
         store.put_small(&digest, b"new").unwrap_err(),
         store.lock_blob(&digest, None).unwrap_err(),
         store.untag(&name(), &"3".parse().unwrap(), true).unwrap_err(),
-        Store::open_or_create(&disk.dir.path().join("other")).unwrap_err(),
+        Store::open_or_create(&disk.path().join("other")).unwrap_err(),
     ] {
         assert!(matches!(error, StoreError::ReadOnly { .. }), "{error:?}");
-        assert!(error.to_string().contains(disk.dir.path().to_str().unwrap()), "{error}");
+        assert!(error.to_string().contains(disk.path().to_str().unwrap()), "{error}");
     }
 }
 
 #[test]
 fn a_user_without_permission_reads_and_is_told_what_else_fails() {
-    let disk = Tmpfs::new("size=2m,mode=0755");
+    let disk = Tmpfs::with_options("size=2m,mode=0755");
     // Directories made by `tempfile` are private.
-    fs::set_permissions(disk.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let store = Store::open_or_create(&disk.path()).unwrap();
+    fs::set_permissions(disk.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let store = Store::open_or_create(&store_on(&disk)).unwrap();
     let manifest = put_image(&store);
     let info = DaemonInfo { pid: 1, socket: "/run/x".into(), mountpoint: "/images".into() };
     let _daemon = store.lock_daemon(&info).unwrap();
-    let path = disk.path();
+    let path = store_on(&disk);
     // Only this thread changes its user.
     let errors = std::thread::spawn(move || {
         let nobody = rustix::thread::Uid::from_raw(65534);
@@ -162,6 +133,6 @@ fn a_user_without_permission_reads_and_is_told_what_else_fails() {
     .unwrap();
     for error in errors {
         assert!(matches!(error, StoreError::Permission { .. }), "{error:?}");
-        assert!(error.to_string().contains(disk.path().to_str().unwrap()), "{error}");
+        assert!(error.to_string().contains(store_on(&disk).to_str().unwrap()), "{error}");
     }
 }

@@ -37,12 +37,12 @@ fn live_root_is_left_alone_by_whatever_cleans() {
     assert_eq!(lab.program().json(&["gc"])["roots"], 0);
     assert_eq!(lab.program().json(&["gc", "--dry-run"])["roots"], 0);
     are_there(&lab);
-    let error = lab.program().fails(&["root", "create", &lab.scene.good, "--id", "dir"]);
+    let error = lab.program().fails(&["root", "create", &lab.fixture.good, "--id", "dir"]);
     assert!(error.contains("root dir is there already"), "{error}");
     are_there(&lab);
     // The daemon ends in good order, and another one begins, which sweeps too.
-    lab.scene.mount.server().signal("TERM");
-    assert!(lab.scene.mount.server().wait().success());
+    lab.fixture.mount.server().signal("TERM");
+    assert!(lab.fixture.mount.server().wait().success());
     are_there(&lab);
     lab.mount_again();
     are_there(&lab);
@@ -59,11 +59,11 @@ fn live_root_is_left_alone_by_whatever_cleans() {
 fn death_of_the_daemon_is_told_and_its_roots_can_be_removed() {
     let mut lab = Lab::new();
     let roots = ["dir", "tmpfs:8M", "none"].map(|upper| lab.create(upper.split(':').next().unwrap(), upper));
-    lab.scene.mount.server().signal("KILL");
-    lab.scene.mount.server().wait();
+    lab.fixture.mount.server().signal("KILL");
+    lab.fixture.mount.server().wait();
     let dead = fs::read_dir(roots[0].join("bin")).and_then(|mut dir| dir.next().transpose());
     assert_eq!(dead.unwrap_err().kind(), io::ErrorKind::NotConnected);
-    let error = lab.program().fails(&["root", "create", &lab.scene.good]);
+    let error = lab.program().fails(&["root", "create", &lab.fixture.good]);
     assert!(
         error.contains("no daemon serves the store") && error.contains("rcx-imagefs mount DIR"),
         "{error}"
@@ -88,19 +88,19 @@ fn dead_mount_is_told_from_one_that_is_missing() {
     if names(Path::new(CONNECTIONS)).is_empty() {
         run("mount", &["-t", "fusectl", "fusectl", CONNECTIONS]);
     }
-    let device = fs::metadata(lab.scene.mount.dir()).unwrap().dev();
+    let device = fs::metadata(lab.fixture.mount.dir()).unwrap().dev();
     // The daemon is there, has the store's lock, and does not see that its connection ends.
-    lab.scene.mount.server().signal("STOP");
+    lab.fixture.mount.server().signal("STOP");
     let abort = format!("{CONNECTIONS}/{}/abort", rustix::fs::minor(device));
     fs::write(abort, "1").unwrap();
-    let error = lab.program().fails(&["root", "create", &lab.scene.good]);
-    let mountpoint = lab.scene.mount.dir().to_str().unwrap();
+    let error = lab.program().fails(&["root", "create", &lab.fixture.good]);
+    let mountpoint = lab.fixture.mount.dir().to_str().unwrap();
     for word in [mountpoint, "is dead: its daemon is gone", "Transport endpoint", "rcx-imagefs mount DIR"] {
         assert!(error.contains(word), "{word}: {error}");
     }
     lab.is_clean();
-    lab.scene.mount.server().signal("KILL");
-    lab.scene.mount.server().wait();
+    lab.fixture.mount.server().signal("KILL");
+    lab.fixture.mount.server().wait();
     lab.mount_again();
     lab.finish();
 }
@@ -110,7 +110,7 @@ fn image_that_is_not_there_is_told() {
     let lab = Lab::new();
     let error = lab.program().fails(&["root", "create", "lab/absent:1"]);
     assert!(error.contains("lab/absent:1 is not in the store") && error.contains("pull"), "{error}");
-    let digest = format!("{}@sha256:{}", lab.scene.reference("lab/good"), "0".repeat(64));
+    let digest = format!("{}@sha256:{}", lab.fixture.reference("lab/good"), "0".repeat(64));
     let error = lab.program().fails(&["root", "create", &digest]);
     assert!(error.contains("is not in the store"), "{error}");
     lab.create("it", "dir");
@@ -141,7 +141,7 @@ fn root_in_use_is_removed_by_force_only_and_swept_when_it_is_free() {
         let used = |lab: &Lab| {
             assert_eq!(lab.sweep(), json!([]));
             assert_eq!(lab.program().json(&["gc"])["roots"], 0);
-            let error = lab.program().fails(&["root", "create", &lab.scene.good, "--id", "used"]);
+            let error = lab.program().fails(&["root", "create", &lab.fixture.good, "--id", "used"]);
             assert!(error.contains("root used is there already"), "{error}");
         };
         if upper == "dir" {
@@ -190,13 +190,13 @@ fn names_that_are_wrong_unknown_or_gone_are_told() {
     }
     let long = "x".repeat(65);
     for id in ["..", "a/b", "a:b", "a,b", "A", "", ".a", &long] {
-        for arguments in [&["root", "remove", id][..], &["root", "create", &lab.scene.good, "--id", id]] {
+        for arguments in [&["root", "remove", id][..], &["root", "create", &lab.fixture.good, "--id", id]] {
             let error = lab.program().fails(arguments);
             assert!(error.contains("a name has 1 to 64 of"), "{error}");
         }
     }
     for upper in ["ram", "tmpfs", "tmpfs:0", "dir:x", "none:1"] {
-        let error = lab.program().fails(&["root", "create", &lab.scene.good, "--upper", upper]);
+        let error = lab.program().fails(&["root", "create", &lab.fixture.good, "--upper", upper]);
         assert!(error.contains(&format!("upper `{upper}`")), "{error}");
     }
     // Of several, those that can be removed are.

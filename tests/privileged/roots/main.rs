@@ -12,41 +12,41 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
+use support::fixture::MountedFixture;
 use support::images::run;
 use support::program::Program;
-use support::scene::Scene;
 use support::trees;
 
-/// A scene in which roots are made. Dropped first, it takes down what a failed test has left.
+/// A fixture in which roots are made. Dropped first, it takes down what a failed test has left.
 struct Lab {
-    scene: Scene,
+    fixture: MountedFixture,
     /// Where uppers are, if not in the store.
     homes: Option<PathBuf>,
 }
 
 impl Lab {
     fn new() -> Self {
-        Self { scene: Scene::new(), homes: None }
+        Self { fixture: MountedFixture::new(), homes: None }
     }
 
     /// With uppers in a directory of the test's own.
     fn with_homes(homes: &Path) -> Self {
-        let lab = Self { scene: Scene::new(), homes: Some(homes.to_owned()) };
+        let lab = Self { fixture: MountedFixture::new(), homes: Some(homes.to_owned()) };
         let config = format!("[root]\nupper-dir = '{}'\n", homes.display());
-        fs::write(lab.scene.program.dir().join("config.toml"), config).unwrap();
+        fs::write(lab.fixture.program.dir().join("config.toml"), config).unwrap();
         lab
     }
 
     fn program(&self) -> &Program {
-        &self.scene.program
+        &self.fixture.program
     }
 
     /// Another daemon after one that has ended.
     fn mount_again(&mut self) {
-        let dir = self.scene.mount.dir().to_owned();
-        let again = self.scene.program.mount_at(&dir).unwrap();
+        let dir = self.fixture.mount.dir().to_owned();
+        let again = self.fixture.program.mount_at(&dir).unwrap();
         // Dropped, the former would take this mount for its own.
-        std::mem::forget(std::mem::replace(&mut self.scene.mount, again));
+        std::mem::forget(std::mem::replace(&mut self.fixture.mount, again));
     }
 
     fn run_dir(&self) -> PathBuf {
@@ -59,13 +59,13 @@ impl Lab {
 
     /// The image in the mount.
     fn image(&self) -> PathBuf {
-        self.scene.mount.path(&self.scene.good)
+        self.fixture.mount.path(&self.fixture.good)
     }
 
-    /// Makes a root of the scene's image.
+    /// Makes a root of the fixture's image.
     #[track_caller]
     fn create(&self, id: &str, upper: &str) -> PathBuf {
-        self.create_of(&self.scene.good, id, upper)
+        self.create_of(&self.fixture.good, id, upper)
     }
 
     #[track_caller]
@@ -74,7 +74,7 @@ impl Lab {
     }
 
     fn creating(&self, id: &str, upper: &str) -> Child {
-        let arguments = ["root", "create", &self.scene.good, "--id", id, "--upper", upper];
+        let arguments = ["root", "create", &self.fixture.good, "--id", id, "--upper", upper];
         let mut command = self.program().command(&arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
@@ -119,7 +119,7 @@ impl Lab {
     #[track_caller]
     fn finish(self) {
         self.is_clean();
-        self.scene.is_untouched();
+        self.fixture.assert_unaffected();
     }
 }
 

@@ -48,7 +48,7 @@ fn image_with_links_and_files_in_the_way_leads_nowhere_else() {
     let images = [link(Some(canary.path())), link(Some(&up)), link(Some(Path::new("tmp"))), link(None)];
     for (number, entries) in images.iter().enumerate() {
         let image = pull_archives(lab.program(), &[tar_of(entries)]);
-        let shown = snapshot(&lab.scene.mount.path(&image));
+        let shown = snapshot(&lab.fixture.mount.path(&image));
         for upper in ["dir", "tmpfs:1M", "none"] {
             let root = lab.create_of(&image, "it", upper);
             for name in places {
@@ -65,7 +65,7 @@ fn image_with_links_and_files_in_the_way_leads_nowhere_else() {
             lab.remove("it");
         }
         assert_eq!(snapshot(canary.path()), before);
-        assert_eq!(snapshot(&lab.scene.mount.path(&image)), shown);
+        assert_eq!(snapshot(&lab.fixture.mount.path(&image)), shown);
         lab.program().ok(&["rm", &image]);
     }
     lab.finish();

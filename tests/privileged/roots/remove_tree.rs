@@ -16,7 +16,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use tempfile::TempDir;
 
 use support::images::run;
-use support::scene::Tmpfs;
+use support::tmpfs::Tmpfs;
 
 /// Directories on the disk and in memory.
 fn places() -> [TempDir; 2] {

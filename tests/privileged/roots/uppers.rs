@@ -11,26 +11,27 @@ use serde_json::json;
 use super::{Lab, mount_of, names, shell};
 use support::images::run;
 use support::program::{failure, is_mounted};
-use support::scene::Tmpfs;
+use support::tmpfs::Tmpfs;
 use support::trees::{self, snapshot};
 
 #[test]
 fn root_is_made_listed_and_removed_with_each_upper() {
     let lab = Lab::new();
     for (id, upper) in [("disk", "dir"), ("memory", "tmpfs:8M"), ("shared", "none")] {
-        let created = lab.program().json(&["root", "create", &lab.scene.good, "--id", id, "--upper", upper]);
+        let created =
+            lab.program().json(&["root", "create", &lab.fixture.good, "--id", id, "--upper", upper]);
         let path = lab.run_dir().join("roots").join(id);
         let seconds = created["created"].as_u64().unwrap();
         assert!(seconds > 1_700_000_000, "{seconds}");
         let wanted = json!({
-            "id": id, "state": "mounted", "path": path, "image": lab.scene.good, "engine": "fuse", "upper": upper,
+            "id": id, "state": "mounted", "path": path, "image": lab.fixture.good, "engine": "fuse", "upper": upper,
             "created": seconds,
         });
         assert_eq!(created, wanted);
         assert_eq!(lab.program().json(&["root", "list"]), json!([wanted]));
         let table = lab.program().ok(&["root", "list"]);
         let row: Vec<_> = table.lines().nth(1).unwrap().split_whitespace().collect();
-        assert_eq!(row, [id, "mounted", upper, path.to_str().unwrap(), &lab.scene.good]);
+        assert_eq!(row, [id, "mounted", upper, path.to_str().unwrap(), &lab.fixture.good]);
         assert_eq!(fs::read_to_string(path.join("etc/motd")).unwrap(), "a small image\n");
         assert_eq!(fs::metadata(lab.homes().join(id)).unwrap().mode() & 0o7777, 0o700);
         lab.remove(id);
@@ -38,7 +39,7 @@ fn root_is_made_listed_and_removed_with_each_upper() {
         lab.is_clean();
     }
     // Without any options: on disk, under a name of its own. Its path can be handed to what splits on `:` and `,`.
-    let path = lab.program().ok(&["root", "create", &lab.scene.good]);
+    let path = lab.program().ok(&["root", "create", &lab.fixture.good]);
     assert!(is_mounted(Path::new(&path)) && !path.contains([':', ',', ' ']), "{path}");
     let id = path.rsplit('/').next().unwrap();
     assert_eq!((id.len(), lab.state(id).as_deref()), (16, Some("mounted")));
@@ -86,7 +87,7 @@ fn mount_table_tells_nothing_of_the_host() {
         let mount = mount_of(&root);
         let (_, shown) = mount.split_once(" - ").unwrap();
         assert!(shown.starts_with("overlay rcx-root-it "), "{shown}");
-        let hosts = [lab.program().dir(), lab.program().store(), lab.scene.mount.dir(), &lab.homes()];
+        let hosts = [lab.program().dir(), lab.program().store(), lab.fixture.mount.dir(), &lab.homes()];
         for host in hosts.map(|path| path.to_str().unwrap()).into_iter().chain(["/tmp", "rcx-test", "sha256"])
         {
             assert!(!shown.contains(host), "{host} is in: {shown}");
@@ -107,7 +108,7 @@ fn run_directory_that_sandboxes_would_split_is_refused() {
         let dir = lab.program().dir().join(name);
         let arguments = [lab.program().store(), Path::new("--run-dir"), &dir];
         let mut command = Command::new(env!("CARGO_BIN_EXE_rcx-imagefs"));
-        command.arg("--store").args(arguments).args(["root", "create", &lab.scene.good]);
+        command.arg("--store").args(arguments).args(["root", "create", &lab.fixture.good]);
         let error = failure(&command.output().unwrap(), &["root", "create"]);
         assert!(error.contains(dir.to_str().unwrap()) && error.contains("--run-dir"), "{error}");
         assert!(error.contains(&format!("may not contain `{}`", &name[1..2])), "{error}");
@@ -118,7 +119,7 @@ fn run_directory_that_sandboxes_would_split_is_refused() {
         symlink(&dir, &link).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_rcx-imagefs"));
         command.arg("--store").arg(lab.program().store()).arg("--run-dir").arg(&link);
-        let output = command.args(["root", "create", &lab.scene.good]).output().unwrap();
+        let output = command.args(["root", "create", &lab.fixture.good]).output().unwrap();
         assert!(failure(&output, &["root", "create"]).contains("may not contain"));
         assert_eq!(names(&dir), Vec::<String>::new());
         fs::remove_file(link).unwrap();
@@ -167,7 +168,7 @@ fn writes_land_in_the_upper_and_the_image_stays_as_it_was() {
         lab.program().ok(&["root", "remove", "it", "other"]);
         lab.is_clean();
     }
-    lab.program().ok(&["verify", &lab.scene.good, "--deep"]);
+    lab.program().ok(&["verify", &lab.fixture.good, "--deep"]);
     lab.finish();
 }
 
@@ -213,7 +214,7 @@ fn upper_in_memory_is_full_at_its_size_in_bytes_and_in_files() {
 fn size_of_an_upper_on_disk_is_refused_where_nothing_keeps_to_it() {
     let disk = Tmpfs::new("64m");
     let lab = Lab::with_homes(&disk.path().join("uppers"));
-    let error = lab.program().fails(&["root", "create", &lab.scene.good, "--upper", "dir:16M"]);
+    let error = lab.program().fails(&["root", "create", &lab.fixture.good, "--upper", "dir:16M"]);
     for word in ["tmpfs there does not limit", lab.homes().to_str().unwrap(), "use `tmpfs:SIZE`", "prjquota"]
     {
         assert!(error.contains(word), "{word}: {error}");
@@ -241,7 +242,7 @@ fn upper_on_disk_is_full_at_its_size_where_quotas_keep_to_it() {
     let mounted = Unmount(dir.clone());
     let lab = Lab::with_homes(&dir.join("uppers"));
     if !quotas.status.success() {
-        let error = lab.program().fails(&["root", "create", &lab.scene.good, "--upper", "dir:8M"]);
+        let error = lab.program().fails(&["root", "create", &lab.fixture.good, "--upper", "dir:8M"]);
         assert!(error.contains("ext4 there does not limit") && error.contains("tmpfs:SIZE"), "{error}");
         lab.finish();
         drop(mounted);
@@ -279,7 +280,7 @@ fn filesystem_that_cannot_hold_an_upper_is_refused_by_name() {
     run("mount", &["-t", "overlay", "-o", &options, "overlay", at("merged").to_str().unwrap()]);
     let mounted = Unmount(at("merged"));
     let lab = Lab::with_homes(&at("merged").join("uppers"));
-    let error = lab.program().fails(&["root", "create", &lab.scene.good]);
+    let error = lab.program().fails(&["root", "create", &lab.fixture.good]);
     for word in
         ["overlay cannot be the upper layer", "upper-dir", "tmpfs:SIZE", lab.homes().to_str().unwrap()]
     {
@@ -304,7 +305,7 @@ fn full_disk_leaves_nothing_of_a_root() {
     lab.remove("it");
     let filled = io::copy(&mut io::repeat(7), &mut fs::File::create(disk.path().join("big")).unwrap());
     assert_eq!(filled.unwrap_err().kind(), io::ErrorKind::StorageFull);
-    let error = lab.program().fails(&["root", "create", &lab.scene.good]);
+    let error = lab.program().fails(&["root", "create", &lab.fixture.good]);
     assert!(error.contains(homes.to_str().unwrap()) && error.contains("No space left"), "{error}");
     lab.finish();
 }

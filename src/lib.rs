@@ -75,7 +75,7 @@
 //! # Layer semantics
 //!
 //! The result equals a sequential application of the layers inside the image's own root. Each rule is documented where it is
-//! implemented: names and markers at [`layer::LayerPath`], tar formats at [`layer::Walk`], application at [`tree::merge`]. An
+//! implemented: names and markers at [`layer::LayerPath`], tar formats at [`layer::TarWalk`], application at [`tree::merge`]. An
 //! image that breaks a rule is refused as a whole when it is pulled.
 //!
 //! # Where things go

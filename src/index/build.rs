@@ -16,8 +16,8 @@ use super::tables::Tables;
 use super::thin::{Draft, thin};
 use crate::image::{DiffId, Digest};
 use crate::layer::{
-    BlobOffset, Codec, LayerError, Member, Printable, SpanDecoder, SpanLimits, TarEntry, TarError, TarOffset,
-    Walk,
+    BlobOffset, Codec, LayerError, MemberName, Printable, SpanDecoder, SpanLimits, TarEntry, TarError,
+    TarOffset, TarWalk,
 };
 
 /// Longest span, in bytes of tar, that thinning makes.
@@ -164,7 +164,7 @@ fn walk<R: BufRead, W: Write, F: FnOnce() -> io::Result<W>>(
     stream: &mut SpanStream<R, W, F>,
     tables: &mut Tables,
 ) -> Result<(), BuildError> {
-    let mut walk = Walk::new(&mut *stream);
+    let mut walk = TarWalk::new(&mut *stream);
     while let Some(entry) = walk.next_entry()? {
         tables.add(&entry).map_err(|what| too_large(&entry, what))?;
     }
@@ -177,8 +177,8 @@ fn walk<R: BufRead, W: Write, F: FnOnce() -> io::Result<W>>(
 
 fn too_large(entry: &TarEntry, what: &'static str) -> BuildError {
     let path = match &entry.member {
-        Member::Plain(path) | Member::Whiteout(path) | Member::Opaque(path) => path.as_bytes(),
-        Member::Dropped => b"",
+        MemberName::Plain(path) | MemberName::Whiteout(path) | MemberName::Opaque(path) => path.as_bytes(),
+        MemberName::Dropped => b"",
     };
     BuildError::TooLarge { offset: entry.offset, path: path.into(), what }
 }

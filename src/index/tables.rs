@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::format::{ENTRY_LEN, KindByte, NO_XATTRS, NOT_SPARSE, SECTIONS, Section, TAR_BLOCK};
-use crate::layer::{Content, EntryKind, LayerPath, Member, TarEntry, Xattrs};
+use crate::layer::{EntryKind, FileContent, LayerPath, MemberName, TarEntry, Xattrs};
 
 /// What the entries of one layer may take in its index, in bytes. An entry has some 60, so this is more than eight million
 /// of them, four times what the largest images have. While an index is built there are up to four copies of parts of it
@@ -51,10 +51,10 @@ impl Tables {
     /// Adds an entry or a marker. An error is what there is too much of.
     pub(super) fn add(&mut self, entry: &TarEntry) -> Result<(), &'static str> {
         match &entry.member {
-            Member::Whiteout(path) => self.marker(path.as_bytes(), 0).ok_or("text")?,
-            Member::Opaque(path) => self.marker(path.as_bytes(), 1).ok_or("text")?,
-            Member::Dropped => {}
-            Member::Plain(path) => self.plain(path, entry)?,
+            MemberName::Whiteout(path) => self.marker(path.as_bytes(), 0).ok_or("text")?,
+            MemberName::Opaque(path) => self.marker(path.as_bytes(), 1).ok_or("text")?,
+            MemberName::Dropped => {}
+            MemberName::Plain(path) => self.plain(path, entry)?,
         }
         let size: usize = self.sections.iter().map(Vec::len).sum();
         if size > TABLES_MAX { Err("metadata of all entries together (512 MiB)") } else { Ok(()) }
@@ -65,7 +65,7 @@ impl Tables {
         let block = u32::try_from(entry.offset.get() / TAR_BLOCK).map_err(|_| "tar")?;
         let (kind, payload) = match &entry.kind {
             EntryKind::Directory => (KindByte::Directory, 0),
-            EntryKind::Regular { size, content: Content::Contiguous(start) }
+            EntryKind::Regular { size, content: FileContent::Contiguous(start) }
                 if start.get() == (u64::from(block) + 1) * TAR_BLOCK && u32::try_from(*size).is_ok() =>
             {
                 (KindByte::Regular, u32::try_from(*size).map_err(|_| "size")?)
@@ -133,10 +133,10 @@ impl Tables {
         Some(at)
     }
 
-    fn extent(&mut self, size: u64, content: &Content) -> Option<u32> {
+    fn extent(&mut self, size: u64, content: &FileContent) -> Option<u32> {
         let (start, first, count) = match content {
-            Content::Contiguous(start) => (start.get(), 0, NOT_SPARSE),
-            Content::Sparse(segments) => {
+            FileContent::Contiguous(start) => (start.get(), 0, NOT_SPARSE),
+            FileContent::Sparse(segments) => {
                 let first = self.segments;
                 for segment in segments {
                     for field in [segment.logical, segment.tar.get(), segment.len] {

@@ -17,10 +17,10 @@ mod zstd;
 
 use std::{fmt, io};
 
-pub use name::{LayerPath, Member, NameError, Printable};
+pub use name::{LayerPath, MemberName, NameError, Printable};
 pub use resume::decode_span;
 pub use spans::SpanDecoder;
-pub use tar::{Content, EntryKind, Segment, TarEntry, TarError, TarFault, Timestamp, Walk, Xattrs};
+pub use tar::{EntryKind, FileContent, Segment, TarEntry, TarError, TarFault, TarWalk, Timestamp, Xattrs};
 
 /// Declares a 64-bit position, in bytes, that must not be mixed with positions in something else.
 macro_rules! offset {

@@ -24,7 +24,7 @@ pub struct LayerPath(Box<[u8]>);
 
 /// What a tar member means by its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Member {
+pub enum MemberName {
     /// An entry of the layer. The path is empty for the root itself.
     Plain(LayerPath),
     /// Hides this path of the layers below.
@@ -145,7 +145,7 @@ impl fmt::Debug for LayerPath {
     }
 }
 
-impl Member {
+impl MemberName {
     /// Tells what a member is from its name as the tar has it.
     ///
     /// The first component with a marker's name decides: below a leftover of AUFS everything is dropped, below any
@@ -211,19 +211,19 @@ impl fmt::Display for Printable<'_> {
 mod tests {
     use super::*;
 
-    fn plain(path: &[u8]) -> Result<Member, NameError> {
-        Ok(Member::Plain(LayerPath(path.into())))
+    fn plain(path: &[u8]) -> Result<MemberName, NameError> {
+        Ok(MemberName::Plain(LayerPath(path.into())))
     }
-    fn whiteout(path: &[u8]) -> Result<Member, NameError> {
-        Ok(Member::Whiteout(LayerPath(path.into())))
+    fn whiteout(path: &[u8]) -> Result<MemberName, NameError> {
+        Ok(MemberName::Whiteout(LayerPath(path.into())))
     }
-    fn opaque(path: &[u8]) -> Result<Member, NameError> {
-        Ok(Member::Opaque(LayerPath(path.into())))
+    fn opaque(path: &[u8]) -> Result<MemberName, NameError> {
+        Ok(MemberName::Opaque(LayerPath(path.into())))
     }
 
     #[test]
     fn names_are_normalised_and_classified() {
-        let cases: &[(&[u8], Result<Member, NameError>)] = &[
+        let cases: &[(&[u8], Result<MemberName, NameError>)] = &[
             (b"etc/hosts", plain(b"etc/hosts")),
             (b"/etc/hosts", plain(b"etc/hosts")),
             (b"./etc//./hosts/", plain(b"etc/hosts")),
@@ -256,11 +256,11 @@ mod tests {
             (b"d/.wh.", Err(NameError::BareWhiteout)),
             (b".wh..", Err(NameError::WhiteoutOfDots)),
             (b"d/.wh...", Err(NameError::WhiteoutOfDots)),
-            (b".wh..wh.", Ok(Member::Dropped)),
-            (b".wh..wh.plnk", Ok(Member::Dropped)),
-            (b".wh..wh.plnk/12.34", Ok(Member::Dropped)),
-            (b"d/.wh..wh.orph/.wh.", Ok(Member::Dropped)),
-            (b".wh..wh..opq.", Ok(Member::Dropped)),
+            (b".wh..wh.", Ok(MemberName::Dropped)),
+            (b".wh..wh.plnk", Ok(MemberName::Dropped)),
+            (b".wh..wh.plnk/12.34", Ok(MemberName::Dropped)),
+            (b"d/.wh..wh.orph/.wh.", Ok(MemberName::Dropped)),
+            (b".wh..wh..opq.", Ok(MemberName::Dropped)),
             (b".wh..wh.plnk/../a", plain(b"a")),
             (b".wh.a/b", Err(NameError::BelowMarker)),
             (b".wh.a/.wh.b", Err(NameError::BelowMarker)),
@@ -271,7 +271,7 @@ mod tests {
             (b"a.wh.b", plain(b"a.wh.b")),
         ];
         for (raw, expected) in cases {
-            assert_eq!(&Member::parse(raw), expected, "{}", Printable(raw));
+            assert_eq!(&MemberName::parse(raw), expected, "{}", Printable(raw));
         }
     }
 

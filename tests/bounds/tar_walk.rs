@@ -1,7 +1,7 @@
 //! The walk over a tar: what it remembers does not grow with what the tar says.
 
 use bytes::Bytes;
-use rcx_imagefs::layer::{Content, EntryKind, TarError, TarFault, Walk};
+use rcx_imagefs::layer::{EntryKind, FileContent, TarError, TarFault, TarWalk};
 
 use crate::memory::within;
 use crate::stream::{Stream, end, header, member, padding, pax};
@@ -10,7 +10,7 @@ const MIB: usize = 1 << 20;
 
 /// Walks to the end; the number of entries.
 fn count(chunks: impl IntoIterator<Item = Bytes>) -> Result<u64, TarError> {
-    let mut walk = Walk::new(Stream::new(chunks));
+    let mut walk = TarWalk::new(Stream::new(chunks));
     let mut entries = 0;
     while walk.next_entry()?.is_some() {
         entries += 1;
@@ -93,9 +93,9 @@ fn ten_million_stretches_in_an_old_gnu_map_are_refused_within_their_memory() {
 fn sparse_file_of_2_to_the_60_bytes_is_metadata() {
     let line = Bytes::from(format!("{}\n4\n", (1_u64 << 60) - 4));
     let length = line.len() as u64;
-    let mut walk = Walk::new(Stream::new(sparse(1, [line].into_iter(), length, 1 << 60, b"data")));
+    let mut walk = TarWalk::new(Stream::new(sparse(1, [line].into_iter(), length, 1 << 60, b"data")));
     let entry = within(MIB, || walk.next_entry()).unwrap().unwrap();
-    let EntryKind::Regular { size, content: Content::Sparse(segments) } = entry.kind else {
+    let EntryKind::Regular { size, content: FileContent::Sparse(segments) } = entry.kind else {
         panic!("{entry:?}")
     };
     assert_eq!((size, segments.len(), segments[0].logical), (1 << 60, 1, (1 << 60) - 4));
@@ -113,7 +113,7 @@ fn four_gib_of_pax_headers_take_the_memory_of_one() {
         let headers = std::iter::repeat_n([head.clone(), data.clone()], per_file).flatten();
         headers.chain([header(b'0', b"file", 0)])
     });
-    let mut walk = Walk::new(Stream::new(tar));
+    let mut walk = TarWalk::new(Stream::new(tar));
     let mut entries = 0;
     within(4 * MIB, || {
         while walk.next_entry().unwrap().is_some() {

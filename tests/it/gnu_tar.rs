@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use rcx_imagefs::layer::{Content, EntryKind, Member, TarEntry, Walk};
+use rcx_imagefs::layer::{EntryKind, FileContent, MemberName, TarEntry, TarWalk};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use tempfile::TempDir;
 
@@ -53,10 +53,10 @@ fn archive(dir: &Path, arguments: &[&str]) -> Vec<u8> {
 }
 
 fn entries(tar: &[u8]) -> HashMap<PathBuf, TarEntry> {
-    let mut walk = Walk::new(tar);
+    let mut walk = TarWalk::new(tar);
     let mut entries = HashMap::new();
     while let Some(entry) = walk.next_entry().unwrap() {
-        let Member::Plain(path) = &entry.member else { panic!("{entry:?}") };
+        let MemberName::Plain(path) = &entry.member else { panic!("{entry:?}") };
         let path = PathBuf::from(std::ffi::OsStr::from_bytes(path.as_bytes()));
         assert!(entries.insert(path, entry).is_none());
     }
@@ -64,12 +64,12 @@ fn entries(tar: &[u8]) -> HashMap<PathBuf, TarEntry> {
 }
 
 /// Compares a file's bytes, those in its holes too, without reading a terabyte of zeros.
-fn assert_same_content(file: &Path, tar: &[u8], size: u64, content: &Content) {
+fn assert_same_content(file: &Path, tar: &[u8], size: u64, content: &FileContent) {
     let file = File::open(file).unwrap();
     assert_eq!(file.metadata().unwrap().len(), size);
     let segments: Vec<(u64, u64, u64)> = match content {
-        Content::Contiguous(at) => vec![(0, at.get(), size)],
-        Content::Sparse(segments) => segments.iter().map(|s| (s.logical, s.tar.get(), s.len)).collect(),
+        FileContent::Contiguous(at) => vec![(0, at.get(), size)],
+        FileContent::Sparse(segments) => segments.iter().map(|s| (s.logical, s.tar.get(), s.len)).collect(),
     };
     for &(logical, at, len) in &segments {
         let mut expected = vec![0; usize::try_from(len).unwrap()];
@@ -118,7 +118,7 @@ fn assert_same(dir: &Path, tar: &[u8], nanoseconds: bool) -> usize {
             }
             EntryKind::Regular { size, content } => {
                 assert!(meta.is_file());
-                sparse += usize::from(matches!(content, Content::Sparse(_)));
+                sparse += usize::from(matches!(content, FileContent::Sparse(_)));
                 assert_same_content(&file, tar, *size, content);
             }
             EntryKind::Fifo => assert!(meta.file_type().is_fifo()),
@@ -197,13 +197,13 @@ fn a_truncated_archive_is_an_error_except_between_entries() {
     let temp = tree(true);
     let tar = archive(temp.path(), &["-S", "--format=pax"]);
     let mut boundaries = vec![0];
-    let mut walk = Walk::new(&tar[..]);
+    let mut walk = TarWalk::new(&tar[..]);
     while walk.next_entry().unwrap().is_some() {
         boundaries.push(walk.position().get());
     }
     let last = *boundaries.last().unwrap();
     for length in (0..=tar.len()).step_by(512) {
-        let mut walk = Walk::new(&tar[..length]);
+        let mut walk = TarWalk::new(&tar[..length]);
         let result = std::iter::from_fn(|| walk.next_entry().transpose()).collect::<Result<Vec<_>, _>>();
         let length = length as u64;
         assert_eq!(result.is_ok(), boundaries.contains(&length) || length > last, "{length}: {result:?}");

@@ -31,9 +31,9 @@ mod xattr;
 use std::io;
 
 use super::TarOffset;
-use super::name::{LayerPath, Member, NameError, Printable};
+use super::name::{LayerPath, MemberName, NameError, Printable};
 
-pub use walk::Walk;
+pub use walk::TarWalk;
 
 /// Bytes of a tar block; headers are one block, data is padded to whole ones.
 pub(crate) const BLOCK: usize = 512;
@@ -76,8 +76,8 @@ pub type Xattrs = Vec<(Box<[u8]>, Box<[u8]>)>;
 /// One member of a layer's tar that means something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TarEntry {
-    /// What its name says; never [`Member::Dropped`]. For a marker nothing else here has a meaning.
-    pub member: Member,
+    /// What its name says; never [`MemberName::Dropped`]. For a marker nothing else here has a meaning.
+    pub member: MemberName,
     /// What it is. A marker, which may be of any type, has an empty file here.
     pub kind: EntryKind,
     /// Permission bits with setuid, setgid and sticky: 0 to 0o7777; 0o777 for a symlink.
@@ -105,7 +105,7 @@ pub enum EntryKind {
         /// Length in bytes, holes included.
         size: u64,
         /// Where the bytes are.
-        content: Content,
+        content: FileContent,
     },
     /// A symbolic link.
     Symlink {
@@ -137,7 +137,7 @@ pub enum EntryKind {
 
 /// Where a regular file's bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
+pub enum FileContent {
     /// All in one piece.
     Contiguous(TarOffset),
     /// In stretches, ascending, apart and within the size; zeros between and behind them. Empty for a file that is one hole.

@@ -2,7 +2,7 @@
 
 use super::header::number;
 use super::pax::{SparseRecords, size};
-use super::{BLOCK, Content, MAX_SEGMENTS, Segment, TarFault};
+use super::{BLOCK, FileContent, MAX_SEGMENTS, Segment, TarFault};
 use crate::layer::TarOffset;
 
 /// Collects a sparse file's map.
@@ -67,7 +67,7 @@ impl Map {
     }
 
     /// The finished map, of data that starts at `data` and has `stored` bytes: all of which the map must account for.
-    pub(super) fn finish(mut self, data: u64, stored: u64) -> Result<(u64, Content), TarFault> {
+    pub(super) fn finish(mut self, data: u64, stored: u64) -> Result<(u64, FileContent), TarFault> {
         if self.stored != stored {
             return Err(TarFault::SparseMap);
         }
@@ -77,10 +77,10 @@ impl Map {
             segment.tar = TarOffset::new(tar);
         }
         let content = if self.stored == self.size {
-            Content::Contiguous(TarOffset::new(data))
+            FileContent::Contiguous(TarOffset::new(data))
         } else {
             self.segments.shrink_to_fit();
-            Content::Sparse(self.segments)
+            FileContent::Sparse(self.segments)
         };
         Ok((self.size, content))
     }

@@ -66,7 +66,7 @@ fn end() -> Vec<u8> {
 
 fn walk_all(tar: &[u8]) -> Result<Vec<TarEntry>, TarError> {
     // A reader of few bytes at a time finds what holds only while a header lies in one buffer.
-    let mut walk = Walk::new(io::BufReader::with_capacity(100, tar));
+    let mut walk = TarWalk::new(io::BufReader::with_capacity(100, tar));
     let mut entries = Vec::new();
     while let Some(entry) = walk.next_entry()? {
         entries.push(entry);
@@ -78,10 +78,10 @@ fn walk_all(tar: &[u8]) -> Result<Vec<TarEntry>, TarError> {
 /// One line for what the tests compare: name, kind and what else is not as `Raw::new` makes it.
 fn line(tar: &[u8], entry: &TarEntry) -> String {
     let mut line = match &entry.member {
-        Member::Plain(path) => path.to_string(),
-        Member::Whiteout(path) => return format!("whiteout {path}"),
-        Member::Opaque(path) => return format!("opaque {path}"),
-        Member::Dropped => panic!("dropped members are not shown"),
+        MemberName::Plain(path) => path.to_string(),
+        MemberName::Whiteout(path) => return format!("whiteout {path}"),
+        MemberName::Opaque(path) => return format!("opaque {path}"),
+        MemberName::Dropped => panic!("dropped members are not shown"),
     };
     line += &match &entry.kind {
         EntryKind::Directory => " dir".to_owned(),
@@ -89,14 +89,14 @@ fn line(tar: &[u8], entry: &TarEntry) -> String {
             let mut bytes = vec![b'_'; usize::try_from(*size).unwrap()];
             let whole = |at| vec![Segment { logical: 0, tar: at, len: *size }];
             let segments = match content {
-                Content::Contiguous(at) => whole(*at),
-                Content::Sparse(segments) => segments.clone(),
+                FileContent::Contiguous(at) => whole(*at),
+                FileContent::Sparse(segments) => segments.clone(),
             };
             for Segment { logical, tar: at, len } in segments {
                 let [logical, at, len] = [logical, at.get(), len].map(|n| usize::try_from(n).unwrap());
                 bytes[logical..logical + len].copy_from_slice(&tar[at..at + len]);
             }
-            let sparse = if matches!(content, Content::Sparse(_)) { "sparse " } else { "" };
+            let sparse = if matches!(content, FileContent::Sparse(_)) { "sparse " } else { "" };
             format!(" {sparse}[{}]", Printable(&bytes))
         }
         EntryKind::Symlink { target } => format!(" -> {}", Printable(target)),
@@ -303,9 +303,9 @@ impl io::BufRead for Endless {
 #[test]
 fn sizes_beyond_8_gib_are_sizes() {
     let header = Raw::new(b'0', "a").set(124, b"\x80\0\0\0\0\0\0\x03\0\0\0\0").done();
-    let mut walk = Walk::new(Endless(header));
+    let mut walk = TarWalk::new(Endless(header));
     let entry = walk.next_entry().unwrap().unwrap();
-    let content = Content::Contiguous(TarOffset::new(512));
+    let content = FileContent::Contiguous(TarOffset::new(512));
     assert_eq!(entry.kind, EntryKind::Regular { size: 3 << 32, content });
     assert_eq!(walk.position().get(), 512 + (3 << 32));
 }
@@ -313,7 +313,7 @@ fn sizes_beyond_8_gib_are_sizes() {
 #[test]
 fn data_behind_the_end_is_ignored_and_left_to_the_caller() {
     let tar = [file("a", b"x"), end(), b"garbage".to_vec()].concat();
-    let mut walk = Walk::new(&tar[..]);
+    let mut walk = TarWalk::new(&tar[..]);
     assert!(walk.next_entry().unwrap().is_some());
     assert!(walk.next_entry().unwrap().is_none());
     assert_eq!(walk.into_inner(), b"garbage");
@@ -322,7 +322,7 @@ fn data_behind_the_end_is_ignored_and_left_to_the_caller() {
 #[test]
 fn a_failed_walk_stays_failed() {
     let tar = [vec![b'x'; BLOCK], file("a", b"")].concat();
-    let mut walk = Walk::new(&tar[..]);
+    let mut walk = TarWalk::new(&tar[..]);
     assert!(matches!(walk.next_entry(), Err(TarError { fault: TarFault::Checksum, .. })));
     assert!(matches!(walk.next_entry(), Err(TarError { fault: TarFault::Failed, .. })));
 }
@@ -386,7 +386,7 @@ fn pax_sparse_files_are_read() {
     let big = [("GNU.sparse.major", b"1".as_slice()), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"1000000119")];
     let tar = [pax(&big), file("a", &[long_map.clone(), vec![b'x'; 60]].concat()), next].concat();
     let entries = walk_all(&tar).unwrap();
-    let EntryKind::Regular { size: 1_000_000_119, content: Content::Sparse(segments) } = &entries[0].kind else { panic!("{entries:?}") };
+    let EntryKind::Regular { size: 1_000_000_119, content: FileContent::Sparse(segments) } = &entries[0].kind else { panic!("{entries:?}") };
     let data = 1024 + 512 + long_map.len() as u64;
     let expected: Vec<_> = (0..60).map(|n| Segment { logical: 1_000_000_000 + 2 * n, tar: TarOffset::new(data + n), len: 1 }).collect();
     assert_eq!(segments, &expected);
@@ -499,7 +499,7 @@ fn rich() -> Vec<u8> {
 #[test]
 fn truncation_is_an_error_except_between_entries() {
     let tar = rich();
-    let mut walk = Walk::new(&tar[..]);
+    let mut walk = TarWalk::new(&tar[..]);
     let mut boundaries = vec![0];
     while walk.next_entry().unwrap().is_some() {
         boundaries.push(usize::try_from(walk.position().get()).unwrap());
@@ -531,8 +531,8 @@ mod random {
             assert!(entry.xattrs.windows(2).all(|pair| pair[0].0 < pair[1].0));
             if let EntryKind::Regular { size, content } = entry.kind {
                 let segments = match content {
-                    Content::Contiguous(tar) => vec![Segment { logical: 0, tar, len: size }],
-                    Content::Sparse(segments) => segments,
+                    FileContent::Contiguous(tar) => vec![Segment { logical: 0, tar, len: size }],
+                    FileContent::Sparse(segments) => segments,
                 };
                 let mut end = 0;
                 for segment in segments {

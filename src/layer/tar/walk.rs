@@ -6,15 +6,15 @@ use super::header::{Header, text};
 use super::pax::{Pax, SparseRecords};
 use super::sparse::{LineMap, Map};
 use super::{
-    BLOCK, Content, EntryKind, MAX_EXTENSIONS, MAX_LONG_NAME, MAX_PAX, MAX_TARGET, TarEntry, TarError,
+    BLOCK, EntryKind, FileContent, MAX_EXTENSIONS, MAX_LONG_NAME, MAX_PAX, MAX_TARGET, TarEntry, TarError,
     TarFault, Timestamp,
 };
 use crate::layer::TarOffset;
-use crate::layer::name::{LayerPath, Member};
+use crate::layer::name::{LayerPath, MemberName};
 
 /// Reads a tar's entries from a stream.
 #[derive(Debug)]
-pub struct Walk<R> {
+pub struct TarWalk<R> {
     input: R,
     /// Bytes consumed.
     position: u64,
@@ -44,7 +44,7 @@ struct Extensions {
     long_link: Option<Vec<u8>>,
 }
 
-impl<R: BufRead> Walk<R> {
+impl<R: BufRead> TarWalk<R> {
     /// Starts at the first block of a tar.
     pub fn new(input: R) -> Self {
         Self { input, position: 0, state: State::Reading, global: Pax::default(), header_at: 0, name: None }
@@ -149,7 +149,7 @@ impl<R: BufRead> Walk<R> {
         let Extensions { pax, long_name, long_link, .. } = &mut extensions;
         let name = pax.sparse.name.take().or(long_name.take()).or(pax.path.take());
         let name = self.name.insert(name.unwrap_or_else(|| header.name()).into_boxed_slice());
-        let member = Member::parse(name)?;
+        let member = MemberName::parse(name)?;
         let directory_name = name.ends_with(b"/");
 
         let typeflag = match header.typeflag() {
@@ -169,7 +169,7 @@ impl<R: BufRead> Walk<R> {
                 self.read_gnu_sparse(header, size)?
             }
             _ if !pax.sparse.any => {
-                let content = Content::Contiguous(TarOffset::new(self.position));
+                let content = FileContent::Contiguous(TarOffset::new(self.position));
                 self.skip_data(size)?;
                 (size, content)
             }
@@ -182,11 +182,12 @@ impl<R: BufRead> Walk<R> {
             link.unwrap_or_else(|| header.link_name().to_vec())
         };
         let kind = match member {
-            Member::Dropped => return Ok(None),
-            Member::Whiteout(_) | Member::Opaque(_) => {
-                EntryKind::Regular { size: 0, content: Content::Contiguous(TarOffset::new(self.position)) }
-            }
-            Member::Plain(_) => match typeflag {
+            MemberName::Dropped => return Ok(None),
+            MemberName::Whiteout(_) | MemberName::Opaque(_) => EntryKind::Regular {
+                size: 0,
+                content: FileContent::Contiguous(TarOffset::new(self.position)),
+            },
+            MemberName::Plain(_) => match typeflag {
                 b'0' if directory_name && size == 0 => EntryKind::Directory,
                 b'0' | b'S' if directory_name => return Err(TarFault::FileWithSlash),
                 b'0' | b'S' => EntryKind::Regular { size: content.0, content: content.1 },
@@ -207,7 +208,7 @@ impl<R: BufRead> Walk<R> {
                 other => return Err(TarFault::Type(other)),
             },
         };
-        if matches!(&member, Member::Plain(path) if path.is_root()) && kind != EntryKind::Directory {
+        if matches!(&member, MemberName::Plain(path) if path.is_root()) && kind != EntryKind::Directory {
             return Err(TarFault::RootKind);
         }
 
@@ -234,7 +235,7 @@ impl<R: BufRead> Walk<R> {
     }
 
     /// An old GNU sparse file: the map starts in the header and goes on in blocks of its own before the data.
-    fn read_gnu_sparse(&mut self, header: &Header<'_>, stored: u64) -> Result<(u64, Content), TarFault> {
+    fn read_gnu_sparse(&mut self, header: &Header<'_>, stored: u64) -> Result<(u64, FileContent), TarFault> {
         if header.format() != super::header::Format::Gnu {
             return Err(TarFault::Type(b'S'));
         }
@@ -256,7 +257,11 @@ impl<R: BufRead> Walk<R> {
     }
 
     /// A sparse file with PAX records: the map is among them (0.0, 0.1) or stands before the data (1.0).
-    fn read_pax_sparse(&mut self, records: &SparseRecords, stored: u64) -> Result<(u64, Content), TarFault> {
+    fn read_pax_sparse(
+        &mut self,
+        records: &SparseRecords,
+        stored: u64,
+    ) -> Result<(u64, FileContent), TarFault> {
         let size = records.size.ok_or(TarFault::SparseMap)?;
         let (map, left) = match (records.major.unwrap_or(0), records.minor.unwrap_or(0)) {
             (0, 0 | 1) => {

@@ -4,7 +4,7 @@
 //! of members are the normal form of the naive model, and are read as themselves.
 
 use rcx_imagefs::image::{Digest, LayerMedia, Name, Platform, Reference, ReferenceError, Tag};
-use rcx_imagefs::layer::{LayerPath, Member, NameError};
+use rcx_imagefs::layer::{LayerPath, MemberName, NameError};
 use rcx_imagefs::sandbox::shim::{BoxImages, ImageName};
 
 use crate::input::Input;
@@ -158,14 +158,14 @@ fn check_member(raw: &[u8]) {
             || raw.split(|byte| *byte == b'/').any(|name| name.len() > 255);
         assert!(raw.is_empty() || raw.contains(&0) || long, "{path:?}");
     }
-    match Member::parse(raw) {
-        Ok(Member::Plain(plain)) => {
+    match MemberName::parse(raw) {
+        Ok(MemberName::Plain(plain)) => {
             let names = plain.as_bytes().split(|byte| *byte == b'/');
             assert!(names.into_iter().all(|name| !name.starts_with(b".wh.")), "{plain}");
             assert_eq!(path, Ok(plain));
         }
-        Ok(Member::Whiteout(hidden)) => assert!(!hidden.is_root()),
-        Ok(Member::Opaque(_) | Member::Dropped) => {}
+        Ok(MemberName::Whiteout(hidden)) => assert!(!hidden.is_root()),
+        Ok(MemberName::Opaque(_) | MemberName::Dropped) => {}
         Err(NameError::Empty | NameError::Nul | NameError::LongComponent(_) | NameError::LongPath(_)) => {}
         Err(NameError::BareWhiteout | NameError::WhiteoutOfDots | NameError::BelowMarker) => {
             assert!(raw.windows(4).any(|name| name == b".wh."));

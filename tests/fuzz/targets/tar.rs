@@ -7,7 +7,8 @@
 use rcx_imagefs::image::{Digest, LayerDigest};
 use rcx_imagefs::index::{Build, Index, Kind, Layer, Source, build};
 use rcx_imagefs::layer::{
-    Codec, Content, EntryKind, LayerPath, Member, Segment, SpanLimits, TarEntry, TarFault, Walk, tar,
+    Codec, EntryKind, FileContent, LayerPath, MemberName, Segment, SpanLimits, TarEntry, TarFault, TarWalk,
+    tar,
 };
 use rcx_imagefs::tree;
 
@@ -57,7 +58,7 @@ pub fn run(data: &[u8]) {
 
 /// All entries up to the end or an error, which is told as text.
 fn walk(tar: &[u8], chunk: usize) -> (Vec<TarEntry>, Option<String>) {
-    let mut walk = Walk::new(std::io::BufReader::with_capacity(chunk.min(tar.len().max(1)), tar));
+    let mut walk = TarWalk::new(std::io::BufReader::with_capacity(chunk.min(tar.len().max(1)), tar));
     let mut entries = Vec::new();
     loop {
         match walk.next_entry() {
@@ -88,12 +89,12 @@ fn check(tar: &[u8], entry: &TarEntry) {
     let size = tar.len() as u64;
     assert!(entry.offset.get().is_multiple_of(BLOCK as u64) && entry.offset.get() + BLOCK as u64 <= size);
     let path = match &entry.member {
-        Member::Plain(path) | Member::Opaque(path) => path,
-        Member::Whiteout(path) => {
+        MemberName::Plain(path) | MemberName::Opaque(path) => path,
+        MemberName::Whiteout(path) => {
             assert!(!path.is_root(), "a whiteout hides something");
             path
         }
-        Member::Dropped => panic!("a dropped member was delivered"),
+        MemberName::Dropped => panic!("a dropped member was delivered"),
     };
     assert!(is_normal(path), "{path}");
     assert!(entry.mode <= 0o7777 && entry.uid != u32::MAX && entry.gid != u32::MAX);
@@ -106,13 +107,13 @@ fn check(tar: &[u8], entry: &TarEntry) {
     }
     match &entry.kind {
         EntryKind::Directory | EntryKind::Fifo => {}
-        EntryKind::Regular { size: length, content: Content::Contiguous(start) } => {
+        EntryKind::Regular { size: length, content: FileContent::Contiguous(start) } => {
             assert!(
                 start.get().checked_add(*length).is_some_and(|end| end <= size),
                 "content lies in the tar"
             );
         }
-        EntryKind::Regular { size: length, content: Content::Sparse(segments) } => {
+        EntryKind::Regular { size: length, content: FileContent::Sparse(segments) } => {
             let mut covered = None;
             for Segment { logical, tar, len } in segments {
                 assert!(
@@ -137,19 +138,19 @@ fn check(tar: &[u8], entry: &TarEntry) {
             assert!((*major, *minor) != (0, 0) || matches!(entry.kind, EntryKind::BlockDevice { .. }));
         }
     }
-    if path.is_root() && matches!(entry.member, Member::Plain(_)) {
+    if path.is_root() && matches!(entry.member, MemberName::Plain(_)) {
         assert_eq!(entry.kind, EntryKind::Directory);
     }
 }
 
 /// Bytes `start..end` of a file, by what the walk says of it.
-fn content(tar: &[u8], content: &Content, start: u64, end: u64) -> Vec<u8> {
+fn content(tar: &[u8], content: &FileContent, start: u64, end: u64) -> Vec<u8> {
     let place = |at: u64| usize::try_from(at).unwrap();
     let mut bytes = vec![0; place(end - start)];
     let whole = |at| vec![Segment { logical: 0, tar: at, len: end }];
     let segments = match content {
-        Content::Contiguous(at) => whole(*at),
-        Content::Sparse(segments) => segments.clone(),
+        FileContent::Contiguous(at) => whole(*at),
+        FileContent::Sparse(segments) => segments.clone(),
     };
     for Segment { logical, tar: at, len } in segments {
         let (from, to) = (logical.max(start), (logical + len).min(end));
@@ -173,7 +174,7 @@ fn check_index(tar: &[u8], walked: &[TarEntry], complete: bool) {
     let layer = Layer::new(Index::open(file).unwrap(), Source::Memory(tar.to_vec()), None);
     let index = layer.index();
     let plain = walked.iter().filter_map(|entry| match &entry.member {
-        Member::Plain(path) => Some((path, entry)),
+        MemberName::Plain(path) => Some((path, entry)),
         _ => None,
     });
     let mut count = 0;
@@ -210,8 +211,8 @@ fn check_index(tar: &[u8], walked: &[TarEntry], complete: bool) {
     assert_eq!(count, index.len());
     let markers = |opaque: bool| {
         walked.iter().filter_map(move |entry| match &entry.member {
-            Member::Whiteout(path) if !opaque => Some(path.as_bytes()),
-            Member::Opaque(path) if opaque => Some(path.as_bytes()),
+            MemberName::Whiteout(path) if !opaque => Some(path.as_bytes()),
+            MemberName::Opaque(path) if opaque => Some(path.as_bytes()),
             _ => None,
         })
     };

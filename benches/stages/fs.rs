@@ -3,6 +3,8 @@
 use criterion::{BatchSize, Criterion, Throughput};
 use rcx_imagefs::fs::{FsOptions, ImageFs, ImageSource, Ino, InodeAttr, Lookup};
 use rcx_imagefs::image::{Descriptor, Digest, LayerDigest, Manifest, Name, media};
+use rcx_imagefs::index::Index;
+use rcx_imagefs::layer::Codec;
 use rcx_imagefs::store::Store;
 use tempfile::TempDir;
 
@@ -32,13 +34,22 @@ impl Images {
             self.store.put_small(&digest, bytes).unwrap();
             digest
         };
-        let layer = |blob: &Vec<u8>| {
+        let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
+        for blob in blobs {
             let layer = LayerDigest::new(put(blob));
+            let index = Index::open(data::index_of(blob)).unwrap();
+            diff_ids.push(*index.diff_id());
             self.store.put_index(&layer, &data::index_of(blob)).unwrap();
-            Descriptor::new(media::OCI_LAYER, layer.digest(), blob.len() as u64)
-        };
-        let config = Descriptor::new(media::OCI_CONFIG, put(b"{}"), 2);
-        let manifest = Manifest::new(config, blobs.iter().map(layer).collect()).unwrap().to_bytes();
+            let media_type = match index.codec() {
+                Codec::Tar => media::OCI_LAYER,
+                Codec::Gzip => media::OCI_LAYER_GZIP,
+                Codec::Zstd => media::OCI_LAYER_ZSTD,
+            };
+            layers.push(Descriptor::new(media_type, layer.digest(), blob.len() as u64));
+        }
+        let config = serde_json::json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}}).to_string();
+        let config = Descriptor::new(media::OCI_CONFIG, put(config.as_bytes()), config.len() as u64);
+        let manifest = Manifest::new(config, layers).unwrap().to_bytes();
         let manifest = Descriptor::new(media::OCI_MANIFEST, put(&manifest), manifest.len() as u64);
         let tag = "1".parse().unwrap();
         self.store.tag(&Name::given(name).unwrap(), Some(&tag), &manifest, None).unwrap();

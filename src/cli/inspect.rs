@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Context, REFERENCE, output};
-use crate::pipeline::{open_layer, read_config, read_manifest};
+use crate::pipeline::{open_layer, read_image};
 
 /// Show an image's manifest, configuration, layers and indexes
 #[derive(Debug, Args)]
@@ -35,7 +35,7 @@ struct InspectJson {
 #[derive(Debug, Serialize)]
 struct LayerJson {
     digest: String,
-    diff_id: Option<String>,
+    diff_id: String,
     media_type: String,
     /// Bytes of the blob.
     size: u64,
@@ -54,25 +54,25 @@ struct LayerJson {
 pub(super) fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
     let store = context.open_store()?;
     let image = context.find(&store, &args.reference)?.image;
-    let manifest = read_manifest(&store, &image.digest)?;
-    let config = read_config(&store, &manifest)?;
-    let layers =
-        manifest.typed_layers().zip(manifest.layers()).enumerate().map(|(at, ((digest, _, _), layer))| {
-            let open = open_layer(&store, digest);
-            let index = open.as_ref().ok().map(|open| open.index());
-            LayerJson {
-                digest: digest.to_string(),
-                diff_id: config.diff_ids.get(at).map(ToString::to_string),
-                media_type: layer.media_type.clone(),
-                size: layer.size,
-                tar_size: index.map(|index| index.tar_size()),
-                entries: index.map(|index| index.len()),
-                spans: index.map(|index| index.span_count()),
-                index_size: index.map(|index| index.file_size()),
-                seekable_size: index.map(|index| index.seekable_size()),
-                error: open.err().map(|error| format!("{:#}", anyhow::Error::from(error))),
-            }
-        });
+    let documents = read_image(&store, &image.digest)?;
+    let (manifest, config) = (documents.manifest(), documents.config());
+    let layers = documents.layers().iter().map(|layer| {
+        let digest = layer.digest();
+        let open = open_layer(&store, digest);
+        let index = open.as_ref().ok().map(|open| open.index());
+        LayerJson {
+            digest: digest.to_string(),
+            diff_id: layer.diff_id().to_string(),
+            media_type: layer.descriptor().media_type.clone(),
+            size: layer.size(),
+            tar_size: index.map(|index| index.tar_size()),
+            entries: index.map(|index| index.len()),
+            spans: index.map(|index| index.span_count()),
+            index_size: index.map(|index| index.file_size()),
+            seekable_size: index.map(|index| index.seekable_size()),
+            error: open.err().map(|error| format!("{:#}", anyhow::Error::from(error))),
+        }
+    });
     let shown = InspectJson {
         name: context.familiar(&image.name),
         tags: image.tags.iter().map(ToString::to_string).collect(),
@@ -84,7 +84,7 @@ pub(super) fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
         layers: layers.collect(),
         config: config.raw.clone(),
     };
-    if args.json { output::json(&shown) } else { print(&shown, &config) }
+    if args.json { output::json(&shown) } else { print(&shown, config) }
 }
 
 fn print(shown: &InspectJson, config: &crate::image::ImageConfig) -> anyhow::Result<()> {

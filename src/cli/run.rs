@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::engine::EngineChoice;
 use super::{Context, REFERENCE, output};
-use crate::pipeline::{read_config, read_manifest};
+use crate::pipeline::read_image;
 use crate::roots::Upper;
 use crate::sandbox::isolate::{DirRule, Given, Opt, failure_text};
 use crate::sandbox::{
@@ -339,7 +339,7 @@ fn execute(context: &Context, args: &RunArgs, known: &mut Known) -> anyhow::Resu
     let found = context.find(&store, &args.reference)?;
     let name = format!("{}@{}", context.familiar(&found.image.name), found.image.digest);
     known.image = Some(name);
-    let image = read_config(&store, &read_manifest(&store, &found.image.digest)?)?;
+    let image = read_image(&store, &found.image.digest)?;
     let kind = args.sandbox.map_or_else(|| config.sandbox(), Ok)?;
     let sandbox = Sandbox::find(kind, context.config.isolate.path.as_deref(), &context.run_dir)?;
     known.sandbox = Some(sandbox.name());
@@ -349,7 +349,7 @@ fn execute(context: &Context, args: &RunArgs, known: &mut Known) -> anyhow::Resu
     let (_, lower) = context.lower(&store, &args.reference, args.engine)?;
     let job = Job {
         spec: &spec,
-        config: &image,
+        config: image.config(),
         image: &lower,
         roots: &context.roots(&store)?,
         boxes: &context.boxes(&store)?,

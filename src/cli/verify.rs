@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Context, REFERENCE, error, output};
 use crate::image::{Digest, LayerDigest};
-use crate::pipeline::{OpenImage, open_image, open_layer, read_config, read_manifest};
+use crate::pipeline::{OpenImage, open_image, open_layer, read_image, read_manifest};
 use crate::roots::LayerDirectories;
 use crate::store::{ImageRecord, Store};
 
@@ -95,23 +95,22 @@ impl Check<'_> {
         if !self.blob(manifest.config().digest) {
             return Ok(false);
         }
-        let config = read_config(self.store, &manifest)?;
-        config.check_layers(&manifest)?;
+        let read = read_image(self.store, &image.digest)?;
         let mut whole = true;
-        for ((layer, _, _), declared) in manifest.typed_layers().zip(&config.diff_ids) {
+        for (layer, declared) in read.layers().iter().map(|layer| (layer.digest(), layer.diff_id())) {
             let first = !self.seen.contains_key(&layer.digest());
             if !self.blob(layer.digest()) {
                 whole = false;
                 continue;
             }
             match open_layer(self.store, layer) {
-                Ok(open) if open.index().diff_id() != declared => {
+                Ok(open) if *open.index().diff_id() != declared => {
                     whole = false;
                     self.problem(&layer, format!("its tar is {}, not {declared}", open.index().diff_id()));
                 }
                 Ok(open) if self.deep && first => {
                     let before = self.report.problems.len();
-                    self.spans(&layer, &open, declared);
+                    self.spans(&layer, &open, &declared);
                     if self.report.problems.len() > before {
                         whole = false;
                         self.seen.insert(layer.digest(), false);
@@ -137,7 +136,7 @@ impl Check<'_> {
         if !path.exists() {
             return Ok(true);
         }
-        let differences = LayerDirectories::open(&path)?.verify(self.store, image, self.deep)?;
+        let differences = LayerDirectories::open(&path)?.verify(image, self.deep)?;
         for difference in &differences {
             let problem = format!("unpacked layer: {difference}");
             if !self.report.problems.contains(&problem) {

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::manifest::check_length;
-use super::{DiffId, Manifest, ManifestError, Platform};
+use super::{DiffId, ManifestError, Platform};
 
 /// Longest image config, in bytes. Nothing bounds it; the largest seen are some 100 KiB of history.
 pub const CONFIG_MAX: u64 = 8 << 20;
@@ -85,28 +85,14 @@ impl ImageConfig {
             raw: serde_json::from_slice(bytes).map_err(ManifestError::Config)?,
         })
     }
-
-    /// Checks that this config describes as many layers as the manifest lists.
-    ///
-    /// # Errors
-    /// [`ManifestError::LayerCount`].
-    pub fn check_layers(&self, manifest: &Manifest) -> Result<(), ManifestError> {
-        let (diff_ids, layers) = (self.diff_ids.len(), manifest.layers().len());
-        if diff_ids == layers { Ok(()) } else { Err(ManifestError::LayerCount { diff_ids, layers }) }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{Descriptor, Digest, media};
+    use crate::image::Digest;
 
     const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-
-    fn manifest(layers: usize) -> Manifest {
-        let layer = Descriptor::new(media::OCI_LAYER, Digest::of(b""), 1);
-        Manifest::new(Descriptor::new(media::OCI_CONFIG, Digest::of(b""), 1), vec![layer; layers]).unwrap()
-    }
 
     #[test]
     fn fields_may_be_missing_or_null() {
@@ -123,17 +109,6 @@ mod tests {
         assert_eq!((config.working_dir.as_str(), config.user.as_str()), ("/w", "1:2"));
         assert_eq!(config.diff_ids, [DiffId::new(Digest::of(b""))]);
         assert_eq!(config.raw["os"], "linux");
-    }
-
-    #[test]
-    fn config_of_other_layers_is_refused() {
-        let text = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":["sha256:{HEX}"]}}}}"#);
-        let config = ImageConfig::parse(text.as_bytes()).unwrap();
-        assert!(config.check_layers(&manifest(1)).is_ok());
-        assert!(matches!(
-            config.check_layers(&manifest(2)),
-            Err(ManifestError::LayerCount { diff_ids: 1, layers: 2 })
-        ));
     }
 
     #[test]

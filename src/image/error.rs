@@ -88,12 +88,23 @@ pub enum ManifestError {
         /// Its size.
         size: u64,
     },
-    /// The config describes other layers than the manifest lists.
-    #[error("config has {diff_ids} diff IDs for {layers} layers")]
+    /// The configuration has another digest than the manifest declares.
+    #[error("content has digest {0}")]
+    ConfigDigest(Digest),
+    /// The configuration has another size than the manifest declares.
+    #[error("content has {actual} bytes, but the manifest declares {declared}")]
+    ConfigSize {
+        /// The length in bytes.
+        actual: u64,
+        /// The size in the manifest.
+        declared: u64,
+    },
+    /// The configuration describes more or fewer layers than the manifest lists.
+    #[error("configuration has {diff_ids} diff IDs, but the manifest has {layers} layers")]
     LayerCount {
-        /// In the config.
+        /// The number of diff IDs in the configuration.
         diff_ids: usize,
-        /// In the manifest.
+        /// The number of layers in the manifest.
         layers: usize,
     },
     /// The config's root filesystem is not made of layers.

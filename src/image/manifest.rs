@@ -109,8 +109,8 @@ impl Document {
                 let (Some(config), Some(layers)) = (fields.config, fields.layers) else {
                     return Err(ManifestError::Neither("a config or layers, not both".to_owned()));
                 };
-                if !matches!(config.media_type.as_str(), media::OCI_CONFIG | media::DOCKER_CONFIG) {
-                    return Err(ManifestError::Artifact(fields.artifact_type.unwrap_or(config.media_type)));
+                if let (Some(artifact), false) = (&fields.artifact_type, is_image_config(&config)) {
+                    return Err(ManifestError::Artifact(artifact.clone()));
                 }
                 Manifest::checked(media_type, config, layers, annotations).map(Self::Manifest)
             }
@@ -125,6 +125,10 @@ impl Document {
 pub(super) fn check_length(bytes: &[u8], limit: u64) -> Result<(), ManifestError> {
     let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     if size > limit { Err(ManifestError::TooLong { size, limit }) } else { Ok(()) }
+}
+
+fn is_image_config(config: &Descriptor) -> bool {
+    matches!(config.media_type.as_str(), media::OCI_CONFIG | media::DOCKER_CONFIG)
 }
 
 /// A media type without its parameters.
@@ -225,6 +229,9 @@ impl Manifest {
     ) -> Result<Self, ManifestError> {
         if layers.len() > LAYERS_MAX {
             return Err(ManifestError::TooMany { what: "layers", count: layers.len(), limit: LAYERS_MAX });
+        }
+        if !is_image_config(&config) {
+            return Err(ManifestError::Artifact(config.media_type));
         }
         if config.size == 0 || config.size > CONFIG_MAX {
             return Err(ManifestError::Size { what: "config", digest: config.digest, size: config.size });

@@ -8,6 +8,7 @@ mod manifest;
 mod name;
 mod platform;
 mod reference;
+mod validated;
 
 pub use config::{CONFIG_MAX, ImageConfig};
 pub use descriptor::{Compression, Descriptor, LayerMedia, media};
@@ -17,3 +18,4 @@ pub use manifest::{Document, ImageIndex, LAYERS_MAX, MANIFEST_MAX, Manifest};
 pub use name::{DOCKER_HUB, NAME_MAX, Name, TAG_MAX, Tag};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
+pub use validated::{Image, ImageLayer};

@@ -22,7 +22,7 @@ use std::fmt;
 pub use build::{Build, BuildError, Built, SPAN_MAX, build};
 pub use entry::{Entry, Kind};
 pub use limits::{LayerLimits, RATIO_FROM, TarLimit};
-pub use open::{Index, IndexError, open_file};
+pub use open::{Index, IndexError, open_file, recorded_diff_id};
 pub use read::{Layer, Piece, ReadError, Source};
 pub use tables::TABLES_MAX;
 

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 
 use memmap2::Mmap;
 
@@ -89,6 +90,19 @@ pub fn open_file(file: &File, layer: &LayerDigest) -> Result<Index<Mmap>, IndexE
         return Err(IndexError::OtherLayer(*index.layer()));
     }
     Ok(index)
+}
+
+/// Reads the diff ID from the header of an index file, without mapping and validating the rest.
+///
+/// Returns `None` if the file is not an index of `layer` in this version. The checksum over the file is not compared: the
+/// caller may only use the result to confirm a diff ID that it expects.
+#[must_use]
+pub fn recorded_diff_id(file: &File, layer: &LayerDigest) -> Option<DiffId> {
+    let mut header = [0; HEADER_LEN];
+    file.read_exact_at(&mut header, 0).ok()?;
+    let is_ours = header[..8] == MAGIC && u32_at(&header, 8) == VERSION;
+    let of_layer = Digest::new(array(&header, 48)) == layer.digest();
+    (is_ours && of_layer).then(|| DiffId::new(Digest::new(array(&header, 80))))
 }
 
 impl<D: AsRef<[u8]>> Index<D> {

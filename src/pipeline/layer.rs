@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 
 use super::open::open_index;
 use super::{Event, PipelineError, Progress};
-use crate::image::{DiffId, Digest, LayerDigest};
-use crate::index::{Build, BuildError, Built, build};
+use crate::image::{Compression, DiffId, Digest, ImageLayer, LayerDigest};
+use crate::index::{Build, BuildError, Built, Index, build};
 use crate::layer::{BlobOffset, Codec, LayerError};
 use crate::store::{BlobLock, Partial, Store, StoreError, Temp};
 
@@ -30,16 +30,6 @@ const REPLAY: usize = 256 << 10;
 /// After this time at most, a thread that waits for another process sees that it is to stop.
 const STOP_SEEN: Duration = Duration::from_millis(200);
 
-/// A layer as the image's documents describe it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Wanted {
-    pub(super) digest: LayerDigest,
-    pub(super) size: u64,
-    pub(super) diff_id: DiffId,
-    /// By its media type, where that says something.
-    pub(super) codec: Option<Codec>,
-}
-
 /// Where the bytes of a blob come from: called with the offset from which on they are wanted.
 pub(super) type Fetch<'a> = dyn Fn(u64) -> mpsc::Receiver<Result<Bytes, PipelineError>> + Sync + 'a;
 
@@ -48,12 +38,12 @@ pub(super) type Fetch<'a> = dyn Fn(u64) -> mpsc::Receiver<Result<Bytes, Pipeline
 /// Blocks: for another process that has the layer at hand (until `stopped`), for the source, for the disk.
 pub(super) fn ensure(
     store: &Store,
-    wanted: &Wanted,
+    layer: &ImageLayer,
     fetch: &Fetch<'_>,
     stopped: &dyn Fn() -> bool,
     progress: &Progress,
 ) -> Result<u64, PipelineError> {
-    let Wanted { digest, size, .. } = *wanted;
+    let (digest, size) = (layer.digest(), layer.size());
     progress.tell(Event::Layer { digest, size });
     let blob = digest.digest();
     let lock = match store.try_lock_blob(&blob)? {
@@ -64,7 +54,7 @@ pub(super) fn ensure(
         }
     };
     let mut fetched = 0;
-    if is_there(store, wanted, &lock, progress)? {
+    if is_there(store, layer, &lock, progress)? {
         tracing::debug!("layer {digest} is in the store");
     } else {
         let mut partial = store.partial(&lock)?;
@@ -74,14 +64,14 @@ pub(super) fn ensure(
         }
         let resumed = partial.len();
         fetched = size - resumed;
-        match take_in(store, wanted, partial, fetch, progress) {
+        match take_in(store, layer, partial, fetch, progress) {
             // What an earlier attempt left may be what is wrong: once more from the start.
             Err(PipelineError::WrongDigest { .. } | PipelineError::Layer { .. }) if resumed > 0 => {
                 tracing::warn!("layer {digest}: what an earlier download left is damaged, fetching it again");
                 let mut partial = store.partial(&lock)?;
                 partial.restart()?;
                 fetched = size;
-                take_in(store, wanted, partial, fetch, progress)?;
+                take_in(store, layer, partial, fetch, progress)?;
             }
             result => result?,
         }
@@ -107,20 +97,20 @@ fn wait_for_lock(
 /// Whether the store has the layer whole; a damaged blob is removed, so that it is fetched anew.
 fn is_there(
     store: &Store,
-    wanted: &Wanted,
+    layer: &ImageLayer,
     lock: &BlobLock,
     progress: &Progress,
 ) -> Result<bool, PipelineError> {
-    let digest = wanted.digest;
+    let digest = layer.digest();
     let blob = digest.digest();
-    let index = match store.has_blob(&blob, Some(wanted.size)) {
+    let index = match store.has_blob(&blob, Some(layer.size())) {
         Ok(false) => return Ok(false),
         Ok(true) => open_index(store, &digest, Some(lock), progress),
         // It may be this image's manifest that is wrong, and the blob one that other images use: the digest tells.
         Err(damaged @ StoreError::Damaged { .. }) => match store.verify_blob(&blob, |_| ()) {
             Ok(()) => {
                 let actual = store.blob_size(&blob)?;
-                return Err(PipelineError::WrongSize { layer: digest, actual, declared: wanted.size });
+                return Err(PipelineError::WrongSize { layer: digest, actual, declared: layer.size() });
             }
             Err(StoreError::Damaged { .. }) => Err(damaged.into()),
             Err(error) => Err(error.into()),
@@ -129,8 +119,7 @@ fn is_there(
     };
     match index {
         Ok(index) => {
-            check_codec(wanted, index.codec())?;
-            check_diff_id(wanted, index.diff_id())?;
+            check_index(layer, &index)?;
             Ok(true)
         }
         Err(PipelineError::Store(error @ StoreError::Damaged { .. })) => {
@@ -142,38 +131,53 @@ fn is_there(
     }
 }
 
-fn check_codec(wanted: &Wanted, actual: Codec) -> Result<(), PipelineError> {
-    match wanted.codec {
-        Some(declared) if declared != actual => {
-            Err(PipelineError::WrongCodec { layer: wanted.digest, declared, actual })
-        }
-        _ => Ok(()),
+/// Checks what only the decoded blob shows: that it is what the image's documents say.
+pub(super) fn check_index<D: AsRef<[u8]>>(layer: &ImageLayer, index: &Index<D>) -> Result<(), PipelineError> {
+    let (actual, declared) = (index.blob_size(), layer.size());
+    if actual != declared {
+        return Err(PipelineError::WrongSize { layer: layer.digest(), actual, declared });
+    }
+    check_codec(layer.digest(), declared_codec(layer), index.codec())?;
+    check_diff_id(layer, *index.diff_id())
+}
+
+/// The codec that a layer's media type names.
+fn declared_codec(layer: &ImageLayer) -> Codec {
+    match layer.compression() {
+        Compression::None => Codec::Tar,
+        Compression::Gzip => Codec::Gzip,
+        Compression::Zstd => Codec::Zstd,
     }
 }
 
-fn check_diff_id(wanted: &Wanted, actual: &DiffId) -> Result<(), PipelineError> {
-    if *actual == wanted.diff_id {
+fn check_codec(layer: LayerDigest, declared: Codec, actual: Codec) -> Result<(), PipelineError> {
+    if declared == actual { Ok(()) } else { Err(PipelineError::WrongCodec { layer, declared, actual }) }
+}
+
+pub(super) fn check_diff_id(layer: &ImageLayer, actual: DiffId) -> Result<(), PipelineError> {
+    let declared = layer.diff_id();
+    if actual == declared {
         return Ok(());
     }
-    Err(PipelineError::WrongDiffId { layer: wanted.digest, actual: *actual, declared: wanted.diff_id })
+    Err(PipelineError::WrongDiffId { layer: layer.digest(), actual, declared })
 }
 
 fn take_in(
     store: &Store,
-    wanted: &Wanted,
+    layer: &ImageLayer,
     partial: Partial,
     fetch: &Fetch<'_>,
     progress: &Progress,
 ) -> Result<(), PipelineError> {
-    let Wanted { digest, size, .. } = *wanted;
+    let (digest, size) = (layer.digest(), layer.size());
     let (sender, receiver) = sync_channel(QUEUE);
     let mut input = Chunks { receiver, current: Bytes::new() };
     let (received, indexed) = std::thread::scope(|scope| {
         let receiving = std::thread::Builder::new()
             .name("layer-receive".to_owned())
-            .spawn_scoped(scope, || receive(store, wanted, partial, fetch, sender, progress))
+            .spawn_scoped(scope, || receive(store, layer, partial, fetch, sender, progress))
             .map_err(PipelineError::Thread)?;
-        let indexed = index(store, wanted, &mut input);
+        let indexed = index_blob(store, digest, size, Some(declared_codec(layer)), &mut input);
         // After an error in the layer, the rest still has to be seen: a wrong digest explains it better.
         drop(input);
         let received = receiving.join().map_err(|_| PipelineError::Thread(io::Error::other("panicked")))?;
@@ -195,7 +199,7 @@ fn take_in(
             return Err(error);
         }
     };
-    if let Err(error) = check_diff_id(wanted, built.diff_id()) {
+    if let Err(error) = check_diff_id(layer, *built.diff_id()) {
         discard(partial)?;
         return Err(error);
     }
@@ -223,20 +227,23 @@ pub(super) fn commit_derived(
     Ok(store.put_index(digest, &index)?)
 }
 
-/// Indexes a blob that streams in.
-pub(super) fn index(
+/// Indexes a blob of `size` bytes that streams in. `declared` is the codec that its media type names, where that is known.
+pub(super) fn index_blob(
     store: &Store,
-    wanted: &Wanted,
+    digest: LayerDigest,
+    size: u64,
+    declared: Option<Codec>,
     input: &mut impl BufRead,
 ) -> Result<(Built, Option<Temp>), PipelineError> {
-    let digest = wanted.digest;
-    // The first chunk decides the codec; a media type that says otherwise is told before anything is decoded.
     let layer_error = |source| PipelineError::Layer { layer: digest, source };
+    // The first chunk shows the codec, so a wrong media type is reported before anything is decoded.
     let first = input.fill_buf().map_err(|source| {
         layer_error(BuildError::Layer(LayerError::Read { at: BlobOffset::new(0), source }))
     })?;
-    check_codec(wanted, Codec::sniff(first))?;
-    let options = Build { tar_limit: store.layer_limits().of_blob(wanted.size), ..Build::default() };
+    if let Some(declared) = declared {
+        check_codec(digest, declared, Codec::sniff(first))?;
+    }
+    let options = Build { tar_limit: store.layer_limits().of_blob(size), ..Build::default() };
     build(input, &options, || store.create_seekable(&digest).map_err(io::Error::other)).map_err(layer_error)
 }
 
@@ -244,13 +251,13 @@ pub(super) fn index(
 /// digest tells whether the layer is broken at its source.
 fn receive(
     store: &Store,
-    wanted: &Wanted,
+    layer: &ImageLayer,
     mut partial: Partial,
     fetch: &Fetch<'_>,
     sender: SyncSender<io::Result<Bytes>>,
     progress: &Progress,
 ) -> Result<(Partial, Digest, u64), PipelineError> {
-    let digest = wanted.digest;
+    let digest = layer.digest();
     let path = store.blob_path(&digest.digest());
     let mut hash = sha2::Sha256::new();
     let mut total = 0;
@@ -326,70 +333,76 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::image::{Descriptor, Image, Manifest, ManifestDigest, media};
 
-    /// An empty tar, and the layer that it is.
-    fn layer() -> (Vec<u8>, Wanted) {
-        let bytes = vec![0; 1024];
-        let digest = Digest::of(&bytes);
-        let wanted = Wanted {
-            digest: LayerDigest::new(digest),
-            size: 1024,
-            diff_id: DiffId::new(digest),
-            codec: Some(Codec::Tar),
-        };
-        (bytes, wanted)
+    /// The layer whose blob is `bytes`, an uncompressed tar, as an image declares it that gives its size as `size`.
+    fn layer_of(bytes: &[u8], size: u64) -> ImageLayer {
+        let digest = Digest::of(bytes);
+        let config = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":["{digest}"]}}}}"#);
+        let descriptor =
+            Descriptor::new(media::OCI_CONFIG, Digest::of(config.as_bytes()), config.len() as u64);
+        let manifest =
+            Manifest::new(descriptor, vec![Descriptor::new(media::OCI_LAYER, digest, size)]).unwrap();
+        let image = Image::new(ManifestDigest::new(Digest::of(b"manifest")), manifest, config.as_bytes());
+        image.unwrap().layers()[0].clone()
     }
 
-    /// Takes the layer in from `bytes`; tells how often they were asked for.
-    fn take(store: &Store, wanted: &Wanted, bytes: &[u8]) -> (Result<u64, PipelineError>, usize) {
-        let asked = AtomicUsize::new(0);
+    /// An empty tar, and its layer.
+    fn empty_layer() -> (Vec<u8>, ImageLayer) {
+        let bytes = vec![0; 1024];
+        let layer = layer_of(&bytes, 1024);
+        (bytes, layer)
+    }
+
+    /// Takes a layer in from `bytes`; returns the result and how often the bytes were fetched.
+    fn take(store: &Store, layer: &ImageLayer, bytes: &[u8]) -> (Result<u64, PipelineError>, usize) {
+        let fetches = AtomicUsize::new(0);
         let fetch = |from: u64| {
-            asked.fetch_add(1, Ordering::Relaxed);
+            fetches.fetch_add(1, Ordering::Relaxed);
             let (sender, receiver) = mpsc::channel(1);
             let rest = bytes[usize::try_from(from).unwrap()..].to_vec();
             sender.try_send(Ok(Bytes::from(rest))).unwrap();
             receiver
         };
-        let result = ensure(store, wanted, &fetch, &|| false, &Progress::none());
-        (result, asked.into_inner())
+        let result = ensure(store, layer, &fetch, &|| false, &Progress::none());
+        (result, fetches.into_inner())
     }
 
     #[test]
     fn a_wrong_size_in_a_manifest_does_not_cost_a_blob_that_is_whole() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(dir.path()).unwrap();
-        let (bytes, wanted) = layer();
-        assert!(matches!(take(&store, &wanted, &bytes), (Ok(1024), 1)));
-        let wrong = Wanted { size: 1025, ..wanted };
-        let (result, asked) = take(&store, &wrong, &bytes);
+        let (bytes, layer) = empty_layer();
+        assert!(matches!(take(&store, &layer, &bytes), (Ok(1024), 1)));
+        let (result, fetches) = take(&store, &layer_of(&bytes, 1025), &bytes);
         assert!(
             matches!(result, Err(PipelineError::WrongSize { actual: 1024, declared: 1025, .. })),
             "{result:?}"
         );
-        assert_eq!(asked, 0);
-        store.verify_blob(&wanted.digest.digest(), |_| ()).unwrap();
-        assert!(matches!(take(&store, &wanted, &bytes), (Ok(0), 0)));
+        assert_eq!(fetches, 0);
+        store.verify_blob(&layer.digest().digest(), |_| ()).unwrap();
+        assert!(matches!(take(&store, &layer, &bytes), (Ok(0), 0)));
     }
 
     #[test]
     fn a_truncated_blob_is_fetched_again() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(dir.path()).unwrap();
-        let (bytes, wanted) = layer();
-        take(&store, &wanted, &bytes).0.unwrap();
-        std::fs::write(store.blob_path(&wanted.digest.digest()), b"short").unwrap();
-        assert!(matches!(take(&store, &wanted, &bytes), (Ok(1024), 1)));
-        store.verify_blob(&wanted.digest.digest(), |_| ()).unwrap();
+        let (bytes, layer) = empty_layer();
+        take(&store, &layer, &bytes).0.unwrap();
+        std::fs::write(store.blob_path(&layer.digest().digest()), b"short").unwrap();
+        assert!(matches!(take(&store, &layer, &bytes), (Ok(1024), 1)));
+        store.verify_blob(&layer.digest().digest(), |_| ()).unwrap();
     }
 
     #[test]
     fn waiting_for_another_process_ends_when_it_is_stopped() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(dir.path()).unwrap();
-        let (_, wanted) = layer();
-        let _other = store.lock_blob(&wanted.digest.digest(), None).unwrap();
+        let (_, layer) = empty_layer();
+        let _other = store.lock_blob(&layer.digest().digest(), None).unwrap();
         let fetch = |_| unreachable!("nobody may fetch without the lock");
-        let result = ensure(&store, &wanted, &fetch, &|| true, &Progress::none());
+        let result = ensure(&store, &layer, &fetch, &|| true, &Progress::none());
         assert!(matches!(result, Err(PipelineError::Store(StoreError::Busy { .. }))), "{result:?}");
     }
 }

@@ -6,10 +6,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::layer::{Wanted, ensure};
+use super::layer::ensure;
+use super::open::validate;
 use super::pull::Incoming;
 use super::{Arrived, PipelineError, Progress};
-use crate::image::{CONFIG_MAX, Descriptor, Name, Reference, Tag};
+use crate::image::{CONFIG_MAX, Descriptor, ImageLayer, Name, Reference, Tag};
 use crate::import::{Archive, ImportImage};
 use crate::store::Store;
 
@@ -81,40 +82,38 @@ fn load_one(
     tags: Vec<Tag>,
 ) -> Result<Arrived, PipelineError> {
     let Load { store, progress, .. } = job;
+    let config_bytes = read_config(archive, image.manifest.config())?;
     let incoming = Incoming {
         name,
         tags,
-        digest: image.manifest_digest,
-        manifest: image.manifest.clone(),
+        image: validate(image.manifest_digest, image.manifest.clone(), &config_bytes)?,
         manifest_bytes: image.manifest_bytes.clone(),
-        config_bytes: read_small(archive, image.manifest.config())?,
+        config_bytes,
         index: image.index.clone(),
     };
-    let layers = incoming.layers()?;
+    let layers = incoming.layers();
     incoming.require_space(store, &layers)?;
     let fetched = load_layers(job, archive, &layers, progress)?;
     incoming.publish(store)?;
     Ok(incoming.arrived(&fetched))
 }
 
-fn read_small(archive: &Archive, config: &Descriptor) -> Result<Vec<u8>, PipelineError> {
+/// Reads a configuration that is not checked yet.
+fn read_config(archive: &Archive, config: &Descriptor) -> Result<Vec<u8>, PipelineError> {
     let mut bytes = Vec::new();
     let reader = archive.open_blob(&config.digest)?;
     reader
         .take(CONFIG_MAX + 1)
         .read_to_end(&mut bytes)
         .map_err(|source| PipelineError::ArchiveRead { digest: config.digest, source })?;
-    match crate::image::Digest::of(&bytes) {
-        actual if actual == config.digest => Ok(bytes),
-        actual => Err(PipelineError::WrongConfig { declared: config.digest, actual }),
-    }
+    Ok(bytes)
 }
 
 /// Takes layers in, as many at once as there are cores.
 fn load_layers(
     job: &Load,
     archive: &Archive,
-    layers: &[Wanted],
+    layers: &[ImageLayer],
     progress: &Progress,
 ) -> Result<Vec<u64>, PipelineError> {
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(layers.len().max(1));
@@ -126,9 +125,9 @@ fn load_layers(
     let work = || {
         let mut fetched = Vec::new();
         while !stopped()
-            && let Some(wanted) = next()
+            && let Some(layer) = next()
         {
-            match load_layer(job, archive, wanted, &stopped, progress) {
+            match load_layer(job, archive, layer, &stopped, progress) {
                 Ok(bytes) => fetched.push(bytes),
                 Err(error) => {
                     locked(&failed).get_or_insert(error);
@@ -156,11 +155,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn load_layer(
     job: &Load,
     archive: &Archive,
-    wanted: &Wanted,
+    layer: &ImageLayer,
     stopped: &(dyn Fn() -> bool + Sync),
     progress: &Progress,
 ) -> Result<u64, PipelineError> {
-    let blob = wanted.digest.digest();
+    let blob = layer.digest().digest();
     std::thread::scope(|scope| {
         let fetch = |from: u64| {
             let (sender, receiver) = mpsc::channel(QUEUE);
@@ -183,6 +182,6 @@ fn load_layer(
             });
             receiver
         };
-        ensure(&job.store, wanted, &fetch, &stopped, progress)
+        ensure(&job.store, layer, &fetch, &stopped, progress)
     })
 }

@@ -13,7 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use load::{Load, load};
-pub use open::{OpenImage, open_image, open_layer, read_config, read_manifest};
+pub use open::{OpenImage, open_image, open_layer, read_image, read_manifest, verified_diff_ids};
 pub use pull::{Pull, pull};
 
 use crate::image::{DiffId, Digest, LayerDigest, ManifestDigest, ManifestError, Name, Tag};
@@ -110,16 +110,6 @@ pub enum PipelineError {
     /// A layer's blob is not in the store.
     #[error("blob {0} is missing from the store")]
     MissingBlob(Digest),
-    /// A blob of the store has changed.
-    #[error("blob {digest} has {actual} bytes in the store where {declared} belong")]
-    DamagedBlob {
-        /// Which blob.
-        digest: Digest,
-        /// Bytes there.
-        actual: u64,
-        /// Bytes there should be.
-        declared: u64,
-    },
     /// An archive holds an image without a name, and none was given.
     #[error("image {image}{} has no name", with_tags(tags))]
     Unnamed {
@@ -133,14 +123,6 @@ pub enum PipelineError {
     SeveralImages {
         /// How many.
         count: usize,
-    },
-    /// The configuration in an archive is not the one that the manifest names.
-    #[error("configuration {declared}: content has digest {actual}")]
-    WrongConfig {
-        /// What the manifest says.
-        declared: Digest,
-        /// What is there.
-        actual: Digest,
     },
     /// An archive ends early or cannot be read.
     #[error("blob {digest} of the archive")]
@@ -164,7 +146,7 @@ impl PipelineError {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::MissingBlob(_) | Self::DamagedBlob { .. } => Some("pull or load the image again"),
+            Self::MissingBlob(_) => Some("pull or load the image again"),
             Self::Unnamed { .. } => Some("give it one with --name NAME[:TAG]"),
             Self::SeveralImages { .. } => {
                 Some("give --name without a tag, or leave it out: the tags in the archive are used")

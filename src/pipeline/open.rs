@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use memmap2::Mmap;
 
-use super::layer::{Wanted, commit_derived, index};
+use super::layer::{check_diff_id, check_index, commit_derived, index_blob};
 use super::{Event, PipelineError, Progress};
 use crate::image::{
-    CONFIG_MAX, Digest, Document, DocumentKind, ImageConfig, LayerDigest, MANIFEST_MAX, Manifest,
-    ManifestDigest, ManifestError,
+    CONFIG_MAX, DiffId, Document, DocumentKind, Image, LayerDigest, MANIFEST_MAX, Manifest, ManifestDigest,
+    ManifestError,
 };
-use crate::index::{Index, IndexError, Layer, Source, open_file};
+use crate::index::{Index, IndexError, Layer, Source, open_file, recorded_diff_id};
 use crate::store::{BlobLock, Store};
 use crate::tree::{Tree, merge};
 
@@ -101,15 +101,9 @@ fn rebuild(store: &Store, digest: &LayerDigest) -> Result<(), PipelineError> {
         return Err(PipelineError::MissingBlob(blob));
     }
     store.verify_blob(&blob, |_| {})?;
-    let wanted = Wanted {
-        digest: *digest,
-        size: store.blob_size(&blob)?,
-        // What the tar is, is compared when the image is put together; here only the blob is known.
-        diff_id: crate::image::DiffId::new(Digest::of(b"")),
-        codec: None,
-    };
-    let (built, seekable) =
-        index(store, &wanted, &mut BufReader::with_capacity(READ, store.open_blob(&blob)?))?;
+    let mut input = BufReader::with_capacity(READ, store.open_blob(&blob)?);
+    // Diff ID and media type belong to images: whoever opens an image compares them with the index.
+    let (built, seekable) = index_blob(store, *digest, store.blob_size(&blob)?, None, &mut input)?;
     commit_derived(store, digest, built, seekable)
 }
 
@@ -151,39 +145,203 @@ pub fn read_manifest(store: &Store, digest: &ManifestDigest) -> Result<Manifest,
     }
 }
 
-/// Reads the configuration of an image in the store.
+/// Reads the manifest and the configuration of an image in the store, and checks them against each other.
 ///
 /// # Errors
-/// It is missing, damaged, or not one.
-pub fn read_config(store: &Store, manifest: &Manifest) -> Result<ImageConfig, PipelineError> {
-    let digest = manifest.config().digest;
-    let bytes = store.read_small(&digest, CONFIG_MAX)?;
-    ImageConfig::parse(&bytes).map_err(|source| PipelineError::Document {
+/// Either is missing, damaged or invalid, or they contradict each other.
+pub fn read_image(store: &Store, digest: &ManifestDigest) -> Result<Image, PipelineError> {
+    let manifest = read_manifest(store, digest)?;
+    let config = manifest.config().digest;
+    let bytes = store.read_small(&config, CONFIG_MAX)?;
+    validate(*digest, manifest, &bytes)
+}
+
+/// Checks a manifest and its configuration against each other.
+pub(super) fn validate(
+    digest: ManifestDigest,
+    manifest: Manifest,
+    config: &[u8],
+) -> Result<Image, PipelineError> {
+    let config_digest = manifest.config().digest;
+    Image::new(digest, manifest, config).map_err(|source| PipelineError::Document {
         what: "configuration",
-        digest,
+        digest: config_digest,
         source,
     })
 }
 
-/// Opens an image of the store: its layers and their merged tree. `share` finds layers that are open already.
+/// Returns the diff IDs of an image's layers, lowest first, after comparing each with the digest of the layer's tar.
+///
+/// Another tool may have written the image into the store's layout, with any diff IDs. What is shared between images by
+/// diff IDs must be keyed by verified ones, or an image could replace the content of another.
+///
+/// Reads only the header of each index; an index that is missing or unusable is built from the blob.
 ///
 /// # Errors
-/// Anything that keeps the image from being shown whole.
+/// A layer decodes to another tar, or its blob is missing or damaged.
+pub fn verified_diff_ids(store: &Store, image: &Image) -> Result<Vec<DiffId>, PipelineError> {
+    let mut diff_ids = Vec::with_capacity(image.layers().len());
+    for layer in image.layers() {
+        let recorded = match store.index_file(&layer.digest())? {
+            Some(file) => recorded_diff_id(&file, &layer.digest()),
+            None => None,
+        };
+        if recorded != Some(layer.diff_id()) {
+            let index = open_index(store, &layer.digest(), None, &Progress::none())?;
+            check_diff_id(layer, *index.diff_id())?;
+        }
+        diff_ids.push(layer.diff_id());
+    }
+    Ok(diff_ids)
+}
+
+/// Reads and opens an image of the store. `share` returns layers that are open already.
+///
+/// # Errors
+/// Those of [`read_image`] and [`OpenImage::open`].
 pub fn open_image(
     store: &Store,
     digest: ManifestDigest,
     share: impl Fn(&LayerDigest) -> Option<Arc<Layer>>,
 ) -> Result<OpenImage, PipelineError> {
-    let manifest = read_manifest(store, &digest)?;
-    let mut layers: Vec<Arc<Layer>> = Vec::new();
-    for (layer, _, _) in manifest.typed_layers() {
-        let shared = layers.iter().find(|open| *open.index().layer() == layer).cloned();
-        layers.push(match shared.or_else(|| share(&layer)) {
-            Some(open) => open,
-            None => open_layer(store, layer)?,
-        });
+    OpenImage::open(store, &read_image(store, &digest)?, share)
+}
+
+impl OpenImage {
+    /// Opens the layers of an image and merges them. `share` returns layers that are open already.
+    ///
+    /// # Errors
+    /// A layer cannot be opened, is not what the image's documents say, or does not fit the layers below it.
+    pub fn open(
+        store: &Store,
+        image: &Image,
+        share: impl Fn(&LayerDigest) -> Option<Arc<Layer>>,
+    ) -> Result<Self, PipelineError> {
+        let mut layers: Vec<Arc<Layer>> = Vec::with_capacity(image.layers().len());
+        for layer in image.layers() {
+            let digest = layer.digest();
+            let shared = layers.iter().find(|open| *open.index().layer() == digest).cloned();
+            let open = match shared.or_else(|| share(&digest)) {
+                Some(open) => open,
+                None => open_layer(store, digest)?,
+            };
+            check_index(layer, open.index())?;
+            layers.push(open);
+        }
+        let indexes: Vec<&Index<Mmap>> = layers.iter().map(|layer| layer.index()).collect();
+        let digest = image.digest();
+        let tree = merge(&indexes).map_err(|source| PipelineError::Merge { image: digest, source })?;
+        Ok(Self { digest, layers, tree })
     }
-    let indexes: Vec<&Index<Mmap>> = layers.iter().map(|layer| layer.index()).collect();
-    let tree = merge(&indexes).map_err(|source| PipelineError::Merge { image: digest, source })?;
-    Ok(OpenImage { digest, layers, tree })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{Descriptor, Digest, media};
+
+    /// A store with the blobs of layers, and images of them that another tool could have written.
+    struct Layout {
+        _dir: tempfile::TempDir,
+        store: Store,
+    }
+
+    impl Layout {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open_or_create(dir.path()).unwrap();
+            Self { _dir: dir, store }
+        }
+
+        fn put(&self, bytes: &[u8]) -> Digest {
+            let digest = Digest::of(bytes);
+            self.store.put_small(&digest, bytes).unwrap();
+            digest
+        }
+
+        /// Puts an image of uncompressed layers, lowest first, each the tar of one empty file of that name.
+        fn image(&self, layers: &[&str], diff_ids: &[Digest]) -> ManifestDigest {
+            let layers = layers.iter().map(|name| {
+                let tar = tar_of(name);
+                Descriptor::new(media::OCI_LAYER, self.put(&tar), tar.len() as u64)
+            });
+            let config = serde_json::json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}}).to_string();
+            let config = Descriptor::new(media::OCI_CONFIG, self.put(config.as_bytes()), config.len() as u64);
+            let manifest = Manifest::new(config, layers.collect()).unwrap();
+            ManifestDigest::new(self.put(&manifest.to_bytes()))
+        }
+
+        fn open(&self, image: ManifestDigest) -> Result<OpenImage, PipelineError> {
+            open_image(&self.store, image, |_| None)
+        }
+
+        fn verified(&self, image: ManifestDigest) -> Result<Vec<DiffId>, PipelineError> {
+            verified_diff_ids(&self.store, &read_image(&self.store, &image)?)
+        }
+    }
+
+    fn tar_of(name: &str) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_size(0);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, &b""[..]).unwrap();
+        tar.into_inner().unwrap()
+    }
+
+    fn diff_id(name: &str) -> Digest {
+        Digest::of(&tar_of(name))
+    }
+
+    #[test]
+    fn true_diff_ids_are_verified_with_and_without_an_index() {
+        let layout = Layout::new();
+        let image = layout.image(&["a", "b"], &[diff_id("a"), diff_id("b")]);
+        for _ in 0..2 {
+            let verified = layout.verified(image).unwrap();
+            assert_eq!(verified, [DiffId::new(diff_id("a")), DiffId::new(diff_id("b"))]);
+        }
+        assert_eq!(layout.open(image).unwrap().layers.len(), 2);
+    }
+
+    #[test]
+    fn another_number_of_diff_ids_than_layers_is_refused() {
+        let layout = Layout::new();
+        let ids = [diff_id("a"), diff_id("b"), diff_id("c")];
+        for count in [0, 1, 3] {
+            let image = layout.image(&["a", "b"], &ids[..count]);
+            for error in [layout.open(image).err(), layout.verified(image).err()] {
+                let source = match error {
+                    Some(PipelineError::Document { source, .. }) => source,
+                    other => panic!("{count} diff IDs: {other:?}"),
+                };
+                assert!(matches!(source, ManifestError::LayerCount { layers: 2, .. }), "{source}");
+            }
+        }
+    }
+
+    #[test]
+    fn false_diff_id_is_refused_with_and_without_an_index() {
+        let layout = Layout::new();
+        let image = layout.image(&["a", "b"], &[diff_id("a"), diff_id("c")]);
+        for _ in 0..2 {
+            for error in [layout.open(image).err(), layout.verified(image).err()] {
+                match error {
+                    Some(PipelineError::WrongDiffId { layer, actual, declared }) => {
+                        assert_eq!(layer.digest(), diff_id("b"));
+                        assert_eq!((actual.digest(), declared.digest()), (diff_id("b"), diff_id("c")));
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn diff_ids_in_another_order_are_refused() {
+        let layout = Layout::new();
+        let image = layout.image(&["a", "b"], &[diff_id("b"), diff_id("a")]);
+        assert!(matches!(layout.open(image), Err(PipelineError::WrongDiffId { .. })));
+        assert!(matches!(layout.verified(image), Err(PipelineError::WrongDiffId { .. })));
+    }
 }

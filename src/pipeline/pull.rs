@@ -6,13 +6,10 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::layer::{Wanted, ensure};
-use super::open::open_image;
+use super::layer::ensure;
+use super::open::{OpenImage, validate};
 use super::{Arrived, PipelineError, Progress};
-use crate::image::{
-    CONFIG_MAX, Compression, Descriptor, Digest, ImageConfig, Manifest, ManifestDigest, Name, Reference, Tag,
-};
-use crate::layer::Codec;
+use crate::image::{CONFIG_MAX, Descriptor, Digest, Image, ImageLayer, Name, Reference, Tag};
 use crate::registry::{Registry, Resolved, ResolvedIndex};
 use crate::store::{Store, StoreError};
 
@@ -33,57 +30,40 @@ pub struct Pull {
     pub progress: Progress,
 }
 
-/// An image on its way into the store: its documents, read and checked against each other.
+/// An image that is being taken into the store.
 #[derive(Debug, Clone)]
 pub(super) struct Incoming {
     pub(super) name: Name,
     pub(super) tags: Vec<Tag>,
-    pub(super) digest: ManifestDigest,
-    pub(super) manifest: Manifest,
+    pub(super) image: Image,
     pub(super) manifest_bytes: Vec<u8>,
     pub(super) config_bytes: Vec<u8>,
     pub(super) index: Option<ResolvedIndex>,
 }
 
 impl Incoming {
-    /// The layers that the image needs, each once, the largest first: with few cores, that ends earliest.
-    pub(super) fn layers(&self) -> Result<Vec<Wanted>, PipelineError> {
-        let config = self.manifest.config().digest;
-        let parsed = ImageConfig::parse(&self.config_bytes)
-            .and_then(|parsed| parsed.check_layers(&self.manifest).map(|()| parsed))
-            .map_err(|source| PipelineError::Document { what: "configuration", digest: config, source })?;
+    /// The layers to fetch, each once, largest first: with few cores, this order ends earliest.
+    ///
+    /// A layer that the image lists twice with different diff IDs stays twice, so that the wrong diff ID is noticed.
+    pub(super) fn layers(&self) -> Vec<ImageLayer> {
         let mut seen = HashSet::new();
-        let mut layers: Vec<Wanted> = self
-            .manifest
-            .typed_layers()
-            .zip(&parsed.diff_ids)
-            .map(|((digest, media, size), &diff_id)| Wanted {
-                digest,
-                size,
-                diff_id,
-                codec: Some(match media.compression {
-                    Compression::None => Codec::Tar,
-                    Compression::Gzip => Codec::Gzip,
-                    Compression::Zstd => Codec::Zstd,
-                }),
-            })
-            .filter(|wanted| seen.insert((wanted.digest, wanted.diff_id)))
-            .collect();
-        layers.sort_by_key(|wanted| std::cmp::Reverse(wanted.size));
-        Ok(layers)
+        let mut layers = self.image.layers().to_vec();
+        layers.retain(|layer| seen.insert((layer.digest(), layer.diff_id())));
+        layers.sort_by_key(|layer| std::cmp::Reverse(layer.size()));
+        layers
     }
 
     /// Asks for room for what is missing, the indexes included.
-    pub(super) fn require_space(&self, store: &Store, layers: &[Wanted]) -> Result<(), PipelineError> {
+    pub(super) fn require_space(&self, store: &Store, layers: &[ImageLayer]) -> Result<(), PipelineError> {
         let mut needed: u64 = 1 << 20;
-        for wanted in layers {
-            let there = match store.has_blob(&wanted.digest.digest(), Some(wanted.size)) {
+        for layer in layers {
+            let there = match store.has_blob(&layer.digest().digest(), Some(layer.size())) {
                 // It is fetched again.
                 Err(StoreError::Damaged { .. }) => false,
                 answer => answer?,
             };
             if !there {
-                needed = needed.saturating_add(wanted.size).saturating_add(wanted.size / 50);
+                needed = needed.saturating_add(layer.size()).saturating_add(layer.size() / 50);
             }
         }
         Ok(store.require_space(needed)?)
@@ -92,23 +72,20 @@ impl Incoming {
     /// Makes the image visible, once all of its layers are there: merges them first, so that an image whose layers do not
     /// go together is refused here and not at its first use.
     pub(super) fn publish(&self, store: &Store) -> Result<(), PipelineError> {
-        // The manifest first: it is what the image is opened by. Nothing refers to it yet.
-        store.put_small(&self.digest.digest(), &self.manifest_bytes)?;
-        open_image(store, self.digest, |_| None)?;
-        // Numbers are given out here, where a sync more does not matter, and not at the first look at the mount.
-        store.image_slot(&self.digest)?;
-        for (layer, _, _) in self.manifest.typed_layers() {
-            store.layer_slot(&layer)?;
+        OpenImage::open(store, &self.image, |_| None)?;
+        let (digest, manifest) = (self.image.digest(), self.image.manifest());
+        // Slots are given out here, where one more fsync does not matter, and not at the first lookup in the mount.
+        store.image_slot(&digest)?;
+        for layer in self.image.layers() {
+            store.layer_slot(&layer.digest())?;
         }
-        store.put_small(&self.manifest.config().digest, &self.config_bytes)?;
+        store.put_small(&digest.digest(), &self.manifest_bytes)?;
+        store.put_small(&manifest.config().digest, &self.config_bytes)?;
         if let Some(index) = &self.index {
             store.put_small(&index.digest.digest(), &index.bytes)?;
         }
-        let manifest = Descriptor::new(
-            self.manifest.media_type(),
-            self.digest.digest(),
-            self.manifest_bytes.len() as u64,
-        );
+        let size = self.manifest_bytes.len() as u64;
+        let manifest = Descriptor::new(manifest.media_type(), digest.digest(), size);
         let index = self.index.as_ref().map(|index| index.digest);
         if self.tags.is_empty() {
             store.tag(&self.name, None, &manifest, index)?;
@@ -123,10 +100,10 @@ impl Incoming {
     pub(super) fn arrived(self, fetched: &[u64]) -> Arrived {
         Arrived {
             name: self.name,
-            digest: self.digest,
+            digest: self.image.digest(),
             tags: self.tags,
             layers_fetched: fetched.iter().filter(|&&bytes| bytes > 0).count(),
-            layers: self.manifest.layers().len(),
+            layers: self.image.layers().len(),
             bytes_fetched: fetched.iter().sum(),
         }
     }
@@ -157,13 +134,12 @@ pub async fn pull(pull: &Pull, reference: &Reference, resolved: Resolved) -> Res
     let incoming = Incoming {
         name: name.clone(),
         tags,
-        digest: manifest_digest,
-        manifest,
+        image: validate(manifest_digest, manifest, &config_bytes)?,
         manifest_bytes,
         config_bytes,
         index,
     };
-    let layers = incoming.layers()?;
+    let layers = incoming.layers();
     let fetched = {
         let (store, wanted, incoming) = (store.clone(), layers.clone(), incoming.clone());
         blocking(move || incoming.require_space(&store, &wanted)).await?;
@@ -187,7 +163,7 @@ async fn local_config(store: &Store, digest: Digest) -> Result<Option<Vec<u8>>, 
 async fn fetch_layers(
     pull: &Pull,
     name: &Name,
-    layers: &[Wanted],
+    layers: &[ImageLayer],
     progress: &Progress,
 ) -> Result<Vec<u64>, PipelineError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -199,13 +175,13 @@ async fn fetch_layers(
     loop {
         while failed.is_none()
             && running.len() < cores.max(PARALLEL_LAYERS)
-            && let Some(&wanted) = waiting.next()
+            && let Some(layer) = waiting.next()
         {
-            let job = (pull.clone(), name.clone(), wanted, progress.clone(), stopped.clone());
+            let job = (pull.clone(), name.clone(), layer.clone(), progress.clone(), stopped.clone());
             let runtime = tokio::runtime::Handle::current();
             running.spawn_blocking(move || {
-                let (pull, name, wanted, progress, stopped) = job;
-                fetch_layer(&pull, &name, &wanted, &progress, &stopped, &runtime)
+                let (pull, name, layer, progress, stopped) = job;
+                fetch_layer(&pull, &name, &layer, &progress, &stopped, &runtime)
             });
         }
         let Some(done) = running.join_next().await else { break };
@@ -224,15 +200,14 @@ async fn fetch_layers(
 fn fetch_layer(
     pull: &Pull,
     name: &Name,
-    wanted: &Wanted,
+    layer: &ImageLayer,
     progress: &Progress,
     stopped: &watch::Receiver<bool>,
     runtime: &tokio::runtime::Handle,
 ) -> Result<u64, PipelineError> {
-    let descriptor = descriptor_of(wanted);
     let fetch = |from: u64| {
         let (sender, receiver) = mpsc::channel(DOWNLOAD_QUEUE);
-        let mut download = pull.registry.download(name, &descriptor, from);
+        let mut download = pull.registry.download(name, layer.descriptor(), from);
         let mut stopped = stopped.clone();
         runtime.spawn(async move {
             loop {
@@ -253,11 +228,7 @@ fn fetch_layer(
         });
         receiver
     };
-    ensure(&pull.store, wanted, &fetch, &|| *stopped.borrow(), progress)
-}
-
-fn descriptor_of(wanted: &Wanted) -> Descriptor {
-    Descriptor::new("application/octet-stream", wanted.digest.digest(), wanted.size)
+    ensure(&pull.store, layer, &fetch, &|| *stopped.borrow(), progress)
 }
 
 /// Runs blocking work of the store off the async threads.

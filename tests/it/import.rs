@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rcx_imagefs::image::{DiffId, Digest, ImageConfig, Platform, Reference, media};
+use rcx_imagefs::image::{DiffId, Digest, Image, Platform, Reference, media};
 use rcx_imagefs::import::{Archive, ImportError, ImportImage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -142,10 +142,9 @@ impl Layout {
         assert_eq!(image.manifest_digest.digest(), Digest::of(&image.manifest_bytes));
         let config = read(archive, &image.manifest.config().digest);
         assert_eq!(Digest::of(&config), image.manifest.config().digest);
-        let config = ImageConfig::parse(&config).unwrap();
-        config.check_layers(&image.manifest).unwrap();
+        let config = Image::new(image.manifest_digest, image.manifest.clone(), &config);
         let diff_ids: Vec<_> = self.tars.iter().map(|tar| DiffId::new(Digest::of(tar))).collect();
-        assert_eq!(config.diff_ids, diff_ids);
+        assert_eq!(config.unwrap().config().diff_ids, diff_ids);
         for (layer, tar) in image.manifest.layers().iter().zip(&self.tars) {
             let bytes = read(archive, &layer.digest);
             assert_eq!(

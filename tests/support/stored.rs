@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::Write as _;
 
 use rcx_imagefs::fs::{FileKind, FsOptions, ImageFs, ImageSource, Ino, InodeAttr, Lookup};
-use rcx_imagefs::image::{Descriptor, Digest, LayerDigest, Manifest, ManifestDigest, Name};
+use rcx_imagefs::image::{Descriptor, Digest, LayerDigest, Manifest, ManifestDigest, Name, media};
 use rcx_imagefs::index::{Build, build};
 use rcx_imagefs::layer::SpanLimits;
 use rcx_imagefs::store::Store;
@@ -26,6 +26,14 @@ pub enum Packing {
 }
 
 impl Packing {
+    fn media_type(self) -> &'static str {
+        match self {
+            Self::Tar => media::OCI_LAYER,
+            Self::Gzip | Self::Members(_) => media::OCI_LAYER_GZIP,
+            Self::Frames(_) | Self::Zstd => media::OCI_LAYER_ZSTD,
+        }
+    }
+
     pub fn pack(self, tar: &[u8]) -> Vec<u8> {
         let gzip = |part: &[u8]| {
             let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
@@ -75,7 +83,7 @@ impl Stored {
             self.store.put_small(&digest, bytes).unwrap();
             digest
         };
-        let mut descriptors = Vec::new();
+        let (mut descriptors, mut diff_ids) = (Vec::new(), Vec::new());
         for lines in layers {
             let blob = packing.pack(&tar(lines));
             let layer = LayerDigest::new(put(&blob));
@@ -86,12 +94,13 @@ impl Stored {
             if let Some(seekable) = seekable {
                 seekable.commit().unwrap();
             }
+            diff_ids.push(*built.diff_id());
             self.store.put_index(&layer, &built.finish(&layer).unwrap()).unwrap();
-            let media_type = "application/vnd.oci.image.layer.v1.tar";
-            descriptors.push(Descriptor::new(media_type, layer.digest(), blob.len() as u64));
+            descriptors.push(Descriptor::new(packing.media_type(), layer.digest(), blob.len() as u64));
         }
         let digests = descriptors.iter().map(|layer| LayerDigest::new(layer.digest)).collect();
-        let config = Descriptor::new("application/vnd.oci.image.config.v1+json", put(b"{}"), 2);
+        let config = serde_json::json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}}).to_string();
+        let config = Descriptor::new(media::OCI_CONFIG, put(config.as_bytes()), config.len() as u64);
         let manifest = Manifest::new(config, descriptors).unwrap();
         let bytes = manifest.to_bytes();
         let descriptor = Descriptor::new(manifest.media_type(), put(&bytes), bytes.len() as u64);

@@ -21,9 +21,9 @@ use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::image::{DiffId, Digest, ManifestDigest};
+use crate::image::{DiffId, Digest, ImageLayer, ManifestDigest};
 use crate::index::Index;
-use crate::pipeline::{OpenImage, open_image, read_config, read_manifest};
+use crate::pipeline::{OpenImage, read_image, verified_diff_ids};
 use crate::roots::error::{At as _, RootsError};
 use crate::roots::homes::home::DIRECTORY;
 use crate::roots::{Lower, remove_tree};
@@ -103,14 +103,16 @@ impl LayerDirectories {
         name: &str,
         progress: &dyn Fn(usize, usize),
     ) -> Result<Lower, RootsError> {
-        let steps = steps(&diff_ids(store, image)?);
+        let unreadable = |source| self.unreadable(source);
+        let image = read_image(store, &image).map_err(unreadable)?;
+        let steps = steps(&verified_diff_ids(store, &image).map_err(unreadable)?);
         let mut opened: Vec<Option<Opened>> = Vec::with_capacity(steps.len());
         for step in &steps {
             opened.push(self.opened(step)?);
         }
         let missing = opened.iter().filter(|one| one.is_none()).count();
         if missing > 0 {
-            let open = open_image(store, image, |_| None).map_err(|source| self.unreadable(source))?;
+            let open = OpenImage::open(store, &image, |_| None).map_err(unreadable)?;
             let mut trees = Trees::new(&open);
             let mut done = 0;
             progress(done, missing);
@@ -140,10 +142,11 @@ impl LayerDirectories {
     ///
     /// # Errors
     /// The image cannot be read.
-    pub fn verify(&self, store: &Store, image: &OpenImage, content: bool) -> Result<Vec<String>, RootsError> {
+    pub fn verify(&self, image: &OpenImage, content: bool) -> Result<Vec<String>, RootsError> {
         let mut found = Vec::new();
         let mut trees = Trees::new(image);
-        for step in steps(&diff_ids(store, image.digest)?) {
+        let diff_ids: Vec<DiffId> = image.layers.iter().map(|layer| *layer.index().diff_id()).collect();
+        for step in steps(&diff_ids) {
             let opened = match self.opened(&step) {
                 Ok(Some(opened)) => opened,
                 Ok(None) => continue,
@@ -188,8 +191,10 @@ impl LayerDirectories {
         let mut kept: HashSet<String> = used.into_iter().collect();
         for image in images {
             // Of an image that cannot be read no root can be made, and what a root is made of is kept by its lock.
-            let Ok(layers) = diff_ids(store, *image) else { continue };
-            kept.extend(steps(&layers).iter().map(|step| step.id.hex()));
+            let Ok(image) = read_image(store, image) else { continue };
+            // Diff IDs that are not verified do no harm here: at worst, a directory is kept that nobody needs.
+            let diff_ids: Vec<DiffId> = image.layers().iter().map(ImageLayer::diff_id).collect();
+            kept.extend(steps(&diff_ids).iter().map(|step| step.id.hex()));
         }
         let (mut count, mut bytes) = (0, 0);
         for entry in fs::read_dir(&self.path).at("list", &self.path)? {
@@ -334,13 +339,8 @@ fn write_step(step: &Step, trees: &mut Trees<'_>, fd: &OwnedFd, path: &Path) -> 
     rustix::fs::syncfs(fd).at("write out", path)
 }
 
-fn diff_ids(store: &Store, image: ManifestDigest) -> Result<Vec<DiffId>, RootsError> {
-    let unreadable = |source| RootsError::Layers { path: store.path().to_owned(), source: Box::new(source) };
-    let manifest = read_manifest(store, &image).map_err(unreadable)?;
-    Ok(read_config(store, &manifest).map_err(unreadable)?.diff_ids)
-}
-
-/// The directories of a stack of layers, the lowest first.
+/// The directories of a stack of layers with these diff IDs, lowest first. The IDs must be verified before anything is written
+/// to the directories or read from them.
 fn steps(layers: &[DiffId]) -> Vec<Step> {
     let mut chain: Vec<Digest> = Vec::with_capacity(layers.len());
     for layer in layers {

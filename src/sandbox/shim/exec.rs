@@ -179,10 +179,9 @@ fn environment(settings: &Settings, image: &Lower) -> Result<Vec<String>, ShimEr
     let digest = name.rsplit_once('@').and_then(|(_, digest)| digest.parse::<ManifestDigest>().ok());
     let digest = digest.ok_or_else(|| ShimError::NotAnImage(name.into()))?;
     let store = Store::open(&settings.store)?;
-    let config = pipeline::read_manifest(&store, &digest)
-        .and_then(|manifest| pipeline::read_config(&store, &manifest))
+    let image = pipeline::read_image(&store, &digest)
         .map_err(|source| ShimError::Config { image: name.to_owned(), source })?;
-    Ok(config.env)
+    Ok(image.config().env.clone())
 }
 
 /// Makes mount points for the caller's rules, and gives the rules with the places that those are at.

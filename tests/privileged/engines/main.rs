@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
 mod compare;
+mod foreign;
 mod layer_directories;
 mod unpack;

@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use super::{Context, REFERENCE, output};
 use crate::pipeline::open_image;
-use crate::roots::remove_tree;
 use crate::unpack::{Staging, UnpackOptions, UnpackPlan, write};
 
 /// Copy an image into a directory
@@ -51,7 +50,7 @@ pub(super) fn run(context: &Context, args: &UnpackArgs) -> anyhow::Result<()> {
     let found = context.find(&store, &args.reference)?;
     let image = open_image(&store, found.image.digest, |_| None).with_context(at)?;
     let layers: Vec<_> = image.layers.iter().map(AsRef::as_ref).collect();
-    let staging = Staging::new(&args.directory, remove_tree).with_context(at)?;
+    let staging = Staging::new(&args.directory).with_context(at)?;
     let plan = UnpackPlan::whole(&image.tree);
     let total = plan
         .nodes
@@ -74,7 +73,7 @@ pub(super) fn run(context: &Context, args: &UnpackArgs) -> anyhow::Result<()> {
     let written = match write(&plan, &layers, staging.root(), staging.path(), &options) {
         Ok(written) => written,
         Err(error) => {
-            if let Err(error) = staging.abandon(remove_tree) {
+            if let Err(error) = staging.abandon() {
                 tracing::warn!("removing the incomplete copy: {error}");
             }
             return Err(error).with_context(at);

@@ -41,8 +41,6 @@ pub use mounts::mount::enter_private_namespace;
 pub use mounts::upper::Upper;
 pub use mounts::watch::RootWatch;
 
-pub use crate::os::remove_tree;
-
 /// Name of a root: lower-case letters, digits, `.`, `_` and `-`, at most 64, the first a letter or digit. So it is free of
 /// what paths, overlay options and isolate's rules split on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -20,7 +20,8 @@ use super::error::{At as _, SandboxError};
 use super::installed::{self, clean_up};
 use super::isolate::{Given, Opt};
 use super::spec;
-use crate::roots::{holders, remove_tree};
+use crate::os::remove_tree;
+use crate::roots::holders;
 
 /// How long the processes of a killed run may take to be gone, where a box is wanted that they had.
 pub const DYING: Duration = Duration::from_secs(5);

@@ -1,7 +1,6 @@
-//! Owner, mode, extended attributes and times of what was made.
+//! Sets the owner, mode, extended attributes and times of files, in this order.
 //!
-//! In this order: a change of owner clears set-uid bits and file capabilities, an ACL is part of the mode, and each of
-//! them changes the times.
+//! A change of owner clears set-uid bits and file capabilities, an ACL changes the mode, and all three change the times.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
@@ -15,9 +14,9 @@ use crate::index::Entry;
 use crate::layer::Timestamp;
 use crate::tree::{IMPLIED_MODE, IMPLIED_MTIME};
 
-/// What a node has beside its content.
+/// The metadata of a node.
 #[derive(Debug)]
-pub(super) struct Attributes<'a> {
+pub(super) struct NodeAttributes<'a> {
     pub(super) mode: u16,
     pub(super) uid: u32,
     pub(super) gid: u32,
@@ -25,87 +24,75 @@ pub(super) struct Attributes<'a> {
     entry: Option<&'a Entry<'a>>,
 }
 
-impl<'a> Attributes<'a> {
-    /// Those of an entry.
+impl<'a> NodeAttributes<'a> {
     pub(super) fn of_entry(entry: &'a Entry<'a>) -> Self {
         let (mode, uid, gid, mtime) = (entry.mode(), entry.uid(), entry.gid(), entry.mtime());
         Self { mode, uid, gid, mtime, entry: Some(entry) }
     }
 
-    /// Those of a directory that no layer has an entry for.
+    /// The attributes of a directory that no layer has an entry for.
     pub(super) fn implied() -> Self {
         Self { mode: IMPLIED_MODE, uid: 0, gid: 0, mtime: IMPLIED_MTIME, entry: None }
     }
 
-    /// Sets them on an open file or directory.
+    /// Sets the attributes of an open file or directory. `path` is for error messages.
     pub(super) fn set(&self, file: BorrowedFd<'_>, path: impl Fn() -> PathBuf) -> Result<(), UnpackError> {
         let failed = |action| {
             let path = &path;
-            move |errno| UnpackError::new(path(), action, errno)
+            move |errno| UnpackError::new(action, path(), errno)
         };
         rustix::fs::fchown(file, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))
-            .map_err(failed("change the owner"))?;
-        rustix::fs::fchmod(file, Mode::from_raw_mode(self.mode.into())).map_err(failed("change the mode"))?;
+            .map_err(failed("change the owner of"))?;
+        rustix::fs::fchmod(file, Mode::from_raw_mode(self.mode.into()))
+            .map_err(failed("change the mode of"))?;
         for (name, value) in self.xattrs() {
             rustix::fs::fsetxattr(file, name, value, XattrFlags::empty())
-                .map_err(|errno| xattr_error(path(), name, errno))?;
+                .map_err(|errno| UnpackError::xattr(name, path(), errno))?;
         }
-        rustix::fs::futimens(file, &self.times()).map_err(failed("set the times"))
+        rustix::fs::futimens(file, &self.times()).map_err(failed("set the times of"))
     }
 
-    /// Sets them on anything else than a regular file or a directory: those are not opened.
+    /// Sets the attributes of a symlink, device or FIFO, without opening it.
     pub(super) fn set_at(
         &self,
         directory: impl AsFd,
         name: &[u8],
-        is_link: bool,
+        is_symlink: bool,
         path: impl Fn() -> PathBuf,
     ) -> Result<(), UnpackError> {
         let failed = |action| {
             let path = &path;
-            move |errno| UnpackError::new(path(), action, errno)
+            move |errno| UnpackError::new(action, path(), errno)
         };
         let directory = directory.as_fd();
         let owner = (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)));
         rustix::fs::chownat(directory, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(failed("change the owner"))?;
-        // The mode of a symlink means nothing and cannot be set. Nobody but this process can have put one in place of
-        // the node meanwhile: its directory is closed to others.
-        if !is_link {
+            .map_err(failed("change the owner of"))?;
+        // A symlink has no mode of its own. fchmodat(2) follows links, but only this process can put one in place of the
+        // node: the directory is closed to others.
+        if !is_symlink {
             rustix::fs::chmodat(directory, name, Mode::from_raw_mode(self.mode.into()), AtFlags::empty())
-                .map_err(failed("change the mode"))?;
+                .map_err(failed("change the mode of"))?;
         }
         if self.entry.is_some() {
             let mut link = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
             link.extend_from_slice(name);
             for (key, value) in self.xattrs() {
                 rustix::fs::lsetxattr(OsStr::from_bytes(&link), key, value, XattrFlags::empty())
-                    .map_err(|errno| xattr_error(path(), key, errno))?;
+                    .map_err(|errno| UnpackError::xattr(key, path(), errno))?;
             }
         }
         rustix::fs::utimensat(directory, name, &self.times(), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(failed("set the times"))
+            .map_err(failed("set the times of"))
     }
 
     pub(super) fn xattrs(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         self.entry.into_iter().flat_map(Entry::xattrs)
     }
 
-    /// The time of access is that of modification, as the mount shows it.
+    /// The access time equals the modification time, as in the mount.
     fn times(&self) -> Timestamps {
         let time = Timespec { tv_sec: self.mtime.sec, tv_nsec: self.mtime.nsec.into() };
         Timestamps { last_access: time, last_modification: time }
-    }
-}
-
-fn xattr_error(path: PathBuf, name: &[u8], errno: rustix::io::Errno) -> UnpackError {
-    use rustix::io::Errno;
-    match errno {
-        Errno::NOTSUP | Errno::PERM | Errno::INVAL | Errno::RANGE | Errno::TOOBIG => UnpackError::Xattr {
-            path,
-            name: String::from_utf8_lossy(name).into_owned(),
-            source: errno.into(),
-        },
-        _ => UnpackError::new(path, "set an extended attribute", errno),
     }
 }

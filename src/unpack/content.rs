@@ -1,47 +1,49 @@
-//! Which bytes of a layer go where: files cut at the layer's spans, so that each span is decoded once.
+//! Plans which bytes of a layer go to which file: files are cut at the layer's spans, so that each span is decoded once.
 
 use crate::index::{EntryId, Layer, Piece, SpanId};
 use crate::layer::TarOffset;
 
-/// Bytes decoded by one unit of work: large enough for its cost to vanish, small enough to spread over all threads.
-const UNIT: u64 = 2 << 20;
+/// Decoded bytes of one unit of work: large enough to make its overhead negligible, small enough to keep all threads busy.
+const UNIT_BYTES: u64 = 2 << 20;
 
-/// A stretch of a file that lies in one span.
+/// A part of a file that lies in one span.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Part {
-    /// The file, by the caller's count.
+pub(super) struct SpanPart {
+    /// The file, in the caller's numbering.
     pub(super) file: u32,
-    /// Where it starts in the file.
+    /// Offset in the file.
     pub(super) offset: u64,
-    /// Where it starts in the span's bytes.
+    /// Offset in the decoded span.
     pub(super) start: usize,
-    /// Its length.
+    /// Length in bytes.
     pub(super) len: usize,
 }
 
-/// A span and what is needed of it.
+/// A span and the parts of files that are in it.
 #[derive(Debug)]
-pub(super) struct Needed {
+pub(super) struct NeededSpan {
     pub(super) span: SpanId,
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Vec<SpanPart>,
 }
 
 /// Work for one thread: neighbouring spans of one layer.
 #[derive(Debug)]
-pub(super) struct Unit {
-    /// The layer, by the caller's count.
+pub(super) struct DecodeUnit {
+    /// The layer, in the caller's numbering.
     pub(super) layer: usize,
-    pub(super) needed: Vec<Needed>,
+    pub(super) spans: Vec<NeededSpan>,
 }
 
-/// Cuts the content of files of one layer into units. `files` are (the caller's count, entry); returns how many parts
-/// each has, in the same order, beside the units.
-pub(super) fn units<D: AsRef<[u8]>>(
+/// Cuts the content of a layer's files into units.
+///
+/// `files` are pairs of the caller's number and the entry. Returns the units, and the number of parts of each file in the
+/// order of `files`.
+pub(super) fn decode_units<D: AsRef<[u8]>>(
     layer: &Layer<D>,
-    number: usize,
+    layer_number: usize,
     files: &[(u32, EntryId)],
-) -> (Vec<Unit>, Vec<u32>) {
-    let mut stretches: Vec<(u64, u64, u32, u64)> = Vec::new();
+) -> (Vec<DecodeUnit>, Vec<u32>) {
+    let mut ranges: Vec<(u64, u64, u32, u64)> = Vec::new();
     for (position, (_, entry)) in files.iter().enumerate() {
         let position = u32::try_from(position).expect("a layer has at most 2^32 entries");
         let mut offset = 0;
@@ -49,24 +51,24 @@ pub(super) fn units<D: AsRef<[u8]>>(
             match piece {
                 Piece::Hole { len } => offset += len,
                 Piece::Data { tar, len } => {
-                    stretches.push((tar.get(), len, position, offset));
+                    ranges.push((tar.get(), len, position, offset));
                     offset += len;
                 }
             }
         }
     }
-    // By place in the tar, whatever the order of names is.
-    stretches.sort_unstable();
+    // By offset in the tar.
+    ranges.sort_unstable();
     let mut counts = vec![0_u32; files.len()];
-    let mut needed: Vec<Needed> = Vec::new();
-    for (tar, len, position, mut offset) in stretches {
+    let mut spans: Vec<NeededSpan> = Vec::new();
+    for (tar, len, position, mut offset) in ranges {
         let (mut at, end) = (tar, tar + len);
         while at < end {
             let span = layer.index().span_at(TarOffset::new(at)).expect("content lies in the tar");
             let range = layer.index().span_range(span);
             let stop = end.min(range.end);
-            let within = |bytes: u64| usize::try_from(bytes).expect("spans are bounded at open");
-            let part = Part {
+            let within = |bytes: u64| usize::try_from(bytes).expect("Index::open bounds the length of spans");
+            let part = SpanPart {
                 file: files[position as usize].0,
                 offset,
                 start: within(at - range.start),
@@ -75,22 +77,22 @@ pub(super) fn units<D: AsRef<[u8]>>(
             counts[position as usize] += 1;
             offset += stop - at;
             at = stop;
-            match needed.last_mut() {
+            match spans.last_mut() {
                 Some(last) if last.span == span => last.parts.push(part),
-                _ => needed.push(Needed { span, parts: vec![part] }),
+                _ => spans.push(NeededSpan { span, parts: vec![part] }),
             }
         }
     }
-    let mut units: Vec<Unit> = Vec::new();
-    let mut size = UNIT;
-    for need in needed {
-        let range = layer.index().span_range(need.span);
-        if size >= UNIT {
-            units.push(Unit { layer: number, needed: Vec::new() });
+    let mut units: Vec<DecodeUnit> = Vec::new();
+    let mut size = UNIT_BYTES;
+    for needed in spans {
+        let range = layer.index().span_range(needed.span);
+        if size >= UNIT_BYTES {
+            units.push(DecodeUnit { layer: layer_number, spans: Vec::new() });
             size = 0;
         }
         size += range.end - range.start;
-        units.last_mut().expect("one was just made").needed.push(need);
+        units.last_mut().expect("the first iteration pushes a unit").spans.push(needed);
     }
     (units, counts)
 }

@@ -1,8 +1,8 @@
-//! Directories of the target: made, and opened again, never by way of a link or out of the target.
+//! Makes and opens the directories of a plan, without following links and without leaving the target.
 
 use std::ffi::OsStr;
 use std::num::NonZeroUsize;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,65 +12,61 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::{DirectoryNo, PlanName, UnpackError, UnpackPlan};
 
-/// Bytes of a path that are handed to the kernel at once; it takes less than `PATH_MAX`, 4096 (linux/limits.h).
-const STEP: usize = 3000;
+/// Bytes of a path after which the next path begins: with one more name of 255 bytes it stays below `PATH_MAX`, 4096
+/// (linux/limits.h).
+const PATH_BYTES: usize = 3000;
 /// Directories that a thread keeps open.
-const OPEN: NonZeroUsize = NonZeroUsize::new(32).expect("not 0");
+const OPEN_MAX: NonZeroUsize = NonZeroUsize::new(32).expect("not 0");
 
-/// The directories of a plan, below the target.
+/// The directories of a plan below the target.
 #[derive(Debug)]
-pub(super) struct Places<'a> {
+pub(super) struct TargetDirs<'a> {
     plan: &'a UnpackPlan,
     root: BorrowedFd<'a>,
     path: &'a Path,
 }
 
-impl<'a> Places<'a> {
+impl<'a> TargetDirs<'a> {
     pub(super) fn new(plan: &'a UnpackPlan, root: BorrowedFd<'a>, path: &'a Path) -> Self {
         Self { plan, root, path }
     }
 
-    /// Makes all directories but the root, which is there.
-    pub(super) fn make_directories(&self, mode: Mode) -> Result<(), UnpackError> {
+    /// Makes all directories except the root, which exists.
+    pub(super) fn make_all(&self, mode: Mode) -> Result<(), UnpackError> {
         let mut directories = self.cache();
         for directory in &self.plan.directories[1..] {
             let parent = directories.open(self, directory.place.directory)?;
-            rustix::fs::mkdirat(parent, &*directory.place.name, mode).map_err(|errno| {
-                UnpackError::new(self.path(&directory.place), "make the directory", errno)
-            })?;
+            rustix::fs::mkdirat(parent, &*directory.place.name, mode)
+                .map_err(|errno| UnpackError::new("make directory", self.path(&directory.place), errno))?;
         }
         Ok(())
     }
 
     /// Opens a directory for reading.
     pub(super) fn open(&self, directory: DirectoryNo) -> Result<OwnedFd, UnpackError> {
-        let failed = |errno| {
-            UnpackError::new(self.path(&self.plan.directories[directory.index()].place), "open", errno)
-        };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // Nothing but this process's own work is in there; that it stays so is not left to trust.
+        // Only this process should write in the target. The flags hold even if another one does.
         let inside = ResolveFlags::BENEATH
             | ResolveFlags::NO_SYMLINKS
             | ResolveFlags::NO_MAGICLINKS
             | ResolveFlags::NO_XDEV;
-        let mut opened: Option<OwnedFd> = None;
-        for step in self.steps(directory) {
-            let next = match &opened {
-                None => {
-                    rustix::fs::openat2(self.root, OsStr::from_bytes(&step), flags, Mode::empty(), inside)
-                }
-                Some(at) => rustix::fs::openat2(at, OsStr::from_bytes(&step), flags, Mode::empty(), inside),
-            };
-            opened = Some(next.map_err(failed)?);
+        let open = |at: BorrowedFd<'_>, path: &[u8]| {
+            rustix::fs::openat2(at, OsStr::from_bytes(path), flags, Mode::empty(), inside).map_err(|errno| {
+                let place = &self.plan.directories[directory.index()].place;
+                UnpackError::new("open", self.path(place), errno)
+            })
+        };
+        let paths = self.relative_paths(directory);
+        let Some((first, rest)) = paths.split_first() else { return open(self.root, b".") };
+        let mut opened = open(self.root, first)?;
+        for path in rest {
+            opened = open(opened.as_fd(), path)?;
         }
-        opened.map_or_else(
-            || rustix::fs::openat2(self.root, ".", flags, Mode::empty(), inside).map_err(failed),
-            Ok,
-        )
+        Ok(opened)
     }
 
-    /// The path to a directory, relative to the root, in steps that the kernel takes.
-    fn steps(&self, directory: DirectoryNo) -> Vec<Vec<u8>> {
+    /// The path of a directory relative to the root, in pieces that are short enough for the kernel.
+    fn relative_paths(&self, directory: DirectoryNo) -> Vec<Vec<u8>> {
         let mut names: Vec<&[u8]> = Vec::new();
         let mut at = directory;
         while at != DirectoryNo::ROOT {
@@ -78,49 +74,49 @@ impl<'a> Places<'a> {
             names.push(&place.name);
             at = place.directory;
         }
-        let mut steps: Vec<Vec<u8>> = Vec::new();
+        let mut paths: Vec<Vec<u8>> = Vec::new();
         for name in names.into_iter().rev() {
-            match steps.last_mut() {
-                Some(step) if step.len() < STEP => {
-                    step.push(b'/');
-                    step.extend_from_slice(name);
+            match paths.last_mut() {
+                Some(path) if path.len() < PATH_BYTES => {
+                    path.push(b'/');
+                    path.extend_from_slice(name);
                 }
-                _ => steps.push(name.to_vec()),
+                _ => paths.push(name.to_vec()),
             }
         }
-        steps
+        paths
     }
 
-    /// A path for messages.
+    /// The path of a name, for messages.
     pub(super) fn path(&self, name: &PlanName) -> PathBuf {
         let mut path = self.path.to_owned();
-        path.extend(self.steps(name.directory).iter().map(|step| OsStr::from_bytes(step)));
+        path.extend(self.relative_paths(name.directory).iter().map(|path| OsStr::from_bytes(path)));
         if !name.name.is_empty() {
             path.push(OsStr::from_bytes(&name.name));
         }
         path
     }
 
-    /// A cache for one thread.
-    pub(super) fn cache(&self) -> Cache {
-        Cache(LruCache::new(OPEN))
+    /// An empty cache for one thread.
+    pub(super) fn cache(&self) -> DirCache {
+        DirCache(LruCache::new(OPEN_MAX))
     }
 }
 
-/// Directories that a thread has open: neighbours in a tar mostly stand in one.
+/// The directories that a thread has open. Neighbours in a tar are mostly in the same directory.
 #[derive(Debug)]
-pub(super) struct Cache(LruCache<DirectoryNo, Arc<OwnedFd>>);
+pub(super) struct DirCache(LruCache<DirectoryNo, Arc<OwnedFd>>);
 
-impl Cache {
+impl DirCache {
     pub(super) fn open(
         &mut self,
-        places: &Places<'_>,
+        directories: &TargetDirs<'_>,
         directory: DirectoryNo,
     ) -> Result<Arc<OwnedFd>, UnpackError> {
         if let Some(open) = self.0.get(&directory) {
             return Ok(Arc::clone(open));
         }
-        let opened = Arc::new(places.open(directory)?);
+        let opened = Arc::new(directories.open(directory)?);
         self.0.put(directory, Arc::clone(&opened));
         Ok(opened)
     }

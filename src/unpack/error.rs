@@ -1,80 +1,104 @@
-//! Why a tree could not be written.
+//! Errors of writing a tree to disk.
 
 use std::io;
 use std::path::PathBuf;
 
 use rustix::io::Errno;
 
+use crate::error::ErrorCode;
 use crate::index::ReadError;
+use crate::os::PathError;
 
-/// Why a tree could not be written. What was written until then is incomplete.
+/// Why a tree could not be written. What was written before the error is incomplete.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
-    /// A layer's bytes could not be read.
-    #[error("read {path}")]
+    /// The content of a file cannot be read from its layer.
+    #[error("cannot read the content of {}", .path.display())]
     Read {
-        /// The file whose content it is.
+        /// The file in the target.
         path: PathBuf,
-        /// What came of it.
+        /// The layer's error.
         source: ReadError,
     },
-    /// The directory holds a file of this name already: it was not empty, or its filesystem takes two names for one.
-    #[error("{path} is there already: the directory was not empty, or its filesystem ignores case")]
-    Exists {
-        /// Where it was to be made.
-        path: PathBuf,
-    },
-    /// No room is left.
-    #[error("{path}: no space, inodes or quota left on the filesystem")]
+    /// The target was not empty, or its filesystem treats two names of the image as one.
+    #[error("{} already exists: the directory was not empty, or its filesystem ignores case", .0.display())]
+    Exists(PathBuf),
+    /// The disk or a quota is full.
+    #[error("cannot {action} {}: no space, inodes or quota left on the filesystem", .path.display())]
     NoSpace {
-        /// What could not be written.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The filesystem cannot hold one of the image's extended attributes.
-    #[error("{path}: the filesystem does not take the extended attribute {name}")]
-    Xattr {
+        /// What was tried.
+        action: &'static str,
         /// The file.
         path: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// The filesystem cannot store one of the image's extended attributes.
+    #[error("cannot set extended attribute {name} of {}: the filesystem does not accept it", .path.display())]
+    Xattr {
         /// The attribute.
         name: String,
-        /// What the kernel said.
+        /// The file.
+        path: PathBuf,
+        /// The operating system's error.
         source: io::Error,
     },
-    /// Writing takes a privilege that this process does not have.
-    #[error("{path}: no permission to {action} (owners and devices take root)")]
+    /// The process lacks a privilege.
+    #[error("cannot {action} {}: setting owners and making devices requires root privileges", .path.display())]
     Permission {
+        /// What was tried.
+        action: &'static str,
         /// The file.
         path: PathBuf,
-        /// What was to be done.
-        action: &'static str,
-        /// What the kernel said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// Anything else that the filesystem refused.
-    #[error("{path}: {action}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What was to be done.
-        action: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// It was called off: another thread met an error, or the caller wished it.
+    /// Any other error of the operating system.
+    #[error(transparent)]
+    Io(PathError),
+    /// The caller cancelled the operation, or another thread failed.
     #[error("interrupted")]
     Interrupted,
 }
 
 impl UnpackError {
-    pub(super) fn new(path: PathBuf, action: &'static str, errno: Errno) -> Self {
-        let source = errno.into();
+    /// The stable code of the error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Read { .. } => ErrorCode::Damaged,
+            Self::Exists(_) => ErrorCode::Exists,
+            Self::NoSpace { .. } => ErrorCode::DiskFull,
+            Self::Xattr { .. } => ErrorCode::Filesystem,
+            Self::Permission { .. } => ErrorCode::Permission,
+            Self::Io(error) => error.code(),
+            Self::Interrupted => ErrorCode::Interrupted,
+        }
+    }
+
+    pub(super) fn new(action: &'static str, path: PathBuf, errno: Errno) -> Self {
+        PathError::new(action, path, errno).into()
+    }
+
+    /// An error of setting the extended attribute `name` of `path`.
+    pub(super) fn xattr(name: &[u8], path: PathBuf, errno: Errno) -> Self {
         match errno {
-            Errno::EXIST => Self::Exists { path },
-            Errno::NOSPC | Errno::DQUOT => Self::NoSpace { path, source },
-            Errno::PERM | Errno::ACCESS => Self::Permission { path, action, source },
-            _ => Self::Io { path, action, source },
+            Errno::NOTSUP | Errno::PERM | Errno::INVAL | Errno::RANGE | Errno::TOOBIG => {
+                Self::Xattr { name: String::from_utf8_lossy(name).into_owned(), path, source: errno.into() }
+            }
+            _ => Self::new("set an extended attribute of", path, errno),
+        }
+    }
+}
+
+impl From<PathError> for UnpackError {
+    fn from(error: PathError) -> Self {
+        let PathError { action, path, source } = error;
+        match Errno::from_io_error(&source) {
+            Some(Errno::EXIST) => Self::Exists(path),
+            Some(Errno::NOSPC | Errno::DQUOT) => Self::NoSpace { action, path, source },
+            Some(Errno::PERM | Errno::ACCESS) => Self::Permission { action, path, source },
+            _ => Self::Io(PathError { action, path, source }),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Writes trees to a disk: whole, or what one has in place of another.
+//! Writes trees to disk: a whole tree, or the difference between two trees.
 //!
-//! A [`UnpackPlan`] says what to write and is a pure function of trees; [`write()`] carries it out, in parallel, and never
-//! outside the directory it is given.
+//! An [`UnpackPlan`] lists what to write and is a pure function of trees. [`write()`] carries it out on several threads and
+//! never writes outside the directory it is given. [`check()`] compares a directory with the plan it was written by.
 
 mod attributes;
 mod check;

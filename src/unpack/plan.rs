@@ -1,16 +1,17 @@
-//! Plans what to write: a whole tree, or what one tree has that another has not.
+//! Plans what to write: a whole tree, or the difference between two trees.
 //!
-//! The difference of two trees is what an overlay layer above the lower one has to hold so that both together show the
-//! upper one (Documentation/filesystems/overlayfs.rst). It is taken from the merged trees and not from a layer's markers:
-//! overlayfs shows a whiteout that stands in a directory without a lower counterpart, knows no links on the way to a
-//! marker, and cannot count the names of a file that are spread over its layers. So here a whiteout is planned only where
-//! there is something to hide, and a file with several names is written with all of them as soon as one is added or gone.
+//! The difference is the content of an overlay layer: put above the lower tree, it shows the upper tree
+//! (Documentation/filesystems/overlayfs.rst). It is computed from the merged trees, not from a layer's markers. Markers
+//! would be wrong for three reasons: overlayfs shows a whiteout in a directory that has no lower counterpart, it does not
+//! resolve links on the path to a marker, and it does not count the hard links of a file over several layers. So a whiteout
+//! is planned only where it hides something, and a file with several names is written with all of them as soon as one name
+//! is added or removed.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::tree::{NodeId, Source, Tree};
 
-/// A directory to be made, as its ordinal in [`UnpackPlan::directories`]; 0 is the root.
+/// The number of a directory in [`UnpackPlan::directories`]; 0 is the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DirectoryNo(u32);
 
@@ -18,19 +19,18 @@ impl DirectoryNo {
     /// The root.
     pub const ROOT: Self = Self(0);
 
-    /// The ordinal as an index.
+    /// The index in [`UnpackPlan::directories`].
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 
-    /// The directory at an index of [`UnpackPlan::directories`].
-    fn at(index: usize) -> Self {
+    fn from_index(index: usize) -> Self {
         Self(u32::try_from(index).expect("a tree has at most 2^32 nodes"))
     }
 }
 
-/// A name in a directory that is made.
+/// A name in a directory of the plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanName {
     /// The directory.
@@ -39,61 +39,64 @@ pub struct PlanName {
     pub name: Box<[u8]>,
 }
 
-/// A directory to be made.
+/// A directory to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanDirectory {
-    /// Where it is made; the root's is the root itself, with an empty name.
+    /// Its parent and name. The root is its own parent and has an empty name.
     pub place: PlanName,
-    /// Where its attributes come from.
+    /// The origin of its attributes.
     pub source: Source,
-    /// Whether it hides all that lower layers have in it.
+    /// Whether it hides the whole content of the directory in lower layers.
     pub opaque: bool,
 }
 
-/// Anything but a directory, with all names that it has in the tree.
+/// A file that is not a directory, with all its names in the tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanNode {
-    /// Where attributes and content come from.
+    /// The origin of its attributes and content.
     pub source: Source,
-    /// The name it is made under, and those that are linked to it.
+    /// The name under which it is created, then its hard links.
     pub names: Vec<PlanName>,
 }
 
-/// What to write, and in what order: directories, each behind its parent; then the nodes; then what is hidden.
+/// What to write, in this order: directories, parents first; nodes; whiteouts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnpackPlan {
-    /// The root first.
+    /// All directories; the first is the root.
     pub directories: Vec<PlanDirectory>,
-    /// All else.
+    /// All other files.
     pub nodes: Vec<PlanNode>,
-    /// What lower layers have and this tree has not.
+    /// Names of lower layers that do not exist in this tree.
     pub whiteouts: Vec<PlanName>,
-    /// Whether nothing of the lower layers is left, so that they are to be left out of the mount: an opaque mark at the
-    /// root has no effect in overlayfs.
+    /// Whether nothing of the lower layers remains. The lower layers must then be left out of the mount, since overlayfs
+    /// ignores an opaque marker at the root.
     pub replaces_all: bool,
-    /// Whether the root's attributes are others than the lower tree's.
+    /// Whether the attributes of the root differ from those in the lower tree.
     pub changes_root: bool,
 }
 
 impl UnpackPlan {
-    /// All of a tree.
+    /// Plans a whole tree.
     #[must_use]
     pub fn whole(tree: &Tree) -> Self {
         Planner::new(tree, None).plan()
     }
 
-    /// What `upper` has in place of `lower`: both are of one image, `lower` of its lowest layers alone.
+    /// Plans the difference between two trees of one image, `lower` being that of its lowest layers only.
     #[must_use]
     pub fn difference(upper: &Tree, lower: &Tree) -> Self {
         Planner::new(upper, Some(lower)).plan()
     }
 
-    /// The directories with their numbers, parents first.
+    /// Returns the directories with their numbers, parents first.
     pub fn numbered(&self) -> impl DoubleEndedIterator<Item = (DirectoryNo, &PlanDirectory)> {
-        self.directories.iter().enumerate().map(|(index, directory)| (DirectoryNo::at(index), directory))
+        self.directories
+            .iter()
+            .enumerate()
+            .map(|(index, directory)| (DirectoryNo::from_index(index), directory))
     }
 
-    /// Whether the lower layers show the tree without anything above them.
+    /// Whether the lower layers alone show the tree.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let only_root = self.directories.len() == 1 && !self.changes_root;
@@ -101,31 +104,31 @@ impl UnpackPlan {
     }
 }
 
-/// A directory that is being compared.
-struct Frame {
+/// A directory of the upper tree on the walk.
+struct DirectoryPair {
     upper: NodeId,
     lower: Option<NodeId>,
-    /// The frame of its parent, and its name there.
+    /// The index of its parent in [`Planner::pairs`], and its name there.
     parent: usize,
     name: Box<[u8]>,
-    /// Set as soon as something is to be written in it.
-    made: Option<DirectoryNo>,
+    /// Its number in the plan, if something is written in it.
+    planned: Option<DirectoryNo>,
 }
 
 struct Planner<'a> {
     upper: &'a Tree,
     lower: Option<&'a Tree>,
-    /// Nodes of the upper tree with several names of which some are not the lower tree's.
-    regrouped: HashSet<NodeId>,
-    frames: Vec<Frame>,
-    /// Where nodes with several names are in the plan.
-    planned: HashMap<NodeId, usize>,
+    /// Nodes of the upper tree whose set of hard links differs from that in the lower tree.
+    relinked: HashSet<NodeId>,
+    pairs: Vec<DirectoryPair>,
+    /// The indexes of nodes with several names in [`UnpackPlan::nodes`].
+    hard_links: HashMap<NodeId, usize>,
     plan: UnpackPlan,
 }
 
 impl<'a> Planner<'a> {
     fn new(upper: &'a Tree, lower: Option<&'a Tree>) -> Self {
-        let regrouped = lower.map_or_else(HashSet::new, |lower| regrouped(upper, lower));
+        let relinked = lower.map_or_else(HashSet::new, |lower| relinked(upper, lower));
         let changes_root = lower.is_none_or(|lower| lower.source(NodeId::ROOT) != upper.source(NodeId::ROOT));
         let plan = UnpackPlan {
             directories: Vec::new(),
@@ -134,27 +137,27 @@ impl<'a> Planner<'a> {
             replaces_all: false,
             changes_root,
         };
-        Self { upper, lower, regrouped, frames: Vec::new(), planned: HashMap::new(), plan }
+        Self { upper, lower, relinked, pairs: Vec::new(), hard_links: HashMap::new(), plan }
     }
 
     fn plan(mut self) -> UnpackPlan {
-        let root = Frame {
+        let root = DirectoryPair {
             upper: NodeId::ROOT,
             lower: self.lower.map(|_| NodeId::ROOT),
             parent: 0,
             name: Box::default(),
-            // Every layer directory has a root, and the topmost one's attributes are shown.
-            made: Some(DirectoryNo::ROOT),
+            // Every layer directory has a root; overlayfs shows the attributes of the topmost one.
+            planned: Some(DirectoryNo::ROOT),
         };
-        self.frames.push(root);
+        self.pairs.push(root);
         self.plan.directories.push(PlanDirectory {
             place: PlanName { directory: DirectoryNo::ROOT, name: Box::default() },
             source: self.upper.source(NodeId::ROOT),
             opaque: false,
         });
-        // Breadth first: a tree may be deeper than the stack, and parents come before children of themselves.
+        // Breadth first, without recursion: a tree may be deeper than the stack allows, and parents come before children.
         let mut next = 0;
-        while next < self.frames.len() {
+        while next < self.pairs.len() {
             self.compare(next);
             next += 1;
         }
@@ -163,25 +166,25 @@ impl<'a> Planner<'a> {
 
     fn compare(&mut self, at: usize) {
         let (upper, lower) = (self.upper, self.lower);
-        let Frame { upper: directory, lower: beneath, .. } = self.frames[at];
-        let below = |name: &[u8]| beneath.and_then(|beneath| lower?.lookup(beneath, name));
+        let DirectoryPair { upper: directory, lower: lower_directory, .. } = self.pairs[at];
+        let lookup_lower = |name: &[u8]| lower_directory.and_then(|below| lower?.lookup(below, name));
         let mut kept = false;
         let mut hidden: Vec<Box<[u8]>> = Vec::new();
         for (name, node) in upper.children(directory) {
-            let under = below(name);
+            let below = lookup_lower(name);
             if upper.is_directory(node) {
-                let under = under.filter(|under| lower.is_some_and(|lower| lower.is_directory(*under)));
-                kept |= under.is_some();
-                self.descend(at, name, node, under);
-            } else if under.is_some_and(|under| self.is_same(node, under)) {
+                let below = below.filter(|below| lower.is_some_and(|lower| lower.is_directory(*below)));
+                kept |= below.is_some();
+                self.queue(at, name, node, below);
+            } else if below.is_some_and(|below| self.is_unchanged(node, below)) {
                 kept = true;
             } else {
-                let place = PlanName { directory: self.make(at), name: name.into() };
-                self.add(node, place);
+                let place = PlanName { directory: self.plan_directory(at), name: name.into() };
+                self.plan_node(node, place);
             }
         }
-        if let (Some(beneath), Some(lower)) = (beneath, lower) {
-            for (name, _) in lower.children(beneath) {
+        if let (Some(lower_directory), Some(lower)) = (lower_directory, lower) {
+            for (name, _) in lower.children(lower_directory) {
                 if upper.lookup(directory, name).is_none() {
                     hidden.push(name.into());
                 }
@@ -190,86 +193,90 @@ impl<'a> Planner<'a> {
         if hidden.is_empty() {
             return;
         }
-        // One mark instead of many, where all that was there is gone.
+        // If nothing of the lower directory remains, one opaque marker replaces all whiteouts.
         if !kept && directory != NodeId::ROOT {
-            let made = self.make(at);
-            self.plan.directories[made.index()].opaque = true;
+            let planned = self.plan_directory(at);
+            self.plan.directories[planned.index()].opaque = true;
             return;
         }
         if !kept {
             self.plan.replaces_all = true;
             return;
         }
-        let made = self.make(at);
-        self.plan.whiteouts.extend(hidden.into_iter().map(|name| PlanName { directory: made, name }));
+        let directory = self.plan_directory(at);
+        self.plan.whiteouts.extend(hidden.into_iter().map(|name| PlanName { directory, name }));
     }
 
-    fn descend(&mut self, parent: usize, name: &[u8], node: NodeId, under: Option<NodeId>) {
-        let at = self.frames.len();
-        self.frames.push(Frame { upper: node, lower: under, parent, name: name.into(), made: None });
-        let shown = under.and_then(|under| Some(self.lower?.source(under)));
-        if shown != Some(self.upper.source(node)) {
-            self.make(at);
+    fn queue(&mut self, parent: usize, name: &[u8], node: NodeId, below: Option<NodeId>) {
+        let at = self.pairs.len();
+        self.pairs.push(DirectoryPair {
+            upper: node,
+            lower: below,
+            parent,
+            name: name.into(),
+            planned: None,
+        });
+        let lower_source = below.and_then(|below| Some(self.lower?.source(below)));
+        if lower_source != Some(self.upper.source(node)) {
+            self.plan_directory(at);
         }
     }
 
-    /// The directory of a frame in the plan; it is entered there, with its parents, if it was not.
-    fn make(&mut self, at: usize) -> DirectoryNo {
+    /// Adds a directory and its parents to the plan, unless they are in it; returns its number.
+    fn plan_directory(&mut self, at: usize) -> DirectoryNo {
         let mut missing = Vec::new();
-        let mut frame = at;
+        let mut pair = at;
         let mut directory = loop {
-            match self.frames[frame].made {
-                Some(made) => break made,
-                None => missing.push(frame),
+            match self.pairs[pair].planned {
+                Some(planned) => break planned,
+                None => missing.push(pair),
             }
-            frame = self.frames[frame].parent;
+            pair = self.pairs[pair].parent;
         };
-        for frame in missing.into_iter().rev() {
-            let number = DirectoryNo::at(self.plan.directories.len());
-            let place = PlanName { directory, name: self.frames[frame].name.clone() };
-            let source = self.upper.source(self.frames[frame].upper);
+        for pair in missing.into_iter().rev() {
+            let number = DirectoryNo::from_index(self.plan.directories.len());
+            let place = PlanName { directory, name: self.pairs[pair].name.clone() };
+            let source = self.upper.source(self.pairs[pair].upper);
             self.plan.directories.push(PlanDirectory { place, source, opaque: false });
             directory = number;
-            self.frames[frame].made = Some(directory);
+            self.pairs[pair].planned = Some(directory);
         }
         directory
     }
 
-    fn add(&mut self, node: NodeId, place: PlanName) {
+    fn plan_node(&mut self, node: NodeId, place: PlanName) {
         if self.upper.nlink(node) > 1 {
-            if let Some(planned) = self.planned.get(&node) {
+            if let Some(planned) = self.hard_links.get(&node) {
                 self.plan.nodes[*planned].names.push(place);
                 return;
             }
-            self.planned.insert(node, self.plan.nodes.len());
+            self.hard_links.insert(node, self.plan.nodes.len());
         }
         self.plan.nodes.push(PlanNode { source: self.upper.source(node), names: vec![place] });
     }
 
-    /// Whether the lower tree's node at the same path is this one, with the same names.
-    fn is_same(&self, node: NodeId, under: NodeId) -> bool {
+    /// Whether `below`, the lower tree's node at the same path, is the same file with the same hard links.
+    fn is_unchanged(&self, node: NodeId, below: NodeId) -> bool {
         let Some(lower) = self.lower else { return false };
-        !lower.is_directory(under)
-            && lower.source(under) == self.upper.source(node)
-            && lower.nlink(under) == self.upper.nlink(node)
-            && !self.regrouped.contains(&node)
+        !lower.is_directory(below)
+            && lower.source(below) == self.upper.source(node)
+            && lower.nlink(below) == self.upper.nlink(node)
+            && !self.relinked.contains(&node)
     }
 }
 
-/// The nodes with several names that have not the same names in both trees.
-fn regrouped(upper: &Tree, lower: &Tree) -> HashSet<NodeId> {
-    let names = several_names(upper);
+/// Returns the nodes with several names whose names differ between the trees.
+fn relinked(upper: &Tree, lower: &Tree) -> HashSet<NodeId> {
     let before: HashMap<Vec<Vec<u8>>, Source> =
-        several_names(lower).into_iter().map(|(node, names)| (names, lower.source(node))).collect();
-    let is_regrouped = |(node, names): (NodeId, Vec<Vec<u8>>)| {
-        (before.get(&names) != Some(&upper.source(node))).then_some(node)
-    };
-    names.into_iter().filter_map(is_regrouped).collect()
+        hard_link_paths(lower).into_iter().map(|(node, paths)| (paths, lower.source(node))).collect();
+    let is_relinked =
+        |(node, paths): &(NodeId, Vec<Vec<u8>>)| before.get(paths) != Some(&upper.source(*node));
+    hard_link_paths(upper).into_iter().filter(is_relinked).map(|(node, _)| node).collect()
 }
 
-/// The nodes with more than one name, each with its paths, in the order of the walk.
-fn several_names(tree: &Tree) -> HashMap<NodeId, Vec<Vec<u8>>> {
-    let mut found: HashMap<NodeId, Vec<Vec<u8>>> = HashMap::new();
+/// Returns the nodes with several names, each with its sorted paths.
+fn hard_link_paths(tree: &Tree) -> HashMap<NodeId, Vec<Vec<u8>>> {
+    let mut links: HashMap<NodeId, Vec<Vec<u8>>> = HashMap::new();
     let mut directories = vec![(NodeId::ROOT, Vec::new())];
     while let Some((directory, path)) = directories.pop() {
         for (name, node) in tree.children(directory) {
@@ -281,10 +288,10 @@ fn several_names(tree: &Tree) -> HashMap<NodeId, Vec<Vec<u8>>> {
             if is_directory {
                 directories.push((node, path));
             } else {
-                found.entry(node).or_default().push(path);
+                links.entry(node).or_default().push(path);
             }
         }
     }
-    found.values_mut().for_each(|paths| paths.sort_unstable());
-    found
+    links.values_mut().for_each(|paths| paths.sort_unstable());
+    links
 }

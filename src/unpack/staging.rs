@@ -1,8 +1,8 @@
-//! A directory that is being filled and gets its name when it is whole.
+//! A directory that is filled under a temporary name and renamed when it is complete.
 //!
-//! An interrupted copy must not pass for a whole one. So a tree is written beside its place, under a name that says what
-//! it is, and renamed. Where that cannot be, because the place is a mountpoint, it is written in place, with a marker
-//! file that goes last.
+//! An interrupted copy must never look like a complete one. So a tree is written next to its final path, in
+//! `.NAME.rcx-imagefs-partial-PID`, and then renamed. A mountpoint cannot be renamed over: there the tree is written in
+//! place, together with a marker file that is removed last.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -10,110 +10,115 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, RenameFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{
+    AtFlags, Dir, Mode, OFlags, RenameFlags, StatxAttributes, StatxFlags, Timespec, Timestamps,
+};
 use rustix::io::Errno;
 
-/// In the name of a directory that is not whole yet.
+use crate::error::ErrorCode;
+use crate::os::{AtPath as _, NamedLock, PathError, Sharing, is_linked, lock_named, remove_tree, try_lock};
+
+/// Part of the name of an incomplete directory.
 const PARTIAL: &str = ".rcx-imagefs-partial-";
-/// Stands in a mountpoint that is being filled.
+/// The marker file in a mountpoint that is being filled.
 const MARKER: &str = ".rcx-imagefs-incomplete";
+
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Why a directory cannot be filled.
 #[derive(Debug, thiserror::Error)]
 pub enum StagingError {
-    /// Something is in it.
-    #[error("{0} is not empty")]
+    /// The directory has content.
+    #[error("{} is not empty", .0.display())]
     NotEmpty(PathBuf),
-    /// A copy into it was interrupted.
-    #[error("{0} holds an incomplete copy ({MARKER} is in it)")]
+    /// An earlier copy into the mountpoint was interrupted.
+    #[error("{} contains an incomplete copy, marked by the file {MARKER}", .0.display())]
     Incomplete(PathBuf),
-    /// Something else than a directory is there.
-    #[error("{0} is not a directory")]
+    /// The path is a file of another type.
+    #[error("{} is not a directory", .0.display())]
     NotADirectory(PathBuf),
-    /// The directory it is to stand in is not there.
-    #[error("the directory {0} does not exist")]
+    /// The parent directory does not exist.
+    #[error("the directory {} does not exist", .0.display())]
     NoParent(PathBuf),
-    /// The path has no last component to give a directory.
-    #[error("{0} is not the path of a directory to make")]
+    /// The path does not end in a name.
+    #[error("{} does not end in the name of a directory", .0.display())]
     NoName(PathBuf),
-    /// Anything else that the kernel refused.
-    #[error("{path}: {action}")]
-    Io {
-        /// The directory.
-        path: PathBuf,
-        /// What was to be done.
-        action: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    /// Any other error of the operating system.
+    #[error(transparent)]
+    Io(#[from] PathError),
 }
 
-/// A directory that is being filled. One that is dropped without [`Staging::finish`] stays as it is: incomplete.
+impl StagingError {
+    /// The stable code of the error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotEmpty(_) | Self::Incomplete(_) => ErrorCode::Exists,
+            Self::NotADirectory(_) | Self::NoParent(_) | Self::NoName(_) => ErrorCode::Usage,
+            Self::Io(error) => error.code(),
+        }
+    }
+}
+
+/// A directory that is being filled. If it is dropped without [`Staging::finish`], it stays as it is: incomplete.
 #[derive(Debug)]
 pub struct Staging {
     parent: OwnedFd,
-    /// Its place.
+    /// The final path.
     path: PathBuf,
     name: OsString,
-    /// Its name until it is whole; none where it is filled in place.
+    /// The temporary name; `None` if the directory is filled in place.
     partial: Option<OsString>,
-    /// Locked for as long as it is being filled.
+    /// The directory; locked while it has its temporary name.
     root: OwnedFd,
 }
 
 impl Staging {
-    /// Prepares to fill `path`, which is not there yet or is an empty directory. Takes in `remove` what removes a tree from a
-    /// directory, for copies that were interrupted: those of dead processes are removed.
+    /// Prepares to fill `path`, which must not exist or be an empty directory.
+    ///
+    /// Removes incomplete copies that dead processes left next to it.
     ///
     /// # Errors
-    /// Each way in which the path does not serve.
-    pub fn new(
-        path: &Path,
-        remove: impl Fn(BorrowedFd<'_>, &OsStr) -> io::Result<()>,
-    ) -> Result<Self, StagingError> {
+    ///
+    /// The path is in use, is not a directory or has no parent, or an I/O error.
+    pub fn new(path: &Path) -> Result<Self, StagingError> {
         let path = match path.canonicalize() {
             Ok(path) => path,
             Err(error) if error.kind() == io::ErrorKind::NotFound => absolute(path)?,
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
                 return Err(StagingError::NotADirectory(path.to_owned()));
             }
-            Err(source) => return Err(StagingError::Io { path: path.to_owned(), action: "open", source }),
+            Err(error) => return Err(PathError::new("open", path, error).into()),
         };
-        let (Some(above), Some(name)) = (path.parent(), path.file_name().map(OsStr::to_owned)) else {
+        let (Some(parent_path), Some(name)) = (path.parent(), path.file_name().map(OsStr::to_owned)) else {
             return Err(StagingError::NoName(path));
         };
-        let failed = |action| {
-            let path = path.clone();
-            move |errno: Errno| StagingError::Io { path, action, source: errno.into() }
+        let parent = match rustix::fs::open(parent_path, DIRECTORY, Mode::empty()) {
+            Ok(parent) => parent,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Err(StagingError::NoParent(parent_path.to_owned())),
+            Err(errno) => return Err(PathError::new("open", parent_path, errno).into()),
         };
-        let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let parent = rustix::fs::open(above, directory, Mode::empty()).map_err(|errno| match errno {
-            Errno::NOENT | Errno::NOTDIR => StagingError::NoParent(above.to_owned()),
-            errno => failed("open the directory above")(errno),
-        })?;
-        match rustix::fs::openat(&parent, &name, directory, Mode::empty()) {
-            Ok(there) => {
-                Self::check_empty(&there, &path)?;
-                if is_mount_root(&there).map_err(failed("examine"))? {
+        match rustix::fs::openat(&parent, &name, DIRECTORY, Mode::empty()) {
+            Ok(root) => {
+                check_empty(&root, &path)?;
+                if is_mount_root(&root).at("stat", &path)? {
+                    let marker = path.join(MARKER);
                     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                    rustix::fs::openat(&there, MARKER, flags, Mode::from_raw_mode(0o600))
-                        .map_err(failed("mark as incomplete"))?;
-                    rustix::fs::fchmod(&there, Mode::RWXU).map_err(failed("change the mode"))?;
-                    return Ok(Self { parent, path, name, partial: None, root: there });
+                    rustix::fs::openat(&root, MARKER, flags, Mode::from_raw_mode(0o600))
+                        .at("create", &marker)?;
+                    rustix::fs::fchmod(&root, Mode::RWXU).at("change the mode of", &path)?;
+                    return Ok(Self { parent, path, name, partial: None, root });
                 }
             }
             Err(Errno::NOENT) => {}
             Err(Errno::NOTDIR | Errno::LOOP) => return Err(StagingError::NotADirectory(path)),
-            Err(errno) => return Err(failed("open")(errno)),
+            Err(errno) => return Err(PathError::new("open", path, errno).into()),
         }
         let prefix = [b".", name.as_bytes(), PARTIAL.as_bytes()].concat();
-        sweep(&parent, &prefix, remove).map_err(failed("remove an incomplete copy beside it"))?;
+        sweep(&parent, parent_path, &prefix)?;
         let partial = OsString::from_vec([&prefix[..], std::process::id().to_string().as_bytes()].concat());
-        rustix::fs::mkdirat(&parent, &partial, Mode::RWXU).map_err(failed("make a directory beside it"))?;
-        let root = rustix::fs::openat(&parent, &partial, directory, Mode::empty())
-            .map_err(failed("open the directory beside it"))?;
-        rustix::fs::flock(&root, FlockOperation::NonBlockingLockExclusive)
-            .map_err(failed("lock the directory beside it"))?;
+        let root = make_locked(&parent, &partial, &parent_path.join(&partial))?;
         Ok(Self { parent, path, name, partial: Some(partial), root })
     }
 
@@ -123,115 +128,128 @@ impl Staging {
         self.root.as_fd()
     }
 
-    /// Where it will be, without symlinks.
+    /// Its final path, without symlinks.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Puts the filled directory in its place, all of it on the disk.
+    /// Writes the directory to disk and renames it to its final path.
     ///
     /// # Errors
-    /// It could not be written out or renamed, or something has been made at its place meanwhile.
+    ///
+    /// The directory cannot be written or renamed, or something else was made at its path meanwhile.
     pub fn finish(self) -> Result<(), StagingError> {
-        let failed = |action| {
-            let path = self.path.clone();
-            move |errno: Errno| StagingError::Io { path, action, source: errno.into() }
-        };
-        // The name must not outlive a crash that the content did not.
-        rustix::fs::syncfs(&self.root).map_err(failed("write out"))?;
+        // After a crash, the final name must not exist without the content.
+        rustix::fs::syncfs(&self.root).at("write to disk", &self.path)?;
         let Some(partial) = &self.partial else {
-            // The root's time is the image's: removing the marker must not change it.
-            let stat = rustix::fs::fstat(&self.root).map_err(failed("examine"))?;
-            rustix::fs::unlinkat(&self.root, MARKER, AtFlags::empty())
-                .map_err(failed("remove the marker"))?;
-            let time = |sec: i64, nsec: u64| rustix::fs::Timespec {
-                tv_sec: sec,
-                tv_nsec: nsec.try_into().unwrap_or(0),
-            };
-            let times = rustix::fs::Timestamps {
-                last_access: time(stat.st_atime, stat.st_atime_nsec),
-                last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
-            };
-            return rustix::fs::futimens(&self.root, &times).map_err(failed("set the times"));
+            return Ok(self.remove_marker()?);
         };
-        // Over an empty directory, or over nothing; the kernel refuses all else.
+        // The kernel replaces an empty directory and nothing else.
         match rustix::fs::renameat_with(&self.parent, partial, &self.parent, &self.name, RenameFlags::empty())
         {
             Ok(()) => {}
             Err(Errno::NOTEMPTY | Errno::EXIST) => return Err(StagingError::NotEmpty(self.path)),
             Err(Errno::NOTDIR) => return Err(StagingError::NotADirectory(self.path)),
-            Err(errno) => return Err(failed("put in place")(errno)),
+            Err(errno) => return Err(PathError::new("rename the copy to", self.path, errno).into()),
         }
-        rustix::fs::fsync(&self.parent).map_err(failed("write out its name"))
+        Ok(rustix::fs::fsync(&self.parent).at("write to disk", &self.path)?)
     }
 
-    /// Gives up: removes what was written, with `remove` as in [`Staging::new`]. What was filled in place stays, marked.
+    /// Removes the marker without changing the times of the directory, which are those of the image.
+    fn remove_marker(&self) -> Result<(), PathError> {
+        let stat = rustix::fs::fstat(&self.root).at("stat", &self.path)?;
+        rustix::fs::unlinkat(&self.root, MARKER, AtFlags::empty()).at("remove", &self.path.join(MARKER))?;
+        let time = |sec: i64, nsec: u64| Timespec { tv_sec: sec, tv_nsec: nsec.try_into().unwrap_or(0) };
+        let times = Timestamps {
+            last_access: time(stat.st_atime, stat.st_atime_nsec),
+            last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
+        };
+        rustix::fs::futimens(&self.root, &times).at("set the times of", &self.path)
+    }
+
+    /// Removes the incomplete copy. A directory that was filled in place stays, with its marker.
     ///
     /// # Errors
-    /// What removing came to.
-    pub fn abandon(self, remove: impl Fn(BorrowedFd<'_>, &OsStr) -> io::Result<()>) -> io::Result<()> {
+    ///
+    /// Those of [`remove_tree`].
+    pub fn abandon(self) -> io::Result<()> {
         match &self.partial {
-            Some(partial) => remove(self.parent.as_fd(), partial),
+            Some(partial) => remove_tree(self.parent.as_fd(), partial),
             None => Ok(()),
         }
     }
+}
 
-    fn check_empty(directory: &OwnedFd, path: &Path) -> Result<(), StagingError> {
-        let io =
-            |errno: Errno| StagingError::Io { path: path.to_owned(), action: "list", source: errno.into() };
-        let mut found = None;
-        for entry in Dir::read_from(directory).map_err(io)? {
-            let entry = entry.map_err(io)?;
-            match entry.file_name().to_bytes() {
-                b"." | b".." => {}
-                // Every new ext4 filesystem has one.
-                b"lost+found" if is_mount_root(directory).map_err(io)? => {}
-                name if name == MARKER.as_bytes() => return Err(StagingError::Incomplete(path.to_owned())),
-                _ => found = Some(()),
+/// Makes the directory `name` in `parent` and locks it; `path` is its path.
+fn make_locked(parent: &OwnedFd, name: &OsStr, path: &Path) -> Result<OwnedFd, PathError> {
+    let open = || {
+        loop {
+            rustix::fs::mkdirat(parent, name, Mode::RWXU).at("make directory", path)?;
+            match rustix::fs::openat(parent, name, DIRECTORY, Mode::empty()) {
+                // Another process swept the directory before it was locked.
+                Err(Errno::NOENT) => {}
+                opened => return opened.map(Some).at("open", path),
             }
         }
-        found.map_or(Ok(()), |()| Err(StagingError::NotEmpty(path.to_owned())))
+    };
+    match lock_named(parent.as_fd(), path, Sharing::Exclusive, None, open)? {
+        NamedLock::Locked(root) => Ok(root),
+        NamedLock::Busy | NamedLock::Missing => {
+            unreachable!("waits without a deadline and makes the directory")
+        }
     }
 }
 
-/// The absolute path of something that is not there.
+fn check_empty(directory: &OwnedFd, path: &Path) -> Result<(), StagingError> {
+    let mut is_empty = true;
+    for entry in Dir::read_from(directory).at("list", path)? {
+        let entry = entry.at("list", path)?;
+        match entry.file_name().to_bytes() {
+            b"." | b".." => {}
+            // mke2fs(8) makes it in every ext4 filesystem.
+            b"lost+found" if is_mount_root(directory).at("stat", path)? => {}
+            name if name == MARKER.as_bytes() => return Err(StagingError::Incomplete(path.to_owned())),
+            _ => is_empty = false,
+        }
+    }
+    if is_empty { Ok(()) } else { Err(StagingError::NotEmpty(path.to_owned())) }
+}
+
+/// Returns the absolute path of a file that does not exist.
 fn absolute(path: &Path) -> Result<PathBuf, StagingError> {
     let Some(name) = path.file_name() else { return Err(StagingError::NoName(path.to_owned())) };
-    let above = match path.parent() {
-        Some(above) if above != Path::new("") => above,
+    let parent = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    match above.canonicalize() {
-        Ok(above) => Ok(above.join(name)),
-        Err(_) => Err(StagingError::NoParent(above.to_owned())),
+    match parent.canonicalize() {
+        Ok(parent) => Ok(parent.join(name)),
+        Err(_) => Err(StagingError::NoParent(parent.to_owned())),
     }
 }
 
 fn is_mount_root(directory: &OwnedFd) -> rustix::io::Result<bool> {
-    let found = rustix::fs::statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
-    Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+    let stat = rustix::fs::statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-/// Removes the directories with this prefix that nobody is filling.
-fn sweep(
-    parent: &OwnedFd,
-    prefix: &[u8],
-    remove: impl Fn(BorrowedFd<'_>, &OsStr) -> io::Result<()>,
-) -> rustix::io::Result<()> {
-    let mut stale = Vec::new();
-    for entry in Dir::read_from(parent)? {
-        let entry = entry?;
+/// Removes the directories in `parent` whose names start with `prefix` and that no process has locked.
+fn sweep(parent: &OwnedFd, parent_path: &Path, prefix: &[u8]) -> Result<(), PathError> {
+    let mut partials = Vec::new();
+    for entry in Dir::read_from(parent).at("list", parent_path)? {
+        let entry = entry.at("list", parent_path)?;
         if entry.file_name().to_bytes().starts_with(prefix) {
-            stale.push(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
+            partials.push(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
         }
     }
-    for name in stale {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let Ok(directory) = rustix::fs::openat(parent, &name, flags, Mode::empty()) else { continue };
-        if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            remove(parent.as_fd(), &name)
-                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    for name in partials {
+        let path = parent_path.join(&name);
+        let Ok(directory) = rustix::fs::openat(parent, &name, DIRECTORY, Mode::empty()) else { continue };
+        if try_lock(&directory, Sharing::Exclusive).at("lock", &path)?
+            && is_linked(parent, &name, &directory).at("stat", &path)?
+        {
+            remove_tree(parent.as_fd(), &name).at("remove the incomplete copy", &path)?;
         }
     }
     Ok(())

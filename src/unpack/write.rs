@@ -1,7 +1,8 @@
-//! Carries a plan out: directories, then all else in parallel, then links, marks, and the directories' attributes.
+//! Carries out a plan: directories, then all other files in parallel, then hard links, whiteouts, and last the attributes
+//! of directories.
 //!
-//! A directory's attributes come last: writing in it changes its times, and its mode may keep even its owner out. Until
-//! then it is open to nobody but the caller, so that nobody else sees a file before it has its owner and mode.
+//! The attributes of directories come last because writing in a directory changes its times, and its mode may keep even its
+//! owner out. Until then directories have mode 0700, so that no other user sees a file before it has its owner and mode.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,34 +11,34 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
-use rustix::io::Errno;
 
-use super::attributes::Attributes;
-use super::content::{Part, Unit, units};
-use super::directories::{Cache, Places};
+use super::attributes::NodeAttributes;
+use super::content::{DecodeUnit, SpanPart, decode_units};
+use super::directories::{DirCache, TargetDirs};
 use super::{PlanName, PlanNode, UnpackError, UnpackPlan};
 use crate::index::{Entry, EntryId, Kind, Layer};
+use crate::os::{PathError, ignore_poison};
 use crate::tree::Source;
 
-/// Marks a directory of an overlay layer that hides what lower layers have in it (overlayfs.rst, "whiteouts and opaque
-/// directories").
+/// The extended attribute of an opaque directory: it hides the content of the directory in lower layers (overlayfs.rst,
+/// "whiteouts and opaque directories").
 pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
 
-/// Mode of directories and files that are not ready.
+/// Modes of directories and files that do not have their attributes yet.
 const UNREADY_DIRECTORY: Mode = Mode::RWXU;
 const UNREADY_FILE: Mode = Mode::from_raw_mode(0o600);
 
-/// How a tree is written.
+/// Options of [`write()`].
 #[derive(Clone, Copy)]
 pub struct UnpackOptions<'a> {
     /// Threads that decode and write; at least one.
     pub threads: usize,
-    /// Takes the bytes of content written since it was called last; from any thread.
+    /// Called on any thread with the bytes of content written since its last call.
     pub progress: Option<&'a (dyn Fn(u64) + Sync)>,
-    /// Set by the caller to call it off.
+    /// Set by the caller to cancel the operation.
     pub cancel: Option<&'a AtomicBool>,
 }
 
@@ -54,23 +55,24 @@ impl Default for UnpackOptions<'_> {
     }
 }
 
-/// What was written.
+/// The amount of files and bytes written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct UnpackStats {
-    /// Directories, the root among them.
+    /// Directories, including the root.
     pub directories: u64,
-    /// All else, each once however many names it has.
+    /// All other files; hard links count once.
     pub nodes: u64,
     /// Bytes of content.
     pub bytes: u64,
 }
 
-/// Writes what is planned into an empty directory; `path` is what messages call it.
+/// Writes a plan into the empty directory `root`; `path` is its path for messages.
 ///
-/// The caller makes the directory, keeps others out of it, and gives it its name only when this has succeeded.
+/// The caller makes the directory with mode 0700, and renames it to its final name only after this has succeeded.
 ///
 /// # Errors
-/// The first thing that went wrong on any thread. What is there then is incomplete.
+///
+/// The first error of any thread. The content of the directory is then incomplete.
 pub fn write<D: AsRef<[u8]> + Sync + Send>(
     plan: &UnpackPlan,
     layers: &[&Layer<D>],
@@ -78,21 +80,21 @@ pub fn write<D: AsRef<[u8]> + Sync + Send>(
     path: &Path,
     options: &UnpackOptions<'_>,
 ) -> Result<UnpackStats, UnpackError> {
-    let places = Places::new(plan, root, path);
-    places.make_directories(UNREADY_DIRECTORY)?;
-    let writer = Writer {
+    let target = TargetDirs::new(plan, root, path);
+    target.make_all(UNREADY_DIRECTORY)?;
+    let writer = TreeWriter {
         plan,
         layers,
-        places: &places,
+        target: &target,
         options,
-        files: plan.nodes.iter().map(|_| Parts::default()).collect(),
+        files: plan.nodes.iter().map(|_| PartCount::default()).collect(),
         open: Mutex::new(HashMap::new()),
         failed: AtomicBool::new(false),
         bytes: AtomicU64::new(0),
     };
     writer.write_nodes()?;
     writer.link_names()?;
-    writer.mark()?;
+    writer.write_whiteouts()?;
     writer.finish_directories()?;
     Ok(UnpackStats {
         directories: plan.directories.len() as u64,
@@ -101,41 +103,41 @@ pub fn write<D: AsRef<[u8]> + Sync + Send>(
     })
 }
 
-/// In how many parts a file comes, and how many of them are still to be written.
+/// The number of parts of a file, and of those that are not written yet.
 #[derive(Debug, Default)]
-struct Parts {
+struct PartCount {
     all: AtomicU32,
-    left: AtomicU32,
+    remaining: AtomicU32,
 }
 
-struct Writer<'a, D> {
+struct TreeWriter<'a, D> {
     plan: &'a UnpackPlan,
     layers: &'a [&'a Layer<D>],
-    places: &'a Places<'a>,
+    target: &'a TargetDirs<'a>,
     options: &'a UnpackOptions<'a>,
-    /// By node.
-    files: Vec<Parts>,
-    /// Files of several parts that are being written.
+    /// The parts of each node.
+    files: Vec<PartCount>,
+    /// Open files that have several parts, by node.
     open: Mutex<HashMap<u32, Arc<File>>>,
     failed: AtomicBool,
     bytes: AtomicU64,
 }
 
-/// What a thread takes next.
-enum Work {
-    /// Spans, and the files that are in them.
-    Content(Unit),
-    /// Nodes without content: ordinals of the plan.
+/// A unit of work for one thread.
+enum WorkItem {
+    /// Spans, and the parts of files in them.
+    Content(DecodeUnit),
+    /// Indexes of nodes without content.
     Nodes(Vec<u32>),
 }
 
-/// Nodes without content that are made by one unit of work.
-const NODES: usize = 256;
+/// Nodes without content in one unit of work.
+const NODES_PER_ITEM: usize = 256;
 
-impl<D: AsRef<[u8]> + Sync + Send> Writer<'_, D> {
-    /// Makes all nodes under their first names.
+impl<D: AsRef<[u8]> + Sync + Send> TreeWriter<'_, D> {
+    /// Creates all nodes under their first names.
     fn write_nodes(&self) -> Result<(), UnpackError> {
-        let work = self.divide();
+        let work = self.divide_work();
         let next = AtomicUsize::new(0);
         let take = || {
             if self.failed.load(Ordering::Relaxed) {
@@ -144,15 +146,15 @@ impl<D: AsRef<[u8]> + Sync + Send> Writer<'_, D> {
             work.get(next.fetch_add(1, Ordering::Relaxed))
         };
         let run = || {
-            let mut directories = self.places.cache();
+            let mut directories = self.target.cache();
             while let Some(work) = take() {
-                let done = match work {
-                    Work::Content(unit) => self.write_unit(unit, &mut directories),
-                    Work::Nodes(nodes) => {
+                let result = match work {
+                    WorkItem::Content(unit) => self.write_unit(unit, &mut directories),
+                    WorkItem::Nodes(nodes) => {
                         nodes.iter().try_for_each(|node| self.make_node(*node, &mut directories))
                     }
                 };
-                if let Err(error) = done {
+                if let Err(error) = result {
                     self.failed.store(true, Ordering::Relaxed);
                     return Err(error);
                 }
@@ -161,11 +163,11 @@ impl<D: AsRef<[u8]> + Sync + Send> Writer<'_, D> {
         };
         let threads = self.options.threads.clamp(1, work.len().max(1));
         std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(run)).collect();
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(run)).collect();
             let mut result = run();
-            for helper in helpers {
-                let other = helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                // What a thread met, not that another was told to stop.
+            for other in others {
+                let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                // Prefer the original error to `Interrupted` of the threads that it stopped.
                 if matches!(result, Ok(()) | Err(UnpackError::Interrupted)) && other.is_err() {
                     result = other;
                 }
@@ -174,35 +176,35 @@ impl<D: AsRef<[u8]> + Sync + Send> Writer<'_, D> {
         })
     }
 
-    /// Divides the nodes into work; sets how many parts each file has.
-    fn divide(&self) -> Vec<Work> {
+    /// Divides the nodes into units of work, and counts the parts of each file.
+    fn divide_work(&self) -> Vec<WorkItem> {
         let mut by_layer: Vec<Vec<(u32, EntryId)>> = vec![Vec::new(); self.layers.len()];
-        let mut bare: Vec<u32> = Vec::new();
+        let mut without_content: Vec<u32> = Vec::new();
         for (number, node) in (0..).zip(&self.plan.nodes) {
             let Source::Entry { layer, entry } = node.source else { continue };
             if self.layers[layer.index()].stored_size(entry) > 0 {
                 by_layer[layer.index()].push((number, entry));
             } else {
-                bare.push(number);
+                without_content.push(number);
             }
         }
-        let mut work: Vec<Work> = Vec::new();
+        let mut work: Vec<WorkItem> = Vec::new();
         for (number, files) in by_layer.iter().enumerate().filter(|(_, files)| !files.is_empty()) {
-            let (units, counts) = units(self.layers[number], number, files);
+            let (units, counts) = decode_units(self.layers[number], number, files);
             for ((file, _), parts) in files.iter().zip(counts) {
                 self.files[*file as usize].all.store(parts, Ordering::Relaxed);
-                self.files[*file as usize].left.store(parts, Ordering::Relaxed);
+                self.files[*file as usize].remaining.store(parts, Ordering::Relaxed);
             }
-            work.extend(units.into_iter().map(Work::Content));
+            work.extend(units.into_iter().map(WorkItem::Content));
         }
-        work.extend(bare.chunks(NODES).map(|nodes| Work::Nodes(nodes.to_vec())));
+        work.extend(without_content.chunks(NODES_PER_ITEM).map(|nodes| WorkItem::Nodes(nodes.to_vec())));
         work
     }
 
-    fn write_unit(&self, unit: &Unit, directories: &mut Cache) -> Result<(), UnpackError> {
+    fn write_unit(&self, unit: &DecodeUnit, directories: &mut DirCache) -> Result<(), UnpackError> {
         let layer = self.layers[unit.layer];
-        for needed in &unit.needed {
-            self.go_on()?;
+        for needed in &unit.spans {
+            self.check_interrupted()?;
             let first = needed.parts[0].file;
             let bytes = layer
                 .decode_span(needed.span)
@@ -220,8 +222,8 @@ impl<D: AsRef<[u8]> + Sync + Send> Writer<'_, D> {
         Ok(())
     }
 
-    /// Whether nobody has called it off.
-    fn go_on(&self) -> Result<(), UnpackError> {
+    /// Fails if the caller cancelled the operation or another thread failed.
+    fn check_interrupted(&self) -> Result<(), UnpackError> {
         let cancelled = self.options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed));
         if cancelled || self.failed.load(Ordering::Relaxed) {
             return Err(UnpackError::Interrupted);
@@ -229,70 +231,72 @@ impl<D: AsRef<[u8]> + Sync + Send> Writer<'_, D> {
         Ok(())
     }
 
-    fn write_part(&self, part: &Part, span: &[u8], directories: &mut Cache) -> Result<(), UnpackError> {
-        let failed = |error: std::io::Error| {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            UnpackError::new(self.path_of(part.file), "write", errno)
-        };
+    fn write_part(
+        &self,
+        part: &SpanPart,
+        span: &[u8],
+        directories: &mut DirCache,
+    ) -> Result<(), UnpackError> {
+        let failed = |error| PathError::new("write", self.path_of(part.file), error);
         let content = &span[part.start..part.start + part.len];
-        let state = &self.files[part.file as usize];
-        // Most files: no other thread knows of them.
-        if state.all.load(Ordering::Relaxed) == 1 {
+        let count = &self.files[part.file as usize];
+        // Most files have one part and are used by one thread only.
+        if count.all.load(Ordering::Relaxed) == 1 {
             let file = self.create(part.file, directories)?;
             file.write_all_at(content, part.offset).map_err(failed)?;
             return self.finish_file(part.file, &file);
         }
         let file = self.create_shared(part.file, directories)?;
         file.write_all_at(content, part.offset).map_err(failed)?;
-        if state.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&part.file);
+        if count.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+            ignore_poison(self.open.lock()).remove(&part.file);
             self.finish_file(part.file, &file)?;
         }
         Ok(())
     }
 
-    fn create_shared(&self, file: u32, directories: &mut Cache) -> Result<Arc<File>, UnpackError> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+    fn create_shared(&self, file: u32, directories: &mut DirCache) -> Result<Arc<File>, UnpackError> {
+        let mut open = ignore_poison(self.open.lock());
         if let Some(file) = open.get(&file) {
             return Ok(Arc::clone(file));
         }
-        let made = Arc::new(self.create(file, directories)?);
-        open.insert(file, Arc::clone(&made));
-        Ok(made)
+        let created = Arc::new(self.create(file, directories)?);
+        open.insert(file, Arc::clone(&created));
+        Ok(created)
     }
 
-    /// Makes an empty regular file.
-    fn create(&self, file: u32, directories: &mut Cache) -> Result<File, UnpackError> {
+    /// Creates an empty regular file.
+    fn create(&self, file: u32, directories: &mut DirCache) -> Result<File, UnpackError> {
         let place = self.first_name(file);
-        let directory = directories.open(self.places, place.directory)?;
+        let directory = directories.open(self.target, place.directory)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         rustix::fs::openat(directory, &*place.name, flags, UNREADY_FILE)
             .map(File::from)
-            .map_err(|errno| UnpackError::new(self.path_of(file), "create", errno))
+            .map_err(|errno| UnpackError::new("create", self.path_of(file), errno))
     }
 
-    /// Gives a regular file its length, for a hole at its end, and its attributes.
+    /// Sets the length of a regular file, which may end in a hole, and its attributes.
     fn finish_file(&self, number: u32, file: &File) -> Result<(), UnpackError> {
         let (entry, size) = self.entry(number);
         let Some(size) = size else { return Ok(()) };
-        let io = |action| move |errno| UnpackError::new(self.path_of(number), action, errno);
-        rustix::fs::ftruncate(file, size).map_err(io("set the length"))?;
-        Attributes::of_entry(&entry).set(file.as_fd(), || self.path_of(number))
+        rustix::fs::ftruncate(file, size)
+            .map_err(|errno| UnpackError::new("set the length of", self.path_of(number), errno))?;
+        NodeAttributes::of_entry(&entry).set(file.as_fd(), || self.path_of(number))
     }
 
-    /// Makes a node that has no content.
-    fn make_node(&self, number: u32, directories: &mut Cache) -> Result<(), UnpackError> {
-        self.go_on()?;
+    /// Creates a node that has no content.
+    fn make_node(&self, number: u32, directories: &mut DirCache) -> Result<(), UnpackError> {
+        self.check_interrupted()?;
         let (entry, size) = self.entry(number);
         if size.is_some() {
             let file = self.create(number, directories)?;
             return self.finish_file(number, &file);
         }
         let place = self.first_name(number);
-        let directory = directories.open(self.places, place.directory)?;
+        let directory = directories.open(self.target, place.directory)?;
         let directory = directory.as_fd();
         let name = &*place.name;
-        let failed = |errno| UnpackError::new(self.path_of(number), "create", errno);
+        let failed = |errno| UnpackError::new("create", self.path_of(number), errno);
         match entry.kind() {
             Kind::Symlink { target } => rustix::fs::symlinkat(target, directory, name).map_err(failed)?,
             Kind::CharDevice { major, minor } => {
@@ -309,62 +313,57 @@ impl<D: AsRef<[u8]> + Sync + Send> Writer<'_, D> {
                 rustix::fs::mknodat(directory, name, FileType::Fifo, UNREADY_FILE, 0).map_err(failed)?;
             }
             Kind::Directory | Kind::Regular { .. } | Kind::Hardlink { .. } => {
-                unreachable!(
-                    "directories and links are not nodes of a plan, and regular files are made above"
-                )
+                unreachable!("a plan has no nodes for directories and hard links; regular files return above")
             }
         }
-        let is_link = matches!(entry.kind(), Kind::Symlink { .. });
-        Attributes::of_entry(&entry).set_at(directory, name, is_link, || self.path_of(number))
+        let is_symlink = matches!(entry.kind(), Kind::Symlink { .. });
+        NodeAttributes::of_entry(&entry).set_at(directory, name, is_symlink, || self.path_of(number))
     }
 
-    /// Gives nodes their other names.
+    /// Makes the hard links.
     fn link_names(&self) -> Result<(), UnpackError> {
-        let (mut from, mut to) = (self.places.cache(), self.places.cache());
+        let (mut from, mut to) = (self.target.cache(), self.target.cache());
         for node in &self.plan.nodes {
             let Some((first, others)) = node.names.split_first() else { continue };
             for other in others {
-                self.go_on()?;
-                let from = from.open(self.places, first.directory)?;
-                let to = to.open(self.places, other.directory)?;
+                self.check_interrupted()?;
+                let from = from.open(self.target, first.directory)?;
+                let to = to.open(self.target, other.directory)?;
                 rustix::fs::linkat(from, &*first.name, to, &*other.name, AtFlags::empty())
-                    .map_err(|errno| UnpackError::new(self.places.path(other), "link", errno))?;
+                    .map_err(|errno| UnpackError::new("link", self.target.path(other), errno))?;
             }
         }
         Ok(())
     }
 
-    /// Hides what lower layers have.
-    fn mark(&self) -> Result<(), UnpackError> {
-        let mut directories = self.places.cache();
+    fn write_whiteouts(&self) -> Result<(), UnpackError> {
+        let mut directories = self.target.cache();
         for name in &self.plan.whiteouts {
-            self.go_on()?;
-            let directory = directories.open(self.places, name.directory)?;
+            self.check_interrupted()?;
+            let directory = directories.open(self.target, name.directory)?;
             rustix::fs::mknodat(directory, &*name.name, FileType::CharacterDevice, Mode::empty(), 0)
-                .map_err(|errno| UnpackError::new(self.places.path(name), "write a whiteout", errno))?;
+                .map_err(|errno| UnpackError::new("create whiteout", self.target.path(name), errno))?;
         }
         Ok(())
     }
 
     fn finish_directories(&self) -> Result<(), UnpackError> {
-        // The last first: a mode that keeps everybody out would keep out of what is in it, too.
+        // Children first: the mode of a parent may forbid opening them.
         for (number, planned) in self.plan.numbered().rev() {
-            self.go_on()?;
-            let path = || self.places.path(&planned.place);
-            let directory = self.places.open(number)?;
+            self.check_interrupted()?;
+            let path = || self.target.path(&planned.place);
+            let directory = self.target.open(number)?;
             if planned.opaque {
                 rustix::fs::fsetxattr(&directory, OPAQUE, b"y", XattrFlags::empty())
-                    .map_err(|errno| UnpackError::new(path(), "mark as opaque", errno))?;
+                    .map_err(|errno| UnpackError::new("mark as opaque", path(), errno))?;
             }
-            let attributes = match planned.source {
-                Source::Implied => Attributes::implied(),
+            match planned.source {
+                Source::Implied => NodeAttributes::implied().set(directory.as_fd(), path)?,
                 Source::Entry { layer, entry } => {
                     let entry = self.layers[layer.index()].index().entry(entry);
-                    Attributes::of_entry(&entry).set(directory.as_fd(), path)?;
-                    continue;
+                    NodeAttributes::of_entry(&entry).set(directory.as_fd(), path)?;
                 }
-            };
-            attributes.set(directory.as_fd(), path)?;
+            }
         }
         Ok(())
     }
@@ -377,10 +376,10 @@ impl<D: AsRef<[u8]> + Sync + Send> Writer<'_, D> {
         &self.node(number).names[0]
     }
 
-    /// The entry of a node, and its size where it is a regular file.
+    /// Returns the entry of a node, and its size if it is a regular file.
     fn entry(&self, number: u32) -> (Entry<'_>, Option<u64>) {
         let Source::Entry { layer, entry } = self.node(number).source else {
-            unreachable!("only directories are implied")
+            unreachable!("only directories have no entry")
         };
         let entry = self.layers[layer.index()].index().entry(entry);
         match entry.kind() {
@@ -390,6 +389,6 @@ impl<D: AsRef<[u8]> + Sync + Send> Writer<'_, D> {
     }
 
     fn path_of(&self, number: u32) -> PathBuf {
-        self.places.path(self.first_name(number))
+        self.target.path(self.first_name(number))
     }
 }

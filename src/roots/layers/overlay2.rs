@@ -23,10 +23,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::{DiffId, Digest, ImageLayer, ManifestDigest};
 use crate::index::Index;
+use crate::os::remove_tree;
 use crate::pipeline::{OpenImage, read_image, verified_diff_ids};
+use crate::roots::Lower;
 use crate::roots::error::{At as _, RootsError};
 use crate::roots::homes::home::DIRECTORY;
-use crate::roots::{Lower, remove_tree};
 use crate::store::Store;
 use crate::tree::{Tree, merge};
 use crate::unpack::{UnpackOptions, UnpackPlan, check, write};

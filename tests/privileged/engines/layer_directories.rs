@@ -230,7 +230,7 @@ fn layer_that_was_changed_by_hand_is_found() {
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(2));
     assert!(told.contains("etc/motd: has mode 600, not 644"), "{told}");
-    assert!(told.contains("etc/added: does not belong there"), "{told}");
+    assert!(told.contains("etc/added: is not part of the image"), "{told}");
     fs::set_permissions(&motd, mode).unwrap();
     fs::remove_file(tree.join("etc/added")).unwrap();
 

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use rcx_imagefs::roots::remove_tree;
+use rcx_imagefs::os::remove_tree;
 use rustix::fs::{CWD, IFlags, Mode, OFlags};
 use rustix::mount::UnmountFlags;
 use rustix::thread::{CapabilitySet, CapabilitySets};

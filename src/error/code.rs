@@ -85,6 +85,8 @@ codes! {
     NoBlob = "no-blob",
     /// A daemon already serves this store.
     DaemonRuns = "daemon-runs",
+    /// The store has no free number for another layer or image.
+    NoSlot = "no-slot",
 
     // registry: the network.
     /// The registry does not have the image or blob.

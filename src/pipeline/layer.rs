@@ -20,7 +20,7 @@ use super::{Event, PipelineError, Progress};
 use crate::image::{Compression, DiffId, Digest, ImageLayer, LayerDigest};
 use crate::index::{Build, BuildError, Built, Index, build};
 use crate::layer::{BlobOffset, Codec, LayerError};
-use crate::store::{BlobLock, Partial, Store, StoreError, Temp};
+use crate::store::{BlobLock, PartialBlob, Store, StoreError, TempFile};
 
 /// Chunks between two threads, of some 400 KiB each: enough to keep both busy, and few enough to stay in the cache.
 const QUEUE: usize = 4;
@@ -165,7 +165,7 @@ pub(super) fn check_diff_id(layer: &ImageLayer, actual: DiffId) -> Result<(), Pi
 fn take_in(
     store: &Store,
     layer: &ImageLayer,
-    partial: Partial,
+    partial: PartialBlob,
     fetch: &Fetch<'_>,
     progress: &Progress,
 ) -> Result<(), PipelineError> {
@@ -209,7 +209,7 @@ fn take_in(
 }
 
 /// Gives up what a partial file holds: nothing in it would help the next attempt.
-fn discard(mut partial: Partial) -> Result<(), PipelineError> {
+fn discard(mut partial: PartialBlob) -> Result<(), PipelineError> {
     Ok(partial.restart()?)
 }
 
@@ -218,7 +218,7 @@ pub(super) fn commit_derived(
     store: &Store,
     digest: &LayerDigest,
     built: Built,
-    seekable: Option<Temp>,
+    seekable: Option<TempFile>,
 ) -> Result<(), PipelineError> {
     if let Some(seekable) = seekable {
         seekable.commit()?;
@@ -234,7 +234,7 @@ pub(super) fn index_blob(
     size: u64,
     declared: Option<Codec>,
     input: &mut impl BufRead,
-) -> Result<(Built, Option<Temp>), PipelineError> {
+) -> Result<(Built, Option<TempFile>), PipelineError> {
     let layer_error = |source| PipelineError::Layer { layer: digest, source };
     // The first chunk shows the codec, so a wrong media type is reported before anything is decoded.
     let first = input.fill_buf().map_err(|source| {
@@ -252,11 +252,11 @@ pub(super) fn index_blob(
 fn receive(
     store: &Store,
     layer: &ImageLayer,
-    mut partial: Partial,
+    mut partial: PartialBlob,
     fetch: &Fetch<'_>,
     sender: SyncSender<io::Result<Bytes>>,
     progress: &Progress,
-) -> Result<(Partial, Digest, u64), PipelineError> {
+) -> Result<(PartialBlob, Digest, u64), PipelineError> {
     let digest = layer.digest();
     let path = store.blob_path(&digest.digest());
     let mut hash = sha2::Sha256::new();

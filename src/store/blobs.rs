@@ -1,4 +1,4 @@
-//! Blobs: files named by the digest of their content, put only when that has been checked.
+//! Blobs: files named by the digest of their content, which is checked before they are stored.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -7,24 +7,25 @@ use sha2::Digest as _;
 
 use super::Store;
 use super::dir::read_bounded;
-use super::error::{At as _, StoreError};
+use super::error::StoreError;
 use super::locks::BlobLock;
 use crate::image::Digest;
+use crate::os::AtPath as _;
 
 impl Store {
-    /// Whether a blob is there. Where `size` is given and the file has another one, it is [`StoreError::Damaged`].
+    /// Whether the store has a blob. [`StoreError::Damaged`] if its file does not have the expected `size`.
     ///
-    /// The content is not read: [`Store::verify_blob`] does that.
+    /// Does not read the content; [`Store::verify_blob`] does.
     pub fn has_blob(&self, digest: &Digest, size: Option<u64>) -> Result<bool, StoreError> {
         match self.open_blob(digest) {
             Err(StoreError::NoBlob { .. }) => Ok(false),
             Err(error) => Err(error),
             Ok(file) => {
                 let path = self.blob_path(digest);
-                let got = file.metadata().at("stat", &path)?.len();
+                let actual = file.metadata().at("stat", &path)?.len();
                 match size {
-                    Some(wanted) if wanted != got => {
-                        let reason = format!("it has {got} bytes instead of {wanted}");
+                    Some(expected) if expected != actual => {
+                        let reason = format!("the file has {actual} bytes, expected {expected}");
                         Err(StoreError::Damaged { digest: *digest, path, reason })
                     }
                     _ => Ok(true),
@@ -33,7 +34,7 @@ impl Store {
         }
     }
 
-    /// Opens a blob for reading; [`StoreError::NoBlob`] where it is missing.
+    /// Opens a blob for reading. [`StoreError::NoBlob`] if it is missing.
     pub fn open_blob(&self, digest: &Digest) -> Result<File, StoreError> {
         let file = match self.blobs()? {
             Some(blobs) => blobs.file(&digest.hex())?,
@@ -42,41 +43,41 @@ impl Store {
         file.ok_or(StoreError::NoBlob { digest: *digest })
     }
 
-    /// Length of a blob's file in bytes.
+    /// The size of a blob's file in bytes.
     pub fn blob_size(&self, digest: &Digest) -> Result<u64, StoreError> {
         let metadata = self.open_blob(digest)?.metadata();
         Ok(metadata.at("stat", &self.blob_path(digest))?.len())
     }
 
-    /// Reads a document of at most `limit` bytes, and checks its digest.
+    /// Reads a blob of at most `limit` bytes and checks its digest.
     pub fn read_small(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
         let path = self.blob_path(digest);
         let bytes = read_bounded(&self.open_blob(digest)?, &path, limit)?;
         match Digest::of(&bytes) {
-            got if got == *digest => Ok(bytes),
-            got => Err(damaged(digest, path, &got)),
+            actual if actual == *digest => Ok(bytes),
+            actual => Err(damaged(digest, path, &actual)),
         }
     }
 
-    /// Puts a document that is in memory, after checking its digest. Does nothing where it is there already, whole.
+    /// Stores a small blob after checking its digest. Does nothing if the store has it undamaged.
     ///
-    /// The caller holds a [`Lease`](super::Lease); a [`BlobLock`] is not needed.
+    /// The caller must hold a [`GcLease`](super::GcLease), but needs no [`BlobLock`].
     pub fn put_small(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
-        let got = Digest::of(bytes);
-        if got != *digest {
-            return Err(StoreError::DigestMismatch { wanted: *digest, got });
+        let actual = Digest::of(bytes);
+        if actual != *digest {
+            return Err(StoreError::DigestMismatch { expected: *digest, actual });
         }
         match self.read_small(digest, bytes.len() as u64) {
             Ok(_) => return Ok(()),
-            // A damaged file is put right; any other trouble comes up again below.
-            Err(error) => tracing::trace!("{digest} is put: {error}"),
+            // The write below repairs a damaged file. Any other error occurs again there.
+            Err(error) => tracing::trace!("storing {digest}: {error}"),
         }
-        let mut temp = self.temp(self.make_blobs()?, &digest.hex())?;
+        let mut temp = self.temp_file(self.make_blobs()?, &digest.hex())?;
         temp.write_all(bytes).map_err(|error| StoreError::from_write(&temp.path(), error))?;
         temp.commit()
     }
 
-    /// Reads a whole blob and compares its digest; `progress` is told how many more bytes were read.
+    /// Reads a whole blob and checks its digest. Calls `progress` with the number of bytes of each read.
     pub fn verify_blob(&self, digest: &Digest, mut progress: impl FnMut(u64)) -> Result<(), StoreError> {
         let mut file = self.open_blob(digest)?;
         let path = self.blob_path(digest);
@@ -92,12 +93,12 @@ impl Store {
             }
         }
         match Digest::new(hash.finalize().into()) {
-            got if got == *digest => Ok(()),
-            got => Err(damaged(digest, path, &got)),
+            actual if actual == *digest => Ok(()),
+            actual => Err(damaged(digest, path, &actual)),
         }
     }
 
-    /// Removes the locked blob, so that it can be fetched anew: what to do with a damaged one. Tells whether it was there.
+    /// Removes the locked blob, so that a damaged one can be fetched again. Returns whether it existed.
     pub fn discard_blob(&self, lock: &BlobLock) -> Result<bool, StoreError> {
         let Some(blobs) = self.blobs()? else { return Ok(false) };
         let removed = blobs.remove(&lock.digest().hex())?;
@@ -106,8 +107,8 @@ impl Store {
     }
 }
 
-fn damaged(digest: &Digest, path: std::path::PathBuf, got: &Digest) -> StoreError {
-    StoreError::Damaged { digest: *digest, path, reason: format!("its content has digest {got}") }
+fn damaged(digest: &Digest, path: std::path::PathBuf, actual: &Digest) -> StoreError {
+    StoreError::Damaged { digest: *digest, path, reason: format!("its content has digest {actual}") }
 }
 
 #[cfg(test)]
@@ -118,30 +119,30 @@ mod tests {
     use crate::store::tests::new_store;
 
     #[test]
-    fn sixteen_threads_put_one_blob_at_once() {
+    fn sixteen_threads_can_store_the_same_blob() {
         let (_dir, store) = new_store();
         let bytes = vec![7; 100_000];
         let digest = Digest::of(&bytes);
         std::thread::scope(|scope| {
-            let all: Vec<_> = (0..16).map(|_| scope.spawn(|| store.put_small(&digest, &bytes))).collect();
-            all.into_iter().for_each(|one| one.join().unwrap().unwrap());
+            let threads: Vec<_> = (0..16).map(|_| scope.spawn(|| store.put_small(&digest, &bytes))).collect();
+            threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
         });
         assert_eq!(store.read_small(&digest, 100_000).unwrap(), bytes);
         assert_eq!(fs::read_dir(store.path().join("rcx-imagefs/tmp")).unwrap().count(), 0);
     }
 
     #[test]
-    fn bytes_of_another_digest_are_not_put() {
+    fn content_with_the_wrong_digest_is_not_stored() {
         let (_dir, store) = new_store();
-        let wanted = Digest::of(b"one");
-        let error = store.put_small(&wanted, b"two").unwrap_err();
-        assert!(matches!(error, StoreError::DigestMismatch { got, .. } if got == Digest::of(b"two")));
-        assert!(!store.has_blob(&wanted, None).unwrap());
-        assert!(matches!(store.open_blob(&wanted), Err(StoreError::NoBlob { .. })));
+        let expected = Digest::of(b"one");
+        let error = store.put_small(&expected, b"two").unwrap_err();
+        assert!(matches!(error, StoreError::DigestMismatch { actual, .. } if actual == Digest::of(b"two")));
+        assert!(!store.has_blob(&expected, None).unwrap());
+        assert!(matches!(store.open_blob(&expected), Err(StoreError::NoBlob { .. })));
     }
 
     #[test]
-    fn damage_is_told_apart_from_absence_and_put_right() {
+    fn damaged_blob_is_not_reported_as_missing_and_put_small_repairs_it() {
         let (_dir, store) = new_store();
         let digest = Digest::of(b"content");
         store.put_small(&digest, b"content").unwrap();
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_blob_can_be_discarded() {
+    fn damaged_blob_can_be_discarded() {
         let (_dir, store) = new_store();
         let digest = Digest::of(b"content");
         store.put_small(&digest, b"content").unwrap();
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_beyond_the_limit_is_not_read() {
+    fn blob_larger_than_the_limit_is_not_read() {
         let (_dir, store) = new_store();
         let digest = Digest::of(b"content");
         store.put_small(&digest, b"content").unwrap();
@@ -178,10 +179,10 @@ mod tests {
     }
 
     #[test]
-    fn a_symlink_is_not_a_blob() {
+    fn symlink_is_not_accepted_as_a_blob() {
         let (_dir, store) = new_store();
         let digest = Digest::of(b"content");
         std::os::unix::fs::symlink("/dev/zero", store.blob_path(&digest)).unwrap();
-        assert!(matches!(store.open_blob(&digest), Err(StoreError::NotPlain { .. })));
+        assert!(matches!(store.open_blob(&digest), Err(StoreError::WrongFileType { .. })));
     }
 }

@@ -1,68 +1,68 @@
-//! What is derived from one layer's blob: its index, and its spans where the blob itself cannot be read in the middle.
+//! Files derived from a layer's blob: its index, and its seekable form if the blob cannot be decoded from the middle.
 
 use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
 
 use super::Store;
-use super::dir::Temp;
+use super::dir::TempFile;
 use super::error::StoreError;
-use super::layout::Derived;
+use super::layout::Subdir;
 use crate::image::LayerDigest;
 
-/// Name of a layer's index below `indexes`.
+/// File name suffix of a layer's index, in `indexes`.
 pub(super) const INDEX_SUFFIX: &str = ".idx";
-/// Name of a layer's spans below `seekable`.
+/// File name suffix of a layer's seekable form, in `seekable`.
 pub(super) const SEEKABLE_SUFFIX: &str = ".spans";
 
 impl Store {
-    /// Where a layer's index is, or would be: for messages.
+    /// The path of a layer's index, whether or not it exists. For messages.
     #[must_use]
     pub fn index_path(&self, layer: &LayerDigest) -> PathBuf {
-        self.derived_path(Derived::Indexes, &(layer.hex() + INDEX_SUFFIX))
+        self.path_in(Subdir::Indexes, &(layer.hex() + INDEX_SUFFIX))
     }
 
-    /// Puts a layer's index, in place of a former one. Processes that have that one mapped keep it.
+    /// Stores a layer's index, replacing an older one. Processes that have the older one mapped keep it.
     pub fn put_index(&self, layer: &LayerDigest, bytes: &[u8]) -> Result<(), StoreError> {
-        let mut temp = self.temp(self.derived(Derived::Indexes)?, &(layer.hex() + INDEX_SUFFIX))?;
+        let mut temp = self.temp_file(self.make_subdir(Subdir::Indexes)?, &(layer.hex() + INDEX_SUFFIX))?;
         temp.write_all(bytes).map_err(|error| StoreError::from_write(&temp.path(), error))?;
         temp.commit()
     }
 
-    /// Opens a layer's index; `None` where it has none, so that it has to be built from the blob.
+    /// Opens a layer's index; `None` if it is missing and must be built from the blob.
     pub fn index_file(&self, layer: &LayerDigest) -> Result<Option<File>, StoreError> {
-        self.derived_file(Derived::Indexes, &(layer.hex() + INDEX_SUFFIX))
+        self.derived_file(Subdir::Indexes, &(layer.hex() + INDEX_SUFFIX))
     }
 
-    /// Removes a layer's index: what to do with a damaged one. Tells whether it was there.
+    /// Removes a layer's index, so that a damaged one can be rebuilt. Returns whether it existed.
     pub fn remove_index(&self, layer: &LayerDigest) -> Result<bool, StoreError> {
-        self.remove_derived(Derived::Indexes, &(layer.hex() + INDEX_SUFFIX))
+        self.remove_derived(Subdir::Indexes, &(layer.hex() + INDEX_SUFFIX))
     }
 
-    /// Starts the seekable form of a layer; it is there once committed.
-    pub fn create_seekable(&self, layer: &LayerDigest) -> Result<Temp, StoreError> {
-        self.temp(self.derived(Derived::Seekable)?, &(layer.hex() + SEEKABLE_SUFFIX))
+    /// Starts the seekable form of a layer. [`Store::seekable_file`] returns it once it is committed.
+    pub fn create_seekable(&self, layer: &LayerDigest) -> Result<TempFile, StoreError> {
+        self.temp_file(self.make_subdir(Subdir::Seekable)?, &(layer.hex() + SEEKABLE_SUFFIX))
     }
 
-    /// Opens the seekable form of a layer; `None` where it has none.
+    /// Opens the seekable form of a layer; `None` if it is missing.
     pub fn seekable_file(&self, layer: &LayerDigest) -> Result<Option<File>, StoreError> {
-        self.derived_file(Derived::Seekable, &(layer.hex() + SEEKABLE_SUFFIX))
+        self.derived_file(Subdir::Seekable, &(layer.hex() + SEEKABLE_SUFFIX))
     }
 
-    /// Removes the seekable form of a layer. Tells whether it was there.
+    /// Removes the seekable form of a layer. Returns whether it existed.
     pub fn remove_seekable(&self, layer: &LayerDigest) -> Result<bool, StoreError> {
-        self.remove_derived(Derived::Seekable, &(layer.hex() + SEEKABLE_SUFFIX))
+        self.remove_derived(Subdir::Seekable, &(layer.hex() + SEEKABLE_SUFFIX))
     }
 
-    fn derived_file(&self, derived: Derived, name: &str) -> Result<Option<File>, StoreError> {
-        match self.existing(derived)? {
+    fn derived_file(&self, subdir: Subdir, name: &str) -> Result<Option<File>, StoreError> {
+        match self.subdir(subdir)? {
             Some(dir) => dir.file(name),
             None => Ok(None),
         }
     }
 
-    fn remove_derived(&self, derived: Derived, name: &str) -> Result<bool, StoreError> {
-        match self.existing(derived)? {
+    fn remove_derived(&self, subdir: Subdir, name: &str) -> Result<bool, StoreError> {
+        match self.subdir(subdir)? {
             Some(dir) => dir.remove(name),
             None => Ok(false),
         }
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_is_replaced_whole_and_open_ones_stay_readable() {
+    fn replaced_index_stays_readable_where_it_is_open() {
         let (_dir, store) = new_store();
         let layer = LayerDigest::new(Digest::of(b"layer"));
         assert!(store.index_file(&layer).unwrap().is_none());
@@ -101,10 +101,10 @@ mod tests {
     }
 
     #[test]
-    fn a_seekable_form_appears_with_its_commit_only() {
+    fn seekable_form_is_visible_only_after_its_commit() {
         let (_dir, store) = new_store();
         let layer = LayerDigest::new(Digest::of(b"layer"));
-        store.create_seekable(&layer).unwrap().write_all(b"given up").unwrap();
+        store.create_seekable(&layer).unwrap().write_all(b"abandoned").unwrap();
         assert!(store.seekable_file(&layer).unwrap().is_none());
         let mut temp = store.create_seekable(&layer).unwrap();
         temp.write_all(b"spans").unwrap();
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_derived_directory_can_be_deleted_at_any_time() {
+    fn derived_files_can_be_deleted_at_any_time() {
         let (_dir, store) = new_store();
         let layer = LayerDigest::new(Digest::of(b"layer"));
         store.put_index(&layer, b"first").unwrap();

@@ -1,19 +1,20 @@
-//! Directories, durable files and temporary files: the steps of which every change of the store is made.
+//! Directory handles and temporary files, from which every change of the store is made.
 //!
-//! A file appears under its name only when its bytes are on disk: written below `tmp/`, fsynced, renamed, and then the
-//! directory is fsynced. A crash between any two steps leaves the old state and perhaps a leftover below `tmp/`.
-//! A temporary file is locked (flock) for as long as its writer lives, so leftovers are those that nobody locks.
+//! A file gets its final name only when its content is on disk: it is written below `tmp/`, synced and renamed; then its
+//! directory is synced. A crash between two steps leaves the old state and perhaps a leftover file below `tmp/`.
+//! The writer holds a lock (flock) on its temporary file, so a file that nobody locks is a leftover.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::error::{At as _, StoreError};
+use super::error::StoreError;
+use crate::os::{self, AtPath as _, NamedLock, PathError, Sharing};
 
 /// An open directory of the store.
 #[derive(Debug)]
@@ -23,30 +24,34 @@ pub(super) struct Dir {
 }
 
 impl Dir {
-    /// Opens the store's own directory. Its path is the user's, so symlinks in it are followed.
+    /// Opens the store's own directory. Follows symlinks, since the user chose the path.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(fd) => Ok(Self { fd, path: path.to_owned() }),
             Err(Errno::NOENT) => Err(StoreError::Missing { path: path.to_owned() }),
-            Err(Errno::NOTDIR) => Err(StoreError::NotPlain { path: path.to_owned(), wanted: "directory" }),
-            Err(error) => Err(StoreError::io("open", path, error.into())),
+            Err(Errno::NOTDIR) => {
+                Err(StoreError::WrongFileType { path: path.to_owned(), expected: "directory" })
+            }
+            Err(errno) => Err(PathError::new("open", path, errno).into()),
         }
     }
 
-    /// Opens a directory in this one, never through a symlink; `None` where there is nothing of that name.
+    /// Opens a directory in this one, never through a symlink; `None` if it is missing.
     pub(super) fn sub(&self, name: &str) -> Result<Option<Self>, StoreError> {
         let path = self.path.join(name);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => Ok(Some(Self { fd, path })),
             Err(Errno::NOENT) => Ok(None),
-            Err(Errno::NOTDIR | Errno::LOOP) => Err(StoreError::NotPlain { path, wanted: "directory" }),
-            Err(error) => Err(StoreError::io("open", &path, error.into())),
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                Err(StoreError::WrongFileType { path, expected: "directory" })
+            }
+            Err(errno) => Err(PathError::new("open", path, errno).into()),
         }
     }
 
-    /// Opens a directory in this one and makes it first where it is missing.
+    /// Opens a directory in this one, creating it if missing.
     pub(super) fn make_sub(&self, name: &str, mode: u32) -> Result<Self, StoreError> {
         if let Some(dir) = self.sub(name)? {
             return Ok(dir);
@@ -55,77 +60,78 @@ impl Dir {
         match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
             Ok(()) => self.sync()?,
             Err(Errno::EXIST) => {}
-            Err(error) => return Err(StoreError::io("make", &path, error.into())),
+            Err(errno) => return Err(PathError::new("create", path, errno).into()),
         }
-        self.sub(name)?.ok_or_else(|| StoreError::io("open", &path, Errno::NOENT.into()))
+        self.sub(name)?.ok_or_else(|| PathError::new("open", path, Errno::NOENT).into())
     }
 
-    /// The same directory once more, for a second owner.
+    /// Duplicates the handle, for a second owner.
     pub(super) fn reopen(&self) -> Result<Self, StoreError> {
         let fd = self.fd.try_clone().at("open", &self.path)?;
         Ok(Self { fd, path: self.path.clone() })
     }
 
+    /// The path of a name in this directory.
     pub(super) fn path_of(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Makes names that came or went durable.
+    /// Syncs added and removed names to disk.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
-        rustix::fs::fsync(&self.fd).at("sync", &self.path)
+        Ok(rustix::fs::fsync(&self.fd).at("sync", &self.path)?)
     }
 
-    /// Opens a regular file for reading; `None` where there is none.
+    /// Opens a regular file for reading; `None` if it is missing.
     pub(super) fn file(&self, name: &str) -> Result<Option<File>, StoreError> {
         match self.file_with(name, OFlags::RDONLY, 0) {
             Ok(file) => Ok(Some(file)),
-            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(StoreError::Io(error)) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Opens a regular file with `flags`, never through a symlink, and without hanging on a fifo.
+    /// Opens a regular file with `flags`. Never follows a symlink and never blocks on a fifo.
     pub(super) fn file_with(&self, name: &str, flags: OFlags, mode: u32) -> Result<File, StoreError> {
         let path = self.path_of(name);
         let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let not_plain = |path| StoreError::NotPlain { path, wanted: "regular file" };
+        let wrong_type = |path| StoreError::WrongFileType { path, expected: "regular file" };
         let file: File = match rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode)) {
             Ok(fd) => fd.into(),
             // ELOOP: a symlink. ENXIO: a fifo without a reader, or a socket. EISDIR: a directory opened for writing.
-            Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Err(not_plain(path)),
-            Err(error) => return Err(StoreError::io("open", &path, error.into())),
+            Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Err(wrong_type(path)),
+            Err(errno) => return Err(PathError::new("open", path, errno).into()),
         };
         let stat = rustix::fs::fstat(&file).at("stat", &path)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(not_plain(path));
+            return Err(wrong_type(path));
         }
         Ok(file)
     }
 
-    /// Attributes of a name, of a symlink itself; `None` where there is nothing.
+    /// The attributes of a name, without following a symlink; `None` if it is missing.
     pub(super) fn stat(&self, name: &str) -> Result<Option<Stat>, StoreError> {
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(StoreError::io("stat", &self.path_of(name), error.into())),
+            Err(errno) => Err(PathError::new("stat", self.path_of(name), errno).into()),
         }
     }
 
-    /// Removes a file; tells whether it was there.
+    /// Removes a file; returns whether it existed.
     pub(super) fn remove(&self, name: &str) -> Result<bool, StoreError> {
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(StoreError::io("remove", &self.path_of(name), error.into())),
+            Err(errno) => Err(PathError::new("remove", self.path_of(name), errno).into()),
         }
     }
 
-    /// Moves a file of this directory to `name` in `target`, in place of what is there.
+    /// Moves a file of this directory to `name` in `target`, replacing an existing file.
     pub(super) fn rename(&self, from: &str, target: &Self, name: &str) -> Result<(), StoreError> {
-        rustix::fs::renameat(&self.fd, from, &target.fd, name).at("replace", &target.path_of(name))
+        Ok(rustix::fs::renameat(&self.fd, from, &target.fd, name).at("replace", &target.path_of(name))?)
     }
 
-    /// Names in this directory that are UTF-8, in no order. The store makes no others, and cares for no others.
+    /// The names in this directory, in no particular order. Skips names that are not UTF-8: none of them is the store's.
     pub(super) fn names(&self) -> Result<Vec<String>, StoreError> {
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.fd).at("list", &self.path)? {
@@ -139,13 +145,13 @@ impl Dir {
     }
 }
 
-/// Whether `file` is what `name` in `dir` stands for now: false once it has been removed or replaced.
-pub(super) fn is_linked(dir: &Dir, name: &str, file: &File) -> Result<bool, StoreError> {
-    let ours = rustix::fs::fstat(file).at("stat", &dir.path_of(name))?;
-    Ok(dir.stat(name)?.is_some_and(|found| (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)))
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
-/// Reads a file that may not be longer than `limit` bytes.
+/// Reads a whole file of at most `limit` bytes.
 pub(super) fn read_bounded(file: &File, path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
     let size = file.metadata().at("stat", path)?.len();
     let too_large = |size| StoreError::TooLarge { path: path.to_owned(), size, limit };
@@ -155,50 +161,52 @@ pub(super) fn read_bounded(file: &File, path: &Path, limit: u64) -> Result<Vec<u
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
     file.take(limit + 1).read_to_end(&mut bytes).at("read", path)?;
     match bytes.len() as u64 {
-        got if got > limit => Err(too_large(got)),
+        length if length > limit => Err(too_large(length)),
         _ => Ok(bytes),
     }
 }
 
-/// A file that is being written and has no name of its own yet.
+/// A file that is being written below `tmp/` and does not have its final name yet.
 ///
-/// Becomes visible with [`Temp::commit`], all at once; dropped before that, it is removed.
+/// [`TempFile::commit`] gives it that name in one step. If it is dropped before, it is removed.
 #[derive(Debug)]
-pub struct Temp {
-    /// Locked, which tells a sweep that the writer lives.
+pub struct TempFile {
+    /// Locked for as long as the writer lives: a sweep skips it.
     file: File,
     tmp: Dir,
     tmp_name: String,
     target: Dir,
     name: String,
-    done: bool,
+    committed: bool,
 }
 
-impl Temp {
-    /// Starts a file that will be `name` in `target`. The umask applies to `mode`.
+impl TempFile {
+    /// Starts a file that will become `name` in `target`. The umask applies to `mode`.
     pub(super) fn new(tmp: Dir, target: Dir, name: &str, mode: u32) -> Result<Self, StoreError> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         loop {
             let number = COUNT.fetch_add(1, Ordering::Relaxed);
             let tmp_name = format!("{}-{number}-{name}", std::process::id());
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-            let file = match tmp.file_with(&tmp_name, flags, mode) {
-                Ok(file) => file,
-                // A leftover of a process that had the same number.
-                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
-                    continue;
+            let open = || tmp.file_with(&tmp_name, flags, mode).map(Some);
+            // A sweep may remove the file between the open and the lock; `lock_named` then creates it again.
+            let lock = os::lock_named(tmp.as_fd(), &tmp.path_of(&tmp_name), Sharing::Exclusive, None, open);
+            match lock {
+                Ok(NamedLock::Locked(file)) => {
+                    let name = name.to_owned();
+                    return Ok(Self { file, tmp, tmp_name, target, name, committed: false });
                 }
+                Ok(NamedLock::Busy | NamedLock::Missing) => {
+                    unreachable!("the lock has no deadline, and the file is created")
+                }
+                // A leftover of a dead process with the same process ID.
+                Err(StoreError::Io(error)) if error.source.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
-            };
-            rustix::fs::flock(&file, FlockOperation::LockExclusive).at("lock", &tmp.path_of(&tmp_name))?;
-            // A sweep may have come between the open and the lock.
-            if is_linked(&tmp, &tmp_name, &file)? {
-                return Ok(Self { file, tmp, tmp_name, target, name: name.to_owned(), done: false });
             }
         }
     }
 
-    /// Where the file will stand.
+    /// The final path of the file.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.target.path_of(&self.name)
@@ -210,31 +218,34 @@ impl Temp {
         &self.file
     }
 
-    /// Puts the file in place, in place of what is there, and returns once that is on disk.
+    /// Gives the file its final name, replacing an existing file. Returns when this is on disk.
     pub fn commit(mut self) -> Result<(), StoreError> {
         self.file.sync_all().at("sync", &self.path())?;
         self.tmp.rename(&self.tmp_name, &self.target, &self.name)?;
-        self.done = true;
+        self.committed = true;
         self.target.sync()
     }
 
-    /// As [`Temp::commit`], but leaves a file of that name alone; tells whether the new one was put in place.
+    /// As [`TempFile::commit`], but keeps an existing file; returns whether the new file was put in place.
     pub(super) fn commit_if_missing(self) -> Result<bool, StoreError> {
         self.file.sync_all().at("sync", &self.path())?;
         let (from, to) = (&self.tmp, &self.target);
         match rustix::fs::linkat(&from.fd, &self.tmp_name, &to.fd, &self.name, AtFlags::empty()) {
             Ok(()) => {}
             Err(Errno::EXIST) => return Ok(false),
-            Err(error) => return Err(StoreError::io("make", &self.path(), error.into())),
+            Err(errno) => return Err(PathError::new("create", self.path(), errno).into()),
         }
         self.target.sync()?;
         Ok(true)
     }
 }
 
-impl Write for Temp {
+impl Write for TempFile {
+    /// Wraps a [`StoreError`] into the error; [`StoreError::from_write`] unwraps it.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes).map_err(|error| StoreError::io("write", &self.path(), error).into_io())
+        self.file
+            .write(bytes)
+            .map_err(|error| StoreError::from(PathError::new("write", self.path(), error)).into_io())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -242,40 +253,39 @@ impl Write for Temp {
     }
 }
 
-impl Drop for Temp {
+impl Drop for TempFile {
     fn drop(&mut self) {
-        if !self.done
+        if !self.committed
             && let Err(error) = self.tmp.remove(&self.tmp_name)
         {
-            tracing::warn!("{error}; the next sweep removes it");
+            tracing::warn!("{error}; the next sweep removes this temporary file");
         }
     }
 }
 
-/// Removes what dead writers left in `tmp`; returns how many files and bytes that were.
+/// Removes leftovers of dead writers from `tmp`; returns their number and total size in bytes.
 pub(super) fn sweep(tmp: &Dir, dry_run: bool) -> Result<(u64, u64), StoreError> {
     let (mut files, mut bytes) = (0, 0);
     for name in tmp.names()? {
         let file = match tmp.file(&name) {
             Ok(Some(file)) => file,
             Ok(None) => continue,
-            // Not made by the store, so not the store's to remove.
-            Err(error @ StoreError::NotPlain { .. }) => {
-                tracing::warn!("{error}: left alone");
+            // The store creates only regular files, so this is not the store's.
+            Err(error @ StoreError::WrongFileType { .. }) => {
+                tracing::warn!("{error}; not removed");
                 continue;
             }
             Err(error) => return Err(error),
         };
-        match rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => continue,
-            Err(error) => return Err(StoreError::io("lock", &tmp.path_of(&name), error.into())),
-        }
-        // Renamed to its place meanwhile, or another sweep was faster.
-        if !is_linked(tmp, &name, &file)? {
+        let path = tmp.path_of(&name);
+        if !os::try_lock(&file, Sharing::Exclusive).at("lock", &path)? {
             continue;
         }
-        bytes += file.metadata().at("stat", &tmp.path_of(&name))?.len();
+        // The writer may have committed the file, or another sweep may have removed it.
+        if !os::is_linked(tmp, &name, &file).at("stat", &path)? {
+            continue;
+        }
+        bytes += file.metadata().at("stat", &path)?.len();
         files += 1;
         if !dry_run {
             tmp.remove(&name)?;

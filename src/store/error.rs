@@ -1,247 +1,258 @@
-//! What can go wrong in the store: every variant names the file or the blob.
+//! The errors of the store. Each variant names the file or the blob.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::io::Errno;
-
+use crate::error::ErrorCode;
 use crate::image::Digest;
+use crate::os::PathError;
 
-/// Why the store could not do what was asked.
+/// An operation on the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// There is nothing at the store's path, or an empty directory.
+    /// The store's directory is missing or empty.
     #[error("there is no store at {}", path.display())]
     Missing {
         /// The store's directory.
         path: PathBuf,
     },
-    /// The directory holds something else than an OCI image layout.
+    /// The directory is not empty and holds no OCI image layout.
     #[error("{} is not a store: it has no `oci-layout` file and is not empty", path.display())]
     NotAStore {
         /// The directory.
         path: PathBuf,
     },
-    /// The layout or what stands beside it was written by a program of another version.
-    #[error("{} has version `{found}`, and only `{known}` is known", path.display())]
+    /// The layout, or the directory beside it, has an unsupported version.
+    #[error("{} has version `{found}`; only version `{supported}` is supported", path.display())]
     Version {
-        /// The file that tells the version.
+        /// The file that holds the version.
         path: PathBuf,
-        /// What it says.
+        /// The version in the file.
         found: String,
-        /// What this program reads and writes.
-        known: &'static str,
+        /// The version that this program reads and writes.
+        supported: &'static str,
     },
-    /// The system refused access.
-    #[error("{}: no permission to {action}", path.display())]
+    /// The operating system denied access.
+    #[error("no permission to {action} {}", path.display())]
     Permission {
         /// The file or directory.
         path: PathBuf,
-        /// What was tried.
+        /// The denied operation: a verb.
         action: &'static str,
-        /// The system's answer.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The store lies on a file system that takes no writes.
-    #[error("{}: the file system is read-only", path.display())]
+    /// The store is on a read-only filesystem.
+    #[error("cannot {action} {}: the filesystem is read-only", path.display())]
     ReadOnly {
-        /// What could not be written.
+        /// The file or directory.
         path: PathBuf,
-        /// The system's answer.
+        /// The denied operation: a verb.
+        action: &'static str,
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The disk or a quota ran out while writing.
-    #[error("{}: the disk or the quota is full", path.display())]
+    /// The disk or a quota became full during a write.
+    #[error("cannot {action} {}: the disk or a quota is full", path.display())]
     DiskFull {
-        /// What was being written.
+        /// The file or directory.
         path: PathBuf,
-        /// The system's answer.
+        /// The failed operation: a verb.
+        action: &'static str,
+        /// The operating system's error.
         source: io::Error,
     },
-    /// There is too little space for what is about to be written.
-    #[error("{}: {needed} bytes are needed and {free} are free", path.display())]
+    /// Less space is free than the next step needs.
+    #[error("{} has {free} bytes of free space, but {needed} are needed", path.display())]
     NoSpace {
         /// The store's directory.
         path: PathBuf,
-        /// Bytes wanted.
+        /// Bytes needed.
         needed: u64,
-        /// Bytes that an unprivileged process may still use.
+        /// Bytes that an unprivileged process can still write.
         free: u64,
     },
-    /// Any other answer of the system.
-    #[error("{}: cannot {action}", path.display())]
-    Io {
-        /// What was tried: a verb and its object.
-        action: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// A symlink, a device or anything else stands where only a file or a directory is expected.
-    #[error("{} is not a {wanted}", path.display())]
-    NotPlain {
-        /// What was found in the way.
+    /// Any other error of the operating system.
+    #[error(transparent)]
+    Io(PathError),
+    /// A symlink, a device or another special file stands where a regular file or a directory is expected.
+    #[error("{} is not a {expected}", path.display())]
+    WrongFileType {
+        /// The path.
         path: PathBuf,
         /// `regular file` or `directory`.
-        wanted: &'static str,
+        expected: &'static str,
     },
-    /// A blob that is asked for is not there.
+    /// The store does not have a requested blob.
     #[error("blob {digest} is not in the store")]
     NoBlob {
         /// The blob.
         digest: Digest,
     },
-    /// A blob's file does not hold what its name says.
+    /// The content of a blob's file does not match the blob's digest or size.
     #[error("blob {digest} is damaged ({}): {reason}", path.display())]
     Damaged {
         /// The blob.
         digest: Digest,
         /// Its file.
         path: PathBuf,
-        /// How it differs.
+        /// The difference.
         reason: String,
     },
-    /// Bytes offered under a digest have another one.
-    #[error("content has digest {got}, not {wanted}")]
+    /// Content to be stored has the wrong digest.
+    #[error("content has digest {actual}, expected {expected}")]
     DigestMismatch {
-        /// The digest asked for.
-        wanted: Digest,
-        /// The digest of what came.
-        got: Digest,
+        /// The digest of the blob to be stored.
+        expected: Digest,
+        /// The digest of the content.
+        actual: Digest,
     },
-    /// Bytes offered under a digest have another length than promised.
-    #[error("content of {digest} has {got} bytes, not {wanted}")]
+    /// Content to be stored has the wrong size.
+    #[error("content of {digest} has {actual} bytes, expected {expected}")]
     SizeMismatch {
-        /// The digest asked for.
+        /// The digest of the blob to be stored.
         digest: Digest,
-        /// The length promised.
-        wanted: u64,
-        /// The length that came.
-        got: u64,
+        /// The expected size in bytes.
+        expected: u64,
+        /// The size of the content in bytes.
+        actual: u64,
     },
-    /// A document is larger than anything that this program takes.
-    #[error("{} has {size} bytes, more than the {limit} allowed", path.display())]
+    /// A document exceeds the size limit for its kind.
+    #[error("{} has {size} bytes, more than the limit of {limit}", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its length.
+        /// Its size in bytes.
         size: u64,
-        /// The limit.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// Another process holds a lock for longer than the caller wants to wait.
-    #[error("{}: another process is busy with {what} (waited {waited:?})", path.display())]
+    /// Another process held a lock for longer than the caller was willing to wait.
+    #[error("{holder} holds the lock {} (waited {waited:?})", path.display())]
     Busy {
-        /// What is locked.
-        what: String,
+        /// The kind of process that holds the lock.
+        holder: String,
         /// The lock file.
         path: PathBuf,
-        /// How long it was waited for.
+        /// How long the caller waited.
         waited: Duration,
     },
-    /// A daemon serves this store already.
+    /// Another daemon serves this store.
     #[error("a daemon serves this store already (process {pid}, mounted on {})", mountpoint.display())]
     DaemonRuns {
-        /// Its process.
+        /// The daemon's process ID.
         pid: u32,
-        /// Where it serves.
+        /// The daemon's mountpoint.
         mountpoint: PathBuf,
     },
-    /// A JSON file of the store does not parse; it is left as it is.
-    #[error("{}: damaged", path.display())]
+    /// A JSON file of the store is malformed. It is left unchanged.
+    #[error("{} is damaged", path.display())]
     Json {
         /// The file.
         path: PathBuf,
-        /// Where and why (line and column).
+        /// The parse error, with line and column.
         source: serde_json::Error,
     },
-    /// The file with the slots is damaged, and not only at its end.
-    #[error("{}: line {line}: {reason}", path.display())]
+    /// The slots file is damaged in a place other than its unfinished last line.
+    #[error("{} is damaged in line {line}: {reason}", path.display())]
     Slots {
         /// The file.
         path: PathBuf,
-        /// The first line that is wrong, from 1.
+        /// The first damaged line, counted from 1.
         line: usize,
-        /// What is wrong there.
+        /// The damage.
         reason: String,
     },
-    /// All slots have been given out.
-    #[error("{}: all {limit} numbers have been given out", path.display())]
+    /// All slots are in use.
+    #[error("all {limit} slots of {} are in use", path.display())]
     SlotsExhausted {
-        /// The file.
+        /// The slots file.
         path: PathBuf,
-        /// How many there are.
+        /// The number of slots.
         limit: u32,
     },
 }
 
 impl StoreError {
-    /// What the user can do about it, where there is something: a sentence for a line of its own.
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Missing { .. } => ErrorCode::NoStore,
+            Self::NotAStore { .. } | Self::Version { .. } | Self::WrongFileType { .. } => {
+                ErrorCode::StoreFormat
+            }
+            Self::Permission { .. } => ErrorCode::Permission,
+            Self::ReadOnly { .. } => ErrorCode::ReadOnlyFilesystem,
+            Self::DiskFull { .. } | Self::NoSpace { .. } => ErrorCode::DiskFull,
+            Self::Io(error) => error.code(),
+            Self::NoBlob { .. } => ErrorCode::NoBlob,
+            Self::Damaged { .. } | Self::Json { .. } | Self::Slots { .. } => ErrorCode::Damaged,
+            Self::DigestMismatch { .. } | Self::SizeMismatch { .. } => ErrorCode::WrongContent,
+            Self::TooLarge { .. } => ErrorCode::Document,
+            Self::Busy { .. } => ErrorCode::Busy,
+            Self::DaemonRuns { .. } => ErrorCode::DaemonRuns,
+            Self::SlotsExhausted { .. } => ErrorCode::NoSlot,
+        }
+    }
+
+    /// What the user can do about this error: a sentence for a line of its own.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
-            Self::Missing { .. } => "`pull` and `load` make a new store; `--store` names another one",
-            Self::NotAStore { .. } => "name an empty or a new directory with `--store`",
-            Self::Permission { .. } => "run as the store's owner, or name another store with `--store`",
+            Self::Missing { .. } => "`pull` and `load` create a store; `--store DIR` selects another one",
+            Self::NotAStore { .. } => "choose a new or an empty directory with `--store DIR`",
+            Self::Permission { .. } => {
+                "run as the owner of the store, or select another store with `--store DIR`"
+            }
             Self::DiskFull { .. } | Self::NoSpace { .. } => {
-                "`rm` and `gc` free space; what was downloaded is kept and resumed"
+                "free space with `rm` and `gc`; an interrupted download resumes where it stopped"
             }
             Self::NoBlob { .. } | Self::Damaged { .. } => "pull or load the image again",
-            Self::DaemonRuns { .. } => "use its mount, or stop it first",
+            Self::DaemonRuns { .. } => "use its mount, or stop that daemon first",
             Self::Slots { .. } | Self::SlotsExhausted { .. } => {
-                "delete this file while no daemon runs: inode numbers then start anew"
+                "delete this file while no daemon runs; all inode numbers then change"
             }
-            Self::Version { .. } => "use the program that wrote it, or another store",
+            Self::Version { .. } => "use the program version that wrote it, or another store",
             _ => return None,
         })
     }
 
-    /// Sorts an answer of the system into the variants that users can act on.
-    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
-        let path = path.to_owned();
-        match source.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::ACCESS | Errno::PERM) => Self::Permission { path, action, source },
-            Some(Errno::ROFS) => Self::ReadOnly { path, source },
-            Some(Errno::NOSPC | Errno::DQUOT) => Self::DiskFull { path, source },
-            _ => Self::Io { action, path, source },
-        }
-    }
-
-    /// Unwraps an error that came through `std::io::Write` of a store's file, so that it still names the file.
+    /// Returns the error inside an error of a [`std::io::Write`] implementation of the store, which names the file.
     ///
-    /// `path` is named for any other error.
+    /// Any other error becomes a failed write to `path`.
     #[must_use]
     pub fn from_write(path: &Path, error: io::Error) -> Self {
         match error.downcast::<Self>() {
             Ok(inner) => inner,
-            Err(error) => Self::io("write", path, error),
+            Err(error) => PathError::new("write", path, error).into(),
         }
     }
 
-    /// The same error in the dress that `std::io` traits ask for; [`StoreError::from_write`] undoes it.
+    /// Wraps this error for [`std::io::Write`]; [`StoreError::from_write`] unwraps it.
     pub(super) fn into_io(self) -> io::Error {
         let kind = match &self {
             Self::DiskFull { .. } | Self::NoSpace { .. } => io::ErrorKind::StorageFull,
-            Self::Permission { source, .. } | Self::Io { source, .. } | Self::ReadOnly { source, .. } => {
-                source.kind()
-            }
+            Self::Permission { source, .. } | Self::ReadOnly { source, .. } => source.kind(),
+            Self::Io(error) => error.source.kind(),
             _ => io::ErrorKind::Other,
         };
         io::Error::new(kind, self)
     }
 }
 
-/// Adds to an answer of the system what was tried on which file.
-pub(super) trait At<T> {
-    /// `action` is a verb with its object where the path alone does not tell it.
-    fn at(self, action: &'static str, path: &Path) -> Result<T, StoreError>;
-}
-
-impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
-    fn at(self, action: &'static str, path: &Path) -> Result<T, StoreError> {
-        self.map_err(|error| StoreError::io(action, path, error.into()))
+impl From<PathError> for StoreError {
+    /// Separates the errors that a user can act on from all others.
+    fn from(error: PathError) -> Self {
+        let code = error.code();
+        let PathError { action, path, source } = error;
+        match code {
+            ErrorCode::Permission => Self::Permission { path, action, source },
+            ErrorCode::ReadOnlyFilesystem => Self::ReadOnly { path, action, source },
+            ErrorCode::DiskFull => Self::DiskFull { path, action, source },
+            _ => Self::Io(PathError { action, path, source }),
+        }
     }
 }
 
@@ -250,22 +261,26 @@ mod tests {
     use std::error::Error as _;
     use std::io::Write as _;
 
+    use rustix::io::Errno;
+
     use super::*;
+    use crate::os::AtPath as _;
 
     #[test]
-    fn a_full_disk_is_told_apart_and_names_the_file() {
+    fn full_disk_has_its_own_variant_that_names_the_file() {
         let mut full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let error = full.write_all(b"x").at("write", Path::new("/dev/full")).unwrap_err();
+        let error: StoreError = full.write_all(b"x").at("write", Path::new("/dev/full")).unwrap_err().into();
         assert!(matches!(error, StoreError::DiskFull { .. }), "{error:?}");
         assert!(error.to_string().contains("/dev/full"));
         assert!(error.source().is_some());
     }
 
     #[test]
-    fn a_store_error_survives_the_write_trait() {
-        let wrapped = StoreError::io("write", Path::new("/s/b"), Errno::NOSPC.into()).into_io();
+    fn store_error_survives_the_write_trait() {
+        let full = PathError::new("write", "/s/b", Errno::NOSPC);
+        let wrapped = StoreError::from(full).into_io();
         assert_eq!(wrapped.kind(), io::ErrorKind::StorageFull);
-        let back = StoreError::from_write(Path::new("/other"), wrapped);
-        assert!(matches!(back, StoreError::DiskFull { path, .. } if path == Path::new("/s/b")));
+        let unwrapped = StoreError::from_write(Path::new("/other"), wrapped);
+        assert!(matches!(unwrapped, StoreError::DiskFull { path, .. } if path == Path::new("/s/b")));
     }
 }

@@ -1,8 +1,8 @@
-//! Frees what no image refers to: mark from `index.json`, then sweep.
+//! Removes files that no image refers to: marks from `index.json`, then sweeps.
 //!
-//! A pull puts blobs before anything refers to them. It holds a [`Lease`](super::Lease) from the first until its image is
-//! entered, and gc starts only when nobody holds one and lets none start: so what it marks is all there is. Locks of single
-//! blobs are respected besides. Other tools know no leases: copying into the store with them and gc exclude each other.
+//! A pull stores blobs before anything refers to them. It holds a [`GcLease`](super::GcLease) from its first blob until its
+//! image is in `index.json`. `gc` waits until no lease is held and prevents new ones, so it misses no reference. It also
+//! skips blobs whose lock is held. Other tools take no lease: do not run `gc` while one copies an image into the store.
 //!
 //! Files that a daemon has open stay readable for it. Slots are never freed.
 
@@ -14,67 +14,68 @@ use serde::{Deserialize, Serialize};
 use super::Store;
 use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX};
 use super::dir::{self, Dir};
-use super::error::{At as _, StoreError};
-use super::layout::Derived;
+use super::error::StoreError;
+use super::layout::Subdir;
 use crate::image::{Digest, MANIFEST_MAX};
+use crate::os::AtPath as _;
 
-/// How long gc waits for pulls and loads that run.
-const WAIT: Duration = Duration::from_secs(10);
-/// An interrupted download is kept for this long, to be resumed.
+/// How long `gc` waits for running pulls and loads.
+const LEASE_WAIT: Duration = Duration::from_secs(10);
+/// How long an interrupted download is kept, so that it can be resumed.
 const PARTIAL_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What gc removed, or would remove.
+/// The files that `gc` removed, or would remove in a dry run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct GcReport {
     /// Blobs that no image refers to.
     pub blobs: u64,
     /// Indexes and seekable forms of layers that no image refers to.
     pub derived: u64,
-    /// Downloads interrupted more than a day ago, or finished by other means.
+    /// Downloads that were interrupted more than a day ago, or whose blob is in the store.
     pub partials: u64,
-    /// Files that dead processes were writing.
+    /// Temporary files of dead processes.
     pub temporary: u64,
-    /// Bytes of all these.
+    /// Total size of all these files in bytes.
     pub bytes: u64,
-    /// Manifests that images refer to and that are not there: what they refer to is not known, and was not kept.
+    /// Manifests of images that are not in the store. The blobs they refer to are unknown and were not kept.
     pub missing: Vec<Digest>,
 }
 
-/// Whatever in a manifest or an index can refer to a blob.
+/// All fields of a manifest or an index that can refer to a blob.
 #[derive(Deserialize)]
-struct Links {
-    config: Option<Link>,
-    layers: Option<Vec<Link>>,
-    manifests: Option<Vec<Link>>,
-    blobs: Option<Vec<Link>>,
-    subject: Option<Link>,
+struct BlobReferences {
+    config: Option<BlobReference>,
+    layers: Option<Vec<BlobReference>>,
+    manifests: Option<Vec<BlobReference>>,
+    blobs: Option<Vec<BlobReference>>,
+    subject: Option<BlobReference>,
 }
 
 #[derive(Deserialize)]
-struct Link {
+struct BlobReference {
     digest: String,
     #[serde(rename = "mediaType", default)]
     media_type: String,
 }
 
 impl Store {
-    /// Removes blobs, derived files and leftovers that nothing refers to; with `dry_run` only counts them.
+    /// Removes blobs and derived files that no image refers to, and leftovers; with `dry_run` only counts them.
     ///
-    /// [`StoreError::Busy`] where a pull or a load does not end within ten seconds. Removes nothing when a manifest that
-    /// is there cannot be read, since what it refers to would be lost.
+    /// Fails with [`StoreError::Busy`] if a pull or a load runs for more than ten seconds. Removes nothing if a stored
+    /// manifest cannot be read, since its blobs would be lost.
     pub fn gc(&self, dry_run: bool) -> Result<GcReport, StoreError> {
-        let _no_leases = self.no_leases(WAIT)?;
+        let _no_leases = self.exclude_leases(LEASE_WAIT)?;
         let mut report = GcReport::default();
         let marked = self.mark(&mut report.missing)?;
-        let mut sweep = Sweep { store: self, marked: &marked, dry_run, report };
-        // First, since whether a download was finished by other means is seen from the blob.
+        let mut sweep = GcSweep { store: self, marked: &marked, dry_run, report };
+        // Before `blobs`: a partial download is obsolete if its blob is in the store.
         sweep.partials()?;
         sweep.blobs()?;
-        sweep.derived(Derived::Indexes, INDEX_SUFFIX)?;
-        sweep.derived(Derived::Seekable, SEEKABLE_SUFFIX)?;
+        sweep.derived(Subdir::Indexes, INDEX_SUFFIX)?;
+        sweep.derived(Subdir::Seekable, SEEKABLE_SUFFIX)?;
         sweep.locks()?;
         let mut report = sweep.report;
-        if let Some(tmp) = self.existing(Derived::Tmp)? {
+        if let Some(tmp) = self.subdir(Subdir::Tmp)? {
             let (files, bytes) = dir::sweep(&tmp, dry_run)?;
             report.temporary += files;
             report.bytes += bytes;
@@ -82,23 +83,23 @@ impl Store {
         Ok(report)
     }
 
-    /// All blobs that the descriptors of `index.json` lead to.
+    /// Returns all blobs that `index.json` refers to, directly or through manifests. Adds missing manifests to `missing`.
     fn mark(&self, missing: &mut Vec<Digest>) -> Result<HashSet<Digest>, StoreError> {
         let mut marked = HashSet::new();
-        // With each digest: whether it is an image's own, which ought to be there.
-        let mut open: Vec<(Link, bool)> = Vec::new();
+        // The flag is true for an image's own manifest, which should be in the store.
+        let mut pending: Vec<(BlobReference, bool)> = Vec::new();
         for entry in self.entries()? {
-            // Kept as a document. It does not lead on: of its platforms only the chosen one is in the store.
+            // Keeps the index itself, but does not follow it: only the manifest of the chosen platform is in the store.
             marked.extend(entry.index().map(|index| index.digest()));
-            open.push((Link { digest: entry.digest, media_type: entry.media_type }, true));
+            pending.push((BlobReference { digest: entry.digest, media_type: entry.media_type }, true));
         }
         let mut read = HashSet::new();
-        while let Some((link, own)) = open.pop() {
-            let Ok(digest) = link.digest.parse::<Digest>() else { continue };
+        while let Some((reference, own)) = pending.pop() {
+            let Ok(digest) = reference.digest.parse::<Digest>() else { continue };
             marked.insert(digest);
-            // An artifact of another type may be anything; without a type it is not of this kind.
-            let document = link.media_type.is_empty() || link.media_type.ends_with("json");
-            if !document || !read.insert(digest) {
+            // Only JSON documents refer to other blobs. A descriptor without a media type may point to one.
+            let is_document = reference.media_type.is_empty() || reference.media_type.ends_with("json");
+            if !is_document || !read.insert(digest) {
                 continue;
             }
             let bytes = match self.read_small(&digest, MANIFEST_MAX) {
@@ -110,26 +111,27 @@ impl Store {
                 Err(error) => return Err(error),
             };
             let path = self.blob_path(&digest);
-            let links: Links =
+            let references: BlobReferences =
                 serde_json::from_slice(&bytes).map_err(|source| StoreError::Json { path, source })?;
-            let lists = [links.layers, links.blobs].into_iter().flatten().flatten();
-            let blobs = links.config.into_iter().chain(lists);
-            marked.extend(blobs.filter_map(|link| link.digest.parse::<Digest>().ok()));
-            open.extend(links.manifests.into_iter().flatten().chain(links.subject).map(|link| (link, false)));
+            let lists = [references.layers, references.blobs].into_iter().flatten().flatten();
+            let blobs = references.config.into_iter().chain(lists);
+            marked.extend(blobs.filter_map(|blob| blob.digest.parse::<Digest>().ok()));
+            let manifests = references.manifests.into_iter().flatten().chain(references.subject);
+            pending.extend(manifests.map(|manifest| (manifest, false)));
         }
         Ok(marked)
     }
 }
 
-/// The second half of a collection.
-struct Sweep<'a> {
+/// Removes everything that is not marked.
+struct GcSweep<'a> {
     store: &'a Store,
     marked: &'a HashSet<Digest>,
     dry_run: bool,
     report: GcReport,
 }
 
-impl Sweep<'_> {
+impl GcSweep<'_> {
     fn blobs(&mut self) -> Result<(), StoreError> {
         let Some(blobs) = self.store.blobs()? else { return Ok(()) };
         for name in blobs.names()? {
@@ -142,8 +144,8 @@ impl Sweep<'_> {
         self.finish(&blobs)
     }
 
-    fn derived(&mut self, derived: Derived, suffix: &str) -> Result<(), StoreError> {
-        let Some(dir) = self.store.existing(derived)? else { return Ok(()) };
+    fn derived(&mut self, subdir: Subdir, suffix: &str) -> Result<(), StoreError> {
+        let Some(dir) = self.store.subdir(subdir)? else { return Ok(()) };
         for name in dir.names()? {
             let Some(layer) = name.strip_suffix(suffix).and_then(digest_of) else { continue };
             if !self.marked.contains(&layer) {
@@ -154,7 +156,7 @@ impl Sweep<'_> {
     }
 
     fn partials(&mut self) -> Result<(), StoreError> {
-        let Some(dir) = self.store.existing(Derived::Partial)? else { return Ok(()) };
+        let Some(dir) = self.store.subdir(Subdir::Partial)? else { return Ok(()) };
         for name in dir.names()? {
             let Some(digest) = digest_of(&name) else { continue };
             let Some(file) = dir.file(&name)? else { continue };
@@ -171,16 +173,16 @@ impl Sweep<'_> {
         self.finish(&dir)
     }
 
-    /// Removes lock files of processes that died: taking a lock and letting it go does that.
+    /// Removes lock files of dead processes, by taking and releasing each lock.
     fn locks(&mut self) -> Result<(), StoreError> {
-        let Some(dir) = self.store.existing(Derived::Locks)? else { return Ok(()) };
+        let Some(dir) = self.store.subdir(Subdir::Locks)? else { return Ok(()) };
         for digest in dir.names()?.iter().filter_map(|name| digest_of(name)) {
             drop(self.store.try_lock_blob(&digest)?);
         }
         Ok(())
     }
 
-    /// Removes a file and counts its bytes; returns how many files that were.
+    /// Removes a file and counts its bytes; returns the number of removed files, 0 or 1.
     fn remove(&mut self, dir: &Dir, name: &str) -> Result<u64, StoreError> {
         let Some(stat) = dir.stat(name)? else { return Ok(0) };
         if !self.dry_run && !dir.remove(name)? {
@@ -195,7 +197,7 @@ impl Sweep<'_> {
     }
 }
 
-/// Reads a file name of 64 hex digits.
+/// Parses a file name of 64 hex digits.
 fn digest_of(hex: &str) -> Option<Digest> {
     format!("sha256:{hex}").parse().ok()
 }
@@ -216,7 +218,7 @@ mod tests {
         digest
     }
 
-    /// Puts an image of one layer, with its index file, and returns manifest, config and layer.
+    /// Stores an image of one layer with its derived files; returns manifest, config and layer.
     fn put_image(store: &Store, text: &str) -> (Descriptor, Digest, LayerDigest) {
         let config = put(store, format!("config of {text}").as_bytes());
         let layer = put(store, format!("layer of {text}").as_bytes());
@@ -234,28 +236,28 @@ mod tests {
     }
 
     #[test]
-    fn what_images_refer_to_stays_and_all_else_goes() {
+    fn only_files_that_no_image_refers_to_are_removed() {
         let (_dir, store) = new_store();
         let (kept, kept_config, kept_layer) = put_image(&store, "kept");
-        let (gone, gone_config, gone_layer) = put_image(&store, "gone");
+        let (removed, removed_config, removed_layer) = put_image(&store, "removed");
         let index = put(&store, br#"{"manifests":[]}"#);
         store.tag(&name(), None, &kept, Some(ManifestDigest::new(index))).unwrap();
-        store.tag(&name(), None, &gone, None).unwrap();
+        store.tag(&name(), None, &removed, None).unwrap();
         let nothing = GcReport::default();
         assert_eq!(store.gc(false).unwrap(), nothing);
 
-        store.remove_image(&name(), ManifestDigest::from(&gone)).unwrap();
-        let wanted =
+        store.remove_image(&name(), ManifestDigest::from(&removed)).unwrap();
+        let expected =
             GcReport { blobs: 3, derived: 2, bytes: store.gc(true).unwrap().bytes, ..nothing.clone() };
-        assert!(wanted.bytes > gone.size);
-        assert_eq!(store.gc(true).unwrap(), wanted);
-        assert!(store.has_blob(&gone.digest, None).unwrap());
-        assert_eq!(store.gc(false).unwrap(), wanted);
-        for blob in [gone.digest, gone_config, gone_layer.digest()] {
+        assert!(expected.bytes > removed.size);
+        assert_eq!(store.gc(true).unwrap(), expected);
+        assert!(store.has_blob(&removed.digest, None).unwrap());
+        assert_eq!(store.gc(false).unwrap(), expected);
+        for blob in [removed.digest, removed_config, removed_layer.digest()] {
             assert!(!store.has_blob(&blob, None).unwrap());
         }
-        assert!(store.index_file(&gone_layer).unwrap().is_none());
-        assert!(store.seekable_file(&gone_layer).unwrap().is_none());
+        assert!(store.index_file(&removed_layer).unwrap().is_none());
+        assert!(store.seekable_file(&removed_layer).unwrap().is_none());
         for blob in [kept.digest, kept_config, kept_layer.digest(), index] {
             assert!(store.has_blob(&blob, None).unwrap());
         }
@@ -264,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn manifests_behind_an_index_that_another_tool_entered_are_followed() {
+    fn manifests_of_an_index_that_another_tool_added_are_kept() {
         let (_dir, store) = new_store();
         let (manifest, config, _) = put_image(&store, "kept");
         let absent = Digest::of(b"another platform");
@@ -282,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_keeps_what_was_put_and_not_yet_entered() {
+    fn lease_protects_blobs_that_no_image_refers_to_yet() {
         let (_dir, store) = new_store();
         let lease = store.lease(None).unwrap();
         let (manifest, _, layer) = put_image(&store, "new");
@@ -296,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_manifest_stops_gc_and_a_missing_one_is_reported() {
+    fn damaged_manifest_stops_gc_and_missing_one_is_reported() {
         let (_dir, store) = new_store();
         let (manifest, _, layer) = put_image(&store, "kept");
         store.tag(&name(), None, &manifest, None).unwrap();
@@ -308,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn fresh_and_locked_partials_stay_and_old_or_finished_ones_go() {
+    fn only_old_or_finished_partials_without_a_lock_are_removed() {
         let (_dir, store) = new_store();
         let partial = |text: &str, age: Duration| {
             let digest = Digest::of(text.as_bytes());
@@ -332,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn lock_files_and_temporary_files_of_the_dead_are_removed() {
+    fn lock_files_and_temporary_files_of_dead_processes_are_removed() {
         let (_dir, store) = new_store();
         let top = store.path().join("rcx-imagefs");
         drop(store.lease(None).unwrap());
@@ -345,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_not_the_stores_are_left_alone() {
+    fn foreign_files_are_not_removed() {
         let (_dir, store) = new_store();
         put(&store, b"garbage");
         let readme = store.path().join("blobs/sha256/README");

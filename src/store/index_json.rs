@@ -1,17 +1,18 @@
-//! The file `index.json`: one descriptor for each image and tag, and whatever other tools put there.
+//! The file `index.json`: the descriptors of all images, and those that other tools add.
 //!
-//! Each image has one descriptor per tag, or one without a tag. Annotations tell what it is:
+//! An image has one descriptor per tag, or a single one if it has no tag. Annotations hold its name:
 //!
-//! - `org.opencontainers.image.ref.name` = `NAME:TAG`, in the canonical form (image-spec, annotations.md): what other
-//!   tools go by; absent where there is no tag.
-//! - `io.rcx-imagefs.name` = `NAME`, canonical: keeps the name of an image that has lost its tag.
-//! - `io.rcx-imagefs.index` = digest of the multi-platform index that the manifest was chosen from.
+//! - `org.opencontainers.image.ref.name` = `NAME:TAG`, canonical (image-spec, annotations.md). Other tools read this one. It
+//!   is absent if the image has no tag.
+//! - `io.rcx-imagefs.name` = `NAME`, canonical. It keeps the name of an image that lost its tag.
+//! - `io.rcx-imagefs.index` = digest of the multi-platform index from which the manifest was chosen.
 //!
-//! Where the first is there, it decides, since other tools copy or rewrite descriptors and know only that one. What does
-//! not read as an image of ours is kept as it is.
+//! If the first annotation is present, it takes precedence: other tools copy and rewrite descriptors and know only that one.
+//! Descriptors that cannot be parsed as images are kept unchanged.
 
 use std::collections::BTreeMap;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
@@ -19,8 +20,9 @@ use super::dir::{Dir, read_bounded};
 use super::error::StoreError;
 use super::layout::INDEX_JSON;
 use crate::image::{Descriptor, ManifestDigest, Name, Platform, Reference, Tag};
+use crate::os::PathError;
 
-/// Bytes of `index.json` that are read: some hundred thousand tags.
+/// Largest `index.json` that is read, in bytes: room for some hundred thousand tags.
 const INDEX_JSON_LIMIT: u64 = 64 << 20;
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const NAME: &str = "io.rcx-imagefs.name";
@@ -33,17 +35,17 @@ pub(super) struct IndexJson {
     #[serde(rename = "schemaVersion")]
     schema_version: u32,
     #[serde(deserialize_with = "list_or_null")]
-    manifests: Vec<Entry>,
+    manifests: Vec<IndexJsonEntry>,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
 /// One descriptor.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Entry {
+pub(super) struct IndexJsonEntry {
     #[serde(rename = "mediaType", default)]
     pub(super) media_type: String,
-    /// Not parsed on reading: other algorithms are other tools' business.
+    /// Kept as text, since other tools may use other hash algorithms.
     pub(super) digest: String,
     pub(super) size: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -52,29 +54,29 @@ pub(super) struct Entry {
     rest: Map<String, Value>,
 }
 
-/// Go writes an empty list as `null`.
-fn list_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Entry>, D::Error> {
+/// Reads a list, or `null`, which Go writes for an empty list.
+fn list_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IndexJsonEntry>, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl IndexJson {
-    /// Reads the file of a layout. A damaged or missing one is an error, never an empty list: gc would free everything.
+    /// Reads the file. A damaged or missing file is an error, never an empty list: `gc` would remove every blob.
     pub(super) fn read(root: &Dir) -> Result<Self, StoreError> {
         let path = root.path_of(INDEX_JSON);
         let Some(file) = root.file(INDEX_JSON)? else {
-            return Err(StoreError::io("open", &path, std::io::ErrorKind::NotFound.into()));
+            return Err(PathError::new("open", path, Errno::NOENT).into());
         };
         let bytes = read_bounded(&file, &path, INDEX_JSON_LIMIT)?;
         serde_json::from_slice(&bytes).map_err(|source| StoreError::Json { path, source })
     }
 
     /// All descriptors, in the file's order.
-    pub(super) fn into_entries(self) -> Vec<Entry> {
+    pub(super) fn into_entries(self) -> Vec<IndexJsonEntry> {
         self.manifests
     }
 
-    /// Enters a manifest; the tag must have been [taken](Self::take_tag) from others.
-    pub(super) fn enter(
+    /// Adds an image, or updates its descriptor. First [remove](Self::remove_tag) the tag from all other images.
+    pub(super) fn add(
         &mut self,
         name: &Name,
         tag: Option<&Tag>,
@@ -82,21 +84,21 @@ impl IndexJson {
         index: Option<ManifestDigest>,
     ) {
         let digest = ManifestDigest::from(manifest);
-        let suits = |entry: &Entry| match tag {
-            // The tag's own entry, or one that has no tag yet and can take it.
+        let accepts_tag = |entry: &IndexJsonEntry| match tag {
+            // The entry of this tag, or an entry without a tag, which then gets it.
             Some(tag) => entry.has_tag(name, tag) || entry.annotation(REF_NAME).is_none(),
             None => true,
         };
-        let found = self.manifests.iter().position(|entry| entry.is(name, digest) && suits(entry));
-        let place = found.unwrap_or_else(|| {
-            self.manifests.push(Entry { digest: digest.to_string(), ..Entry::default() });
+        let existing = self.manifests.iter().position(|entry| entry.is(name, digest) && accepts_tag(entry));
+        let position = existing.unwrap_or_else(|| {
+            self.manifests.push(IndexJsonEntry { digest: digest.to_string(), ..IndexJsonEntry::default() });
             self.manifests.len() - 1
         });
-        let entry = &mut self.manifests[place];
+        let entry = &mut self.manifests[position];
         entry.media_type.clone_from(&manifest.media_type);
         entry.size = manifest.size;
         if let Some(platform) = &manifest.platform {
-            let value = serde_json::to_value(platform).expect("a struct of strings has a JSON form");
+            let value = serde_json::to_value(platform).expect("a struct of strings serializes to JSON");
             entry.rest.insert(PLATFORM.to_owned(), value);
         }
         entry.set(NAME, name.as_str());
@@ -108,41 +110,43 @@ impl IndexJson {
         }
     }
 
-    /// Takes a tag from every digest but `except`; each digest keeps an entry of that name. Returns what the tag stood for.
-    pub(super) fn take_tag(
+    /// Removes a tag from every digest but `except`. Each digest keeps an entry with the name.
+    ///
+    /// Returns the digest that had the tag.
+    pub(super) fn remove_tag(
         &mut self,
         name: &Name,
         tag: &Tag,
         except: Option<ManifestDigest>,
     ) -> Option<ManifestDigest> {
-        let mut former = None;
-        let mut place = 0;
-        while place < self.manifests.len() {
-            let digest = self.manifests[place].digest.parse().ok();
-            if !self.manifests[place].has_tag(name, tag) || (except.is_some() && digest == except) {
-                place += 1;
+        let mut tagged = None;
+        let mut position = 0;
+        while position < self.manifests.len() {
+            let digest = self.manifests[position].digest.parse().ok();
+            if !self.manifests[position].has_tag(name, tag) || (except.is_some() && digest == except) {
+                position += 1;
                 continue;
             }
-            former = former.or(digest);
-            let mut others = self.manifests.iter().enumerate().filter(|&(other, _)| other != place);
+            tagged = tagged.or(digest);
+            let mut others = self.manifests.iter().enumerate().filter(|&(other, _)| other != position);
             if digest.is_some_and(|digest| others.any(|(_, entry)| entry.is(name, digest))) {
-                self.manifests.remove(place);
+                self.manifests.remove(position);
             } else {
-                self.manifests[place].unset(REF_NAME);
-                self.manifests[place].set(NAME, name.as_str());
-                place += 1;
+                self.manifests[position].unset(REF_NAME);
+                self.manifests[position].set(NAME, name.as_str());
+                position += 1;
             }
         }
-        former
+        tagged
     }
 
-    /// Whether a name and digest has a tag.
+    /// Whether an image has a tag.
     pub(super) fn is_tagged(&self, name: &Name, digest: ManifestDigest) -> bool {
-        let tagged = |entry: &Entry| entry.identity().is_some_and(|(_, tag)| tag.is_some());
+        let tagged = |entry: &IndexJsonEntry| entry.identity().is_some_and(|(_, tag)| tag.is_some());
         self.manifests.iter().any(|entry| entry.is(name, digest) && tagged(entry))
     }
 
-    /// Removes all entries of a name and digest; tells whether there was one.
+    /// Removes all entries of an image; returns whether there was one.
     pub(super) fn remove(&mut self, name: &Name, digest: ManifestDigest) -> bool {
         let before = self.manifests.len();
         self.manifests.retain(|entry| !entry.is(name, digest));
@@ -150,7 +154,7 @@ impl IndexJson {
     }
 }
 
-impl Entry {
+impl IndexJsonEntry {
     fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations.as_ref()?.get(key).map(String::as_str)
     }
@@ -165,20 +169,20 @@ impl Entry {
         }
     }
 
-    /// The digest of the multi-platform index, where there is one.
+    /// The digest of the multi-platform index from which the manifest was chosen.
     pub(super) fn index(&self) -> Option<ManifestDigest> {
         self.annotation(INDEX)?.parse().ok()
     }
 
-    /// The platform; one that does not read is as good as none.
+    /// The platform; `None` if it is absent or malformed.
     pub(super) fn platform(&self) -> Option<Platform> {
         self.rest.get(PLATFORM).and_then(|value| serde_json::from_value(value.clone()).ok())
     }
 
-    /// Name and tag, where the entry has a name that we can show.
+    /// The name and the tag; `None` if the entry has no valid name.
     pub(super) fn identity(&self) -> Option<(Name, Option<Tag>)> {
         match self.annotation(REF_NAME).and_then(|text| Reference::given(text).ok()) {
-            // `NAME@DIGEST` is no tag; a bare word is how the tag `latest` of that name is written.
+            // `NAME@DIGEST` has no tag. A name alone stands for its tag `latest`.
             Some(reference) if reference.digest.is_some() => Some((reference.name, reference.tag)),
             Some(reference) => Some((reference.name.clone(), Some(reference.tag_or_latest()))),
             None => Some((Name::given(self.annotation(NAME)?).ok()?, None)),
@@ -186,10 +190,10 @@ impl Entry {
     }
 
     fn is(&self, name: &Name, digest: ManifestDigest) -> bool {
-        self.digest.parse() == Ok(digest) && self.identity().is_some_and(|(ours, _)| ours == *name)
+        self.digest.parse() == Ok(digest) && self.identity().is_some_and(|(own_name, _)| own_name == *name)
     }
 
     fn has_tag(&self, name: &Name, tag: &Tag) -> bool {
-        self.identity().is_some_and(|(ours, our_tag)| ours == *name && our_tag.as_ref() == Some(tag))
+        self.identity().is_some_and(|(own_name, own_tag)| own_name == *name && own_tag.as_ref() == Some(tag))
     }
 }

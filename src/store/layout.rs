@@ -1,44 +1,43 @@
-//! Opening and creating a store: the directories and files that make one.
+//! Opens and creates a store, and its directories.
 
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
-use super::dir::{self, Dir, Temp, read_bounded};
-use super::error::{At as _, StoreError};
-use super::{Inner, Store, slots};
-use crate::index::LayerLimits;
+use super::Store;
+use super::dir::{self, Dir, TempFile, read_bounded};
+use super::error::StoreError;
+use crate::os::{AtPath as _, PathError};
 
 pub(super) const INDEX_JSON: &str = "index.json";
 pub(super) const BLOBS: &str = "blobs";
 pub(super) const SHA256: &str = "sha256";
 const OCI_LAYOUT: &str = "oci-layout";
 const OCI_LAYOUT_VERSION: &str = "1.0.0";
-/// The directory beside the layout.
+/// The directory beside the layout, for everything that is not part of it.
 const TOP: &str = "rcx-imagefs";
 const VERSION_FILE: &str = "version";
-/// In `rcx-imagefs`, the directory of roots.
+/// Directory of roots, in `rcx-imagefs`.
 const ROOTS: &str = "roots";
-/// Of unpacked layers, in the same directory.
+/// Directory of layer directories, in `rcx-imagefs`.
 const LAYERS: &str = "layers";
-/// In `rcx-imagefs`, the directory of boxes.
+/// Directory of sandbox boxes, in `rcx-imagefs`.
 const BOXES: &str = "boxes";
-/// Format of the directory `rcx-imagefs`. Changes when an older program would misread what a newer one writes there.
+/// Format version of the directory `rcx-imagefs`. It changes if an older program would misread data of a newer one.
 const VERSION: &str = "1";
 
-/// What the file `index.json` of an empty layout holds (image-spec, image-index.md).
+/// The file `index.json` of an empty layout (image-spec, image-index.md).
 const EMPTY_INDEX: &[u8] =
     br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
 
-/// Mode of directories that others may read.
+/// Mode of directories that other users may read.
 const DIR_MODE: u32 = 0o755;
-/// Mode of files that others may read.
+/// Mode of files that other users may read.
 pub(super) const FILE_MODE: u32 = 0o644;
 
-/// The directories below `rcx-imagefs`.
+/// A directory below `rcx-imagefs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Derived {
+pub(super) enum Subdir {
     Indexes,
     Seekable,
     Partial,
@@ -46,7 +45,7 @@ pub(super) enum Derived {
     Locks,
 }
 
-impl Derived {
+impl Subdir {
     fn name(self) -> &'static str {
         match self {
             Self::Indexes => "indexes",
@@ -72,7 +71,7 @@ struct OciLayout {
 }
 
 impl Store {
-    /// Opens a store that is there. Any OCI image layout is one; nothing is written.
+    /// Opens an existing store. Any OCI image layout is a store. Writes nothing.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let path = std::path::absolute(path).at("make absolute", path)?;
         let root = Dir::open(&path)?;
@@ -85,63 +84,66 @@ impl Store {
         if let Some(top) = root.sub(TOP)? {
             check_version(&top)?;
         }
-        let inner = Inner { path, slots: Mutex::new(slots::Table::default()) };
-        Ok(Self { inner: Arc::new(inner), layer_limits: LayerLimits::default() })
+        Ok(Self::at(path))
     }
 
-    /// Whether a store is there; an error where something else is. Writes nothing.
+    /// Whether the directory is a store: false if it can become one, an error if not. Writes nothing.
     pub fn exists(path: &Path) -> Result<bool, StoreError> {
         let path = std::path::absolute(path).at("make absolute", path)?;
         match Dir::open(&path) {
-            Ok(root) => is_made(&root, &path),
+            Ok(root) => is_store(&root, &path),
             Err(StoreError::Missing { .. }) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// Opens a store, and makes one where the directory is missing or empty; any number of processes may do so at once.
+    /// Opens a store; creates it first if the directory is missing or empty. Several processes may do so at once.
     ///
-    /// Removes what dead writers left under `tmp`.
+    /// Also removes leftovers of dead writers from `tmp`.
     pub fn open_or_create(path: &Path) -> Result<Self, StoreError> {
         let path = std::path::absolute(path).at("make absolute", path)?;
-        make_dir_all(&path)?;
+        create_dir_all(&path)?;
         let root = Dir::open(&path)?;
-        if !is_made(&root, &path)? {
+        if !is_store(&root, &path)? {
             create(&root)?;
         }
         let store = Self::open(&path)?;
-        dir::sweep(&store.derived(Derived::Tmp)?, false)?;
+        dir::sweep(&store.make_subdir(Subdir::Tmp)?, false)?;
         Ok(store)
     }
 
-    /// Where roots keep what is written in them, unless they are told another place. Only its parent is made here: it is
-    /// no part of the store, and `gc` knows nothing of it.
+    /// The default directory for the upper directories of roots. Creates only its parent.
+    ///
+    /// It is not part of the store: `gc` does not touch it.
     pub fn roots_path(&self) -> Result<PathBuf, StoreError> {
-        Ok(self.top()?.path_of(ROOTS))
+        Ok(self.make_top()?.path_of(ROOTS))
     }
 
-    /// Where unpacked layers are. Only its parent is made here, and `gc` leaves it alone: which layers are in use is known
-    /// to those who make roots.
+    /// The directory of layer directories for overlay2. Creates only its parent.
+    ///
+    /// [`Store::gc`] does not touch it, because only the code that makes roots knows which layers are in use.
     pub fn layers_path(&self) -> Result<PathBuf, StoreError> {
-        Ok(self.top()?.path_of(LAYERS))
+        Ok(self.make_top()?.path_of(LAYERS))
     }
 
-    /// Where the boxes of runs are that no sandbox makes itself. As [`Store::roots_path`], it is no part of the store.
+    /// The directory of boxes for sandboxes that do not create their own. Creates only its parent.
+    ///
+    /// Like [`Store::roots_path`], it is not part of the store.
     pub fn boxes_path(&self) -> Result<PathBuf, StoreError> {
-        Ok(self.top()?.path_of(BOXES))
+        Ok(self.make_top()?.path_of(BOXES))
     }
 
-    /// Where a derived file is, or would be: for messages.
-    pub(super) fn derived_path(&self, derived: Derived, name: &str) -> PathBuf {
-        [self.path(), TOP.as_ref(), derived.name().as_ref(), name.as_ref()].iter().collect()
+    /// The path of a file in a subdirectory, whether or not it exists. For messages.
+    pub(super) fn path_in(&self, subdir: Subdir, name: &str) -> PathBuf {
+        [self.path(), TOP.as_ref(), subdir.name().as_ref(), name.as_ref()].iter().collect()
     }
 
-    /// The store's own directory.
+    /// Opens the store's own directory.
     pub(super) fn root(&self) -> Result<Dir, StoreError> {
         Dir::open(self.path())
     }
 
-    /// `blobs/sha256`; `None` in a layout that has no blob yet.
+    /// Opens `blobs/sha256`; `None` if the layout has no blob yet.
     pub(super) fn blobs(&self) -> Result<Option<Dir>, StoreError> {
         match self.root()?.sub(BLOBS)? {
             Some(blobs) => blobs.sub(SHA256),
@@ -149,47 +151,47 @@ impl Store {
         }
     }
 
-    /// `blobs/sha256`, made where it is missing.
+    /// Opens `blobs/sha256`, creating it if missing.
     pub(super) fn make_blobs(&self) -> Result<Dir, StoreError> {
         self.root()?.make_sub(BLOBS, DIR_MODE)?.make_sub(SHA256, DIR_MODE)
     }
 
-    /// `rcx-imagefs`; `None` where nothing has been derived yet.
-    pub(super) fn existing_top(&self) -> Result<Option<Dir>, StoreError> {
+    /// Opens `rcx-imagefs`; `None` if it is missing.
+    pub(super) fn top(&self) -> Result<Option<Dir>, StoreError> {
         self.root()?.sub(TOP)
     }
 
-    /// `rcx-imagefs`, made where it is missing.
-    pub(super) fn top(&self) -> Result<Dir, StoreError> {
+    /// Opens `rcx-imagefs`, creating it if missing.
+    pub(super) fn make_top(&self) -> Result<Dir, StoreError> {
         make_top(&self.root()?)
     }
 
-    /// A directory of derived files; `None` where it is missing.
-    pub(super) fn existing(&self, derived: Derived) -> Result<Option<Dir>, StoreError> {
-        match self.existing_top()? {
-            Some(top) => top.sub(derived.name()),
+    /// Opens a subdirectory of `rcx-imagefs`; `None` if it is missing.
+    pub(super) fn subdir(&self, subdir: Subdir) -> Result<Option<Dir>, StoreError> {
+        match self.top()? {
+            Some(top) => top.sub(subdir.name()),
             None => Ok(None),
         }
     }
 
-    /// A directory of derived files, made where it is missing.
-    pub(super) fn derived(&self, derived: Derived) -> Result<Dir, StoreError> {
-        self.top()?.make_sub(derived.name(), derived.mode())
+    /// Opens a subdirectory of `rcx-imagefs`, creating it if missing.
+    pub(super) fn make_subdir(&self, subdir: Subdir) -> Result<Dir, StoreError> {
+        self.make_top()?.make_sub(subdir.name(), subdir.mode())
     }
 
-    /// Starts a file that will be `name` in `target`.
-    pub(super) fn temp(&self, target: Dir, name: &str) -> Result<Temp, StoreError> {
-        Temp::new(self.derived(Derived::Tmp)?, target, name, FILE_MODE)
+    /// Starts a file that will become `name` in `target`.
+    pub(super) fn temp_file(&self, target: Dir, name: &str) -> Result<TempFile, StoreError> {
+        TempFile::new(self.make_subdir(Subdir::Tmp)?, target, name, FILE_MODE)
     }
 }
 
-/// Whether the directory is a store's; false where it can become one.
-fn is_made(root: &Dir, path: &Path) -> Result<bool, StoreError> {
+/// Whether the directory is a store; false if it can become one.
+fn is_store(root: &Dir, path: &Path) -> Result<bool, StoreError> {
     if check_layout(root)? {
         return Ok(true);
     }
-    // The first thing that creation makes is `rcx-imagefs` and the last is `oci-layout`, so one without the other is
-    // another process that is creating, or was. A file system of its own has `lost+found`.
+    // `create` makes `rcx-imagefs` first and `oci-layout` last. So `rcx-imagefs` alone belongs to a creation that another
+    // process is doing or did not finish. `lost+found` is in the root of an empty ext4 filesystem.
     let names = root.names()?;
     if names.iter().all(|name| name == "lost+found") || names.iter().any(|name| name == TOP) {
         return Ok(false);
@@ -197,7 +199,7 @@ fn is_made(root: &Dir, path: &Path) -> Result<bool, StoreError> {
     Err(StoreError::NotAStore { path: path.to_owned() })
 }
 
-/// Whether the directory has an `oci-layout` file, of a version that this program knows.
+/// Whether the directory has an `oci-layout` file. An unsupported version is an error.
 fn check_layout(root: &Dir) -> Result<bool, StoreError> {
     let Some(file) = root.file(OCI_LAYOUT)? else { return Ok(false) };
     let path = root.path_of(OCI_LAYOUT);
@@ -205,11 +207,13 @@ fn check_layout(root: &Dir) -> Result<bool, StoreError> {
         .map_err(|source| StoreError::Json { path: path.clone(), source })?;
     match layout.version == OCI_LAYOUT_VERSION {
         true => Ok(true),
-        false => Err(StoreError::Version { path, found: layout.version, known: OCI_LAYOUT_VERSION }),
+        false => Err(StoreError::Version { path, found: layout.version, supported: OCI_LAYOUT_VERSION }),
     }
 }
 
-/// Refuses a directory `rcx-imagefs` of another format. Without the file it is one that is being made.
+/// Whether `rcx-imagefs` has its version file. An unsupported version is an error.
+///
+/// The file is missing while another process creates the directory.
 fn check_version(top: &Dir) -> Result<bool, StoreError> {
     let Some(file) = top.file(VERSION_FILE)? else { return Ok(false) };
     let path = top.path_of(VERSION_FILE);
@@ -217,21 +221,21 @@ fn check_version(top: &Dir) -> Result<bool, StoreError> {
     let found = String::from_utf8_lossy(&bytes).trim().to_owned();
     match found == VERSION {
         true => Ok(true),
-        false => Err(StoreError::Version { path, found, known: VERSION }),
+        false => Err(StoreError::Version { path, found, supported: VERSION }),
     }
 }
 
-/// Makes a layout without images. Each step may have been done by another process.
+/// Creates a layout without images. Another process may already have done any of the steps.
 fn create(root: &Dir) -> Result<(), StoreError> {
     make_top(root)?;
     root.make_sub(BLOBS, DIR_MODE)?.make_sub(SHA256, DIR_MODE)?;
     put_if_missing(root, root, INDEX_JSON, EMPTY_INDEX)?;
     let layout = OciLayout { version: OCI_LAYOUT_VERSION.to_owned() };
-    let layout = serde_json::to_vec(&layout).expect("a struct of strings has a JSON form");
+    let layout = serde_json::to_vec(&layout).expect("a struct of strings serializes to JSON");
     put_if_missing(root, root, OCI_LAYOUT, &layout)
 }
 
-/// Opens `rcx-imagefs`, of the format that this program knows, and makes it first where it is missing.
+/// Opens `rcx-imagefs` and checks its version; creates it if missing.
 fn make_top(root: &Dir) -> Result<Dir, StoreError> {
     let top = root.make_sub(TOP, DIR_MODE)?;
     if !check_version(&top)? {
@@ -243,26 +247,26 @@ fn make_top(root: &Dir) -> Result<Dir, StoreError> {
 
 fn put_if_missing(root: &Dir, target: &Dir, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
     let path = target.path_of(name);
-    let tmp = root.make_sub(TOP, DIR_MODE)?.make_sub(Derived::Tmp.name(), Derived::Tmp.mode())?;
-    let mut temp = Temp::new(tmp, target.reopen()?, name, FILE_MODE)?;
+    let tmp = root.make_sub(TOP, DIR_MODE)?.make_sub(Subdir::Tmp.name(), Subdir::Tmp.mode())?;
+    let mut temp = TempFile::new(tmp, target.reopen()?, name, FILE_MODE)?;
     temp.write_all(bytes).map_err(|error| StoreError::from_write(&path, error))?;
     temp.commit_if_missing()?;
     Ok(())
 }
 
-/// Makes a directory with its parents, durably.
-fn make_dir_all(path: &Path) -> Result<(), StoreError> {
-    // Also a symlink to nowhere is "there": opening it then tells.
+/// Creates a directory and its parents, and syncs them to disk.
+fn create_dir_all(path: &Path) -> Result<(), StoreError> {
+    // A dangling symlink counts as existing: the caller's open then reports it.
     if fs::symlink_metadata(path).is_ok() {
         return Ok(());
     }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     if let Some(parent) = parent {
-        make_dir_all(parent)?;
+        create_dir_all(parent)?;
     }
     match fs::create_dir(path) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(StoreError::io("make", path, error)),
+        Err(error) => Err(PathError::new("create", path, error).into()),
         Ok(()) => match parent {
             Some(parent) => Dir::open(parent)?.sync(),
             None => Ok(()),
@@ -282,17 +286,17 @@ mod tests {
     }
 
     #[test]
-    fn sixteen_creators_at_once_all_succeed() {
+    fn sixteen_concurrent_creations_all_succeed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b/store");
         std::thread::scope(|scope| {
-            let all: Vec<_> =
+            let threads: Vec<_> =
                 (0..16).map(|_| scope.spawn(|| Store::open_or_create(&path).map(drop))).collect();
-            all.into_iter().for_each(|one| one.join().unwrap().unwrap());
+            threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
         });
         let store = Store::open(&path).unwrap();
         assert_eq!(fs::read(store.index_json_path()).unwrap(), EMPTY_INDEX);
-        assert!(store.derived(Derived::Tmp).unwrap().names().unwrap().is_empty());
+        assert!(store.make_subdir(Subdir::Tmp).unwrap().names().unwrap().is_empty());
     }
 
     #[test]
@@ -308,14 +312,12 @@ mod tests {
         assert!(matches!(Store::open_or_create(dir.path()), Err(StoreError::NotAStore { .. })));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         let file = dir.path().join("diary.txt");
-        assert!(matches!(Store::open_or_create(&file), Err(StoreError::NotPlain { .. })));
+        assert!(matches!(Store::open_or_create(&file), Err(StoreError::WrongFileType { .. })));
     }
 
     #[test]
-    fn an_interrupted_creation_is_completed() {
-        let whole = tempfile::tempdir().unwrap();
-        Store::open_or_create(whole.path()).unwrap();
-        // Each step's state: what the steps after it make is not there.
+    fn interrupted_creation_is_completed() {
+        // The state after each step: everything that later steps create is missing.
         for missing in [
             &["oci-layout"][..],
             &["oci-layout", "index.json"],
@@ -335,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_index_json_is_not_replaced_by_an_empty_one() {
+    fn missing_index_json_is_not_replaced_by_an_empty_one() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(dir.path()).unwrap();
         fs::remove_file(store.index_json_path()).unwrap();
@@ -344,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_versions_are_refused() {
+    fn unsupported_versions_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         Store::open_or_create(dir.path()).unwrap();
         fs::write(dir.path().join("rcx-imagefs/version"), "2\n").unwrap();
@@ -358,35 +360,35 @@ mod tests {
     }
 
     #[test]
-    fn derived_directories_are_never_reached_through_a_symlink() {
+    fn subdirectory_that_is_a_symlink_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let elsewhere = tempfile::tempdir().unwrap();
+        let target = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(dir.path()).unwrap();
         let indexes = dir.path().join("rcx-imagefs/indexes");
-        symlink(elsewhere.path(), &indexes).unwrap();
-        assert!(matches!(store.derived(Derived::Indexes), Err(StoreError::NotPlain { .. })));
+        symlink(target.path(), &indexes).unwrap();
+        assert!(matches!(store.make_subdir(Subdir::Indexes), Err(StoreError::WrongFileType { .. })));
         fs::remove_file(&indexes).unwrap();
-        store.derived(Derived::Indexes).unwrap();
+        store.make_subdir(Subdir::Indexes).unwrap();
     }
 
     #[test]
-    fn unverified_bytes_and_locks_are_not_for_others() {
+    fn unverified_bytes_and_locks_are_not_accessible_to_other_users() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(dir.path()).unwrap();
-        for derived in [Derived::Partial, Derived::Tmp, Derived::Locks] {
-            store.derived(derived).unwrap();
-            let path = dir.path().join(TOP).join(derived.name());
+        for subdir in [Subdir::Partial, Subdir::Tmp, Subdir::Locks] {
+            store.make_subdir(subdir).unwrap();
+            let path = dir.path().join(TOP).join(subdir.name());
             assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o7777, 0o700);
         }
     }
 
     #[test]
-    fn leftovers_of_dead_writers_are_swept_and_live_files_are_not() {
+    fn only_files_of_dead_writers_are_swept() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(dir.path()).unwrap();
         let tmp = dir.path().join("rcx-imagefs/tmp");
         fs::write(tmp.join("1-0-index.json"), "{\"schema").unwrap();
-        let mut live = store.temp(store.root().unwrap(), "live").unwrap();
+        let mut live = store.temp_file(store.root().unwrap(), "live").unwrap();
         live.write_all(b"half").unwrap();
         Store::open_or_create(dir.path()).unwrap();
         assert_eq!(fs::read_dir(&tmp).unwrap().count(), 1);

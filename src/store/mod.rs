@@ -1,29 +1,30 @@
-//! The store on disk: an OCI image layout, and beside it what is derived from its blobs.
+//! The store on disk: an OCI image layout, with the data derived from its blobs beside it.
 //!
 //! ```text
-//! DIR/oci-layout  DIR/index.json  DIR/blobs/sha256/HEX     the layout: skopeo, umoci and buildah read it as it is
-//! DIR/rcx-imagefs/version           format of this directory
-//!                 indexes/HEX.idx   index of a layer       seekable/HEX.spans  spans of a layer that its blob lacks
+//! DIR/oci-layout  DIR/index.json  DIR/blobs/sha256/HEX     the layout: skopeo, umoci and buildah can read it
+//! DIR/rcx-imagefs/version           format version of this directory
+//!                 indexes/HEX.idx   index of a layer       seekable/HEX.spans  spans of a layer with no seekable blob
 //!                 slots             numbers of layers and images, for inode numbers
-//!                 daemon            which daemon serves the store (locked while it lives)
-//!                 partial/HEX       downloads begun        tmp/  files being written        locks/  lock files
+//!                 daemon            the daemon that serves the store; locked while it runs
+//!                 partial/HEX       unfinished downloads   tmp/  unfinished files           locks/  lock files
 //! ```
 //!
-//! Everything below `rcx-imagefs` can be deleted while no process uses the store: it is made again when it is needed.
+//! Everything below `rcx-imagefs` can be deleted while no process uses the store. It is rebuilt on demand.
 //!
-//! **Crashes.** Each change is one rename or link of a file that is on disk already (`dir.rs`), so every moment's state is
-//! one that the next command takes. Only `slots` grows in place, and says itself which of its lines are whole.
+//! **Crashes.** Each change is one rename or link of a file that is already synced to disk (`dir.rs`), so a crash at any
+//! moment leaves a valid store. Only `slots` grows in place; each of its lines has a checksum.
 //!
-//! **Processes.** All locks are flock(2) locks on files below `locks/`: the kernel lets them go when the holder dies.
-//! Order, where several are held: a [`Lease`], then a [`BlobLock`], then the lock of `index.json` or of `slots` (which
-//! functions of this module take and let go within one call). A thread that waits for a [`BlobLock`] holds no other: two
-//! images may name the same layers in opposite orders. Everything here blocks; async code calls it from a blocking thread.
+//! **Locks.** All locks are flock(2) locks on files below `locks/`, so the kernel releases them when the holder dies. Lock
+//! order: a [`GcLease`], then a [`BlobLock`], then the lock of `index.json` or of `slots` (taken and released within one call
+//! of this module). A thread must not wait for a [`BlobLock`] while it holds another one: two images may list the same
+//! layers in opposite orders. All functions here block; async code must call them from a blocking thread.
 //!
-//! **Permissions.** Directories are 0755 and files 0644 (less the umask), as other tools make layouts; `tmp`, `partial` and
-//! `locks` are 0700: what is in the first two is not verified yet, and who can open a lock file can block others.
+//! **Permissions.** Directories are 0755 and files 0644 (less the umask), as in layouts of other tools. `tmp` and `partial`
+//! are 0700 because their content is not verified yet, and `locks` because whoever can open a lock file can block others.
 //! Reading needs no write permission.
 
 mod blobs;
+mod daemon;
 mod derived;
 mod dir;
 mod error;
@@ -38,75 +39,82 @@ mod slots;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-pub use dir::Temp;
+pub use daemon::{DaemonInfo, DaemonLock};
+pub use dir::TempFile;
 pub use error::StoreError;
 pub use gc::GcReport;
-pub use locks::{BlobLock, DaemonInfo, DaemonLock, Lease};
-pub use partial::Partial;
-pub use refs::{ImageRecord, Refs, Untagged};
+pub use locks::{BlobLock, GcLease};
+pub use partial::PartialBlob;
+pub use refs::{ImageRecord, Refs, UntagResult};
 pub use slots::Slot;
 
 use crate::image::Digest;
 use crate::index::LayerLimits;
+use crate::os::AtPath as _;
 
-/// A store. Cheap to clone; clones share what has been read of the slots.
+/// A store. Cheap to clone; clones share the slots read so far.
 #[derive(Debug, Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
-    /// What layers may come to that are decoded into this store, first or once more.
+    shared: Arc<SharedStore>,
+    /// Limits for each layer that is decoded to build or rebuild its index.
     layer_limits: LayerLimits,
 }
 
 #[derive(Debug)]
-struct Inner {
-    /// Absolute, so that a later change of the working directory does not matter.
+struct SharedStore {
+    /// Absolute, so that a later change of the working directory has no effect.
     path: PathBuf,
-    /// Taken before the lock of the `slots` file.
-    slots: Mutex<slots::Table>,
+    /// Lock order: before the lock of the `slots` file.
+    slots: Mutex<slots::SlotTable>,
 }
 
 impl Store {
+    /// The store at an absolute path that has been checked.
+    fn at(path: PathBuf) -> Self {
+        let shared = SharedStore { path, slots: Mutex::default() };
+        Self { shared: Arc::new(shared), layer_limits: LayerLimits::default() }
+    }
+
     /// The store's directory, absolute.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.inner.path
+        &self.shared.path
     }
 
-    /// The same store with other limits for layers. They hold where a layer is decoded for its index, not for layers that
-    /// have one.
+    /// The same store with other limits for layers. They apply when a layer is decoded to build its index, not to layers
+    /// that have an index already.
     #[must_use]
     pub fn with_layer_limits(self, layer_limits: LayerLimits) -> Self {
         Self { layer_limits, ..self }
     }
 
-    /// What layers may come to.
+    /// The limits for layers that are decoded into this store.
     #[must_use]
     pub fn layer_limits(&self) -> LayerLimits {
         self.layer_limits
     }
 
-    /// The file whose replacement tells that images or tags have changed.
+    /// The path of `index.json`, which is replaced whenever images or tags change.
     ///
-    /// Each change renames a new file over it, so it is the directory that has to be watched, for names that move in.
+    /// Each change renames a new file over the old one, so a watcher must watch the directory for `IN_MOVED_TO`.
     #[must_use]
     pub fn index_json_path(&self) -> PathBuf {
         self.path().join(layout::INDEX_JSON)
     }
 
-    /// Where a blob's file is, or would be.
+    /// The path of a blob's file, whether or not it exists.
     #[must_use]
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.path().join(layout::BLOBS).join(layout::SHA256).join(digest.hex())
     }
 
-    /// Bytes that may still be written to the store's file system by an unprivileged process.
+    /// Bytes that an unprivileged process can still write to the store's filesystem.
     pub fn free_space(&self) -> Result<u64, StoreError> {
-        use error::At as _;
-        let stat = rustix::fs::statvfs(self.path()).at("ask for free space", self.path())?;
+        let stat = rustix::fs::statvfs(self.path()).at("determine the free space of", self.path())?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
-    /// Asks for `needed` free bytes: called before a download, so that a full disk is told before and not after it.
+    /// Fails if less than `needed` bytes are free. Call it before a download, so that a full disk is reported early.
     pub fn require_space(&self, needed: u64) -> Result<(), StoreError> {
         match self.free_space()? {
             free if free < needed => Err(StoreError::NoSpace { path: self.path().to_owned(), needed, free }),
@@ -119,7 +127,7 @@ impl Store {
 mod tests {
     use super::*;
 
-    /// A new store in a directory that goes away with the first part.
+    /// A new store in a temporary directory, which is removed when the first value is dropped.
     pub(super) fn new_store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(&dir.path().join("store")).unwrap();
@@ -127,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_space_is_told_with_both_numbers() {
+    fn lack_of_space_is_reported_with_needed_and_free_bytes() {
         let (_dir, store) = new_store();
         store.require_space(1).unwrap();
         let error = store.require_space(u64::MAX).unwrap_err();

@@ -1,28 +1,30 @@
-//! Downloads: bytes gather in `partial/` and become a blob through one verified step.
+//! Partial downloads: their bytes are collected in `partial/` and become a blob in one verified step.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 
 use super::Store;
 use super::dir::Dir;
-use super::error::{At as _, StoreError};
-use super::layout::{Derived, FILE_MODE};
+use super::error::StoreError;
+use super::layout::{FILE_MODE, Subdir};
 use super::locks::BlobLock;
 use crate::image::Digest;
+use crate::os::{AtPath as _, PathError};
 
-/// Bytes after which writing them to disk is begun, so that the sync at the end of a large layer has little left to do.
+/// Writeback to disk starts after each stretch of this many bytes, so that the final sync of a large layer is short.
 const WRITEBACK_STEP: u64 = 8 << 20;
 
-/// A blob that is being written, after what an interrupted download left of it.
+/// A blob that is being downloaded, including the bytes of interrupted downloads.
 ///
-/// Dropped, the bytes stay for the next attempt; only [`Partial::commit`] makes a blob of them.
+/// If it is dropped, its bytes stay for the next attempt. Only [`PartialBlob::commit`] turns them into a blob.
 #[derive(Debug)]
-pub struct Partial {
+pub struct PartialBlob {
     lock: BlobLock,
     /// Opened for appending.
     file: File,
@@ -30,23 +32,23 @@ pub struct Partial {
     name: String,
     path: PathBuf,
     len: u64,
-    /// The bytes before this are on their way to the disk.
+    /// Writeback of the bytes before this offset has started.
     writeback_from: u64,
     store: Store,
 }
 
 impl Store {
-    /// Opens the partial file of the locked blob, behind what an earlier attempt left.
+    /// Opens the partial file of the locked blob, for appending to the bytes of an earlier attempt.
     ///
-    /// The caller hashes what is there ([`Partial::reader`]) before it goes on, or [restarts](Partial::restart).
-    /// [`StoreError::Busy`] where the lock has one open already.
-    pub fn partial(&self, lock: &BlobLock) -> Result<Partial, StoreError> {
-        let dir = self.derived(Derived::Partial)?;
+    /// The caller must first hash those bytes ([`PartialBlob::reader`]) or discard them ([`PartialBlob::restart`]). Fails
+    /// with [`StoreError::Busy`] if the partial file is open already.
+    pub fn partial(&self, lock: &BlobLock) -> Result<PartialBlob, StoreError> {
+        let dir = self.make_subdir(Subdir::Partial)?;
         let name = lock.digest().hex();
         let path = dir.path_of(&name);
         if !lock.start_writing() {
-            let what = format!("blob {}", lock.digest());
-            return Err(StoreError::Busy { what, path, waited: std::time::Duration::ZERO });
+            let holder = format!("another writer of blob {}", lock.digest());
+            return Err(StoreError::Busy { holder, path, waited: Duration::ZERO });
         }
         let open = || {
             let file = dir.file_with(&name, OFlags::RDWR | OFlags::CREATE | OFlags::APPEND, FILE_MODE)?;
@@ -56,7 +58,7 @@ impl Store {
         match open() {
             Ok((file, len)) => {
                 let (lock, store) = (lock.clone(), self.clone());
-                Ok(Partial { lock, file, dir, name, path, len, writeback_from: len, store })
+                Ok(PartialBlob { lock, file, dir, name, path, len, writeback_from: len, store })
             }
             Err(error) => {
                 lock.stop_writing();
@@ -66,23 +68,23 @@ impl Store {
     }
 }
 
-impl Partial {
-    /// Bytes that are there.
+impl PartialBlob {
+    /// The number of bytes so far.
     #[must_use]
     #[expect(
         clippy::len_without_is_empty,
-        reason = "a length in bytes, of which callers ask only how far it is"
+        reason = "the progress of a download in bytes; callers never need to know whether it is 0"
     )]
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// A file of its own to read what is there (and what is appended later) from the start.
+    /// Opens a separate handle that reads the bytes from the start, including those appended later.
     pub fn reader(&self) -> Result<File, StoreError> {
         self.dir.file_with(&self.name, OFlags::RDONLY, 0)
     }
 
-    /// Forgets the bytes that are there.
+    /// Discards all bytes.
     pub fn restart(&mut self) -> Result<(), StoreError> {
         self.file.set_len(0).at("truncate", &self.path)?;
         self.len = 0;
@@ -90,21 +92,22 @@ impl Partial {
         Ok(())
     }
 
-    /// Makes the blob of the bytes, durably. `computed` is the digest of *all* of them, those of earlier attempts
-    /// included, and `size` how many the caller has hashed.
+    /// Turns the bytes into the blob and syncs it to disk.
     ///
-    /// With another digest than the lock's, or another length, the partial file is removed: resuming would never help.
+    /// `computed` is the digest of *all* bytes, including those of earlier attempts, and `size` the number of bytes that the
+    /// caller has hashed. If the digest is not the blob's, or `size` is not the file's size, this fails and removes the
+    /// partial file, since no resumed download could ever succeed.
     pub fn commit(self, computed: Digest, size: u64) -> Result<(), StoreError> {
-        let wanted = self.lock.digest();
+        let expected = self.lock.digest();
         let len = self.file.metadata().at("stat", &self.path)?.len();
-        let refused = if computed != wanted {
-            Some(StoreError::DigestMismatch { wanted, got: computed })
+        let mismatch = if computed != expected {
+            Some(StoreError::DigestMismatch { expected, actual: computed })
         } else if size != len {
-            Some(StoreError::SizeMismatch { digest: wanted, wanted: size, got: len })
+            Some(StoreError::SizeMismatch { digest: expected, expected: size, actual: len })
         } else {
             None
         };
-        if let Some(error) = refused {
+        if let Some(error) = mismatch {
             self.dir.remove(&self.name)?;
             return Err(error);
         }
@@ -114,7 +117,7 @@ impl Partial {
         blobs.sync()
     }
 
-    /// Starts writing to disk what has gathered, without waiting for it.
+    /// Starts writeback of the bytes written so far, without waiting for it.
     fn begin_writeback(&mut self) {
         if self.len - self.writeback_from >= WRITEBACK_STEP {
             start_writeback(&self.file, self.writeback_from..self.len);
@@ -123,11 +126,13 @@ impl Partial {
     }
 }
 
-impl Write for Partial {
-    /// An error is a [`StoreError`] inside ([`StoreError::from_write`] takes it out).
+impl Write for PartialBlob {
+    /// Wraps a [`StoreError`] into the error; [`StoreError::from_write`] unwraps it.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes);
-        let count = written.at("write", &self.path).map_err(StoreError::into_io)?;
+        let count = self
+            .file
+            .write(bytes)
+            .map_err(|error| StoreError::from(PathError::new("write", &self.path, error)).into_io())?;
         self.len += count as u64;
         self.begin_writeback();
         Ok(count)
@@ -138,20 +143,20 @@ impl Write for Partial {
     }
 }
 
-impl Drop for Partial {
+impl Drop for PartialBlob {
     fn drop(&mut self) {
         self.lock.stop_writing();
     }
 }
 
-/// Starts writing a range of a file to disk. Only a matter of speed, so errors are left to the sync that follows.
+/// Starts writing a range of a file to disk. Ignores errors, since this only saves time: the final sync reports them.
 #[expect(unsafe_code, reason = "no safe wrapper of sync_file_range(2) among the dependencies")]
 fn start_writeback(file: &File, range: Range<u64>) {
     let (Ok(start), Ok(count)) = (i64::try_from(range.start), i64::try_from(range.end - range.start)) else {
         return;
     };
-    // SAFETY: passes integers only; the descriptor is open for as long as `file` is borrowed. Whatever the numbers are,
-    // the kernel touches no memory of this process.
+    // SAFETY: The arguments are integers and the descriptor stays open while `file` is borrowed. With any values, the kernel
+    // accesses no memory of this process.
     unsafe { libc::sync_file_range(file.as_raw_fd(), start, count, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
@@ -169,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_download_is_resumed_and_committed() {
+    fn interrupted_download_is_resumed_and_committed() {
         let (_dir, store) = new_store();
         let digest = Digest::of(b"one two");
         {
@@ -189,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mismatch_makes_no_blob_and_leaves_nothing_to_resume() {
+    fn mismatch_creates_no_blob_and_removes_the_partial_file() {
         let (_dir, store) = new_store();
         let digest = Digest::of(b"good");
         let lock = store.lock_blob(&digest, None).unwrap();
@@ -197,7 +202,7 @@ mod tests {
         partial.write_all(b"evil").unwrap();
         let error = partial.commit(Digest::of(b"evil"), 4).unwrap_err();
         assert!(
-            matches!(error, StoreError::DigestMismatch { wanted, got } if wanted == digest && got != digest)
+            matches!(error, StoreError::DigestMismatch { expected, actual } if expected == digest && actual != digest)
         );
         assert!(!store.has_blob(&digest, None).unwrap());
 
@@ -205,12 +210,12 @@ mod tests {
         assert_eq!(partial.len(), 0);
         partial.write_all(b"good and more").unwrap();
         let error = partial.commit(digest, 4).unwrap_err();
-        assert!(matches!(error, StoreError::SizeMismatch { wanted: 4, got: 13, .. }));
+        assert!(matches!(error, StoreError::SizeMismatch { expected: 4, actual: 13, .. }));
         assert!(!store.has_blob(&digest, None).unwrap());
     }
 
     #[test]
-    fn restarting_forgets_what_was_there() {
+    fn restart_discards_earlier_bytes() {
         let (_dir, store) = new_store();
         let digest = Digest::of(b"good");
         let lock = store.lock_blob(&digest, None).unwrap();
@@ -223,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn one_lock_has_one_writer() {
+    fn blob_lock_allows_one_writer_at_a_time() {
         let (_dir, store) = new_store();
         let lock = store.lock_blob(&Digest::of(b"x"), None).unwrap();
         let first = store.partial(&lock).unwrap();
@@ -233,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_is_held_for_as_long_as_the_writer_lives() {
+    fn partial_blob_keeps_the_lock_after_the_lock_handle_is_dropped() {
         let (_dir, store) = new_store();
         let digest = Digest::of(b"x");
         let lock = store.lock_blob(&digest, None).unwrap();
@@ -245,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn writeback_on_the_way_changes_no_bytes() {
+    fn early_writeback_does_not_change_the_content() {
         let (_dir, store) = new_store();
         let bytes = vec![9; usize::try_from(WRITEBACK_STEP).unwrap() * 2 + 17];
         let digest = Digest::of(&bytes);

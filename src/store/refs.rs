@@ -1,57 +1,59 @@
-//! Names and tags: what the store tells of `index.json`, and the changes it makes there.
+//! Image names and tags: reads and changes of `index.json`.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
 
 use super::Store;
 use super::error::StoreError;
-use super::index_json::{Entry, IndexJson};
+use super::index_json::{IndexJson, IndexJsonEntry};
 use super::layout::INDEX_JSON;
 use crate::image::{Descriptor, ManifestDigest, Name, Platform, Tag};
 
-/// A name with one of the digests that it has or had.
+/// An image of the store: a name and a manifest digest, with the tags for both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageRecord {
-    /// Its name.
+    /// The image's name.
     pub name: Name,
     /// Digest of the manifest.
     pub digest: ManifestDigest,
-    /// Tags that stand for it now, sorted; none where they have all moved on.
+    /// The tags of this digest, sorted. Empty if all tags have moved to other digests.
     pub tags: Vec<Tag>,
-    /// Media type as the descriptor says it: other tools may have entered a multi-platform index.
+    /// The descriptor's media type. Other tools may have added a multi-platform index.
     pub media_type: String,
-    /// Length of the manifest in bytes.
+    /// Size of the manifest in bytes.
     pub size: u64,
-    /// What it runs on, where the descriptor says so.
+    /// The descriptor's platform.
     pub platform: Option<Platform>,
-    /// The multi-platform index that it was chosen from. That document may be gone: other tools see no reference to it.
+    /// The multi-platform index from which the manifest was chosen.
+    ///
+    /// That document may be missing: other tools see no reference to it and may remove it.
     pub index: Option<ManifestDigest>,
 }
 
 /// All images of the store at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refs {
-    /// Sorted by name; those of one name in the order in which they came.
+    /// Sorted by name; images with the same name in the order of `index.json`.
     pub images: Vec<ImageRecord>,
 }
 
-/// What taking a tag away came to.
+/// The effect of [`Store::untag`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Untagged {
-    /// What the tag stood for.
+pub struct UntagResult {
+    /// The digest that had the tag.
     pub digest: ManifestDigest,
-    /// Whether that was the image's last tag, and it went with it.
+    /// Whether the image was removed with its last tag.
     pub removed: bool,
 }
 
 impl Refs {
-    /// What `name:tag` stands for.
+    /// The image with the tag `name:tag`.
     #[must_use]
     pub fn tagged(&self, name: &Name, tag: &Tag) -> Option<&ImageRecord> {
         self.images.iter().find(|image| image.name == *name && image.tags.contains(tag))
     }
 
-    /// The image of that name whose manifest, or multi-platform index, has this digest.
+    /// The image with this name whose manifest or multi-platform index has this digest.
     #[must_use]
     pub fn with_digest(&self, name: &Name, digest: ManifestDigest) -> Option<&ImageRecord> {
         let of_name = || self.images.iter().filter(|image| image.name == *name);
@@ -62,19 +64,19 @@ impl Refs {
 }
 
 impl Store {
-    /// Reads names and tags. Blocks nobody and waits for nobody: `index.json` is replaced whole.
+    /// Reads all images. Takes no lock, since `index.json` is replaced atomically.
     pub fn refs(&self) -> Result<Refs, StoreError> {
         let mut images: Vec<ImageRecord> = Vec::new();
-        let mut places = HashMap::new();
+        let mut positions = HashMap::new();
         let mut tags_seen = HashSet::new();
         for entry in self.entries()? {
             let (Some((name, tag)), Ok(digest)) = (entry.identity(), entry.digest.parse()) else { continue };
-            // Other tools may leave a reference twice: the first one counts, as for skopeo.
+            // Other tools may leave the same reference twice. The first one counts, as in skopeo.
             let tag = tag.filter(|tag| tags_seen.insert((name.clone(), tag.clone())));
             let (platform, index) = (entry.platform(), entry.index());
-            let place = *places.entry((name.clone(), digest)).or_insert(images.len());
-            if place == images.len() {
-                let Entry { media_type, size, .. } = entry;
+            let position = *positions.entry((name.clone(), digest)).or_insert(images.len());
+            if position == images.len() {
+                let IndexJsonEntry { media_type, size, .. } = entry;
                 images.push(ImageRecord {
                     name,
                     digest,
@@ -85,7 +87,7 @@ impl Store {
                     index,
                 });
             }
-            let image = &mut images[place];
+            let image = &mut images[position];
             image.tags.extend(tag);
             image.index = image.index.or(index);
         }
@@ -94,10 +96,11 @@ impl Store {
         Ok(Refs { images })
     }
 
-    /// Enters an image, under a tag where one is given. A digest that had the tag stays as an image without it.
+    /// Adds an image to `index.json`, with `tag` if given. A digest that had the tag stays as an image without it.
     ///
-    /// `index` is the multi-platform index that the manifest was chosen from; that document is in the store too. Annotations
-    /// of `manifest` are not taken over. The caller holds a [`Lease`](super::Lease), and every blob is in the store.
+    /// `index` is the multi-platform index from which the manifest was chosen; that document must be in the store too.
+    /// Annotations of `manifest` are ignored. The caller must hold a [`GcLease`](super::GcLease) and must have stored every
+    /// blob of the image.
     pub fn tag(
         &self,
         name: &Name,
@@ -107,49 +110,51 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.update(|file| {
             if let Some(tag) = tag {
-                file.take_tag(name, tag, Some(ManifestDigest::from(manifest)));
+                file.remove_tag(name, tag, Some(ManifestDigest::from(manifest)));
             }
-            file.enter(name, tag, manifest, index);
+            file.add(name, tag, manifest, index);
         })
     }
 
-    /// Takes a tag away, and with its last tag the image, unless that is to `stay`: then without a tag. All in one step,
-    /// whatever others do with the tag meanwhile. `None` where there was no such tag.
-    pub fn untag(&self, name: &Name, tag: &Tag, stay: bool) -> Result<Option<Untagged>, StoreError> {
+    /// Removes a tag. If it was the image's last tag, also removes the image, unless `keep_image` is set.
+    ///
+    /// Both happen in one atomic step. Returns `None` if no image has the tag.
+    pub fn untag(&self, name: &Name, tag: &Tag, keep_image: bool) -> Result<Option<UntagResult>, StoreError> {
         self.update(|file| {
-            let digest = file.take_tag(name, tag, None)?;
-            let removed = !stay && !file.is_tagged(name, digest) && file.remove(name, digest);
-            Some(Untagged { digest, removed })
+            let digest = file.remove_tag(name, tag, None)?;
+            let removed = !keep_image && !file.is_tagged(name, digest) && file.remove(name, digest);
+            Some(UntagResult { digest, removed })
         })
     }
 
-    /// Removes an image with all its tags. Other names of the same digest stay, and so do all blobs (see
-    /// [`Store::gc`]). Tells whether there was one.
+    /// Removes an image with all its tags; returns whether it existed.
+    ///
+    /// Other names of the same digest stay. Blobs stay until [`Store::gc`] removes them.
     pub fn remove_image(&self, name: &Name, digest: ManifestDigest) -> Result<bool, StoreError> {
         self.update(|file| file.remove(name, digest))
     }
 
-    /// All descriptors, those of other tools included.
-    pub(super) fn entries(&self) -> Result<Vec<Entry>, StoreError> {
+    /// All descriptors, including those of other tools.
+    pub(super) fn entries(&self) -> Result<Vec<IndexJsonEntry>, StoreError> {
         IndexJson::read(&self.root()?).map(IndexJson::into_entries)
     }
 
-    /// Changes `index.json` under its lock. Where nothing changes nothing is written, so that nobody is woken.
+    /// Changes `index.json` under its lock. Writes nothing if nothing changes, so that watchers do not wake up.
     fn update<T>(&self, change: impl FnOnce(&mut IndexJson) -> T) -> Result<T, StoreError> {
-        let _lock = self.file_lock(INDEX_JSON)?;
+        let _lock = self.lock_for_update(INDEX_JSON)?;
         let root = self.root()?;
         let before = IndexJson::read(&root)?;
         let mut after = before.clone();
-        let answer = change(&mut after);
+        let result = change(&mut after);
         if after != before {
             let path = root.path_of(INDEX_JSON);
             let bytes = serde_json::to_vec(&after)
                 .map_err(|source| StoreError::Json { path: path.clone(), source })?;
-            let mut temp = self.temp(root, INDEX_JSON)?;
+            let mut temp = self.temp_file(root, INDEX_JSON)?;
             temp.write_all(&bytes).map_err(|error| StoreError::from_write(&path, error))?;
             temp.commit()?;
         }
-        Ok(answer)
+        Ok(result)
     }
 }
 
@@ -179,7 +184,7 @@ mod tests {
         ManifestDigest::new(Digest::of(text.as_bytes()))
     }
 
-    /// One line per image: name, first letters of the digest's preimage, tags.
+    /// One line per image: name, the text whose digest it has, tags.
     fn dump(store: &Store) -> Vec<String> {
         let preimage = |of| ["a", "b", "c"].into_iter().find(|text| digest(text) == of).unwrap_or("?");
         let line = |image: ImageRecord| {
@@ -189,7 +194,7 @@ mod tests {
         store.refs().unwrap().images.into_iter().map(line).collect()
     }
 
-    /// The descriptors as (digest, `ref.name`): all that other tools see.
+    /// The descriptors as other tools see them: (digest, `ref.name`).
     fn seen_by_others(store: &Store) -> Vec<(String, Option<String>)> {
         let file: Value = serde_json::from_slice(&fs::read(store.index_json_path()).unwrap()).unwrap();
         let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -220,20 +225,20 @@ mod tests {
     }
 
     #[test]
-    fn a_moved_tag_leaves_the_old_digest_without_it() {
+    fn moved_tag_leaves_the_old_digest_without_a_tag() {
         let (_dir, store) = new_store();
         let python = name("python");
         store.tag(&python, Some(&tag("3")), &manifest("a"), None).unwrap();
         store.tag(&python, Some(&tag("3")), &manifest("b"), None).unwrap();
         assert_eq!(dump(&store), ["docker.io/library/python a", "docker.io/library/python b 3"]);
-        // And back: no digest has an entry twice.
+        // Move it back: no digest may get a second entry.
         store.tag(&python, Some(&tag("3")), &manifest("a"), None).unwrap();
         assert_eq!(dump(&store), ["docker.io/library/python a 3", "docker.io/library/python b"]);
         assert_eq!(store.entries().unwrap().len(), 2);
     }
 
     #[test]
-    fn a_tag_that_moves_between_tagged_images_leaves_one_entry_each() {
+    fn tag_that_moves_between_tagged_images_leaves_no_extra_entry() {
         let (_dir, store) = new_store();
         let python = name("python");
         for (text, image) in [("3", "a"), ("3.12", "a"), ("3.13", "b"), ("3", "b")] {
@@ -244,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_pulled_by_digest_has_no_tag_until_it_gets_one() {
+    fn image_pulled_by_digest_has_no_tag_until_it_is_tagged() {
         let (_dir, store) = new_store();
         let python = name("python");
         store.tag(&python, None, &manifest("a"), None).unwrap();
@@ -258,14 +263,14 @@ mod tests {
     }
 
     #[test]
-    fn untagging_keeps_the_image_and_removing_removes_it_with_its_tags() {
+    fn untag_can_keep_the_image_and_remove_image_removes_all_its_tags() {
         let (_dir, store) = new_store();
         let (python, other) = (name("python"), name("lab/python"));
         for text in ["3", "3.12"] {
             store.tag(&python, Some(&tag(text)), &manifest("a"), None).unwrap();
         }
         store.tag(&other, Some(&tag("3")), &manifest("a"), None).unwrap();
-        let kept = Some(Untagged { digest: digest("a"), removed: false });
+        let kept = Some(UntagResult { digest: digest("a"), removed: false });
         assert_eq!(store.untag(&python, &tag("3"), true).unwrap(), kept);
         assert_eq!(store.untag(&python, &tag("3"), true).unwrap(), None);
         assert_eq!(dump(&store), ["docker.io/library/python a 3.12", "lab/python a 3"]);
@@ -277,23 +282,23 @@ mod tests {
     }
 
     #[test]
-    fn the_last_tag_takes_the_image_with_it_unless_it_has_moved_on() {
+    fn untag_removes_the_image_that_has_the_tag_at_that_moment() {
         let (_dir, store) = new_store();
         let python = name("python");
         let untag = |text| store.untag(&python, &tag(text), false).unwrap();
         for text in ["3", "3.12"] {
             store.tag(&python, Some(&tag(text)), &manifest("a"), None).unwrap();
         }
-        assert_eq!(untag("3"), Some(Untagged { digest: digest("a"), removed: false }));
-        // Another process moves the tag: what goes is what it stands for by then.
+        assert_eq!(untag("3"), Some(UntagResult { digest: digest("a"), removed: false }));
+        // Another process moves the tag first. `untag` then removes the image that has it now.
         store.tag(&python, Some(&tag("3.12")), &manifest("b"), None).unwrap();
-        assert_eq!(untag("3.12"), Some(Untagged { digest: digest("b"), removed: true }));
+        assert_eq!(untag("3.12"), Some(UntagResult { digest: digest("b"), removed: true }));
         assert_eq!(dump(&store), ["docker.io/library/python a"]);
         assert_eq!(untag("3.12"), None);
     }
 
     #[test]
-    fn the_index_that_a_manifest_was_chosen_from_is_remembered() {
+    fn multi_platform_index_of_a_manifest_is_recorded() {
         let (_dir, store) = new_store();
         let mut arm = manifest("a");
         arm.platform = Some(Platform::new("linux", "arm", Some("v7")));
@@ -306,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_of_other_tools_are_shown_where_they_read_as_images_and_kept_in_any_case() {
+    fn descriptors_of_other_tools_are_listed_if_valid_and_always_kept() {
         let (_dir, store) = new_store();
         let d = |text: &str| Digest::of(text.as_bytes());
         let foreign = format!(
@@ -334,12 +339,12 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_that_does_not_read_is_not_written_over() {
+    fn malformed_reference_is_not_overwritten() {
         let (_dir, store) = new_store();
         store.tag(&name("python"), None, &manifest("a"), None).unwrap();
         let text = fs::read_to_string(store.index_json_path()).unwrap();
-        let odd = "\"annotations\":{\"org.opencontainers.image.ref.name\":\"Not A Name\",";
-        fs::write(store.index_json_path(), text.replace("\"annotations\":{", odd)).unwrap();
+        let malformed = "\"annotations\":{\"org.opencontainers.image.ref.name\":\"Not A Name\",";
+        fs::write(store.index_json_path(), text.replace("\"annotations\":{", malformed)).unwrap();
         assert_eq!(dump(&store), ["docker.io/library/python a"]);
         store.tag(&name("python"), Some(&tag("3")), &manifest("a"), None).unwrap();
         assert_eq!(dump(&store), ["docker.io/library/python a 3"]);
@@ -348,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_reference_written_two_ways_moves_as_one() {
+    fn short_and_canonical_form_of_a_reference_are_the_same_tag() {
         let (_dir, store) = new_store();
         let foreign = format!(
             r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"{}","size":1,
@@ -362,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn go_writes_null_for_no_manifests() {
+    fn null_counts_as_an_empty_list_of_manifests() {
         let (_dir, store) = new_store();
         fs::write(store.index_json_path(), r#"{"schemaVersion":2,"manifests":null}"#).unwrap();
         assert_eq!(dump(&store), [""; 0]);
@@ -371,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_written_when_nothing_changes() {
+    fn index_json_is_not_rewritten_if_nothing_changes() {
         use std::os::unix::fs::MetadataExt as _;
         let (_dir, store) = new_store();
         store.tag(&name("python"), Some(&tag("3")), &manifest("a"), None).unwrap();
@@ -385,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_index_json_is_named_with_the_position_and_left_as_it_is() {
+    fn damaged_index_json_is_reported_with_the_line_and_not_overwritten() {
         let (_dir, store) = new_store();
         let damaged = "{\"schemaVersion\":2,\n\"manifests\":[{]}";
         fs::write(store.index_json_path(), damaged).unwrap();
@@ -403,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn sixteen_writers_at_once_lose_nothing() {
+    fn concurrent_writers_do_not_lose_tags() {
         let (_dir, store) = new_store();
         std::thread::scope(|scope| {
             for i in 0..16 {

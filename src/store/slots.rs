@@ -1,12 +1,12 @@
-//! Slots: small numbers for layers and images, of which inode numbers are made.
+//! Slots: small numbers for layers and images, from which inode numbers are made.
 //!
-//! A number once given out stands for the same layer or image for as long as the file `slots` lives, gc or not: the kernel,
-//! and overlays above the mount, remember inode numbers for longer than any image is in the store.
+//! A slot belongs to the same layer or image for as long as the file `slots` exists, even after `gc` has removed that image:
+//! the kernel, and overlays on top of the mount, remember inode numbers for longer than any image is in the store.
 //!
-//! The file is text and only grows: a heading, then one line per number, `layer N DIGEST CRC` or `image N DIGEST CRC`, where
-//! CRC is the CRC-32 of what stands before it and numbers of each kind count from 1. A number is used only when its line
-//! is on disk. So a crash can leave at most a line without its newline at the end, of which nobody has seen the number; the
-//! next writer cuts it off. Anything else that does not read is damage, and is told.
+//! The file is text and only grows. After a header line it has one line per slot, `layer N DIGEST CRC` or
+//! `image N DIGEST CRC`. CRC is the CRC-32 of the text before it; layers and images are each numbered from 1. A slot is used
+//! only after its line is on disk. So a crash leaves at most an unfinished last line, whose number nobody has seen; the next
+//! writer removes it. Any other malformed line is reported as damage.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,24 +20,25 @@ use std::sync::{MutexGuard, PoisonError};
 use rustix::fs::OFlags;
 
 use super::Store;
-use super::error::{At as _, StoreError};
+use super::error::StoreError;
 use super::layout::FILE_MODE;
 use crate::image::{LayerDigest, ManifestDigest};
+use crate::os::AtPath as _;
 
 const SLOTS: &str = "slots";
-const HEADING: &str = "rcx-imagefs slots 1";
+const HEADER: &str = "rcx-imagefs slots 1";
 const LAYER: &str = "layer";
 const IMAGE: &str = "image";
 
-/// A number that stands for a layer, or for an image; the two kinds are counted apart.
+/// The number of a layer or of an image. Layers and images are numbered separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(u32);
 
 impl Slot {
-    /// Slots are 1 to this: an inode number has 26 bits for one.
+    /// The largest slot; the smallest is 1. An inode number has 26 bits for a slot.
     pub const MAX: u32 = (1 << 26) - 1;
 
-    /// Reads a number that was a slot's; `None` outside the range.
+    /// Converts a number; `None` if it is out of range.
     #[must_use]
     pub const fn new(number: u32) -> Option<Self> {
         if number == 0 || number > Self::MAX { None } else { Some(Self(number)) }
@@ -50,63 +51,63 @@ impl Slot {
     }
 }
 
-/// The slots of one kind.
+/// The slots of all layers, or those of all images.
 #[derive(Debug)]
-struct Kind<D> {
-    numbers: HashMap<D, Slot>,
-    /// What slot `i + 1` stands for.
+struct SlotMap<D> {
+    slots: HashMap<D, Slot>,
+    /// Element `i` is the digest of slot `i + 1`.
     digests: Vec<D>,
 }
 
-impl<D> Default for Kind<D> {
+impl<D> Default for SlotMap<D> {
     fn default() -> Self {
-        Self { numbers: HashMap::new(), digests: Vec::new() }
+        Self { slots: HashMap::new(), digests: Vec::new() }
     }
 }
 
-impl<D: Copy + Eq + Hash + FromStr> Kind<D> {
-    fn of(&self, slot: Slot) -> Option<D> {
+impl<D: Copy + Eq + Hash + FromStr> SlotMap<D> {
+    fn digest(&self, slot: Slot) -> Option<D> {
         self.digests.get(usize::try_from(slot.0).ok()?.checked_sub(1)?).copied()
     }
 
-    /// The next number; `None` when all are given out.
+    /// The next free slot; `None` if all are in use.
     fn next(&self) -> Option<Slot> {
         Slot::new(u32::try_from(self.digests.len()).ok()?.checked_add(1)?)
     }
 
     fn insert(&mut self, slot: Slot, digest: D) {
-        self.numbers.insert(digest, slot);
+        self.slots.insert(digest, slot);
         self.digests.push(digest);
     }
 
-    /// Takes one line's number and digest.
-    fn read(&mut self, number: &str, digest: &str) -> Result<(), &'static str> {
-        let digest = digest.parse().map_err(|_| "the digest does not read")?;
+    /// Adds the number and the digest of one line.
+    fn add_line(&mut self, number: &str, digest: &str) -> Result<(), &'static str> {
+        let digest = digest.parse().map_err(|_| "the digest is malformed")?;
         let slot =
             self.next().filter(|slot| number.parse() == Ok(slot.0)).ok_or("the number is out of order")?;
-        if self.numbers.contains_key(&digest) {
-            return Err("the digest has a number already");
+        if self.slots.contains_key(&digest) {
+            return Err("the digest has a slot already");
         }
         self.insert(slot, digest);
         Ok(())
     }
 }
 
-/// What has been read of the file so far.
+/// The content of the file read so far.
 #[derive(Debug, Default)]
-pub(super) struct Table {
-    /// Device and inode of the file: another one means that it was deleted and began anew.
+pub(super) struct SlotTable {
+    /// Device and inode of the file. If they change, the file was deleted and created again.
     identity: Option<(u64, u64)>,
-    /// Bytes read: up to behind a newline.
+    /// Bytes read so far, up to the end of a line.
     read: u64,
-    /// Lines read, the heading included.
+    /// Lines read so far, including the header.
     lines: usize,
-    layers: Kind<LayerDigest>,
-    images: Kind<ManifestDigest>,
+    layers: SlotMap<LayerDigest>,
+    images: SlotMap<ManifestDigest>,
 }
 
-impl Table {
-    /// Reads what was appended since. Leaves an unfinished last line alone, and returns whether there is one.
+impl SlotTable {
+    /// Reads the lines that were appended since the last call. Returns whether there is an unfinished last line.
     fn refresh(&mut self, file: &mut File, path: &Path) -> Result<bool, StoreError> {
         let metadata = file.metadata().at("stat", path)?;
         let identity = Some((metadata.dev(), metadata.ino()));
@@ -116,10 +117,10 @@ impl Table {
         let mut bytes = Vec::new();
         file.seek(io::SeekFrom::Start(self.read)).at("read", path)?;
         file.read_to_end(&mut bytes).at("read", path)?;
-        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
-        for line in bytes[..whole].split_inclusive(|&byte| byte == b'\n') {
-            let text = std::str::from_utf8(&line[..line.len() - 1]).map_err(|_| "it is not text");
-            text.and_then(|text| self.line(text)).map_err(|reason| StoreError::Slots {
+        let complete = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
+        for line in bytes[..complete].split_inclusive(|&byte| byte == b'\n') {
+            let text = std::str::from_utf8(&line[..line.len() - 1]).map_err(|_| "it is not UTF-8");
+            text.and_then(|text| self.add_line(text)).map_err(|reason| StoreError::Slots {
                 path: path.to_owned(),
                 line: self.lines + 1,
                 reason: reason.to_owned(),
@@ -127,22 +128,22 @@ impl Table {
             self.lines += 1;
             self.read += line.len() as u64;
         }
-        Ok(whole < bytes.len())
+        Ok(complete < bytes.len())
     }
 
-    fn line(&mut self, text: &str) -> Result<(), &'static str> {
+    fn add_line(&mut self, text: &str) -> Result<(), &'static str> {
         if self.lines == 0 {
-            return if text == HEADING { Ok(()) } else { Err("the heading is not that of a file of slots") };
+            return if text == HEADER { Ok(()) } else { Err("the header is not that of a slots file") };
         }
-        let (body, crc) = text.rsplit_once(' ').ok_or("it has too few words")?;
+        let (body, crc) = text.rsplit_once(' ').ok_or("it has too few fields")?;
         if crc != checksum(body) {
             return Err("the checksum does not match");
         }
         let mut words = body.split(' ');
         match (words.next(), words.next(), words.next(), words.next()) {
-            (Some(LAYER), Some(number), Some(digest), None) => self.layers.read(number, digest),
-            (Some(IMAGE), Some(number), Some(digest), None) => self.images.read(number, digest),
-            _ => Err("it is neither a layer's nor an image's"),
+            (Some(LAYER), Some(number), Some(digest), None) => self.layers.add_line(number, digest),
+            (Some(IMAGE), Some(number), Some(digest), None) => self.images.add_line(number, digest),
+            _ => Err("it is neither the line of a layer nor of an image"),
         }
     }
 }
@@ -152,22 +153,22 @@ fn checksum(body: &str) -> String {
 }
 
 impl Store {
-    /// The number of a layer; given out, and on disk, when it has none yet.
+    /// The slot of a layer. Assigns one, and syncs it to disk, if the layer has none yet.
     pub fn layer_slot(&self, layer: &LayerDigest) -> Result<Slot, StoreError> {
         self.slot(LAYER, layer, |table| &mut table.layers)
     }
 
-    /// The number of an image: of its manifest, whatever names it has.
+    /// The slot of an image, by its manifest: all names of the image share it. Assigns one if it has none yet.
     pub fn image_slot(&self, image: &ManifestDigest) -> Result<Slot, StoreError> {
         self.slot(IMAGE, image, |table| &mut table.images)
     }
 
-    /// What layer a number was given to.
+    /// The layer that has this slot.
     pub fn layer_of(&self, slot: Slot) -> Result<Option<LayerDigest>, StoreError> {
         self.digest_of(slot, |table| &table.layers)
     }
 
-    /// What image a number was given to.
+    /// The image that has this slot.
     pub fn image_of(&self, slot: Slot) -> Result<Option<ManifestDigest>, StoreError> {
         self.digest_of(slot, |table| &table.images)
     }
@@ -175,71 +176,73 @@ impl Store {
     fn digest_of<D: Copy + Eq + Hash + FromStr>(
         &self,
         slot: Slot,
-        kind: impl Fn(&Table) -> &Kind<D>,
+        map: impl Fn(&SlotTable) -> &SlotMap<D>,
     ) -> Result<Option<D>, StoreError> {
         let mut table = self.table();
-        if let Some(digest) = kind(&table).of(slot) {
+        if let Some(digest) = map(&table).digest(slot) {
             return Ok(Some(digest));
         }
-        // Given out by another process, perhaps.
-        let Some(top) = self.existing_top()? else { return Ok(None) };
+        // Another process may have assigned it.
+        let Some(top) = self.top()? else { return Ok(None) };
         let Some(mut file) = top.file(SLOTS)? else { return Ok(None) };
         table.refresh(&mut file, &top.path_of(SLOTS))?;
-        Ok(kind(&table).of(slot))
+        Ok(map(&table).digest(slot))
     }
 
     fn slot<D: Copy + Eq + Hash + FromStr + std::fmt::Display>(
         &self,
-        word: &str,
+        kind: &str,
         digest: &D,
-        kind: impl Fn(&mut Table) -> &mut Kind<D>,
+        map: impl Fn(&mut SlotTable) -> &mut SlotMap<D>,
     ) -> Result<Slot, StoreError> {
         let mut table = self.table();
-        if let Some(&slot) = kind(&mut table).numbers.get(digest) {
+        if let Some(&slot) = map(&mut table).slots.get(digest) {
             return Ok(slot);
         }
-        let _lock = self.file_lock(SLOTS)?;
+        let _lock = self.lock_for_update(SLOTS)?;
         let (mut file, path) = self.slots_file(&mut table)?;
-        if let Some(&slot) = kind(&mut table).numbers.get(digest) {
+        if let Some(&slot) = map(&mut table).slots.get(digest) {
             return Ok(slot);
         }
-        let Some(slot) = kind(&mut table).next() else {
+        let Some(slot) = map(&mut table).next() else {
             return Err(StoreError::SlotsExhausted { path, limit: Slot::MAX });
         };
-        let body = format!("{word} {} {digest}", slot.0);
+        let body = format!("{kind} {} {digest}", slot.0);
         append(&mut file, &path, &mut table, &format!("{body} {}\n", checksum(&body)))?;
-        kind(&mut table).insert(slot, *digest);
+        map(&mut table).insert(slot, *digest);
         Ok(slot)
     }
 
-    /// Opens the file for appending, up to date and whole. The caller has its lock.
-    fn slots_file(&self, table: &mut Table) -> Result<(File, PathBuf), StoreError> {
-        let top = self.top()?;
+    /// Opens the file for appending, brings `table` up to date and removes an unfinished last line.
+    ///
+    /// The caller must hold the file's lock.
+    fn slots_file(&self, table: &mut SlotTable) -> Result<(File, PathBuf), StoreError> {
+        let top = self.make_top()?;
         let path = top.path_of(SLOTS);
         let mut file = top.file_with(SLOTS, OFlags::RDWR | OFlags::CREATE | OFlags::APPEND, FILE_MODE)?;
         if table.refresh(&mut file, &path)? {
-            tracing::warn!("{}: an unfinished last line is cut off", path.display());
+            tracing::warn!("removing the unfinished last line of {}", path.display());
             file.set_len(table.read).at("truncate", &path)?;
         }
         if table.lines == 0 {
-            append(&mut file, &path, table, &format!("{HEADING}\n"))?;
+            append(&mut file, &path, table, &format!("{HEADER}\n"))?;
             top.sync()?;
         }
         Ok((file, path))
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
-        // A table that a panic left behind has read less than it says or is as it was: begin anew.
-        self.inner.slots.lock().unwrap_or_else(|poisoned: PoisonError<_>| {
+    fn table(&self) -> MutexGuard<'_, SlotTable> {
+        // A panic may have left the table half updated, so read the file again from the start.
+        self.shared.slots.lock().unwrap_or_else(|poisoned: PoisonError<_>| {
             let mut table = poisoned.into_inner();
-            *table = Table::default();
+            *table = SlotTable::default();
             table
         })
     }
 }
 
-/// Appends a line durably.
-fn append(file: &mut File, path: &Path, table: &mut Table, line: &str) -> Result<(), StoreError> {
+/// Appends a line and syncs it to disk.
+fn append(file: &mut File, path: &Path, table: &mut SlotTable, line: &str) -> Result<(), StoreError> {
     file.write_all(line.as_bytes()).at("write", path)?;
     file.sync_data().at("sync", path)?;
     table.read += line.len() as u64;
@@ -263,7 +266,7 @@ mod tests {
         ManifestDigest::new(Digest::of(text.as_bytes()))
     }
 
-    /// The same store as another process sees it.
+    /// The same store with a table of its own, as another process has it.
     fn other_process(store: &Store) -> Store {
         Store::open(store.path()).unwrap()
     }
@@ -273,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_the_same_in_every_process_and_after_a_restart() {
+    fn slots_are_the_same_in_every_process_and_after_a_restart() {
         let (_dir, store) = new_store();
         let other = other_process(&store);
         let a = store.layer_slot(&layer("a")).unwrap();
@@ -290,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_and_processes_never_share_a_number() {
+    fn concurrent_threads_and_processes_never_assign_a_slot_twice() {
         let (_dir, store) = new_store();
         let stores = [store.clone(), other_process(&store), other_process(&store)];
         let slots: Vec<Vec<Slot>> = std::thread::scope(|scope| {
@@ -311,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_cut_short_by_a_crash_is_repaired_at_every_length() {
+    fn line_cut_short_by_a_crash_is_repaired_at_every_length() {
         let (_dir, store) = new_store();
         let a = store.layer_slot(&layer("a")).unwrap();
         let one = fs::read(path(&store)).unwrap();
@@ -327,18 +330,18 @@ mod tests {
             let again = other_process(&store);
             assert_eq!(again.layer_of(c).unwrap(), Some(layer("c")), "cut at {cut}");
         }
-        // A size that reached the disk before the bytes: zeros without a newline.
+        // The file's new size may reach the disk before its content: zeros without a newline.
         fs::write(path(&store), [&one[..], &[0; 50]].concat()).unwrap();
         assert_eq!(other_process(&store).layer_slot(&layer("c")).unwrap().get(), 2);
     }
 
     #[test]
-    fn a_flipped_bit_anywhere_is_an_error_that_names_the_line() {
+    fn flipped_bit_is_an_error_that_names_the_line() {
         let (_dir, store) = new_store();
         store.layer_slot(&layer("a")).unwrap();
         store.image_slot(&image("b")).unwrap();
         let good = fs::read(path(&store)).unwrap();
-        // The last newline aside, whose loss looks like a line cut short.
+        // Except the last newline: without it, the last line looks unfinished.
         for at in 0..good.len() - 1 {
             let mut bad = good.clone();
             bad[at] ^= 1;
@@ -356,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deleted_file_starts_anew() {
+    fn numbering_restarts_after_the_file_is_deleted() {
         let (_dir, store) = new_store();
         store.layer_slot(&layer("a")).unwrap();
         fs::remove_file(path(&store)).unwrap();
@@ -366,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_stay_within_the_bits_of_an_inode_number() {
+    fn slots_fit_into_26_bits() {
         assert_eq!(Slot::new(0), None);
         assert_eq!(Slot::new(1 << 26), None);
         assert_eq!(Slot::new(Slot::MAX).unwrap().get(), (1 << 26) - 1);

@@ -1,51 +1,52 @@
-//! What the filesystem answers, but for attributes and bytes.
+//! The filesystem's answers other than attributes and bytes.
 
 use super::{CacheCounters, InodeAttr};
 
-/// What a name stands for.
+/// The result of a lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lookup {
-    /// This, for as long as the name is not invalidated.
+    /// The name exists. The attributes hold until the name is invalidated.
     Found(InodeAttr),
-    /// Nothing. `lasting`: it will never be anything, so that the answer may be cached.
+    /// The name does not exist.
     Absent {
-        /// Whether the answer may be cached.
-        lasting: bool,
+        /// Whether the kernel may cache this answer. It may inside an image, where no name ever appears; in the namespace
+        /// a pull may add the name at any time.
+        cacheable: bool,
     },
 }
 
-/// One name of a directory.
+/// One entry of a directory listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirEntry<'a> {
     /// The name.
     pub name: &'a [u8],
-    /// Where the listing goes on behind this name.
+    /// The offset at which the listing continues after this entry.
     pub next: u64,
-    /// What it stands for. Unless `attr_lasts`, number and kind are right and the others made up.
+    /// The attributes. Only `ino` and `kind` are valid unless `attr_complete` is set.
     pub attr: InodeAttr,
-    /// Whether `attr` holds for as long as the name is not invalidated.
-    pub attr_lasts: bool,
+    /// Whether all of `attr` is valid, and holds until the name is invalidated.
+    pub attr_complete: bool,
 }
 
-/// Figures for `statfs`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Totals for statfs(2).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StatFs {
-    /// Bytes of all layers that are open, decoded.
+    /// Decoded bytes of all open layers.
     pub bytes: u64,
-    /// Entries of all layers that are open.
+    /// Entries of all open layers.
     pub files: u64,
 }
 
-/// What the filesystem holds, for `status`.
+/// The state of the filesystem, as `status` prints it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct FsStatus {
-    /// Images that have a name.
+    /// Number of images that have a name.
     pub published: usize,
-    /// Images that are open, by their paths in the mount (`None`: their last name has gone).
+    /// Paths of the open images in the mount; `None` for an image that has lost its last name.
     pub open: Vec<Option<String>>,
-    /// Images that could not be opened, with the reason.
+    /// Images that cannot be opened, with the reason.
     pub failed: Vec<String>,
-    /// Layers that are open.
+    /// Number of open layers.
     pub layers: usize,
     /// The cache of decoded spans.
     pub cache: CacheCounters,

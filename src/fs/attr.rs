@@ -5,32 +5,32 @@ use crate::index::{Entry, Kind};
 use crate::layer::Timestamp;
 use crate::tree::{IMPLIED_MODE, IMPLIED_MTIME};
 
-/// What `stat` shows of an inode. Access and change time are those of modification.
+/// The attributes of an inode, as stat(2) shows them. Access and change time equal the modification time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InodeAttr {
-    /// Its number.
+    /// Inode number.
     pub ino: Ino,
-    /// What it is.
+    /// File type.
     pub kind: FileKind,
-    /// Permission bits with set-uid, set-gid and sticky: 0 to 07777.
+    /// Permission bits including set-uid, set-gid and sticky: 0 to 07777.
     pub mode: u16,
-    /// How many names it has.
+    /// Number of hard links.
     pub nlink: u32,
     /// Owner.
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Bytes of content; of a symlink, of its target.
+    /// Size in bytes; for a symlink, the length of its target.
     pub size: u64,
-    /// Blocks of 512 bytes that are stored: less than the size where a file has holes.
+    /// Allocated blocks of 512 bytes. Holes are not counted.
     pub blocks: u64,
-    /// Device number in the kernel's 32-bit form; 0 unless this is a device.
+    /// Device number in the kernel's 32-bit form; 0 if this is not a device.
     pub rdev: u32,
-    /// When the content changed last.
+    /// Modification time.
     pub mtime: Timestamp,
 }
 
-/// What an inode is.
+/// The type of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// Directory.
@@ -47,15 +47,15 @@ pub enum FileKind {
     Fifo,
 }
 
-/// 1970-01-01: for what no layer gives a time.
+/// 1970-01-01, for inodes whose time no layer defines.
 pub(super) const NO_TIME: Timestamp = Timestamp { sec: 0, nsec: 0 };
 
-/// Size that every directory shows, as on ext4 for a directory with few names.
+/// Size of every directory: what ext4 shows for a small one.
 const DIRECTORY_SIZE: u64 = 4096;
 const BLOCK: u64 = 512;
 
 impl InodeAttr {
-    /// A directory of the namespace: nobody's to write.
+    /// Attributes of a namespace directory, which nobody may write.
     pub(super) fn directory(ino: Ino, nlink: u32, mtime: Timestamp) -> Self {
         Self {
             ino,
@@ -71,13 +71,14 @@ impl InodeAttr {
         }
     }
 
-    /// A directory that no layer has an entry for, but entries below it.
+    /// Attributes of a directory that has entries below it but no entry of its own in any layer.
     pub(super) fn implied(ino: Ino, nlink: u32) -> Self {
         Self { mode: IMPLIED_MODE, ..Self::directory(ino, nlink, IMPLIED_MTIME) }
     }
 
-    /// What a layer's entry says; `None` for a hardlink, which is only a name of another entry. `stored` gives the bytes of
-    /// a regular file that are not holes.
+    /// Attributes from a layer's entry; `None` for a hard link, which is only another name of its target.
+    ///
+    /// `stored` returns the number of bytes of a regular file that are not in holes. It is called for regular files only.
     pub(super) fn of_entry(
         ino: Ino,
         nlink: u32,
@@ -109,7 +110,7 @@ mod tests {
 
     #[test]
     fn device_numbers_are_packed_as_the_kernel_unpacks_them() {
-        // new_decode_dev
+        // `new_decode_dev`, include/linux/kdev_t.h.
         let unpack = |dev: u32| ((dev & 0xf_ff00) >> 8, (dev & 0xff) | (dev >> 12 & 0xf_ff00));
         for numbers in [(0, 0), (1, 3), (8, 17), (4095, 0xf_ffff), (259, 300)] {
             assert_eq!(unpack(device_number(numbers.0, numbers.1)), numbers);

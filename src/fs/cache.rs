@@ -1,53 +1,55 @@
-//! Decoded spans in memory: bounded by bytes, and decoded once however many readers wait for one.
+//! A cache of decoded spans: bounded in bytes, and no span is decoded twice at the same time.
 //!
-//! Lock order: a shard's lock, then a flight's. Neither is held while a span is being decoded.
+//! Lock order: a shard, then a pending decode. Neither lock is held while a span is decoded.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
-/// Which span: a layer's slot in the store and the span's number in that layer.
+use crate::os::ignore_poison;
+
+/// The key of a span in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SpanKey {
-    /// The layer's slot.
+    /// The layer's slot in the store.
     pub layer: u32,
     /// The span's number within the layer.
     pub span: u32,
 }
 
-/// A span's bytes, shared between the cache and whoever is answering from them.
+/// The bytes of a span, shared between the cache and its readers.
 pub type SpanBytes = Arc<Vec<u8>>;
 
-/// Why a span's bytes could not be had.
+/// Cannot return the bytes of a span.
 #[derive(Debug, thiserror::Error)]
 pub enum SpanFault<E> {
-    /// This caller decoded it, and that went wrong.
+    /// The decode failed in this thread.
     #[error(transparent)]
     Decode(E),
-    /// Another reader was decoding it and that went wrong; the reason is with that reader, who reports it.
-    #[error("another reader's decode of this span went wrong")]
+    /// The decode failed in another thread, which reports the reason.
+    #[error("another reader failed to decode this span")]
     Shared,
-    /// Another reader was still decoding it when the deadline passed.
-    #[error("no answer within {0:?} from the reader that decodes this span")]
+    /// Another thread did not finish its decode in time.
+    #[error("another reader did not finish decoding this span within {0:?}")]
     Deadline(Duration),
 }
 
-/// What the cache has done since it was made.
+/// What the cache holds, and what it has done since it was created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CacheCounters {
-    /// Requests answered from memory.
+    /// Requests for a span that was in memory.
     pub hits: u64,
     /// Requests for a span that was not in memory.
     pub misses: u64,
-    /// Of the misses, those that waited for another reader's decode.
+    /// Misses that waited for another reader's decode.
     pub waits: u64,
-    /// Decodes begun.
+    /// Decodes started.
     pub decodes: u64,
-    /// Decodes that went wrong.
+    /// Decodes that failed.
     pub failures: u64,
     /// Spans dropped to make room.
     pub evictions: u64,
@@ -55,7 +57,7 @@ pub struct CacheCounters {
     pub spans: u64,
     /// Bytes in memory now.
     pub bytes: u64,
-    /// Bytes that may be in memory.
+    /// The most bytes that are kept in memory.
     pub capacity: u64,
 }
 
@@ -78,30 +80,38 @@ pub struct SpanCache {
 struct CacheShard {
     spans: LruCache<SpanKey, SpanBytes>,
     bytes: u64,
-    flights: HashMap<SpanKey, Arc<PendingDecode>>,
+    pending: HashMap<SpanKey, Arc<PendingDecode>>,
 }
 
-/// One decode under way, and those who wait for it.
+/// A decode in progress, and the readers that wait for it.
 #[derive(Debug, Default)]
 struct PendingDecode {
-    outcome: Mutex<Option<Option<SpanBytes>>>,
-    landed: Condvar,
+    state: Mutex<DecodeState>,
+    finished: Condvar,
+}
+
+#[derive(Debug, Default)]
+enum DecodeState {
+    #[default]
+    Running,
+    Done(SpanBytes),
+    Failed,
 }
 
 impl SpanCache {
-    /// Shards of a large cache: more than the threads that serve, so that they seldom meet on one lock.
+    /// Number of shards of a large cache: more than there are serving threads, so that two seldom compete for one lock.
     const SHARDS: usize = 16;
-    /// A shard below this many bytes would evict what it has just taken in.
+    /// Smallest shard, in bytes. A smaller one would evict each span soon after its insertion.
     const MIN_SHARD: u64 = 8 << 20;
 
-    /// Makes a cache that holds up to `capacity` bytes. No caller of [`SpanCache::get_or_decode`] waits longer than
-    /// `deadline` for another's decode.
+    /// Creates a cache of up to `capacity` bytes. Callers of [`SpanCache::get_or_decode`] wait at most `deadline` for
+    /// another thread's decode.
     #[must_use]
     pub fn new(capacity: u64, deadline: Duration) -> Self {
         let shards =
             usize::try_from(capacity / Self::MIN_SHARD).unwrap_or(Self::SHARDS).clamp(1, Self::SHARDS);
         let shard =
-            || Mutex::new(CacheShard { spans: LruCache::unbounded(), bytes: 0, flights: HashMap::new() });
+            || Mutex::new(CacheShard { spans: LruCache::unbounded(), bytes: 0, pending: HashMap::new() });
         Self {
             shards: (0..shards).map(|_| shard()).collect(),
             shard_capacity: capacity / u64::try_from(shards).expect("at most 16 shards"),
@@ -116,62 +126,60 @@ impl SpanCache {
         }
     }
 
-    /// The span's bytes: from memory, from the reader that is decoding it now, or from `decode`, which then runs in
-    /// this thread. A decode that fails or panics is not remembered: the next caller tries again.
+    /// Returns the bytes of a span: from memory, from the thread that is decoding it, or from `decode`, which then runs
+    /// in this thread.
+    ///
+    /// A failure or panic of `decode` is not cached: the next caller tries again.
     ///
     /// # Errors
     ///
-    /// What `decode` returns, if it ran here; else that another's decode failed or took too long.
+    /// `decode` failed, or another thread's decode failed or took longer than the deadline.
     pub fn get_or_decode<E>(
         &self,
         key: SpanKey,
         decode: impl FnOnce() -> Result<Vec<u8>, E>,
     ) -> Result<SpanBytes, SpanFault<E>> {
         let shard = self.shard(key);
-        let mut locked = lock(shard);
+        let mut locked = ignore_poison(shard.lock());
         if let Some(bytes) = locked.spans.get(&key) {
             self.hits.fetch_add(1, Ordering::Relaxed);
             return Ok(Arc::clone(bytes));
         }
         self.misses.fetch_add(1, Ordering::Relaxed);
-        if let Some(flight) = locked.flights.get(&key).map(Arc::clone) {
+        if let Some(pending) = locked.pending.get(&key).map(Arc::clone) {
             drop(locked);
             self.waits.fetch_add(1, Ordering::Relaxed);
-            return match flight.wait(self.deadline) {
-                Some(Some(bytes)) => Ok(bytes),
-                Some(None) => Err(SpanFault::Shared),
-                None => Err(SpanFault::Deadline(self.deadline)),
-            };
+            return pending.wait(self.deadline);
         }
-        let flight = Arc::new(PendingDecode::default());
-        locked.flights.insert(key, Arc::clone(&flight));
+        let pending = Arc::new(PendingDecode::default());
+        locked.pending.insert(key, Arc::clone(&pending));
         drop(locked);
 
         self.decodes.fetch_add(1, Ordering::Relaxed);
-        // Lands the flight as failed where `decode` panics or errs, so that nobody waits for it.
-        let mut landing = DecodeGuard { cache: self, shard, key, flight, bytes: None };
+        // Wakes the waiting readers also when `decode` fails or panics.
+        let mut guard = DecodeGuard { cache: self, shard, key, pending, bytes: None };
         let bytes = Arc::new(decode().map_err(SpanFault::Decode)?);
-        landing.bytes = Some(Arc::clone(&bytes));
+        guard.bytes = Some(Arc::clone(&bytes));
         Ok(bytes)
     }
 
-    /// Whether the span is in memory or being decoded. Does not count as a use of it.
+    /// Whether the span is in memory or being decoded. Does not count as a use of the span.
     #[must_use]
     pub fn holds(&self, key: SpanKey) -> bool {
-        let locked = lock(self.shard(key));
-        locked.spans.contains(&key) || locked.flights.contains_key(&key)
+        let locked = ignore_poison(self.shard(key).lock());
+        locked.spans.contains(&key) || locked.pending.contains_key(&key)
     }
 
-    /// Forgets every span that is not being decoded.
+    /// Drops all spans, except those being decoded now.
     pub fn clear(&self) {
         for shard in &self.shards {
-            let mut shard = lock(shard);
+            let mut shard = ignore_poison(shard.lock());
             shard.spans.clear();
             shard.bytes = 0;
         }
     }
 
-    /// What the cache holds and has done.
+    /// Returns the current counters.
     #[must_use]
     pub fn counters(&self) -> CacheCounters {
         let mut counters = CacheCounters {
@@ -185,7 +193,7 @@ impl SpanCache {
             ..CacheCounters::default()
         };
         for shard in &self.shards {
-            let shard = lock(shard);
+            let shard = ignore_poison(shard.lock());
             counters.spans += shard.spans.len() as u64;
             counters.bytes += shard.bytes;
         }
@@ -199,72 +207,70 @@ impl SpanCache {
     }
 
     fn insert(&self, shard: &mut CacheShard, key: SpanKey, bytes: SpanBytes) {
-        let size = weight(&bytes);
+        let size = memory_size(&bytes);
         if size > self.shard_capacity {
             return;
         }
         shard.bytes += size;
         if let Some(former) = shard.spans.put(key, bytes) {
-            shard.bytes -= weight(&former);
+            shard.bytes -= memory_size(&former);
         }
         while shard.bytes > self.shard_capacity {
-            let (_, evicted) = shard.spans.pop_lru().expect("bytes are counted only for spans that are in");
-            shard.bytes -= weight(&evicted);
+            let (_, evicted) = shard.spans.pop_lru().expect("`bytes` counts only cached spans");
+            shard.bytes -= memory_size(&evicted);
             self.evictions.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
 impl PendingDecode {
-    /// What the decode came to; `None` when the deadline passes first.
-    fn wait(&self, deadline: Duration) -> Option<Option<SpanBytes>> {
+    fn wait<E>(&self, deadline: Duration) -> Result<SpanBytes, SpanFault<E>> {
         let end = Instant::now() + deadline;
-        let mut outcome = lock(&self.outcome);
+        let mut state = ignore_poison(self.state.lock());
         loop {
-            if let Some(outcome) = &*outcome {
-                return Some(outcome.clone());
+            match &*state {
+                DecodeState::Running => {}
+                DecodeState::Done(bytes) => return Ok(Arc::clone(bytes)),
+                DecodeState::Failed => return Err(SpanFault::Shared),
             }
-            let left = end.checked_duration_since(Instant::now())?;
-            (outcome, _) = self.landed.wait_timeout(outcome, left).unwrap_or_else(PoisonError::into_inner);
+            let left = end.checked_duration_since(Instant::now()).ok_or(SpanFault::Deadline(deadline))?;
+            (state, _) = ignore_poison(self.finished.wait_timeout(state, left));
         }
     }
 }
 
-/// Ends a flight when dropped, on every way out of the decode.
+/// Ends a pending decode when dropped: on success, on failure, and on a panic.
 struct DecodeGuard<'a> {
     cache: &'a SpanCache,
     shard: &'a Mutex<CacheShard>,
     key: SpanKey,
-    flight: Arc<PendingDecode>,
+    pending: Arc<PendingDecode>,
     bytes: Option<SpanBytes>,
 }
 
 impl Drop for DecodeGuard<'_> {
     fn drop(&mut self) {
-        let bytes = self.bytes.take();
-        let mut shard = lock(self.shard);
-        shard.flights.remove(&self.key);
-        match &bytes {
-            Some(bytes) => self.cache.insert(&mut shard, self.key, Arc::clone(bytes)),
+        let mut shard = ignore_poison(self.shard.lock());
+        shard.pending.remove(&self.key);
+        let state = match self.bytes.take() {
+            Some(bytes) => {
+                self.cache.insert(&mut shard, self.key, Arc::clone(&bytes));
+                DecodeState::Done(bytes)
+            }
             None => {
                 self.cache.failures.fetch_add(1, Ordering::Relaxed);
+                DecodeState::Failed
             }
-        }
-        *lock(&self.flight.outcome) = Some(bytes);
+        };
+        *ignore_poison(self.pending.state.lock()) = state;
         drop(shard);
-        self.flight.landed.notify_all();
+        self.pending.finished.notify_all();
     }
 }
 
-/// Bytes of memory that a span counts for.
-fn weight(bytes: &SpanBytes) -> u64 {
+/// Bytes of memory that a span occupies.
+fn memory_size(bytes: &SpanBytes) -> u64 {
     bytes.capacity() as u64
-}
-
-/// Locks, also where a thread panicked with the lock: every change under these locks is complete before anything that
-/// can panic.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -287,8 +293,7 @@ mod tests {
         Ok(vec![1; len])
     }
 
-    /// Waits until `readers` callers wait for a decode.
-    fn until_waiting(cache: &SpanCache, readers: u64) {
+    fn wait_for_waiters(cache: &SpanCache, readers: u64) {
         let end = Instant::now() + LONG;
         while cache.counters().waits < readers {
             assert!(Instant::now() < end, "{:?}", cache.counters());
@@ -297,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn two_hundred_readers_of_one_cold_span_cause_one_decode() {
+    fn two_hundred_concurrent_readers_of_one_span_cause_one_decode() {
         let cache = SpanCache::new(1 << 20, LONG);
         let decodes = AtomicUsize::new(0);
         thread::scope(|scope| {
@@ -305,7 +310,7 @@ mod tests {
                 scope.spawn(|| {
                     let got = cache.get_or_decode(key(0), || {
                         decodes.fetch_add(1, Ordering::SeqCst);
-                        until_waiting(&cache, 199);
+                        wait_for_waiters(&cache, 199);
                         Ok::<_, Infallible>(vec![42; 10])
                     });
                     assert_eq!(*got.unwrap(), [42; 10]);
@@ -320,16 +325,16 @@ mod tests {
     }
 
     #[test]
-    fn failed_decode_wakes_every_waiter_and_is_tried_again() {
+    fn failed_decode_wakes_every_waiter_and_is_retried_by_the_next_reader() {
         let cache = SpanCache::new(1 << 20, LONG);
         thread::scope(|scope| {
             let leader = scope.spawn(|| {
                 cache.get_or_decode(key(0), || {
-                    until_waiting(&cache, 3);
+                    wait_for_waiters(&cache, 3);
                     Err("bad crc")
                 })
             });
-            // Waiters must not become the leader.
+            // The leader must start its decode first.
             while !cache.holds(key(0)) {
                 thread::yield_now();
             }
@@ -347,14 +352,14 @@ mod tests {
     }
 
     #[test]
-    fn panicking_decode_wakes_its_waiter_and_is_not_remembered() {
+    fn panicking_decode_wakes_its_waiter_and_is_retried() {
         let cache = SpanCache::new(1 << 20, LONG);
         thread::scope(|scope| {
             let leader = scope.spawn(|| {
                 catch_unwind(AssertUnwindSafe(|| {
                     let _ = cache.get_or_decode(key(0), || -> Result<Vec<u8>, Infallible> {
-                        until_waiting(&cache, 1);
-                        panic!("a decoder's bug")
+                        wait_for_waiters(&cache, 1);
+                        panic!("bug in a decoder")
                     });
                 }))
                 .is_err()
@@ -369,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn waiter_gives_up_at_its_deadline() {
+    fn waiting_reader_gives_up_at_its_deadline() {
         let cache = SpanCache::new(1 << 20, Duration::from_millis(1));
         let (release, released) = mpsc::channel::<()>();
         thread::scope(|scope| {
@@ -389,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn least_recently_used_span_goes_first_and_the_bound_holds() {
+    fn least_recently_used_span_is_evicted_first_and_the_size_stays_bounded() {
         let cache = SpanCache::new(100, LONG);
         for span in 0..10 {
             cache.get_or_decode(key(span), || bytes(10)).unwrap();
@@ -403,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn span_larger_than_the_cache_is_answered_and_not_kept() {
+    fn span_larger_than_the_cache_is_returned_and_not_cached() {
         let cache = SpanCache::new(100, LONG);
         assert_eq!(cache.get_or_decode(key(0), || bytes(101)).unwrap().len(), 101);
         assert_eq!((cache.counters().bytes, cache.counters().spans), (0, 0));

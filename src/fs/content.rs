@@ -1,26 +1,28 @@
-//! Bytes of regular files: which spans hold them, from the cache or decoded now, and which will be wanted next.
+//! Reads the bytes of regular files through the cache of spans, and decodes ahead of sequential readers.
 
 use std::ops::{Deref, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::error::chain;
+use super::layers::SlotLayer;
 use super::{CacheCounters, FsError, Ino, SpanBytes, SpanCache, SpanFault, SpanKey};
+use crate::error::chain_text;
 use crate::index::{EntryId, Layer, Piece, ReadError, SpanId};
 use crate::layer::TarOffset;
+use crate::os::ignore_poison;
 
-/// Bytes that were read: a stretch of a cached span, which is not copied, or a buffer of their own.
+/// The bytes of a read: a range of a cached span, which is not copied, or a buffer.
 #[derive(Debug)]
 pub struct FileBytes(BytesStorage);
 
 #[derive(Debug)]
 enum BytesStorage {
     Span(SpanBytes, Range<usize>),
-    Own(Vec<u8>),
+    Buffer(Vec<u8>),
 }
 
 impl Deref for FileBytes {
@@ -29,15 +31,12 @@ impl Deref for FileBytes {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             BytesStorage::Span(span, range) => &span[range.clone()],
-            BytesStorage::Own(bytes) => bytes,
+            BytesStorage::Buffer(bytes) => bytes,
         }
     }
 }
 
-/// A layer and its slot.
-pub(super) type SlotLayer = (u32, Arc<Layer>);
-
-/// Reads content through the cache.
+/// Reads file content through the cache.
 #[derive(Debug)]
 pub(super) struct ContentReader {
     spans: Arc<SpanReader>,
@@ -47,17 +46,17 @@ pub(super) struct ContentReader {
 #[derive(Debug)]
 struct SpanReader {
     cache: SpanCache,
-    reports: ErrorLog,
+    errors: ReadErrorLog,
 }
 
 impl ContentReader {
     pub(super) fn new(cache: SpanCache, read_ahead: bool) -> Self {
-        let spans = Arc::new(SpanReader { cache, reports: ErrorLog::default() });
+        let spans = Arc::new(SpanReader { cache, errors: ReadErrorLog::default() });
         let ahead = read_ahead.then(|| ReadAhead::start(&spans));
         Self { spans, ahead }
     }
 
-    /// Up to `len` bytes of a regular file from `offset` on, fewer only at its end.
+    /// Reads up to `len` bytes of a regular file from `offset` on, fewer only at its end.
     pub(super) fn read(
         &self,
         ino: Ino,
@@ -68,23 +67,23 @@ impl ContentReader {
     ) -> Result<FileBytes, FsError> {
         let pieces = layer.pieces(entry, offset, len.into());
         let bytes = match pieces.as_slice() {
-            [] => return Ok(FileBytes(BytesStorage::Own(Vec::new()))),
-            [Piece::Data { tar, len }] => match self.within_one_span(*slot, layer, *tar, *len)? {
+            [] => return Ok(FileBytes(BytesStorage::Buffer(Vec::new()))),
+            [Piece::Data { tar, len }] => match self.read_within_span(*slot, layer, *tar, *len)? {
                 Some(bytes) => bytes,
-                None => self.gather(*slot, layer, &pieces)?,
+                None => self.read_pieces(*slot, layer, &pieces)?,
             },
-            _ => self.gather(*slot, layer, &pieces)?,
+            _ => self.read_pieces(*slot, layer, &pieces)?,
         };
         if let (Some(ahead), Some(Piece::Data { tar, len })) = (&self.ahead, pieces.last()) {
             let read = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-            if ahead.goes_on(ino, offset, offset.saturating_add(read)) {
-                ahead.want_behind(&self.spans, *slot, layer, entry, offset + read, tar.get() + len);
+            if ahead.is_sequential(ino, offset, offset.saturating_add(read)) {
+                ahead.request_next(&self.spans, *slot, layer, entry, offset + read, tar.get() + len);
             }
         }
         Ok(bytes)
     }
 
-    /// Forgets all decoded spans.
+    /// Drops all decoded spans.
     pub(super) fn drop_caches(&self) {
         self.spans.cache.clear();
     }
@@ -93,7 +92,8 @@ impl ContentReader {
         self.spans.cache.counters()
     }
 
-    fn within_one_span(
+    /// Returns `None` if the bytes are not all in one span.
+    fn read_within_span(
         &self,
         slot: u32,
         layer: &Arc<Layer>,
@@ -105,41 +105,43 @@ impl ContentReader {
             return Ok(None);
         }
         let bytes = self.spans.get(slot, layer, span).map_err(FsError::Content)?;
-        let start = place(tar.get() - range.start);
-        Ok(Some(FileBytes(BytesStorage::Span(bytes, start..start + place(len)))))
+        let start = memory_len(tar.get() - range.start);
+        Ok(Some(FileBytes(BytesStorage::Span(bytes, start..start + memory_len(len)))))
     }
 
-    fn gather(&self, slot: u32, layer: &Arc<Layer>, pieces: &[Piece]) -> Result<FileBytes, FsError> {
+    /// Copies pieces, which may be holes and lie in several spans, into one buffer.
+    fn read_pieces(&self, slot: u32, layer: &Arc<Layer>, pieces: &[Piece]) -> Result<FileBytes, FsError> {
         let total: u64 = pieces.iter().map(|(Piece::Hole { len } | Piece::Data { len, .. })| len).sum();
-        let mut out = Vec::with_capacity(place(total));
+        let mut out = Vec::with_capacity(memory_len(total));
         for piece in pieces {
             match *piece {
-                Piece::Hole { len } => out.resize(out.len() + place(len), 0),
+                Piece::Hole { len } => out.resize(out.len() + memory_len(len), 0),
                 Piece::Data { tar, len } => {
                     let (mut at, end) = (tar.get(), tar.get() + len);
                     while at < end {
                         let (span, range) = span_at(layer, TarOffset::new(at));
                         let bytes = self.spans.get(slot, layer, span).map_err(FsError::Content)?;
                         let stop = end.min(range.end);
-                        out.extend_from_slice(&bytes[place(at - range.start)..place(stop - range.start)]);
+                        let within = memory_len(at - range.start)..memory_len(stop - range.start);
+                        out.extend_from_slice(&bytes[within]);
                         at = stop;
                     }
                 }
             }
         }
-        Ok(FileBytes(BytesStorage::Own(out)))
+        Ok(FileBytes(BytesStorage::Buffer(out)))
     }
 }
 
 impl SpanReader {
-    /// A span's bytes. What goes wrong is reported here, once for all who wait for it.
+    /// Returns the bytes of a span. Logs a failed decode once, not once for each waiting reader.
     fn get(&self, slot: u32, layer: &Arc<Layer>, span: SpanId) -> Result<SpanBytes, SpanFault<ReadError>> {
         let key = SpanKey { layer: slot, span: span.get() };
         let result = self.cache.get_or_decode(key, || layer.decode_span(span));
         match &result {
-            Err(SpanFault::Decode(error)) => self.reports.error(&chain(error)),
+            Err(SpanFault::Decode(error)) => self.errors.log(&chain_text(error)),
             Err(fault @ SpanFault::Deadline(_)) => {
-                self.reports.error(&format!("blob {}: span {span}: {fault}", layer.index().layer()));
+                self.errors.log(&format!("blob {}: span {span}: {fault}", layer.index().layer()));
             }
             Err(SpanFault::Shared) | Ok(_) => {}
         }
@@ -147,39 +149,41 @@ impl SpanReader {
     }
 }
 
-/// The span that holds a byte of a file's content, and its bytes of the tar.
+/// The span that holds a byte of file content, and the span's range in the tar.
 fn span_at(layer: &Layer, at: TarOffset) -> (SpanId, Range<u64>) {
-    let span = layer.index().span_at(at).expect("content lies within the tar, as was checked at open");
+    let span =
+        layer.index().span_at(at).expect("content lies within the tar: checked when the index was opened");
     (span, layer.index().span_range(span))
 }
 
-/// A length within a span or a request as an index into memory.
-fn place(bytes: u64) -> usize {
-    usize::try_from(bytes).expect("spans and requests are shorter than the address space")
+/// Converts a length within a span or a request.
+fn memory_len(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("spans and requests are smaller than the address space")
 }
 
-/// Errors in the log, but no flood of them: a damaged blob may be read a thousand times a second.
+/// Logs read errors at a limited rate: a damaged blob may be read a thousand times a second.
 #[derive(Debug)]
-struct ErrorLog {
+struct ReadErrorLog {
+    /// Start of the current window, and the number of errors in it.
     window: Mutex<(Instant, u32)>,
 }
 
-impl Default for ErrorLog {
+impl Default for ReadErrorLog {
     fn default() -> Self {
         Self { window: Mutex::new((Instant::now(), 0)) }
     }
 }
 
-impl ErrorLog {
+impl ReadErrorLog {
     const PER_WINDOW: u32 = 20;
     const WINDOW: Duration = Duration::from_secs(10);
 
-    fn error(&self, message: &str) {
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+    fn log(&self, message: &str) {
+        let mut window = ignore_poison(self.window.lock());
         if window.0.elapsed() >= Self::WINDOW {
             if window.1 > Self::PER_WINDOW {
-                let kept_back = window.1 - Self::PER_WINDOW;
-                tracing::error!("{kept_back} more read errors were not logged");
+                let suppressed = window.1 - Self::PER_WINDOW;
+                tracing::error!("{suppressed} more read errors were not logged");
             }
             *window = (Instant::now(), 0);
         }
@@ -190,12 +194,12 @@ impl ErrorLog {
     }
 }
 
-/// Decodes, in the background, the span behind the one that a forward reader is in.
+/// Decodes the next span of a sequential reader in the background.
 #[derive(Debug)]
 struct ReadAhead {
     queue: SyncSender<ReadAheadRequest>,
-    /// For some recently read inodes, a hash of the inode and where its last read ended. Collisions cost a span decoded
-    /// in vain or not early; never a wrong byte.
+    /// For recently read inodes, a hash of the inode number and the offset at which its last read ended. A collision
+    /// costs one useless decode or one missing one, never a wrong byte.
     ends: Box<[AtomicU64]>,
 }
 
@@ -208,46 +212,47 @@ struct ReadAheadRequest {
 
 impl ReadAhead {
     const THREADS: usize = 2;
-    /// Behind a longer queue the reader would be there first.
+    /// With a longer queue the reader itself would reach the span first.
     const QUEUE: usize = 4;
     const STREAMS: usize = 256;
 
     fn start(spans: &Arc<SpanReader>) -> Self {
-        let (queue, wanted) = sync_channel(Self::QUEUE);
-        let wanted = Arc::new(Mutex::new(wanted));
+        let (queue, requests) = sync_channel(Self::QUEUE);
+        let requests = Arc::new(Mutex::new(requests));
         for number in 0..Self::THREADS {
-            let (spans, wanted) = (Arc::clone(spans), Arc::clone(&wanted));
+            let (spans, requests) = (Arc::clone(spans), Arc::clone(&requests));
             let thread = thread::Builder::new().name(format!("read-ahead-{number}"));
-            if let Err(error) = thread.spawn(move || Self::work(&spans, &wanted)) {
-                tracing::warn!("no thread for reading ahead: {error}");
+            if let Err(error) = thread.spawn(move || Self::work(&spans, &requests)) {
+                tracing::warn!("cannot start a read-ahead thread: {error}");
             }
         }
         let ends = (0..Self::STREAMS).map(|_| AtomicU64::new(0)).collect();
         Self { queue, ends }
     }
 
-    /// Ends when the queue's sender is dropped.
-    fn work(spans: &SpanReader, queue: &Mutex<Receiver<ReadAheadRequest>>) {
+    /// Decodes requested spans until the queue's sender is dropped.
+    fn work(spans: &SpanReader, requests: &Mutex<Receiver<ReadAheadRequest>>) {
         loop {
-            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let next = ignore_poison(requests.lock()).recv();
             let Ok(ReadAheadRequest { layer, slot, span }) = next else { return };
-            // `get` has reported what goes wrong; the reader that comes for the span tries again.
+            // `get` logs a failure; the reader that reaches the span tries again.
             let decode = AssertUnwindSafe(|| drop(spans.get(slot, &layer, span)));
             if catch_unwind(decode).is_err() {
-                tracing::error!("panic while reading ahead");
+                tracing::error!("read-ahead panicked");
             }
         }
     }
 
-    /// Notes a read, and says whether it went on where the last one of this inode ended.
-    fn goes_on(&self, ino: Ino, start: u64, end: u64) -> bool {
+    /// Records a read, and returns whether it continued where the last read of this inode ended.
+    fn is_sequential(&self, ino: Ino, start: u64, end: u64) -> bool {
         let mix = |at: u64| (ino.get() ^ at.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let stream = place(ino.get().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % self.ends.len();
+        let stream = memory_len(ino.get().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % self.ends.len();
         self.ends[stream].swap(mix(end), Ordering::Relaxed) == mix(start) && start > 0
     }
 
-    /// Asks for the span behind the one that ends the read, if the file goes on there.
-    fn want_behind(
+    /// Queues the span after the one in which a read ended, if the file continues there. `offset` and `tar_end` are the
+    /// end of the read in the file and in the tar.
+    fn request_next(
         &self,
         spans: &SpanReader,
         slot: u32,
@@ -261,7 +266,7 @@ impl ReadAhead {
         let Some(Piece::Data { tar, .. }) = next.first() else { return };
         let (span, _) = span_at(layer, *tar);
         if !spans.cache.holds(SpanKey { layer: slot, span: span.get() }) {
-            // A full queue means that the machine has enough to do.
+            // A full queue means that the processors are busy.
             let _ = self.queue.try_send(ReadAheadRequest { layer: Arc::clone(layer), slot, span });
         }
     }

@@ -1,4 +1,4 @@
-//! Why the filesystem does not answer, and the one table of what the kernel is told then.
+//! The filesystem's errors, and the one table that maps them to errno values.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,94 +7,111 @@ use rustix::io::Errno;
 
 use super::{Ino, SpanFault};
 use crate::index::ReadError;
+use crate::os::PathError;
+use crate::pipeline::PipelineError;
+use crate::store::StoreError;
 
-/// Why a request is not answered with data.
+/// The error of a filesystem request.
 #[derive(Debug, thiserror::Error)]
 pub enum FsError {
-    /// No such name, or no longer.
+    /// The name does not exist.
     #[error("no such name")]
     NotFound,
-    /// A name longer than any can be.
+    /// The name is longer than [`super::NAME_MAX`].
     #[error("name too long")]
     NameTooLong,
-    /// The number stands for nothing that this mount has.
+    /// The inode number does not belong to any file of this mount.
     #[error("no inode {0}")]
     Stale(Ino),
-    /// A directory was needed.
+    /// The request needs a directory.
     #[error("inode {0} is not a directory")]
     NotADirectory(Ino),
-    /// Something with bytes was needed.
+    /// The request needs something other than a directory.
     #[error("inode {0} is a directory")]
     IsADirectory(Ino),
-    /// A request that this kind of file does not have (a link target of a file, the bytes of a fifo).
-    #[error("inode {0} is of the wrong kind")]
+    /// The request does not apply to this type of file, such as reading a fifo or the link target of a regular file.
+    #[error("inode {0} has the wrong file type for this request")]
     WrongKind(Ino),
-    /// The inode has no such extended attribute.
+    /// The inode does not have this extended attribute.
     #[error("no such extended attribute")]
     NoAttribute,
-    /// The answer does not fit into the room that was given.
-    #[error("answer is larger than the room for it")]
-    NoRoom,
-    /// No data, or no hole, at or behind this offset.
-    #[error("offset is behind the last of its kind")]
-    BehindEnd,
-    /// An argument with no meaning.
+    /// The answer is larger than the caller's buffer.
+    #[error("the answer does not fit into the buffer")]
+    BufferTooSmall,
+    /// There is no data, or no hole, at or after this offset.
+    #[error("no data or hole at or after the offset")]
+    PastEnd,
+    /// An argument is invalid.
     #[error("invalid argument")]
     Invalid,
-    /// Something would change.
+    /// The request would change an image.
     #[error("images are read-only")]
     ReadOnly,
-    /// A request that this filesystem leaves to the kernel.
+    /// The filesystem leaves this request to the kernel.
     #[error("not implemented")]
     NotImplemented,
-    /// The image is published and cannot be served.
+    /// The image is published but cannot be opened.
     #[error(transparent)]
     Image(#[from] Arc<ImageFault>),
-    /// A layer that is in use cannot be opened (any more).
-    #[error("layer with slot {slot}")]
+    /// A layer cannot be opened, although the kernel still uses it.
+    #[error("cannot open the layer with slot {slot}")]
     Layer {
-        /// Its slot in the store.
+        /// The layer's slot in the store.
         slot: u32,
-        /// What came of opening it.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        /// The underlying error.
+        source: LoadError,
     },
-    /// Content cannot be read.
+    /// File content cannot be read.
     #[error(transparent)]
     Content(SpanFault<ReadError>),
-    /// Two parts of what was validated contradict each other.
+    /// The tree and an index contradict each other although both were validated.
     #[error("inode {0}: tree and index contradict each other")]
     Inconsistent(Ino),
-    /// The handler of the request panicked.
+    /// The request's handler panicked.
     #[error("the request's handler panicked")]
     Panicked,
 }
 
-/// Why an image that is published cannot be served.
+/// The reason why a published image cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageFault {
-    /// Its blobs, indexes or tree.
+    /// A blob, an index or the merge is faulty.
     #[error("image {image}")]
     Open {
-        /// Where the mount has it.
+        /// The image's path in the mount.
         image: String,
-        /// What is wrong.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        /// The underlying error.
+        source: LoadError,
     },
-    /// Opening it panicked.
+    /// The thread that opened the image panicked.
     #[error("image {0}: opening it panicked")]
     Panicked(String),
-    /// Another request has been opening it for too long.
+    /// Another thread did not finish opening the image in time.
     #[error("image {image}: not open after {waited:?}")]
     Deadline {
-        /// Where the mount has it.
+        /// The image's path in the mount.
         image: String,
         /// How long this request waited.
         waited: Duration,
     },
 }
 
+/// The error of reading references, or of opening an image or a layer.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The image or layer cannot be opened.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// A file of the store cannot be examined.
+    #[error(transparent)]
+    Io(#[from] PathError),
+}
+
 impl FsError {
-    /// What the kernel is told.
+    /// The errno that the kernel receives.
     #[must_use]
     pub fn errno(&self) -> Errno {
         match self {
@@ -105,8 +122,8 @@ impl FsError {
             Self::IsADirectory(_) => Errno::ISDIR,
             Self::WrongKind(_) | Self::Invalid => Errno::INVAL,
             Self::NoAttribute => Errno::NODATA,
-            Self::NoRoom => Errno::RANGE,
-            Self::BehindEnd => Errno::NXIO,
+            Self::BufferTooSmall => Errno::RANGE,
+            Self::PastEnd => Errno::NXIO,
             Self::ReadOnly => Errno::ROFS,
             Self::NotImplemented => Errno::NOSYS,
             Self::Image(_)
@@ -118,14 +135,14 @@ impl FsError {
     }
 }
 
-/// An error and all that it comes from, as one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
+impl LoadError {
+    /// What the user can do about the error, if anything.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Store(error) => error.hint().map(str::to_owned),
+            Self::Pipeline(error) => error.hint().map(str::to_owned),
+            Self::Io(_) => None,
+        }
     }
-    text
 }

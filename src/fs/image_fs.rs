@@ -1,40 +1,34 @@
-//! The filesystem as an ordinary struct: every request is a method, every answer a plain value.
-//!
-//! Lock order: the namespace's lock is held for a copy of its `Arc` only, and never while anything is opened or read.
+//! The filesystem as an ordinary struct: each request is a method, and each answer a plain value.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::answers::{DirEntry, FsStatus, Lookup, StatFs};
-use super::attr::{FileKind, InodeAttr};
+use super::attr::{FileKind, InodeAttr, NO_TIME};
 use super::content::{ContentReader, FileBytes};
-use super::images::ImageTable;
-use super::resolve::{
-    EntryInode, InodeSource, ServedImage, ServedLayer, directory_node, image_ino, image_root,
-};
-use super::source::ImageSource;
+use super::resolve::{InodeSource, Resolver, decode, image_ino};
 use super::{
-    DecodedIno, FsError, Ino, NameTarget, Namespace, NamespaceChanges, NamespaceDirectory, NamespaceNode,
-    SpanCache,
+    DecodedIno, FsError, ImageSource, Ino, LoadError, NameTarget, Namespace, NamespaceChanges,
+    NamespaceDirectory, NamespaceNode, SpanCache,
 };
 use crate::index::{Kind, Piece};
+use crate::os::ignore_poison;
 use crate::tree::NodeId;
 
-/// Longest name that a lookup can have: what tars and references are limited to.
+/// Longest name, in bytes. Tars and references are limited to this too.
 pub const NAME_MAX: usize = 255;
 
 /// Settings of an [`ImageFs`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FsOptions {
-    /// Bytes of decoded spans that are kept.
+    /// Size of the cache of decoded spans, in bytes.
     pub cache_bytes: u64,
-    /// For how long a read waits for another one's decode of the same span.
+    /// How long a read waits for another thread that decodes the same span.
     pub span_deadline: Duration,
-    /// For how long a lookup waits for another one's opening of the same image.
+    /// How long a lookup waits for another thread that opens the same image.
     pub image_deadline: Duration,
-    /// Whether the span behind a forward reader's is decoded before it is asked for. The kernel asks ahead too, so this
-    /// pays only where processors are idle: not by default.
+    /// Whether to decode the next span ahead of a sequential reader. Off by default: the kernel reads ahead too, so this
+    /// helps only where processors are idle.
     pub read_ahead: bool,
 }
 
@@ -49,84 +43,83 @@ impl Default for FsOptions {
     }
 }
 
-/// For how long the failure to open an image is told without another try: one `ls` asks many times.
+/// How long the failure to open an image is repeated without another attempt: one `ls` causes many requests.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// All published images as one tree of files.
 #[derive(Debug)]
 pub struct ImageFs {
-    pub(super) source: ImageSource,
-    namespace: RwLock<Arc<Namespace>>,
-    /// Held through a refresh, which nothing but another refresh waits for.
-    refreshing: Mutex<()>,
-    pub(super) images: ImageTable<ServedImage>,
-    pub(super) layers: RwLock<HashMap<u32, ServedLayer>>,
+    source: Arc<ImageSource>,
+    resolver: Resolver,
     content: ContentReader,
+    /// Held during a refresh. Only another refresh waits for it.
+    refreshing: Mutex<()>,
 }
 
 impl ImageFs {
-    /// Makes a filesystem that shows nothing before its first [`ImageFs::refresh`].
+    /// Creates a filesystem that is empty until its first [`ImageFs::refresh`].
     #[must_use]
     pub fn new(source: ImageSource, options: &FsOptions) -> Self {
+        let source = Arc::new(source);
         let cache = SpanCache::new(options.cache_bytes, options.span_deadline);
         Self {
-            source,
-            namespace: RwLock::new(Arc::new(Namespace::default())),
-            refreshing: Mutex::new(()),
-            images: ImageTable::new(options.image_deadline, RETRY_AFTER),
-            layers: RwLock::new(HashMap::new()),
+            resolver: Resolver::new(Arc::clone(&source), options.image_deadline, RETRY_AFTER),
             content: ContentReader::new(cache, options.read_ahead),
+            refreshing: Mutex::new(()),
+            source,
         }
     }
 
-    /// Shows what is published now. The caller has the kernel forget what the answer says, before it tells anyone that
-    /// the change can be seen; no handler waits for that.
+    /// Shows what the store publishes now, and returns what the kernel must forget.
+    ///
+    /// The caller must invalidate the kernel's caches before it reports that the change is visible. No request may wait
+    /// for that.
     ///
     /// # Errors
     ///
-    /// That the store's references cannot be read; what was shown stays.
-    pub fn refresh(&self) -> Result<NamespaceChanges, super::LoadError> {
-        let _one = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The store's references cannot be read. The former namespace stays.
+    pub fn refresh(&self) -> Result<NamespaceChanges, LoadError> {
+        let _lock = ignore_poison(self.refreshing.lock());
         let (published, changed) = self.source.published()?;
         let old = self.namespace();
         let new = Arc::new(Namespace::new(&published, changed, Some(&old)));
         let changes = new.changes_since(&old);
-        *self.namespace.write().unwrap_or_else(PoisonError::into_inner) = new;
-        // A pull may have mended an image without changing a reference.
-        self.images.forget_failures();
+        self.resolver.set_namespace(new);
+        // A pull may have repaired an image without changing a reference.
+        self.resolver.images.forget_failures();
         Ok(changes)
     }
 
-    /// The names that are shown now.
+    /// Returns the names that are shown now.
     #[must_use]
     pub fn namespace(&self) -> Arc<Namespace> {
-        Arc::clone(&self.namespace.read().unwrap_or_else(PoisonError::into_inner))
+        self.resolver.namespace()
     }
 
-    /// What the filesystem holds.
+    /// Returns the state of the filesystem.
     #[must_use]
     pub fn status(&self) -> FsStatus {
         let namespace = self.namespace();
-        let (open, failed) = self.images.states();
+        let (open, failed) = self.resolver.images.states();
         FsStatus {
             published: namespace.image_count(),
             open: open.into_iter().map(|slot| namespace.path_of(slot)).collect(),
             failed: failed.into_iter().map(|(_, reason)| reason).collect(),
-            layers: self.layers.read().unwrap_or_else(PoisonError::into_inner).len(),
+            layers: self.resolver.layers.len(),
             cache: self.content.counters(),
         }
     }
 
-    /// Forgets decoded spans, as if they had never been read.
+    /// Drops all decoded spans from the cache.
     pub fn drop_caches(&self) {
         self.content.drop_caches();
     }
 
-    /// What `name` in the directory `parent` stands for. `.` and `..` are answered too: file handles ask for them.
+    /// Looks up `name` in the directory `parent`. Also answers `.` and `..`, which the kernel looks up for file handles.
     ///
     /// # Errors
     ///
-    /// `parent` is not a directory of this mount, or the image that it or the name belongs to cannot be opened.
+    /// `parent` is not a directory of this mount, or the image that `parent` or the name belongs to cannot be opened.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Lookup, FsError> {
         match name {
             b"." => return self.getattr(parent).map(Lookup::Found),
@@ -134,15 +127,13 @@ impl ImageFs {
             name if name.len() > NAME_MAX => return Err(FsError::NameTooLong),
             _ => {}
         }
-        match self.place(parent)? {
+        match decode(parent)? {
             DecodedIno::Namespace(_) => {
                 let namespace = self.namespace();
                 match directory(&namespace, parent)?.lookup(name) {
-                    // A pull may give it a meaning at any time.
-                    None => Ok(Lookup::Absent { lasting: false }),
+                    None => Ok(Lookup::Absent { cacheable: false }),
                     Some(NameTarget::Image(image)) => {
-                        let open = self.open(image)?;
-                        self.attr(&open, NodeId::ROOT).map(Lookup::Found)
+                        self.resolver.open_image(image)?.attr(NodeId::ROOT).map(Lookup::Found)
                     }
                     Some(NameTarget::Directory(ino) | NameTarget::Symlink(ino)) => {
                         namespace_attr(&namespace, ino).map(Lookup::Found)
@@ -150,33 +141,30 @@ impl ImageFs {
                 }
             }
             DecodedIno::Image { slot, node } => {
-                let open = self.open_slot(slot, parent)?;
-                match open.tree.lookup(directory_node(&open, node, parent)?, name) {
-                    // Nothing comes into an image.
-                    None => Ok(Lookup::Absent { lasting: true }),
-                    Some(node) => self.attr(&open, node).map(Lookup::Found),
+                let open = self.resolver.image_by_slot(slot, parent)?;
+                match open.tree.lookup(open.directory(node, parent)?, name) {
+                    None => Ok(Lookup::Absent { cacheable: true }),
+                    Some(node) => open.attr(node).map(Lookup::Found),
                 }
             }
             DecodedIno::Layer { .. } => Err(FsError::NotADirectory(parent)),
         }
     }
 
-    /// The attributes of an inode.
+    /// Returns the attributes of an inode.
     ///
     /// # Errors
     ///
-    /// It stands for nothing, or what it belongs to cannot be opened.
+    /// There is no such inode, or its image or layer cannot be opened.
     pub fn getattr(&self, ino: Ino) -> Result<InodeAttr, FsError> {
-        match self.place(ino)? {
+        match decode(ino)? {
             DecodedIno::Namespace(_) => namespace_attr(&self.namespace(), ino),
-            DecodedIno::Layer { .. } | DecodedIno::Image { .. } => match self.made(ino)? {
-                InodeSource::Entry(found) => found.attr(),
-                InodeSource::Implied(attr) => Ok(attr),
-            },
+            DecodedIno::Layer { .. } | DecodedIno::Image { .. } => self.resolver.inode(ino)?.attr(),
         }
     }
 
-    /// Gives `sink` the names of a directory behind `offset` (0: from the start) until it answers that it is full.
+    /// Passes the entries of a directory after `offset` (0: from the start) to `sink`, until `sink` returns true because
+    /// it is full.
     ///
     /// # Errors
     ///
@@ -188,47 +176,47 @@ impl ImageFs {
         mut sink: impl FnMut(DirEntry<'_>) -> bool,
     ) -> Result<(), FsError> {
         const DOTS: u64 = 2;
-        let place = self.place(ino)?;
-        if let DecodedIno::Layer { .. } = place {
+        let decoded = decode(ino)?;
+        if let DecodedIno::Layer { .. } = decoded {
             return Err(FsError::NotADirectory(ino));
         }
-        let attr_of = |ino| InodeAttr::directory(ino, 2, super::attr::NO_TIME);
+        let number_only = |ino| InodeAttr::directory(ino, 2, NO_TIME);
         for (at, name) in [(0, &b"."[..]), (1, b"..")] {
             if offset <= at {
                 let ino = if at == 0 { ino } else { self.parent(ino)? };
-                if sink(DirEntry { name, next: at + 1, attr: attr_of(ino), attr_lasts: false }) {
+                if sink(DirEntry { name, next: at + 1, attr: number_only(ino), attr_complete: false }) {
                     return Ok(());
                 }
             }
         }
-        match place {
+        match decoded {
             DecodedIno::Layer { .. } => {}
             DecodedIno::Namespace(_) => {
                 let namespace = self.namespace();
                 for (next, name, target) in directory(&namespace, ino)?.listed_after(offset) {
-                    let (attr, attr_lasts) = match target {
+                    let (attr, attr_complete) = match target {
                         NameTarget::Directory(ino) | NameTarget::Symlink(ino) => {
                             (namespace_attr(&namespace, ino)?, true)
                         }
-                        // A listing opens no image.
-                        NameTarget::Image(image) => match self.images.opened(image.slot) {
-                            Some(open) => (self.attr(&open, NodeId::ROOT)?, true),
-                            None => (attr_of(image_root(image)?), false),
+                        // A listing does not open images.
+                        NameTarget::Image(image) => match self.resolver.images.opened(image.slot) {
+                            Some(open) => (open.attr(NodeId::ROOT)?, true),
+                            None => (number_only(image_ino(image.slot, NodeId::ROOT)?), false),
                         },
                     };
-                    if sink(DirEntry { name: name.as_bytes(), next, attr, attr_lasts }) {
+                    if sink(DirEntry { name: name.as_bytes(), next, attr, attr_complete }) {
                         return Ok(());
                     }
                 }
             }
             DecodedIno::Image { slot, node } => {
-                let open = self.open_slot(slot, ino)?;
-                let node = directory_node(&open, node, ino)?;
+                let open = self.resolver.image_by_slot(slot, ino)?;
+                let node = open.directory(node, ino)?;
                 let mut index = usize::try_from(offset.saturating_sub(DOTS)).map_err(|_| FsError::Invalid)?;
                 while let Some((name, child)) = open.tree.child_at(node, index) {
                     index += 1;
-                    let attr = self.attr(&open, child)?;
-                    if sink(DirEntry { name, next: DOTS + index as u64, attr, attr_lasts: true }) {
+                    let attr = open.attr(child)?;
+                    if sink(DirEntry { name, next: DOTS + index as u64, attr, attr_complete: true }) {
                         return Ok(());
                     }
                 }
@@ -237,42 +225,42 @@ impl ImageFs {
         Ok(())
     }
 
-    /// What a symbolic link holds.
+    /// Returns the target of a symbolic link.
     ///
     /// # Errors
     ///
-    /// It is none, or what it belongs to cannot be opened.
+    /// The inode is not a symbolic link, or its image or layer cannot be opened.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
-        if let DecodedIno::Namespace(_) = self.place(ino)? {
+        if let DecodedIno::Namespace(_) = decode(ino)? {
             return match self.namespace().node(ino) {
                 Some(NamespaceNode::Symlink(link)) => Ok(link.target().as_bytes().to_vec()),
                 Some(NamespaceNode::Directory(_)) => Err(FsError::WrongKind(ino)),
                 None => Err(FsError::Stale(ino)),
             };
         }
-        match self.made(ino)? {
-            InodeSource::Entry(EntryInode { layer: (_, layer), entry, .. }) => {
-                match layer.index().entry(entry).kind() {
-                    Kind::Symlink { target } => Ok(target.to_vec()),
-                    _ => Err(FsError::WrongKind(ino)),
-                }
-            }
+        match self.resolver.inode(ino)? {
+            InodeSource::Entry(inode) => match inode.kind() {
+                Kind::Symlink { target } => Ok(target.to_vec()),
+                _ => Err(FsError::WrongKind(ino)),
+            },
             InodeSource::Implied(_) => Err(FsError::WrongKind(ino)),
         }
     }
 
-    /// Up to `len` bytes of a regular file from `offset` on, fewer only at its end. Blocks while spans are decoded.
+    /// Reads up to `len` bytes of a regular file from `offset` on, fewer only at its end. Blocks while spans are decoded.
     ///
     /// # Errors
     ///
-    /// It is not a regular file, or its bytes cannot be read or are not what was indexed. Never wrong bytes.
+    /// The inode is not a regular file, or its content cannot be read or does not match its checksum. Never returns wrong
+    /// bytes.
     pub fn read(&self, ino: Ino, offset: u64, len: u32) -> Result<FileBytes, FsError> {
-        let EntryInode { layer: (slot, layer), entry, .. } = self.regular(ino)?;
-        // An image keeps the layers that it was opened with; since then one may have been mended.
-        let layer = self.open_layer(slot).unwrap_or(layer);
-        let read = |layer| self.content.read(ino, &(slot, layer), entry, offset, len);
+        let inode = self.resolver.regular_file(ino)?;
+        let (slot, layer) = inode.layer;
+        // An image keeps the layer handles that it was opened with. A handle may have been replaced since.
+        let layer = self.resolver.layers.opened(slot).unwrap_or(layer);
+        let read = |layer| self.content.read(ino, &(slot, layer), inode.entry, offset, len);
         match read(Arc::clone(&layer)) {
-            Err(FsError::Content(fault)) => match self.mended(slot, &layer) {
+            Err(FsError::Content(fault)) => match self.resolver.layers.replacement(slot, &layer) {
                 Some(layer) => read(layer),
                 None => Err(FsError::Content(fault)),
             },
@@ -280,22 +268,22 @@ impl ImageFs {
         }
     }
 
-    /// The first offset from `offset` on that is in a hole (`hole`) or in data.
+    /// Returns the first offset at or after `offset` that is in a hole (`hole`) or in data.
     ///
     /// # Errors
     ///
-    /// It is not a regular file, or there is none.
+    /// The inode is not a regular file, or there is no such offset.
     pub fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<u64, FsError> {
-        let found = self.regular(ino)?;
-        let (_, layer) = &found.layer;
-        let Kind::Regular { size } = layer.index().entry(found.entry).kind() else {
+        let inode = self.resolver.regular_file(ino)?;
+        let Kind::Regular { size } = inode.kind() else {
             return Err(FsError::WrongKind(ino));
         };
         if offset >= size {
-            return Err(FsError::BehindEnd);
+            return Err(FsError::PastEnd);
         }
+        let (_, layer) = &inode.layer;
         let mut at = offset;
-        for piece in layer.pieces_from(found.entry, offset, size - offset) {
+        for piece in layer.pieces_from(inode.entry, offset, size - offset) {
             let (is_hole, len) = match piece {
                 Piece::Hole { len } => (true, len),
                 Piece::Data { len, .. } => (false, len),
@@ -305,30 +293,30 @@ impl ImageFs {
             }
             at += len;
         }
-        // Behind the last byte of every file is a hole.
-        if hole { Ok(size) } else { Err(FsError::BehindEnd) }
+        // Every file ends with a virtual hole (lseek(2)).
+        if hole { Ok(size) } else { Err(FsError::PastEnd) }
     }
 
-    /// One extended attribute.
+    /// Returns the value of an extended attribute.
     ///
     /// # Errors
     ///
-    /// There is none of that name.
+    /// The inode does not have this attribute, or its image or layer cannot be opened.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
         let mut value = None;
-        self.for_each_xattr(ino, |has, is| {
-            if has == name {
-                value = Some(is.to_vec());
+        self.for_each_xattr(ino, |found, bytes| {
+            if found == name {
+                value = Some(bytes.to_vec());
             }
         })?;
         value.ok_or(FsError::NoAttribute)
     }
 
-    /// The names of all extended attributes, each with a NUL behind it (listxattr(2)).
+    /// Returns the names of all extended attributes, each terminated by a NUL byte (listxattr(2)).
     ///
     /// # Errors
     ///
-    /// The inode stands for nothing, or what it belongs to cannot be opened.
+    /// There is no such inode, or its image or layer cannot be opened.
     pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
         let mut names = Vec::new();
         self.for_each_xattr(ino, |name, _| {
@@ -338,39 +326,31 @@ impl ImageFs {
         Ok(names)
     }
 
-    /// Figures for `statfs`.
+    /// Returns totals for statfs(2).
     #[must_use]
-    pub fn figures(&self) -> StatFs {
-        let layers = self.layers.read().unwrap_or_else(PoisonError::into_inner);
-        let none = StatFs { bytes: 0, files: 0 };
-        layers.values().fold(none, |sum, ServedLayer { layer, .. }| StatFs {
-            bytes: sum.bytes.saturating_add(layer.index().tar_size()),
-            files: sum.files.saturating_add(layer.index().len() as u64),
-        })
+    pub fn statfs(&self) -> StatFs {
+        self.resolver.layers.totals()
     }
 
     fn for_each_xattr(&self, ino: Ino, mut each: impl FnMut(&[u8], &[u8])) -> Result<(), FsError> {
-        if let DecodedIno::Namespace(_) = self.place(ino)? {
+        if let DecodedIno::Namespace(_) = decode(ino)? {
             return namespace_attr(&self.namespace(), ino).map(drop);
         }
-        if let InodeSource::Entry(EntryInode { layer: (_, layer), entry, .. }) = self.made(ino)? {
-            layer.index().entry(entry).xattrs().for_each(|(name, value)| each(name, value));
+        if let InodeSource::Entry(inode) = self.resolver.inode(ino)? {
+            let (_, layer) = &inode.layer;
+            layer.index().entry(inode.entry).xattrs().for_each(|(name, value)| each(name, value));
         }
         Ok(())
     }
 
-    pub(super) fn place(&self, ino: Ino) -> Result<DecodedIno, FsError> {
-        ino.place().ok_or(FsError::Stale(ino))
-    }
-
     fn parent(&self, ino: Ino) -> Result<Ino, FsError> {
         let namespace = self.namespace();
-        match self.place(ino)? {
+        match decode(ino)? {
             DecodedIno::Namespace(_) => directory(&namespace, ino).map(NamespaceDirectory::parent),
             DecodedIno::Image { slot, node } => {
-                let open = self.open_slot(slot, ino)?;
-                match directory_node(&open, node, ino)? {
-                    // An image without a name, still in use, hangs below the root.
+                let open = self.resolver.image_by_slot(slot, ino)?;
+                match open.directory(node, ino)? {
+                    // The parent of an image that is in use but has lost its names is the root.
                     NodeId::ROOT => Ok(namespace.home(slot).map_or(Ino::ROOT, |(parent, _)| parent)),
                     node => image_ino(slot, open.tree.parent(node)),
                 }

@@ -1,21 +1,21 @@
-//! Images that have been looked up: each is opened once, however many requests ask for it, and a failure is told to all.
+//! Images that have been looked up. Each is opened once, however many requests wait for it, and all of them see a failure.
 //!
-//! An image stays open until the process ends, also when its last name has gone: programs may still use it, and a
-//! takeover leaves no count of who does. What that costs is the tree's memory and the layers' mappings.
+//! An image stays open until the process ends, even after its last name is gone: programs may still use it, and nobody
+//! counts its users across a takeover. The cost is the memory of the tree and the mappings of the layers.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use super::LoadError;
-use super::error::{ImageFault, chain};
+use super::{ImageFault, LoadError};
+use crate::error::chain_text;
+use crate::os::ignore_poison;
 
-/// All images that have been asked for, by slot; `T` is an open one.
+/// All images that have been looked up, by slot. `T` is an open image.
 #[derive(Debug)]
 pub(super) struct ImageTable<T> {
     cells: RwLock<HashMap<u32, Arc<ImageCell<T>>>>,
     deadline: Duration,
-    /// For how long a failure is told again instead of trying again.
     retry_after: Duration,
 }
 
@@ -34,20 +34,23 @@ enum ImageState<T> {
 }
 
 impl<T> ImageTable<T> {
+    /// A request waits at most `deadline` for another thread that opens the same image. A failure is repeated without
+    /// another attempt until `retry_after` has passed.
     pub(super) fn new(deadline: Duration, retry_after: Duration) -> Self {
         Self { cells: RwLock::new(HashMap::new()), deadline, retry_after }
     }
 
-    /// The image, if it is open.
+    /// Returns the image if it is open.
     pub(super) fn opened(&self, slot: u32) -> Option<Arc<T>> {
         let cell = self.cell(slot)?;
-        match &*lock(&cell.state) {
+        match &*ignore_poison(cell.state.lock()) {
             ImageState::Open(open) => Some(Arc::clone(open)),
             ImageState::Idle | ImageState::Opening | ImageState::Failed { .. } => None,
         }
     }
 
-    /// The image; opened by `open` in this thread unless another is at it or has been. `name` is for messages.
+    /// Returns the image. Calls `open` in this thread unless the image is open, has just failed, or another thread is
+    /// opening it. `name` is for error messages.
     pub(super) fn get_or_open(
         &self,
         slot: u32,
@@ -55,12 +58,11 @@ impl<T> ImageTable<T> {
         open: impl FnOnce() -> Result<T, LoadError>,
     ) -> Result<Arc<T>, Arc<ImageFault>> {
         let cell = self.cell(slot).unwrap_or_else(|| {
-            Arc::clone(
-                self.cells.write().unwrap_or_else(PoisonError::into_inner).entry(slot).or_insert_with(idle),
-            )
+            let mut cells = ignore_poison(self.cells.write());
+            Arc::clone(cells.entry(slot).or_insert_with(ImageCell::idle))
         });
         let end = Instant::now() + self.deadline;
-        let mut state = lock(&cell.state);
+        let mut state = ignore_poison(cell.state.lock());
         loop {
             match &*state {
                 ImageState::Open(open) => return Ok(Arc::clone(open)),
@@ -73,36 +75,36 @@ impl<T> ImageTable<T> {
             let Some(left) = end.checked_duration_since(Instant::now()) else {
                 return Err(Arc::new(ImageFault::Deadline { image: name(), waited: self.deadline }));
             };
-            (state, _) = cell.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+            (state, _) = ignore_poison(cell.changed.wait_timeout(state, left));
         }
         *state = ImageState::Opening;
         drop(state);
-        // Takes the place of an outcome where `open` panics.
-        let mut ending = OpeningGuard { cell: &cell, outcome: Err(Arc::new(ImageFault::Panicked(name()))) };
-        ending.outcome = match open() {
+        // This outcome stays if `open` panics.
+        let mut guard = OpeningGuard { cell: &cell, outcome: Err(Arc::new(ImageFault::Panicked(name()))) };
+        guard.outcome = match open() {
             Ok(open) => Ok(Arc::new(open)),
             Err(source) => Err(Arc::new(ImageFault::Open { image: name(), source })),
         };
-        ending.outcome.clone()
+        guard.outcome.clone()
     }
 
-    /// Tries failed ones again when they are asked for next, without waiting: what was missing may be there now.
+    /// Makes the next request for each failed image try again at once: the cause may be gone.
     pub(super) fn forget_failures(&self) {
-        for cell in self.cells.read().unwrap_or_else(PoisonError::into_inner).values() {
-            let mut state = lock(&cell.state);
+        for cell in ignore_poison(self.cells.read()).values() {
+            let mut state = ignore_poison(cell.state.lock());
             if let ImageState::Failed { .. } = *state {
                 *state = ImageState::Idle;
             }
         }
     }
 
-    /// Slots of open images, and of those that did not open, with the reason.
+    /// Returns the slots of the open images, and the slots of the failed ones with the reason.
     pub(super) fn states(&self) -> (Vec<u32>, Vec<(u32, String)>) {
         let (mut open, mut failed) = (Vec::new(), Vec::new());
-        for (slot, cell) in &*self.cells.read().unwrap_or_else(PoisonError::into_inner) {
-            match &*lock(&cell.state) {
+        for (slot, cell) in &*ignore_poison(self.cells.read()) {
+            match &*ignore_poison(cell.state.lock()) {
                 ImageState::Open(_) => open.push(*slot),
-                ImageState::Failed { fault, .. } => failed.push((*slot, chain(&**fault))),
+                ImageState::Failed { fault, .. } => failed.push((*slot, chain_text(&**fault))),
                 ImageState::Idle | ImageState::Opening => {}
             }
         }
@@ -112,15 +114,17 @@ impl<T> ImageTable<T> {
     }
 
     fn cell(&self, slot: u32) -> Option<Arc<ImageCell<T>>> {
-        self.cells.read().unwrap_or_else(PoisonError::into_inner).get(&slot).map(Arc::clone)
+        ignore_poison(self.cells.read()).get(&slot).map(Arc::clone)
     }
 }
 
-fn idle<T>() -> Arc<ImageCell<T>> {
-    Arc::new(ImageCell { state: Mutex::new(ImageState::Idle), changed: Condvar::new() })
+impl<T> ImageCell<T> {
+    fn idle() -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(ImageState::Idle), changed: Condvar::new() })
+    }
 }
 
-/// Ends the opening of an image when dropped, on every way out.
+/// Records the outcome of opening an image when dropped: success, failure or a panic.
 struct OpeningGuard<'a, T> {
     cell: &'a ImageCell<T>,
     outcome: Result<Arc<T>, Arc<ImageFault>>,
@@ -128,20 +132,15 @@ struct OpeningGuard<'a, T> {
 
 impl<T> Drop for OpeningGuard<'_, T> {
     fn drop(&mut self) {
-        *lock(&self.cell.state) = match &self.outcome {
+        *ignore_poison(self.cell.state.lock()) = match &self.outcome {
             Ok(open) => ImageState::Open(Arc::clone(open)),
             Err(fault) => {
-                tracing::error!("{}", chain(&**fault));
+                tracing::error!("{}", chain_text(&**fault));
                 ImageState::Failed { at: Instant::now(), fault: Arc::clone(fault) }
             }
         };
         self.cell.changed.notify_all();
     }
-}
-
-/// Locks, also where a thread panicked with the lock: no change under it can panic halfway.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -151,7 +150,10 @@ mod tests {
     use std::sync::mpsc;
     use std::thread;
 
+    use rustix::io::Errno;
+
     use super::*;
+    use crate::os::PathError;
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -159,17 +161,24 @@ mod tests {
         "lab/python@sha256:12".to_owned()
     }
 
-    /// Waits until the image with slot 1 is being opened.
-    fn until_opening(images: &ImageTable<u32>) {
+    fn missing_blob() -> Result<u32, LoadError> {
+        Err(PathError::new("open", "blob", Errno::NOENT).into())
+    }
+
+    /// Waits until a thread opens the image with slot 1.
+    fn wait_until_opening(images: &ImageTable<u32>) {
         let end = Instant::now() + LONG;
-        while !images.cell(1).is_some_and(|cell| matches!(*lock(&cell.state), ImageState::Opening)) {
+        while !images
+            .cell(1)
+            .is_some_and(|cell| matches!(*ignore_poison(cell.state.lock()), ImageState::Opening))
+        {
             assert!(Instant::now() < end);
             thread::yield_now();
         }
     }
 
     #[test]
-    fn image_is_opened_once_for_all_who_ask() {
+    fn image_is_opened_once_for_all_concurrent_requests() {
         let images = ImageTable::new(LONG, LONG);
         let opened = AtomicUsize::new(0);
         thread::scope(|scope| {
@@ -189,61 +198,62 @@ mod tests {
     }
 
     #[test]
-    fn failure_is_told_with_its_reason_and_tried_again_later() {
+    fn failure_is_repeated_with_its_reason_and_retried_later() {
         let images = ImageTable::<u32>::new(LONG, LONG);
-        let failed = images.get_or_open(1, name, || Err("blob is missing".into())).unwrap_err();
-        assert_eq!(chain(&*failed), "image lab/python@sha256:12: blob is missing");
-        let again = images.get_or_open(1, name, || unreachable!("told again without another try"));
-        assert_eq!(chain(&*again.unwrap_err()), chain(&*failed));
-        assert_eq!(images.states(), (vec![], vec![(1, chain(&*failed))]));
+        let failed = images.get_or_open(1, name, missing_blob).unwrap_err();
+        let text = chain_text(&*failed);
+        assert!(text.starts_with("image lab/python@sha256:12: cannot open blob: "), "{text}");
+        let again = images.get_or_open(1, name, || unreachable!("the failure is repeated without a retry"));
+        assert_eq!(chain_text(&*again.unwrap_err()), text);
+        assert_eq!(images.states(), (vec![], vec![(1, text)]));
         images.forget_failures();
         assert_eq!(*images.get_or_open(1, name, || Ok(3)).unwrap(), 3);
         assert_eq!(images.states(), (vec![1], vec![]));
 
         let images = ImageTable::new(LONG, Duration::ZERO);
-        images.get_or_open(1, name, || Err("blob is missing".into())).unwrap_err();
+        images.get_or_open(1, name, missing_blob).unwrap_err();
         assert_eq!(*images.get_or_open(1, name, || Ok(3)).unwrap(), 3);
     }
 
     #[test]
-    fn panic_while_opening_wakes_those_who_wait() {
+    fn panic_while_opening_an_image_fails_the_waiting_requests() {
         let images = ImageTable::new(LONG, LONG);
-        let (go, gone) = mpsc::channel::<()>();
+        let (go_on, may_go_on) = mpsc::channel::<()>();
         thread::scope(|scope| {
             let images = &images;
             let leader = scope.spawn(move || {
                 catch_unwind(AssertUnwindSafe(|| {
                     images.get_or_open(1, name, || {
-                        gone.recv().unwrap();
-                        panic!("a bug in the merge")
+                        may_go_on.recv().unwrap();
+                        panic!("bug in the merge")
                     })
                 }))
                 .is_err()
             });
-            until_opening(images);
+            wait_until_opening(images);
             let waiter = scope.spawn(|| images.get_or_open(1, name, || Ok(1)));
-            go.send(()).unwrap();
+            go_on.send(()).unwrap();
             assert!(matches!(*waiter.join().unwrap().unwrap_err(), ImageFault::Panicked(_)));
             assert!(leader.join().unwrap());
         });
     }
 
     #[test]
-    fn who_waits_for_another_gives_up_at_the_deadline() {
+    fn request_that_waits_for_another_thread_gives_up_at_the_deadline() {
         let images = ImageTable::new(Duration::from_millis(1), LONG);
-        let (go, gone) = mpsc::channel::<()>();
+        let (go_on, may_go_on) = mpsc::channel::<()>();
         thread::scope(|scope| {
             let images = &images;
             let leader = scope.spawn(move || {
                 images.get_or_open(1, name, || {
-                    gone.recv().unwrap();
+                    may_go_on.recv().unwrap();
                     Ok(1)
                 })
             });
-            until_opening(images);
+            wait_until_opening(images);
             let late = images.get_or_open(1, name, || Ok(2)).unwrap_err();
             assert!(matches!(*late, ImageFault::Deadline { .. }));
-            go.send(()).unwrap();
+            go_on.send(()).unwrap();
             assert_eq!(*leader.join().unwrap().unwrap(), 1);
         });
     }

@@ -1,15 +1,15 @@
-//! Inode numbers: pure functions of what they name, and what a number from the kernel stands for.
+//! Inode numbers: pure functions of what they name, and the decoding of numbers that come from the kernel.
 //!
 //! ```text
 //! 1                                       the mount's root
-//! layer slot << 32 | entry + 1            a node whose answers depend on its layer alone: one inode in every image
-//! 1 << 59 | image slot << 32 | node + 1   a node whose answers depend on the image: directories, implied parents, and
-//!                                         files whose link count in the image is not that in their layer
-//! 1 << 60 | hash                          a name, tag or alias in the mount's namespace
+//! layer slot << 32 | entry + 1            a node that is the same in all images with its layer: one inode for all
+//! 1 << 59 | image slot << 32 | node + 1   a node that depends on the image: directories, implied parents, and files
+//!                                         whose link count in the image differs from that in their layer
+//! 1 << 60 | hash                          a directory, tag or alias in the mount's namespace
 //! ```
 //!
-//! Slots are the store's and never given to anything else, so a number means the same after a restart, and a program
-//! that kept it (an overlay on top, an open file) is not misled. Slots count from 1, so that none of these numbers is 1.
+//! The store never reuses a slot. A number therefore means the same after a restart, also to a program that kept it: an
+//! overlay on top of the mount, or an open file. Slots start at 1, so none of these numbers is 1.
 
 use std::fmt;
 
@@ -17,11 +17,13 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ino(u64);
 
-/// What an inode number stands for. That the slot, entry or node exists is for the caller to check: numbers come from
-/// the kernel, and from file handles that any privileged program can make up.
+/// The parts of an inode number.
+///
+/// The caller must check that the slot, entry or node exists: numbers come from the kernel, and from file handles that any
+/// privileged program can forge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DecodedIno {
-    /// The root of the mount or something else of its namespace.
+    /// The mount's root, or another node of its namespace.
     Namespace(Ino),
     /// An entry of a layer.
     Layer {
@@ -42,49 +44,49 @@ pub enum DecodedIno {
 impl Ino {
     /// The mount's root.
     pub const ROOT: Self = Self(1);
-    /// Slots are from 1 to below this: they have 26 bits.
+    /// Slots are at least 1 and below this limit: 26 bits.
     pub const SLOT_LIMIT: u32 = 1 << 26;
-    /// Entries and nodes are below this.
+    /// Entry and node numbers are below this limit.
     pub const NODE_LIMIT: u32 = u32::MAX;
-    /// Bits of a namespace number that say which it is.
+    /// The bits of a namespace number that hold its hash.
     pub const NAMESPACE_MASK: u64 = (1 << 59) - 1;
 
     const IMAGE: u64 = 1 << 59;
     const NAMESPACE: u64 = 1 << 60;
 
-    /// Number of a node that is the same in every image with its layer; `None` where slot or entry is out of range.
+    /// The number of a layer's entry that is the same in all images; `None` if slot or entry is out of range.
     #[must_use]
     pub fn of_layer(slot: u32, entry: u32) -> Option<Self> {
         Self::pack(slot, entry).map(Self)
     }
 
-    /// Number of a node of one image; `None` where slot or node is out of range.
+    /// The number of a node that belongs to one image; `None` if slot or node is out of range.
     #[must_use]
     pub fn of_image(slot: u32, node: u32) -> Option<Self> {
         Self::pack(slot, node).map(|number| Self(Self::IMAGE | number))
     }
 
-    /// Number of a namespace node; of `hash`, the bits in [`Ino::NAMESPACE_MASK`] count.
+    /// The number of a namespace node. Only the bits of `hash` in [`Ino::NAMESPACE_MASK`] are used.
     #[must_use]
     pub const fn of_namespace(hash: u64) -> Self {
         Self(Self::NAMESPACE | hash & Self::NAMESPACE_MASK)
     }
 
-    /// A number as the kernel gives it; nothing is checked before [`Ino::place`].
+    /// Wraps a number from the kernel. Not checked before [`Ino::decode`].
     #[must_use]
     pub const fn from_kernel(number: u64) -> Self {
         Self(number)
     }
 
-    /// The number itself.
+    /// The raw number.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// What the number stands for; `None` where it is not one that the functions above make.
+    /// Splits the number into its parts; `None` if the functions above cannot make this number.
     #[must_use]
-    pub fn place(self) -> Option<DecodedIno> {
+    pub fn decode(self) -> Option<DecodedIno> {
         if self == Self::ROOT || self.0 & !Self::NAMESPACE_MASK == Self::NAMESPACE {
             return Some(DecodedIno::Namespace(self));
         }
@@ -122,36 +124,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_says_what_it_stands_for() {
+    fn numbers_decode_to_the_parts_they_were_made_from() {
         let last_slot = Ino::SLOT_LIMIT - 1;
         let last_node = Ino::NODE_LIMIT - 1;
         for (slot, number) in [(1, 0), (1, last_node), (last_slot, 0), (last_slot, last_node), (5, 77)] {
             let layer = Ino::of_layer(slot, number).unwrap();
-            assert_eq!(layer.place(), Some(DecodedIno::Layer { slot, entry: number }));
+            assert_eq!(layer.decode(), Some(DecodedIno::Layer { slot, entry: number }));
             let image = Ino::of_image(slot, number).unwrap();
-            assert_eq!(image.place(), Some(DecodedIno::Image { slot, node: number }));
+            assert_eq!(image.decode(), Some(DecodedIno::Image { slot, node: number }));
             assert_ne!(layer, image);
         }
         for hash in [0, 1, u64::MAX, 1 << 58] {
             let ino = Ino::of_namespace(hash);
-            assert_eq!(ino.place(), Some(DecodedIno::Namespace(ino)));
+            assert_eq!(ino.decode(), Some(DecodedIno::Namespace(ino)));
         }
-        assert_eq!(Ino::ROOT.place(), Some(DecodedIno::Namespace(Ino::ROOT)));
+        assert_eq!(Ino::ROOT.decode(), Some(DecodedIno::Namespace(Ino::ROOT)));
     }
 
     #[test]
-    fn numbers_that_nothing_has_stand_for_nothing() {
+    fn numbers_that_no_inode_has_do_not_decode() {
         for number in
             [0, 2, 1 << 32, 1 << 58, (1 << 59) | 1, 1 << 59, 1 << 61, u64::MAX, (1 << 60) | (1 << 59)]
         {
-            assert_eq!(Ino::from_kernel(number).place(), None, "{number:#x}");
+            assert_eq!(Ino::from_kernel(number).decode(), None, "{number:#x}");
         }
     }
 
     #[test]
-    fn out_of_range_has_no_number() {
+    fn slots_and_nodes_out_of_range_have_no_number() {
         assert_eq!(Ino::of_layer(Ino::SLOT_LIMIT, 0), None);
-        assert_eq!(Ino::of_layer(0, 0), None, "it would be the root's number");
+        assert_eq!(Ino::of_layer(0, 0), None, "would be the number of the root");
         assert_eq!(Ino::of_image(1, Ino::NODE_LIMIT), None);
     }
 }

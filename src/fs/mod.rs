@@ -1,4 +1,6 @@
-//! The filesystem, without a kernel: names and numbers in, attributes and bytes out.
+//! The filesystem as plain Rust: answers requests for names and inode numbers with attributes and bytes.
+//!
+//! Nothing here knows FUSE; [`crate::fuse`] translates between the kernel and [`ImageFs`].
 
 mod answers;
 mod attr;
@@ -8,6 +10,7 @@ mod error;
 mod image_fs;
 mod images;
 mod inodes;
+mod layers;
 mod namespace;
 mod resolve;
 mod source;
@@ -16,11 +19,11 @@ pub use answers::{DirEntry, FsStatus, Lookup, StatFs};
 pub use attr::{FileKind, InodeAttr};
 pub use cache::{CacheCounters, SpanBytes, SpanCache, SpanFault, SpanKey};
 pub use content::FileBytes;
-pub use error::{FsError, ImageFault};
+pub use error::{FsError, ImageFault, LoadError};
 pub use image_fs::{FsOptions, ImageFs, NAME_MAX};
 pub use inodes::{DecodedIno, Ino};
 pub use namespace::{
     NameTarget, Namespace, NamespaceChanges, NamespaceDirectory, NamespaceNode, NamespaceSymlink,
     PublishedImage, PublishedReference,
 };
-pub use source::{ImageSource, LoadError};
+pub use source::ImageSource;

@@ -1,34 +1,32 @@
-//! Where images come from.
+//! Reads references, images and layers from the store.
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use super::{PublishedImage, PublishedReference};
+use super::{LoadError, PublishedImage, PublishedReference};
 use crate::image::{LayerDigest, ManifestDigest};
 use crate::index::Layer;
 use crate::layer::Timestamp;
+use crate::os::AtPath as _;
 use crate::pipeline::{OpenImage, open_image, open_layer};
-use crate::store::{Slot, Store};
+use crate::store::{Slot, Store, StoreError};
 use crate::tree::Tree;
 
-/// Why references could not be read, or an image or a layer not be opened.
-pub type LoadError = Box<dyn std::error::Error + Send + Sync>;
-
-/// An image, opened.
+/// An image whose layers are open and merged.
 pub(super) struct LoadedImage {
     pub(super) tree: Tree,
     /// Slots and layers, lowest first.
     pub(super) layers: Vec<(u32, Arc<Layer>)>,
 }
 
-/// Which file a layer's blob is: another one once a damaged blob has been fetched again.
+/// Identifies the file that holds a layer's blob. It changes when a damaged blob is fetched again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BlobFileId {
     device: u64,
     inode: u64,
 }
 
-/// A store, and how its names are shown.
+/// A store, and how the names of its images are shown.
 #[derive(Debug)]
 pub struct ImageSource {
     store: Store,
@@ -36,25 +34,25 @@ pub struct ImageSource {
 }
 
 impl ImageSource {
-    /// Images come from `store`; names of `default_registry` are shown without it.
+    /// Takes images from `store`. Names in `default_registry` are shown without the registry.
     #[must_use]
     pub fn new(store: Store, default_registry: Option<String>) -> Self {
         Self { store, default_registry }
     }
 
-    /// All references, and when they last changed. An image that has no slot yet gets one.
+    /// Returns all references and the time of their last change. Gives a slot to each image that has none yet.
     pub(super) fn published(&self) -> Result<(Vec<PublishedReference>, Timestamp), LoadError> {
-        // First the time: what changes in between is shown with too old a time rather than never noticed.
-        let metadata = std::fs::metadata(self.store.index_json_path())?;
+        // The time is read first. A change between the two reads is then shown with a time that is too old, but the next
+        // refresh still sees a newer time.
+        let path = self.store.index_json_path();
+        let metadata = std::fs::metadata(&path).at("stat", &path)?;
         let changed =
             Timestamp { sec: metadata.mtime(), nsec: u32::try_from(metadata.mtime_nsec()).unwrap_or(0) };
         let mut published = Vec::new();
         for record in self.store.refs()?.images {
             let name = record.name.familiar(self.default_registry.as_deref());
-            let image = PublishedImage {
-                manifest: record.digest,
-                slot: self.store.image_slot(&record.digest)?.get(),
-            };
+            let slot = self.store.image_slot(&record.digest)?.get();
+            let image = PublishedImage { manifest: record.digest, slot };
             let tags = match record.tags.is_empty() {
                 true => vec![None],
                 false => record.tags.iter().map(|tag| Some(tag.to_string())).collect(),
@@ -69,35 +67,35 @@ impl ImageSource {
         Ok((published, changed))
     }
 
-    /// Opens an image's layers, except those that `known` has, and merges them.
+    /// Opens an image's layers and merges them. Layers that `opened` returns by their slot are not opened again.
     pub(super) fn open_image(
         &self,
         manifest: ManifestDigest,
-        known: impl Fn(u32) -> Option<Arc<Layer>>,
+        opened: impl Fn(u32) -> Option<Arc<Layer>>,
     ) -> Result<LoadedImage, LoadError> {
-        let share = |layer: &LayerDigest| known(self.store.layer_slot(layer).ok()?.get());
+        let share = |layer: &LayerDigest| opened(self.store.layer_slot(layer).ok()?.get());
         let OpenImage { layers, tree, .. } = open_image(&self.store, manifest, share)?;
-        let slotted = layers.into_iter().map(|layer| {
+        let layers = layers.into_iter().map(|layer| {
             let slot = self.store.layer_slot(layer.index().layer())?.get();
             Ok((slot, layer))
         });
-        Ok(LoadedImage { tree, layers: slotted.collect::<Result<_, LoadError>>()? })
+        Ok(LoadedImage { tree, layers: layers.collect::<Result<_, StoreError>>()? })
     }
 
-    /// The image that a slot was given to, published or not.
+    /// The image that has this slot, published or not.
     pub(super) fn image(&self, slot: u32) -> Option<PublishedImage> {
         let manifest = self.store.image_of(Slot::new(slot)?).ok()??;
         Some(PublishedImage { manifest, slot })
     }
 
-    /// Opens the layer that a slot was given to; `None` where it was given to none.
+    /// Opens the layer that has this slot; `None` if no layer has it.
     pub(super) fn open_layer(&self, slot: u32) -> Result<Option<Arc<Layer>>, LoadError> {
         let Some(slot) = Slot::new(slot) else { return Ok(None) };
         let Some(layer) = self.store.layer_of(slot)? else { return Ok(None) };
         Ok(Some(open_layer(&self.store, layer)?))
     }
 
-    /// The file in which a layer's blob is now; `None` where there is none.
+    /// The file that holds a layer's blob now; `None` if the blob is missing.
     pub(super) fn blob_file(&self, layer: &LayerDigest) -> Option<BlobFileId> {
         let metadata = std::fs::metadata(self.store.blob_path(&layer.digest())).ok()?;
         Some(BlobFileId { device: metadata.dev(), inode: metadata.ino() })

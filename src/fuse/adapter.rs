@@ -157,8 +157,8 @@ impl Filesystem for Adapter {
             |fs, _| match fs.lookup(ino(parent), name.as_bytes())? {
                 Lookup::Found(attr) => Ok(file_attr(&attr)),
                 // Number 0 with a time to live: the kernel remembers that there is nothing.
-                Lookup::Absent { lasting: true } => Ok(ABSENT),
-                Lookup::Absent { lasting: false } => Err(FsError::NotFound),
+                Lookup::Absent { cacheable: true } => Ok(ABSENT),
+                Lookup::Absent { cacheable: false } => Err(FsError::NotFound),
             },
             |reply, attr| reply.entry(&FOR_EVER, &attr, GENERATION),
         );
@@ -246,7 +246,7 @@ impl Filesystem for Adapter {
                 fs.readdir(ino(number), offset, |entry| -> bool {
                     let (name, attr) = (OsStr::from_bytes(entry.name), file_attr(&entry.attr));
                     // Without a time to live the kernel asks for name and attributes at their first use.
-                    let ttl = if entry.attr_lasts { FOR_EVER } else { NOT_AT_ALL };
+                    let ttl = if entry.attr_complete { FOR_EVER } else { NOT_AT_ALL };
                     reply.add(attr.ino, entry.next, name, &ttl, &attr, GENERATION)
                 })
             },
@@ -258,10 +258,10 @@ impl Filesystem for Adapter {
         self.answer(
             Operation::StatFs,
             reply,
-            |fs, _| Ok(fs.figures()),
-            |reply, figures| {
-                let blocks = figures.bytes.div_ceil(BLOCK_SIZE.into());
-                reply.statfs(blocks, 0, 0, figures.files, 0, BLOCK_SIZE, NAME_MAX, BLOCK_SIZE);
+            |fs, _| Ok(fs.statfs()),
+            |reply, totals| {
+                let blocks = totals.bytes.div_ceil(BLOCK_SIZE.into());
+                reply.statfs(blocks, 0, 0, totals.files, 0, BLOCK_SIZE, NAME_MAX, BLOCK_SIZE);
             },
         );
     }
@@ -302,7 +302,7 @@ impl Filesystem for Adapter {
             Operation::Lseek,
             reply,
             |fs, _| {
-                let offset = u64::try_from(offset).map_err(|_| FsError::BehindEnd)?;
+                let offset = u64::try_from(offset).map_err(|_| FsError::PastEnd)?;
                 let hole = match whence {
                     libc::SEEK_HOLE => true,
                     libc::SEEK_DATA => false,

@@ -83,7 +83,7 @@ pub(super) fn sized(bytes: Vec<u8>, room: u32) -> Result<XattrReply, FsError> {
     match u32::try_from(bytes.len()) {
         Ok(length) if room == 0 => Ok(XattrReply::Length(length)),
         Ok(length) if length <= room => Ok(XattrReply::Bytes(bytes)),
-        _ => Err(FsError::NoRoom),
+        _ => Err(FsError::BufferTooSmall),
     }
 }
 
@@ -126,7 +126,7 @@ mod tests {
     fn xattr_room_is_asked_for_kept_and_enforced() {
         assert!(matches!(sized(vec![1, 2, 3], 0), Ok(XattrReply::Length(3))));
         assert!(matches!(sized(vec![1, 2, 3], 3), Ok(XattrReply::Bytes(bytes)) if bytes == [1, 2, 3]));
-        assert!(matches!(sized(vec![1, 2, 3], 2), Err(FsError::NoRoom)));
+        assert!(matches!(sized(vec![1, 2, 3], 2), Err(FsError::BufferTooSmall)));
         assert!(matches!(sized(Vec::new(), 0), Ok(XattrReply::Length(0))));
     }
 }

@@ -52,10 +52,10 @@ fn absence_lasts_in_an_image_and_not_among_the_names() {
     let fs = stored.fs();
     let root = resolve(&fs, "lab/a:1").ino;
     let directory = found(&fs, root, b"d").ino;
-    for (parent, lasting) in
+    for (parent, cacheable) in
         [(Ino::ROOT, false), (resolve(&fs, "lab").ino, false), (root, true), (directory, true)]
     {
-        assert_eq!(fs.lookup(parent, b"nothing").unwrap(), Lookup::Absent { lasting });
+        assert_eq!(fs.lookup(parent, b"nothing").unwrap(), Lookup::Absent { cacheable });
         assert!(matches!(fs.lookup(parent, &[b'x'; 256]), Err(FsError::NameTooLong)));
     }
     let file = found(&fs, root, b"f").ino;
@@ -208,7 +208,7 @@ fn listing_opens_no_image_and_gives_the_number_that_a_lookup_gives() {
         let mut image = None;
         fs.readdir(lab, 0, |entry| {
             if entry.attr.kind == FileKind::Directory && entry.name.starts_with(b"a@") {
-                image = Some((entry.attr.ino, entry.attr_lasts));
+                image = Some((entry.attr.ino, entry.attr_complete));
             }
             false
         })
@@ -236,7 +236,7 @@ fn removed_image_is_gone_by_name_and_what_is_in_use_still_answers() {
     let gone: Vec<_> = changes.names.iter().map(|(_, name)| &**name).collect();
     assert!(gone.contains(&"a:1") && gone.contains(&&*format!("a@{digest}")), "{gone:?}");
     assert_eq!(changes.directories, [resolve(&fs, "lab").ino]);
-    assert_eq!(fs.lookup(resolve(&fs, "lab").ino, b"a:1").unwrap(), Lookup::Absent { lasting: false });
+    assert_eq!(fs.lookup(resolve(&fs, "lab").ino, b"a:1").unwrap(), Lookup::Absent { cacheable: false });
     assert_eq!(*fs.read(file, 0, 99).unwrap(), *b"same");
     assert_eq!(found(&fs, root, b"..").ino, Ino::ROOT);
     assert_eq!(fs.refresh().unwrap(), rcx_imagefs::fs::NamespaceChanges::default());

@@ -75,7 +75,7 @@ fn looked_up(fs: &ImageFs, root: InodeAttr, model: &Model) -> Result<(), TestCas
             for name in crate::names() {
                 let child = [&path[..], &[name.to_vec()]].concat();
                 if !known.contains(&child) {
-                    prop_assert_eq!(fs.lookup(attr.ino, name).unwrap(), Lookup::Absent { lasting: true });
+                    prop_assert_eq!(fs.lookup(attr.ino, name).unwrap(), Lookup::Absent { cacheable: true });
                 }
             }
         }

@@ -1,17 +1,17 @@
-//! The mount's names: directories, images, tags and aliases, as an immutable snapshot of what the store publishes.
+//! The names in the mount: an immutable snapshot of the directories, images, tags and aliases that the store publishes.
 //!
 //! ```text
 //! host:5000/lab/python@sha256:<manifest>    an image: the root of its tree
-//! host:5000/lab/python@sha256:<index>       symlink to it
-//! host:5000/lab/python:3.12                 symlink to it
-//! host-5000, python@sha256-<hex>, ...       aliases: symlinks to the name with `:`; they resolve and are not listed
+//! host:5000/lab/python@sha256:<index>       symlink to the image
+//! host:5000/lab/python:3.12                 symlink to the image
+//! host-5000, python@sha256-<hex>, ...       aliases: symlinks to the name with `:`; they resolve but are not listed
 //! ```
 //!
-//! The kernel keeps a directory at one place in its tree of names, so an image that is published under two names is a
-//! directory under one of them and a symlink to that under the other.
+//! A directory can have only one place in the kernel's dentry tree. An image that is published under two names is therefore
+//! a directory under one of them and a symlink under the other.
 //!
-//! Inode numbers of names are hashes of kind, path and (of a link) target: whatever process serves the mount gives the
-//! same number to the same name, and a tag that moves is another inode, so that no cached link target is ever stale.
+//! The inode number of a name is a hash of its kind, its path and, for a symlink, its target. Every process that serves the
+//! mount gives the same number to the same name. A tag that moves becomes another inode, so no cached target is ever stale.
 
 mod plan;
 
@@ -27,29 +27,29 @@ use super::attr::NO_TIME;
 use crate::image::ManifestDigest;
 use crate::layer::Timestamp;
 
-/// One reference of the store: a name for an image, with or without a tag.
+/// A reference in the store: a name for an image, with or without a tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedReference {
-    /// The name in the mount: the familiar form, components joined by `/`.
+    /// The name in the mount: the familiar form, with components joined by `/`.
     pub name: String,
     /// The tag, if the reference has one.
     pub tag: Option<String>,
-    /// Digest of the index (the multi-platform document) through which the image was found, if there was one.
+    /// Digest of the multi-platform index through which the image was pulled, if there was one.
     pub index: Option<ManifestDigest>,
     /// The image.
     pub image: PublishedImage,
 }
 
-/// An image that the mount shows: a manifest and the slot that its inode numbers carry.
+/// An image that the mount shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PublishedImage {
     /// Digest of its manifest.
     pub manifest: ManifestDigest,
-    /// Its slot in the store, below [`Ino::SLOT_LIMIT`].
+    /// Its slot in the store, below [`Ino::SLOT_LIMIT`]. Part of its inode numbers.
     pub slot: u32,
 }
 
-/// What a name stands for.
+/// What a name refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NameTarget {
     /// A directory of the namespace.
@@ -75,7 +75,7 @@ pub struct NamespaceDirectory {
     parent: Ino,
     path: String,
     mtime: Timestamp,
-    /// Ascending by cookie.
+    /// In ascending order of the cookie.
     listed: Vec<(u64, Box<str>, NameTarget)>,
     names: HashMap<Box<str>, NameTarget>,
 }
@@ -87,12 +87,12 @@ pub struct NamespaceSymlink {
     mtime: Timestamp,
 }
 
-/// What the kernel has to forget when one namespace follows another.
+/// What the kernel must forget when one namespace replaces another.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct NamespaceChanges {
-    /// Names that are gone or stand for something else now, with their directory; what lies deeper comes first.
+    /// Names that are gone or refer to something else, with their directory. Deeper names come first.
     pub names: Vec<(Ino, Box<str>)>,
-    /// Directories whose attributes or listing changed.
+    /// Directories whose attributes or listing have changed.
     pub directories: Vec<Ino>,
 }
 
@@ -100,23 +100,23 @@ pub struct NamespaceChanges {
 #[derive(Debug)]
 pub struct Namespace {
     nodes: HashMap<Ino, NamespaceNode>,
-    /// Where each image is a directory: the directory that holds it.
+    /// For each image, by slot: the directory that holds it, and its name there.
     homes: HashMap<u32, (Ino, Box<str>)>,
 }
 
 impl Default for Namespace {
-    /// Nothing published, as the store has not been looked at.
+    /// An empty namespace, as before the first look at the store.
     fn default() -> Self {
         Self::new(&[], NO_TIME, None)
     }
 }
 
 impl Namespace {
-    /// Makes the snapshot that follows `previous`. `changed` is when the store's references last changed: directories that
-    /// are not as they were take it as their mtime.
+    /// Builds the snapshot that replaces `previous`. `changed` is the time of the last change to the store's references; it
+    /// becomes the mtime of every directory that differs from `previous`.
     ///
-    /// Where two references claim one path, a directory of names wins over a tag, and the later reference over the earlier;
-    /// an image under several names stays a directory where it was one in `previous`, or else is one under the first.
+    /// If two references claim one path, a directory of names wins over a tag, and a later reference over an earlier one. An
+    /// image with several names is a directory under the name that it had in `previous`, or else under its first name.
     #[must_use]
     pub fn new(published: &[PublishedReference], changed: Timestamp, previous: Option<&Self>) -> Self {
         Self::with_hash(published, changed, previous, path_hash)
@@ -140,7 +140,7 @@ impl Namespace {
         }
         let mut numbers = InoAllocator { hash, taken: HashSet::from([Ino::ROOT]) };
         let mut directories: BTreeMap<&str, Ino> = BTreeMap::from([("", Ino::ROOT)]);
-        // Ascending, so that the numbers do not depend on the order of the references even where hashes collide.
+        // In ascending order, so that even colliding hashes do not make the numbers depend on the order of the references.
         for path in children.keys().filter(|path| !path.is_empty()) {
             directories.insert(path, numbers.next(&["d", path]));
         }
@@ -193,19 +193,19 @@ impl Namespace {
         namespace
     }
 
-    /// A node by its number.
+    /// Returns the node with this number.
     #[must_use]
     pub fn node(&self, ino: Ino) -> Option<&NamespaceNode> {
         self.nodes.get(&ino)
     }
 
-    /// The directory in which an image is a directory, and its name there.
+    /// Returns the directory that holds an image, and the image's name there.
     #[must_use]
     pub fn home(&self, image_slot: u32) -> Option<(Ino, &str)> {
         self.homes.get(&image_slot).map(|(parent, name)| (*parent, &**name))
     }
 
-    /// The image with this slot, if it is published.
+    /// Returns the image with this slot if it is published.
     #[must_use]
     pub fn image(&self, slot: u32) -> Option<PublishedImage> {
         let (parent, name) = self.home(slot)?;
@@ -218,13 +218,13 @@ impl Namespace {
         }
     }
 
-    /// How many images are published.
+    /// The number of published images.
     #[must_use]
     pub fn image_count(&self) -> usize {
         self.homes.len()
     }
 
-    /// Path of an image's directory in the mount, without a leading `/`.
+    /// Returns the path of an image's directory in the mount, without a leading `/`.
     #[must_use]
     pub fn path_of(&self, image_slot: u32) -> Option<String> {
         let (parent, name) = self.home(image_slot)?;
@@ -234,12 +234,13 @@ impl Namespace {
         }
     }
 
-    /// What the kernel, which may have cached anything that `old` answered, must forget when `self` answers from now on.
-    /// Names that did not resolve are never cached, so a name that is only new is no change.
+    /// Returns what the kernel must forget when `self` replaces `old`: it may have cached any answer from `old`.
+    ///
+    /// Absent names are never cached, so the kernel need not forget anything about a name that is only new.
     #[must_use]
     pub fn changes_since(&self, old: &Self) -> NamespaceChanges {
         let mut changes = NamespaceChanges::default();
-        let mut depths: Vec<(Reverse<usize>, &str, Ino, Box<str>)> = Vec::new();
+        let mut gone: Vec<(Reverse<usize>, &str, Ino, Box<str>)> = Vec::new();
         for (&ino, node) in &old.nodes {
             let NamespaceNode::Directory(before) = node else { continue };
             let after = match self.nodes.get(&ino) {
@@ -249,21 +250,21 @@ impl Namespace {
             for (name, target) in &before.names {
                 if after.and_then(|after| after.names.get(name)) != Some(target) {
                     let depth = before.path.split('/').count() + usize::from(!before.path.is_empty());
-                    depths.push((Reverse(depth), &before.path, ino, name.clone()));
+                    gone.push((Reverse(depth), &before.path, ino, name.clone()));
                 }
             }
             if after.is_some_and(|after| after.listed != before.listed) {
                 changes.directories.push(ino);
             }
         }
-        depths.sort_unstable();
-        changes.names = depths.into_iter().map(|(_, _, parent, name)| (parent, name)).collect();
+        gone.sort_unstable();
+        changes.names = gone.into_iter().map(|(_, _, parent, name)| (parent, name)).collect();
         changes.directories.sort_unstable();
         changes
     }
 
-    /// Gives what did not change the time that it had, and what did a later one: by it the kernel tells that the listing
-    /// that it has cached is an old one (`fuse_readdir_cached`, fs/fuse/readdir.c).
+    /// Gives unchanged nodes their former time, and changed directories a later one: the kernel recognizes an outdated
+    /// cached listing by the directory's mtime (`fuse_readdir_cached`, fs/fuse/readdir.c).
     fn keep_times(&mut self, previous: &Self) {
         for (ino, node) in &mut self.nodes {
             match (node, previous.nodes.get(ino)) {
@@ -274,7 +275,7 @@ impl Namespace {
                         now.mtime = just_after(before.mtime);
                     }
                 }
-                // The number of a link is a hash of all that it is.
+                // The number is a hash of path and target, so a link with the same number is unchanged.
                 (NamespaceNode::Symlink(now), Some(NamespaceNode::Symlink(before))) => {
                     now.mtime = before.mtime
                 }
@@ -285,33 +286,34 @@ impl Namespace {
 }
 
 impl NamespaceDirectory {
-    /// What a name in this directory stands for, aliases included.
+    /// Looks up a name or an alias in this directory.
     #[must_use]
     pub fn lookup(&self, name: &[u8]) -> Option<NameTarget> {
         self.names.get(std::str::from_utf8(name).ok()?).copied()
     }
 
-    /// The directory above; the root's is the root.
+    /// The parent directory. The root is its own parent.
     #[must_use]
     pub fn parent(&self) -> Ino {
         self.parent
     }
 
-    /// When a name came or went last, as far as this process knows.
+    /// When a name was last added or removed, as far as this process knows.
     #[must_use]
     pub fn mtime(&self) -> Timestamp {
         self.mtime
     }
 
-    /// Links that a directory has: its name, its `.`, and the `..` of each directory in it.
+    /// The link count: the directory's name, its `.`, and the `..` of each directory in it.
     #[must_use]
     pub fn nlink(&self) -> u32 {
         let directories = self.listed.iter().filter(|(.., target)| !matches!(target, NameTarget::Symlink(_)));
         u32::try_from(directories.count()).unwrap_or(u32::MAX - 2) + 2
     }
 
-    /// The names behind `cookie` with their own cookies, in an order that does not depend on what else is published.
-    /// Cookies are greater than any small number, so 0 to 2 stand for the start.
+    /// Returns the names after `cookie` with their cookies. Their order does not depend on what else is published.
+    ///
+    /// Cookies are large, so 0 to 2 can stand for the start and the two dot entries.
     pub fn listed_after(&self, cookie: u64) -> impl Iterator<Item = (u64, &str, NameTarget)> {
         let from = self.listed.partition_point(|(at, ..)| *at <= cookie);
         self.listed[from..].iter().map(|(cookie, name, target)| (*cookie, &**name, *target))
@@ -319,20 +321,20 @@ impl NamespaceDirectory {
 }
 
 impl NamespaceSymlink {
-    /// What the link holds: a path relative to its directory.
+    /// The target: a path relative to the link's directory.
     #[must_use]
     pub fn target(&self) -> &str {
         &self.target
     }
 
-    /// When it came, as far as this process knows.
+    /// When the link was created, as far as this process knows.
     #[must_use]
     pub fn mtime(&self) -> Timestamp {
         self.mtime
     }
 }
 
-/// Hands out numbers, another one where a hash is taken.
+/// Allocates inode numbers from hashes. If a hash is taken, the next free number is used.
 struct InoAllocator {
     hash: fn(&[&str]) -> u64,
     taken: HashSet<Ino>,
@@ -344,7 +346,7 @@ impl InoAllocator {
         (0..)
             .map(|step| Ino::of_namespace(first.wrapping_add(step)))
             .find(|ino| self.taken.insert(*ino))
-            .expect("there are more numbers than names")
+            .expect("there are fewer names than numbers")
     }
 }
 

@@ -1,11 +1,11 @@
-//! Decides what stands at each path of the mount.
+//! Decides which node each path of the mount gets.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Namespace, PublishedImage, PublishedReference};
 use crate::image::ManifestDigest;
 
-/// What is to stand at a path, while the snapshot is being made.
+/// The node for a path of a new snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum PlannedNode {
     Directory,
@@ -14,13 +14,13 @@ pub(super) enum PlannedNode {
     Symlink(String),
 }
 
-/// Decides what stands at each path.
+/// Decides which node each path gets. See [`Namespace::new`] for the rules.
 pub(super) fn plan(
     published: &[PublishedReference],
     previous: Option<&Namespace>,
 ) -> BTreeMap<String, PlannedNode> {
     let digest_path = |name: &str, digest: &ManifestDigest| format!("{name}@{digest}");
-    // Where each image is a directory.
+    // For each image, the path at which it is a directory.
     let mut homes: HashMap<u32, String> = HashMap::new();
     let paths: BTreeSet<(u32, String)> = published
         .iter()
@@ -51,7 +51,7 @@ pub(super) fn plan(
         };
         plans.insert(own, image);
     }
-    // Last, so that a directory of names wins: a repository's images are reached through it.
+    // Last, so that a directory of names replaces a tag of the same path: images are reached through the directory.
     for published in published {
         let mut path = published.name.as_str();
         while let Some((parent, _)) = path.rsplit_once('/') {
@@ -62,8 +62,8 @@ pub(super) fn plan(
     plans
 }
 
-/// For each name with a `:` the spelling with `-`, unless that is a name of its own. Where two names have one alias, it is
-/// that of the lesser.
+/// Returns the alias with `-` for each name with a `:`, unless another name is spelled like the alias. If two names have
+/// the same alias, the lesser name gets it.
 pub(super) fn aliases<'a>(entries: &BTreeMap<&'a str, &PlannedNode>) -> BTreeMap<String, &'a str> {
     let mut aliases = BTreeMap::new();
     for &name in entries.keys().filter(|name| name.contains(':')) {
@@ -75,7 +75,7 @@ pub(super) fn aliases<'a>(entries: &BTreeMap<&'a str, &PlannedNode>) -> BTreeMap
     aliases
 }
 
-/// A path's directory and last component.
+/// Splits a path into its directory and its last component.
 pub(super) fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }
@@ -84,7 +84,7 @@ pub(super) fn join(directory: &str, name: &str) -> String {
     if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
 }
 
-/// The link target that leads from a directory of the namespace to a path of it.
+/// The target of a link in `directory` that leads to `path`.
 fn relative(directory: &str, path: &str) -> String {
     let ups = if directory.is_empty() { 0 } else { directory.split('/').count() };
     "../".repeat(ups) + path

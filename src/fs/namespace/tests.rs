@@ -1,4 +1,4 @@
-//! What names come of references, and what changes when those do.
+//! Which names references get, and what changes when the references change.
 
 use super::*;
 use crate::image::Digest;
@@ -15,7 +15,7 @@ fn at(sec: i64) -> Timestamp {
     Timestamp { sec, nsec: 0 }
 }
 
-/// `name[:tag]` as slot `slot`.
+/// Publishes `name[:tag]` as the image with slot `slot`.
 fn publish(reference: &str, slot: u32) -> PublishedReference {
     let (name, tag) = match reference.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') => (name, Some(tag.to_owned())),
@@ -39,7 +39,7 @@ fn directory(namespace: &Namespace, ino: Ino) -> &NamespaceDirectory {
     }
 }
 
-/// Walks a path as the kernel does, through links; what it ends at.
+/// Walks a path as the kernel does, following links, and returns what its last component refers to.
 fn resolve(namespace: &Namespace, path: &str) -> Option<NameTarget> {
     let mut at = Ino::ROOT;
     let mut target = NameTarget::Directory(Ino::ROOT);
@@ -98,7 +98,7 @@ fn names_with_slashes_and_ports_are_directories_and_tags_are_links() {
 }
 
 #[test]
-fn names_with_a_colon_resolve_with_a_dash_and_are_not_listed() {
+fn names_with_a_colon_have_unlisted_aliases_with_a_dash() {
     let namespace = namespace(&[publish("host:5000/python:3.12", 1)]);
     let of = Some(NameTarget::Image(image(1)));
     assert_eq!(resolve(&namespace, "host-5000/python-3.12"), of);
@@ -109,7 +109,7 @@ fn names_with_a_colon_resolve_with_a_dash_and_are_not_listed() {
 }
 
 #[test]
-fn real_name_wins_over_an_alias() {
+fn name_wins_over_an_alias_of_the_same_spelling() {
     let namespace = namespace(&[publish("host:5000/python:1", 1), publish("host-5000/python:1", 2)]);
     assert_eq!(resolve(&namespace, "host-5000/python:1"), Some(NameTarget::Image(image(2))));
     assert_eq!(resolve(&namespace, "host:5000/python:1"), Some(NameTarget::Image(image(1))));
@@ -123,7 +123,7 @@ fn directory_of_names_wins_over_a_tag_of_the_same_spelling() {
 }
 
 #[test]
-fn image_with_two_names_is_one_directory_and_stays_where_it_is() {
+fn image_with_two_names_is_a_directory_under_one_and_stays_there() {
     let digest = digest("1");
     let zoo = publish("zoo/python:1", 1);
     let lab = publish("lab/sub/python:1", 1);
@@ -141,7 +141,7 @@ fn image_with_two_names_is_one_directory_and_stays_where_it_is() {
 }
 
 #[test]
-fn numbers_depend_on_the_names_alone() {
+fn inode_numbers_depend_only_on_the_names() {
     let python = publish("host:5000/python:1", 1);
     let alone = namespace(std::slice::from_ref(&python));
     let others = Namespace::new(&[publish("a/b:2", 2), python, publish("host:5000/z:3", 3)], at(9), None);
@@ -152,7 +152,7 @@ fn numbers_depend_on_the_names_alone() {
 }
 
 #[test]
-fn colliding_hashes_still_give_every_name_a_number_of_its_own() {
+fn names_with_colliding_hashes_get_different_numbers() {
     let published = [publish("a/b:1", 1), publish("c:2", 2)];
     let namespace = Namespace::with_hash(&published, at(1), None, |_| 7);
     assert_eq!(resolve(&namespace, "a/b:1"), Some(NameTarget::Image(image(1))));
@@ -161,21 +161,21 @@ fn colliding_hashes_still_give_every_name_a_number_of_its_own() {
 }
 
 #[test]
-fn moved_tag_is_the_only_thing_the_kernel_must_forget() {
+fn kernel_must_forget_only_the_moved_tag() {
     let before = namespace(&[publish("python:3", 1), publish("python", 2), publish("gcc:1", 3)]);
     let now = [publish("python", 1), publish("python:3", 2), publish("gcc:1", 3)];
     let after = Namespace::new(&now, at(2), Some(&before));
     let changes = after.changes_since(&before);
     let mut names: Vec<_> = changes.names.iter().map(|(ino, name)| (*ino, &**name)).collect();
     names.sort();
-    // The alias leads to the tag, which it still does.
+    // The alias still refers to the tag.
     assert_eq!(names, [(Ino::ROOT, "python:3")]);
     assert_eq!(changes.directories, [Ino::ROOT]);
     assert_eq!(resolve(&after, "python-3"), Some(NameTarget::Image(image(2))));
 }
 
 #[test]
-fn removed_image_is_forgotten_from_the_deepest_name_up() {
+fn names_of_a_removed_image_are_forgotten_deepest_first() {
     let before = namespace(&[publish("a/b/c:1", 1), publish("d:1", 2)]);
     let after = Namespace::new(&[publish("d:1", 2)], at(2), Some(&before));
     let changes = after.changes_since(&before);
@@ -186,7 +186,7 @@ fn removed_image_is_forgotten_from_the_deepest_name_up() {
 }
 
 #[test]
-fn new_name_makes_the_kernel_forget_its_directory_and_nothing_else() {
+fn kernel_must_forget_only_the_directory_of_a_new_name() {
     let before = namespace(&[publish("a/b:1", 1)]);
     let after = Namespace::new(&[publish("a/b:1", 1), publish("c:1", 2)], at(2), Some(&before));
     assert_eq!(
@@ -197,24 +197,24 @@ fn new_name_makes_the_kernel_forget_its_directory_and_nothing_else() {
 }
 
 #[test]
-fn only_what_changed_takes_a_new_time() {
+fn only_changed_directories_get_a_new_time() {
     let before = namespace(&[publish("a/b:1", 1)]);
     let after = Namespace::new(&[publish("a/b:1", 1), publish("c:1", 2)], at(2), Some(&before));
     let Some(NameTarget::Directory(a)) = resolve(&after, "a") else { panic!() };
     assert_eq!(directory(&after, a).mtime(), at(1));
     assert_eq!(directory(&after, Ino::ROOT).mtime(), at(2));
-    // Twice within one tick of the clock, or with a clock that was set back.
+    // A second change within one tick of the clock, or after the clock was set back.
     let third = Namespace::new(&[publish("c:1", 2)], at(2), Some(&after));
     assert_eq!(directory(&third, Ino::ROOT).mtime(), Timestamp { sec: 2, nsec: 1 });
 }
 
 #[test]
-fn listing_goes_on_where_it_was_when_names_come_and_go() {
+fn listing_continues_at_its_cookie_when_names_are_added_and_removed() {
     let published: Vec<_> = (0..20).map(|n| publish(&format!("image{n}"), n)).collect();
     let before = namespace(&published);
     let half: Vec<_> = directory(&before, Ino::ROOT).listed_after(0).take(10).collect();
     let cookie = half[9].0;
-    // Of what was listed, every second goes; others come.
+    // Removes every second listed name and adds others.
     let mut now: Vec<_> = published
         .iter()
         .filter(|p| half.iter().step_by(2).all(|(_, name, _)| !name.starts_with(&format!("{}@", p.name))))
@@ -227,14 +227,14 @@ fn listing_goes_on_where_it_was_when_names_come_and_go() {
         assert_eq!(rest.iter().filter(|seen| **seen == name).count(), 1, "{name}");
     }
     for (_, name, _) in &half {
-        assert!(!rest.contains(name), "{name} twice");
+        assert!(!rest.contains(name), "{name} is listed twice");
     }
 }
 
 #[test]
-fn directory_counts_its_directories_as_links() {
+fn link_count_includes_the_directories_in_a_directory() {
     let namespace = namespace(&[publish("a/b:1", 1), publish("c:1", 2)]);
-    // a and c@sha256:..., not c:1.
+    // `a` and `c@sha256:...` are directories, `c:1` is not.
     assert_eq!(directory(&namespace, Ino::ROOT).nlink(), 2 + 2);
     assert_eq!(Namespace::default().image_count(), 0);
 }

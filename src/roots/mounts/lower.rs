@@ -93,7 +93,7 @@ impl Lower {
         let (path, top) =
             (path_of(fd.as_fd()).at("find", name)?, path_of(mount.as_fd()).at("find", mountpoint)?);
         let canonical = path.strip_prefix(&top).ok().and_then(Path::to_str);
-        match (Ino::from_kernel(stat.st_ino).place(), canonical) {
+        match (Ino::from_kernel(stat.st_ino).decode(), canonical) {
             (Some(DecodedIno::Image { node, .. }), Some(canonical)) if node == NodeId::ROOT.get() => {
                 let name = canonical.to_owned();
                 Ok(Self {

@@ -1,0 +1,91 @@
+//! Open layers: one handle for each, shared by all images.
+//!
+//! A layer stays open until the process ends, like the images that use it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+
+use tracing::info;
+
+use super::source::BlobFileId;
+use super::{ImageSource, LoadError, StatFs};
+use crate::index::Layer;
+use crate::os::ignore_poison;
+
+/// A layer and its slot.
+pub(super) type SlotLayer = (u32, Arc<Layer>);
+
+/// All open layers, by slot.
+#[derive(Debug)]
+pub(super) struct LayerTable {
+    source: Arc<ImageSource>,
+    layers: RwLock<HashMap<u32, ServedLayer>>,
+}
+
+/// An open layer, and the file that held its blob when it was opened.
+#[derive(Debug)]
+struct ServedLayer {
+    layer: Arc<Layer>,
+    blob: Option<BlobFileId>,
+}
+
+impl LayerTable {
+    pub(super) fn new(source: Arc<ImageSource>) -> Self {
+        Self { source, layers: RwLock::default() }
+    }
+
+    /// Returns the layer if it is open.
+    pub(super) fn opened(&self, slot: u32) -> Option<Arc<Layer>> {
+        ignore_poison(self.layers.read()).get(&slot).map(|open| Arc::clone(&open.layer))
+    }
+
+    /// Returns the layer, and opens it if necessary: the kernel may know its inodes from an earlier process. `None` if the
+    /// store does not know the slot.
+    pub(super) fn get_or_open(&self, slot: u32) -> Result<Option<Arc<Layer>>, LoadError> {
+        if let Some(layer) = self.opened(slot) {
+            return Ok(Some(layer));
+        }
+        let layer = self.source.open_layer(slot)?;
+        Ok(layer.map(|layer| self.insert(slot, layer)))
+    }
+
+    /// Keeps a layer open. Returns the existing handle if the layer is open already.
+    pub(super) fn insert(&self, slot: u32, layer: Arc<Layer>) -> Arc<Layer> {
+        let blob = self.source.blob_file(layer.index().layer());
+        let mut layers = ignore_poison(self.layers.write());
+        Arc::clone(&layers.entry(slot).or_insert(ServedLayer { layer, blob }).layer)
+    }
+
+    /// Returns another handle to try after a read through `failed` failed: the one that replaced it, or a new one if the
+    /// blob has been fetched again since. `None` if there is nothing else to try.
+    pub(super) fn replacement(&self, slot: u32, failed: &Arc<Layer>) -> Option<Arc<Layer>> {
+        let current = self.source.blob_file(failed.index().layer())?;
+        let open = self.opened(slot)?;
+        if !Arc::ptr_eq(&open, failed) {
+            return Some(open);
+        }
+        let former = ignore_poison(self.layers.read()).get(&slot)?.blob;
+        if former == Some(current) {
+            return None;
+        }
+        let layer = self.source.open_layer(slot).ok()??;
+        info!(layer = %layer.index().layer(), "the blob was replaced; opened the layer again");
+        let served = ServedLayer { layer: Arc::clone(&layer), blob: Some(current) };
+        ignore_poison(self.layers.write()).insert(slot, served);
+        Some(layer)
+    }
+
+    /// Number of open layers.
+    pub(super) fn len(&self) -> usize {
+        ignore_poison(self.layers.read()).len()
+    }
+
+    /// Sums over all open layers.
+    pub(super) fn totals(&self) -> StatFs {
+        let layers = ignore_poison(self.layers.read());
+        layers.values().fold(StatFs::default(), |sum, ServedLayer { layer, .. }| StatFs {
+            bytes: sum.bytes.saturating_add(layer.index().tar_size()),
+            files: sum.files.saturating_add(layer.index().len() as u64),
+        })
+    }
+}

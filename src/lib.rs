@@ -62,6 +62,7 @@
 //! | [`roots`] | writable roots: an overlay of an image and an upper |
 //! | [`sandbox`] | runs in such a root: isolate, bubblewrap, and the stand-in for isolate |
 //! | [`daemon`] | the serving process: control socket, watching the store |
+//! | [`manual`] | the pages of the manual, and their conversion to man pages |
 //! | [`cli`] | the commands |
 //!
 //! # Words
@@ -94,6 +95,7 @@ pub mod image;
 pub mod import;
 pub mod index;
 pub mod layer;
+pub mod manual;
 pub mod os;
 pub mod pipeline;
 pub mod registry;

@@ -1,4 +1,6 @@
-//! The configuration file: TOML, every key optional, an unknown key an error.
+//! The configuration file: TOML. Every key is optional; an unknown key is an error.
+//!
+//! The manual page rcx-imagefs-config(5) describes the keys; a test compares the two.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,33 +12,34 @@ use anyhow::Context as _;
 use serde::Deserialize;
 
 use super::engine::EngineChoice;
+use super::error::ConfigurationError;
 use crate::image::{Platform, Reference};
 use crate::index::LayerLimits;
 use crate::roots::{RootsError, Upper};
 use crate::sandbox::shim::{self, BoxImages, ShimError};
 use crate::sandbox::{BoxRange, SandboxKind, User};
 
-/// Where the configuration is looked for when `--config` is not given; it need not exist then.
+/// The configuration file if `--config` is not given. It may be missing.
 pub(super) const DEFAULT_PATH: &str = "/etc/rcx-imagefs/config.toml";
 
-/// What the file can say. Command line and environment go before it.
+/// The content of the file. Options and environment variables override it.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Config {
     /// Directory of the store.
     pub(super) store: Option<PathBuf>,
-    /// Directory of the control socket.
+    /// Directory of the control socket and of roots.
     pub(super) run_dir: Option<PathBuf>,
-    /// Registry of references without a host, in place of docker.io; its host is left out of names.
+    /// Registry of references without a host, instead of docker.io; its host is left out of names.
     pub(super) default_registry: Option<String>,
-    /// Registries that are spoken to in plain HTTP besides those on loopback: `host` or `host:port`.
+    /// Registries with plain HTTP, besides those on loopback: `host` or `host:port`.
     #[serde(default)]
     pub(super) plain_http: Vec<String>,
     /// Platform to choose from multi-platform images: `os/arch[/variant]`.
     pub(super) platform: Option<String>,
-    /// How roots have their image.
+    /// Engine of roots and runs.
     pub(super) engine: Option<EngineChoice>,
-    /// What layers may come to.
+    /// Limits of layers.
     #[serde(default)]
     pub(super) limits: LimitsConfig,
     /// The mount.
@@ -57,14 +60,14 @@ pub(super) struct Config {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct LimitsConfig {
-    /// Longest tar of a layer, in MiB.
+    /// Size of a layer's tar, in MiB.
     layer_size_mib: Option<NonZeroU64>,
-    /// Most bytes of tar for each byte of a layer's blob, where the tar is longer than 1 GiB.
+    /// Ratio of a layer's tar to its blob; applies only if the tar is larger than 1 GiB.
     layer_ratio: Option<NonZeroU64>,
 }
 
 impl LimitsConfig {
-    /// What layers may come to that are taken into the store.
+    /// The limits of layers that are pulled, loaded or indexed again.
     pub(super) fn layer(&self) -> LayerLimits {
         let default = LayerLimits::default();
         LayerLimits {
@@ -78,7 +81,7 @@ impl LimitsConfig {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct MountConfig {
-    /// Threads that answer the kernel.
+    /// Number of threads that answer requests of the kernel.
     pub(super) threads: Option<NonZeroUsize>,
     /// Memory for decoded spans, in MiB.
     pub(super) cache_mib: Option<u64>,
@@ -90,7 +93,7 @@ pub(super) struct MountConfig {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct RootConfig {
-    /// Directory for what is written in roots, in place of one in the store.
+    /// Directory of uppers, instead of one in the store.
     pub(super) upper_dir: Option<PathBuf>,
     /// Upper layer of roots: `dir`, `dir:SIZE`, `tmpfs:SIZE` or `none`.
     upper: Option<String>,
@@ -102,9 +105,9 @@ pub(super) struct RootConfig {
 pub(super) struct RunConfig {
     /// Sandbox: `auto`, `isolate` or `bwrap`.
     sandbox: Option<String>,
-    /// Boxes of runs that name none: `FIRST-LAST`.
+    /// Boxes of runs without `--box-id`: `FIRST-LAST`.
     box_ids: Option<String>,
-    /// Who programs are under bubblewrap: `UID[:GID]`, numbers.
+    /// User and group of programs under bubblewrap: `UID[:GID]`, in numbers.
     bwrap_user: Option<String>,
 }
 
@@ -115,12 +118,12 @@ impl RunConfig {
         text.parse().map_err(|why| anyhow::anyhow!("sandbox `{text}`: {why}"))
     }
 
-    /// The boxes to choose from.
+    /// The boxes of runs that name none.
     pub(super) fn box_ids(&self) -> anyhow::Result<BoxRange> {
         self.box_ids.as_deref().map_or(Ok(BoxRange::default()), |text| Ok(text.parse()?))
     }
 
-    /// Who programs are under bubblewrap.
+    /// The user and group of programs under bubblewrap.
     pub(super) fn bwrap_user(&self) -> anyhow::Result<User> {
         let Some(text) = &self.bwrap_user else { return Ok(User::default()) };
         text.parse().map_err(|why| anyhow::anyhow!("bwrap-user `{text}`: {why}"))
@@ -131,13 +134,13 @@ impl RunConfig {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct IsolateConfig {
-    /// The real isolate.
+    /// The real isolate's program file.
     pub(super) path: Option<PathBuf>,
-    /// Where the images are mounted, if not where the store's daemon says.
+    /// Where the images are mounted, if not at the mountpoint of the store's daemon.
     pub(super) mountpoint: Option<PathBuf>,
-    /// What takes the writes to a root: `dir`, `dir:SIZE`, `tmpfs:SIZE`.
+    /// Upper layer of writable roots: `dir`, `dir:SIZE` or `tmpfs:SIZE`.
     pub(super) upper: Option<String>,
-    /// Whether a root can be written to where the call does not say.
+    /// Whether roots are writable if the call does not say.
     #[serde(default)]
     pub(super) writable: bool,
     /// Images of boxes whose calls name none: `7`, `10-19` or `default` = image.
@@ -151,54 +154,58 @@ impl IsolateConfig {
         BoxImages::new(self.images.iter().map(|(boxes, image)| (boxes.as_str(), image.as_str())))
     }
 
-    /// The upper of roots that can be written to.
+    /// The upper of writable roots.
     pub(super) fn upper(&self) -> Result<Upper, RootsError> {
         self.upper.as_deref().map_or(Ok(Upper::default()), str::parse)
     }
 }
 
 impl Config {
-    /// Reads the default place, where there may be none, for a program that has more rights than its caller: it has to be
-    /// such that only root can have written it.
+    /// Reads the default file on behalf of a set-uid program: fails unless only root can have written it.
     pub(super) fn load_trusted() -> anyhow::Result<Self> {
         let path = Path::new(DEFAULT_PATH);
-        let named = || format!("configuration {}", path.display());
-        // A file that only root can write, in a directory where somebody else can put another in its place.
-        if let Some(directory) = path.parent() {
-            match File::open(directory) {
-                Ok(open) => shim::require_trusted(&open, directory).with_context(named)?,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-                Err(error) => return Err(error).with_context(named),
-            }
-        }
-        let mut file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(error).with_context(named),
-        };
-        shim::require_trusted(&file, path).with_context(named)?;
-        let mut text = String::new();
-        file.read_to_string(&mut text).with_context(named)?;
-        Self::parse(&text).with_context(named)
+        Self::read_trusted(path).map_err(|source| ConfigurationError { path: path.to_owned(), source }.into())
     }
 
-    /// Reads `path`, or the default place where none is given.
+    fn read_trusted(path: &Path) -> anyhow::Result<Self> {
+        let open_trusted = |path: &Path| -> anyhow::Result<Option<File>> {
+            let file = match File::open(path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            shim::require_trusted(&file, path)?;
+            Ok(Some(file))
+        };
+        // Whoever can write to the directory can replace the file in it.
+        if let Some(directory) = path.parent()
+            && open_trusted(directory)?.is_none()
+        {
+            return Ok(Self::default());
+        }
+        let Some(mut file) = open_trusted(path)? else { return Ok(Self::default()) };
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        Self::parse(&text)
+    }
+
+    /// Reads `path`, or the default file, which may be missing.
     pub(super) fn load(path: Option<&Path>) -> anyhow::Result<Self> {
         let file = path.unwrap_or(Path::new(DEFAULT_PATH));
         let text = match std::fs::read_to_string(file) {
-            Ok(text) => text,
             Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(Self::default());
             }
-            Err(error) => return Err(error).with_context(|| format!("configuration {}", file.display())),
+            result => result.map_err(anyhow::Error::from),
         };
-        Self::parse(&text).with_context(|| format!("configuration {}", file.display()))
+        text.and_then(|text| Self::parse(&text))
+            .map_err(|source| ConfigurationError { path: file.to_owned(), source }.into())
     }
 
-    /// Reads a file's text. What is wrong with it is found here, whether or not the command at hand needs it.
+    /// Parses the text of a file. All values are checked, also those that the present command does not use.
     pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
         let config: Self = toml::from_str(text).map_err(|error| {
-            // The error itself is a picture of several lines.
+            // The error's own text has several lines, with an excerpt of the file.
             let before = error.span().and_then(|span| text.as_bytes().get(..span.start)).unwrap_or_default();
             let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
             anyhow::anyhow!("line {line}: {}", error.message().replace('\n', ", "))
@@ -218,7 +225,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The platform that images are chosen for.
+    /// The platform to choose from multi-platform images.
     pub(super) fn platform(&self, flag: Option<&str>) -> anyhow::Result<Platform> {
         match flag.or(self.platform.as_deref()) {
             None => Ok(Platform::host()),
@@ -226,7 +233,7 @@ impl Config {
         }
     }
 
-    /// The upper layer that a root gets.
+    /// The upper layer of a root.
     pub(super) fn upper(&self, flag: Option<Upper>) -> anyhow::Result<Upper> {
         match (flag, &self.root.upper) {
             (Some(upper), _) => Ok(upper),
@@ -241,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_is_optional_and_an_unknown_one_is_an_error() {
+    fn every_key_is_optional_and_unknown_keys_are_errors() {
         let empty = Config::parse("").unwrap();
         assert!(empty.default_registry.is_none());
         let full = Config::parse(
@@ -270,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_values_are_found_when_the_file_is_read() {
+    fn invalid_values_are_errors_when_the_file_is_read() {
         for (text, wanted) in [
             ("default-registry = 'no host'", "default registry `no host` is not a host"),
             ("platform = 'x'", "platform `x` is not of the form"),
@@ -290,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_file_has_to_exist() {
+    fn file_of_the_option_config_must_exist() {
         let error = Config::load(Some(Path::new("/nonexistent/config.toml"))).unwrap_err();
         assert!(format!("{error:#}").starts_with("configuration /nonexistent/config.toml: "));
     }

@@ -1,4 +1,4 @@
-//! Which engine shows an image to a root, and the image as that engine has it.
+//! Chooses the engine of a root and prepares the image for it.
 
 use std::io::IsTerminal as _;
 use std::time::Duration;
@@ -7,32 +7,33 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use serde::Deserialize;
 
-use super::{Context, error};
+use super::Context;
 use crate::daemon::{ControlRequest, ask};
 use crate::pipeline::open_image;
 use crate::roots::{Engine, LayerDirectories, Lower};
 use crate::store::Store;
 
-/// How long a daemon may take to say that it is there.
+/// How long to wait for a daemon's answer to a ping.
 const PING: Duration = Duration::from_secs(2);
 
-/// What `--engine` and the configuration take.
+/// A value of `--engine` and of the configuration's `engine`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum EngineChoice {
-    /// fuse where its daemon answers, else overlay2
+    /// fuse if the daemon answers, otherwise overlay2
     Auto,
-    /// A directory of the mount: nothing is unpacked; needs the daemon
+    /// The image's directory in the mount: nothing is unpacked, but the daemon must run
     #[default]
     Fuse,
-    /// Layers unpacked once into directories that images share; needs no daemon
+    /// Each layer is unpacked once, into a directory that images share; no daemon
     Overlay2,
-    /// A plain copy for each root
+    /// A full copy of the image for each root: slow, and large on disk. Only for comparison with the other engines; for a
+    /// plain directory, use `rcx-imagefs unpack`
     Unpack,
 }
 
 impl Context {
-    /// The engine to use, and the image that a reference stands for as the lower layers of a root.
+    /// Chooses the engine and returns the image of a reference as the lower layers of a root.
     pub(super) fn lower(
         &self,
         store: &Store,
@@ -52,19 +53,16 @@ impl Context {
         };
         let lower = match engine {
             Engine::Fuse => {
-                let daemon = store.running_daemon()?.ok_or_else(|| {
-                    error::advise(
-                        format!("no daemon serves the store {}", store.path().display()),
-                        "start one with `rcx-imagefs mount DIR`, or use `--engine overlay2`, which needs none",
-                    )
-                })?;
+                let hint =
+                    "start one with `rcx-imagefs mount DIR`, or use `--engine overlay2`, which needs none";
+                let daemon = self.daemon_or(store, hint)?;
                 Lower::in_mount(&daemon.mountpoint, name.as_ref())?
             }
             Engine::Overlay2 => {
-                // What is read must not be collected meanwhile.
+                // The lease keeps `gc` from freeing the layers while they are unpacked.
                 let _lease = store.lease(None)?;
                 let directories = LayerDirectories::open(&store.layers_path()?)?;
-                directories.lower(store, image.digest, &name, &tell)?
+                directories.lower(store, image.digest, &name, &show_progress)?
             }
             Engine::Unpack => {
                 let open = open_image(store, image.digest, |_| None).with_context(|| name.clone())?;
@@ -75,8 +73,8 @@ impl Context {
     }
 }
 
-/// Says on a terminal how far the unpacking of layers is.
-fn tell(done: usize, of: usize) {
+/// Shows on a terminal how many layers are unpacked.
+fn show_progress(done: usize, of: usize) {
     if std::io::stderr().is_terminal() {
         eprint!("\runpacking layers: {done} of {of}{}", if done == of { "\n" } else { "" });
     }

@@ -1,9 +1,16 @@
-//! How a command ends when it could not do its job: one error chain, a hint on a line of its own, exit code 2.
+//! How a command reports that it failed: one error chain and perhaps a hint on stderr, an object on stdout with `--json`,
+//! and exit code 2.
 
+use std::error::Error as StdError;
+use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::output::plain;
+use serde::Serialize;
+
+use super::output::{self, plain};
 use crate::daemon::{ControlError, DaemonError};
+use crate::error::{ErrorCode, chain, chain_text};
 use crate::fuse::SessionError;
 use crate::import::ImportError;
 use crate::pipeline::PipelineError;
@@ -12,71 +19,153 @@ use crate::roots::RootsError;
 use crate::sandbox::SandboxError;
 use crate::store::StoreError;
 
-/// Exit code of a command that could not do its job.
+/// Exit code of a command that failed.
 pub(super) const EXIT_FAILURE: u8 = 2;
 
-/// Prints the chain as one sentence, and the hint that fits, if one does.
-pub(super) fn report(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {}", plain(&format!("{error:#}")));
-    if let Some(hint) = hint(error) {
-        eprintln!("hint: {}", plain(&hint));
+/// Prints the error chain as one line, and the hint if there is one.
+///
+/// With `json`, the error is also printed as an object on stdout, unless the command has printed its own document.
+pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
+    let explained = ErrorJson::new(error);
+    eprintln!("error: {}", plain(&explained.message));
+    if let Some(hint) = &explained.hint {
+        eprintln!("hint: {}", plain(hint));
+    }
+    if json {
+        output::json_error(&explained);
     }
     ExitCode::from(EXIT_FAILURE)
 }
 
-/// Something to say in place of an error of a library, with advice.
+/// Reports arguments that clap refused. Help and version are requested output, not errors.
+pub(super) fn report_usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    let options = std::env::args_os().take_while(|argument| argument != "--");
+    if options.into_iter().any(|argument| argument == "--json") {
+        output::json_error(&ErrorJson {
+            code: ErrorCode::Usage.as_str(),
+            message: usage_message(&error.render().to_string()),
+            hint: Some("`--help` shows how the command is used".to_owned()),
+        });
+    }
+    ExitCode::from(EXIT_FAILURE)
+}
+
+/// The first paragraph of clap's message, as one line.
+fn usage_message(rendered: &str) -> String {
+    let first = rendered.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
+    first.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// An error as `--json` prints it.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct ErrorJson {
+    pub(super) code: &'static str,
+    pub(super) message: String,
+    pub(super) hint: Option<String>,
+}
+
+impl ErrorJson {
+    pub(super) fn new(error: &anyhow::Error) -> Self {
+        Self::of(error.as_ref())
+    }
+
+    pub(super) fn of(error: &(dyn StdError + 'static)) -> Self {
+        let explanations = || chain(error).filter_map(explain);
+        let code = explanations().find_map(|explanation| explanation.code);
+        Self {
+            code: code.or_else(|| code_of_io(error)).unwrap_or(ErrorCode::Internal).as_str(),
+            message: chain_text(error),
+            hint: explanations().find_map(|explanation| explanation.hint),
+        }
+    }
+}
+
+/// An error of the command line itself.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-pub(super) struct Advice {
+struct CliError {
+    code: ErrorCode,
     message: String,
-    hint: String,
+    hint: Option<String>,
 }
 
-/// An error with a hint.
-pub(super) fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
-    Advice { message: message.into(), hint: hint.into() }.into()
+/// Returns an error with a code.
+pub(super) fn fail(code: ErrorCode, message: impl Into<String>) -> anyhow::Error {
+    CliError { code, message: message.into(), hint: None }.into()
 }
 
-/// The first hint along the chain.
-fn hint(error: &anyhow::Error) -> Option<String> {
-    error.chain().find_map(hint_of)
+/// Returns an error with a code and advice.
+pub(super) fn fail_with_hint(
+    code: ErrorCode,
+    message: impl Into<String>,
+    hint: impl Into<String>,
+) -> anyhow::Error {
+    CliError { code, message: message.into(), hint: Some(hint.into()) }.into()
 }
 
-fn hint_of(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
-    let of_store = |error: &StoreError| error.hint().map(str::to_owned);
-    if let Some(advice) = cause.downcast_ref::<Advice>() {
-        Some(advice.hint.clone())
-    } else if let Some(error) = cause.downcast_ref::<StoreError>() {
-        of_store(error)
-    } else if let Some(error) = cause.downcast_ref::<Box<StoreError>>() {
-        of_store(error)
-    } else if let Some(error) = cause.downcast_ref::<RegistryError>() {
-        error.hint()
-    } else if let Some(error) = cause.downcast_ref::<ImportError>() {
-        error.hint()
-    } else if let Some(error) = cause.downcast_ref::<RootsError>() {
-        error.hint().map(str::to_owned)
-    } else if let Some(error) = cause.downcast_ref::<SandboxError>() {
-        error.hint().map(str::to_owned)
-    } else if let Some(error) = cause.downcast_ref::<SessionError>() {
-        of_session(error).map(str::to_owned)
-    } else if let Some(error) = cause.downcast_ref::<DaemonError>() {
-        // Transparent variants, as below.
-        match error {
-            DaemonError::Session(error) => of_session(error).map(str::to_owned),
-            DaemonError::Control(ControlError::InUse(_)) => {
-                Some("each daemon has its own `--run-dir`: name another one".to_owned())
-            }
-            _ => None,
+/// An error in the configuration file, or of reading it.
+#[derive(Debug, thiserror::Error)]
+#[error("configuration {}", .path.display())]
+pub(super) struct ConfigurationError {
+    pub(super) path: PathBuf,
+    pub(super) source: anyhow::Error,
+}
+
+/// What an error knows besides its message.
+struct Explanation {
+    code: Option<ErrorCode>,
+    hint: Option<String>,
+}
+
+/// Returns the code and the hint of an error, if its type belongs to this crate.
+///
+/// A transparent variant is followed in the chain by the source of the error in it, so that error is never seen here: `code`
+/// and `hint` of the outer type must delegate to it.
+fn explain(cause: &(dyn StdError + 'static)) -> Option<Explanation> {
+    macro_rules! first_of {
+        ($($error:ty => $explanation:expr,)+) => {
+            $(if let Some(error) = cause.downcast_ref::<$error>() {
+                let explanation: fn(&$error) -> Explanation = $explanation;
+                return Some(explanation(error));
+            })+
+        };
+    }
+    first_of! {
+        CliError => |error| Explanation { code: Some(error.code), hint: error.hint.clone() },
+        ConfigurationError => |_| Explanation { code: Some(ErrorCode::Configuration), hint: None },
+        StoreError => |error| hint_only(error.hint()),
+        Box<StoreError> => |error| hint_only(error.hint()),
+        RegistryError => |error| hint_only(error.hint()),
+        ImportError => |error| hint_only(error.hint()),
+        RootsError => |error| hint_only(error.hint()),
+        SandboxError => |error| hint_only(error.hint()),
+        SessionError => |error| hint_only(of_session(error)),
+        DaemonError => |error| hint_only(of_daemon(error)),
+        PipelineError => |error| match error {
+            PipelineError::Store(error) => hint_only(error.hint()),
+            PipelineError::Registry(error) => hint_only(error.hint()),
+            PipelineError::Import(error) => hint_only(error.hint()),
+            error => hint_only(error.hint()),
+        },
+    }
+    None
+}
+
+fn hint_only(hint: Option<impl Into<String>>) -> Explanation {
+    Explanation { code: None, hint: hint.map(Into::into) }
+}
+
+fn of_daemon(error: &DaemonError) -> Option<&'static str> {
+    match error {
+        DaemonError::Session(error) => of_session(error),
+        DaemonError::Control(ControlError::InUse(_)) => {
+            Some("each daemon has its own `--run-dir`: name another one")
         }
-    } else {
-        // A transparent variant is not followed by the error in it, but by that one's source.
-        match cause.downcast_ref::<PipelineError>()? {
-            PipelineError::Store(error) => of_store(error),
-            PipelineError::Registry(error) => error.hint(),
-            PipelineError::Import(error) => error.hint(),
-            error => error.hint().map(str::to_owned),
-        }
+        _ => None,
     }
 }
 
@@ -88,24 +177,54 @@ fn of_session(error: &SessionError) -> Option<&'static str> {
     }
 }
 
+/// The code of an error of the operating system that no type of this crate explains.
+fn code_of_io(error: &(dyn StdError + 'static)) -> Option<ErrorCode> {
+    let error = chain(error).find_map(|cause| cause.downcast_ref::<io::Error>())?;
+    Some(match error.kind() {
+        io::ErrorKind::PermissionDenied => ErrorCode::Permission,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::DiskFull,
+        io::ErrorKind::ReadOnlyFilesystem => ErrorCode::ReadOnlyFilesystem,
+        _ => ErrorCode::Io,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::image::Digest;
 
     #[test]
-    fn hint_is_found_wherever_it_stands_in_the_chain() {
+    fn hint_is_found_anywhere_in_the_chain() {
         let missing = || StoreError::NoBlob { digest: Digest::of(b"x") };
         let boxed = DaemonError::Store { path: "/store".into(), source: Box::new(missing()) };
         let errors = [
             anyhow::Error::from(missing()).context("outer"),
             anyhow::Error::from(PipelineError::from(missing())).context("outer"),
             anyhow::Error::from(boxed),
-            advise("message", "pull or load the image again"),
+            fail_with_hint(ErrorCode::NoBlob, "message", "pull or load the image again"),
         ];
         for error in errors {
-            assert_eq!(hint(&error).as_deref(), Some("pull or load the image again"), "{error:?}");
+            let hint = ErrorJson::new(&error).hint;
+            assert_eq!(hint.as_deref(), Some("pull or load the image again"), "{error:?}");
         }
-        assert_eq!(hint(&anyhow::anyhow!("nothing helps")), None);
+        assert_eq!(ErrorJson::new(&anyhow::anyhow!("no hint")).hint, None);
+    }
+
+    #[test]
+    fn errors_of_other_crates_have_codes_too() {
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        assert_eq!(ErrorJson::new(&anyhow::Error::from(full).context("outer")).code, "disk-full");
+        assert_eq!(ErrorJson::new(&anyhow::Error::from(io::Error::other("x"))).code, "io");
+        assert_eq!(ErrorJson::new(&anyhow::anyhow!("x")).code, "internal");
+        let source = anyhow::Error::from(io::Error::from(io::ErrorKind::PermissionDenied));
+        let configuration = ConfigurationError { path: "/c".into(), source };
+        assert_eq!(ErrorJson::new(&configuration.into()).code, "configuration");
+    }
+
+    #[test]
+    fn usage_message_is_one_line() {
+        let rendered = "error: the following required arguments were not provided:\n  <REF>...\n\nUsage: x\n";
+        let message = "the following required arguments were not provided: <REF>...";
+        assert_eq!(usage_message(rendered), message);
     }
 }

@@ -1,4 +1,4 @@
-//! `gc`: frees what nothing refers to.
+//! `gc`: frees disk space that no image and no root uses.
 
 use clap::Args;
 use serde::Serialize;
@@ -7,33 +7,45 @@ use super::{Context, output, root};
 use crate::roots::LayerDirectories;
 use crate::store::Store;
 
-/// Free the blobs and indexes that no image refers to, and what is left of dead roots
+const EXAMPLES: &str = "\
+Examples:
+  Show how much would be freed:
+    rcx-imagefs gc --dry-run
+  Free it:
+    rcx-imagefs gc";
+
+/// Free disk space that no image and no root uses
+///
+/// Removes blobs and indexes that no image refers to, interrupted downloads, temporary files of dead processes, layers that
+/// were unpacked for the engine overlay2 and are no longer used, and the remains of roots whose processes died. Files that
+/// programs have open in the mount stay readable until the daemon ends.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(super) struct GcArgs {
-    /// Only tell what would be freed
+    /// Only show what would be freed
     #[arg(long)]
     dry_run: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Serialize)]
 struct GcJson {
     blobs: u64,
-    /// Indexes and seekable forms of layers.
+    /// Number of indexes and seekable forms of layers.
     derived: u64,
-    /// Interrupted downloads.
+    /// Number of interrupted downloads.
     partials: u64,
-    /// Leftovers of dead processes.
+    /// Number of temporary files of dead processes.
     temporary: u64,
-    /// Roots that nobody has any more.
+    /// Number of roots whose processes died.
     roots: usize,
-    /// Unpacked layers of which no image and no root is made.
+    /// Number of unpacked layers that no image and no root uses.
     layers: u64,
-    /// Of all these but the roots.
+    /// Bytes of all these, except the roots.
     bytes: u64,
-    /// Manifests that images refer to and that are not there.
+    /// Digests of manifests that images refer to, but that are missing.
     missing: Vec<String>,
     dry_run: bool,
 }
@@ -42,7 +54,7 @@ pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
     let store = context.open_store()?;
     let report = store.gc(args.dry_run)?;
     for digest in &report.missing {
-        tracing::warn!("manifest {digest} is not in the store: what it refers to is not kept");
+        tracing::warn!("manifest {digest} is not in the store: blobs that only it refers to are freed");
     }
     let roots = root::sweep_beside(context, &store, args.dry_run);
     let (layers, layer_bytes) = unpacked_layers(context, &store, args.dry_run)?;
@@ -74,7 +86,7 @@ pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
     ))
 }
 
-/// Frees unpacked layers; returns how many, and their bytes.
+/// Frees unused unpacked layers; returns their number and bytes.
 fn unpacked_layers(context: &Context, store: &Store, dry_run: bool) -> anyhow::Result<(u64, u64)> {
     let path = store.layers_path()?;
     if !path.exists() {

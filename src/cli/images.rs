@@ -1,17 +1,26 @@
-//! `images`: what is in the store.
+//! `images`: lists the images of the store.
 
 use clap::Args;
 use serde::Serialize;
 
+use super::error::ErrorJson;
 use super::{Context, output};
 use crate::pipeline::read_manifest;
 
-/// List the images in the store
+const EXAMPLES: &str = "\
+Examples:
+  List the images:
+    rcx-imagefs images
+  Print the references of all images that have a tag:
+    rcx-imagefs images --json | jq -r '.[] | .name + \":\" + .tags[]'";
+
+/// List the images of the store
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(super) struct ImagesArgs {
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -19,11 +28,14 @@ struct ImageJson {
     name: String,
     tags: Vec<String>,
     digest: String,
-    /// Layers; none where the manifest cannot be read.
+    /// Number of layers; `None` if the manifest cannot be read.
     layers: Option<usize>,
-    /// Bytes of all blobs as served; layers that images share count for each.
+    /// Bytes of all blobs; a layer that several images share counts for each of them.
     size: Option<u64>,
+    /// Why the manifest cannot be read.
     error: Option<String>,
+    /// The code of `error`.
+    code: Option<&'static str>,
 }
 
 pub(super) fn run(context: &Context, args: &ImagesArgs) -> anyhow::Result<()> {
@@ -37,13 +49,15 @@ pub(super) fn run(context: &Context, args: &ImagesArgs) -> anyhow::Result<()> {
             let size = manifest.as_ref().ok().map(|manifest| {
                 manifest.layers().iter().map(|layer| layer.size).sum::<u64>() + manifest.config().size
             });
+            let error = manifest.as_ref().err().map(|error| ErrorJson::of(error));
             ImageJson {
                 name: context.familiar(&image.name),
                 tags: image.tags.iter().map(ToString::to_string).collect(),
                 digest: image.digest.to_string(),
                 layers: manifest.as_ref().ok().map(|manifest| manifest.layers().len()),
                 size,
-                error: manifest.err().map(|error| format!("{:#}", anyhow::Error::from(error))),
+                code: error.as_ref().map(|error| error.code),
+                error: error.map(|error| error.message),
             }
         })
         .collect();

@@ -1,20 +1,29 @@
-//! `inspect`: what an image is made of.
+//! `inspect`: shows the parts of an image.
 
 use clap::Args;
 use serde::Serialize;
 
+use super::error::ErrorJson;
 use super::{Context, REFERENCE, output};
 use crate::pipeline::{open_layer, read_image};
 
+const EXAMPLES: &str = "\
+Examples:
+  Show an image:
+    rcx-imagefs inspect python:3.12
+  Print its environment variables:
+    rcx-imagefs inspect --json python:3.12 | jq -r '.config.config.Env[]'";
+
 /// Show an image's manifest, configuration, layers and indexes
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(super) struct InspectArgs {
     /// The image.
     #[arg(help = REFERENCE, value_name = "REF")]
     reference: String,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -23,7 +32,7 @@ struct InspectJson {
     tags: Vec<String>,
     digest: String,
     media_type: String,
-    /// The multi-platform index that it was chosen from.
+    /// Digest of the multi-platform index that the image was chosen from.
     index: Option<String>,
     platform: String,
     created: Option<String>,
@@ -39,16 +48,18 @@ struct LayerJson {
     media_type: String,
     /// Bytes of the blob.
     size: u64,
-    /// Bytes of the tar, by the index.
+    /// Bytes of the tar, as the index records.
     tar_size: Option<u64>,
     entries: Option<usize>,
     spans: Option<usize>,
     /// Bytes of the index file.
     index_size: Option<u64>,
-    /// Bytes of the seekable file beside it; 0 where none is needed.
+    /// Bytes of the seekable form; 0 if the layer needs none.
     seekable_size: Option<u64>,
     /// Why the layer cannot be served.
     error: Option<String>,
+    /// The code of `error`.
+    code: Option<&'static str>,
 }
 
 pub(super) fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
@@ -60,6 +71,7 @@ pub(super) fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
         let digest = layer.digest();
         let open = open_layer(&store, digest);
         let index = open.as_ref().ok().map(|open| open.index());
+        let error = open.as_ref().err().map(|error| ErrorJson::of(error));
         LayerJson {
             digest: digest.to_string(),
             diff_id: layer.diff_id().to_string(),
@@ -70,7 +82,8 @@ pub(super) fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
             spans: index.map(|index| index.span_count()),
             index_size: index.map(|index| index.file_size()),
             seekable_size: index.map(|index| index.seekable_size()),
-            error: open.err().map(|error| format!("{:#}", anyhow::Error::from(error))),
+            code: error.as_ref().map(|error| error.code),
+            error: error.map(|error| error.message),
         }
     });
     let shown = InspectJson {
@@ -135,7 +148,7 @@ fn print(shown: &InspectJson, config: &crate::image::ImageConfig) -> anyhow::Res
     Ok(())
 }
 
-/// `part` in per cent of `whole`, with two digits.
+/// Formats `part` as a percentage of `whole`, with two decimals.
 fn percent(part: u64, whole: u64) -> String {
     let hundredths = u128::from(part) * 10_000 / u128::from(whole.max(1));
     format!("{}.{:02} %", hundredths / 100, hundredths % 100)

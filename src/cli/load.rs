@@ -1,33 +1,41 @@
-//! `load`: from a file or directory into the store.
+//! `load`: takes images from a file or directory into the store.
 
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
 
-use super::pull::ArrivedJson;
+use super::pull::PulledJson;
 use super::{Context, output};
 use crate::image::Reference;
 use crate::import::Archive;
 use crate::pipeline::{Load, load};
 use crate::store::Store;
 
-/// Take images from an OCI layout (directory or tar) or a `docker save` archive
+const EXAMPLES: &str = "\
+Examples:
+  Load an image that docker has saved:
+    docker save lab/gcc:13 -o gcc.tar && rcx-imagefs load gcc.tar
+  Load an OCI layout under a name:
+    rcx-imagefs load ./layout --name lab/gcc:13";
+
+/// Load images from an OCI layout (directory or tar) or a `docker save` archive
 ///
-/// Prints NAME@DIGEST for each. `pull` takes an image from a registry instead.
+/// Prints NAME@DIGEST for each image. To fetch an image from a registry, use `pull`.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(super) struct LoadArgs {
     /// OCI layout directory, OCI archive, or `docker save` archive
     path: PathBuf,
-    /// Name for the images, in place of those in the archive; without a tag, the archive's tags stay
+    /// Name of the images, instead of those in the archive; without TAG, the archive's tags are kept
     #[arg(long, value_name = "NAME[:TAG]")]
     name: Option<String>,
-    /// Platform to choose from a multi-platform image [default: this host's]
+    /// Platform to choose from a multi-platform image [default: that of this host]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<String>,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
@@ -36,16 +44,16 @@ pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
     let at = || format!("load {}", args.path.display());
     Store::exists(&context.store)?;
     let archive = Archive::open(&args.path, &platform).with_context(at)?;
-    // Not before there is something to store: the path of a new store may be mistyped.
+    // Create a store only when there is something to store: its path may be mistyped.
     let store = context.make_store()?;
     let job = Load { store: store.clone(), name, progress: output::progress() };
-    let arrived = load(&job, &archive).with_context(at)?;
+    let images = load(&job, &archive).with_context(at)?;
     context.refresh(&store);
     if args.json {
-        return output::json(&arrived.iter().map(|one| ArrivedJson::new(context, one)).collect::<Vec<_>>());
+        return output::json(&images.iter().map(|image| PulledJson::new(context, image)).collect::<Vec<_>>());
     }
-    for one in &arrived {
-        output::line(format!("{}@{}", one.name.familiar(context.default_registry()), one.digest))?;
+    for image in &images {
+        output::line(format!("{}@{}", image.name.familiar(context.default_registry()), image.digest))?;
     }
     Ok(())
 }

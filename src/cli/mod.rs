@@ -1,4 +1,4 @@
-//! The command line: one file per subcommand, and what they share.
+//! The command line: one file per subcommand, and the context that they share.
 
 mod completions;
 mod config;
@@ -8,6 +8,8 @@ mod gc;
 mod images;
 mod inspect;
 mod load;
+mod man;
+mod manual;
 mod mount;
 mod output;
 mod path;
@@ -26,6 +28,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use self::config::Config;
+use crate::error::ErrorCode;
 use crate::image::{Name, Reference, Tag};
 use crate::roots::Roots;
 use crate::sandbox::Boxes;
@@ -33,16 +36,28 @@ use crate::store::{DaemonInfo, ImageRecord, Store};
 
 pub use shim::stand_in_for_isolate;
 
-/// Where the store is unless told otherwise.
+/// Default directory of the store.
 const DEFAULT_STORE: &str = "/var/lib/rcx-imagefs";
-/// How references are written, for the help of each command that takes one.
+/// Help of arguments that are references.
 const REFERENCE: &str = "Image: [HOST[:PORT]/]NAME[:TAG][@DIGEST]";
-/// Where the control socket is unless told otherwise.
+/// Default directory of the control socket and of roots.
 const DEFAULT_RUN_DIR: &str = "/run/rcx-imagefs";
 
-/// Shows OCI images as read-only directories, for sandboxes that run programs in them.
+const EXAMPLES: &str = "\
+Examples:
+  Fetch an image, mount the store, and look into the image:
+    rcx-imagefs pull python:3.12
+    rcx-imagefs mount /images &
+    ls /images/python:3.12
+  Run a program in the image, in a sandbox:
+    rcx-imagefs run python:3.12 -- python3 -c 'print(1)'
+
+`rcx-imagefs manual` lists the pages of the manual.";
+
+/// Shows OCI images as read-only directories, for sandboxes that run programs in them
 #[derive(Debug, Parser)]
 #[command(name = "rcx-imagefs", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_long_help = EXAMPLES)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -59,10 +74,10 @@ struct Global {
     /// Directory of the control socket and of roots [default: /run/rcx-imagefs]
     #[arg(long, global = true, value_name = "DIR", env = "RCX_IMAGEFS_RUN", hide_env_values = true)]
     run_dir: Option<PathBuf>,
-    /// Configuration file [default: /etc/rcx-imagefs/config.toml, if there]
+    /// Configuration file [default: /etc/rcx-imagefs/config.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Say more on stderr; twice for debugging
+    /// Log more on stderr; -vv for debugging
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
 }
@@ -83,11 +98,35 @@ enum Command {
     Run(Box<run::RunArgs>),
     Status(status::StatusArgs),
     IsolateShim(shim::ShimArgs),
+    Manual(manual::ManualArgs),
     Completions(completions::CompletionsArgs),
-    Man(completions::ManArgs),
+    Man(man::ManArgs),
 }
 
-/// What every command works with.
+impl Command {
+    /// Whether the command prints JSON.
+    fn json(&self) -> bool {
+        match self {
+            Self::Pull(args) => args.json,
+            Self::Load(args) => args.json,
+            Self::Images(args) => args.json,
+            Self::Inspect(args) => args.json,
+            Self::Path(args) => args.json,
+            Self::Unpack(args) => args.json,
+            Self::Rm(args) => args.json,
+            Self::Gc(args) => args.json,
+            Self::Verify(args) => args.json,
+            Self::Root(args) => args.json(),
+            Self::Run(args) => args.json,
+            Self::Status(args) => args.json,
+            Self::Mount(_) | Self::IsolateShim(_) | Self::Manual(_) | Self::Completions(_) | Self::Man(_) => {
+                false
+            }
+        }
+    }
+}
+
+/// The settings that every command works with.
 struct Context {
     config: Config,
     store: PathBuf,
@@ -107,27 +146,30 @@ impl Context {
         self.config.default_registry.as_deref()
     }
 
-    /// The store, which has to be there.
+    /// Opens the store, which must exist.
     fn open_store(&self) -> anyhow::Result<Store> {
         Ok(Store::open(&self.store)?.with_layer_limits(self.config.limits.layer()))
     }
 
-    /// The store, made where there is none.
+    /// Opens the store, or creates it.
     fn make_store(&self) -> anyhow::Result<Store> {
         Ok(Store::open_or_create(&self.store)?.with_layer_limits(self.config.limits.layer()))
     }
 
-    /// The daemon that serves the store, which has to run.
+    /// The daemon that serves the store, which must be running.
     fn daemon(&self, store: &Store) -> anyhow::Result<DaemonInfo> {
+        self.daemon_or(store, "start one with `rcx-imagefs mount DIR`")
+    }
+
+    /// The daemon that serves the store; `hint` says what to do without one.
+    fn daemon_or(&self, store: &Store, hint: &str) -> anyhow::Result<DaemonInfo> {
         store.running_daemon()?.ok_or_else(|| {
-            error::advise(
-                format!("no daemon serves the store {}", store.path().display()),
-                "start one with `rcx-imagefs mount DIR`",
-            )
+            let message = format!("no daemon serves the store {}", store.path().display());
+            error::fail_with_hint(ErrorCode::NoDaemon, message, hint)
         })
     }
 
-    /// Where roots keep what is written in them.
+    /// The directory of the uppers of roots.
     fn homes(&self, store: &Store) -> anyhow::Result<PathBuf> {
         match &self.config.root.upper_dir {
             Some(dir) => Ok(dir.clone()),
@@ -135,23 +177,23 @@ impl Context {
         }
     }
 
-    /// The places of boxes.
+    /// The boxes of runs.
     fn boxes(&self, store: &Store) -> anyhow::Result<Boxes> {
         Ok(Boxes::new(&self.run_dir, &store.boxes_path()?))
     }
 
-    /// The places of roots.
+    /// The roots of this host.
     fn roots(&self, store: &Store) -> anyhow::Result<Roots> {
         Ok(Roots::open(&self.homes(store)?, &self.run_dir)?)
     }
 
-    /// The name as people write it.
+    /// The name without the parts that are implied, as users write it.
     fn familiar(&self, name: &Name) -> String {
         name.familiar(self.default_registry())
     }
 
-    /// Finds the image that a reference stands for in the store.
-    fn find(&self, store: &Store, text: &str) -> anyhow::Result<Found> {
+    /// Finds the image of a reference in the store.
+    fn find(&self, store: &Store, text: &str) -> anyhow::Result<FoundImage> {
         let refs = store.refs()?;
         let meanings = Reference::meanings(text, self.default_registry())?;
         for reference in &meanings {
@@ -162,7 +204,7 @@ impl Context {
             };
             if let Some(image) = found {
                 let tag = reference.digest.is_none().then_some(tag);
-                return Ok(Found { image: image.clone(), tag });
+                return Ok(FoundImage { image: image.clone(), tag });
             }
         }
         let mut reference = meanings[0].clone();
@@ -176,28 +218,32 @@ impl Context {
             .flat_map(|image| image.tags.iter().map(ToString::to_string))
             .collect();
         let hint = match tags.as_slice() {
-            [] => format!("`rcx-imagefs pull {text}` fetches it; `rcx-imagefs images` lists what is there"),
-            tags => format!("this name is there with: {}", tags.join(", ")),
+            [] => format!(
+                "`rcx-imagefs pull {text}` fetches it; `rcx-imagefs images` lists the images of the store"
+            ),
+            tags => format!("the store has this image with other tags: {}", tags.join(", ")),
         };
-        Err(error::advise(format!("image {reference} is not in the store"), hint))
+        Err(error::fail_with_hint(ErrorCode::NoImage, format!("image {reference} is not in the store"), hint))
     }
 
-    /// Tells a running daemon that the store has changed, and waits until the mount shows it.
+    /// Notifies a running daemon that the store has changed, and waits until the mount shows the change.
+    ///
+    /// A failure is only logged: the change itself is done.
     fn refresh(&self, store: &Store) {
         if let Err(error) = crate::daemon::refresh(store) {
-            tracing::warn!("the daemon did not take the change yet: {error}");
+            tracing::warn!("the mount may not show the change yet: {error}");
         }
     }
 }
 
-/// An image of the store that a reference stands for.
-struct Found {
+/// The image of a reference.
+struct FoundImage {
     image: ImageRecord,
-    /// The tag that led to it; none for a digest.
+    /// The tag by which it was found; `None` if the reference has a digest.
     tag: Option<Tag>,
 }
 
-/// Parses the command line, runs the command, and tells how it ended.
+/// Parses the command line, runs the command, reports an error if it fails, and returns the exit code.
 #[must_use]
 pub fn run() -> ExitCode {
     if let Some(code) = shim::stand_in() {
@@ -205,13 +251,11 @@ pub fn run() -> ExitCode {
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { error::EXIT_FAILURE } else { 0 });
-        }
+        Err(error) => return error::report_usage(&error),
     };
     start_log(cli.global.verbose);
-    dispatch(cli).unwrap_or_else(|failure| error::report(&failure))
+    let json = cli.command.json();
+    dispatch(cli).unwrap_or_else(|error| error::report(&error, json))
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -231,13 +275,14 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Root(args) => root::run(&context, &args),
         Command::Status(args) => status::run(&context, &args),
         Command::IsolateShim(args) => shim::run(&context, &args),
-        Command::Completions(args) => completions::completions(&args, Cli::command()),
-        Command::Man(args) => completions::man(&args, Cli::command()),
+        Command::Manual(args) => manual::run(&args),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
     }?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Logs to stderr: warnings, more with `-v`; `RUST_LOG` goes before both.
+/// Starts the log on stderr: warnings, and more with `-v`. `RUST_LOG` overrides both.
 fn start_log(verbose: u8) {
     use std::io::IsTerminal as _;
     let level = match verbose {
@@ -254,10 +299,11 @@ fn start_log(verbose: u8) {
         .init();
 }
 
-/// Reads the text of a configuration file as every command does.
+/// Checks the text of a configuration file as every command does.
 ///
 /// # Errors
-/// What is wrong with it, in one line.
+///
+/// The first error in the text, as one line.
 pub fn check_config(text: &str) -> anyhow::Result<()> {
     Config::parse(text).map(drop)
 }
@@ -267,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn command_line_definition_passes_clap_checks() {
         Cli::command().debug_assert();
     }
 }

@@ -1,4 +1,4 @@
-//! `mount`: serves the store.
+//! `mount`: runs the daemon that serves the store.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -11,24 +11,34 @@ use crate::fs::FsOptions;
 use crate::fuse::prepare_mountpoint;
 use crate::store::Store;
 
-/// Show every image of the store as a directory, until SIGTERM, SIGINT or an unmount
+const EXAMPLES: &str = "\
+Examples:
+  Mount the store and list its images:
+    mkdir -p /images && rcx-imagefs mount /images &
+    ls /images
+  Unmount, which ends the daemon:
+    umount /images";
+
+/// Mount the store: every image is a directory
 ///
-/// Runs in the foreground. Prints one line when it is ready, and tells systemd (Type=notify).
+/// Runs in the foreground until SIGTERM, SIGINT or an unmount. Prints one line when the mount is ready, and notifies systemd
+/// (Type=notify). Images that are pulled, loaded or removed meanwhile appear and disappear at once.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(super) struct MountArgs {
     /// Empty directory to mount on
     #[arg(value_name = "DIR")]
     mountpoint: PathBuf,
-    /// Threads that answer the kernel
+    /// Number of threads that answer requests of the kernel [default: twice the number of processors]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
-    /// Memory for decoded spans, in MiB [default: 256]
+    /// Memory for decoded content of layers, in MiB [default: 256]
     #[arg(long, value_name = "MIB")]
     cache: Option<u64>,
-    /// Readahead of the kernel on the mount, in KiB
+    /// Readahead of the kernel on the mount, in KiB [default: 128]
     #[arg(long, value_name = "KIB")]
     read_ahead: Option<u32>,
-    /// Mount over a directory that has something in it
+    /// Mount over a directory that is not empty
     #[arg(long)]
     allow_nonempty: bool,
 }
@@ -36,7 +46,7 @@ pub(super) struct MountArgs {
 pub(super) fn run(context: &Context, args: &MountArgs) -> anyhow::Result<()> {
     let config = &context.config.mount;
     if !Store::exists(&context.store)? {
-        // No new store where nothing can be mounted: its path may be mistyped too.
+        // Create a store only if the mountpoint can be used: if one path is mistyped, both may be.
         prepare_mountpoint(&args.mountpoint, args.allow_nonempty)?;
     }
     let store = context.make_store()?;
@@ -56,7 +66,7 @@ pub(super) fn run(context: &Context, args: &MountArgs) -> anyhow::Result<()> {
     };
     serve(store.clone(), &options, |mountpoint| {
         let text = format!("mounted {} at {}", store.path().display(), mountpoint.display());
-        // Whoever started this may have closed the pipe; the mount does not end for that.
+        // A closed pipe must not end the mount.
         let _ = output::line(text);
     })?;
     Ok(())

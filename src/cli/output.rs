@@ -1,29 +1,49 @@
-//! What commands print: tables and sizes for people, JSON for programs, progress on a terminal.
+//! Output of commands: tables and sizes for people, JSON for programs, progress on a terminal.
 
 use std::collections::HashMap;
 use std::io::{IsTerminal as _, Write as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use super::error::ErrorJson;
+use crate::os::ignore_poison;
 use crate::pipeline::{Event, Progress};
+
+/// Whether this process has printed a JSON document: there is one at most.
+static JSON_PRINTED: AtomicBool = AtomicBool::new(false);
 
 /// Prints a value as one JSON document.
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    JSON_PRINTED.store(true, Ordering::Relaxed);
     let mut text = serde_json::to_vec_pretty(value)?;
     text.push(b'\n');
     bytes(&text)
 }
 
-/// Prints one line; a reader that has gone away is no error.
+/// Prints an error as a JSON document, unless the command has printed one, which then contains the error.
+///
+/// A failure to write is ignored: the command has failed already, and the error is on stderr.
+pub(super) fn json_error(error: &ErrorJson) {
+    #[derive(Serialize)]
+    struct FailedJson<'a> {
+        error: &'a ErrorJson,
+    }
+    if !JSON_PRINTED.load(Ordering::Relaxed) {
+        let _ = json(&FailedJson { error });
+    }
+}
+
+/// Prints one line. A closed pipe is not an error.
 pub(super) fn line(text: impl std::fmt::Display) -> anyhow::Result<()> {
     bytes(format!("{}\n", plain(&text.to_string())).as_bytes())
 }
 
-/// The text on one line: what a terminal takes as a command, or as another line, is escaped. Parts of it may come from an
-/// image's configuration or from a registry.
+/// Escapes control characters, so that the text stays on one line and cannot control the terminal. Parts of it may come from
+/// an image's configuration or from a registry.
 pub(super) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for character in text.chars() {
@@ -35,7 +55,7 @@ pub(super) fn plain(text: &str) -> String {
     plain
 }
 
-/// Prints bytes as they are; a reader that has gone away is no error.
+/// Prints bytes unchanged. A closed pipe is not an error.
 pub(super) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
     match std::io::stdout().lock().write_all(bytes) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -43,12 +63,12 @@ pub(super) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
     }
 }
 
-/// Prints a line whose text need not be UTF-8.
+/// Prints a line of text that may not be UTF-8.
 pub(super) fn bytes_line(text: &[u8]) -> anyhow::Result<()> {
     bytes(&[text, b"\n"].concat())
 }
 
-/// Prints rows in columns as wide as their widest cell.
+/// Prints a table. Each column is as wide as its widest cell.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
     let head: Vec<String> = head.iter().map(|&cell| cell.to_owned()).collect();
     let width = |column: usize| {
@@ -63,12 +83,12 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A size for people, in binary units.
+/// Formats a size for people, in binary units.
 pub(super) fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 
-/// Progress bars on stderr where that is a terminal; quiet elsewhere.
+/// Shows a progress bar per layer on stderr if that is a terminal, and nothing otherwise.
 pub(super) fn progress() -> Progress {
     if !std::io::stderr().is_terminal() {
         return Progress::none();
@@ -80,7 +100,7 @@ pub(super) fn progress() -> Progress {
     )
     .unwrap_or_else(|_| ProgressStyle::default_bar());
     Progress::new(move |event| {
-        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = ignore_poison(open.lock());
         match event {
             Event::Layer { digest, size } => {
                 let short: String = digest.hex().chars().take(12).collect();
@@ -94,12 +114,12 @@ pub(super) fn progress() -> Progress {
             }
             Event::Waiting { digest } => {
                 if let Some(bar) = open.get(&digest.hex()) {
-                    bar.set_message("another process has it");
+                    bar.set_message("another process fetches it");
                 }
             }
             Event::Rebuilding { digest } => {
                 if let Some(bar) = open.get(&digest.hex()) {
-                    bar.set_message("building its index anew");
+                    bar.set_message("rebuilding its index");
                 }
             }
             Event::Done { digest } => {
@@ -111,7 +131,7 @@ pub(super) fn progress() -> Progress {
     })
 }
 
-/// A bar for one long job of known size, on stderr where that is a terminal; hidden elsewhere.
+/// Returns a progress bar for `total` bytes, on stderr if that is a terminal, and hidden otherwise.
 pub(super) fn bar(total: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -132,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_a_line_commands_the_terminal() {
+    fn control_characters_in_a_line_are_escaped() {
         assert_eq!(plain("a\u{1b}[2Jb\nc\u{9b}é"), "a\\u{1b}[2Jb\\nc\\u{9b}é");
     }
 }

@@ -1,4 +1,4 @@
-//! `path`: where an image is in the mount.
+//! `path`: prints the path of an image in the mount.
 
 use std::os::unix::ffi::OsStrExt as _;
 
@@ -7,10 +7,19 @@ use serde::Serialize;
 
 use super::{Context, REFERENCE, output};
 
+const EXAMPLES: &str = "\
+Examples:
+  Print the path of an image:
+    rcx-imagefs path python:3.12
+  Bind an image into a sandbox whose rules are separated by colons:
+    isolate --dir=/image=$(rcx-imagefs path --no-colon python:3.12) --run -- /bin/ls /image";
+
 /// Print the path of an image in the mount
 ///
-/// The directory is `MOUNT/NAME@DIGEST`. With --no-colon, an alias of it without `:`, for programs that split on it.
+/// The path is MOUNT/NAME@DIGEST. The alias that --no-colon prints leads to the same directory and contains no `:`, for
+/// programs that split paths there.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(super) struct PathArgs {
     /// The image.
     #[arg(help = REFERENCE, value_name = "REF")]
@@ -20,7 +29,7 @@ pub(super) struct PathArgs {
     no_colon: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Serialize)]

@@ -1,4 +1,4 @@
-//! `pull`: from a registry into the store.
+//! `pull`: fetches images from a registry into the store.
 
 use std::sync::Arc;
 
@@ -6,35 +6,44 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
+use super::error::ErrorJson;
 use super::{Context, REFERENCE, output};
 use crate::image::Reference;
 use crate::pipeline::{Arrived, Pull, pull};
 use crate::registry::{PlainHttp, Registry, RegistryOptions};
 use crate::store::Store;
 
+const EXAMPLES: &str = "\
+Examples:
+  Fetch an image from Docker Hub:
+    rcx-imagefs pull python:3.12
+  Fetch an image of another platform from another registry:
+    rcx-imagefs pull --platform linux/arm64 registry.example:5000/lab/gcc:13";
+
 /// Fetch images from a registry, verify and index them
 ///
-/// Prints NAME@DIGEST for each. What is in the store already is not fetched again; an interrupted download goes on where
-/// it ended. `load` takes an image from a file instead.
+/// Prints NAME@DIGEST for each image. Blobs that are in the store are not fetched again, and an interrupted download is
+/// resumed. To take an image from a file, use `load`.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(super) struct PullArgs {
     /// The image.
     #[arg(help = REFERENCE, required = true, value_name = "REF")]
     references: Vec<String>,
-    /// Speak plain HTTP (implied for registries on loopback)
+    /// Use plain HTTP (implied for registries on loopback)
     #[arg(long)]
     plain_http: bool,
-    /// Platform to choose from a multi-platform image [default: this host's]
+    /// Platform to choose from a multi-platform image [default: that of this host]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<String>,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
-/// What `pull --json` and `load --json` print for each image.
+/// An image in the output of `pull --json` and `load --json`.
 #[derive(Debug, Serialize)]
-pub(super) struct ArrivedJson {
+pub(super) struct PulledJson {
     name: String,
     digest: String,
     tags: Vec<String>,
@@ -43,7 +52,7 @@ pub(super) struct ArrivedJson {
     bytes_fetched: u64,
 }
 
-impl ArrivedJson {
+impl PulledJson {
     pub(super) fn new(context: &Context, arrived: &Arrived) -> Self {
         Self {
             name: arrived.name.familiar(context.default_registry()),
@@ -56,7 +65,30 @@ impl ArrivedJson {
     }
 }
 
-/// A runtime for the commands that talk to registries.
+/// An item in the output of `pull --json`.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum PulledItem<'a> {
+    Image(PulledJson),
+    Failed(FailedPullJson<'a>),
+}
+
+/// The reference at which `pull` of several images stopped.
+#[derive(Debug, Serialize)]
+struct FailedPullJson<'a> {
+    reference: &'a str,
+    error: String,
+    code: &'static str,
+}
+
+impl<'a> FailedPullJson<'a> {
+    fn new(reference: &'a str, error: &anyhow::Error) -> Self {
+        let error = ErrorJson::new(error);
+        Self { reference, error: error.message, code: error.code }
+    }
+}
+
+/// Starts the async runtime for registry requests.
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -76,7 +108,7 @@ pub(super) fn run(context: &Context, args: &PullArgs) -> anyhow::Result<()> {
         .collect::<anyhow::Result<_>>()?;
     Store::exists(&context.store)?;
     let runtime = runtime()?;
-    let mut arrived = Vec::new();
+    let mut pulled = Vec::new();
     let result = runtime.block_on(async {
         for (reference, text) in references.iter().zip(&args.references) {
             let plain_http = args.plain_http
@@ -90,23 +122,30 @@ pub(super) fn run(context: &Context, args: &PullArgs) -> anyhow::Result<()> {
             let at = || format!("pull {text}");
             let registry = Arc::new(Registry::new(options).with_context(at)?);
             let resolved = registry.resolve(reference).await.with_context(at)?;
-            // Not before there is something to store: the path of a new store may be mistyped.
+            // Create a store only when there is something to store: its path may be mistyped.
             let store = context.make_store()?;
             let job = Pull { store: store.clone(), registry, progress: output::progress() };
-            let one = pull(&job, reference, resolved).await.with_context(at)?;
+            let image = pull(&job, reference, resolved).await.with_context(at)?;
             context.refresh(&store);
             if !args.json {
-                output::line(format!("{}@{}", one.name.familiar(context.default_registry()), one.digest))?;
+                output::line(format!(
+                    "{}@{}",
+                    image.name.familiar(context.default_registry()),
+                    image.digest
+                ))?;
             }
-            arrived.push(ArrivedJson::new(context, &one));
+            pulled.push(PulledItem::Image(PulledJson::new(context, &image)));
         }
         anyhow::Ok(())
     });
-    // A thread that waits for another process's layer must not keep the command from ending.
+    // Do not wait for a thread that waits for another process to finish a layer.
     runtime.shutdown_background();
-    if args.json && (result.is_ok() || !arrived.is_empty()) {
-        // What came in before an error is there.
-        output::json(&arrived)?;
+    if args.json && (result.is_ok() || !pulled.is_empty()) {
+        // The images before the failure are in the store; the error is the last item.
+        if let (Err(error), Some(reference)) = (&result, args.references.get(pulled.len())) {
+            pulled.push(PulledItem::Failed(FailedPullJson::new(reference, error)));
+        }
+        output::json(&pulled)?;
     }
     result
 }

@@ -1,30 +1,41 @@
-//! `rm`: takes a tag or an image out of the store's list.
+//! `rm`: removes a tag or an image from the store.
 
 use clap::Args;
 use serde::Serialize;
 
-use super::{Context, REFERENCE, output};
+use super::{Context, REFERENCE, error, output};
+use crate::error::ErrorCode;
 use crate::store::Store;
 
-/// Remove a tag, or with a digest an image and all of its tags
+const EXAMPLES: &str = "\
+Examples:
+  Remove an image, and free its disk space:
+    rcx-imagefs rm python:3.12 && rcx-imagefs gc
+  Remove a tag, but keep the image under its digest:
+    rcx-imagefs rm --keep python:3.12";
+
+/// Remove a tag, or an image with all its tags
 ///
-/// What an image is made of stays on disk until `gc`. When a tag was an image's last, the image goes with it, unless
-/// --keep is given.
+/// A reference with a tag removes the tag, and the image too if that was its last tag, unless --keep is given. A reference
+/// with a digest removes the image and all its tags. The image's blobs stay on disk until `gc`.
+///
+/// If one of several references is not in the store, nothing is removed.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(super) struct RmArgs {
     /// The image.
     #[arg(help = REFERENCE, required = true, value_name = "REF")]
     references: Vec<String>,
-    /// Keep an image that has no tag left; it stays in the mount under its digest
+    /// Keep an image that loses its last tag: it stays in the mount under its digest
     #[arg(long)]
     keep: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Serialize)]
-struct RemovedJson {
+struct RemovedImageJson {
     name: String,
     digest: String,
     untagged: Vec<String>,
@@ -33,26 +44,29 @@ struct RemovedJson {
 
 pub(super) fn run(context: &Context, args: &RmArgs) -> anyhow::Result<()> {
     let store = context.open_store()?;
-    // One that is not there keeps all.
+    // Check all references before anything is removed.
     for text in &args.references {
         context.find(&store, text)?;
     }
-    let done: anyhow::Result<Vec<RemovedJson>> =
+    let done: anyhow::Result<Vec<RemovedImageJson>> =
         args.references.iter().map(|text| remove(context, &store, args, text)).collect();
-    // What went before an error shows in the mount too.
+    // The mount must also show removals that preceded an error.
     context.refresh(&store);
     let done = done?;
     if args.json { output::json(&done) } else { Ok(()) }
 }
 
-fn remove(context: &Context, store: &Store, args: &RmArgs, text: &str) -> anyhow::Result<RemovedJson> {
+fn remove(context: &Context, store: &Store, args: &RmArgs, text: &str) -> anyhow::Result<RemovedImageJson> {
     let found = context.find(store, text)?;
     let name = &found.image.name;
     let (digest, untagged, removed) = match found.tag {
-        // Another process may move the tag meanwhile: what it stands for when it goes is what is told.
+        // Another process may move the tag meanwhile, so the digest of the report comes from the removal itself.
         Some(tag) => match store.untag(name, &tag, args.keep)? {
             Some(gone) => (gone.digest, vec![tag], gone.removed),
-            None => anyhow::bail!("image {name}:{tag} is not in the store any more"),
+            None => {
+                let message = format!("another process has removed the tag {name}:{tag}");
+                return Err(error::fail(ErrorCode::NoImage, message));
+            }
         },
         None => (found.image.digest, found.image.tags.clone(), store.remove_image(name, found.image.digest)?),
     };
@@ -66,5 +80,5 @@ fn remove(context: &Context, store: &Store, args: &RmArgs, text: &str) -> anyhow
             output::line(format!("removed {name}@{digest}"))?;
         }
     }
-    Ok(RemovedJson { name, digest: digest.to_string(), untagged, removed })
+    Ok(RemovedImageJson { name, digest: digest.to_string(), untagged, removed })
 }

@@ -1,4 +1,4 @@
-//! `root`: writable roots that are there until they are removed.
+//! `root`: writable roots that exist until they are removed.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::{Duration, UNIX_EPOCH};
@@ -7,16 +7,52 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::engine::EngineChoice;
+use super::error::ErrorJson;
 use super::{Context, REFERENCE, output};
+use crate::error::chain_text;
 use crate::roots::{Engine, RootId, RootInfo, RootRemoval, RootState, Upper};
 use crate::sandbox::DYING;
 use crate::store::Store;
 
-/// Make and remove writable roots: directories to hand to a sandbox
+const ROOT_EXAMPLES: &str = "\
+Examples:
+  Make a root, write to it, and remove it:
+    rcx-imagefs root create python:3.12 --id judge-7
+    chroot /run/rcx-imagefs/roots/judge-7 touch /box/out
+    rcx-imagefs root remove judge-7";
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  Make a root whose files are kept in 256 MiB of memory:
+    rcx-imagefs root create python:3.12 --id judge-7 --upper tmpfs:256M
+  Make a read-only root without a daemon:
+    rcx-imagefs root create python:3.12 --engine overlay2 --upper none";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  List roots:
+    rcx-imagefs root list
+  Print the paths of mounted roots:
+    rcx-imagefs root list --json | jq -r '.[].path // empty'";
+
+const REMOVE_EXAMPLES: &str = "\
+Examples:
+  Remove a root:
+    rcx-imagefs root remove judge-7
+  Remove a root although processes use it:
+    rcx-imagefs root remove --force judge-7";
+
+const SWEEP_EXAMPLES: &str = "\
+Examples:
+  Clean up after killed runs:
+    rcx-imagefs root sweep";
+
+/// Create and remove writable roots: directories for a sandbox
 ///
-/// A root is an overlay of an image of the mount, of real directories /box /dev /proc /sys /tmp, and of an upper layer that
-/// takes the writes. For one command in a root of its own, there is `run`.
+/// A root is an overlay of three layers: at the bottom the image, above it real directories /box, /dev, /proc, /sys and /tmp,
+/// at the top an upper layer that takes the writes. To run one command in a root of its own, use `run`.
 #[derive(Debug, Args)]
+#[command(after_long_help = ROOT_EXAMPLES)]
 pub(super) struct RootArgs {
     #[command(subcommand)]
     command: RootCommand,
@@ -30,19 +66,35 @@ enum RootCommand {
     Sweep(SweepArgs),
 }
 
-/// Make a root and print its path
+impl RootArgs {
+    /// Whether the command prints JSON.
+    pub(super) fn json(&self) -> bool {
+        match &self.command {
+            RootCommand::Create(args) => args.json,
+            RootCommand::List(args) => args.json,
+            RootCommand::Remove(args) => args.json,
+            RootCommand::Sweep(args) => args.json,
+        }
+    }
+}
+
+/// Create a root and print its path
+///
+/// With `--engine unpack`, creating a root copies the whole image, which takes seconds to minutes and as much disk space as
+/// the image's files. Use that engine only to compare; fuse and overlay2 share the image between all roots.
 #[derive(Debug, Args)]
+#[command(after_long_help = CREATE_EXAMPLES)]
 struct CreateArgs {
     /// The image.
     #[arg(help = REFERENCE, value_name = "REF")]
     reference: String,
-    /// Name of the root [default: a random one]
+    /// Name of the root [default: a random name]
     #[arg(long)]
     id: Option<RootId>,
-    /// How the image is shown [default: fuse]
+    /// How the root gets the image's files [default: fuse]
     #[arg(long)]
     engine: Option<EngineChoice>,
-    /// Where writes go: dir, dir:SIZE (needs project quotas), tmpfs:SIZE, or none (read-only) [default: dir]
+    /// Where writes go: dir, dir:SIZE (needs project quotas), tmpfs:SIZE, or none for a read-only root [default: dir]
     #[arg(long)]
     upper: Option<Upper>,
     /// Print JSON
@@ -52,21 +104,23 @@ struct CreateArgs {
 
 /// List roots
 #[derive(Debug, Args)]
+#[command(after_long_help = LIST_EXAMPLES)]
 struct ListArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Remove roots, with everything that was written in them
+/// Remove roots, with everything that was written to them
 ///
-/// A root that a process works in is left alone.
+/// Fails for a root that a process uses, unless --force is given.
 #[derive(Debug, Args)]
+#[command(after_long_help = REMOVE_EXAMPLES)]
 struct RemoveArgs {
-    /// Names of roots.
+    /// Names of the roots
     #[arg(required = true, value_name = "ID")]
     ids: Vec<RootId>,
-    /// Detach a root that is in use, too; its files go when nothing uses them any more
+    /// Detach a root even if it is in use; its files are removed when nothing uses them any more
     #[arg(long)]
     force: bool,
     /// Print JSON
@@ -74,10 +128,11 @@ struct RemoveArgs {
     json: bool,
 }
 
-/// Remove what is left of runs and roots whose processes died, or that were still in use when they were removed
+/// Remove the remains of killed runs, and of roots that were in use when they were removed
 ///
 /// `mount` and `gc` do the same.
 #[derive(Debug, Args)]
+#[command(after_long_help = SWEEP_EXAMPLES)]
 struct SweepArgs {
     /// Print JSON
     #[arg(long)]
@@ -97,19 +152,34 @@ struct RootJson {
 }
 
 #[derive(Debug, Serialize)]
-struct RemovedJson {
+struct RemovedRootJson {
     id: String,
-    /// False where its files stay until a sweep, because something uses them still.
+    /// False if the root is only detached, because it is in use, and if the removal failed.
     removed: bool,
-    /// Processes that still have it in their mount namespace.
+    /// Processes that have the root in their mount namespace.
     holders: Vec<i32>,
+    /// Why the removal failed.
+    error: Option<String>,
+    /// The code of `error`.
+    code: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
 struct SweptJson {
     removed: Vec<String>,
-    /// Boxes of runs that were killed.
+    /// Number of boxes of killed runs.
     boxes: usize,
+    /// Roots that could not be removed.
+    failed: Vec<FailedRootJson>,
+    /// The first failure.
+    error: Option<ErrorJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct FailedRootJson {
+    id: String,
+    error: String,
+    code: &'static str,
 }
 
 pub(super) fn run(context: &Context, args: &RootArgs) -> anyhow::Result<()> {
@@ -128,7 +198,7 @@ fn create(context: &Context, store: &Store, args: &CreateArgs) -> anyhow::Result
     let roots = context.roots(store)?;
     let root = roots.create(args.id.clone(), engine, &upper, &lower)?;
     if args.json {
-        return output::json(&json_of(root));
+        return output::json(&root_json(root));
     }
     output::bytes_line(root.path.unwrap_or_default().as_os_str().as_bytes())
 }
@@ -136,7 +206,7 @@ fn create(context: &Context, store: &Store, args: &CreateArgs) -> anyhow::Result
 fn list(context: &Context, store: &Store, args: &ListArgs) -> anyhow::Result<()> {
     let roots = context.roots(store)?.list()?;
     if args.json {
-        return output::json(&roots.into_iter().map(json_of).collect::<Vec<_>>());
+        return output::json(&roots.into_iter().map(root_json).collect::<Vec<_>>());
     }
     let rows: Vec<Vec<String>> = roots
         .into_iter()
@@ -144,18 +214,18 @@ fn list(context: &Context, store: &Store, args: &ListArgs) -> anyhow::Result<()>
             let upper = root.upper.map_or_else(|| "-".to_owned(), |upper| upper.to_string());
             let path = root.path.map_or_else(|| "-".to_owned(), |path| path.display().to_string());
             let image = root.image.unwrap_or_else(|| "-".to_owned());
-            vec![root.id.to_string(), name_of(root.state).to_owned(), upper, path, image]
+            vec![root.id.to_string(), state_name(root.state).to_owned(), upper, path, image]
         })
         .collect();
     output::table(&["ID", "STATE", "UPPER", "PATH", "IMAGE"], &rows)
 }
 
-fn json_of(root: RootInfo) -> RootJson {
+fn root_json(root: RootInfo) -> RootJson {
     let seconds =
         |time: std::time::SystemTime| time.duration_since(UNIX_EPOCH).ok().map(|time| time.as_secs());
     RootJson {
         id: root.id.to_string(),
-        state: name_of(root.state),
+        state: state_name(root.state),
         path: root.path.map(|path| path.to_string_lossy().into_owned()),
         image: root.image,
         engine: root.engine,
@@ -164,7 +234,7 @@ fn json_of(root: RootInfo) -> RootJson {
     }
 }
 
-fn name_of(state: RootState) -> &'static str {
+fn state_name(state: RootState) -> &'static str {
     match state {
         RootState::Mounted => "mounted",
         RootState::Leased => "leased",
@@ -175,47 +245,64 @@ fn name_of(state: RootState) -> &'static str {
 fn remove(context: &Context, store: &Store, args: &RemoveArgs) -> anyhow::Result<()> {
     let roots = context.roots(store)?;
     let mut done = Vec::new();
-    let mut failed = None;
+    let mut failure = None;
     for id in &args.ids {
-        let holders = match roots.remove(id, args.force) {
-            Ok(RootRemoval::Gone) => None,
-            Ok(RootRemoval::Detached { holders }) => Some(holders),
-            // The others are to go all the same; each error is told, the first as the command's.
-            Err(error) if failed.is_none() => {
-                failed = Some(error);
-                continue;
-            }
-            Err(error) => {
-                tracing::error!("{error}");
-                continue;
-            }
-        };
-        if let Some(holders) = &holders {
-            let whose = match holders.first() {
-                Some(pid) => format!("process {pid} has it in its mount namespace"),
-                None => "something outside the mount table keeps it".to_owned(),
-            };
-            tracing::warn!("root {id} is detached; its files stay until a sweep, for {whose}");
-        }
-        done.push(RemovedJson {
+        let mut item = RemovedRootJson {
             id: id.to_string(),
-            removed: holders.is_none(),
-            holders: holders.into_iter().flatten().map(|pid| pid.as_raw_nonzero().get()).collect(),
-        });
+            removed: false,
+            holders: Vec::new(),
+            error: None,
+            code: None,
+        };
+        match roots.remove(id, args.force) {
+            Ok(RootRemoval::Gone) => item.removed = true,
+            Ok(RootRemoval::Detached { holders }) => {
+                let user = match holders.first() {
+                    Some(pid) => format!("process {pid} has it in its mount namespace"),
+                    None => "something outside the mount table uses it".to_owned(),
+                };
+                tracing::warn!("root {id} is detached, but {user}; a later sweep removes its files");
+                item.holders = holders.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect();
+            }
+            // The other roots are removed all the same. The first error becomes that of the command.
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                let explained = ErrorJson::new(&error);
+                (item.error, item.code) = (Some(explained.message), Some(explained.code));
+                match failure {
+                    None => failure = Some(error),
+                    Some(_) => tracing::error!("{error:#}"),
+                }
+            }
+        }
+        done.push(item);
     }
     if args.json {
         output::json(&done)?;
     }
-    failed.map_or(Ok(()), |error| Err(error.into()))
+    failure.map_or(Ok(()), Err)
 }
 
 fn sweep(context: &Context, store: &Store, args: &SweepArgs) -> anyhow::Result<()> {
-    // Boxes first: their processes have to be gone before their roots can go.
+    // Boxes first: a root can only be removed when the processes of its box are gone.
     let boxes = context.boxes(store)?.sweep(DYING)?;
     let swept = context.roots(store)?.sweep()?;
+    let failures = swept.failed.into_iter().map(|(id, error)| {
+        let error = anyhow::Error::from(error).context(format!("root {id}"));
+        (id, error)
+    });
+    let mut failures: Vec<_> = failures.collect();
     if args.json {
-        let removed = swept.removed.iter().map(ToString::to_string).collect();
-        output::json(&SweptJson { removed, boxes })?;
+        let failed = failures.iter().map(|(id, error)| {
+            let error = ErrorJson::new(error);
+            FailedRootJson { id: id.to_string(), error: error.message, code: error.code }
+        });
+        output::json(&SweptJson {
+            removed: swept.removed.iter().map(ToString::to_string).collect(),
+            boxes,
+            failed: failed.collect(),
+            error: failures.first().map(|(_, error)| ErrorJson::new(error)),
+        })?;
     } else {
         if boxes > 0 {
             output::line(format!("cleaned {boxes} boxes"))?;
@@ -224,28 +311,23 @@ fn sweep(context: &Context, store: &Store, args: &SweepArgs) -> anyhow::Result<(
             output::line(format!("removed {id}"))?;
         }
     }
-    let mut failed = swept.failed.into_iter();
-    let first = failed.next();
-    for (id, error) in failed {
-        tracing::error!("root {id}: {error}");
+    for (_, error) in failures.iter().skip(1) {
+        tracing::error!("{error:#}");
     }
-    match first {
-        Some((id, error)) => Err(anyhow::Error::from(error).context(format!("root {id}"))),
-        None => Ok(()),
-    }
+    failures.drain(..).next().map_or(Ok(()), |(_, error)| Err(error))
 }
 
-/// Removes dead roots, and boxes of dead runs, on the way of another command, which goes on whatever comes of that; how
-/// many roots there were. With `dry_run`, only counts them.
+/// Removes dead roots and boxes of dead runs as part of another command, and returns the number of roots. With `dry_run`,
+/// only counts them. Errors are logged and do not stop the other command.
 pub(super) fn sweep_beside(context: &Context, store: &Store, dry_run: bool) -> usize {
     if !dry_run {
         let boxes = context.boxes(store).and_then(|boxes| Ok(boxes.sweep(Duration::ZERO)?));
         if let Err(error) = boxes {
-            tracing::warn!("boxes of dead runs are not looked for: {error:#}");
+            tracing::warn!("cannot clean boxes of dead runs: {error:#}");
         }
     }
     let swept = || -> anyhow::Result<usize> {
-        // Whoever has never made a root needs no place for them.
+        // Do not create the directory of roots where no root was ever made.
         if !context.homes(store)?.exists() {
             return Ok(0);
         }
@@ -255,12 +337,12 @@ pub(super) fn sweep_beside(context: &Context, store: &Store, dry_run: bool) -> u
         }
         let swept = roots.sweep()?;
         for (id, error) in &swept.failed {
-            tracing::warn!("root {id} is dead and cannot be removed: {error}");
+            tracing::warn!("cannot remove dead root {id}: {}", chain_text(error));
         }
         Ok(swept.removed.len())
     };
     swept().unwrap_or_else(|error| {
-        tracing::warn!("dead roots are not looked for: {error:#}");
+        tracing::warn!("cannot remove dead roots: {error:#}");
         0
     })
 }

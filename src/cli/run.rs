@@ -1,4 +1,4 @@
-//! `run`: one command in a fresh root of an image.
+//! `run`: runs one command in a fresh root of an image.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -11,7 +11,9 @@ use clap::Args;
 use serde::Serialize;
 
 use super::engine::EngineChoice;
+use super::error::ErrorJson;
 use super::{Context, REFERENCE, output};
+use crate::error::chain_text;
 use crate::pipeline::read_image;
 use crate::roots::Upper;
 use crate::sandbox::isolate::{DirRule, Given, Opt, failure_text};
@@ -19,35 +21,45 @@ use crate::sandbox::{
     Copy, Job, Outcome, Report, Sandbox, SandboxError, SandboxKind, Spec, Status, Verdict, run as run_job,
 };
 
-/// Exit code when the program did not end well, as isolate has it.
+/// Exit code if the program failed, as isolate's.
 const EXIT_PROGRAM: u8 = 1;
+
+const EXAMPLES: &str = "\
+Examples:
+  Run a command under isolate, with limits:
+    rcx-imagefs run --sandbox isolate --cg --cg-mem 262144 --time 2 python:3.12 -- python3 -c 'print(1)'
+  Compile a file of this directory and take the program out:
+    rcx-imagefs run --copy-in hello.c --copy-out hello --processes=10 gcc:13 -- gcc -o hello hello.c
+  Get the result as JSON:
+    rcx-imagefs run --json --sandbox bwrap python:3.12 -- python3 --version";
 
 /// Run a command in a fresh root of an image, under isolate or bubblewrap
 ///
-/// The program starts in the image's working directory, or else in /box, the only directory of the host's that it has. It
-/// is searched for in PATH inside the image. What it writes is gone afterwards, but for what is copied out of the box.
+/// The command starts in the image's working directory, or in /box if the image has none; /box is the only directory of the
+/// host in the sandbox. The command is looked up in the PATH of the image. Everything it writes is removed after the run,
+/// except the files that --copy-out copies.
 ///
-/// Options that isolate has too mean the same here. Exits 0 when the program did, 1 when it failed or broke a limit, and
-/// 2 when the run could not be done.
+/// Options that isolate also has mean the same as there. Exits with 0 if the program did, with 1 if the program failed or
+/// exceeded a limit, and with 2 if it could not be run.
 #[derive(Debug, Args)]
-#[command(next_line_help = false)]
+#[command(next_line_help = false, after_long_help = EXAMPLES)]
 pub(super) struct RunArgs {
     /// The image.
     #[arg(help = REFERENCE, value_name = "REF")]
     reference: String,
-    /// Command to run, in place of the image's own
+    /// Command to run, instead of the image's
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
-    /// Sandbox: auto, isolate or bwrap; bubblewrap isolates without limits [default: auto]
+    /// Sandbox: auto, isolate, or bwrap, which enforces no limits [default: auto]
     #[arg(long, value_name = "SANDBOX")]
     sandbox: Option<SandboxKind>,
-    /// How the image is shown [default: fuse]
+    /// How the root gets the image's files [default: fuse]
     #[arg(long)]
     engine: Option<EngineChoice>,
     /// Where writes go: dir, dir:SIZE, tmpfs:SIZE or none [default: dir]
     #[arg(long, value_name = "UPPER")]
     upper: Option<Upper>,
-    /// Program to start in place of the image's entrypoint; empty for none
+    /// Program to start, instead of the image's entrypoint; empty for none
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<OsString>,
     /// Copy a file or directory into the box before the run
@@ -56,111 +68,111 @@ pub(super) struct RunArgs {
     /// Copy a file or directory out of the box after the run
     #[arg(long, value_name = "NAME[=HOST]")]
     copy_out: Vec<OsString>,
-    /// Print the result as JSON on stdout; the program's own stdout goes to stderr unless redirected
+    /// Print the result as JSON on stdout; the program's stdout goes to stderr, unless --stdout is given
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
-    limits: Limits,
+    limits: LimitArgs,
     #[command(flatten)]
     program: ProgramArgs,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits (isolate)")]
-struct Limits {
+struct LimitArgs {
     /// Processor time, in seconds
     #[arg(long, value_name = "SECONDS")]
     time: Option<Seconds>,
-    /// Time, in seconds
+    /// Wall-clock time, in seconds
     #[arg(long, value_name = "SECONDS")]
     wall_time: Option<Seconds>,
-    /// Processor time beyond the limit that is waited for
+    /// Seconds by which --time may be exceeded before the program is killed
     #[arg(long, value_name = "SECONDS")]
     extra_time: Option<Seconds>,
     /// Address space of each process, in KiB
     #[arg(long, value_name = "KIB")]
-    mem: Option<Number>,
+    mem: Option<IsolateNumber>,
     /// Use control groups
     #[arg(long)]
     cg: bool,
     /// Memory of all processes together, in KiB; needs --cg
     #[arg(long, value_name = "KIB")]
-    cg_mem: Option<Number>,
-    /// Processes and threads, any number where none is given [default: 1]
+    cg_mem: Option<IsolateNumber>,
+    /// Processes and threads; without N, any number [default: 1]
     #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true)]
-    processes: Option<Option<Number>>,
-    /// Stack of a process, in KiB
+    processes: Option<Option<IsolateNumber>>,
+    /// Stack of each process, in KiB
     #[arg(long, value_name = "KIB")]
-    stack: Option<Number>,
-    /// Largest file that is written, in KiB
+    stack: Option<IsolateNumber>,
+    /// Size of files that the program writes, in KiB
     #[arg(long, value_name = "KIB")]
-    fsize: Option<Number>,
-    /// Core files, in KiB [default: 0]
+    fsize: Option<IsolateNumber>,
+    /// Size of core files, in KiB [default: 0]
     #[arg(long, value_name = "KIB")]
-    core: Option<Number>,
-    /// Open files of a process, 0 for any number
+    core: Option<IsolateNumber>,
+    /// Open files of each process; 0 for any number
     #[arg(long, value_name = "N")]
-    open_files: Option<Number>,
+    open_files: Option<IsolateNumber>,
     /// Disk quota of the box
     #[arg(long, value_name = "BLOCKS,INODES")]
-    quota: Option<Quota>,
-    /// System calls that are blocked, a bit mask; isolate 2.4 or newer
+    quota: Option<BoxQuota>,
+    /// System calls to block, as a bit mask; needs isolate 2.4 or newer
     #[arg(long, value_name = "FLAGS")]
-    syscalls: Option<Number>,
+    syscalls: Option<IsolateNumber>,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Program")]
 struct ProgramArgs {
-    /// Standard input: a file in the sandbox
+    /// File in the sandbox that is the program's standard input
     #[arg(long, value_name = "FILE")]
     stdin: Option<OsString>,
-    /// Standard output: a file in the sandbox
+    /// File in the sandbox that gets the program's standard output
     #[arg(long, value_name = "FILE")]
     stdout: Option<OsString>,
-    /// Standard error: a file in the sandbox
+    /// File in the sandbox that gets the program's standard error
     #[arg(long, value_name = "FILE", conflicts_with = "stderr_to_stdout")]
     stderr: Option<OsString>,
-    /// Standard error goes where standard output goes
+    /// Redirect standard error to standard output
     #[arg(long)]
     stderr_to_stdout: bool,
-    /// Variable, set after the image's; without a value, as it is here
+    /// Set a variable, overriding the image's; without VALUE, take it from the caller's environment
     #[arg(long, value_name = "NAME[=VALUE]")]
     env: Vec<OsString>,
-    /// Start with all variables that are set here
+    /// Pass all variables of the caller's environment
     #[arg(long)]
     full_env: bool,
-    /// Directory to start in, in the sandbox
+    /// Working directory, in the sandbox
     #[arg(long, value_name = "DIR")]
     chdir: Option<PathBuf>,
-    /// Directory of the host to show, as isolate writes it: IN=OUT[:rw:noexec:maybe:..]
+    /// Bind a directory of the host, in isolate's syntax: IN=OUT[:rw:noexec:maybe:..]
     #[arg(long, value_name = "RULE")]
     dir: Vec<OsString>,
-    /// Keep the host's network
+    /// Share the host's network
     #[arg(long)]
     share_net: bool,
-    /// Let the program use the terminal; see isolate's manual
+    /// Let the program control the terminal; see isolate(1)
     #[arg(long)]
     tty_hack: bool,
-    /// Keep what is no file or directory in the box; isolate 1.10 or newer
+    /// Keep special files in the box; needs isolate 1.10 or newer
     #[arg(long)]
     special_files: bool,
-    /// Say nothing of how the program ended
+    /// Do not print how the program ended
     #[arg(short, long)]
     silent: bool,
-    /// File for the result, in isolate's form; `-` is stdout
+    /// File for the result, in isolate's format; `-` is stdout
     #[arg(long, value_name = "FILE")]
     meta: Option<PathBuf>,
-    /// Box to use [default: a free one]
+    /// Box to use [default: a free box of `box-ids` of the configuration]
     #[arg(long, value_name = "N")]
     box_id: Option<u32>,
 }
 
-/// A number that isolate takes.
+/// A number as isolate accepts it: from 0 to 2^31 - 1.
 #[derive(Debug, Clone, Copy)]
-struct Number(u32);
+struct IsolateNumber(u32);
 
-impl std::str::FromStr for Number {
+impl std::str::FromStr for IsolateNumber {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -171,7 +183,7 @@ impl std::str::FromStr for Number {
     }
 }
 
-/// Seconds, with fractions, as they are written: isolate cuts off what it does not understand.
+/// Seconds as the user writes them, with fractions. Checked here, because isolate silently ignores what follows a number.
 #[derive(Debug, Clone)]
 struct Seconds(String);
 
@@ -181,23 +193,24 @@ impl std::str::FromStr for Seconds {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
         match text.parse::<f64>() {
-            // isolate counts milliseconds in an int.
+            // isolate counts milliseconds in a 32-bit int.
             Ok(seconds) if plain && seconds < 2_000_000.0 => Ok(Self(text.to_owned())),
             _ => Err("seconds are expected, as in 1.5".to_owned()),
         }
     }
 }
 
-/// Two numbers with a comma between.
+/// Two numbers, separated by a comma.
 #[derive(Debug, Clone)]
-struct Quota(String);
+struct BoxQuota(String);
 
-impl std::str::FromStr for Quota {
+impl std::str::FromStr for BoxQuota {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let halves =
-            text.split_once(',').map(|(blocks, inodes)| (blocks.parse::<Number>(), inodes.parse::<Number>()));
+        let halves = text
+            .split_once(',')
+            .map(|(blocks, inodes)| (blocks.parse::<IsolateNumber>(), inodes.parse::<IsolateNumber>()));
         match halves {
             Some((Ok(_), Ok(_))) => Ok(Self(text.to_owned())),
             _ => Err("two numbers are expected, as in 10240,100".to_owned()),
@@ -206,14 +219,15 @@ impl std::str::FromStr for Quota {
 }
 
 impl RunArgs {
-    /// The options that isolate gets as they are.
+    /// The options that are passed to isolate unchanged.
     fn options(&self) -> Vec<Given> {
         let (limits, program) = (&self.limits, &self.program);
-        let number =
-            |option, value: Option<Number>| (option, value.map(|Number(number)| number.to_string().into()));
+        let number = |option, value: Option<IsolateNumber>| {
+            (option, value.map(|IsolateNumber(number)| number.to_string().into()))
+        };
         let seconds =
             |option, value: &Option<Seconds>| (option, value.as_ref().map(|Seconds(text)| text.into()));
-        let quota = limits.quota.as_ref().map(|Quota(text)| text.into());
+        let quota = limits.quota.as_ref().map(|BoxQuota(text)| text.into());
         let valued: [(Opt, Option<OsString>); 14] = [
             seconds(Opt::Time, &limits.time),
             seconds(Opt::WallTime, &limits.wall_time),
@@ -245,7 +259,7 @@ impl RunArgs {
             bare.into_iter().filter(|(_, given)| *given).map(|(option, _)| Given { option, value: None });
         let processes = limits.processes.map(|count| Given {
             option: Opt::Processes,
-            value: count.map(|Number(count)| count.to_string().into()),
+            value: count.map(|IsolateNumber(count)| count.to_string().into()),
         });
         valued.chain(bare).chain(processes).collect()
     }
@@ -270,7 +284,7 @@ impl RunArgs {
     }
 }
 
-/// What `run --json` prints.
+/// The output of `run --json`.
 #[derive(Debug, Serialize)]
 struct RunJson<'a> {
     #[serde(flatten)]
@@ -278,32 +292,34 @@ struct RunJson<'a> {
     sandbox: Option<&'static str>,
     image: Option<&'a str>,
     box_id: Option<u32>,
-    /// What went wrong after the program had ended.
+    /// Errors after the program ended, for example of --copy-out.
     errors: Vec<String>,
+    /// The code of the error if the run failed, otherwise of the first of `errors`.
+    code: Option<&'static str>,
 }
 
-/// What is known before the program runs.
+/// The sandbox and the image of a run, as soon as they are known.
 #[derive(Debug, Default)]
-struct Known {
+struct RunSubject {
     sandbox: Option<&'static str>,
     image: Option<String>,
 }
 
 pub(super) fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
-    // Before anything is done: a result that cannot be written is none.
+    // Before the program runs, so that its result can be written.
     let mut meta = args.program.meta.as_deref().map(MetaFile::open).transpose()?;
-    let mut known = Known::default();
-    match execute(context, args, &mut known) {
+    let mut subject = RunSubject::default();
+    match execute(context, args, &mut subject) {
         Ok(Outcome { report, afterwards }) => {
             if let Some(meta) = &mut meta {
                 meta.write(&report.meta)?;
             }
-            tell(args, &known, &report, &afterwards)?;
+            print_result(args, &subject, &report, &afterwards)?;
             let mut afterwards = afterwards.into_iter();
             match (afterwards.next(), report.verdict.status) {
                 (Some(first), _) => {
                     for further in afterwards {
-                        tracing::warn!("{:#}", anyhow::Error::from(further));
+                        tracing::warn!("{}", chain_text(&further));
                     }
                     Err(first.into())
                 }
@@ -317,14 +333,13 @@ pub(super) fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode>
                 meta.write(failure_text(&message).as_bytes())?;
             }
             if args.json {
-                let verdict = Verdict::internal(message);
-                let (sandbox, image) = (known.sandbox, known.image.as_deref());
                 output::json(&RunJson {
-                    verdict: &verdict,
-                    sandbox,
-                    image,
+                    verdict: &Verdict::internal(message),
+                    sandbox: subject.sandbox,
+                    image: subject.image.as_deref(),
                     box_id: None,
                     errors: Vec::new(),
+                    code: Some(ErrorJson::new(&failure).code),
                 })?;
             }
             Err(failure)
@@ -332,19 +347,19 @@ pub(super) fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode>
     }
 }
 
-fn execute(context: &Context, args: &RunArgs, known: &mut Known) -> anyhow::Result<Outcome> {
+fn execute(context: &Context, args: &RunArgs, subject: &mut RunSubject) -> anyhow::Result<Outcome> {
     let spec = args.spec(context)?;
     let config = &context.config.run;
     let store = context.open_store()?;
     let found = context.find(&store, &args.reference)?;
     let name = format!("{}@{}", context.familiar(&found.image.name), found.image.digest);
-    known.image = Some(name);
+    subject.image = Some(name);
     let image = read_image(&store, &found.image.digest)?;
     let kind = args.sandbox.map_or_else(|| config.sandbox(), Ok)?;
     let sandbox = Sandbox::find(kind, context.config.isolate.path.as_deref(), &context.run_dir)?;
-    known.sandbox = Some(sandbox.name());
+    subject.sandbox = Some(sandbox.name());
     if let (Sandbox::Bwrap { .. }, false) = (&sandbox, args.program.silent) {
-        eprintln!("note: bubblewrap isolates the program, and enforces no limits on it");
+        eprintln!("note: bubblewrap isolates the program, but enforces no limits");
     }
     let (_, lower) = context.lower(&store, &args.reference, args.engine)?;
     let job = Job {
@@ -360,20 +375,24 @@ fn execute(context: &Context, args: &RunArgs, known: &mut Known) -> anyhow::Resu
     Ok(run_job(&job)?)
 }
 
-/// Prints the result: as JSON, or as isolate does, in a line on stderr.
-fn tell(args: &RunArgs, known: &Known, report: &Report, afterwards: &[SandboxError]) -> anyhow::Result<()> {
+/// Prints the result: as JSON, or for bubblewrap as a line on stderr. isolate prints this line itself.
+fn print_result(
+    args: &RunArgs,
+    subject: &RunSubject,
+    report: &Report,
+    afterwards: &[SandboxError],
+) -> anyhow::Result<()> {
     if args.json {
-        let errors = afterwards.iter().map(|error| chain(error)).collect();
-        let (sandbox, image) = (known.sandbox, known.image.as_deref());
         return output::json(&RunJson {
             verdict: &report.verdict,
-            sandbox,
-            image,
+            sandbox: subject.sandbox,
+            image: subject.image.as_deref(),
             box_id: Some(report.box_id),
-            errors,
+            errors: afterwards.iter().map(|error| chain_text(error)).collect(),
+            code: afterwards.first().map(|error| ErrorJson::of(error).code),
         });
     }
-    if known.sandbox == Some("bwrap") && !args.program.silent {
+    if subject.sandbox == Some("bwrap") && !args.program.silent {
         let verdict = &report.verdict;
         match &verdict.message {
             Some(message) => eprintln!("{message}"),
@@ -387,21 +406,9 @@ fn tell(args: &RunArgs, known: &Known, report: &Report, afterwards: &[SandboxErr
     Ok(())
 }
 
-/// An error with its sources, as one sentence.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}
-
-/// The file of `--meta`, open and empty.
+/// The open file of `--meta`.
 struct MetaFile {
-    /// None for standard output.
+    /// `None` for standard output.
     file: Option<File>,
     path: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! `status`: what the daemon says of itself.
+//! `status`: the state of the daemon.
 
 use std::time::Duration;
 
@@ -6,29 +6,36 @@ use clap::Args;
 
 use super::{Context, error, output};
 use crate::daemon::{ControlRequest, ControlResponse, DaemonStatus, ask};
+use crate::error::ErrorCode;
 
-/// How long the daemon may take to answer.
+/// How long to wait for the daemon's answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Show the daemon: mount, images, caches, counters
+const EXAMPLES: &str = "\
+Examples:
+  Show the state of the daemon:
+    rcx-imagefs status
+  Print the images that cannot be served, and why:
+    rcx-imagefs status --json | jq -r '.filesystem.failed[]'";
+
+/// Show the state of the daemon: mount, images, caches, counters
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(super) struct StatusArgs {
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn run(context: &Context, args: &StatusArgs) -> anyhow::Result<()> {
     let store = context.open_store()?;
-    let Some(daemon) = store.running_daemon()? else {
-        return Err(error::advise(
-            format!("no daemon serves the store {}", store.path().display()),
-            "start one with `rcx-imagefs mount DIR`",
-        ));
-    };
+    let daemon = context.daemon(&store)?;
     let status = match ask(&daemon.socket, ControlRequest::Status, DEADLINE)? {
         ControlResponse::Status(status) => status,
-        other => anyhow::bail!("the daemon answered {other:?}"),
+        other => {
+            let message = format!("unexpected answer of the daemon to a status request: {other:?}");
+            return Err(error::fail(ErrorCode::DaemonRefused, message));
+        }
     };
     if args.json {
         return output::json(&status);
@@ -62,7 +69,7 @@ fn print(status: &DaemonStatus) -> anyhow::Result<()> {
         cache.spans
     ))?;
     output::line(format!(
-        "  {} hits, {} misses ({} waited for another's decode), {} decodes ({} failed), {} evictions",
+        "  {} hits, {} misses ({} waited for a decode in progress), {} decodes ({} failed), {} evictions",
         cache.hits, cache.misses, cache.waits, cache.decodes, cache.failures, cache.evictions
     ))?;
     let total: u64 = status.requests.values().sum();

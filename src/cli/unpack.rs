@@ -1,4 +1,4 @@
-//! `unpack`: a plain copy of an image.
+//! `unpack`: copies an image into a directory.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,44 +8,55 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Context, REFERENCE, output};
+use crate::error::chain_text;
 use crate::pipeline::open_image;
 use crate::unpack::{Staging, UnpackOptions, UnpackPlan, write};
 
+const EXAMPLES: &str = "\
+Examples:
+  Copy an image:
+    rcx-imagefs unpack python:3.12 /srv/python-3.12";
+
 /// Copy an image into a directory
 ///
-/// Owners, modes, times, extended attributes, hard links, holes and devices are those of the image, so this takes root. DIR
-/// is made, or is an empty directory. It gets its name when all is written: an interrupted copy is never found there.
+/// The copy has the owners, modes, times, extended attributes, hard links, holes and devices of the image, so the command
+/// must be run by root. DIR must be missing or empty. It appears when the copy is complete: an interrupted copy is never
+/// found under that name.
+///
+/// The copy is an independent directory that needs neither the store nor a daemon. To look into an image, use `mount`; for a
+/// writable directory that starts as the image, use `root create`. Both are faster and take less disk space.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(super) struct UnpackArgs {
     /// The image.
     #[arg(help = REFERENCE, value_name = "REF")]
     reference: String,
-    /// Where to
+    /// Directory of the copy
     #[arg(value_name = "DIR")]
     directory: PathBuf,
-    /// Threads that decode and write [default: one for each processor]
+    /// Number of threads that decode and write [default: number of processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Serialize)]
 struct UnpackJson {
     path: String,
     digest: String,
-    /// Of content.
+    /// Bytes of file content.
     bytes: u64,
     directories: u64,
-    /// Files, links, devices and pipes, each once however many names it has.
+    /// Number of files, symbolic links, devices and pipes; hard links count once.
     files: u64,
 }
 
 pub(super) fn run(context: &Context, args: &UnpackArgs) -> anyhow::Result<()> {
     let at = || format!("unpack {} to {}", args.reference, args.directory.display());
     let store = context.open_store()?;
-    // What is being read must not be collected meanwhile.
+    // The lease keeps `gc` from freeing the blobs while they are read.
     let _lease = store.lease(None)?;
     let found = context.find(&store, &args.reference)?;
     let image = open_image(&store, found.image.digest, |_| None).with_context(at)?;
@@ -74,7 +85,7 @@ pub(super) fn run(context: &Context, args: &UnpackArgs) -> anyhow::Result<()> {
         Ok(written) => written,
         Err(error) => {
             if let Err(error) = staging.abandon() {
-                tracing::warn!("removing the incomplete copy: {error}");
+                tracing::warn!("cannot remove the incomplete copy: {}", chain_text(&error));
             }
             return Err(error).with_context(at);
         }

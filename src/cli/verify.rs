@@ -1,48 +1,62 @@
-//! `verify`: whether the store holds what it says.
+//! `verify`: checks the content of the store.
 
 use std::collections::BTreeMap;
 
 use clap::Args;
 use serde::Serialize;
 
+use super::error::ErrorJson;
 use super::{Context, REFERENCE, error, output};
+use crate::error::ErrorCode;
 use crate::image::{Digest, LayerDigest};
 use crate::pipeline::{OpenImage, open_image, open_layer, read_image, read_manifest};
 use crate::roots::LayerDirectories;
 use crate::store::{ImageRecord, Store};
 
+const EXAMPLES: &str = "\
+Examples:
+  Check all images:
+    rcx-imagefs verify
+  Check one image, and decode all of its layers:
+    rcx-imagefs verify --deep python:3.12";
+
 /// Check the blobs and indexes of an image, or of all images
 ///
-/// Reads every blob and compares its digest. With --deep, every span is decoded through the index as well, and the decoded
-/// tar is compared with the image's configuration. A missing or outdated index is built anew. Exits 2 when anything is wrong.
+/// Reads every blob and compares its digest. With --deep, also decodes every layer through its index and compares the tar's
+/// digest with the image's configuration. Layers that were unpacked for the engine overlay2 are compared with the image.
+/// Missing and outdated indexes are rebuilt. Exits with 2 if there are problems.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(super) struct VerifyArgs {
     /// The image.
-    #[arg(help = format!("{REFERENCE}; all images of the store if none is named"), value_name = "REF")]
+    #[arg(help = format!("{REFERENCE} [default: all images of the store]"), value_name = "REF")]
     reference: Option<String>,
-    /// Decode every span too
+    /// Also decode every layer
     #[arg(long)]
     deep: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct VerifyJson {
     images: usize,
     blobs: usize,
     bytes: u64,
     spans: u64,
     problems: Vec<String>,
-    /// `NAME@DIGEST` of all images that have one of the problems.
+    /// `NAME@DIGEST` of all images with a problem.
     damaged: Vec<String>,
+    /// Set if there are problems.
+    error: Option<ErrorJson>,
 }
 
-struct Check<'a> {
+/// The state of a verification.
+struct StoreCheck<'a> {
     store: &'a Store,
     deep: bool,
-    /// Blobs that were read, and whether they are whole.
+    /// Blobs that were read, and whether they are undamaged.
     seen: BTreeMap<Digest, bool>,
     report: VerifyJson,
 }
@@ -53,9 +67,8 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<()> {
         Some(text) => vec![context.find(&store, text)?.image],
         None => store.refs()?.images,
     };
-    let (problems, damaged) = (Vec::new(), Vec::new());
-    let report = VerifyJson { images: images.len(), blobs: 0, bytes: 0, spans: 0, problems, damaged };
-    let mut check = Check { store: &store, deep: args.deep, seen: BTreeMap::new(), report };
+    let report = VerifyJson { images: images.len(), ..VerifyJson::default() };
+    let mut check = StoreCheck { store: &store, deep: args.deep, seen: BTreeMap::new(), report };
     for image in &images {
         let name = format!("{}@{}", context.familiar(&image.name), image.digest);
         let whole = check.image(image).unwrap_or_else(|problem| {
@@ -64,7 +77,16 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<()> {
         });
         check.report.damaged.extend((!whole).then_some(name));
     }
-    let report = check.report;
+    let mut report = check.report;
+    let failure = match report.problems.len() {
+        0 => None,
+        count => Some(error::fail_with_hint(
+            ErrorCode::Damaged,
+            format!("store {}: {count} problems", store.path().display()),
+            format!("`rcx-imagefs rm {}`, then `gc`, then pull or load again", report.damaged.join(" ")),
+        )),
+    };
+    report.error = failure.as_ref().map(ErrorJson::new);
     if args.json {
         output::json(&report)?;
     } else {
@@ -76,17 +98,11 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<()> {
         let spans = if args.deep { format!(", {} spans", report.spans) } else { String::new() };
         output::line(format!("{summary}{spans}: {} problems", report.problems.len()))?;
     }
-    match report.problems.len() {
-        0 => Ok(()),
-        count => Err(error::advise(
-            format!("store {}: {count} problems", store.path().display()),
-            format!("`rcx-imagefs rm {}`, then `gc`, then pull or load again", report.damaged.join(" ")),
-        )),
-    }
+    failure.map_or(Ok(()), Err)
 }
 
-impl Check<'_> {
-    /// Checks an image; tells whether it is whole.
+impl StoreCheck<'_> {
+    /// Checks an image; returns whether it is undamaged.
     fn image(&mut self, image: &ImageRecord) -> anyhow::Result<bool> {
         if !self.blob(image.digest.digest()) {
             return Ok(false);
@@ -130,7 +146,7 @@ impl Check<'_> {
         Ok(whole)
     }
 
-    /// Compares the unpacked layers of an image, where it has some, with the image.
+    /// Compares the unpacked layers of an image, if there are any, with the image.
     fn directories(&mut self, image: &OpenImage) -> anyhow::Result<bool> {
         let path = self.store.layers_path()?;
         if !path.exists() {
@@ -146,7 +162,7 @@ impl Check<'_> {
         Ok(differences.is_empty())
     }
 
-    /// Images that share a layer share what is wrong with it: it is told once.
+    /// Adds a problem of a layer, once for all images that share the layer.
     fn problem(&mut self, layer: &LayerDigest, what: impl std::fmt::Display) {
         let problem = format!("layer {layer}: {what}");
         if !self.report.problems.contains(&problem) {
@@ -154,7 +170,7 @@ impl Check<'_> {
         }
     }
 
-    /// Reads a blob, once; tells whether it is whole.
+    /// Reads a blob, once; returns whether it is undamaged.
     fn blob(&mut self, digest: Digest) -> bool {
         if let Some(whole) = self.seen.get(&digest) {
             return *whole;
@@ -173,7 +189,7 @@ impl Check<'_> {
         }
     }
 
-    /// Decodes every span, and hashes what comes out.
+    /// Decodes every span and compares the digest of the tar with the declared one.
     fn spans(&mut self, layer: &LayerDigest, open: &crate::index::Layer, declared: &crate::image::DiffId) {
         use sha2::Digest as _;
         let mut hash = sha2::Sha256::new();

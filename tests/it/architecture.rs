@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules, each above those that may use it. A new one is entered here and in the table of `src/lib.rs`.
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 18] = [
     "error", "os", "image", "layer", "index", "tree", "store", "registry", "import", "pipeline", "unpack",
-    "fs", "fuse", "roots", "sandbox", "daemon", "cli",
+    "fs", "fuse", "roots", "sandbox", "daemon", "manual", "cli",
 ];
 /// Names that say nothing of what is inside.
 const NAMED_AFTER_NOTHING: [&str; 7] = ["util", "utils", "common", "helper", "helpers", "misc", "shared"];

@@ -69,7 +69,7 @@ fn image_that_is_not_there_comes_with_what_is() {
     for command in ["inspect", "path", "rm", "verify"] {
         let (error, hint) = scene.fails(&[command, "reg.example/lab/a:3"]);
         assert_eq!(error, "image reg.example/lab/a:3 is not in the store");
-        assert_eq!(hint.unwrap(), "this name is there with: 1, two");
+        assert_eq!(hint.unwrap(), "the store has this image with other tags: 1, two");
         let (error, hint) = scene.fails(&[command, "reg.example/lab/b"]);
         assert_eq!(error, "image reg.example/lab/b:latest is not in the store");
         assert!(hint.unwrap().starts_with("`rcx-imagefs pull reg.example/lab/b` fetches it"));

@@ -1,10 +1,10 @@
-//! Help, version, completions, manual pages, and words that are no command.
+//! Help, version, completions, man pages, and invalid arguments.
 
 use std::fs;
 
 use super::{Scene, texts};
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "pull",
     "load",
     "mount",
@@ -15,6 +15,7 @@ const COMMANDS: [&str; 12] = [
     "gc",
     "verify",
     "status",
+    "manual",
     "completions",
     "man",
 ];
@@ -34,7 +35,7 @@ fn help_lists_every_command_and_each_has_its_own() {
             assert!(help.contains(&format!("Usage: rcx-imagefs {command}")), "{help}");
             assert!(help.contains("--store <DIR>") && help.contains("--config <FILE>"), "{help}");
         }
-        if !matches!(command, "mount" | "completions" | "man") {
+        if !matches!(command, "mount" | "manual" | "completions" | "man") {
             let help = scene.program.ok(&[command, "--help"]);
             assert!(help.contains("--json"), "{command} prints data: {help}");
         }

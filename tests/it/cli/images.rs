@@ -14,12 +14,13 @@ fn every_image_is_listed_once_with_its_tags() {
     let listed = scene.program.json(&["images"]);
     assert_eq!(listed.as_array().unwrap().len(), 2);
     let one = &listed[0];
-    assert_eq!(keys(one), ["digest", "error", "layers", "name", "size", "tags"]);
+    assert_eq!(keys(one), ["code", "digest", "error", "layers", "name", "size", "tags"]);
     let manifest = scene.manifest(&first);
     let blobs = manifest["layers"].as_array().unwrap().iter().chain([&manifest["config"]]);
     let size: u64 = blobs.map(|blob| blob["size"].as_u64().unwrap()).sum();
     let expected = json!({
         "name": "lab/a", "tags": ["1", "2"], "digest": first, "layers": 2, "size": size, "error": null,
+        "code": null,
     });
     assert_eq!(*one, expected);
     assert_eq!((&listed[1]["name"], &listed[1]["digest"]), (&json!("reg.example:5000/b"), &json!(other)));

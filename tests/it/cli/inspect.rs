@@ -26,6 +26,7 @@ fn inspect_tells_what_the_image_is_made_of() {
     assert_eq!(layers.len(), 2);
     for (at, (layer, blob)) in layers.iter().zip(manifest["layers"].as_array().unwrap()).enumerate() {
         let all = [
+            "code",
             "diff_id",
             "digest",
             "entries",

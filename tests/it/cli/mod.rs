@@ -1,6 +1,6 @@
-//! The program run as its users run it, with a store of its own: what it prints, where, and how it ends.
+//! The program as users run it, with its own store: its output, and its exit codes.
 //!
-//! What `--json` prints is what other programs read: the fields are told here in full.
+//! Other programs read the output of `--json`, so these tests list all of its fields.
 
 mod archive;
 mod config;
@@ -11,6 +11,7 @@ mod help;
 mod images;
 mod inspect;
 mod load;
+mod manual;
 mod output;
 mod rm;
 mod verify;
@@ -22,7 +23,7 @@ use std::process::Output;
 
 use rcx_imagefs::image::Digest;
 use rcx_imagefs::store::Store;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use self::archive::Layout;
 use support::program::Program;
@@ -91,29 +92,33 @@ impl Scene {
         fs::write(self.blob(digest), bytes).unwrap();
     }
 
-    /// Runs a command that must fail: exit code 2, nothing on stdout, and on stderr one line with the error and perhaps one
-    /// with a hint. Returns both without what stands in front.
+    /// Runs a command that must fail: exit code 2, and on stderr one line with the error and perhaps one with a hint. Returns
+    /// both without their prefixes. Stdout must be empty, or with `--json` an object with the same error.
     #[track_caller]
     fn fails(&self, arguments: &[&str]) -> (String, Option<String>) {
         failed(&self.program.run(arguments))
     }
 }
 
-/// Takes apart what a failed command has said; see [`Scene::fails`].
+/// Checks the output of a failed command; see [`Scene::fails`].
 #[track_caller]
 fn failed(output: &Output) -> (String, Option<String>) {
     let (out, err) = texts(output);
     assert_eq!(output.status.code(), Some(2), "{out}{err}");
-    assert_eq!(out, "", "stdout is for results; stderr: {err}");
     let lines: Vec<&str> = err.lines().collect();
     let after = |line: &str, word: &str| {
         line.strip_prefix(word).unwrap_or_else(|| panic!("not `{word}..`: {err}")).to_owned()
     };
-    match lines.as_slice() {
+    let (error, hint) = match lines.as_slice() {
         [error] => (after(error, "error: "), None),
         [error, hint] => (after(error, "error: "), Some(after(hint, "hint: "))),
         _ => panic!("neither one line nor two: {err}"),
+    };
+    if !out.is_empty() {
+        let printed: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("not only JSON: {out}"));
+        assert_eq!((&printed["error"]["message"], &printed["error"]["hint"]), (&json!(error), &json!(hint)));
     }
+    (error, hint)
 }
 
 fn texts(output: &Output) -> (String, String) {

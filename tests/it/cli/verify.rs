@@ -16,6 +16,7 @@ fn problems(scene: &Scene, arguments: &[&str]) -> Vec<String> {
     let report: Value = serde_json::from_str(&out).unwrap();
     let problems: Vec<String> = serde_json::from_value(report["problems"].clone()).unwrap();
     let store = scene.program.store().display();
+    assert_eq!(report["error"]["code"], "damaged");
     assert!(err.contains(&format!("error: store {store}: {} problems\nhint: ", problems.len())), "{err}");
     problems
 }
@@ -25,7 +26,7 @@ fn whole_store_is_read_once() {
     let (scene, digest) = Scene::with("lab/a:1");
     scene.load("lab/b:1", LAYERS.split("---").next().unwrap());
     let report = scene.program.json(&["verify"]);
-    assert_eq!(keys(&report), ["blobs", "bytes", "damaged", "images", "problems", "spans"]);
+    assert_eq!(keys(&report), ["blobs", "bytes", "damaged", "error", "images", "problems", "spans"]);
     // Two manifests, two configurations, and two layers, one of them shared.
     assert_eq!((&report["images"], &report["blobs"]), (&json!(2), &json!(6)));
     assert_eq!((&report["spans"], &report["problems"]), (&json!(0), &json!([])));

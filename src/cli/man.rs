@@ -1,0 +1,246 @@
+//! `man`: writes the manual as man pages, for packagers.
+//!
+//! The page of a command is made from its help text by clap_mangen, up to the list of its subcommands. The sections that
+//! follow are written here as Markdown: most of their text is the same for all commands, EXAMPLES repeats the end of the
+//! command's `--help`.
+
+use std::fmt::Write as _;
+use std::fs;
+
+use anyhow::Context as _;
+use clap::{Args, Command};
+use clap_mangen::Man;
+
+use crate::manual::{ManualPage, to_roff};
+
+const EXAMPLES: &str = "\
+Examples:
+  Write the pages and look at one:
+    rcx-imagefs man /tmp/man && man /tmp/man/rcx-imagefs-config.5";
+
+/// Write the manual as man pages
+///
+/// Writes a page for each command (section 1) and the pages that `rcx-imagefs manual` prints (sections 5, 7 and 8).
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(super) struct ManArgs {
+    /// Directory to write to; created if it is missing
+    dir: std::path::PathBuf,
+}
+
+pub(super) fn run(args: &ManArgs, command: Command) -> anyhow::Result<()> {
+    let dir = &args.dir;
+    fs::create_dir_all(dir).with_context(|| format!("directory {}", dir.display()))?;
+    let write = |name: &str, text: &[u8]| {
+        let path = dir.join(name);
+        fs::write(&path, text).with_context(|| format!("man page {}", path.display()))
+    };
+    for page in ManualPage::ALL {
+        write(&page.file_name(), page.to_man_page().as_bytes())?;
+    }
+    for page in CommandPage::all(command) {
+        write(&page.file_name(), &page.to_man_page()?)?;
+    }
+    Ok(())
+}
+
+/// The page of a command.
+struct CommandPage {
+    command: Command,
+    /// Without the program's name: `root create`; empty for the program itself.
+    path: String,
+}
+
+impl CommandPage {
+    /// The pages of a command and of all its subcommands.
+    fn all(command: Command) -> Vec<Self> {
+        let mut command = command.disable_help_subcommand(true);
+        command.build();
+        let mut pages = vec![Self { command, path: String::new() }];
+        let mut at = 0;
+        while let Some(page) = pages.get(at) {
+            let subcommands = page.command.get_subcommands().filter(|command| !command.is_hide_set());
+            let below = subcommands.map(|command| {
+                let path = format!("{} {}", page.path, command.get_name()).trim_start().to_owned();
+                Self { command: command.clone(), path }
+            });
+            let below: Vec<Self> = below.collect();
+            pages.extend(below);
+            at += 1;
+        }
+        pages
+    }
+
+    /// `rcx-imagefs-root-create`.
+    fn name(&self) -> String {
+        format!("rcx-imagefs {}", self.path).trim_end().replace(' ', "-")
+    }
+
+    fn file_name(&self) -> String {
+        format!("{}.1", self.name())
+    }
+
+    fn to_man_page(&self) -> anyhow::Result<Vec<u8>> {
+        let man = Man::new(self.command.clone())
+            .title(self.name().to_uppercase())
+            .source(concat!("rcx-imagefs ", env!("CARGO_PKG_VERSION")))
+            .manual("rcx-imagefs manual");
+        let mut page = Vec::new();
+        man.render_title(&mut page)?;
+        man.render_name_section(&mut page)?;
+        man.render_synopsis_section(&mut page)?;
+        man.render_description_section(&mut page)?;
+        man.render_options_section(&mut page)?;
+        if self.command.has_subcommands() {
+            man.render_subcommands_section(&mut page)?;
+        }
+        page.extend_from_slice(to_roff(&self.sections()).as_bytes());
+        Ok(page)
+    }
+
+    /// The sections that clap does not know, in the order of man-pages(7).
+    fn sections(&self) -> String {
+        let mut text = String::new();
+        let mut section = |head: &str, body: &str| {
+            let _ = write!(text, "## {head}\n\n{body}\n\n");
+        };
+        section("Exit status", self.exit_status());
+        section("Environment", &self.environment());
+        section("Files", &self.files());
+        section("Examples", &self.examples());
+        section("See also", &self.see_also());
+        text
+    }
+
+    fn exit_status(&self) -> &'static str {
+        match self.path.as_str() {
+            "run" => {
+                "\
+- `0`: the program exited with 0.
+- `1`: the program exited with another code, was killed by a signal, or exceeded a limit.
+- `2`: the command failed; the program may not have been run. The error is on stderr, and with `--json` its code on stdout.
+- 128 plus a signal's number: the signal ended the command itself, as shells report it."
+            }
+            "isolate-shim" => {
+                "\
+- `0`: isolate ran, and so did its program, which exited with 0.
+- `1`: the program exited with another code, was killed by a signal, or exceeded a limit.
+- `2`: the command failed, or isolate did. The error is on stderr and in the file of isolate's option `--meta`.
+- 128 plus a signal's number: the signal ended the command itself, as shells report it."
+            }
+            "verify" => {
+                "\
+- `0`: no problem was found.
+- `2`: there are problems, or the command failed. The problems are on stdout, the error is on stderr.
+- 128 plus a signal's number: the signal ended the command itself, as shells report it."
+            }
+            "mount" => {
+                "\
+- `0`: the daemon was stopped by SIGTERM, SIGINT or an unmount.
+- `2`: the command failed. The error is on stderr.
+- 128 plus a signal's number: another signal ended the daemon, as shells report it."
+            }
+            _ => {
+                "\
+- `0`: the command did its job.
+- `2`: the command failed. The error is on stderr; with `--json`, it is also an object on stdout.
+- 128 plus a signal's number: the signal ended the command, as shells report it."
+            }
+        }
+    }
+
+    fn environment(&self) -> String {
+        let mut variables = vec![
+            ("RCX_IMAGEFS_STORE", "Directory of the store, unless `--store` is given."),
+            ("RCX_IMAGEFS_RUN", "Directory of the control socket and of roots, unless `--run-dir` is given."),
+            ("RUST_LOG", "Log filter, for example `debug`; replaces `-v`."),
+        ];
+        match self.path.as_str() {
+            "pull" => variables.extend([
+                ("DOCKER_CONFIG", "Directory of docker's `config.json`, whose credentials are used; `~/.docker` by default."),
+                (
+                    "REGISTRY_AUTH_FILE",
+                    "podman's file of credentials; `$XDG_RUNTIME_DIR/containers/auth.json` by default.",
+                ),
+            ]),
+            "mount" => variables.extend([(
+                "NOTIFY_SOCKET",
+                "Socket of systemd, which is told when the mount is ready.",
+            )]),
+            "run" | "isolate-shim" => {
+                variables.extend([("PATH", "Where isolate and bubblewrap are looked for.")]);
+            }
+            _ => {}
+        }
+        let lines = variables.iter().map(|(name, what)| format!("- `{name}`: {what}"));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    fn files(&self) -> String {
+        let mut files = vec![
+            ("/etc/rcx-imagefs/config.toml", "Configuration, see rcx-imagefs-config(5)."),
+            ("/var/lib/rcx-imagefs", "The store, see rcx-imagefs-store(7)."),
+        ];
+        match self.path.as_str() {
+            "" | "mount" | "status" => {
+                files.push(("/run/rcx-imagefs/control.sock", "Control socket of the daemon."));
+            }
+            path if path.starts_with("root") || path == "run" || path == "isolate-shim" => {
+                files.push(("/run/rcx-imagefs", "Roots and locks."));
+            }
+            _ => {}
+        }
+        let lines = files.iter().map(|(path, what)| format!("- `{path}`: {what}"));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    /// The examples of `--help` as Markdown: a line of two spaces is text, a line of four is code.
+    fn examples(&self) -> String {
+        let help = self.command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+        let mut text = String::new();
+        for line in help.lines() {
+            if let Some(code) = line.strip_prefix("    ") {
+                let _ = writeln!(text, "    {code}");
+            } else if let Some(what) = line.strip_prefix("  ") {
+                let _ = write!(text, "\n{what}\n\n");
+            }
+        }
+        text
+    }
+
+    fn see_also(&self) -> String {
+        let pages: &[&str] = match self.path.as_str() {
+            "" => &["images", "run", "isolate", "config", "operations", "store", "errors", "changes"],
+            "run" => &["run", "images", "config", "errors"],
+            "isolate-shim" => &["isolate", "run", "config"],
+            path if path.starts_with("root") => &["run", "images", "config", "errors"],
+            "mount" | "path" | "status" => &["images", "operations", "config", "errors"],
+            "gc" | "verify" | "rm" | "images" | "inspect" | "pull" | "load" | "unpack" => {
+                &["store", "images", "config", "errors"]
+            }
+            _ => &["config", "operations"],
+        };
+        let of_manual = pages.iter().filter_map(|name| ManualPage::find(name)).map(ManualPage::title);
+        let program = (!self.path.is_empty()).then(|| "rcx-imagefs(1)".to_owned());
+        program.into_iter().chain(of_manual).collect::<Vec<_>>().join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_has_examples_of_itself() {
+        for page in CommandPage::all(super::super::Cli::command()) {
+            let examples = page.examples();
+            assert!(
+                examples.contains(format!("    rcx-imagefs {}", page.path).trim_end()),
+                "{}: {examples}",
+                page.name()
+            );
+        }
+    }
+}

@@ -237,7 +237,7 @@ mod tests {
         for page in CommandPage::all(super::super::Cli::command()) {
             let examples = page.examples();
             assert!(
-                examples.contains(format!("    rcx-imagefs {}", page.path).trim_end()),
+                examples.contains(format!("rcx-imagefs {}", page.path).trim_end()),
                 "{}: {examples}",
                 page.name()
             );

@@ -1,120 +1,142 @@
-//! Why an archive cannot be loaded. The archive's own path is for the caller to add.
+//! Errors of loading an archive. The caller adds the archive's own path.
 
 use std::io;
 
+use crate::error::ErrorCode;
 use crate::image::{Digest, ManifestError};
 
-/// What is wrong with an archive.
+/// An archive cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// The path cannot be opened.
-    #[error("cannot open")]
+    /// The archive cannot be opened.
+    #[error("cannot open the archive")]
     Open(#[source] io::Error),
-    /// Reading failed.
-    #[error("{what}")]
+    /// A file of the archive cannot be read.
+    #[error("cannot read {file}")]
     Read {
-        /// The file within the archive.
-        what: String,
-        /// Why.
+        /// The file.
+        file: String,
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The whole archive is compressed.
-    #[error("the archive is compressed ({0})")]
+    /// The archive as a whole is compressed.
+    #[error("the archive is compressed with {0}")]
     Compressed(&'static str),
-    /// Neither a directory nor a file: a device, a pipe.
+    /// The path names a device, a pipe or a socket.
     #[error("neither a directory nor a regular file")]
     FileType,
-    /// No tar at all, or one that is damaged.
-    #[error("not a tar archive, or damaged: {reason} at byte {offset}")]
+    /// The file is not a tar, or a damaged one.
+    #[error("not a tar archive, or damaged, at byte {offset}: {reason}")]
     Tar {
         /// Position in the archive.
         offset: u64,
         /// What is wrong there.
         reason: &'static str,
     },
-    /// The tar ends within a file.
-    #[error("the archive is truncated within {0}")]
+    /// The tar ends inside a file.
+    #[error("the archive is truncated inside {0}")]
     Truncated(String),
-    /// A tar or a directory of something else.
+    /// The tar or directory has an unknown format.
     #[error("neither an OCI layout nor a `docker save` archive: {0}")]
     Unknown(&'static str),
-    /// A version of the layout that is not known.
-    #[error("OCI layout has version `{0}`, not 1.0.0")]
+    /// The version of the OCI layout is not supported.
+    #[error("OCI layout version `{0}` is not supported (only 1.0.0 is)")]
     LayoutVersion(String),
-    /// A file that the archive should have.
+    /// The archive lacks a file.
     #[error("{0} is missing")]
     Missing(String),
-    /// A link leads out of the archive, nowhere, or round in a circle.
-    #[error("{0} is a link that does not lead to a file of the archive")]
+    /// A link leads out of the archive, to no file, or in a circle.
+    #[error("{0} is a link that does not lead to a file inside the archive")]
     Link(String),
-    /// A blob that a manifest names.
+    /// The archive lacks a blob that a manifest names.
     #[error("blob {0} is missing")]
     MissingBlob(Digest),
-    /// A blob of another length than its manifest says.
-    #[error("blob {digest} has {found} bytes, not {wanted}")]
+    /// A blob does not have the length that its descriptor says.
+    #[error("blob {digest} has {found} bytes, but its descriptor says {expected}")]
     BlobSize {
         /// The blob.
         digest: Digest,
-        /// Its length by the manifest.
-        wanted: u64,
-        /// Its length in the archive.
+        /// Length in the descriptor.
+        expected: u64,
+        /// Length in the archive.
         found: u64,
     },
-    /// A blob with other bytes than its name says.
-    #[error("blob {expected} has digest {found}")]
+    /// The content of a blob does not have the blob's digest.
+    #[error("the content of blob {expected} has digest {found}")]
     Digest {
-        /// What it should be.
+        /// Digest in the descriptor.
         expected: Digest,
-        /// What it is.
+        /// Digest of the content.
         found: Digest,
     },
-    /// A file that is too long for what it should be.
-    #[error("{what} is longer than {limit} bytes")]
+    /// A document is too long.
+    #[error("{file} is longer than {limit} bytes")]
     TooLong {
         /// The file.
-        what: String,
-        /// What is allowed.
+        file: String,
+        /// Most bytes allowed.
         limit: u64,
     },
-    /// A file that is not the JSON it should be.
-    #[error("{what}")]
+    /// A file is not the expected JSON.
+    #[error("cannot parse {file}")]
     Json {
         /// The file.
-        what: String,
-        /// Why.
+        file: String,
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// A manifest, index or config that is refused.
-    #[error("{what}")]
+    /// A manifest, index or configuration is refused.
+    #[error("{document}")]
     Document {
-        /// The document.
-        what: String,
-        /// Why.
+        /// The file or digest of the document.
+        document: String,
+        /// The reason.
         source: Box<ManifestError>,
     },
-    /// Nothing in it is an image.
-    #[error("there is no image in it")]
+    /// The archive contains no image.
+    #[error("the archive contains no image")]
     Empty,
 }
 
 impl ImportError {
-    pub(super) fn document(what: impl ToString, source: ManifestError) -> Self {
-        Self::Document { what: what.to_string(), source: Box::new(source) }
+    pub(super) fn document(document: impl ToString, source: ManifestError) -> Self {
+        Self::Document { document: document.to_string(), source: Box::new(source) }
     }
 
-    /// What the user may do about it.
+    /// Returns the stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Open(_) | Self::Read { .. } => ErrorCode::Io,
+            Self::Compressed(_)
+            | Self::FileType
+            | Self::Tar { .. }
+            | Self::Truncated(_)
+            | Self::Unknown(_)
+            | Self::LayoutVersion(_)
+            | Self::Missing(_)
+            | Self::Link(_)
+            | Self::MissingBlob(_)
+            | Self::TooLong { .. }
+            | Self::Json { .. }
+            | Self::Empty => ErrorCode::Archive,
+            Self::BlobSize { .. } | Self::Digest { .. } => ErrorCode::WrongContent,
+            Self::Document { .. } => ErrorCode::Document,
+        }
+    }
+
+    /// Returns what the user can do about the error.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Compressed(program) => {
-                Some(format!("decompress it first, as with `{program} -dk FILE`, and load what comes out"))
+                Some(format!("decompress it first with `{program} -dk FILE`, then load the result"))
             }
-            Self::Unknown(_) => Some(
-                "`skopeo copy` turns other forms into one, as in `skopeo copy dir:PATH oci-archive:FILE`"
-                    .to_owned(),
-            ),
+            Self::Unknown(_) => {
+                Some("convert it with skopeo, for example `skopeo copy dir:PATH oci-archive:FILE`".to_owned())
+            }
             Self::Document { source, .. } if matches!(**source, ManifestError::NoPlatform { .. }) => {
-                Some("choose one with --platform".to_owned())
+                Some("choose a platform with --platform".to_owned())
             }
             _ => None,
         }

@@ -1,13 +1,14 @@
-//! Images of an OCI layout (image-spec, image-layout.md), which a `docker save` archive of today is too.
+//! Images of an OCI layout (image-spec, image-layout.md). Current `docker save` archives are layouts, too.
 //!
-//! Names stand in annotations. `org.opencontainers.image.ref.name` is a full reference by some tools and only a tag by
-//! others; docker writes the tag there and the name elsewhere, and in a manifest.json of its older form beside it.
+//! The names of images are annotations. Some tools write a full reference to `org.opencontainers.image.ref.name`, others
+//! only a tag. docker writes the tag there and the full name to another annotation and to a manifest.json in its older
+//! format.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::Deserialize;
 
-use super::archive::Files;
+use super::files::ArchiveFiles;
 use super::{ImportError, ImportImage, docker};
 use crate::image::{
     Descriptor, Digest, Document, ImageIndex, MANIFEST_MAX, ManifestDigest, ManifestError, Platform,
@@ -18,43 +19,53 @@ use crate::registry::ResolvedIndex;
 /// Name or tag of an image (image-spec, annotations.md).
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
-/// The full name that containerd and docker write beside it.
+/// Full name of an image, written by containerd and docker in addition.
 const IMAGE_NAME: &str = "io.containerd.image.name";
 
-/// Deepest nesting of indexes that is followed, the layout's own not counted.
+/// Deepest nesting of indexes, not counting the layout's own.
 const INDEX_DEPTH_MAX: usize = 4;
 
-/// Longest index.json, in bytes: a store's has an entry for each of its images.
+/// Longest index.json, in bytes. It has one entry for each image of the layout.
 const INDEX_MAX: u64 = MANIFEST_MAX;
 
-/// Finds all images.
-pub(super) fn images(files: &Files, platform: &Platform) -> Result<Vec<ImportImage>, ImportError> {
+/// The file `oci-layout`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LayoutFile {
+    image_layout_version: String,
+}
+
+/// Returns all images for `platform`.
+pub(super) fn images(files: &ArchiveFiles, platform: &Platform) -> Result<Vec<ImportImage>, ImportError> {
     check_version(files)?;
-    let bytes =
-        files.small("index.json", INDEX_MAX)?.ok_or_else(|| ImportError::Missing("index.json".to_owned()))?;
+    let bytes = files
+        .read_document("index.json", INDEX_MAX)?
+        .ok_or_else(|| ImportError::Missing("index.json".to_owned()))?;
     let index = match Document::parse(&bytes, None) {
         Ok(Document::Index(index)) => index,
         Ok(Document::Manifest(_)) => {
-            let what = "a config and layers where an index should be".to_owned();
-            return Err(ImportError::document("index.json", ManifestError::Neither(what)));
+            let found = "a configuration and layers, but index.json must be an index".to_owned();
+            return Err(ImportError::document("index.json", ManifestError::Neither(found)));
         }
         Err(source) => return Err(ImportError::document("index.json", source)),
     };
     let docker_names = docker::names_by_config(files)?;
     let mut images: Vec<ImportImage> = Vec::new();
     let mut artifact = None;
-    for entry in entries(&index, platform)? {
+    for entry in image_entries(&index, platform)? {
         let image = match resolve(files, &entry, platform) {
             Ok(image) => image,
-            // Signatures and the like may stand beside an image, but are none.
-            Err(ImportError::Document { what, source }) if matches!(*source, ManifestError::Artifact(_)) => {
-                tracing::info!(digest = %entry.digest, "passing over an artifact");
-                artifact = Some(ImportError::Document { what, source });
+            // A layout may contain artifacts such as signatures beside its images.
+            Err(ImportError::Document { document, source })
+                if matches!(*source, ManifestError::Artifact(_)) =>
+            {
+                tracing::info!(digest = %entry.digest, "ignoring an artifact that is not an image");
+                artifact = Some(ImportError::Document { document, source });
                 continue;
             }
             Err(error) => return Err(error),
         };
-        merge(&mut images, name(image, &entry, &docker_names));
+        merge(&mut images, with_names(image, &entry, &docker_names));
     }
     match artifact {
         Some(error) if images.is_empty() => Err(error),
@@ -62,15 +73,10 @@ pub(super) fn images(files: &Files, platform: &Platform) -> Result<Vec<ImportIma
     }
 }
 
-fn check_version(files: &Files) -> Result<(), ImportError> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Layout {
-        image_layout_version: String,
-    }
-    let bytes = files.small("oci-layout", MANIFEST_MAX)?.unwrap_or_default();
-    let layout: Layout = serde_json::from_slice(&bytes)
-        .map_err(|source| ImportError::Json { what: "oci-layout".to_owned(), source })?;
+fn check_version(files: &ArchiveFiles) -> Result<(), ImportError> {
+    let bytes = files.read_document("oci-layout", MANIFEST_MAX)?.unwrap_or_default();
+    let layout: LayoutFile = serde_json::from_slice(&bytes)
+        .map_err(|source| ImportError::Json { file: "oci-layout".to_owned(), source })?;
     if layout.image_layout_version == "1.0.0" {
         Ok(())
     } else {
@@ -78,28 +84,29 @@ fn check_version(files: &Files) -> Result<(), ImportError> {
     }
 }
 
-/// The entries that stand for an image each. Of several with one name, for different platforms, the best fit is taken.
-fn entries(index: &ImageIndex, platform: &Platform) -> Result<Vec<Descriptor>, ImportError> {
-    let possible = index
+/// Returns one entry for each image. If several entries have the same name and different platforms, the best match for
+/// `platform` is chosen.
+fn image_entries(index: &ImageIndex, platform: &Platform) -> Result<Vec<Descriptor>, ImportError> {
+    let candidates = index
         .manifests()
         .iter()
         .filter(|entry| (entry.is_manifest() || entry.is_index()) && !entry.is_attestation());
     let mut groups: Vec<Vec<&Descriptor>> = Vec::new();
-    for entry in possible {
-        let same = |group: &&mut Vec<&Descriptor>| {
+    for entry in candidates {
+        let is_same_image = |group: &&mut Vec<&Descriptor>| {
             let other = group[0];
             other.platform.is_some()
                 && entry.platform.is_some()
                 && other.platform != entry.platform
                 && [REF_NAME, IMAGE_NAME].iter().all(|key| other.annotation(key) == entry.annotation(key))
         };
-        match groups.iter_mut().find(same) {
+        match groups.iter_mut().find(is_same_image) {
             Some(group) => group.push(entry),
             None => groups.push(vec![entry]),
         }
     }
     let chosen = groups.into_iter().map(|group| match group.as_slice() {
-        // One image is taken as it is: its platform is for whoever loads it to know.
+        // An image for a single platform is accepted whatever the platform is: the user chose to load it.
         [only] => Ok((*only).clone()),
         several => {
             let platforms = || several.iter().filter_map(|entry| entry.platform.as_ref());
@@ -113,18 +120,22 @@ fn entries(index: &ImageIndex, platform: &Platform) -> Result<Vec<Descriptor>, I
     chosen.collect()
 }
 
-/// Follows an entry to its manifest, through nested indexes.
-fn resolve(files: &Files, entry: &Descriptor, platform: &Platform) -> Result<ImportImage, ImportError> {
+/// Reads the manifest of an entry, through nested indexes.
+fn resolve(
+    files: &ArchiveFiles,
+    entry: &Descriptor,
+    platform: &Platform,
+) -> Result<ImportImage, ImportError> {
     let mut entry = entry.clone();
     let mut index = None;
     for _ in 0..=INDEX_DEPTH_MAX {
-        let bytes = files.small_blob(&entry.digest, MANIFEST_MAX)?;
-        let wrong = |source| ImportError::document(entry.digest, source);
+        let bytes = files.read_blob(&entry.digest, MANIFEST_MAX)?;
+        let invalid = |source| ImportError::document(entry.digest, source);
         let found = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         if found != entry.size {
-            return Err(ImportError::BlobSize { digest: entry.digest, wanted: entry.size, found });
+            return Err(ImportError::BlobSize { digest: entry.digest, expected: entry.size, found });
         }
-        match Document::parse(&bytes, Some(&entry.media_type)).map_err(wrong)? {
+        match Document::parse(&bytes, Some(&entry.media_type)).map_err(invalid)? {
             Document::Manifest(manifest) => {
                 return Ok(ImportImage {
                     names: Vec::new(),
@@ -137,7 +148,7 @@ fn resolve(files: &Files, entry: &Descriptor, platform: &Platform) -> Result<Imp
                 });
             }
             Document::Index(nested) => {
-                let next = nested.choose(platform).map_err(wrong)?.clone();
+                let next = nested.choose(platform).map_err(invalid)?.clone();
                 let media_type = nested.media_type().to_owned();
                 let digest = ManifestDigest::new(entry.digest);
                 index.get_or_insert(ResolvedIndex { digest, bytes, media_type });
@@ -149,8 +160,8 @@ fn resolve(files: &Files, entry: &Descriptor, platform: &Platform) -> Result<Imp
     Err(ImportError::document(entry.digest, ManifestError::TooMany { what: "nested indexes", count, limit }))
 }
 
-/// Adds what an entry and docker's own list call an image.
-fn name(
+/// Adds the names from docker's manifest.json or, without any, from the entry's annotations.
+fn with_names(
     mut image: ImportImage,
     entry: &Descriptor,
     docker_names: &HashMap<Digest, Vec<Reference>>,
@@ -165,20 +176,20 @@ fn name(
             (true, Ok(name), _) => image.names.push(name),
             (false, _, Ok(tag)) => image.tags.push(tag),
             (true, Err(error), _) | (false, _, Err(error)) => {
-                tracing::warn!(%error, digest = %image.manifest_digest, "passing over a name");
+                tracing::warn!(%error, digest = %image.manifest_digest, "ignoring an invalid image name");
             }
         }
     }
     image
 }
 
-/// One image may stand there once for each of its names.
+/// Adds an image to the list. A layout may contain an image several times, once for each of its names.
 fn merge(images: &mut Vec<ImportImage>, image: ImportImage) {
     match images.iter_mut().find(|other| other.manifest_digest == image.manifest_digest) {
         Some(other) => {
             other.names.extend(image.names);
             other.tags.extend(image.tags);
-            let mut seen = std::collections::HashSet::new();
+            let mut seen = HashSet::new();
             other.names.retain(|name| seen.insert(name.to_string()));
             other.tags.sort();
             other.tags.dedup();

@@ -1,27 +1,30 @@
-//! The members of a tar, found once so that each can be read at its place.
+//! The members of a tar, found once so that each can be read at its position.
 //!
-//! The `tar` crate reads each header here, but not the archive: its iterator holds the long names of a hostile archive
-//! in memory whatever their length, and without that it knows no PAX sizes.
+//! Headers are parsed with the `tar` crate, but not the archive as a whole. Its iterator keeps the long names of a hostile
+//! archive in memory whatever their length, and its raw iterator does not apply PAX sizes.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 
 use super::ImportError;
+use crate::os::PathWalk;
 
+/// Size of a tar block, in bytes.
 const BLOCK: u64 = 512;
 
-/// Longest extended header, in bytes: names are at most `PATH_MAX`; builders add a few attributes.
+/// Longest extended header, in bytes. Names have at most `PATH_MAX` bytes, and builders add a few attributes.
 const EXTENSION_MAX: u64 = 1 << 20;
 
-/// Most members. An image of 1000 layers has some 4000 in the oldest form.
+/// Most members of an archive. An image of 1000 layers has about 4000 in the oldest format.
 const MEMBERS_MAX: usize = 100_000;
 
-/// Longest chain of links. `docker save` writes chains of one.
-const LINKS_MAX: usize = 8;
+/// Most links that are followed to reach a file. `docker save` writes chains of one.
+const LINKS_MAX: u32 = 8;
 
-/// Where a regular file's bytes are.
+/// Position and size of a regular file's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Extent {
     pub(super) offset: u64,
@@ -29,99 +32,106 @@ pub(super) struct Extent {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Member {
+enum ArchiveMember {
     File(Extent),
-    /// Target as a path from the archive's root; `None` if it leads out of it.
-    Link(Option<String>),
+    /// A link and its target: absolute for a hard link, relative to the link's directory for a symlink. `None` for a symlink
+    /// with an absolute target, which leads out of the archive.
+    Link(Option<PathBuf>),
 }
 
-/// All files and links by path. Of equal paths the last counts, as it does when a tar is extracted.
+/// All files and links, by absolute path within the archive. If a path repeats, the last member wins, as it does when a tar is
+/// extracted.
 #[derive(Debug, Default)]
-pub(super) struct Members(HashMap<String, Member>);
+pub(super) struct ArchiveMembers(HashMap<PathBuf, ArchiveMember>);
 
-/// What extended headers say about the member that follows them.
+/// Values from extended headers for the next member.
 #[derive(Default)]
-struct Extension {
+struct ExtendedHeader {
     path: Option<String>,
     link: Option<String>,
     size: Option<u64>,
 }
 
-impl Members {
-    /// Walks over all headers.
+impl ArchiveMembers {
+    /// Reads all headers of a tar.
     pub(super) fn read(file: &File) -> Result<Self, ImportError> {
         let length = file.metadata().map_err(ImportError::Open)?.len();
         let mut members = HashMap::new();
-        let mut extension = Extension::default();
+        let mut extended = ExtendedHeader::default();
         let mut offset = 0;
         while let Some(header) = read_header(file, offset, length)? {
-            let bad = |reason| ImportError::Tar { offset, reason };
-            let kind = header.entry_type();
-            let meta = kind.is_pax_local_extensions() || kind.is_gnu_longname() || kind.is_gnu_longlink();
-            let own_size = header.entry_size().map_err(|_| bad("a size that is no number"))?;
-            // The PAX size is the next file's, never an extended header's own.
-            let size = extension.size.filter(|_| !meta).unwrap_or(own_size);
+            let damaged = |reason| ImportError::Tar { offset, reason };
+            let entry_type = header.entry_type();
+            let is_extended = entry_type.is_pax_local_extensions()
+                || entry_type.is_gnu_longname()
+                || entry_type.is_gnu_longlink();
+            let own_size = header.entry_size().map_err(|_| damaged("malformed size"))?;
+            // A PAX size applies to the next file, never to another extended header.
+            let size = extended.size.filter(|_| !is_extended).unwrap_or(own_size);
             let data = Extent { offset: offset + BLOCK, size };
-            let end = data.offset.checked_add(size).ok_or_else(|| bad("a size without end"))?;
+            let end = data.offset.checked_add(size).ok_or_else(|| damaged("size out of range"))?;
             if end > length {
-                let name = extension.path.take().unwrap_or_else(|| text(&header.path_bytes()));
+                let name = extended.path.take().unwrap_or_else(|| text(&header.path_bytes()));
                 return Err(ImportError::Truncated(name));
             }
-            if meta {
-                extension.read(kind, file, data).map_err(|source| match source {
-                    Some(source) => ImportError::Read { what: "an extended header".to_owned(), source },
-                    None => bad("an extended header that cannot be read"),
+            if is_extended {
+                extended.read(entry_type, file, data).map_err(|source| match source {
+                    Some(source) => ImportError::Read { file: "an extended header".to_owned(), source },
+                    None => damaged("malformed extended header"),
                 })?;
             } else {
-                let Extension { path, link, .. } = std::mem::take(&mut extension);
+                let ExtendedHeader { path, link, .. } = std::mem::take(&mut extended);
                 let path = path.unwrap_or_else(|| text(&header.path_bytes()));
                 let link = link.or_else(|| Some(text(&header.link_name_bytes()?)));
-                if let Some(path) = joined("", &path)
-                    && let Some(member) = member(kind, data, &path, link)
+                if let Some(path) = normalised(&path)
+                    && let Some(member) = member(entry_type, data, link)
                 {
                     members.insert(path, member);
                 }
             }
             if members.len() > MEMBERS_MAX {
-                return Err(bad("more files than any image has"));
+                return Err(damaged("more than 100000 files"));
             }
             offset = end.next_multiple_of(BLOCK);
         }
         Ok(Self(members))
     }
 
-    /// Whether there is a member of this path, of whatever kind.
-    fn contains(&self, path: &str) -> bool {
-        self.0.contains_key(path)
-    }
-
-    /// Where a file is, links followed; `None` if there is no member of the path.
+    /// Finds a file and follows links. `None` if the archive has no file or link at this path.
+    ///
+    /// Links are followed only at the end of the path: builders do not link directories.
     pub(super) fn find(&self, path: &str) -> Result<Option<Extent>, ImportError> {
         let broken = || ImportError::Link(path.to_owned());
-        let Some(mut current) = joined("", path) else { return Ok(None) };
-        if !self.contains(&current) {
-            return Ok(None);
-        }
-        for _ in 0..=LINKS_MAX {
-            match self.0.get(&current) {
-                Some(Member::File(extent)) => return Ok(Some(*extent)),
-                Some(Member::Link(Some(target))) => current.clone_from(target),
-                Some(Member::Link(None)) | None => break,
+        let mut walk = PathWalk::new(Path::new(path), Path::new("/"), LINKS_MAX);
+        let mut is_link = false;
+        loop {
+            while walk.step().is_some() {}
+            let member = self.0.get(walk.at()).filter(|_| !walk.has_left_root());
+            match member {
+                Some(ArchiveMember::File(extent)) => return Ok(Some(*extent)),
+                Some(ArchiveMember::Link(Some(target))) => walk.follow(target).map_err(|_| broken())?,
+                Some(ArchiveMember::Link(None)) => return Err(broken()),
+                None if is_link => return Err(broken()),
+                None => return Ok(None),
             }
+            is_link = true;
         }
-        Err(broken())
     }
 }
 
-/// The header at an offset; `None` at the end. A tar without end blocks ends where the file does.
+/// Reads the header at an offset; `None` at the end. The end blocks may be missing.
 fn read_header(file: &File, offset: u64, length: u64) -> Result<Option<tar::Header>, ImportError> {
     if offset >= length {
-        return if offset == 0 { Err(ImportError::Tar { offset, reason: "it is empty" }) } else { Ok(None) };
+        return if offset == 0 {
+            Err(ImportError::Tar { offset, reason: "the file is empty" })
+        } else {
+            Ok(None)
+        };
     }
     let mut block = [0; 512];
     file.read_exact_at(&mut block, offset).map_err(|source| match source.kind() {
-        io::ErrorKind::UnexpectedEof => ImportError::Tar { offset, reason: "part of a header" },
-        _ => ImportError::Read { what: "a header".to_owned(), source },
+        io::ErrorKind::UnexpectedEof => ImportError::Tar { offset, reason: "incomplete header" },
+        _ => ImportError::Read { file: "a header".to_owned(), source },
     })?;
     if block.iter().all(|byte| *byte == 0) {
         return Ok(None);
@@ -133,56 +143,50 @@ fn read_header(file: &File, offset: u64, length: u64) -> Result<Option<tar::Head
         .enumerate()
         .map(|(i, byte)| u32::from(if (148..156).contains(&i) { b' ' } else { *byte }));
     if header.cksum().ok() != Some(sum.sum()) {
-        return Err(ImportError::Tar { offset, reason: "a header whose checksum does not match" });
+        return Err(ImportError::Tar { offset, reason: "header checksum does not match" });
     }
     Ok(Some(header.clone()))
 }
 
-fn member(kind: tar::EntryType, data: Extent, path: &str, link: Option<String>) -> Option<Member> {
-    if kind.is_symlink() {
-        let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
-        return Some(Member::Link(joined(directory, &link?)));
+/// Returns a member, or `None` if its type or the lack of a target makes it useless here.
+fn member(entry_type: tar::EntryType, data: Extent, link: Option<String>) -> Option<ArchiveMember> {
+    if entry_type.is_symlink() {
+        return Some(ArchiveMember::Link(Some(PathBuf::from(link?)).filter(|target| target.is_relative())));
     }
-    if kind.is_hard_link() {
-        return Some(Member::Link(joined("", &link?)));
+    if entry_type.is_hard_link() {
+        return Some(ArchiveMember::Link(Some(Path::new("/").join(link?))));
     }
-    // A sparse file's bytes do not stand one behind the other, and no tool writes an image so.
-    (kind.is_file() || kind.is_contiguous()).then_some(Member::File(data))
+    // The bytes of a sparse file are not consecutive. No tool writes images with sparse files.
+    (entry_type.is_file() || entry_type.is_contiguous()).then_some(ArchiveMember::File(data))
 }
 
-/// A path from the archive's root without `.` and `..`; `None` if it leads out, is empty or absolute where it is a link.
-fn joined(directory: &str, path: &str) -> Option<String> {
-    if path.starts_with('/') && !directory.is_empty() {
-        return None;
-    }
-    let mut parts: Vec<&str> = Vec::new();
-    for part in directory.split('/').chain(path.split('/')) {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop()?;
-            }
-            part => parts.push(part),
-        }
-    }
-    (!parts.is_empty()).then(|| parts.join("/"))
+/// Returns the absolute path of a member without `.` and `..`; `None` if it is the root or leads out of the archive.
+fn normalised(path: &str) -> Option<PathBuf> {
+    let mut walk = PathWalk::new(Path::new(path), Path::new("/"), 0);
+    while walk.step().is_some() {}
+    (!walk.has_left_root() && walk.at() != Path::new("/")).then(|| walk.into_path())
 }
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-impl Extension {
-    /// Reads an extended header's data; the error is `None` if the data is bad and not the reading.
-    fn read(&mut self, kind: tar::EntryType, file: &File, data: Extent) -> Result<(), Option<io::Error>> {
+impl ExtendedHeader {
+    /// Reads the data of an extended header. The error is `None` if the data is malformed.
+    fn read(
+        &mut self,
+        entry_type: tar::EntryType,
+        file: &File,
+        data: Extent,
+    ) -> Result<(), Option<io::Error>> {
         if data.size > EXTENSION_MAX {
             return Err(None);
         }
         let mut bytes = vec![0; usize::try_from(data.size).map_err(|_| None)?];
         file.read_exact_at(&mut bytes, data.offset).map_err(Some)?;
-        if !kind.is_pax_local_extensions() {
+        if !entry_type.is_pax_local_extensions() {
             let name = text(bytes.split(|byte| *byte == 0).next().unwrap_or_default());
-            *(if kind.is_gnu_longname() { &mut self.path } else { &mut self.link }) = Some(name);
+            *(if entry_type.is_gnu_longname() { &mut self.path } else { &mut self.link }) = Some(name);
             return Ok(());
         }
         for record in tar::PaxExtensions::new(&bytes) {
@@ -205,16 +209,16 @@ mod tests {
 
     use super::*;
 
-    fn members(build: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> Result<Members, ImportError> {
+    fn members(build: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> Result<ArchiveMembers, ImportError> {
         let mut builder = tar::Builder::new(Vec::new());
         build(&mut builder);
         read(&builder.into_inner().unwrap())
     }
 
-    fn read(bytes: &[u8]) -> Result<Members, ImportError> {
+    fn read(bytes: &[u8]) -> Result<ArchiveMembers, ImportError> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        Members::read(&file)
+        ArchiveMembers::read(&file)
     }
 
     fn file(builder: &mut tar::Builder<Vec<u8>>, path: &str, content: &[u8]) {
@@ -231,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_found_by_path_through_links() {
+    fn file_is_found_by_path_and_through_links() {
         let long = format!("{}/file", "d".repeat(300));
         let found = members(|builder| {
             file(builder, "./a/layer.tar", b"12345");
@@ -253,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn links_never_lead_out_or_in_circles() {
+    fn link_that_leads_out_nowhere_or_in_a_circle_is_an_error() {
         let found = members(|builder| {
             file(builder, "passwd", b"x");
             link(builder, "a/up", "../../passwd");
@@ -261,18 +265,49 @@ mod tests {
             link(builder, "a/nowhere", "b");
             link(builder, "x", "y");
             link(builder, "y", "x");
+            link(builder, "absolute", "/passwd");
         })
         .unwrap();
-        for path in ["a/up", "a/absolute", "a/nowhere", "x"] {
+        for path in ["a/up", "a/absolute", "a/nowhere", "x", "absolute"] {
             assert!(matches!(found.find(path), Err(ImportError::Link(_))), "{path}");
         }
     }
 
     #[test]
-    fn pax_path_and_size_belong_to_the_next_file() {
+    fn at_most_eight_links_are_followed() {
+        let found = members(|builder| {
+            file(builder, "0", b"x");
+            for link_number in 1..=9 {
+                link(builder, &link_number.to_string(), &(link_number - 1).to_string());
+            }
+        })
+        .unwrap();
+        assert!(found.find("8").unwrap().is_some());
+        assert!(matches!(found.find("9"), Err(ImportError::Link(_))));
+    }
+
+    #[test]
+    fn hard_link_target_is_relative_to_the_root_of_the_archive() {
+        let found = members(|builder| {
+            file(builder, "a/file", b"x");
+            for (path, target) in [("b/good", "a/file"), ("b/absolute", "/a/file"), ("b/out", "../a/file")] {
+                let mut header = tar::Header::new_gnu();
+                header.set_entry_type(tar::EntryType::Link);
+                header.set_size(0);
+                builder.append_link(&mut header, path, target).unwrap();
+            }
+        })
+        .unwrap();
+        assert_eq!(found.find("b/good").unwrap(), found.find("a/file").unwrap());
+        assert_eq!(found.find("b/absolute").unwrap(), found.find("a/file").unwrap());
+        assert!(matches!(found.find("b/out"), Err(ImportError::Link(_))));
+    }
+
+    #[test]
+    fn pax_path_and_size_apply_to_the_next_file() {
         let found = members(|builder| {
             builder.append_pax_extensions([("path", "real".as_bytes()), ("size", b"700")]).unwrap();
-            // A ustar size of 0 beside a PAX size is how Go writes files beyond 8 GiB.
+            // Go writes files beyond 8 GiB with a ustar size of 0 and a PAX size.
             let mut header = tar::Header::new_ustar();
             header.set_path("other").unwrap();
             header.set_size(0);
@@ -284,11 +319,11 @@ mod tests {
         .unwrap();
         assert_eq!(found.find("real").unwrap().unwrap().size, 700);
         assert!(found.find("next").unwrap().is_some());
-        assert!(!found.contains("other"));
+        assert_eq!(found.find("other").unwrap(), None);
     }
 
     #[test]
-    fn damaged_archives_are_refused() {
+    fn damaged_archive_is_refused() {
         let mut builder = tar::Builder::new(Vec::new());
         file(&mut builder, "a", &[1; 2000]);
         let good = builder.into_inner().unwrap();
@@ -304,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn extended_headers_are_bounded() {
+    fn extended_header_beyond_the_limit_is_refused() {
         let huge = |kind| {
             members(|builder| {
                 let mut header = tar::Header::new_gnu();

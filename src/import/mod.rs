@@ -1,36 +1,49 @@
-//! Images from files: OCI layouts (a directory or a tar of one) and `docker save` archives.
+//! Images from files: OCI layouts (a directory or a tar) and `docker save` archives.
 //!
-//! An archive is somebody else's. Nothing outside it is ever read: links in a tar are followed among its own members, and
-//! a directory is opened beneath itself. Manifests and configs are checked against their digests here; layers are
-//! hashed by whoever stores them.
+//! Archives are untrusted. Nothing outside an archive is ever read: links in a tar are followed among its own members, and
+//! files of a directory are opened with `RESOLVE_BENEATH`. The digests of manifests and configurations are verified here,
+//! those of layers when they are stored.
+//!
+//! The files in order of dependency (each uses only those above it):
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `error` | the errors of an archive |
+//! | `members` | finds the files of a tar |
+//! | `files` | reads the files of a directory or a tar |
+//! | `docker` | finds the images in docker's own format |
+//! | `layout` | finds the images of an OCI layout |
+//! | `archive` | opens an archive of either format |
 
 mod archive;
 mod docker;
 mod error;
+mod files;
 mod layout;
 mod members;
 
 use crate::image::{Manifest, ManifestDigest, Reference, Tag};
 use crate::registry::ResolvedIndex;
 
-pub use archive::{Archive, BlobReader};
+pub use archive::Archive;
 pub use error::ImportError;
+pub use files::BlobReader;
 
-/// One image of an archive, for the wanted platform.
+/// An image of an archive, for the requested platform.
 #[derive(Debug, Clone)]
 pub struct ImportImage {
-    /// Its full names in the archive.
+    /// The image's full names in the archive.
     pub names: Vec<Reference>,
-    /// Tags that stand in the archive without a name: OCI layouts often say only those.
+    /// The image's tags without a name. Many OCI layouts contain only tags.
     pub tags: Vec<Tag>,
     /// Digest of the manifest.
     pub manifest_digest: ManifestDigest,
-    /// The manifest read.
+    /// The parsed manifest.
     pub manifest: Manifest,
-    /// The manifest's bytes: for an archive that has none, always the same for the same image.
+    /// The manifest's bytes. If the archive has no manifest, one is generated, always the same for the same image.
     pub manifest_bytes: Vec<u8>,
     /// The manifest's media type.
     pub media_type: String,
-    /// The multi-platform index that led to it, where one did.
+    /// The multi-platform index from which the manifest was chosen.
     pub index: Option<ResolvedIndex>,
 }

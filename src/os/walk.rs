@@ -24,6 +24,7 @@ pub struct PathWalk {
     at: PathBuf,
     rest: VecDeque<OsString>,
     links_left: u32,
+    left_root: bool,
 }
 
 impl PathWalk {
@@ -32,7 +33,8 @@ impl PathWalk {
     /// `directory` may contain links. The walk follows at most `links_max` links.
     #[must_use]
     pub fn new(path: &Path, directory: &Path, links_max: u32) -> Self {
-        let mut walk = Self { at: PathBuf::from("/"), rest: VecDeque::new(), links_left: links_max };
+        let mut walk =
+            Self { at: PathBuf::from("/"), rest: VecDeque::new(), links_left: links_max, left_root: false };
         walk.queue(path);
         if path.is_relative() {
             walk.queue(directory);
@@ -52,6 +54,12 @@ impl PathWalk {
         self.at
     }
 
+    /// Whether a `..` at the root was ignored. Callers that must refuse such paths, as `RESOLVE_BENEATH` does, check this.
+    #[must_use]
+    pub fn has_left_root(&self) -> bool {
+        self.left_root
+    }
+
     /// Advances by one component and returns the new path; `None` at the end.
     ///
     /// Before the call, the caller must check that the current path is a directory; after it, whether the new path is a link
@@ -59,7 +67,7 @@ impl PathWalk {
     pub fn step(&mut self) -> Option<&Path> {
         let name = self.rest.pop_front()?;
         if name == ".." {
-            self.at.pop();
+            self.left_root |= !self.at.pop();
         } else {
             self.at.push(name);
         }
@@ -124,6 +132,15 @@ mod tests {
         ] {
             let links = [("/link", "/target"), ("/climb", "../../.."), ("/d/relative", "e")];
             assert_eq!(walk(path, directory, &links).unwrap(), expected, "{path} from {directory}");
+        }
+    }
+
+    #[test]
+    fn dot_dot_at_the_root_is_reported() {
+        for (path, expected) in [("a/..", false), ("a/../..", true), ("../a", true), ("/", false)] {
+            let mut walk = PathWalk::new(Path::new(path), Path::new("/"), LINKS_MAX);
+            while walk.step().is_some() {}
+            assert_eq!(walk.has_left_root(), expected, "{path}");
         }
     }
 

@@ -357,7 +357,9 @@ fn damaged_layouts_are_refused_by_name() {
     fs::write(&manifest, &text).unwrap();
 
     fs::write(layout.path().join("index.json"), "<html>").unwrap();
-    assert!(matches!(refused(layout.path()), ImportError::Document { what, .. } if what == "index.json"));
+    assert!(
+        matches!(refused(layout.path()), ImportError::Document { document, .. } if document == "index.json")
+    );
     fs::write(layout.path().join("oci-layout"), r#"{"imageLayoutVersion":"2.0.0"}"#).unwrap();
     assert!(matches!(refused(layout.path()), ImportError::LayoutVersion(_)));
     fs::write(layout.path().join("oci-layout"), "{}").unwrap();

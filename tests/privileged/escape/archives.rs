@@ -132,22 +132,22 @@ const REPLACEMENTS: [(&str, &str, &str); 6] = [
     (
         "an absolute link to the outside",
         "mv \"$0\" \"$1/moved\"; ln -s \"$1/moved\" \"$0\"",
-        "is a link that does not lead to a file of the archive",
+        "is a link that does not lead to a file inside the archive",
     ),
     (
         "a climbing link to the outside",
         "mv \"$0\" \"$1/moved\"; ln -s \"../../../../../../../../../..$1/moved\" \"$0\"",
-        "is a link that does not lead to a file of the archive",
+        "is a link that does not lead to a file inside the archive",
     ),
     (
         "an absolute link to the inside",
         "mv \"$0\" \"$0.moved\"; ln -s \"$0.moved\" \"$0\"",
-        "is a link that does not lead to a file of the archive",
+        "is a link that does not lead to a file inside the archive",
     ),
     (
         "a magic link",
         "rm \"$0\"; ln -s /proc/self/root/etc/passwd \"$0\"",
-        "is a link that does not lead to a file of the archive",
+        "is a link that does not lead to a file inside the archive",
     ),
     ("a pipe", "rm \"$0\"; mkfifo \"$0\"", "not a regular file"),
     ("a device", "rm \"$0\"; mknod \"$0\" c 1 5", "not a regular file"),

@@ -1,0 +1,160 @@
+//! The files of an archive, which is a directory or a tar.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::ImportError;
+use super::members::{ArchiveMembers, Extent};
+use crate::image::Digest;
+
+/// Magic numbers of compressed files, and the program that decompresses each.
+const COMPRESSED: [(&[u8], &str); 4] =
+    [(&[0x1f, 0x8b], "gzip"), (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"), (b"\xfd7zXZ", "xz"), (b"BZh", "bzip2")];
+
+/// The files of an archive.
+#[derive(Debug)]
+pub(super) enum ArchiveFiles {
+    Directory(OwnedFd),
+    Tar(Arc<File>, ArchiveMembers),
+}
+
+/// A file or blob of an archive, read from its start.
+#[derive(Debug)]
+pub struct BlobReader {
+    file: Arc<File>,
+    position: u64,
+    end: u64,
+}
+
+impl ArchiveFiles {
+    /// Opens a directory or a tar. The members of a tar are found at once.
+    pub(super) fn open(path: &Path) -> Result<Self, ImportError> {
+        // NONBLOCK: opening a pipe must not wait for a writer.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| ImportError::Open(e.into()))?;
+        let file = File::from(opened);
+        let file_type = file.metadata().map_err(ImportError::Open)?.file_type();
+        if file_type.is_dir() {
+            return Ok(Self::Directory(file.into()));
+        }
+        if !file_type.is_file() {
+            return Err(ImportError::FileType);
+        }
+        let mut start = [0; 8];
+        let length = file.read_at(&mut start, 0).map_err(ImportError::Open)?;
+        if let Some((_, program)) = COMPRESSED.iter().find(|(magic, _)| start[..length].starts_with(magic)) {
+            return Err(ImportError::Compressed(program));
+        }
+        let members = ArchiveMembers::read(&file)?;
+        Ok(Self::Tar(Arc::new(file), members))
+    }
+
+    /// Whether there is a file at `path`.
+    pub(super) fn has(&self, path: &str) -> Result<bool, ImportError> {
+        Ok(self.file(path)?.is_some())
+    }
+
+    /// Opens a file; `None` if it does not exist. Follows links inside the archive.
+    pub(super) fn file(&self, path: &str) -> Result<Option<BlobReader>, ImportError> {
+        let directory = match self {
+            Self::Tar(file, members) => {
+                return Ok(members.find(path)?.map(|extent| BlobReader::new(file, extent)));
+            }
+            Self::Directory(directory) => directory,
+        };
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let failed = |source| ImportError::Read { file: path.to_owned(), source };
+        let opened = match rustix::fs::openat2(directory, path, flags, Mode::empty(), resolve) {
+            Ok(opened) => File::from(opened),
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(Errno::XDEV | Errno::LOOP) => return Err(ImportError::Link(path.to_owned())),
+            Err(error) => return Err(failed(error.into())),
+        };
+        let metadata = opened.metadata().map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+        }
+        Ok(Some(BlobReader::new(&Arc::new(opened), Extent { offset: 0, size: metadata.len() })))
+    }
+
+    /// Finds a file of a tar, see [`ArchiveMembers::find`]; always `None` in a directory.
+    pub(super) fn extent(&self, path: &str) -> Result<Option<Extent>, ImportError> {
+        match self {
+            Self::Tar(_, members) => members.find(path),
+            Self::Directory(_) => Ok(None),
+        }
+    }
+
+    /// Opens an extent of the tar; `None` if the archive is a directory.
+    pub(super) fn at(&self, extent: Extent) -> Option<BlobReader> {
+        match self {
+            Self::Tar(file, _) => Some(BlobReader::new(file, extent)),
+            Self::Directory(_) => None,
+        }
+    }
+
+    /// Reads a document of at most `limit` bytes; `None` if it does not exist.
+    pub(super) fn read_document(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, ImportError> {
+        self.file(path)?.map(|file| file.read_all(path, limit)).transpose()
+    }
+
+    /// Opens a blob at its path in an OCI layout.
+    pub(super) fn blob(&self, digest: &Digest) -> Result<BlobReader, ImportError> {
+        self.file(&format!("blobs/sha256/{}", digest.hex()))?.ok_or(ImportError::MissingBlob(*digest))
+    }
+
+    /// Reads a blob of at most `limit` bytes and verifies its digest.
+    pub(super) fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, ImportError> {
+        let bytes = self.blob(digest)?.read_all(&format!("blob {digest}"), limit)?;
+        let found = Digest::of(&bytes);
+        if found == *digest { Ok(bytes) } else { Err(ImportError::Digest { expected: *digest, found }) }
+    }
+}
+
+impl BlobReader {
+    fn new(file: &Arc<File>, extent: Extent) -> Self {
+        Self { file: Arc::clone(file), position: extent.offset, end: extent.offset + extent.size }
+    }
+
+    /// Number of bytes left to read; the length before the first read.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.end - self.position
+    }
+
+    /// Reads the whole file. `name` is its name in errors.
+    fn read_all(mut self, name: &str, limit: u64) -> Result<Vec<u8>, ImportError> {
+        if self.size() > limit {
+            return Err(ImportError::TooLong { file: name.to_owned(), limit });
+        }
+        let mut bytes = Vec::new();
+        let read = self.read_to_end(&mut bytes);
+        read.map_err(|source| ImportError::Read { file: name.to_owned(), source })?;
+        Ok(bytes)
+    }
+}
+
+impl Read for BlobReader {
+    /// Fails with `UnexpectedEof` if the file has become shorter since it was opened.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.size()).unwrap_or(usize::MAX);
+        let wanted = buffer.len().min(left);
+        if wanted == 0 {
+            return Ok(0);
+        }
+        let length = self.file.read_at(&mut buffer[..wanted], self.position)?;
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.position += u64::try_from(length).expect("a length in memory");
+        Ok(length)
+    }
+}

@@ -1,127 +1,126 @@
-//! Walks over deflate data symbol by symbol without making its bytes (RFC 1951).
+//! Walks over deflate data symbol by symbol without producing the decoded bytes (RFC 1951).
 //!
-//! zlib can stop behind a block, but not behind a symbol, and it does not tell what a match refers to. The
-//! walk does both. It runs only over data that inflate has decoded, so that the bytes are known to be good:
-//! its own checks are there to keep it from running astray, not to judge the data.
+//! zlib can stop after a block but not after a symbol, and it does not report what a match refers to. The walk does both.
+//! It runs only over data that inflate has already accepted: its own checks keep it within bounds and do not validate the
+//! data.
 
 use std::sync::Arc;
 
 use super::BlockHeader;
-use super::huffman::{BLOCK_END, Bits, Codes, LINK, LITERAL, PADDING, SPECIAL, fixed_codes, read_codes};
+use super::bits::{BitReader, DeflateError, PADDING, PAST_END};
+use super::huffman::{BLOCK_END, HuffmanCodes, LINK, LITERAL, SPECIAL, fixed_codes, read_codes};
 
-/// What is not right about the data, or about where the walk started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Astray(pub(super) &'static str);
-
-/// The compressed bytes that a walk may still need.
+/// The part of a blob that a walk may still need.
 #[derive(Debug)]
-pub(super) struct Tape {
+pub(super) struct CompressedBuffer {
+    /// Position of the first byte in the blob.
     start: u64,
-    /// With [`PADDING`] zeros behind them.
+    /// The bytes, followed by [`PADDING`] zeros.
     bytes: Vec<u8>,
 }
 
-impl Tape {
-    /// Holds nothing; the next byte is the blob's first.
+impl CompressedBuffer {
+    /// An empty buffer at the start of the blob.
     pub(super) fn new() -> Self {
         Self { start: 0, bytes: vec![0; PADDING] }
     }
 
-    /// Forgets everything; the next byte is the blob's byte `at`.
+    /// Drops all bytes. The next byte is the blob's byte `at`.
     pub(super) fn restart(&mut self, at: u64) {
         self.start = at;
         self.bytes.clear();
         self.bytes.resize(PADDING, 0);
     }
 
-    /// Takes the next bytes.
+    /// Appends the next bytes of the blob.
     pub(super) fn extend(&mut self, bytes: &[u8]) {
         self.bytes.truncate(self.len());
         self.bytes.extend_from_slice(bytes);
         self.bytes.resize(self.bytes.len() + PADDING, 0);
     }
 
-    /// Bytes held.
+    /// Number of bytes, without the padding.
     pub(super) fn len(&self) -> usize {
         self.bytes.len() - PADDING
     }
 
-    /// Forgets what stands before the blob's byte `at`.
+    /// Drops the bytes before the blob's byte `at`.
     pub(super) fn forget_before(&mut self, at: u64) {
-        let gone = usize::try_from(at.saturating_sub(self.start)).unwrap_or(usize::MAX).min(self.len());
-        self.bytes.drain(..gone);
-        self.start += gone as u64;
+        let count = usize::try_from(at.saturating_sub(self.start)).unwrap_or(usize::MAX).min(self.len());
+        self.bytes.drain(..count);
+        self.start += count as u64;
     }
 }
 
 /// A position between two symbols of a deflate stream.
 #[derive(Debug, Clone)]
-pub(super) struct Walker {
+pub(super) struct DeflateWalker {
     bit: u64,
     tar: u64,
-    place: Place,
+    position: BlockPosition,
 }
 
+/// A position relative to the blocks of a deflate stream.
 #[derive(Debug, Clone)]
-enum Place {
+enum BlockPosition {
     /// The next bit is BFINAL.
     BlockStart,
-    /// The next bit belongs to a symbol.
-    Symbols { block: BlockHeader, last: bool, codes: Arc<Codes> },
-    /// The next byte is a stored one; `left` of them are to come.
+    /// The next bit starts a symbol.
+    Symbols { block: BlockHeader, last: bool, codes: Arc<HuffmanCodes> },
+    /// The next byte belongs to a stored block, which has `left` bytes left.
     Stored { block: BlockHeader, last: bool, left: u16 },
-    /// Behind the last block.
+    /// After the last block.
     End,
 }
 
-impl Walker {
-    /// A position in front of a block: bit of the blob, byte of the tar.
+impl DeflateWalker {
+    /// The position before a block: at bit `bit` of the blob and byte `tar` of the tar.
     pub(super) fn before_block(bit: u64, tar: u64) -> Self {
-        Self { bit, tar, place: Place::BlockStart }
+        Self { bit, tar, position: BlockPosition::BlockStart }
     }
 
-    /// The next bit, counted in the blob.
+    /// The next bit of the blob.
     pub(super) fn bit(&self) -> u64 {
         self.bit
     }
 
-    /// The next byte, counted in the tar.
+    /// The next byte of the tar.
     pub(super) fn tar(&self) -> u64 {
         self.tar
     }
 
-    /// The header of the block that the position is inside of.
+    /// The header of the current block; `None` between blocks.
     pub(super) fn block(&self) -> Option<BlockHeader> {
-        match &self.place {
-            Place::Symbols { block, .. } | Place::Stored { block, .. } => Some(*block),
-            Place::BlockStart | Place::End => None,
+        match &self.position {
+            BlockPosition::Symbols { block, .. } | BlockPosition::Stored { block, .. } => Some(*block),
+            BlockPosition::BlockStart | BlockPosition::End => None,
         }
     }
 
-    /// Goes on until a symbol starts at or behind the tar's byte `until`, would end behind the tar's byte
-    /// `limit` (not less than `until`), or the stream ends. `on_match` gets each match: its first byte in the
-    /// tar, length, and distance.
+    /// Walks until the next symbol starts at or after byte `until` of the tar, or would end after byte `limit` (not less than
+    /// `until`), or the stream ends. `on_match` gets each match: its first byte in the tar, its length, and its distance.
     pub(super) fn walk(
         &mut self,
-        tape: &Tape,
+        buffer: &CompressedBuffer,
         until: u64,
         limit: u64,
         mut on_match: impl FnMut(u64, u32, u32),
-    ) -> Result<(), Astray> {
-        let origin = tape.start * 8;
+    ) -> Result<(), DeflateError> {
+        let origin = buffer.start * 8;
         let from = self.bit.checked_sub(origin).and_then(|bit| usize::try_from(bit).ok());
-        let mut bits = Bits::at(&tape.bytes, from.ok_or(Astray("the walk starts before its data"))?)?;
+        let from = from.ok_or(DeflateError("the walk starts before its data"))?;
+        let mut bits = BitReader::at(&buffer.bytes, from)?;
         loop {
-            let going = match &mut self.place {
-                Place::End => break,
-                Place::BlockStart => {
+            let proceed = match &mut self.position {
+                BlockPosition::End => break,
+                BlockPosition::BlockStart => {
                     if self.tar >= until {
                         break;
                     }
-                    self.place = read_block_header(&mut bits, origin)?;
+                    self.position = read_block_header(&mut bits, origin)?;
                     true
                 }
-                Place::Stored { last, left, block } => {
+                BlockPosition::Stored { last, left, block } => {
                     let take = u16::try_from(until.saturating_sub(self.tar)).unwrap_or(u16::MAX).min(*left);
                     bits.skip_bytes(usize::from(take))?;
                     self.tar += u64::from(take);
@@ -129,23 +128,23 @@ impl Walker {
                     block.stored_before += take;
                     let ended = *left == 0;
                     if ended {
-                        self.place = if *last { Place::End } else { Place::BlockStart };
+                        self.position = if *last { BlockPosition::End } else { BlockPosition::BlockStart };
                     }
                     ended
                 }
-                Place::Symbols { codes, last, .. } => {
+                BlockPosition::Symbols { codes, last, .. } => {
                     let last = *last;
                     let ended = walk_symbols(&mut bits, codes, &mut self.tar, until, limit, &mut on_match)?;
                     if ended {
-                        self.place = if last { Place::End } else { Place::BlockStart };
+                        self.position = if last { BlockPosition::End } else { BlockPosition::BlockStart };
                     }
                     ended
                 }
             };
-            if bits.position() > tape.len() * 8 {
+            if bits.position() > buffer.len() * 8 {
                 return Err(PAST_END);
             }
-            if !going {
+            if !proceed {
                 break;
             }
         }
@@ -154,20 +153,19 @@ impl Walker {
     }
 }
 
-pub(super) const PAST_END: Astray = Astray("the walk runs past its data");
-const NO_CODE: Astray = Astray("a code that stands for nothing");
+const UNUSED_CODE: DeflateError = DeflateError("no symbol has this Huffman code");
 
-/// Walks until the block ends (`true`), or `until` or `limit` is reached (`false`).
+/// Walks until the block ends (true), or until `until` or `limit` is reached (false).
 #[inline]
 fn walk_symbols(
-    bits: &mut Bits<'_>,
-    codes: &Codes,
+    bits: &mut BitReader<'_>,
+    codes: &HuffmanCodes,
     tar: &mut u64,
     until: u64,
     limit: u64,
     on_match: &mut impl FnMut(u64, u32, u32),
-) -> Result<bool, Astray> {
-    // A turn of the fast loop makes at most two literals and a match, or three literals.
+) -> Result<bool, DeflateError> {
+    // One iteration of the fast loop takes at most two literals and a match, or three literals.
     let safe = until.saturating_sub(2).min(limit.saturating_sub(2 + 258));
     if *tar < safe && walk_symbols_fast(bits, codes, tar, safe, on_match)? {
         return Ok(true);
@@ -177,14 +175,14 @@ fn walk_symbols(
         let before = *bits;
         let mut entry = codes.literal(bits.hold);
         if entry & LINK == LINK {
-            bits.drop(entry);
+            bits.skip(entry);
             entry = codes.literal_long(entry, bits.hold);
         }
         let length = bits.value(entry);
         if entry & LITERAL != 0 {
             *tar += 1;
         } else if entry & SPECIAL != 0 {
-            return if entry & BLOCK_END == BLOCK_END { Ok(true) } else { Err(NO_CODE) };
+            return if entry & BLOCK_END == BLOCK_END { Ok(true) } else { Err(UNUSED_CODE) };
         } else {
             let distance = walk_distance(bits, codes)?;
             if *tar + u64::from(length) > limit {
@@ -199,35 +197,36 @@ fn walk_symbols(
 }
 
 #[inline]
-fn walk_distance(bits: &mut Bits<'_>, codes: &Codes) -> Result<u32, Astray> {
-    // Eight bits are there even if two literals and a length were taken since the last refill.
+fn walk_distance(bits: &mut BitReader<'_>, codes: &HuffmanCodes) -> Result<u32, DeflateError> {
+    // The 8 bits of the first lookup are loaded, even if two literals and a length were taken since the last refill.
     let mut entry = codes.distance(bits.hold);
     bits.refill()?;
     if entry & SPECIAL != 0 {
         if entry & LINK != LINK {
-            return Err(NO_CODE);
+            return Err(UNUSED_CODE);
         }
-        bits.drop(entry);
+        bits.skip(entry);
         entry = codes.distance_long(entry, bits.hold);
         if entry & SPECIAL != 0 {
-            return Err(NO_CODE);
+            return Err(UNUSED_CODE);
         }
     }
     Ok(bits.value(entry))
 }
 
-/// The same until `safe` or a little more. What decides the speed is the way from one table lookup to the
-/// next: so the next entry is looked up before the bits are refilled, which changes none of those it depends
-/// on.
+/// The fast loop of [`walk_symbols`]: stops at `safe` or a few bytes later.
+///
+/// The speed depends on the latency from one table lookup to the next. So the next entry is looked up before the bits are
+/// refilled: a refill does not change the bits that the lookup uses.
 #[inline]
 fn walk_symbols_fast(
-    bits: &mut Bits<'_>,
-    codes: &Codes,
+    bits: &mut BitReader<'_>,
+    codes: &HuffmanCodes,
     tar: &mut u64,
     safe: u64,
     on_match: &mut impl FnMut(u64, u32, u32),
-) -> Result<bool, Astray> {
-    // Copies, so that they live in registers.
+) -> Result<bool, DeflateError> {
+    // Local copies stay in registers.
     let (mut b, mut at) = (*bits, *tar);
     b.refill()?;
     let mut entry = codes.literal(b.hold);
@@ -235,18 +234,18 @@ fn walk_symbols_fast(
         if at >= safe {
             break false;
         }
-        // One refill is enough for three short literals, for two and a length, and for two and a long one,
-        // each with the next lookup: at most 48 bits of 56.
+        // One refill is enough for three short literals, for two and a length, and for two and a long literal, each with
+        // the next lookup: at most 48 of 56 bits.
         if entry & LITERAL != 0 {
-            b.drop(entry);
+            b.skip(entry);
             at += 1;
             entry = codes.literal(b.hold);
             if entry & LITERAL != 0 {
-                b.drop(entry);
+                b.skip(entry);
                 at += 1;
                 entry = codes.literal(b.hold);
                 if entry & LITERAL != 0 {
-                    b.drop(entry);
+                    b.skip(entry);
                     at += 1;
                     entry = codes.literal(b.hold);
                     b.refill()?;
@@ -256,10 +255,10 @@ fn walk_symbols_fast(
         }
         if entry & SPECIAL != 0 {
             if entry & LINK == LINK {
-                b.drop(entry);
+                b.skip(entry);
                 entry = codes.literal_long(entry, b.hold);
                 if entry & LITERAL != 0 {
-                    b.drop(entry);
+                    b.skip(entry);
                     at += 1;
                     entry = codes.literal(b.hold);
                     b.refill()?;
@@ -268,9 +267,9 @@ fn walk_symbols_fast(
             }
             if entry & SPECIAL != 0 {
                 if entry & BLOCK_END != BLOCK_END {
-                    return Err(NO_CODE);
+                    return Err(UNUSED_CODE);
                 }
-                b.drop(entry);
+                b.skip(entry);
                 break true;
             }
         }
@@ -285,31 +284,31 @@ fn walk_symbols_fast(
     Ok(ended)
 }
 
-fn read_block_header(bits: &mut Bits<'_>, origin: u64) -> Result<Place, Astray> {
+fn read_block_header(bits: &mut BitReader<'_>, origin: u64) -> Result<BlockPosition, DeflateError> {
     let start = bits.position();
     bits.refill()?;
     let last = bits.take(1) == 1;
-    let kind = bits.take(2);
+    let block_type = bits.take(2);
     let mut stored = 0;
-    let codes = match kind {
+    let codes = match block_type {
         0 => {
             bits.skip_to_byte();
             bits.refill()?;
             let length = bits.take(16);
             if length ^ bits.take(16) != 0xffff {
-                return Err(Astray("a stored block's lengths do not match"));
+                return Err(DeflateError("LEN and NLEN of a stored block do not match"));
             }
             stored = u16::try_from(length).expect("16 bits");
             None
         }
         1 => Some(fixed_codes()),
         2 => Some(Arc::new(read_codes(bits)?)),
-        _ => return Err(Astray("a block of no known type")),
+        _ => return Err(DeflateError("unknown block type")),
     };
     let length = u32::try_from(bits.position() - start).expect("a block header has less than 3000 bits");
     let block = BlockHeader { start_bit: origin + start as u64, bits: length, stored_before: 0 };
     Ok(match codes {
-        Some(codes) => Place::Symbols { block, last, codes },
-        None => Place::Stored { block, last, left: stored },
+        Some(codes) => BlockPosition::Symbols { block, last, codes },
+        None => BlockPosition::Stored { block, last, left: stored },
     })
 }

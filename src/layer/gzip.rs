@@ -1,106 +1,113 @@
-//! Decodes gzip and records where that can resume.
+//! Decodes gzip and records where decoding can resume.
 //!
-//! Spans end behind a deflate block or a member where they can. Where a block is too long for that, the span
-//! ends between two of its symbols; inflate cannot stop there, so a walk over the same data finds the place,
-//! and what inflate has decoded behind it becomes the start of the next span.
+//! Where possible, a span ends after a deflate block or a member. If a block is too long, the span ends between two of its
+//! symbols. inflate cannot stop there, so a walk over the same data finds the position, and the bytes that inflate has
+//! decoded after it become the start of the next span.
 
 use std::collections::VecDeque;
 use std::io::BufRead;
 
-use super::deflate::{Astray, Tape, Walker};
-use super::inflate::{Inflate, Stop, Until};
-use super::spans::Input;
+use super::bits::DeflateError;
+use super::deflate::{CompressedBuffer, DeflateWalker};
+use super::gzip_member::{check_trailer, read_header};
+use super::inflate::{Inflate, StopCondition, StopReason};
+use super::input::BlobInput;
 use super::window::{REACH, WindowFinder};
-use super::{BlobOffset, Checkpoint, Codec, DecodedSpan, LayerError, SpanLimits, Window, member};
+use super::{BlobOffset, Checkpoint, Codec, DecodedSpan, LayerError, SpanLimits, Window};
 
-/// Compressed bytes that are kept for walks. Spans cannot need as much, unless blocks without content fill
-/// the blob: an honest writer puts thousands of times less of them around 32 KiB of content.
-const TAPE_MAX: usize = 32 << 20;
+/// Most compressed bytes that are kept for walks. Spans need this much only if the blob is filled with empty blocks. Honest
+/// writers produce thousands of times fewer of them per 32 KiB of content.
+const BUFFER_MAX: usize = 32 << 20;
 
-/// How many spans' memory is kept: as many as are under way at once.
-const SPARE: usize = 8;
+/// Number of span buffers that are kept for reuse: as many as are in use at once.
+const SPARE_MAX: usize = 8;
 
-/// A gzip blob on the way to its spans.
+/// Decodes a gzip blob into spans.
 #[derive(Debug)]
 pub(super) struct GzipSpans {
     limits: SpanLimits,
-    /// What a span may take of the blob: more than any content needs that fits into a span.
+    /// Most bytes of the blob in one span: more than the content of a span can need.
     blob_max: u64,
     inflate: Inflate,
-    state: State,
-    /// The current member: where it starts, and what has been decoded of it.
+    state: GzipState,
+    /// Start of the current member in the blob.
     member: u64,
+    /// Number of bytes decoded of the current member.
     member_len: u64,
     crc: crc32fast::Hasher,
     /// Compressed bytes of the current member.
-    tape: Tape,
-    /// The start of the current block, or a later symbol of it: where the last span ended.
-    walker: Walker,
+    buffer: CompressedBuffer,
+    /// The start of the current block, or the end of the last span if that is later.
+    walker: DeflateWalker,
     finder: WindowFinder,
-    /// Up to 32 KiB of the tar before the span.
+    /// Up to 32 KiB of the tar before the current span.
     history: Vec<u8>,
     /// The span that is being filled.
-    span: Open,
-    /// The last good place in it to end it.
-    boundary: Option<Boundary>,
-    /// Spans that are filled; the first ones are ready to be delivered.
-    filled: VecDeque<Filled>,
-    /// Memory for the next spans.
+    span: CurrentSpan,
+    /// The last good position to end it.
+    boundary: Option<SpanBoundary>,
+    /// Filled spans, in order. Those whose window is known can be delivered.
+    filled: VecDeque<FilledSpan>,
+    /// Buffers for the next spans.
     spare: Vec<Vec<u8>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum GzipState {
     Header,
     Deflate,
     End,
 }
 
 #[derive(Debug)]
-struct Open {
-    entrance: Entrance,
-    /// The byte that holds its first bit.
+struct CurrentSpan {
+    resume: ResumePoint,
+    /// The byte of the blob that holds the span's first bit.
     blob: u64,
+    /// Start of the span in the tar.
     tar: u64,
     bytes: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct Filled {
-    entrance: Entrance,
+struct FilledSpan {
+    resume: ResumePoint,
     blob: std::ops::Range<u64>,
     tar: u64,
     bytes: Vec<u8>,
 }
 
+/// A position at which the current span can end.
 #[derive(Debug)]
-struct Boundary {
-    /// Bytes of the span before it.
+struct SpanBoundary {
+    /// Length of the span if it ends here.
     len: usize,
-    /// Where the blob's bytes of those end.
+    /// End of the span in the blob.
     blob_end: u64,
-    /// Where what follows starts.
-    next: Place,
+    /// Start of the next span.
+    next: SpanStart,
 }
 
-/// A place that a span can start at.
+/// A position at which a span can start.
 #[derive(Debug)]
-enum Place {
+enum SpanStart {
+    /// A member at this position of the blob.
     Member(u64),
-    Inside(Walker),
+    /// A position inside a deflate stream.
+    Deflate(DeflateWalker),
 }
 
-/// What resuming at the start of a span takes.
+/// The state needed to resume at the start of a span.
 #[derive(Debug)]
-enum Entrance {
+enum ResumePoint {
     Member,
-    /// Waits for 32 KiB behind it, or for the end of the member, to tell what of the history is needed.
-    Unsettled {
-        start: Walker,
+    /// The window is not known yet. Finding it takes 32 KiB after `start`, or all bytes to the end of the member.
+    PendingWindow {
+        start: DeflateWalker,
         history: Vec<u8>,
     },
-    Inside {
-        start: Walker,
+    Deflate {
+        start: DeflateWalker,
         window: Window,
     },
 }
@@ -110,74 +117,75 @@ impl GzipSpans {
         let bytes = Vec::with_capacity(limits.max);
         Self {
             limits,
-            // A symbol of one byte has at most 15 bits, and a block header less than 300 bytes.
+            // A symbol for one byte has at most 15 bits, and a block header less than 300 bytes.
             blob_max: limits.max as u64 * 2 + 4096,
             inflate: Inflate::new(),
-            state: State::Header,
+            state: GzipState::Header,
             member: 0,
             member_len: 0,
             crc: crc32fast::Hasher::new(),
-            tape: Tape::new(),
-            walker: Walker::before_block(0, 0),
+            buffer: CompressedBuffer::new(),
+            walker: DeflateWalker::before_block(0, 0),
             finder: WindowFinder::new(),
             history: Vec::new(),
-            span: Open { entrance: Entrance::Member, blob: 0, tar: 0, bytes },
+            span: CurrentSpan { resume: ResumePoint::Member, blob: 0, tar: 0, bytes },
             boundary: None,
             filled: VecDeque::new(),
             spare: Vec::new(),
         }
     }
 
-    /// Keeps the memory of a span that was delivered.
+    /// Takes back the buffer of a delivered span.
     pub(super) fn recycle(&mut self, mut bytes: Vec<u8>) {
-        if bytes.capacity() >= self.limits.max && self.spare.len() < SPARE {
+        if bytes.capacity() >= self.limits.max && self.spare.len() < SPARE_MAX {
             bytes.clear();
             self.spare.push(bytes);
         }
     }
 
+    /// Decodes the next span; `None` after the last one.
     pub(super) fn next_span<R: BufRead>(
         &mut self,
-        input: &mut Input<R>,
+        input: &mut BlobInput<R>,
     ) -> Result<Option<DecodedSpan>, LayerError> {
         loop {
             let decoded = self.decoded();
             if let Some(first) = self.filled.front_mut() {
                 if decoded >= first.tar + REACH as u64 {
-                    first.entrance.settle(&self.tape, &mut self.finder)?;
+                    first.resume.find_window(&self.buffer, &mut self.finder)?;
                 }
-                if first.entrance.is_settled() {
-                    return Ok(self.filled.pop_front().map(Filled::deliver));
+                if first.resume.is_complete() {
+                    return Ok(self.filled.pop_front().map(FilledSpan::deliver));
                 }
-            } else if self.state == State::End {
+            } else if self.state == GzipState::End {
                 return Ok(None);
             }
             match self.state {
-                State::Header => self.start_member(input)?,
-                State::Deflate => self.decode(input)?,
-                State::End => {}
+                GzipState::Header => self.start_member(input)?,
+                GzipState::Deflate => self.decode(input)?,
+                GzipState::End => {}
             }
         }
     }
 
-    /// Bytes of the tar decoded so far.
+    /// Number of bytes of the tar decoded so far.
     fn decoded(&self) -> u64 {
         self.span.tar + self.span.bytes.len() as u64
     }
 
-    fn start_member<R: BufRead>(&mut self, input: &mut Input<R>) -> Result<(), LayerError> {
+    fn start_member<R: BufRead>(&mut self, input: &mut BlobInput<R>) -> Result<(), LayerError> {
         self.member = input.offset();
         self.member_len = 0;
-        member::read_header(input)?;
+        read_header(input)?;
         self.crc = crc32fast::Hasher::new();
         self.inflate.reset();
-        self.tape.restart(input.offset());
-        self.walker = Walker::before_block(input.offset() * 8, self.decoded());
-        self.state = State::Deflate;
+        self.buffer.restart(input.offset());
+        self.walker = DeflateWalker::before_block(input.offset() * 8, self.decoded());
+        self.state = GzipState::Deflate;
         Ok(())
     }
 
-    fn decode<R: BufRead>(&mut self, input: &mut Input<R>) -> Result<(), LayerError> {
+    fn decode<R: BufRead>(&mut self, input: &mut BlobInput<R>) -> Result<(), LayerError> {
         let room = self.limits.max - self.span.bytes.len();
         let offset = input.offset();
         let chunk = input.fill()?;
@@ -187,75 +195,76 @@ impl GzipSpans {
         let before = self.span.bytes.len();
         let progress = self
             .inflate
-            .append(chunk, &mut self.span.bytes, room, Until::BlockEnd)
+            .append(chunk, &mut self.span.bytes, room, StopCondition::BlockEnd)
             .map_err(|error| LayerError::Deflate { at: BlobOffset::new(offset), problem: error.0 })?;
-        let fresh = &self.span.bytes[before..];
-        self.crc.update(fresh);
-        self.member_len += fresh.len() as u64;
-        self.tape.extend(&chunk[..progress.consumed]);
+        let decoded = &self.span.bytes[before..];
+        self.crc.update(decoded);
+        self.member_len += decoded.len() as u64;
+        self.buffer.extend(&chunk[..progress.consumed]);
         let input_left = progress.consumed < chunk.len();
         input.consume(progress.consumed);
         match progress.stop {
-            Stop::BlockEnd { last: false } => {
+            StopReason::BlockEnd { last: false } => {
                 let bit = input.offset() * 8 - u64::from(progress.unused_bits);
-                self.walker = Walker::before_block(bit, self.decoded());
-                self.at_boundary(input.offset(), Place::Inside(self.walker.clone()))?;
+                self.walker = DeflateWalker::before_block(bit, self.decoded());
+                self.at_boundary(input.offset(), SpanStart::Deflate(self.walker.clone()));
             }
-            Stop::BlockEnd { last: true } | Stop::StreamEnd => self.end_member(input)?,
-            // Without input left, the next byte may still end the block: where a span ends must not depend on
-            // how the reader cuts the blob.
-            Stop::Inside if progress.produced == room && input_left => self.overflow()?,
-            Stop::Inside => {
+            StopReason::BlockEnd { last: true } | StopReason::StreamEnd => self.end_member(input)?,
+            // If the input is used up, the next byte may still end the block. The end of a span must not depend on the
+            // chunks that the reader returns.
+            StopReason::Exhausted if progress.produced == room && input_left => self.end_inside_block()?,
+            StopReason::Exhausted => {
                 if progress.consumed == 0 && progress.produced == 0 {
-                    let problem = "no progress".to_owned();
+                    let problem = "the decoder makes no progress".to_owned();
                     return Err(LayerError::Deflate { at: BlobOffset::new(offset), problem });
                 }
             }
         }
-        if self.tape.len() > TAPE_MAX {
-            let problem = "too many blocks that hold nothing".to_owned();
+        if self.buffer.len() > BUFFER_MAX {
+            let problem = "too many empty blocks".to_owned();
             return Err(LayerError::Deflate { at: BlobOffset::new(offset), problem });
         }
         Ok(())
     }
 
-    fn end_member<R: BufRead>(&mut self, input: &mut Input<R>) -> Result<(), LayerError> {
+    fn end_member<R: BufRead>(&mut self, input: &mut BlobInput<R>) -> Result<(), LayerError> {
         let blob_end = input.offset();
         for span in &mut self.filled {
-            span.entrance.settle(&self.tape, &mut self.finder)?;
+            span.resume.find_window(&self.buffer, &mut self.finder)?;
         }
-        self.span.entrance.settle(&self.tape, &mut self.finder)?;
-        self.tape.restart(blob_end);
-        member::check_trailer(input, self.member, self.crc.clone().finalize(), self.member_len)?;
+        self.span.resume.find_window(&self.buffer, &mut self.finder)?;
+        self.buffer.restart(blob_end);
+        check_trailer(input, self.member, self.crc.clone().finalize(), self.member_len)?;
         if input.fill()?.is_empty() {
-            self.state = State::End;
+            self.state = GzipState::End;
             if !self.span.bytes.is_empty() {
-                self.cut(self.span.bytes.len(), blob_end, Place::Member(input.offset()));
+                self.cut(self.span.bytes.len(), blob_end, SpanStart::Member(input.offset()));
             }
             return Ok(());
         }
-        self.state = State::Header;
-        self.at_boundary(blob_end, Place::Member(input.offset()))
+        self.state = GzipState::Header;
+        self.at_boundary(blob_end, SpanStart::Member(input.offset()));
+        Ok(())
     }
 
-    /// Behind a block or member: ends the span if it is long enough.
-    fn at_boundary(&mut self, blob_end: u64, next: Place) -> Result<(), LayerError> {
+    /// Called after each block and member: ends the span if it is long enough.
+    fn at_boundary(&mut self, blob_end: u64, next: SpanStart) {
         let len = self.span.bytes.len();
         let blob_len = blob_end - self.span.blob;
         if len >= self.limits.target / 4 * 3 || (blob_len > self.blob_max && len > 0) {
             self.cut(len, blob_end, next);
         } else if blob_len > self.blob_max {
-            // Nothing but empty blocks or members so far: they need not be decoded again.
-            self.open(next, self.span.tar);
+            // The span has only empty blocks or members so far. They need not be decoded again.
+            self.start_span(next, self.span.tar);
         } else {
-            self.boundary = Some(Boundary { len, blob_end, next });
+            self.boundary = Some(SpanBoundary { len, blob_end, next });
         }
-        Ok(())
     }
 
-    /// The span is as long as it may be, and its last block has not ended.
-    fn overflow(&mut self) -> Result<(), LayerError> {
-        if let Some(Boundary { len, blob_end, next }) = self.boundary.take()
+    /// Ends a span that has reached its maximum inside a block: at the last boundary if the span is then long enough,
+    /// otherwise between two symbols.
+    fn end_inside_block(&mut self) -> Result<(), LayerError> {
+        if let Some(SpanBoundary { len, blob_end, next }) = self.boundary.take()
             && len >= self.limits.target / 2
         {
             self.cut(len, blob_end, next);
@@ -263,17 +272,17 @@ impl GzipSpans {
         }
         let end = self.decoded();
         let at = self.walker.bit() / 8;
-        self.walker.walk(&self.tape, end, end, |_, _, _| {}).map_err(|astray| astray.at(at))?;
+        self.walker.walk(&self.buffer, end, end, |_, _, _| {}).map_err(|error| error.at(at))?;
         let len = usize::try_from(self.walker.tar() - self.span.tar).unwrap_or(0);
         if len == 0 {
-            return Err(Astray("a symbol longer than a span").at(at));
+            return Err(DeflateError("a symbol is longer than a span").at(at));
         }
-        self.cut(len, self.walker.bit().div_ceil(8), Place::Inside(self.walker.clone()));
+        self.cut(len, self.walker.bit().div_ceil(8), SpanStart::Deflate(self.walker.clone()));
         Ok(())
     }
 
-    /// Ends the span after `len` bytes; what follows is the start of the next one, at `next`.
-    fn cut(&mut self, len: usize, blob_end: u64, next: Place) {
+    /// Ends the span after `len` bytes. The remaining bytes become the start of the next span, which starts at `next`.
+    fn cut(&mut self, len: usize, blob_end: u64, next: SpanStart) {
         let mut rest = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(self.limits.max));
         rest.extend_from_slice(&self.span.bytes[len..]);
         let mut bytes = std::mem::replace(&mut self.span.bytes, rest);
@@ -286,71 +295,77 @@ impl GzipSpans {
         }
         self.history.extend_from_slice(&bytes[len.saturating_sub(REACH)..]);
         let (blob, tar) = (self.span.blob..blob_end, self.span.tar);
-        let entrance = self.open(next, tar + len as u64);
-        self.filled.push_back(Filled { entrance, blob, tar, bytes });
+        let resume = self.start_span(next, tar + len as u64);
+        self.filled.push_back(FilledSpan { resume, blob, tar, bytes });
     }
 
-    /// Lets the span start at `next`, and returns how it would have been entered where it started before.
-    fn open(&mut self, next: Place, tar: u64) -> Entrance {
-        let (blob, entrance) = match next {
-            Place::Member(at) => (at, Entrance::Member),
-            Place::Inside(start) => {
-                (start.bit() / 8, Entrance::Unsettled { start, history: self.history.clone() })
+    /// Moves the start of the current span to `next`, and returns the resume point of its previous start.
+    fn start_span(&mut self, next: SpanStart, tar: u64) -> ResumePoint {
+        let (blob, resume) = match next {
+            SpanStart::Member(at) => (at, ResumePoint::Member),
+            SpanStart::Deflate(start) => {
+                (start.bit() / 8, ResumePoint::PendingWindow { start, history: self.history.clone() })
             }
         };
         self.boundary = None;
         self.span.blob = blob;
         self.span.tar = tar;
-        let before = std::mem::replace(&mut self.span.entrance, entrance);
-        self.trim(&before);
-        before
+        let previous = std::mem::replace(&mut self.span.resume, resume);
+        self.trim_buffer(&previous);
+        previous
     }
 
-    /// Forgets the compressed bytes that no walk needs any more.
-    fn trim(&mut self, also: &Entrance) {
-        let entrances = self.filled.iter().map(|span| &span.entrance).chain([&self.span.entrance, also]);
-        let first = entrances.filter_map(Entrance::needs).min().unwrap_or(u64::MAX);
-        self.tape.forget_before(first.min(self.walker.bit() / 8));
+    /// Drops the compressed bytes that no walk needs any more. `other` is a resume point that is in no span at the moment.
+    fn trim_buffer(&mut self, other: &ResumePoint) {
+        let points = self.filled.iter().map(|span| &span.resume).chain([&self.span.resume, other]);
+        let first = points.filter_map(ResumePoint::first_needed).min().unwrap_or(u64::MAX);
+        self.buffer.forget_before(first.min(self.walker.bit() / 8));
     }
 }
 
-impl Entrance {
-    /// Finds out what of the history is needed.
-    fn settle(&mut self, tape: &Tape, finder: &mut WindowFinder) -> Result<(), LayerError> {
-        if let Self::Unsettled { start, history } = self {
-            let window = finder.find(start, tape, history).map_err(|astray| astray.at(start.bit() / 8))?;
-            *self = Self::Inside { start: start.clone(), window };
+impl ResumePoint {
+    /// Finds the window, if that is pending.
+    fn find_window(
+        &mut self,
+        buffer: &CompressedBuffer,
+        finder: &mut WindowFinder,
+    ) -> Result<(), LayerError> {
+        if let Self::PendingWindow { start, history } = self {
+            let window = finder.find(start, buffer, history).map_err(|error| error.at(start.bit() / 8))?;
+            *self = Self::Deflate { start: start.clone(), window };
         }
         Ok(())
     }
 
-    fn is_settled(&self) -> bool {
-        self.needs().is_none()
+    fn is_complete(&self) -> bool {
+        self.first_needed().is_none()
     }
 
-    /// From where on it needs the blob's bytes to be settled.
-    fn needs(&self) -> Option<u64> {
+    /// The first byte of the blob that is needed to find the window; `None` if the window is known or not needed.
+    fn first_needed(&self) -> Option<u64> {
         match self {
-            Self::Unsettled { start, .. } => Some(start.bit() / 8),
-            Self::Member | Self::Inside { .. } => None,
+            Self::PendingWindow { start, .. } => Some(start.bit() / 8),
+            Self::Member | Self::Deflate { .. } => None,
         }
     }
 }
 
-impl Filled {
+impl FilledSpan {
     fn deliver(self) -> DecodedSpan {
-        let checkpoint = match self.entrance {
-            Entrance::Inside { start, window } => {
+        let checkpoint = match self.resume {
+            ResumePoint::Deflate { start, window } => {
                 Checkpoint::Deflate { skip_bits: (start.bit() % 8) as u8, block: start.block(), window }
             }
-            Entrance::Member => Checkpoint::GzipMember,
-            Entrance::Unsettled { .. } => unreachable!("spans are delivered once they are settled"),
+            ResumePoint::Member => Checkpoint::GzipMember,
+            ResumePoint::PendingWindow { .. } => {
+                unreachable!("spans are delivered only after their window is known")
+            }
         };
         DecodedSpan { checkpoint: Some(checkpoint), blob: self.blob, bytes: self.bytes }
     }
 }
 
-impl Astray {
+impl DeflateError {
     fn at(self, at: u64) -> LayerError {
         LayerError::Deflate { at: BlobOffset::new(at), problem: self.0.to_owned() }
     }

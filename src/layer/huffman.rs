@@ -1,38 +1,45 @@
-//! The Huffman codes of deflate blocks as lookup tables, and the bits they are read from (RFC 1951, 3.2).
+//! The Huffman codes of deflate blocks as lookup tables (RFC 1951, 3.2).
 
 use std::sync::{Arc, LazyLock};
 
-use super::deflate::{Astray, PAST_END};
+use super::bits::{BitReader, DeflateError};
 
-/// Bits of a code that the first lookup sees.
+/// Length of the prefix of a code that indexes the first table, in bits. Longer codes take a second lookup.
 const LITERAL_BITS: u32 = 10;
 const DISTANCE_BITS: u32 = 8;
 
-// A table entry: bits 0-5 how many bits to drop (code and extra bits), 8-11 how many of them are the code (of
-// a link: how many bits choose in the table behind it), 16-30 base value (of a link: where that table
-// starts), and these:
+// A table entry is a u32:
+//   bits 0-5    how many bits to skip: the code and its extra bits
+//   bits 8-11   how many of them are the code; of a link: how many bits index the second table
+//   bits 16-30  the base value; of a link: the start of the second table
+// and these flags:
+
+/// A literal byte.
 pub(super) const LITERAL: u32 = 1 << 31;
-/// Not a plain symbol: no code at all, or with one bit more:
+/// Not a literal, length or distance. Alone: no symbol has this code.
 pub(super) const SPECIAL: u32 = 1 << 15;
+/// The code is longer than the first lookup: the entry leads to a second table.
 pub(super) const LINK: u32 = SPECIAL | 1 << 14;
+/// The end of the block.
 pub(super) const BLOCK_END: u32 = SPECIAL | 1 << 13;
 
-/// An entry without its code.
+/// A table entry without the length of its code.
 const fn symbol(base: u32, extra: u32) -> u32 {
     base << 16 | extra
 }
 
-/// The two Huffman codes of a block as lookup tables. The sizes are powers of two above what a complete code
-/// of 288 (32) symbols can need with these first lookups: 1334 and 402 entries (zlib's `enough` computes
-/// them).
+/// The two Huffman codes of a block as lookup tables.
+///
+/// The sizes are powers of two above the largest tables for complete codes of 288 and 32 symbols with these first lookups:
+/// 1334 and 402 entries, as computed by zlib's `enough`.
 #[derive(Debug)]
-pub(super) struct Codes {
+pub(super) struct HuffmanCodes {
     literals: [u32; 2048],
     distances: [u32; 512],
 }
 
-impl Codes {
-    fn new(literals: &[u8], distances: &[u8]) -> Result<Self, Astray> {
+impl HuffmanCodes {
+    fn new(literals: &[u8], distances: &[u8]) -> Result<Self, DeflateError> {
         let mut codes = Self { literals: [SPECIAL; 2048], distances: [SPECIAL; 512] };
         fill_table(literals, LITERAL_BITS, &mut codes.literals, |number| match number {
             0..=255 => LITERAL,
@@ -45,36 +52,40 @@ impl Codes {
         Ok(codes)
     }
 
+    /// Looks up a literal or length by the next bits.
     #[inline]
     pub(super) fn literal(&self, hold: u64) -> u32 {
         self.literals[(hold & ((1 << LITERAL_BITS) - 1)) as usize]
     }
 
+    /// Second lookup, after `link` was skipped.
     #[inline]
     pub(super) fn literal_long(&self, link: u32, hold: u64) -> u32 {
-        self.literals[long(link, hold) & (self.literals.len() - 1)]
+        self.literals[second_index(link, hold) & (self.literals.len() - 1)]
     }
 
+    /// Looks up a distance by the next bits.
     #[inline]
     pub(super) fn distance(&self, hold: u64) -> u32 {
         self.distances[(hold & ((1 << DISTANCE_BITS) - 1)) as usize]
     }
 
+    /// Second lookup, after `link` was skipped.
     #[inline]
     pub(super) fn distance_long(&self, link: u32, hold: u64) -> u32 {
-        self.distances[long(link, hold) & (self.distances.len() - 1)]
+        self.distances[second_index(link, hold) & (self.distances.len() - 1)]
     }
 }
 
 #[inline]
-fn long(link: u32, hold: u64) -> usize {
+fn second_index(link: u32, hold: u64) -> usize {
     let bits = (link >> 8) & 15;
     #[expect(clippy::cast_possible_truncation, reason = "masked to 15 bits, and on the hot path")]
     let more = (hold & ((1 << bits) - 1)) as usize;
     ((link >> 16) & 0x7fff) as usize + more
 }
 
-/// The length symbols from 257 on.
+/// The length symbols, from symbol 257 on.
 const LENGTHS: [u32; 29] = {
     let mut all = [0; 29];
     let mut base = 3;
@@ -103,25 +114,25 @@ const DISTANCES: [u32; 30] = {
     all
 };
 
-/// The codes of blocks that do not bring their own (RFC 1951, 3.2.6).
-pub(super) fn fixed_codes() -> Arc<Codes> {
-    static FIXED: LazyLock<Arc<Codes>> = LazyLock::new(|| {
+/// Returns the codes of blocks without codes of their own (RFC 1951, 3.2.6).
+pub(super) fn fixed_codes() -> Arc<HuffmanCodes> {
+    static FIXED: LazyLock<Arc<HuffmanCodes>> = LazyLock::new(|| {
         let mut literals = [8u8; 288];
         literals[144..256].fill(9);
         literals[256..280].fill(7);
-        Arc::new(Codes::new(&literals, &[5; 32]).expect("the fixed codes are complete"))
+        Arc::new(HuffmanCodes::new(&literals, &[5; 32]).expect("the fixed codes are complete"))
     });
     Arc::clone(&FIXED)
 }
 
-/// Fills a lookup table, all `SPECIAL` before, for the code with these lengths. `entry` gives a symbol's
-/// entry without its code length.
+/// Fills a lookup table for the code with these lengths. All entries must be `SPECIAL` before. `entry` returns a symbol's
+/// entry without the length of its code.
 fn fill_table(
     lengths: &[u8],
     first_bits: u32,
     table: &mut [u32],
     entry: impl Fn(usize) -> u32,
-) -> Result<(), Astray> {
+) -> Result<(), DeflateError> {
     let mut count = [0u16; 16];
     for &length in lengths {
         count[usize::from(length)] += 1;
@@ -131,12 +142,12 @@ fn fill_table(
     for &n in &count[1..] {
         free = free * 2 - i32::from(n);
         if free < 0 {
-            return Err(Astray("a code with too many symbols"));
+            return Err(DeflateError("a Huffman code has too many symbols"));
         }
     }
-    // Deflate knows two incomplete codes: without any symbol, and of one symbol with one bit.
+    // Deflate allows two incomplete codes: without any symbol, and of one symbol with one bit.
     if free > 0 && count[2..].iter().any(|&n| n != 0) {
-        return Err(Astray("an incomplete code"));
+        return Err(DeflateError("a Huffman code is incomplete"));
     }
     // Symbols in the order of their codes: by length, then by number.
     let mut next = [0usize; 16];
@@ -150,7 +161,7 @@ fn fill_table(
     }
 
     let total: usize = count.iter().map(|&n| usize::from(n)).sum();
-    // Codes are read from their first bit on, which is the lowest: `code` is the code with its bits reversed.
+    // The first bit of a code in the stream is the lowest bit of an index: `code` is the code with its bits reversed.
     let mut code = 0usize;
     let mut linked = None;
     let (mut link_start, mut link_bits) = (1usize << first_bits, 0u32);
@@ -162,8 +173,8 @@ fn fill_table(
         } else {
             let prefix = code & ((1 << first_bits) - 1);
             if linked != Some(prefix) {
-                // The next table: as large as the codes with this prefix need, which are the next ones in
-                // order.
+                // Starts the next second table. It must be large enough for all codes with this prefix, which are the next
+                // ones in order.
                 link_start += if linked.is_some() { 1 << link_bits } else { 0 };
                 link_bits = length - first_bits;
                 let mut room = 1i32 << link_bits;
@@ -181,13 +192,13 @@ fn fill_table(
             }
             (table.get_mut(link_start..link_start + (1 << link_bits)), length - first_bits)
         };
-        let part = part.ok_or(Astray("a code that does not fit its table"))?;
+        let part = part.ok_or(DeflateError("a Huffman code does not fit its table"))?;
         let first = if length <= first_bits { code } else { code >> first_bits };
         for slot in part.iter_mut().skip(first).step_by(1 << shown) {
             *slot = value + (shown << 8 | shown);
         }
         count[length as usize] -= 1;
-        // Adds one to the code, whose highest bit is the lowest of the number.
+        // Adds one to the reversed code, whose highest bit is the lowest of the number.
         let mut bit = 1usize << (length - 1);
         while code & bit != 0 {
             bit >>= 1;
@@ -197,8 +208,8 @@ fn fill_table(
     Ok(())
 }
 
-/// Reads the code lengths of a dynamic block (RFC 1951, 3.2.7).
-pub(super) fn read_codes(bits: &mut Bits<'_>) -> Result<Codes, Astray> {
+/// Reads the codes of a dynamic block from its header (RFC 1951, 3.2.7).
+pub(super) fn read_codes(bits: &mut BitReader<'_>) -> Result<HuffmanCodes, DeflateError> {
     const ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
     bits.refill()?;
     let literals = bits.take(5) as usize + 257;
@@ -219,94 +230,22 @@ pub(super) fn read_codes(bits: &mut Bits<'_>) -> Result<Codes, Astray> {
         bits.refill()?;
         let entry = table[(bits.hold & 127) as usize];
         if entry & SPECIAL != 0 {
-            return Err(Astray("a code length code that stands for nothing"));
+            return Err(DeflateError("no code length has this Huffman code"));
         }
-        bits.drop(entry);
+        bits.skip(entry);
         let (value, times) = match entry >> 16 {
             16 => {
-                let before = at.checked_sub(1).ok_or(Astray("a repeated code length without a first"))?;
+                let before =
+                    at.checked_sub(1).ok_or(DeflateError("the first code length is a repetition"))?;
                 (lengths[before], bits.take(2) as usize + 3)
             }
             17 => (0, bits.take(3) as usize + 3),
             18 => (0, bits.take(7) as usize + 11),
             length => (u8::try_from(length).expect("at most 15"), 1),
         };
-        let run = lengths[..all].get_mut(at..at + times).ok_or(Astray("too many code lengths"))?;
+        let run = lengths[..all].get_mut(at..at + times).ok_or(DeflateError("too many code lengths"))?;
         run.fill(value);
         at += times;
     }
-    Codes::new(&lengths[..literals], &lengths[literals..all])
-}
-
-/// Bytes that are loaded behind the end of the data: 8 at once, of which 7 may have been loaded before.
-pub(super) const PADDING: usize = 16;
-
-/// Reads bits, lowest first.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Bits<'a> {
-    /// Ends in [`PADDING`].
-    data: &'a [u8],
-    /// The next byte to load.
-    next: usize,
-    /// The bits loaded. Above `count` it may hold bits of the bytes from `next` on, which will be loaded
-    /// again.
-    pub(super) hold: u64,
-    /// How many, modulo 64.
-    count: u32,
-}
-
-impl<'a> Bits<'a> {
-    pub(super) fn at(data: &'a [u8], bit: usize) -> Result<Self, Astray> {
-        let mut bits = Self { data, next: bit / 8, hold: 0, count: 0 };
-        bits.refill()?;
-        bits.drop(u32::try_from(bit % 8).expect("less than 8"));
-        Ok(bits)
-    }
-
-    pub(super) fn position(&self) -> usize {
-        self.next * 8 - (self.count & 63) as usize
-    }
-
-    /// Has at least 56 bits afterwards. Only fails behind the end of the data.
-    #[inline]
-    pub(super) fn refill(&mut self) -> Result<(), Astray> {
-        let bytes = self.data.get(self.next..).and_then(|rest| rest.first_chunk()).ok_or(PAST_END)?;
-        self.hold |= u64::from_le_bytes(*bytes) << (self.count & 63);
-        self.next += ((63 - (self.count & 63)) >> 3) as usize;
-        self.count |= 56;
-        Ok(())
-    }
-
-    /// Drops as many bits as the number's lowest 6 bits say: the rest of a table's entry need not be masked.
-    #[inline]
-    pub(super) fn drop(&mut self, bits: u32) {
-        self.hold >>= bits & 63;
-        self.count = self.count.wrapping_sub(bits);
-    }
-
-    pub(super) fn take(&mut self, bits: u32) -> u32 {
-        let value = u32::try_from(self.hold & ((1 << bits) - 1)).expect("at most 16 bits are taken");
-        self.drop(bits);
-        value
-    }
-
-    /// Takes a symbol's code and extra bits.
-    #[inline]
-    pub(super) fn value(&mut self, entry: u32) -> u32 {
-        let all = self.hold & !(u64::MAX << (entry & 63));
-        self.drop(entry);
-        #[expect(clippy::cast_possible_truncation, reason = "at most 13 extra bits, and on the hot path")]
-        let extra = (all >> (entry >> 8 & 15)) as u32;
-        (entry >> 16) + extra
-    }
-
-    pub(super) fn skip_to_byte(&mut self) {
-        self.drop(self.count & 7);
-    }
-
-    /// Skips whole bytes, at a byte's start.
-    pub(super) fn skip_bytes(&mut self, bytes: usize) -> Result<(), Astray> {
-        *self = Self::at(self.data, self.position() + bytes * 8)?;
-        Ok(())
-    }
+    HuffmanCodes::new(&lengths[..literals], &lengths[literals..all])
 }

@@ -1,5 +1,5 @@
-//! Raw deflate decoding: the one place that calls zlib-rs, behind a safe type.
-#![expect(unsafe_code, reason = "zlib-rs offers block boundaries and priming through its C interface only")]
+//! Raw deflate decoding. The only file that calls zlib-rs; wraps it in a safe type.
+#![expect(unsafe_code, reason = "zlib-rs offers block boundaries and priming only through its C interface")]
 
 use std::ffi::{CStr, c_int};
 
@@ -10,74 +10,74 @@ pub(super) struct Inflate {
     stream: Box<z::z_stream>,
 }
 
-// SAFETY: the stream owns all that it points to (its state, made by `inflateInit2_` with the default
-// allocator); `next_in` and `next_out` are set anew before each use, and nothing in it belongs to a thread.
+// SAFETY: the stream owns everything it points to (its state, which `inflateInit2_` creates with the default
+// allocator). `next_in` and `next_out` are set before each use. Nothing in the stream is tied to a thread.
 unsafe impl Send for Inflate {}
 
-/// How far one call may decode.
+/// When a call stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Until {
-    /// Until input or room is used up, or the stream ends.
+pub(super) enum StopCondition {
+    /// When the input or the output space is used up, or the stream ends.
     Exhausted,
-    /// The same, but also stop behind each block.
+    /// The same, and after each block.
     BlockEnd,
 }
 
 /// Where a call stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stop {
-    /// Somewhere in a block, for want of input or room.
-    Inside,
-    /// Behind a block.
+pub(super) enum StopReason {
+    /// Inside a block: the input or the output space is used up.
+    Exhausted,
+    /// After a block.
     BlockEnd {
-        /// Whether it was the stream's last.
+        /// Whether it was the last block of the stream.
         last: bool,
     },
-    /// Behind the last block; the last byte's other bits are dropped.
+    /// After the last block. The remaining bits of the last byte are dropped.
     StreamEnd,
 }
 
-/// What a call did.
+/// The result of a call.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Progress {
-    /// Input bytes taken.
+pub(super) struct InflateProgress {
+    /// Number of input bytes consumed.
     pub(super) consumed: usize,
-    /// Output bytes made.
+    /// Number of output bytes produced.
     pub(super) produced: usize,
-    /// Bits of the last byte taken that were not used yet.
+    /// Number of bits of the last consumed byte that are not decoded yet.
     pub(super) unused_bits: u8,
-    /// Where it stopped.
-    pub(super) stop: Stop,
+    /// Where the call stopped.
+    pub(super) stop: StopReason,
 }
 
-/// Why data is not deflate data, in zlib's words.
+/// The data is not deflate data. Holds zlib's message.
 #[derive(Debug)]
-pub(super) struct NotDeflate(pub(super) String);
+pub(super) struct InflateError(pub(super) String);
 
-/// zlib counts what it is given in 32 bits.
-const MOST_AT_ONCE: usize = 1 << 30;
+/// Most bytes that one call passes to zlib, which counts in 32 bits.
+const CALL_MAX: usize = 1 << 30;
 
 impl Inflate {
-    /// A stream at its start.
+    /// Creates a stream at its start.
     pub(super) fn new() -> Self {
         let mut stream = Box::new(z::z_stream::default());
         let size = c_int::try_from(size_of::<z::z_stream>()).expect("z_stream is about a hundred bytes");
         // SAFETY: `stream` is a valid z_stream with the default allocator and no state; the version string is
         // static and the size is that of the type.
         let code = unsafe { z::inflateInit2_(&raw mut *stream, -15, z::zlibVersion(), size) };
-        // The arguments are constants, so that want of memory is what is left, as for any other allocation.
+        // The arguments are constants, so only a failed allocation is possible. It panics as any other allocation does.
         assert_eq!(code, z::Z_OK, "memory for an inflate stream");
         Self { stream }
     }
 
-    /// Goes back to the start of a stream, and keeps the memory.
+    /// Returns to the start of a stream. Keeps the memory.
     pub(super) fn reset(&mut self) {
-        // SAFETY: the stream was initialised in `new`, and nothing but `drop` ends it.
+        // SAFETY: the stream was initialised in `new`, and only `drop` ends it.
         let code = unsafe { z::inflateReset2(&raw mut *self.stream, -15) };
         assert_eq!(code, z::Z_OK, "the stream is initialised");
     }
 
-    /// Gives the bytes before the stream's position, at most 32 KiB, that may be referred to.
+    /// Sets the bytes before the current position that matches may refer to, at most 32 KiB.
     pub(super) fn set_history(&mut self, bytes: &[u8]) {
         let len = u32::try_from(bytes.len()).expect("history is at most 32 KiB");
         // SAFETY: the stream is initialised; pointer and length are those of a slice.
@@ -85,38 +85,38 @@ impl Inflate {
         assert_eq!(code, z::Z_OK, "a raw stream takes a dictionary at any time");
     }
 
-    /// Puts up to 8 bits in front of the next input byte. Not more than twice between two calls that decode.
+    /// Inserts up to 8 bits before the next input byte. Must not be called more than twice between two decoding calls.
     pub(super) fn prime(&mut self, bits: u8, value: u8) {
         // SAFETY: the stream is initialised.
         let code = unsafe { z::inflatePrime(&raw mut *self.stream, c_int::from(bits), c_int::from(value)) };
-        assert_eq!(code, z::Z_OK, "16 bits fit beside what a byte leaves over");
+        assert_eq!(code, z::Z_OK, "16 bits fit beside the unused bits of a byte");
     }
 
-    /// Decodes into `out`.
+    /// Decodes `input` into `out`.
     pub(super) fn decode(
         &mut self,
         input: &[u8],
         out: &mut [u8],
-        until: Until,
-    ) -> Result<Progress, NotDeflate> {
+        stop_at: StopCondition,
+    ) -> Result<InflateProgress, InflateError> {
         // SAFETY: `out` is valid for writes of its length.
-        unsafe { self.call(input, out.as_mut_ptr(), out.len(), until) }
+        unsafe { self.call(input, out.as_mut_ptr(), out.len(), stop_at) }
     }
 
-    /// Decodes up to `room` bytes to the end of `out`.
+    /// Decodes `input` and appends at most `room` bytes to `out`.
     pub(super) fn append(
         &mut self,
         input: &[u8],
         out: &mut Vec<u8>,
         room: usize,
-        until: Until,
-    ) -> Result<Progress, NotDeflate> {
+        stop_at: StopCondition,
+    ) -> Result<InflateProgress, InflateError> {
         out.reserve(room);
         let spare = &mut out.spare_capacity_mut()[..room];
-        // SAFETY: `spare` is valid for writes of `room` bytes; inflate does not read what it has not written.
-        let progress = unsafe { self.call(input, spare.as_mut_ptr().cast(), room, until) }?;
+        // SAFETY: `spare` is valid for writes of `room` bytes. inflate never reads output that it has not written.
+        let progress = unsafe { self.call(input, spare.as_mut_ptr().cast(), room, stop_at) }?;
         assert!(progress.produced <= room);
-        // SAFETY: `produced` bytes behind the length were written just now, within the capacity.
+        // SAFETY: inflate has just written `produced` bytes after the length, within the capacity.
         unsafe { out.set_len(out.len() + progress.produced) };
         Ok(progress)
     }
@@ -129,47 +129,47 @@ impl Inflate {
         input: &[u8],
         out: *mut u8,
         room: usize,
-        until: Until,
-    ) -> Result<Progress, NotDeflate> {
-        let flush = match until {
-            Until::Exhausted => z::Z_NO_FLUSH,
-            Until::BlockEnd => z::Z_BLOCK,
+        stop_at: StopCondition,
+    ) -> Result<InflateProgress, InflateError> {
+        let flush = match stop_at {
+            StopCondition::Exhausted => z::Z_NO_FLUSH,
+            StopCondition::BlockEnd => z::Z_BLOCK,
         };
-        let given = u32::try_from(input.len().min(MOST_AT_ONCE)).expect("bounded above");
-        let offered = u32::try_from(room.min(MOST_AT_ONCE)).expect("bounded above");
+        let avail_in = u32::try_from(input.len().min(CALL_MAX)).expect("bounded above");
+        let avail_out = u32::try_from(room.min(CALL_MAX)).expect("bounded above");
         self.stream.next_in = input.as_ptr();
-        self.stream.avail_in = given;
+        self.stream.avail_in = avail_in;
         self.stream.next_out = out;
-        self.stream.avail_out = offered;
+        self.stream.avail_out = avail_out;
         // SAFETY: the stream is initialised; `next_in` is valid for reads of `avail_in` bytes and `next_out`
-        // for writes of `avail_out` bytes (by the caller), and both outlive the call.
+        // for writes of `avail_out` bytes (promised by the caller), and both outlive the call.
         let code = unsafe { z::inflate(&raw mut *self.stream, flush) };
-        let consumed = (given - self.stream.avail_in) as usize;
-        let produced = (offered - self.stream.avail_out) as usize;
+        let consumed = (avail_in - self.stream.avail_in) as usize;
+        let produced = (avail_out - self.stream.avail_out) as usize;
         let state = self.stream.data_type;
         let stop = match code {
-            z::Z_STREAM_END => Stop::StreamEnd,
-            // A "buffer error" only says that nothing could be done; the caller sees that from the numbers.
-            z::Z_OK | z::Z_BUF_ERROR if state & 128 != 0 => Stop::BlockEnd { last: state & 64 != 0 },
-            z::Z_OK | z::Z_BUF_ERROR => Stop::Inside,
-            _ => return Err(NotDeflate(self.message(code))),
+            z::Z_STREAM_END => StopReason::StreamEnd,
+            // A "buffer error" only means no progress, which the caller sees from the counts.
+            z::Z_OK | z::Z_BUF_ERROR if state & 128 != 0 => StopReason::BlockEnd { last: state & 64 != 0 },
+            z::Z_OK | z::Z_BUF_ERROR => StopReason::Exhausted,
+            _ => return Err(InflateError(self.message(code))),
         };
         let unused_bits = u8::try_from(state & 63).expect("masked");
-        Ok(Progress { consumed, produced, unused_bits, stop })
+        Ok(InflateProgress { consumed, produced, unused_bits, stop })
     }
 
     fn message(&self, code: c_int) -> String {
         if self.stream.msg.is_null() {
             return format!("zlib error {code}");
         }
-        // SAFETY: zlib-rs sets `msg` to null or to one of its static strings, which end in NUL.
+        // SAFETY: zlib-rs sets `msg` to null or to one of its static, NUL-terminated strings.
         unsafe { CStr::from_ptr(self.stream.msg) }.to_string_lossy().into_owned()
     }
 }
 
 impl Drop for Inflate {
     fn drop(&mut self) {
-        // SAFETY: the stream was initialised in `new` and is ended here only.
+        // SAFETY: the stream was initialised in `new` and is ended only here.
         unsafe { z::inflateEnd(&raw mut *self.stream) };
     }
 }

@@ -1,71 +1,90 @@
-//! Names in a layer: normalised paths, and what a path says about its member (an entry, a marker, a leftover).
+//! Names in a layer: normalised paths, and what a name means: an entry, a marker or a leftover of AUFS.
 //!
-//! Nothing behind this door sees a path with `.`, `..`, an empty component or a NUL in it. Names are bytes: a layer
-//! may hold any, and UTF-8 is only assumed where a person reads a message.
+//! Code outside this file never sees a path with `.`, `..`, an empty component or a NUL byte. Names are bytes: a layer may
+//! use any, and only messages assume UTF-8.
 
 use std::fmt;
 
-/// What one component may have, in bytes (`NAME_MAX`, linux/limits.h): no filesystem and no FUSE reply takes more.
+use crate::error::ErrorCode;
+
+/// Longest component of a path, in bytes (`NAME_MAX`, linux/limits.h). No filesystem and no FUSE reply allows more.
 pub const MAX_COMPONENT: usize = 255;
 
-/// What a path may have, in bytes (`PATH_MAX` without the NUL, linux/limits.h). No program could name a longer one
-/// in one call, and the tools that unpack layers stop there as well.
+/// Longest path, in bytes (`PATH_MAX` without the NUL, linux/limits.h). No program could pass a longer one to a system call,
+/// and the tools that unpack layers have the same limit.
 pub const MAX_PATH: usize = 4095;
 
-/// Prefix of the names that are markers (image-spec, layer.md, "Whiteouts").
+/// Prefix of the names of markers (image-spec, layer.md, "Whiteouts").
 const MARKER: &[u8] = b".wh.";
-/// Prefix of the names that AUFS keeps for itself; the opaque marker is the one among them with a meaning.
+/// Prefix of the names that AUFS reserves. Only the opaque marker among them has a meaning in a layer.
 const RESERVED: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// A path in a layer, normalised: components joined by `/`, none in front or behind; the root is empty.
+/// A normalised path in a layer: components joined by `/`, without a leading or trailing `/`. The root is empty.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LayerPath(Box<[u8]>);
 
-/// What a tar member means by its name.
+/// The meaning of a tar member's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MemberName {
     /// An entry of the layer. The path is empty for the root itself.
     Plain(LayerPath),
-    /// Hides this path of the layers below.
+    /// A whiteout marker. Hides this path of the layers below.
     Whiteout(LayerPath),
-    /// Hides what the layers below have in this directory.
+    /// An opaque marker. Hides everything that the layers below have in this directory.
     Opaque(LayerPath),
-    /// A leftover of AUFS (`.wh..wh.plnk`, `.wh..wh.aufs`, `.wh..wh.orph`) or something in one.
+    /// A leftover of AUFS (`.wh..wh.plnk`, `.wh..wh.aufs`, `.wh..wh.orph`), or a member below one. Has no meaning.
     Dropped,
 }
 
-/// Why a name is refused.
+/// A member's name is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// No bytes at all. (`/` and `.` are names: they stand for the root.)
+    /// The name is empty. (`/` and `.` are valid: they name the root.)
     #[error("name is empty")]
     Empty,
-    /// Only PAX can carry one; kernel and C programs would see another name.
-    #[error("name has a NUL byte")]
+    /// The name contains a NUL byte. Only PAX can carry one; the kernel and C programs would see a shorter name.
+    #[error("name contains a NUL byte")]
     Nul,
-    /// Over [`MAX_COMPONENT`].
+    /// A component is longer than [`MAX_COMPONENT`].
     #[error("name has a component of {0} bytes (at most {MAX_COMPONENT})")]
     LongComponent(usize),
-    /// Over [`MAX_PATH`].
+    /// The normalised path is longer than [`MAX_PATH`].
     #[error("name has {0} bytes (at most {MAX_PATH})")]
     LongPath(usize),
-    /// `.wh.` alone.
+    /// The marker is just `.wh.`.
     #[error("whiteout marker `.wh.` names nothing")]
     BareWhiteout,
-    /// `.wh..` or `.wh...`: the directory itself or its parent.
+    /// The marker `.wh..` or `.wh...` would hide the directory itself or its parent.
     #[error("whiteout marker hides `.` or `..`")]
     WhiteoutOfDots,
-    /// Something below `.wh.NAME`, which is no directory.
-    #[error("entry lies below a whiteout marker")]
+    /// The member is below a marker, which is not a directory.
+    #[error("entry is below a whiteout marker")]
     BelowMarker,
 }
 
+impl NameError {
+    /// Returns the stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::LongComponent(_) | Self::LongPath(_) => ErrorCode::LayerLimit,
+            Self::Empty | Self::Nul | Self::BareWhiteout | Self::WhiteoutOfDots | Self::BelowMarker => {
+                ErrorCode::Layer
+            }
+        }
+    }
+}
+
 impl LayerPath {
-    /// Normalises a name as a tar has it: a leading `/`, empty and `.` components go, `..` takes the component before it
-    /// away and stops at the root.
+    /// Normalises a name from a tar: removes a leading `/` and empty and `.` components; `..` removes the previous
+    /// component and has no effect at the root.
     ///
-    /// `..` is resolved by text, as the tools that unpack layers do, not through what the component before it may be.
+    /// `..` is resolved textually, as the tools that unpack layers do, even if the previous component is a symlink.
+    ///
+    /// # Errors
+    ///
+    /// The name is empty or too long, or contains a NUL byte.
     pub fn parse(raw: &[u8]) -> Result<Self, NameError> {
         if raw.is_empty() {
             return Err(NameError::Empty);
@@ -101,19 +120,19 @@ impl LayerPath {
         Self(Box::default())
     }
 
-    /// The whole path, `/` between the components.
+    /// The whole path, with `/` between the components.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// True for the root itself.
+    /// Whether the path is the root.
     #[must_use]
     pub fn is_root(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The directory that holds it; empty for the root and for what is in the root.
+    /// The path of the parent directory; empty for the root and for paths directly below it.
     #[must_use]
     pub fn parent(&self) -> &[u8] {
         self.split().0
@@ -146,15 +165,23 @@ impl fmt::Debug for LayerPath {
 }
 
 impl MemberName {
-    /// Tells what a member is from its name as the tar has it.
+    /// Normalises a name from a tar and determines its meaning.
     ///
-    /// The first component with a marker's name decides: below a leftover of AUFS everything is dropped, below any
-    /// other marker nothing may stand, since no engine could show it.
+    /// The first component that is named like a marker decides. Everything below a leftover of AUFS is dropped. A member
+    /// below any other marker is an error, because no engine could show it.
+    ///
+    /// # Errors
+    ///
+    /// The name is invalid, see [`NameError`].
     pub fn parse(raw: &[u8]) -> Result<Self, NameError> {
         Self::classify(LayerPath::parse(raw)?)
     }
 
-    /// The same for a path that is normalised already.
+    /// Determines the meaning of a normalised path.
+    ///
+    /// # Errors
+    ///
+    /// The path is an invalid marker or is below a marker.
     pub fn classify(path: LayerPath) -> Result<Self, NameError> {
         let bytes = path.as_bytes();
         let mut components = bytes.split(|&byte| byte == b'/');
@@ -182,7 +209,8 @@ impl MemberName {
     }
 }
 
-/// Shows bytes to a person: UTF-8 as it is, control characters, backslashes and all other bytes escaped (`\n`, `\\`, `\xff`).
+/// Displays bytes in a message: valid UTF-8 unchanged; control characters, backslashes and other bytes escaped (`\n`, `\\`,
+/// `\xff`).
 #[derive(Debug, Clone, Copy)]
 pub struct Printable<'a>(pub &'a [u8]);
 
@@ -276,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_are_bounded_after_normalising() {
+    fn length_limit_applies_to_the_normalised_path() {
         assert!(LayerPath::parse(&[b'a'; 255]).is_ok());
         assert_eq!(LayerPath::parse(&[b'a'; 256]), Err(NameError::LongComponent(256)));
         assert_eq!(LayerPath::parse(&[b'/'; 10_000]), Ok(LayerPath::root()));
@@ -285,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn parent_and_file_name_split_at_the_last_slash() {
+    fn path_is_split_into_parent_and_file_name_at_the_last_slash() {
         let path = LayerPath::parse(b"a/b/c").unwrap();
         assert_eq!((path.parent(), path.file_name()), (&b"a/b"[..], &b"c"[..]));
         let path = LayerPath::parse(b"a").unwrap();
@@ -294,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn printable_escapes_what_a_terminal_would_act_on() {
+    fn printable_escapes_control_characters_and_invalid_utf8() {
         assert_eq!(Printable(b"a b\n\\\xff\x1b").to_string(), r"a b\n\\\xff\x1b");
         assert_eq!(Printable("ž\u{85}".as_bytes()).to_string(), r"ž\xc2\x85");
     }

@@ -1,33 +1,37 @@
-//! Decodes one span again, from its checkpoint: the hot path of cold reads.
+//! Decodes a span again from its checkpoint. This is the hot path of reads that miss the caches.
 //!
-//! Decoders are kept for each thread, as making one costs as much as decoding a few kilobytes.
+//! Each thread keeps its decoders, because creating one costs as much as decoding a few kilobytes.
 
 use std::cell::RefCell;
 
-use super::inflate::{Inflate, Stop, Until};
-use super::spans::Input;
+use super::inflate::{Inflate, StopCondition, StopReason};
+use super::input::BlobInput;
 use super::window::REACH;
-use super::{BlockHeader, Checkpoint, LayerError, Window, member, zstd};
+use super::{BlockHeader, Checkpoint, LayerError, Window, gzip_member, zstd};
 
-/// The longest block header has 2300 bits: 3 of BFINAL and BTYPE, 14 of counts, 57 of the code of code
-/// lengths, and 316 code lengths of 7 bits (a repetition takes more bits than that, but stands for at least 3
-/// lengths).
+/// Longest block header, in bytes. It has at most 2300 bits: 3 of BFINAL and BTYPE, 14 of counts, 57 of the code of code
+/// lengths, and 316 code lengths of 7 bits (a repetition takes more bits, but stands for at least 3 lengths).
 const HEADER_MAX: usize = 512;
-/// BFINAL and BTYPE, which are all of the header of a block with the fixed codes.
+/// Shortest block header, in bits: BFINAL and BTYPE of a block with the fixed codes.
 const HEADER_MIN: usize = 3;
+
+const DAMAGED: LayerError = LayerError::Span { problem: "the blob does not contain deflate data there" };
+const NO_HEADER: LayerError = LayerError::Span { problem: "the blob does not contain a block header there" };
 
 /// Decodes the span that starts at `checkpoint` until `out` is full.
 ///
-/// `blob` is the blob's bytes from the one that holds the span's first bit on, at least up to its end; also
-/// those of several spans on end, which decode as one from the first one's checkpoint. What follows is not
-/// looked at (of zstd, whole frames are decoded). `header` is the blob's bytes from the one that holds the
-/// first bit of the checkpoint's [`BlockHeader`] to the one that holds its last, and empty without one.
+/// `blob` starts with the byte of the blob that holds the span's first bit, and extends at least to the span's end; further
+/// bytes are ignored. `out` may also cover several consecutive spans: decoding continues from the first one's checkpoint.
+/// zstd frames are always decoded whole.
 ///
-/// Checksums of gzip members are not checked, since spans do not start and end with members.
+/// `header` is the part of the blob that contains the checkpoint's [`BlockHeader`], from the byte with its first bit to the
+/// byte with its last. Empty if the checkpoint has none.
+///
+/// Checksums of gzip members are not verified, because spans need not start or end with a member.
 ///
 /// # Errors
 ///
-/// If `blob` does not decode to `out.len()` bytes; what is in `out` then is not the tar.
+/// `blob` does not decode to `out.len()` bytes. The content of `out` is then unspecified.
 pub fn decode_span(
     checkpoint: &Checkpoint,
     header: &[u8],
@@ -36,12 +40,12 @@ pub fn decode_span(
 ) -> Result<(), LayerError> {
     match checkpoint {
         Checkpoint::Stored => {
-            out.copy_from_slice(blob.get(..out.len()).ok_or(TOO_SHORT)?);
+            out.copy_from_slice(blob.get(..out.len()).ok_or(LayerError::SPAN_TOO_SHORT)?);
             Ok(())
         }
         Checkpoint::GzipMember => with_inflater(|inflater| {
             inflater.inflate.reset();
-            inflater.fill(behind_header(blob)?, out)
+            inflater.fill(after_member_header(blob)?, out)
         }),
         Checkpoint::Deflate { skip_bits, block, window } => with_inflater(|inflater| {
             inflater.inflate.reset();
@@ -51,7 +55,7 @@ pub fn decode_span(
             }
             let mut blob = blob;
             if let 1..=7 = *skip_bits {
-                let (&first, rest) = blob.split_first().ok_or(TOO_SHORT)?;
+                let (&first, rest) = blob.split_first().ok_or(LayerError::SPAN_TOO_SHORT)?;
                 inflater.inflate.prime(8 - skip_bits, first >> skip_bits);
                 blob = rest;
             }
@@ -61,28 +65,26 @@ pub fn decode_span(
     }
 }
 
-pub(super) const TOO_SHORT: LayerError =
-    LayerError::Span { problem: "the blob's bytes hold less than the span" };
-const DAMAGED: LayerError = LayerError::Span { problem: "the blob's bytes are no deflate data" };
-const NO_HEADER: LayerError = LayerError::Span { problem: "there is no block header where it should be" };
-
-struct Inflater {
+/// An inflate stream with space for a window.
+struct SpanInflater {
     inflate: Inflate,
     space: Box<[u8; REACH]>,
 }
 
-fn with_inflater<T>(use_it: impl FnOnce(&mut Inflater) -> T) -> T {
+/// Calls `decode` with this thread's inflater.
+fn with_inflater<T>(decode: impl FnOnce(&mut SpanInflater) -> T) -> T {
     thread_local! {
-        static INFLATER: RefCell<Option<Inflater>> = const { RefCell::new(None) };
+        static INFLATER: RefCell<Option<SpanInflater>> = const { RefCell::new(None) };
     }
     INFLATER.with_borrow_mut(|inflater| {
-        use_it(
-            inflater.get_or_insert_with(|| Inflater { inflate: Inflate::new(), space: Box::new([0; REACH]) }),
+        decode(
+            inflater
+                .get_or_insert_with(|| SpanInflater { inflate: Inflate::new(), space: Box::new([0; REACH]) }),
         )
     })
 }
 
-impl Inflater {
+impl SpanInflater {
     fn set_window(&mut self, window: &Window) -> Result<(), LayerError> {
         let history = window.lay_out(&mut self.space)?;
         if !history.is_empty() {
@@ -91,14 +93,14 @@ impl Inflater {
         Ok(())
     }
 
-    /// Lets inflate read a block's header, so that it expects the block's symbols next.
+    /// Feeds a block header to inflate, so that it expects the symbols of the block next.
     fn enter_block(&mut self, block: BlockHeader, bytes: &[u8]) -> Result<(), LayerError> {
         let shift = (block.start_bit % 8) as usize;
         let bits = usize::try_from(block.bits).unwrap_or(usize::MAX);
         if !(HEADER_MIN..=HEADER_MAX * 8).contains(&bits) || shift + bits > bytes.len() * 8 {
             return Err(NO_HEADER);
         }
-        // Up to 8 bits from the header's bit `at` on.
+        // Returns up to 8 bits from bit `at` of the header on.
         let octet = |at: usize| {
             let at = at + shift;
             let pair = [bytes[at / 8], bytes.get(at / 8 + 1).copied().unwrap_or(0)];
@@ -107,7 +109,7 @@ impl Inflater {
         let mut space = [0; HEADER_MAX];
         let (odd, header) = match octet(0) >> 1 & 3 {
             0 => {
-                // LEN and NLEN are the last four bytes, and at a byte's start.
+                // LEN and NLEN are the last four bytes of the header and start at a byte boundary.
                 let at = (bits / 8)
                     .checked_sub(4)
                     .filter(|_| (shift + bits).is_multiple_of(8))
@@ -121,7 +123,7 @@ impl Inflater {
                 (0, &space[..5])
             }
             _ => {
-                // Inflate is given an odd number of bits first; the others are whole bytes.
+                // inflate gets the first bits by priming, so that the remaining bits are whole bytes.
                 let odd = bits % 8;
                 for (i, byte) in space[..bits / 8].iter_mut().enumerate() {
                     *byte = octet(odd + i * 8);
@@ -132,39 +134,43 @@ impl Inflater {
         if odd > 0 {
             self.inflate.prime(odd, octet(0));
         }
-        let progress = self.inflate.decode(header, &mut [], Until::Exhausted).map_err(|_| NO_HEADER)?;
+        let progress =
+            self.inflate.decode(header, &mut [], StopCondition::Exhausted).map_err(|_| NO_HEADER)?;
         if progress.consumed != header.len() || progress.unused_bits != 0 {
             return Err(NO_HEADER);
         }
         Ok(())
     }
 
-    /// Decodes up to the end of `out`, across the ends of members.
+    /// Decodes until `out` is full. Continues with the next member at the end of one.
     fn fill(&mut self, mut blob: &[u8], out: &mut [u8]) -> Result<(), LayerError> {
         let mut filled = 0;
         while filled < out.len() {
-            let progress =
-                self.inflate.decode(blob, &mut out[filled..], Until::Exhausted).map_err(|_| DAMAGED)?;
+            let progress = self
+                .inflate
+                .decode(blob, &mut out[filled..], StopCondition::Exhausted)
+                .map_err(|_| DAMAGED)?;
             filled += progress.produced;
             blob = &blob[progress.consumed..];
-            if progress.stop == Stop::StreamEnd {
+            if progress.stop == StopReason::StreamEnd {
                 if filled < out.len() {
-                    blob = behind_header(blob.get(member::TRAILER..).ok_or(TOO_SHORT)?)?;
+                    let next = blob.get(gzip_member::TRAILER_LEN..).ok_or(LayerError::SPAN_TOO_SHORT)?;
+                    blob = after_member_header(next)?;
                     self.inflate.reset();
                 }
             } else if progress.produced == 0 && progress.consumed == 0 {
-                return Err(TOO_SHORT);
+                return Err(LayerError::SPAN_TOO_SHORT);
             }
         }
         Ok(())
     }
 }
 
-/// What stands behind the member header that `blob` starts with.
-fn behind_header(blob: &[u8]) -> Result<&[u8], LayerError> {
-    let wrong = |_| LayerError::Span { problem: "there is no gzip member header where it should be" };
-    let mut input = Input::new(blob).map_err(wrong)?;
-    member::read_header(&mut input).map_err(wrong)?;
-    let length = usize::try_from(input.offset()).map_err(|_| TOO_SHORT)?;
+/// Returns the bytes after the member header at the start of `blob`.
+fn after_member_header(blob: &[u8]) -> Result<&[u8], LayerError> {
+    let invalid = |_| LayerError::Span { problem: "the blob does not contain a gzip member header there" };
+    let mut input = BlobInput::new(blob).map_err(invalid)?;
+    gzip_member::read_header(&mut input).map_err(invalid)?;
+    let length = usize::try_from(input.offset()).map_err(|_| LayerError::SPAN_TOO_SHORT)?;
     Ok(&blob[length..])
 }

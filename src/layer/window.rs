@@ -1,48 +1,53 @@
-//! Finds out which of the 32 KiB before a checkpoint are needed, and puts them back for decoding.
+//! The window of a checkpoint: finds which of the 32 KiB before it are needed, and restores them for decoding.
 
-use super::deflate::{Astray, Tape, Walker};
+use super::bits::DeflateError;
+use super::deflate::{CompressedBuffer, DeflateWalker};
 use super::{LayerError, Window};
 
-/// How far deflate refers back.
+/// Longest distance of a deflate match, in bytes (RFC 1951, 3.2.5).
 pub(super) const REACH: usize = 32 << 10;
 
-/// Two used stretches this close become one: the bytes between them cost less than one more stretch does.
+/// Two used runs at most this far apart become one, because the bytes between them take less space than another run.
 const MERGED_GAP: usize = 3;
 
-/// Finds windows; keeps the memory for it.
+/// Finds windows. Keeps its memory from one to the next.
 #[derive(Debug)]
 pub(super) struct WindowFinder {
-    /// Matches that reach before the checkpoint: where in the window they start, and 65536 times their
-    /// length.
-    far: Box<[u32; FAR_MAX]>,
+    /// Matches that reach before the checkpoint: the start in the window in bits 0-15, the length in bits 16-31.
+    matches: Box<[u32; MATCHES_MAX]>,
 }
 
-/// A power of two above the number of matches, of 3 bytes or more, that fit into 32 KiB.
-const FAR_MAX: usize = 16 << 10;
+/// A power of two above the number of matches that fit into 32 KiB, each at least 3 bytes long.
+const MATCHES_MAX: usize = 16 << 10;
 
 impl WindowFinder {
     pub(super) fn new() -> Self {
-        Self { far: Box::new([0; FAR_MAX]) }
+        Self { matches: Box::new([0; MATCHES_MAX]) }
     }
 
-    /// Walks the first 32 KiB behind `start` (no matter where the span ends, so that the window still serves
-    /// when spans are joined) and keeps of `history`, the bytes in front of it, what they refer to.
-    pub(super) fn find(&mut self, start: &Walker, tape: &Tape, history: &[u8]) -> Result<Window, Astray> {
+    /// Walks the first 32 KiB after `start` and returns the part of `history` that they refer to. `history` ends at `start`.
+    ///
+    /// Always walks 32 KiB, even if the span is shorter, so that the window remains valid when spans are joined.
+    pub(super) fn find(
+        &mut self,
+        start: &DeflateWalker,
+        buffer: &CompressedBuffer,
+        history: &[u8],
+    ) -> Result<Window, DeflateError> {
         let origin = start.tar();
-        let far = &mut *self.far;
+        let matches = &mut *self.matches;
         let mut count = 0;
-        start.clone().walk(tape, origin + REACH as u64, u64::MAX, |at, length, distance| {
-            // Whether a match reaches back that far cannot be foretold, so that a branch on it would cost
-            // more than the rest of the walk: each is stored, and the next one takes its place if it does not
-            // count.
+        start.clone().walk(buffer, origin + REACH as u64, u64::MAX, |at, length, distance| {
+            // Whether a match reaches before the checkpoint is unpredictable, and a mispredicted branch would cost more
+            // than the rest of the walk. So every match is stored, and the next one overwrites it unless it counts.
             #[expect(clippy::cast_possible_truncation, reason = "the walk stays within 32 KiB of its origin")]
             let from = (at - origin) as u32 + REACH as u32 - distance;
-            far[count % FAR_MAX] = from | length << 16;
+            matches[count % MATCHES_MAX] = from | length << 16;
             count += usize::from(from >> 15 == 0);
         })?;
-        let mut used = Used([0; REACH / 64]);
-        for far in &far[..count] {
-            let (from, length) = ((far & 0xffff) as usize, (far >> 16) as usize);
+        let mut used = UsedBytes([0; REACH / 64]);
+        for packed in &matches[..count] {
+            let (from, length) = ((packed & 0xffff) as usize, (packed >> 16) as usize);
             used.mark(from, length.min(REACH - from));
         }
         used.window(history)
@@ -50,10 +55,10 @@ impl WindowFinder {
 }
 
 impl Window {
-    /// Lays the bytes out at the end of `space` as they stood before the checkpoint, with zeros where they
-    /// are not known, and returns the part of it that starts at the first one known.
+    /// Restores the bytes before the checkpoint at the end of `space`, with zeros for those that are not in the window.
+    /// Returns the part of `space` that starts at the window's first byte.
     pub(super) fn lay_out<'a>(&self, space: &'a mut [u8; REACH]) -> Result<&'a [u8], LayerError> {
-        let wrong = LayerError::Span { problem: "its window is not well-formed" };
+        let malformed = LayerError::Span { problem: "the window of its checkpoint is malformed" };
         let Some(&(first, _)) = self.runs.first() else { return Ok(&[]) };
         let mut at = usize::from(first);
         let mut bytes = self.bytes.as_slice();
@@ -61,11 +66,11 @@ impl Window {
             let (start, length) = (usize::from(start), usize::from(length));
             let (Some(gap), Some((run, rest))) = (space.get_mut(at..start), bytes.split_at_checked(length))
             else {
-                return Err(wrong);
+                return Err(malformed);
             };
             gap.fill(0);
-            let Some(place) = space.get_mut(start..start + length) else { return Err(wrong) };
-            place.copy_from_slice(run);
+            let Some(target) = space.get_mut(start..start + length) else { return Err(malformed) };
+            target.copy_from_slice(run);
             bytes = rest;
             at = start + length;
         }
@@ -74,11 +79,11 @@ impl Window {
     }
 }
 
-/// One bit for each byte of the window.
-struct Used([u64; REACH / 64]);
+/// A bitmap of the used bytes of a window.
+struct UsedBytes([u64; REACH / 64]);
 
-impl Used {
-    /// Marks a stretch inside the window.
+impl UsedBytes {
+    /// Marks `length` bytes from `start` on. They must be inside the window.
     fn mark(&mut self, start: usize, length: usize) {
         let (mut at, end) = (start, start + length);
         while at < end {
@@ -88,7 +93,7 @@ impl Used {
         }
     }
 
-    /// The first position from `at` on that is marked (or not), or the window's end.
+    /// Returns the first position from `at` on that is marked (or is not), or the window's end.
     fn find(&self, at: usize, marked: bool) -> usize {
         let flip = if marked { 0 } else { u64::MAX };
         let mut word = at / 64;
@@ -104,7 +109,8 @@ impl Used {
         REACH
     }
 
-    fn window(&self, history: &[u8]) -> Result<Window, Astray> {
+    /// Copies the used bytes from `history`, which ends at the window's end and may be shorter than the window.
+    fn window(&self, history: &[u8]) -> Result<Window, DeflateError> {
         let mut runs: Vec<(usize, usize)> = Vec::new();
         let mut start = self.find(0, true);
         while start < REACH {
@@ -118,8 +124,9 @@ impl Used {
         let missing = REACH - history.len();
         let mut window = Window::default();
         for (start, end) in runs {
-            let from =
-                start.checked_sub(missing).ok_or(Astray("a match reaches before the start of the tar"))?;
+            let from = start
+                .checked_sub(missing)
+                .ok_or(DeflateError("a match reaches before the start of the tar"))?;
             window.bytes.extend_from_slice(&history[from..end - missing]);
             let short = |n| u16::try_from(n).expect("32 KiB fit into 16 bits");
             window.runs.push((short(start), short(end - start)));

@@ -1,7 +1,7 @@
 //! Decodes zstd and records which frames can be decoded again on their own.
 //!
-//! A zstd frame can only be decoded from its start. So spans are made of whole frames, and what belongs to a
-//! frame that is longer than a span may be comes without a checkpoint.
+//! A zstd frame can be decoded only from its start. So spans consist of whole frames, and the spans of a frame that is longer
+//! than a span may be have no checkpoint.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -10,46 +10,45 @@ use std::io::BufRead;
 
 use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer};
 
-use super::resume::TOO_SHORT;
-use super::spans::Input;
+use super::input::BlobInput;
 use super::{BlobOffset, Checkpoint, Codec, DecodedSpan, LayerError, SpanLimits};
 
-/// The largest window, as a power of two: 128 MiB, what `zstd -d` accepts without being told more.
+/// Largest window, as a power of two: 128 MiB, the default limit of `zstd -d`.
 const WINDOW_LOG_MAX: u32 = 27;
 
 const MAGIC: u32 = 0xfd2f_b528;
 
-/// A zstd blob on the way to its spans.
+/// Decodes a zstd blob into spans.
 pub(super) struct ZstdSpans {
     limits: SpanLimits,
-    /// What a span may take of the blob: more than any content needs that fits into a span.
+    /// Most bytes of the blob in one span: more than the content of a span can need.
     blob_max: u64,
     context: DCtx<'static>,
-    state: State,
-    /// Whether any frame with content was seen (skippable ones do not count).
-    any: bool,
-    /// Where in the blob the span starts, and where the last of its whole frames ends.
+    state: ZstdState,
+    /// Whether a frame was seen, other than skippable ones.
+    any_frame: bool,
+    /// Start of the span in the blob, and end of the last of its whole frames.
     blob: std::ops::Range<u64>,
-    /// The span's whole frames, and what there is of the current one.
+    /// Content of the span's whole frames, and of the current frame as far as it is decoded.
     bytes: Vec<u8>,
     filled: VecDeque<DecodedSpan>,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum State {
+enum ZstdState {
     BetweenFrames,
-    Frame(Frame),
+    Frame(ZstdFrame),
     End,
 }
 
 /// The frame that is being decoded.
 #[derive(Debug, Clone, Copy)]
-struct Frame {
-    /// Its start in the blob.
+struct ZstdFrame {
+    /// Start in the blob.
     blob: u64,
-    /// Its start in the span.
+    /// Start in the span.
     at: usize,
-    /// Whether it is too long for a span, so that it is delivered in pieces.
+    /// Whether the frame is too long for a span and is delivered in pieces.
     long: bool,
 }
 
@@ -58,74 +57,76 @@ impl ZstdSpans {
         let mut context = DCtx::create();
         context
             .set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))
-            .expect("27 is within what zstd knows");
+            .expect("zstd supports windows of 2^27 bytes");
         Self {
             limits,
             blob_max: limits.max as u64 * 2 + 4096,
             context,
-            state: State::BetweenFrames,
-            any: false,
+            state: ZstdState::BetweenFrames,
+            any_frame: false,
             blob: 0..0,
             bytes: new_buffer(limits),
             filled: VecDeque::new(),
         }
     }
 
+    /// Decodes the next span; `None` after the last one.
     pub(super) fn next_span<R: BufRead>(
         &mut self,
-        input: &mut Input<R>,
+        input: &mut BlobInput<R>,
     ) -> Result<Option<DecodedSpan>, LayerError> {
         loop {
             if let Some(span) = self.filled.pop_front() {
                 return Ok(Some(span));
             }
             match self.state {
-                State::BetweenFrames => self.start_frame(input)?,
-                State::Frame(frame) => self.decode(input, frame)?,
-                State::End => return Ok(None),
+                ZstdState::BetweenFrames => self.start_frame(input)?,
+                ZstdState::Frame(frame) => self.decode(input, frame)?,
+                ZstdState::End => return Ok(None),
             }
         }
     }
 
-    fn start_frame<R: BufRead>(&mut self, input: &mut Input<R>) -> Result<(), LayerError> {
+    fn start_frame<R: BufRead>(&mut self, input: &mut BlobInput<R>) -> Result<(), LayerError> {
         let start = input.offset();
         if input.fill()?.is_empty() {
-            if !self.any {
+            if !self.any_frame {
                 return Err(LayerError::Empty);
             }
-            self.state = State::End;
+            self.state = ZstdState::End;
             self.close(self.bytes.len());
             return Ok(());
         }
-        let mut header = Header { bytes: [0; Header::MAX], len: 0 };
+        let mut header = ZstdHeader { bytes: [0; ZstdHeader::MAX], len: 0 };
         let magic = header.number(input, 4)?;
         if magic & !0xf == 0x184d_2a50 {
-            let length = Header { bytes: [0; Header::MAX], len: 0 }.number(input, 4)?;
+            let length = ZstdHeader { bytes: [0; ZstdHeader::MAX], len: 0 }.number(input, 4)?;
             return self.skip(input, length);
         }
         if magic != u64::from(MAGIC) {
             return Err(LayerError::TrailingGarbage { codec: Codec::Zstd, at: BlobOffset::new(start) });
         }
         header.read(input, start)?;
-        self.any = true;
-        let mut given = InBuffer::around(&header.bytes[..header.len]);
-        let mut nothing = OutBuffer::around(&mut [][..]);
+        self.any_frame = true;
+        let mut source = InBuffer::around(&header.bytes[..header.len]);
+        let mut no_output = OutBuffer::around(&mut [][..]);
         self.context
-            .decompress_stream(&mut nothing, &mut given)
+            .decompress_stream(&mut no_output, &mut source)
             .map_err(|code| damaged(start, input.offset(), code))?;
-        if given.pos() != header.len {
-            let problem = "its header is not understood";
+        if source.pos() != header.len {
+            let problem = "the decoder rejects the header";
             return Err(LayerError::Zstd {
                 frame: BlobOffset::new(start),
                 at: BlobOffset::new(start),
                 problem,
             });
         }
-        self.state = State::Frame(Frame { blob: start, at: self.bytes.len(), long: false });
+        self.state = ZstdState::Frame(ZstdFrame { blob: start, at: self.bytes.len(), long: false });
         Ok(())
     }
 
-    fn skip<R: BufRead>(&mut self, input: &mut Input<R>, mut length: u64) -> Result<(), LayerError> {
+    /// Skips the content of a skippable frame.
+    fn skip<R: BufRead>(&mut self, input: &mut BlobInput<R>, mut length: u64) -> Result<(), LayerError> {
         while length > 0 {
             let available = input.fill()?.len();
             if available == 0 {
@@ -142,27 +143,31 @@ impl ZstdSpans {
         Ok(())
     }
 
-    fn decode<R: BufRead>(&mut self, input: &mut Input<R>, mut frame: Frame) -> Result<(), LayerError> {
+    fn decode<R: BufRead>(
+        &mut self,
+        input: &mut BlobInput<R>,
+        mut frame: ZstdFrame,
+    ) -> Result<(), LayerError> {
         let before = self.bytes.len();
         let offset = input.offset();
         let chunk = input.fill()?;
         let at_end = chunk.is_empty();
-        let mut given = InBuffer::around(chunk);
-        // There is room for one byte more than a span may have, which shows that the frame is too long.
+        let mut source = InBuffer::around(chunk);
+        // The buffer has room for one byte more than a span may have. Its use shows that the frame is too long.
         let mut out = OutBuffer::around_pos(&mut self.bytes, before);
-        let wanted = self
+        let hint = self
             .context
-            .decompress_stream(&mut out, &mut given)
+            .decompress_stream(&mut out, &mut source)
             .map_err(|code| damaged(frame.blob, offset, code))?;
-        let consumed = given.pos();
+        let consumed = source.pos();
         input.consume(consumed);
-        let ended = wanted == 0;
+        let ended = hint == 0;
         if !ended && consumed == 0 && self.bytes.len() == before {
             return Err(if at_end {
                 input.truncated(Codec::Zstd, "zstd frame")
             } else {
                 let (frame, at) = (BlobOffset::new(frame.blob), BlobOffset::new(offset));
-                LayerError::Zstd { frame, at, problem: "no progress" }
+                LayerError::Zstd { frame, at, problem: "the decoder makes no progress" }
             });
         }
         let blob_end = input.offset();
@@ -176,16 +181,16 @@ impl ZstdSpans {
             frame.long = self.bytes.len() > self.limits.max || heavy;
         }
         if frame.long {
-            // The frame is alone in `bytes`, as it does not share a span.
+            // `bytes` holds only this frame, because a long frame does not share a span.
             while self.bytes.len() > self.limits.target || (ended && !self.bytes.is_empty()) {
                 let piece = self.take(self.limits.target.min(self.bytes.len()));
                 let blob = frame.blob..frame.blob;
                 self.filled.push_back(DecodedSpan { checkpoint: None, blob, bytes: piece });
             }
         }
-        self.state = State::Frame(frame);
+        self.state = ZstdState::Frame(frame);
         if ended {
-            self.state = State::BetweenFrames;
+            self.state = ZstdState::BetweenFrames;
             if frame.long {
                 self.blob = blob_end..blob_end;
             } else {
@@ -209,7 +214,7 @@ impl ZstdSpans {
         }
     }
 
-    /// Takes the first bytes out, and keeps those behind them.
+    /// Removes and returns the first `len` bytes.
     fn take(&mut self, len: usize) -> Vec<u8> {
         let mut rest = new_buffer(self.limits);
         rest.extend_from_slice(&self.bytes[len..]);
@@ -237,29 +242,29 @@ fn damaged(frame: u64, at: u64, code: usize) -> LayerError {
     LayerError::Zstd { frame: BlobOffset::new(frame), at: BlobOffset::new(at), problem }
 }
 
-/// A frame's header as read so far (RFC 8878, 3.1.1.1).
-struct Header {
+/// The part of a frame's header that has been read (RFC 8878, 3.1.1.1).
+struct ZstdHeader {
     bytes: [u8; Self::MAX],
     len: usize,
 }
 
-impl Header {
+impl ZstdHeader {
     const MAX: usize = 18;
 
     /// Reads a little-endian number.
-    fn number<R: BufRead>(&mut self, input: &mut Input<R>, size: usize) -> Result<u64, LayerError> {
+    fn number<R: BufRead>(&mut self, input: &mut BlobInput<R>, size: usize) -> Result<u64, LayerError> {
         let mut number = [0; 8];
-        for place in &mut number[..size] {
+        for slot in &mut number[..size] {
             let byte = input.byte(Codec::Zstd, "frame header")?;
-            *place = byte;
+            *slot = byte;
             self.bytes[self.len] = byte;
             self.len += 1;
         }
         Ok(u64::from_le_bytes(number))
     }
 
-    /// Reads what follows the magic number, and refuses what zstd would refuse without saying so clearly.
-    fn read<R: BufRead>(&mut self, input: &mut Input<R>, start: u64) -> Result<(), LayerError> {
+    /// Reads the header after the magic number. Refuses frames that zstd would refuse too, but with a worse message.
+    fn read<R: BufRead>(&mut self, input: &mut BlobInput<R>, start: u64) -> Result<(), LayerError> {
         let at = BlobOffset::new(start);
         let descriptor = self.number(input, 1)?;
         let single_segment = descriptor & 0x20 != 0;
@@ -299,12 +304,12 @@ pub(super) fn decode_frames(mut blob: &[u8], out: &mut [u8]) -> Result<(), Layer
         let mut filled = 0;
         while filled < out.len() {
             if blob.is_empty() {
-                return Err(TOO_SHORT);
+                return Err(LayerError::SPAN_TOO_SHORT);
             }
-            let wrong = |code| LayerError::Span { problem: zstd_safe::get_error_name(code) };
-            let length = zstd_safe::find_frame_compressed_size(blob).map_err(wrong)?;
-            let (frame, rest) = blob.split_at_checked(length).ok_or(TOO_SHORT)?;
-            filled += context.decompress(&mut out[filled..], frame).map_err(wrong)?;
+            let failed = |code| LayerError::Span { problem: zstd_safe::get_error_name(code) };
+            let length = zstd_safe::find_frame_compressed_size(blob).map_err(failed)?;
+            let (frame, rest) = blob.split_at_checked(length).ok_or(LayerError::SPAN_TOO_SHORT)?;
+            filled += context.decompress(&mut out[filled..], frame).map_err(failed)?;
             blob = rest;
         }
         Ok(())

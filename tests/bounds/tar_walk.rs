@@ -48,7 +48,7 @@ fn ten_million_stretches_of_a_sparse_file_are_refused_within_their_memory() {
     let tar = sparse(10_000_000, lines, 10_000_000 * 11, 20_000_000, b"");
     let error = within(40 * MIB, || count(tar)).unwrap_err();
     assert!(matches!(error.fault, TarFault::ManySegments), "{error}");
-    let told = "tar offset 1024, entry `sparse`: sparse map with more than 1000000 segments";
+    let told = "tar offset 1024, entry `sparse`: sparse map has more than 1000000 segments";
     assert_eq!(error.to_string(), told);
 }
 

@@ -53,7 +53,10 @@ fn spans(blob: &[u8], limits: SpanLimits, chunk: usize) -> (Vec<DecodedSpan>, Op
                 return (spans, None);
             }
             Err(error) => {
-                assert!(matches!(decoder.next_span(), Err(LayerError::GivenUp)), "it goes on after an error");
+                assert!(
+                    matches!(decoder.next_span(), Err(LayerError::AlreadyFailed)),
+                    "it goes on after an error"
+                );
                 return (spans, Some(error));
             }
         }

@@ -2,25 +2,25 @@
 
 use super::BLOCK;
 
-/// A header block whose checksum matched.
+/// A header block with a valid checksum.
 #[derive(Debug)]
-pub(super) struct Header<'a>(&'a [u8; BLOCK]);
+pub(super) struct TarHeader<'a>(&'a [u8; BLOCK]);
 
-/// Which fields a header has behind the common ones.
+/// The format of a header: which fields follow the common ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
-    /// None.
+pub(super) enum HeaderFormat {
+    /// No further fields.
     V7,
-    /// A prefix for the name, device numbers (also what PAX archives have).
+    /// A name prefix and device numbers. PAX archives use this format.
     Ustar,
-    /// As ustar with a shorter prefix.
+    /// Like ustar, with a shorter prefix.
     Star,
-    /// Device numbers; sparse maps where ustar has the prefix.
+    /// Device numbers, and a sparse map in the place of the prefix.
     Gnu,
 }
 
-impl<'a> Header<'a> {
-    /// Checks the checksum, taken over unsigned or (as some historic writers did) signed bytes.
+impl<'a> TarHeader<'a> {
+    /// Verifies the checksum, the sum of unsigned or (by some historic writers) signed bytes. `None` if it does not match.
     pub(super) fn new(block: &'a [u8; BLOCK]) -> Option<Self> {
         let stored = number(&block[148..156])?;
         let (mut unsigned, mut signed) = (0i64, 0i64);
@@ -32,12 +32,12 @@ impl<'a> Header<'a> {
         (stored == unsigned || stored == signed).then_some(Self(block))
     }
 
-    pub(super) fn format(&self) -> Format {
+    pub(super) fn format(&self) -> HeaderFormat {
         match (&self.0[257..263], &self.0[263..265]) {
-            (b"ustar\0", _) if &self.0[508..512] == b"tar\0" => Format::Star,
-            (b"ustar\0", _) => Format::Ustar,
-            (b"ustar ", b" \0") => Format::Gnu,
-            _ => Format::V7,
+            (b"ustar\0", _) if &self.0[508..512] == b"tar\0" => HeaderFormat::Star,
+            (b"ustar\0", _) => HeaderFormat::Ustar,
+            (b"ustar ", b" \0") => HeaderFormat::Gnu,
+            _ => HeaderFormat::V7,
         }
     }
 
@@ -45,12 +45,12 @@ impl<'a> Header<'a> {
         self.0[156]
     }
 
-    /// The name with the prefix before it, as long as the format has one.
+    /// The name, with the prefix if the format has one.
     pub(super) fn name(&self) -> Vec<u8> {
         let prefix = match self.format() {
-            Format::Ustar => text(&self.0[345..500]),
-            Format::Star => text(&self.0[345..476]),
-            Format::V7 | Format::Gnu => &[],
+            HeaderFormat::Ustar => text(&self.0[345..500]),
+            HeaderFormat::Star => text(&self.0[345..476]),
+            HeaderFormat::V7 | HeaderFormat::Gnu => &[],
         };
         let name = text(&self.0[..100]);
         if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
@@ -80,29 +80,29 @@ impl<'a> Header<'a> {
         number(&self.0[136..148])
     }
 
-    /// Major and minor number of a device; a v7 header has none.
+    /// Major and minor number of a device; zero in a v7 header, which has none. `None` if malformed.
     pub(super) fn device(&self) -> Option<(i64, i64)> {
         match self.format() {
-            Format::V7 => Some((0, 0)),
-            Format::Ustar | Format::Star | Format::Gnu => {
+            HeaderFormat::V7 => Some((0, 0)),
+            HeaderFormat::Ustar | HeaderFormat::Star | HeaderFormat::Gnu => {
                 Some((number(&self.0[329..337])?, number(&self.0[337..345])?))
             }
         }
     }
 
-    /// The first part of an old GNU sparse map: its entries, whether more blocks of it follow, and the file's size.
+    /// The start of an old GNU sparse map: its entries, whether further blocks follow, and the file's size.
     pub(super) fn gnu_sparse(&self) -> (&[u8], bool, Option<i64>) {
         (&self.0[386..482], self.0[482] != 0, number(&self.0[483..495]))
     }
 }
 
-/// A field's text: all before the first NUL.
+/// Returns a field's text: the bytes before the first NUL.
 pub(super) fn text(field: &[u8]) -> &[u8] {
     field.iter().position(|&byte| byte == 0).map_or(field, |end| &field[..end])
 }
 
-/// A field's number: octal digits with spaces or NULs around them (none at all is 0), or, marked by the top bit, two's
-/// complement in base 256 (GNU). `None` where it is neither or does not fit.
+/// Parses a field's number: octal digits surrounded by spaces or NULs (no digits mean 0), or, if the top bit is set, two's
+/// complement in base 256 (GNU). `None` if malformed or out of range.
 pub(super) fn number(field: &[u8]) -> Option<i64> {
     match field {
         [first, ..] if first & 0x80 != 0 => {
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_octal_or_base_256() {
+    fn header_numbers_are_octal_or_base_256() {
         let cases: &[(&[u8], Option<i64>)] = &[
             (b"0000644\0", Some(0o644)),
             (b"   644 \0", Some(0o644)),

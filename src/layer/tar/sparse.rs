@@ -1,29 +1,30 @@
-//! Sparse maps, checked while they are read, so that what comes out can be relied on.
+//! Sparse maps. They are validated while they are read, so that a finished map can be trusted.
 
 use super::header::number;
-use super::pax::{SparseRecords, size};
+use super::pax::SparseRecords;
+use super::pax_values::parse_size;
 use super::{BLOCK, FileContent, MAX_SEGMENTS, Segment, TarFault};
 use crate::layer::TarOffset;
 
-/// Collects a sparse file's map.
+/// A sparse file's map that is being read.
 #[derive(Debug)]
-pub(super) struct Map {
-    /// The file's length, holes included.
+pub(super) struct SparseMap {
+    /// The file's length, including holes.
     size: u64,
-    /// Where the segment before ended; none may start before that.
+    /// End of the last segment. The next one must not start before it.
     end: u64,
-    /// Bytes of data so far.
+    /// Number of bytes of data so far.
     stored: u64,
-    /// `tar` counts from the first byte of data, since that is known only when the map has been read.
+    /// `tar` is relative to the first byte of data, whose position is known only after the map.
     segments: Vec<Segment>,
 }
 
-impl Map {
+impl SparseMap {
     pub(super) fn new(size: u64) -> Self {
         Self { size, end: 0, stored: 0, segments: Vec::new() }
     }
 
-    /// Adds a stretch of data. Maps may have empty ones (GNU tar ends a map with one at the file's end).
+    /// Adds a segment. Empty ones are allowed (GNU tar ends a map with one at the file's end) and ignored.
     fn push(&mut self, logical: u64, len: u64) -> Result<(), TarFault> {
         let end = logical.checked_add(len).filter(|end| *end <= self.size).ok_or(TarFault::SparseMap)?;
         if logical < self.end {
@@ -36,13 +37,13 @@ impl Map {
             _ if full => return Err(TarFault::ManySegments),
             _ => self.segments.push(Segment { logical, tar: TarOffset::new(self.stored), len }),
         }
-        // No overflow: segments are apart and all end within the size.
+        // Cannot overflow: the segments do not overlap and end within the size.
         self.stored += len;
         self.end = end;
         Ok(())
     }
 
-    /// Adds the entries of one block of an old GNU map, 24 bytes each. False when the map ends in it.
+    /// Adds the entries of one block of an old GNU map, 24 bytes each. Returns false if the map ends in this block.
     pub(super) fn push_gnu(&mut self, entries: &[u8]) -> Result<bool, TarFault> {
         for entry in entries.chunks_exact(24) {
             if entry[0] == 0 {
@@ -57,7 +58,7 @@ impl Map {
         Ok(true)
     }
 
-    /// Takes the map of PAX 0.0 and 0.1, which is in the extension header.
+    /// Adds the map of PAX 0.0 or 0.1, which is in the extension header.
     pub(super) fn push_records(&mut self, records: &SparseRecords) -> Result<(), TarFault> {
         let segments = u64::try_from(records.map.len() / 2).ok();
         if !records.map.len().is_multiple_of(2) || records.segments != segments {
@@ -66,13 +67,14 @@ impl Map {
         records.map.chunks_exact(2).try_for_each(|pair| self.push(pair[0], pair[1]))
     }
 
-    /// The finished map, of data that starts at `data` and has `stored` bytes: all of which the map must account for.
+    /// Returns the file's size and content. The data starts at `data` and has `stored` bytes, which the map must cover
+    /// completely.
     pub(super) fn finish(mut self, data: u64, stored: u64) -> Result<(u64, FileContent), TarFault> {
         if self.stored != stored {
             return Err(TarFault::SparseMap);
         }
         for segment in &mut self.segments {
-            // A sum beyond 64 bits is no position in any stream that could be read to its end.
+            // No stream is long enough for a position beyond 64 bits.
             let tar = segment.tar.get().checked_add(data).ok_or(TarFault::Range("size"))?;
             segment.tar = TarOffset::new(tar);
         }
@@ -86,22 +88,23 @@ impl Map {
     }
 }
 
-/// The map of PAX 1.0, which stands before the data: a count, then offsets and lengths, each a line of decimal digits.
+/// A map of PAX 1.0 that is being read. It precedes the data: the number of segments, then the offset and length of each,
+/// each number on a line of its own.
 #[derive(Debug)]
-pub(super) struct LineMap {
-    map: Map,
+pub(super) struct SparseLineMap {
+    map: SparseMap,
     line: Vec<u8>,
-    /// Numbers still to come; `None` until the count has been read.
+    /// Count of numbers that are not read yet; `None` before the number of segments is read.
     left: Option<u64>,
     logical: Option<u64>,
 }
 
-impl LineMap {
+impl SparseLineMap {
     pub(super) fn new(size: u64) -> Self {
-        Self { map: Map::new(size), line: Vec::with_capacity(20), left: None, logical: None }
+        Self { map: SparseMap::new(size), line: Vec::with_capacity(20), left: None, logical: None }
     }
 
-    /// Takes the next block of the map. True when it was the last.
+    /// Reads the next block of the map. Returns true if it was the last.
     pub(super) fn push_block(&mut self, block: &[u8; BLOCK]) -> Result<bool, TarFault> {
         for &byte in block {
             if self.left == Some(0) {
@@ -109,7 +112,7 @@ impl LineMap {
             }
             match byte {
                 b'\n' => self.finish_line()?,
-                // Longer than any 64-bit number.
+                // No 64-bit number is longer than 20 digits.
                 _ if self.line.len() == 20 => return Err(TarFault::SparseMap),
                 _ => self.line.push(byte),
             }
@@ -118,7 +121,7 @@ impl LineMap {
     }
 
     fn finish_line(&mut self) -> Result<(), TarFault> {
-        let value = size(&self.line).ok_or(TarFault::SparseMap)?;
+        let value = parse_size(&self.line).ok_or(TarFault::SparseMap)?;
         self.line.clear();
         match (self.left, self.logical.take()) {
             (None, _) => self.left = Some(value.checked_mul(2).ok_or(TarFault::SparseMap)?),
@@ -133,7 +136,7 @@ impl LineMap {
         Ok(())
     }
 
-    pub(super) fn into_map(self) -> Map {
+    pub(super) fn into_map(self) -> SparseMap {
         self.map
     }
 }

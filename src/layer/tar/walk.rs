@@ -1,10 +1,10 @@
-//! The walk over a tar: one pass, front to back, every byte looked at once and content not at all.
+//! The walk over a tar: one pass, front to back. Content is skipped without looking at it.
 
 use std::io::{self, BufRead};
 
-use super::header::{Header, text};
-use super::pax::{Pax, SparseRecords};
-use super::sparse::{LineMap, Map};
+use super::header::{HeaderFormat, TarHeader, text};
+use super::pax::{PaxHeader, SparseRecords};
+use super::sparse::{SparseLineMap, SparseMap};
 use super::{
     BLOCK, EntryKind, FileContent, MAX_EXTENSIONS, MAX_LONG_NAME, MAX_PAX, MAX_TARGET, TarEntry, TarError,
     TarFault, Timestamp,
@@ -16,30 +16,31 @@ use crate::layer::name::{LayerPath, MemberName};
 #[derive(Debug)]
 pub struct TarWalk<R> {
     input: R,
-    /// Bytes consumed.
+    /// Number of bytes consumed.
     position: u64,
-    state: State,
-    /// What the global PAX headers so far say.
-    global: Pax,
-    /// Where the last header block stands and, once it is known, the name of the entry that it belongs to: for errors.
+    state: WalkState,
+    /// The global PAX headers so far.
+    global: PaxHeader,
+    /// Position of the last header block, for errors.
     header_at: u64,
+    /// Name of the current member, if known, for errors.
     name: Option<Box<[u8]>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum WalkState {
     Reading,
     Ended,
     Failed,
 }
 
-/// What the extension headers before an entry say.
+/// The extension headers before an entry.
 #[derive(Debug, Default)]
-struct Extensions {
+struct ExtensionHeaders {
     count: u32,
-    /// One of them was for the next entry, so there has to be one.
+    /// Whether one of them applies to the next entry, so that an entry must follow.
     pending: bool,
-    pax: Pax,
+    pax: PaxHeader,
     long_name: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
 }
@@ -47,36 +48,45 @@ struct Extensions {
 impl<R: BufRead> TarWalk<R> {
     /// Starts at the first block of a tar.
     pub fn new(input: R) -> Self {
-        Self { input, position: 0, state: State::Reading, global: Pax::default(), header_at: 0, name: None }
+        Self {
+            input,
+            position: 0,
+            state: WalkState::Reading,
+            global: PaxHeader::default(),
+            header_at: 0,
+            name: None,
+        }
     }
 
-    /// How far the tar has been read: behind the last entry's content, in the end behind the end blocks.
+    /// The current position: after the last entry's content, or after the end blocks once the walk has ended.
     pub fn position(&self) -> TarOffset {
         TarOffset::new(self.position)
     }
 
-    /// The stream, to be drained by whoever needs all of its bytes: what is behind the end blocks is not read here.
+    /// Returns the stream. The walk does not read the bytes after the end blocks.
     pub fn into_inner(self) -> R {
         self.input
     }
 
-    /// Reads up to and including the content of the next entry or marker; `None` at the tar's end.
+    /// Reads the next entry or marker and skips its content; `None` at the tar's end. Leftovers of AUFS are skipped.
     ///
-    /// Leftovers of AUFS are passed over. After an error there is nothing more to be had.
+    /// # Errors
+    ///
+    /// The tar is invalid or cannot be read. All later calls fail, too.
     pub fn next_entry(&mut self) -> Result<Option<TarEntry>, TarError> {
         let result = match self.state {
-            State::Reading => self.advance(),
-            State::Ended => Ok(None),
-            State::Failed => Err(TarFault::Failed),
+            WalkState::Reading => self.advance(),
+            WalkState::Ended => Ok(None),
+            WalkState::Failed => Err(TarFault::AlreadyFailed),
         };
         match result {
             Ok(Some(entry)) => Ok(Some(entry)),
             Ok(None) => {
-                self.state = State::Ended;
+                self.state = WalkState::Ended;
                 Ok(None)
             }
             Err(fault) => {
-                self.state = State::Failed;
+                self.state = WalkState::Failed;
                 let in_stream = matches!(fault, TarFault::Read(_) | TarFault::Truncated);
                 let offset = if in_stream { self.position } else { self.header_at };
                 Err(TarError { offset: TarOffset::new(offset), path: self.name.take(), fault })
@@ -85,7 +95,7 @@ impl<R: BufRead> TarWalk<R> {
     }
 
     fn advance(&mut self) -> Result<Option<TarEntry>, TarFault> {
-        let mut extensions = Extensions::default();
+        let mut extensions = ExtensionHeaders::default();
         let mut block = [0; BLOCK];
         loop {
             self.name = None;
@@ -93,7 +103,7 @@ impl<R: BufRead> TarWalk<R> {
             if !self.read_block(&mut block)? || self.ends_at(&block)? {
                 return if extensions.pending { Err(TarFault::LoneExtension) } else { Ok(None) };
             }
-            let header = Header::new(&block).ok_or(TarFault::Checksum)?;
+            let header = TarHeader::new(&block).ok_or(TarFault::Checksum)?;
             let size = field(header.size(), "size")?;
             match header.typeflag() {
                 b'g' => {
@@ -103,7 +113,7 @@ impl<R: BufRead> TarWalk<R> {
                 }
                 b'x' => {
                     extensions.count(true)?;
-                    extensions.pax = Pax::parse(&self.read_extension(size, MAX_PAX)?)?;
+                    extensions.pax = PaxHeader::parse(&self.read_extension(size, MAX_PAX)?)?;
                 }
                 b'L' => {
                     extensions.count(true)?;
@@ -115,7 +125,7 @@ impl<R: BufRead> TarWalk<R> {
                 }
                 b'V' => {
                     self.skip_data(size)?;
-                    extensions = Extensions::default();
+                    extensions = ExtensionHeaders::default();
                 }
                 b'M' => return Err(TarFault::Type(b'M')),
                 _ => {
@@ -127,7 +137,7 @@ impl<R: BufRead> TarWalk<R> {
         }
     }
 
-    /// True where `block` ends the tar: zero blocks, one if it is the last thing in the stream, else two.
+    /// Whether `block` ends the tar: a zero block that is followed by another one or by the end of the stream.
     fn ends_at(&mut self, block: &[u8; BLOCK]) -> Result<bool, TarFault> {
         if block.iter().any(|&byte| byte != 0) {
             return Ok(false);
@@ -139,21 +149,21 @@ impl<R: BufRead> TarWalk<R> {
         Ok(true)
     }
 
-    /// Takes what the header and its extensions say, and passes over the content. `None` for what means nothing.
+    /// Builds an entry from its header and extension headers, and skips its content. `None` for leftovers of AUFS.
     fn read_entry(
         &mut self,
-        header: &Header<'_>,
+        header: &TarHeader<'_>,
         size: u64,
-        mut extensions: Extensions,
+        mut extensions: ExtensionHeaders,
     ) -> Result<Option<TarEntry>, TarFault> {
-        let Extensions { pax, long_name, long_link, .. } = &mut extensions;
+        let ExtensionHeaders { pax, long_name, long_link, .. } = &mut extensions;
         let name = pax.sparse.name.take().or(long_name.take()).or(pax.path.take());
         let name = self.name.insert(name.unwrap_or_else(|| header.name()).into_boxed_slice());
         let member = MemberName::parse(name)?;
         let directory_name = name.ends_with(b"/");
 
         let typeflag = match header.typeflag() {
-            // Old-style: a directory is a file with a slash behind its name, and has no data.
+            // Old-style directories are files whose name ends in `/`. They have no data.
             0 if directory_name => b'5',
             0 | b'7' => b'0',
             other => other,
@@ -213,11 +223,11 @@ impl<R: BufRead> TarWalk<R> {
         }
 
         let mode = match kind {
-            // A symlink has no mode that could be set; all of them show this one.
+            // The mode of a symlink cannot be set; stat always reports this one.
             EntryKind::Symlink { .. } => 0o777,
             _ => header.mode().ok_or(TarFault::HeaderNumber("mode"))? & 0o7777,
         };
-        // What an ACL says of the mode is part of it.
+        // An ACL sets the permission bits.
         let (xattrs, permissions) = pax.take_xattrs(&kind)?;
         let mode = u16::try_from(mode).expect("12 bits are left");
         let mode = permissions.map_or(mode, |permissions| mode & 0o7000 | permissions);
@@ -234,20 +244,24 @@ impl<R: BufRead> TarWalk<R> {
         }))
     }
 
-    /// An old GNU sparse file: the map starts in the header and goes on in blocks of its own before the data.
-    fn read_gnu_sparse(&mut self, header: &Header<'_>, stored: u64) -> Result<(u64, FileContent), TarFault> {
-        if header.format() != super::header::Format::Gnu {
+    /// Reads an old GNU sparse file: the map starts in the header and continues in further blocks before the data.
+    fn read_gnu_sparse(
+        &mut self,
+        header: &TarHeader<'_>,
+        stored: u64,
+    ) -> Result<(u64, FileContent), TarFault> {
+        if header.format() != HeaderFormat::Gnu {
             return Err(TarFault::Type(b'S'));
         }
         let (entries, mut extended, size) = header.gnu_sparse();
-        let mut map = Map::new(field(size, "size")?);
+        let mut map = SparseMap::new(field(size, "size")?);
         let mut more = map.push_gnu(entries)?;
         while extended {
             let mut block = [0; BLOCK];
             if !self.read_block(&mut block)? {
                 return Err(TarFault::Truncated);
             }
-            // As GNU tar has it: an unused entry ends the map in its block, the flag ends the blocks.
+            // As in GNU tar: an unused entry ends the map, but only the flag ends the blocks.
             more = more && map.push_gnu(&block[..504])?;
             extended = block[504] != 0;
         }
@@ -256,7 +270,7 @@ impl<R: BufRead> TarWalk<R> {
         Ok(content)
     }
 
-    /// A sparse file with PAX records: the map is among them (0.0, 0.1) or stands before the data (1.0).
+    /// Reads a sparse file with PAX records: the map is among them (0.0, 0.1) or precedes the data (1.0).
     fn read_pax_sparse(
         &mut self,
         records: &SparseRecords,
@@ -265,12 +279,12 @@ impl<R: BufRead> TarWalk<R> {
         let size = records.size.ok_or(TarFault::SparseMap)?;
         let (map, left) = match (records.major.unwrap_or(0), records.minor.unwrap_or(0)) {
             (0, 0 | 1) => {
-                let mut map = Map::new(size);
+                let mut map = SparseMap::new(size);
                 map.push_records(records)?;
                 (map, stored)
             }
             (1, 0) => {
-                let mut lines = LineMap::new(size);
+                let mut lines = SparseLineMap::new(size);
                 let mut left = stored;
                 loop {
                     left = left.checked_sub(BLOCK as u64).ok_or(TarFault::SparseMap)?;
@@ -296,8 +310,10 @@ impl<R: BufRead> TarWalk<R> {
     }
 
     fn read_extension(&mut self, size: u64, limit: u64) -> Result<Vec<u8>, TarFault> {
-        let length =
-            usize::try_from(size).ok().filter(|_| size <= limit).ok_or(TarFault::LongExtension(size))?;
+        let length = usize::try_from(size)
+            .ok()
+            .filter(|_| size <= limit)
+            .ok_or(TarFault::LongExtension { size, limit })?;
         let mut data = vec![0; length];
         if self.fill(&mut data)? != length {
             return Err(TarFault::Truncated);
@@ -306,7 +322,7 @@ impl<R: BufRead> TarWalk<R> {
         Ok(data)
     }
 
-    /// Reads a block; false if the stream ends before its first byte.
+    /// Reads a block. Returns false if the stream ends before its first byte.
     fn read_block(&mut self, block: &mut [u8; BLOCK]) -> Result<bool, TarFault> {
         match self.fill(block)? {
             0 => Ok(false),
@@ -315,7 +331,7 @@ impl<R: BufRead> TarWalk<R> {
         }
     }
 
-    /// Reads as much of `target` as the stream has.
+    /// Fills `target` unless the stream ends earlier, and returns the number of bytes read.
     fn fill(&mut self, target: &mut [u8]) -> Result<usize, TarFault> {
         let mut filled = 0;
         while filled < target.len() {
@@ -331,7 +347,7 @@ impl<R: BufRead> TarWalk<R> {
         Ok(filled)
     }
 
-    /// Passes over an entry's data and what fills its last block.
+    /// Skips an entry's data and the padding of its last block.
     fn skip_data(&mut self, size: u64) -> Result<(), TarFault> {
         self.skip(size)?;
         self.skip(padding(size))
@@ -351,7 +367,7 @@ impl<R: BufRead> TarWalk<R> {
     }
 
     fn peek(&mut self) -> Result<&[u8], TarFault> {
-        // Twice, because a borrow returned from inside a loop would last for all of it.
+        // The borrow checker rejects returning the buffer from inside the loop. The second call returns the same buffer.
         loop {
             match self.input.fill_buf() {
                 Ok(_) => break,
@@ -368,7 +384,7 @@ impl<R: BufRead> TarWalk<R> {
     }
 }
 
-impl Extensions {
+impl ExtensionHeaders {
     fn count(&mut self, for_next_entry: bool) -> Result<(), TarFault> {
         self.pending |= for_next_entry;
         self.count += 1;
@@ -376,22 +392,23 @@ impl Extensions {
     }
 }
 
-/// What it takes to fill the last block of `size` bytes.
+/// Length of the padding after `size` bytes of data.
 fn padding(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK as u64
 }
 
-fn field<T: TryFrom<i64>>(value: Option<i64>, what: &'static str) -> Result<T, TarFault> {
-    T::try_from(value.ok_or(TarFault::HeaderNumber(what))?).map_err(|_| TarFault::Range(what))
+/// Converts a number of a header; `name` is the field's name in errors.
+fn field<T: TryFrom<i64>>(value: Option<i64>, name: &'static str) -> Result<T, TarFault> {
+    T::try_from(value.ok_or(TarFault::HeaderNumber(name))?).map_err(|_| TarFault::Range(name))
 }
 
-/// An owner that a file can have: the last number means "leave it as it is" to chown(2), and no file shows it.
-fn owner(id: u32, what: &'static str) -> Result<u32, TarFault> {
-    if id == u32::MAX { Err(TarFault::Range(what)) } else { Ok(id) }
+/// Refuses the owner `u32::MAX`: for chown(2) it means "do not change", so no file can have it.
+fn owner(id: u32, name: &'static str) -> Result<u32, TarFault> {
+    if id == u32::MAX { Err(TarFault::Range(name)) } else { Ok(id) }
 }
 
-/// Major and minor number, as wide as Linux has them: 12 and 20 bits.
-fn device(header: &Header<'_>) -> Result<(u32, u32), TarFault> {
+/// Returns a device's numbers, limited to what Linux supports: 12 bits major, 20 bits minor.
+fn device(header: &TarHeader<'_>) -> Result<(u32, u32), TarFault> {
     let (major, minor) = header.device().ok_or(TarFault::HeaderNumber("device number"))?;
     match (u32::try_from(major), u32::try_from(minor)) {
         (Ok(major), Ok(minor)) if major < 1 << 12 && minor < 1 << 20 => Ok((major, minor)),

@@ -1,15 +1,15 @@
-//! What the kernel makes of xattrs when they are set.
+//! The effect of setting an xattr, as in the kernel.
 //!
-//! An access ACL is a part of the mode. Setting one sets the permission bits, and one that says no more than they do leaves
-//! nothing behind but them (fs/posix_acl.c, `posix_acl_update_mode`). So a mode and an ACL that contradict each other are no
-//! state that a file can be in; the ACL wins here, as it does on a disk. A value that the kernel would not set is an error.
+//! An access ACL and the mode share the permission bits. Setting an ACL sets the bits, and an ACL that is equivalent to them
+//! is not stored (fs/posix_acl.c, `posix_acl_update_mode`). So no file can have an ACL that contradicts its mode. If a tar
+//! contains such a pair, the ACL wins, as it does when the tar is unpacked. A value that the kernel would refuse is an error.
 
 use super::EntryKind;
 
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
-/// Tags of an ACL's entries, in the order in which they stand (include/uapi/linux/posix_acl.h).
+/// Tags of an ACL's entries, in their required order (include/uapi/linux/posix_acl.h).
 const USER_OBJ: u16 = 0x01;
 const USER: u16 = 0x02;
 const GROUP_OBJ: u16 = 0x04;
@@ -18,58 +18,58 @@ const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
 const VERSION: [u8; 4] = 2u32.to_le_bytes();
-/// The id of an entry that is not of a user or a group.
+/// The ID in an entry that names neither a user nor a group.
 const NO_ID: u32 = u32::MAX;
 
-/// Whether Linux has a place for an xattr (xattr(7)). On a disk the others cannot be written, and in a mount they could be
-/// listed but not read.
-pub(super) fn has_place(name: &[u8], kind: &EntryKind) -> bool {
+/// Whether Linux can store an xattr on a file of this kind (xattr(7)). Others cannot be written to a disk, and in a mount
+/// they could be listed but not read.
+pub(super) fn is_storable(name: &[u8], kind: &EntryKind) -> bool {
     let is_directory = matches!(kind, EntryKind::Directory);
-    let holds = |namespace: &[u8]| name.len() > namespace.len() && name.starts_with(namespace);
+    let in_namespace = |namespace: &[u8]| name.len() > namespace.len() && name.starts_with(namespace);
     match name {
         ACCESS_ACL => !matches!(kind, EntryKind::Symlink { .. }),
         DEFAULT_ACL => is_directory,
-        _ if holds(b"user.") => is_directory || matches!(kind, EntryKind::Regular { .. }),
-        _ => holds(b"trusted.") || holds(b"security."),
+        _ if in_namespace(b"user.") => is_directory || matches!(kind, EntryKind::Regular { .. }),
+        _ => in_namespace(b"trusted.") || in_namespace(b"security."),
     }
 }
 
-/// What comes of setting an xattr.
+/// The effect of setting an xattr.
 #[derive(Debug)]
-pub(super) struct Effect {
-    /// The value that it has then, if there is one.
+pub(super) struct XattrEffect {
+    /// The stored value; `None` if nothing is stored.
     pub(super) value: Option<Vec<u8>>,
-    /// What the permission bits of the mode are then, if they change.
+    /// The new permission bits of the mode; `None` if they do not change.
     pub(super) permissions: Option<u16>,
 }
 
-/// Sets an xattr; `None` where the kernel would refuse the value.
-pub(super) fn set(name: &[u8], value: Vec<u8>) -> Option<Effect> {
+/// Returns the effect of setting an xattr; `None` if the kernel would refuse the value.
+pub(super) fn effect_of_setting(name: &[u8], value: Vec<u8>) -> Option<XattrEffect> {
     let (value, permissions) = match name {
         ACCESS_ACL => {
-            let acl = Acl::parse(&value)?;
+            let acl = PosixAcl::parse(&value)?;
             ((!acl.is_mode).then_some(acl.value), acl.permissions)
         }
-        DEFAULT_ACL => (Some(Acl::parse(&value)?.value).filter(|value| !value.is_empty()), None),
+        DEFAULT_ACL => (Some(PosixAcl::parse(&value)?.value).filter(|value| !value.is_empty()), None),
         b"security.capability" if !is_capability(&value) => return None,
         _ => (Some(value), None),
     };
-    Some(Effect { value, permissions })
+    Some(XattrEffect { value, permissions })
 }
 
 /// A well-formed ACL.
 #[derive(Debug, PartialEq, Eq)]
-struct Acl {
-    /// As the kernel gives it back.
+struct PosixAcl {
+    /// The value as the kernel would return it.
     value: Vec<u8>,
-    /// The permission bits that it stands for; of an ACL without entries, none.
+    /// The permission bits that the ACL sets; `None` for an ACL without entries.
     permissions: Option<u16>,
-    /// Whether it says no more than permission bits can.
+    /// Whether the ACL is equivalent to permission bits.
     is_mode: bool,
 }
 
-impl Acl {
-    /// Reads the value of an xattr `system.posix_acl_*`; `None` where the kernel would refuse it (`posix_acl_valid`).
+impl PosixAcl {
+    /// Parses the value of an xattr `system.posix_acl_*`; `None` if the kernel would refuse it (`posix_acl_valid`).
     fn parse(value: &[u8]) -> Option<Self> {
         let entries = value.strip_prefix(&VERSION)?;
         if entries.is_empty() {
@@ -84,7 +84,7 @@ impl Acl {
             let (tag, permissions) =
                 (u16::from_le_bytes([*tag_low, *tag_high]), u16::from_le_bytes([*low, *high]));
             let id = u32::from_le_bytes(*id);
-            // Tags ascend; those of named users and groups may come again. What has to come first and last is seen below.
+            // Tags ascend; only those of named users and groups may repeat. The first and last are checked below.
             let again = tag == last && matches!(tag, USER | GROUP);
             if permissions > 7 || !(tag > last || again) {
                 return None;
@@ -100,7 +100,7 @@ impl Acl {
                 USER_OBJ => last == 0,
                 USER | GROUP_OBJ => last != 0,
                 GROUP | MASK => last >= GROUP_OBJ,
-                // Named entries need a mask, which is what stands before.
+                // An ACL with named entries needs a mask, directly before.
                 _ => last == MASK || (last == GROUP_OBJ && !named),
             };
             if !in_place {
@@ -117,7 +117,7 @@ impl Acl {
     }
 }
 
-/// Whether the kernel takes a value of `security.capability` (security/commoncap.c, `validheader`).
+/// Whether the kernel accepts a value of `security.capability` (security/commoncap.c, `validheader`).
 fn is_capability(value: &[u8]) -> bool {
     matches!((value.len(), value.get(3)), (20, Some(2)) | (24, Some(3)))
 }
@@ -142,25 +142,28 @@ mod tests {
     const O: (u16, u16, u32) = (OTHER, 1, NO_ID);
 
     #[test]
-    fn permissions_are_those_of_owner_mask_and_others() {
+    fn acl_sets_permissions_from_owner_mask_and_others() {
         let full = acl(&[U, (USER, 7, 5), (USER, 0, 6), G, (GROUP, 7, 9), M, O]);
         assert_eq!(
-            Acl::parse(&full),
-            Some(Acl { value: full.clone(), permissions: Some(0o651), is_mode: false })
+            PosixAcl::parse(&full),
+            Some(PosixAcl { value: full.clone(), permissions: Some(0o651), is_mode: false })
         );
         let mask = acl(&[U, G, M, O]);
         assert_eq!(
-            Acl::parse(&mask),
-            Some(Acl { value: mask.clone(), permissions: Some(0o651), is_mode: false })
+            PosixAcl::parse(&mask),
+            Some(PosixAcl { value: mask.clone(), permissions: Some(0o651), is_mode: false })
         );
         let plain = acl(&[(USER_OBJ, 6, 0), G, O]);
         let clean = acl(&[U, G, O]);
-        assert_eq!(Acl::parse(&plain), Some(Acl { value: clean, permissions: Some(0o641), is_mode: true }));
-        assert_eq!(Acl::parse(&VERSION).unwrap().permissions, None);
+        assert_eq!(
+            PosixAcl::parse(&plain),
+            Some(PosixAcl { value: clean, permissions: Some(0o641), is_mode: true })
+        );
+        assert_eq!(PosixAcl::parse(&VERSION).unwrap().permissions, None);
     }
 
     #[test]
-    fn what_the_kernel_refuses_is_malformed() {
+    fn acl_that_the_kernel_refuses_is_malformed() {
         let named = (USER, 7, 5);
         let cases: &[&[(u16, u16, u32)]] = &[
             &[U],
@@ -183,15 +186,15 @@ mod tests {
             &[U, G, (0x40, 4, NO_ID), O],
         ];
         for case in cases {
-            assert_eq!(Acl::parse(&acl(case)), None, "{case:?}");
+            assert_eq!(PosixAcl::parse(&acl(case)), None, "{case:?}");
         }
         for value in [&b""[..], b"garbage", &acl(&[U, G, O])[..27], &[acl(&[U, G, O]), vec![0]].concat()] {
-            assert_eq!(Acl::parse(value), None, "{value:?}");
+            assert_eq!(PosixAcl::parse(value), None, "{value:?}");
         }
     }
 
     #[test]
-    fn capabilities_have_the_length_of_their_version() {
+    fn capability_must_have_the_length_of_its_version() {
         let of = |version: u8, length: usize| {
             let mut value = vec![0; length];
             value[3] = version;

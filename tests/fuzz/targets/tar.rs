@@ -70,7 +70,7 @@ fn walk(tar: &[u8], chunk: usize) -> (Vec<TarEntry>, Option<String>) {
             }
             Err(error) => {
                 let again = walk.next_entry().expect_err("behind an error is nothing");
-                assert!(matches!(again.fault, TarFault::Failed));
+                assert!(matches!(again.fault, TarFault::AlreadyFailed));
                 assert!(error.offset.get() <= tar.len() as u64);
                 return (entries, Some(error.to_string()));
             }

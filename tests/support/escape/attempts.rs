@@ -242,7 +242,7 @@ pub const ROOT: &[Attempt] = &[
     attempt("root-as-a-link-above", "l ../.. {far} \n f x", NOT_A_DIRECTORY),
     // An old form of a directory.
     attempt("root-as-an-empty-file-with-a-slash", "m 0 / mode=755 uid=5 data= \n f x", Kept(&["x"])),
-    attempt("root-as-a-file-with-data", "f / x", Refused("has a directory's name")),
+    attempt("root-as-a-file-with-data", "f / x", Refused("has a name that ends in `/`")),
     attempt("root-as-a-file-by-a-dot", "f ./. x", NOT_A_DIRECTORY),
     attempt("root-as-a-hard-link", "f a x \n h /. a", NOT_A_DIRECTORY),
     attempt("root-as-a-device", "b . 8:0", NOT_A_DIRECTORY),

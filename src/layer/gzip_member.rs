@@ -1,11 +1,11 @@
-//! What stands around the deflate data of a gzip member: its header and trailer (RFC 1952, 2.3).
+//! Header and trailer of a gzip member (RFC 1952, 2.3). The deflate data between them is decoded elsewhere.
 
 use std::io::BufRead;
 
-use super::spans::Input;
+use super::input::BlobInput;
 use super::{BlobOffset, Codec, LayerError};
 
-/// What a header may take, in bytes. The format bounds the extra field only (64 KiB); names have no end.
+/// Longest header, in bytes. The format limits the extra field to 64 KiB, but neither the name nor the comment.
 const HEADER_MAX: usize = 128 << 10;
 
 const HEADER_CRC: u8 = 1 << 1;
@@ -14,21 +14,21 @@ const NAME: u8 = 1 << 3;
 const COMMENT: u8 = 1 << 4;
 const RESERVED: u8 = 0b1110_0000;
 
-/// Bytes of a trailer.
-pub(super) const TRAILER: usize = 8;
+/// Length of a trailer, in bytes.
+pub(super) const TRAILER_LEN: usize = 8;
 
 /// A header that is being read.
-struct Header<'a, R> {
-    input: &'a mut Input<R>,
+struct GzipHeader<'a, R> {
+    input: &'a mut BlobInput<R>,
     start: u64,
     crc: crc32fast::Hasher,
     left: usize,
 }
 
-/// Reads a member's header; the deflate data comes next.
-pub(super) fn read_header<R: BufRead>(input: &mut Input<R>) -> Result<(), LayerError> {
+/// Reads a member's header. The deflate data comes next.
+pub(super) fn read_header<R: BufRead>(input: &mut BlobInput<R>) -> Result<(), LayerError> {
     let start = input.offset();
-    let mut header = Header { input, start, crc: crc32fast::Hasher::new(), left: HEADER_MAX };
+    let mut header = GzipHeader { input, start, crc: crc32fast::Hasher::new(), left: HEADER_MAX };
     let magic = [header.byte()?, header.byte()?];
     if magic != [0x1f, 0x8b] {
         return Err(LayerError::TrailingGarbage { codec: Codec::Gzip, at: BlobOffset::new(start) });
@@ -39,10 +39,10 @@ pub(super) fn read_header<R: BufRead>(input: &mut Input<R>) -> Result<(), LayerE
     }
     let [method, flags, ..] = fixed;
     if method != 8 {
-        return Err(header.refuse("its compression method is not deflate"));
+        return Err(header.refuse("the compression method is not deflate"));
     }
     if flags & RESERVED != 0 {
-        return Err(header.refuse("it has reserved flags set"));
+        return Err(header.refuse("reserved flags are set"));
     }
     if flags & EXTRA != 0 {
         let length = u16::from_le_bytes([header.byte()?, header.byte()?]);
@@ -58,16 +58,16 @@ pub(super) fn read_header<R: BufRead>(input: &mut Input<R>) -> Result<(), LayerE
     if flags & HEADER_CRC != 0 {
         let found = header.crc.clone().finalize().to_le_bytes();
         if [header.byte()?, header.byte()?] != found[..2] {
-            return Err(header.refuse("its own checksum does not match"));
+            return Err(header.refuse("the header checksum does not match"));
         }
     }
     Ok(())
 }
 
-impl<R: BufRead> Header<'_, R> {
+impl<R: BufRead> GzipHeader<'_, R> {
     fn byte(&mut self) -> Result<u8, LayerError> {
         if self.left == 0 {
-            return Err(self.refuse("it is longer than 128 KiB"));
+            return Err(self.refuse("the header is longer than 128 KiB"));
         }
         self.left -= 1;
         let byte = self.input.byte(Codec::Gzip, "member header")?;
@@ -80,14 +80,14 @@ impl<R: BufRead> Header<'_, R> {
     }
 }
 
-/// Reads the trailer of the member that starts at `member`, and compares it with what was decoded.
+/// Reads the trailer of the member that starts at `member`, and compares it with the decoded content.
 pub(super) fn check_trailer<R: BufRead>(
-    input: &mut Input<R>,
+    input: &mut BlobInput<R>,
     member: u64,
     crc: u32,
     length: u64,
 ) -> Result<(), LayerError> {
-    let mut trailer = [0; TRAILER];
+    let mut trailer = [0; TRAILER_LEN];
     for byte in &mut trailer {
         *byte = input.byte(Codec::Gzip, "member trailer")?;
     }

@@ -47,6 +47,11 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// The directory of the layout.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// What skopeo calls an image of this layout.
     pub fn image(&self, tag: &str) -> String {
         format!("oci:{}:{tag}", self.dir.display())

@@ -2,11 +2,8 @@
 
 use serde::Deserialize;
 
-use super::manifest::check_length;
+use super::limits::{CONFIG_MAX, check_length};
 use super::{DiffId, ManifestError, Platform};
-
-/// Longest image config, in bytes. Nothing bounds it; the largest seen are some 100 KiB of history.
-pub const CONFIG_MAX: u64 = 8 << 20;
 
 /// What is read of an image's config (image-spec, config.md).
 #[derive(Debug, Clone, PartialEq, Eq)]

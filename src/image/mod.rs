@@ -3,18 +3,24 @@
 mod config;
 mod descriptor;
 mod digest;
+mod document;
 mod error;
+mod image_index;
+mod limits;
 mod manifest;
 mod name;
 mod platform;
 mod reference;
 mod validated;
 
-pub use config::{CONFIG_MAX, ImageConfig};
+pub use config::ImageConfig;
 pub use descriptor::{Compression, Descriptor, LayerMedia, media};
 pub use digest::{DiffId, Digest, DigestError, LayerDigest, ManifestDigest};
+pub use document::Document;
 pub use error::{DocumentKind, ManifestError};
-pub use manifest::{Document, ImageIndex, LAYERS_MAX, MANIFEST_MAX, Manifest};
+pub use image_index::ImageIndex;
+pub use limits::{CONFIG_MAX, LAYERS_MAX, MANIFEST_MAX};
+pub use manifest::Manifest;
 pub use name::{DOCKER_HUB, NAME_MAX, Name, TAG_MAX, Tag};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};

@@ -1,0 +1,386 @@
+//! Manifests and indexes, in their OCI and Docker forms.
+//!
+//! A document is what its content says it is. Its own `mediaType` and the type it was announced with must agree with that:
+//! one set of bytes must never be a manifest to one program and an index to the next (CVE-2021-41190).
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::descriptor::{Descriptor, media};
+use super::image_index::ImageIndex;
+use super::limits::{MANIFEST_MAX, check_length};
+use super::manifest::{Manifest, is_image_config};
+use super::{DocumentKind, ManifestError};
+
+/// A manifest or an index, told apart by content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Document {
+    /// An image for one platform.
+    Manifest(Manifest),
+    /// Manifests for several platforms.
+    Index(ImageIndex),
+}
+
+/// All fields that decide what a document is. One that stands twice is an error, since readers differ on which counts.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Fields {
+    schema_version: Option<u64>,
+    media_type: Option<String>,
+    artifact_type: Option<String>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+    manifests: Option<Vec<Descriptor>>,
+    fs_layers: Option<serde::de::IgnoredAny>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+impl Document {
+    /// Reads a manifest or an index. `announced` is the media type it came with: of the response, or of the descriptor that
+    /// led to it; types that say nothing (`application/json` and the like) are passed over.
+    ///
+    /// # Errors
+    /// See [`ManifestError`]: each thing that is not an image manifest or index is named.
+    pub fn parse(bytes: &[u8], announced: Option<&str>) -> Result<Self, ManifestError> {
+        check_length(bytes, MANIFEST_MAX)?;
+        let announced = announced.map(essence).filter(|announced| !announced.is_empty());
+        let start = bytes.trim_ascii_start();
+        if start.first() == Some(&b'<') || announced.as_deref() == Some("text/html") {
+            return Err(ManifestError::Html);
+        }
+        if announced.as_deref().is_some_and(is_schema1) {
+            return Err(ManifestError::Schema1);
+        }
+        let fields = match serde_json::from_slice::<Fields>(bytes) {
+            Ok(fields) => fields,
+            // Schema 1 and artifact manifests have fields of the same names in another form.
+            Err(error) => return Err(refuse(bytes, announced.as_deref()).unwrap_or(error.into())),
+        };
+        if fields.fs_layers.is_some()
+            || fields.schema_version == Some(1)
+            || fields.media_type.as_deref().is_some_and(is_schema1)
+        {
+            return Err(ManifestError::Schema1);
+        }
+        let kind = match (fields.config.is_some() || fields.layers.is_some(), fields.manifests.is_some()) {
+            (true, true) => return Err(ManifestError::Both),
+            (true, false) => DocumentKind::Manifest,
+            (false, true) => DocumentKind::Index,
+            (false, false) => {
+                return Err(refuse(bytes, announced.as_deref())
+                    .unwrap_or_else(|| ManifestError::Neither("no such fields".to_owned())));
+            }
+        };
+        match fields.schema_version {
+            Some(2) => {}
+            Some(version) => return Err(ManifestError::SchemaVersion(version)),
+            None => return Err(ManifestError::Neither("no schemaVersion".to_owned())),
+        }
+        let media_type = agreed_type(kind, fields.media_type.as_deref(), announced.as_deref())?;
+        let annotations = fields.annotations.unwrap_or_default();
+        match kind {
+            DocumentKind::Manifest => {
+                let (Some(config), Some(layers)) = (fields.config, fields.layers) else {
+                    return Err(ManifestError::Neither("a config or layers, not both".to_owned()));
+                };
+                if let (Some(artifact), false) = (&fields.artifact_type, is_image_config(&config)) {
+                    return Err(ManifestError::Artifact(artifact.clone()));
+                }
+                Manifest::checked(media_type, config, layers, annotations).map(Self::Manifest)
+            }
+            DocumentKind::Index => {
+                let manifests = fields.manifests.unwrap_or_default();
+                ImageIndex::checked(media_type, manifests, annotations).map(Self::Index)
+            }
+        }
+    }
+}
+
+/// A media type without its parameters.
+fn essence(media_type: &str) -> String {
+    media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+fn is_schema1(media_type: &str) -> bool {
+    media_type.starts_with("application/vnd.docker.distribution.manifest.v1+")
+}
+
+fn kind_of(media_type: &str) -> Option<DocumentKind> {
+    match media_type {
+        media::OCI_MANIFEST | media::DOCKER_MANIFEST => Some(DocumentKind::Manifest),
+        media::OCI_INDEX | media::DOCKER_LIST => Some(DocumentKind::Index),
+        _ => None,
+    }
+}
+
+/// The one media type that a document's content, its own field and the announced type lead to.
+fn agreed_type(
+    kind: DocumentKind,
+    own: Option<&str>,
+    announced: Option<&str>,
+) -> Result<String, ManifestError> {
+    let contradiction = |declared: &str| ManifestError::Contradiction { kind, declared: declared.to_owned() };
+    if let Some(own) = own
+        && kind_of(own) != Some(kind)
+    {
+        return Err(contradiction(own));
+    }
+    let announced = announced.filter(|announced| {
+        !matches!(*announced, "application/json" | "text/plain" | "application/octet-stream")
+    });
+    match (own, announced) {
+        (Some(own), Some(announced)) if own != announced => {
+            Err(ManifestError::AnnouncedOtherwise { own: own.to_owned(), announced: announced.to_owned() })
+        }
+        (None, Some(announced)) if kind_of(announced) != Some(kind) => Err(contradiction(announced)),
+        (Some(declared), _) | (None, Some(declared)) => Ok(declared.to_owned()),
+        // Only OCI documents may leave their type out.
+        (None, None) => Ok(match kind {
+            DocumentKind::Manifest => media::OCI_MANIFEST,
+            DocumentKind::Index => media::OCI_INDEX,
+        }
+        .to_owned()),
+    }
+}
+
+/// Looks more closely at JSON that does not read as a manifest; `None` where it gives no better reason.
+fn refuse(bytes: &[u8], announced: Option<&str>) -> Option<ManifestError> {
+    let value: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+    let Some(object) = value.as_object() else {
+        return Some(ManifestError::Neither("no JSON object at its top".to_owned()));
+    };
+    if object.get("schemaVersion").and_then(serde_json::Value::as_u64) == Some(1) {
+        return Some(ManifestError::Schema1);
+    }
+    let artifact = |media_type: &str| {
+        media_type.contains("artifact").then(|| {
+            let kind = object.get("artifactType").and_then(|kind| kind.as_str()).unwrap_or(media_type);
+            ManifestError::Artifact(kind.to_owned())
+        })
+    };
+    let own = object.get("mediaType").and_then(serde_json::Value::as_str);
+    if let Some(error) = own.and_then(artifact).or_else(|| announced.and_then(artifact)) {
+        return Some(error);
+    }
+    if let Some(error) = object.get("errors").and_then(|errors| errors.get(0)) {
+        let message = error.get("message").or_else(|| error.get("code")).and_then(|text| text.as_str());
+        return Some(ManifestError::Neither(format!("the error `{}`", message.unwrap_or("unknown"))));
+    }
+    if ["config", "layers", "manifests"].iter().any(|field| object.contains_key(*field)) {
+        return None;
+    }
+    let mut names: Vec<_> = object.keys().take(5).map(String::as_str).collect();
+    names.sort_unstable();
+    Some(ManifestError::Neither(match names.as_slice() {
+        [] => "no fields".to_owned(),
+        names => format!("the fields {}", names.join(", ")),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::image::{LAYERS_MAX, Platform};
+
+    const HEX: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn descriptor(media_type: &str) -> Value {
+        json!({"mediaType": media_type, "digest": HEX, "size": 7})
+    }
+
+    fn manifest() -> Value {
+        json!({
+            "schemaVersion": 2,
+            "mediaType": media::OCI_MANIFEST,
+            "config": descriptor(media::OCI_CONFIG),
+            "layers": [descriptor(media::OCI_LAYER_GZIP)],
+        })
+    }
+
+    fn index(platforms: &[&str]) -> Value {
+        let entries: Vec<Value> = platforms
+            .iter()
+            .map(|platform| {
+                let mut entry = descriptor(media::OCI_MANIFEST);
+                if let Ok(platform) = platform.parse::<Platform>() {
+                    entry["platform"] = serde_json::to_value(platform).unwrap();
+                }
+                entry["annotations"] = json!({"nr": platform});
+                entry
+            })
+            .collect();
+        json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries})
+    }
+
+    fn with(mut value: Value, key: &str, field: Value) -> Value {
+        value[key] = field;
+        value
+    }
+
+    fn without(mut value: Value, key: &str) -> Value {
+        value.as_object_mut().unwrap().remove(key);
+        value
+    }
+
+    fn parse(value: &Value, announced: Option<&str>) -> Result<Document, ManifestError> {
+        Document::parse(&serde_json::to_vec(value).unwrap(), announced)
+    }
+
+    #[test]
+    fn content_decides_what_a_document_is() {
+        let docker = with(
+            with(manifest(), "mediaType", json!(media::DOCKER_MANIFEST)),
+            "config",
+            descriptor(media::DOCKER_CONFIG),
+        );
+        for (value, announced, kind) in [
+            (manifest(), Some(media::OCI_MANIFEST), DocumentKind::Manifest),
+            (manifest(), None, DocumentKind::Manifest),
+            (manifest(), Some("application/json; charset=utf-8"), DocumentKind::Manifest),
+            (without(manifest(), "mediaType"), None, DocumentKind::Manifest),
+            (without(manifest(), "mediaType"), Some(media::OCI_MANIFEST), DocumentKind::Manifest),
+            (docker, Some(media::DOCKER_MANIFEST), DocumentKind::Manifest),
+            (index(&["linux/amd64"]), Some(media::OCI_INDEX), DocumentKind::Index),
+            (without(index(&[]), "mediaType"), None, DocumentKind::Index),
+            (with(index(&[]), "mediaType", json!(media::DOCKER_LIST)), None, DocumentKind::Index),
+        ] {
+            let document = parse(&value, announced).unwrap_or_else(|error| panic!("{value}: {error}"));
+            assert_eq!(matches!(document, Document::Manifest(_)), kind == DocumentKind::Manifest, "{value}");
+        }
+    }
+
+    #[test]
+    fn everything_else_is_refused_by_name() {
+        use ManifestError as E;
+        type Case = (Value, Option<&'static str>, fn(&ManifestError) -> bool);
+        let cases: Vec<Case> = vec![
+            (with(manifest(), "schemaVersion", json!(1)), None, |e| matches!(e, E::Schema1)),
+            (json!({"schemaVersion": 1, "fsLayers": [], "history": []}), None, |e| matches!(e, E::Schema1)),
+            (manifest(), Some("application/vnd.docker.distribution.manifest.v1+prettyjws"), |e| {
+                matches!(e, E::Schema1)
+            }),
+            (with(manifest(), "schemaVersion", json!(3)), None, |e| matches!(e, E::SchemaVersion(3))),
+            (without(manifest(), "schemaVersion"), None, |e| matches!(e, E::Neither(_))),
+            (with(manifest(), "manifests", json!([])), None, |e| matches!(e, E::Both)),
+            (with(manifest(), "mediaType", json!(media::OCI_INDEX)), None, |e| {
+                matches!(e, E::Contradiction { kind: DocumentKind::Manifest, .. })
+            }),
+            (manifest(), Some(media::DOCKER_MANIFEST), |e| matches!(e, E::AnnouncedOtherwise { .. })),
+            (without(index(&[]), "mediaType"), Some(media::OCI_MANIFEST), |e| {
+                matches!(e, E::Contradiction { kind: DocumentKind::Index, .. })
+            }),
+            (manifest(), Some("text/html"), |e| matches!(e, E::Html)),
+            (json!([1, 2]), None, |e| matches!(e, E::Neither(_) | E::Json(_))),
+            (json!({"hello": 1}), None, |e| matches!(e, E::Neither(what) if what.contains("hello"))),
+            (
+                json!({"errors": [{"code": "X", "message": "go away"}]}),
+                None,
+                |e| matches!(e, E::Neither(what) if what.contains("go away")),
+            ),
+            (with(manifest(), "layers", json!("none")), None, |e| matches!(e, E::Json(_))),
+            (without(manifest(), "layers"), None, |e| matches!(e, E::Neither(_))),
+            (
+                with(manifest(), "config", descriptor("application/vnd.cncf.helm.config.v1+json")),
+                None,
+                |e| matches!(e, E::Artifact(kind) if kind.contains("helm")),
+            ),
+            (
+                with(
+                    with(manifest(), "artifactType", json!("application/sbom")),
+                    "config",
+                    descriptor("application/vnd.oci.empty.v1+json"),
+                ),
+                None,
+                |e| matches!(e, E::Artifact(kind) if kind == "application/sbom"),
+            ),
+            (json!({"mediaType": "application/vnd.oci.artifact.manifest.v1+json", "blobs": []}), None, |e| {
+                matches!(e, E::Artifact(_))
+            }),
+            (
+                with(
+                    manifest(),
+                    "layers",
+                    json!([descriptor("application/vnd.oci.image.layer.v1.tar+gzip+encrypted")]),
+                ),
+                None,
+                |e| matches!(e, E::EncryptedLayer { .. }),
+            ),
+            (with(manifest(), "layers", json!([descriptor("text/x")])), None, |e| {
+                matches!(e, E::LayerType { .. })
+            }),
+            (
+                with(manifest(), "layers", Value::Array(vec![descriptor(media::OCI_LAYER); LAYERS_MAX + 1])),
+                None,
+                |e| matches!(e, E::TooMany { .. }),
+            ),
+            (with(manifest(), "config", with(descriptor(media::OCI_CONFIG), "size", json!(0))), None, |e| {
+                matches!(e, E::Size { what: "config", .. })
+            }),
+            (
+                with(
+                    manifest(),
+                    "layers",
+                    json!([with(descriptor(media::OCI_LAYER), "size", json!(u64::MAX))]),
+                ),
+                None,
+                |e| matches!(e, E::Size { what: "layer", .. }),
+            ),
+            (
+                with(
+                    manifest(),
+                    "layers",
+                    json!([with(descriptor(media::OCI_LAYER), "digest", json!("sha512:00"))]),
+                ),
+                None,
+                |e| matches!(e, E::Json(error) if error.to_string().contains("sha512")),
+            ),
+        ];
+        for (value, announced, expected) in cases {
+            let error = parse(&value, announced).expect_err(&value.to_string());
+            assert!(expected(&error), "{value}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_json_are_refused_by_name() {
+        let parse = |bytes: &[u8]| Document::parse(bytes, None).unwrap_err();
+        assert!(matches!(parse(b"\n <!DOCTYPE html><html>"), ManifestError::Html));
+        assert!(matches!(parse(b""), ManifestError::Json(_)));
+        assert!(matches!(parse(b"\xff\xfe"), ManifestError::Json(_)));
+        assert!(matches!(parse(&vec![b' '; (4 << 20) + 1]), ManifestError::TooLong { .. }));
+        let twice = manifest().to_string().replacen('{', r#"{"layers":[],"#, 1);
+        assert!(matches!(parse(twice.as_bytes()), ManifestError::Json(_)));
+    }
+
+    #[test]
+    fn index_gives_the_platforms_entry_and_lists_what_there_is() {
+        let choose = |platforms: &[&str], wanted: &str| {
+            let Document::Index(index) = parse(&index(platforms), None).unwrap() else { panic!("no index") };
+            let wanted = wanted.parse().unwrap();
+            index.choose(&wanted).map(|entry| entry.annotation("nr").unwrap().to_owned())
+        };
+        assert_eq!(choose(&["linux/arm64", "linux/amd64"], "linux/amd64").unwrap(), "linux/amd64");
+        assert_eq!(choose(&["linux/arm/v5", "linux/arm/v6"], "linux/arm/v7").unwrap(), "linux/arm/v6");
+        assert_eq!(choose(&["unknown/unknown", "linux/amd64"], "linux/amd64").unwrap(), "linux/amd64");
+        assert_eq!(choose(&[""], "linux/amd64").unwrap(), "");
+        assert!(choose(&["", ""], "linux/amd64").is_err());
+        assert!(choose(&["", "linux/s390x"], "linux/amd64").is_err());
+        let error = choose(&["linux/arm64", "windows/amd64", "unknown/unknown"], "linux/amd64").unwrap_err();
+        assert_eq!(error.to_string(), "no manifest for linux/amd64; there are linux/arm64, windows/amd64");
+        assert!(choose(&[], "linux/amd64").unwrap_err().to_string().ends_with("there are none"));
+    }
+
+    #[test]
+    fn written_manifest_reads_back() {
+        let Document::Manifest(manifest) = parse(&manifest(), None).unwrap() else { panic!("no manifest") };
+        assert_eq!(
+            Document::parse(&manifest.to_bytes(), None).unwrap(),
+            Document::Manifest(manifest.clone())
+        );
+        assert_eq!(manifest.typed_layers().len(), 1);
+    }
+}

@@ -1,0 +1,20 @@
+//! How large documents may be.
+
+use super::ManifestError;
+
+/// Largest manifest or index in bytes: what registries have to accept (distribution-spec, "Pushing Manifests").
+pub const MANIFEST_MAX: u64 = 4 << 20;
+
+/// Largest image configuration in bytes. No specification limits it; the largest seen have some 100 KiB of history.
+pub const CONFIG_MAX: u64 = 8 << 20;
+
+/// Most layers of an image. Docker stops at 127 and overlayfs at 500; each layer costs an open index.
+pub const LAYERS_MAX: usize = 1000;
+
+/// Most manifests of an index.
+pub(super) const INDEX_ENTRIES_MAX: usize = 10_000;
+
+pub(super) fn check_length(bytes: &[u8], limit: u64) -> Result<(), ManifestError> {
+    let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    if size > limit { Err(ManifestError::TooLong { size, limit }) } else { Ok(()) }
+}

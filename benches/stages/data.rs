@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use rcx_imagefs::image::{Digest, LayerDigest};
-use rcx_imagefs::index::{Build, Index, build};
+use rcx_imagefs::index::{BuildOptions, Index, build};
 
 /// Directories of a layer with many entries.
 pub(crate) const DIRECTORIES: u32 = 200;
@@ -112,7 +112,7 @@ pub(crate) fn zstd(tar: &[u8]) -> Vec<u8> {
 
 /// The index file of a blob whose every span has a checkpoint.
 pub(crate) fn index_of(blob: &[u8]) -> Vec<u8> {
-    let (built, _) = build(blob, &Build::default(), || Ok(std::io::sink())).unwrap();
+    let (built, _) = build(blob, &BuildOptions::default(), || Ok(std::io::sink())).unwrap();
     built.finish(&LayerDigest::new(Digest::of(blob))).unwrap()
 }
 

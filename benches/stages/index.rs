@@ -1,7 +1,7 @@
 //! The index of one layer: made of a blob, and opened.
 
 use criterion::{Criterion, Throughput};
-use rcx_imagefs::index::{Build, Index, build};
+use rcx_imagefs::index::{BuildOptions, Index, build};
 
 use crate::data;
 
@@ -20,7 +20,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         ("tar", tar.clone()),
     ] {
         group.bench_function(name, |bencher| {
-            bencher.iter(|| build(&blob[..], &Build::default(), || Ok(std::io::sink())).unwrap());
+            bencher.iter(|| build(&blob[..], &BuildOptions::default(), || Ok(std::io::sink())).unwrap());
         });
     }
     group.finish();

@@ -9,14 +9,14 @@ use super::pull::PulledJson;
 use super::{Context, output};
 use crate::image::Reference;
 use crate::import::Archive;
-use crate::pipeline::{Load, load};
+use crate::pipeline::{LoadJob, load};
 use crate::store::Store;
 
 const EXAMPLES: &str = "\
 Examples:
-  Load an image that docker has saved:
+  LoadJob an image that docker has saved:
     docker save lab/gcc:13 -o gcc.tar && rcx-imagefs load gcc.tar
-  Load an OCI layout under a name:
+  LoadJob an OCI layout under a name:
     rcx-imagefs load ./layout --name lab/gcc:13";
 
 /// Load images from an OCI layout (directory or tar) or a `docker save` archive
@@ -46,7 +46,7 @@ pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
     let archive = Archive::open(&args.path, &platform).with_context(at)?;
     // Create a store only when there is something to store: its path may be mistyped.
     let store = context.make_store()?;
-    let job = Load { store: store.clone(), name, progress: output::progress() };
+    let job = LoadJob { store: store.clone(), name, progress: output::progress() };
     let images = load(&job, &archive).with_context(at)?;
     context.refresh(&store);
     if args.json {

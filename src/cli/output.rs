@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::error::ErrorJson;
 use crate::os::ignore_poison;
-use crate::pipeline::{Event, Progress};
+use crate::pipeline::{ProgressEvent, ProgressSink};
 
 /// Whether this process has printed a JSON document: there is one at most.
 static JSON_PRINTED: AtomicBool = AtomicBool::new(false);
@@ -89,9 +89,9 @@ pub(super) fn size(bytes: u64) -> String {
 }
 
 /// Shows a progress bar per layer on stderr if that is a terminal, and nothing otherwise.
-pub(super) fn progress() -> Progress {
+pub(super) fn progress() -> ProgressSink {
     if !std::io::stderr().is_terminal() {
-        return Progress::none();
+        return ProgressSink::none();
     }
     let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
     let open: Arc<Mutex<HashMap<String, ProgressBar>>> = Arc::default();
@@ -99,30 +99,30 @@ pub(super) fn progress() -> Progress {
         "{prefix:>19} {wide_bar:.cyan/dim} {binary_bytes:>11}/{binary_total_bytes:<11} {msg}",
     )
     .unwrap_or_else(|_| ProgressStyle::default_bar());
-    Progress::new(move |event| {
+    ProgressSink::new(move |event| {
         let mut open = ignore_poison(open.lock());
         match event {
-            Event::Layer { digest, size } => {
+            ProgressEvent::Layer { digest, size } => {
                 let short: String = digest.hex().chars().take(12).collect();
                 let bar = bars.add(ProgressBar::new(size).with_style(style.clone()).with_prefix(short));
                 open.insert(digest.hex(), bar);
             }
-            Event::Bytes { digest, total } => {
+            ProgressEvent::Bytes { digest, total } => {
                 if let Some(bar) = open.get(&digest.hex()) {
                     bar.set_position(total);
                 }
             }
-            Event::Waiting { digest } => {
+            ProgressEvent::Waiting { digest } => {
                 if let Some(bar) = open.get(&digest.hex()) {
                     bar.set_message("another process fetches it");
                 }
             }
-            Event::Rebuilding { digest } => {
+            ProgressEvent::Rebuilding { digest } => {
                 if let Some(bar) = open.get(&digest.hex()) {
                     bar.set_message("rebuilding its index");
                 }
             }
-            Event::Done { digest } => {
+            ProgressEvent::Done { digest } => {
                 if let Some(bar) = open.remove(&digest.hex()) {
                     bar.finish_and_clear();
                 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::error::ErrorJson;
 use super::{Context, REFERENCE, output};
 use crate::image::Reference;
-use crate::pipeline::{Arrived, Pull, pull};
+use crate::pipeline::{PullJob, StoredImage, pull};
 use crate::registry::{PlainHttp, Registry, RegistryOptions};
 use crate::store::Store;
 
@@ -53,7 +53,7 @@ pub(super) struct PulledJson {
 }
 
 impl PulledJson {
-    pub(super) fn new(context: &Context, arrived: &Arrived) -> Self {
+    pub(super) fn new(context: &Context, arrived: &StoredImage) -> Self {
         Self {
             name: arrived.name.familiar(context.default_registry()),
             digest: arrived.digest.to_string(),
@@ -124,7 +124,7 @@ pub(super) fn run(context: &Context, args: &PullArgs) -> anyhow::Result<()> {
             let resolved = registry.resolve(reference).await.with_context(at)?;
             // Create a store only when there is something to store: its path may be mistyped.
             let store = context.make_store()?;
-            let job = Pull { store: store.clone(), registry, progress: output::progress() };
+            let job = PullJob { store: store.clone(), registry, progress: output::progress() };
             let image = pull(&job, reference, resolved).await.with_context(at)?;
             context.refresh(&store);
             if !args.json {

@@ -67,8 +67,8 @@ pub(super) fn run(context: &Context, args: &UnpackArgs) -> anyhow::Result<()> {
         .nodes
         .iter()
         .map(|node| match node.source {
-            crate::tree::Source::Entry { layer, entry } => layers[layer.index()].stored_size(entry),
-            crate::tree::Source::Implied => 0,
+            crate::tree::NodeSource::Entry { layer, entry } => layers[layer.index()].stored_size(entry),
+            crate::tree::NodeSource::Implied => 0,
         })
         .sum();
     let bar = output::bar(total);

@@ -1,7 +1,7 @@
 //! Attributes of inodes.
 
 use super::Ino;
-use crate::index::{Entry, Kind};
+use crate::index::{Entry, IndexedKind};
 use crate::layer::Timestamp;
 use crate::tree::{IMPLIED_MODE, IMPLIED_MTIME};
 
@@ -86,13 +86,17 @@ impl InodeAttr {
         stored: impl Fn() -> u64,
     ) -> Option<Self> {
         let (kind, size, blocks, rdev) = match entry.kind() {
-            Kind::Directory => (FileKind::Directory, DIRECTORY_SIZE, DIRECTORY_SIZE / BLOCK, 0),
-            Kind::Regular { size } => (FileKind::Regular, size, stored().div_ceil(BLOCK), 0),
-            Kind::Symlink { target } => (FileKind::Symlink, target.len() as u64, 0, 0),
-            Kind::CharDevice { major, minor } => (FileKind::CharDevice, 0, 0, device_number(major, minor)),
-            Kind::BlockDevice { major, minor } => (FileKind::BlockDevice, 0, 0, device_number(major, minor)),
-            Kind::Fifo => (FileKind::Fifo, 0, 0, 0),
-            Kind::Hardlink { .. } => return None,
+            IndexedKind::Directory => (FileKind::Directory, DIRECTORY_SIZE, DIRECTORY_SIZE / BLOCK, 0),
+            IndexedKind::Regular { size } => (FileKind::Regular, size, stored().div_ceil(BLOCK), 0),
+            IndexedKind::Symlink { target } => (FileKind::Symlink, target.len() as u64, 0, 0),
+            IndexedKind::CharDevice { major, minor } => {
+                (FileKind::CharDevice, 0, 0, device_number(major, minor))
+            }
+            IndexedKind::BlockDevice { major, minor } => {
+                (FileKind::BlockDevice, 0, 0, device_number(major, minor))
+            }
+            IndexedKind::Fifo => (FileKind::Fifo, 0, 0, 0),
+            IndexedKind::Hardlink { .. } => return None,
         };
         let (mode, uid, gid, mtime) = (entry.mode(), entry.uid(), entry.gid(), entry.mtime());
         Some(Self { ino, kind, mode, nlink, uid, gid, size, blocks, rdev, mtime })

@@ -11,7 +11,7 @@ use super::{
     DecodedIno, FsError, ImageSource, Ino, LoadError, NameTarget, Namespace, NamespaceChanges,
     NamespaceDirectory, NamespaceNode, SpanCache,
 };
-use crate::index::{Kind, Piece};
+use crate::index::{IndexedKind, Piece};
 use crate::os::ignore_poison;
 use crate::tree::NodeId;
 
@@ -240,7 +240,7 @@ impl ImageFs {
         }
         match self.resolver.inode(ino)? {
             InodeSource::Entry(inode) => match inode.kind() {
-                Kind::Symlink { target } => Ok(target.to_vec()),
+                IndexedKind::Symlink { target } => Ok(target.to_vec()),
                 _ => Err(FsError::WrongKind(ino)),
             },
             InodeSource::Implied(_) => Err(FsError::WrongKind(ino)),
@@ -275,7 +275,7 @@ impl ImageFs {
     /// The inode is not a regular file, or there is no such offset.
     pub fn seek(&self, ino: Ino, offset: u64, hole: bool) -> Result<u64, FsError> {
         let inode = self.resolver.regular_file(ino)?;
-        let Kind::Regular { size } = inode.kind() else {
+        let IndexedKind::Regular { size } = inode.kind() else {
             return Err(FsError::WrongKind(ino));
         };
         if offset >= size {

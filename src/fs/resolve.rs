@@ -12,9 +12,9 @@ use super::attr::InodeAttr;
 use super::images::ImageTable;
 use super::layers::{LayerTable, SlotLayer};
 use super::{DecodedIno, FsError, ImageSource, Ino, Namespace, NamespaceNode, PublishedImage};
-use crate::index::{EntryId, Kind};
+use crate::index::{EntryId, IndexedKind};
 use crate::os::ignore_poison;
-use crate::tree::{LayerNo, NodeId, Source as NodeSource, Tree};
+use crate::tree::{LayerNo, NodeId, NodeSource, Tree};
 
 /// What the mount shows now, and all that is open.
 #[derive(Debug)]
@@ -82,8 +82,8 @@ impl Resolver {
         match self.inode(ino)? {
             InodeSource::Implied(_) => Err(FsError::IsADirectory(ino)),
             InodeSource::Entry(inode) => match inode.kind() {
-                Kind::Regular { .. } => Ok(inode),
-                Kind::Directory => Err(FsError::IsADirectory(ino)),
+                IndexedKind::Regular { .. } => Ok(inode),
+                IndexedKind::Directory => Err(FsError::IsADirectory(ino)),
                 _ => Err(FsError::WrongKind(ino)),
             },
         }
@@ -114,7 +114,10 @@ impl Resolver {
                     return Err(FsError::Stale(ino));
                 }
                 // Never handed out: directories have a number of their image, and a hard link shares its target's.
-                if matches!(layer.index().entry(entry).kind(), Kind::Directory | Kind::Hardlink { .. }) {
+                if matches!(
+                    layer.index().entry(entry).kind(),
+                    IndexedKind::Directory | IndexedKind::Hardlink { .. }
+                ) {
                     return Err(FsError::Stale(ino));
                 }
                 let nlink = layer.index().own_nlink(entry);
@@ -192,7 +195,7 @@ impl InodeSource {
 }
 
 impl EntryInode {
-    pub(super) fn kind(&self) -> Kind<'_> {
+    pub(super) fn kind(&self) -> IndexedKind<'_> {
         let (_, layer) = &self.layer;
         layer.index().entry(self.entry).kind()
     }

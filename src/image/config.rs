@@ -35,7 +35,7 @@ impl ImageConfig {
     /// [`ManifestError::Config`], [`ManifestError::RootfsType`] or [`ManifestError::TooLong`].
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         #[derive(Deserialize)]
-        struct Outer {
+        struct ConfigDocument {
             rootfs: Rootfs,
             #[serde(default)]
             os: String,
@@ -44,7 +44,7 @@ impl ImageConfig {
             #[serde(default)]
             variant: Option<String>,
             #[serde(default)]
-            config: Option<Inner>,
+            config: Option<ProgramConfig>,
             #[serde(default)]
             created: Option<String>,
         }
@@ -57,7 +57,7 @@ impl ImageConfig {
         }
         #[derive(Deserialize, Default)]
         #[serde(rename_all = "PascalCase", default)]
-        struct Inner {
+        struct ProgramConfig {
             env: Option<Vec<String>>,
             working_dir: Option<String>,
             entrypoint: Option<Vec<String>>,
@@ -65,7 +65,7 @@ impl ImageConfig {
             user: Option<String>,
         }
         check_length(bytes, CONFIG_MAX)?;
-        let outer: Outer = serde_json::from_slice(bytes).map_err(ManifestError::Config)?;
+        let outer: ConfigDocument = serde_json::from_slice(bytes).map_err(ManifestError::Config)?;
         if outer.rootfs.kind != "layers" {
             return Err(ManifestError::RootfsType(outer.rootfs.kind));
         }

@@ -25,7 +25,7 @@ pub enum Document {
 /// All fields that decide what a document is. One that stands twice is an error, since readers differ on which counts.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Fields {
+struct DocumentFields {
     schema_version: Option<u64>,
     media_type: Option<String>,
     artifact_type: Option<String>,
@@ -53,7 +53,7 @@ impl Document {
         if announced.as_deref().is_some_and(is_schema1) {
             return Err(ManifestError::Schema1);
         }
-        let fields = match serde_json::from_slice::<Fields>(bytes) {
+        let fields = match serde_json::from_slice::<DocumentFields>(bytes) {
             Ok(fields) => fields,
             // Schema 1 and artifact manifests have fields of the same names in another form.
             Err(error) => return Err(refuse(bytes, announced.as_deref()).unwrap_or(error.into())),
@@ -256,8 +256,8 @@ mod tests {
     #[test]
     fn everything_else_is_refused_by_name() {
         use ManifestError as E;
-        type Case = (Value, Option<&'static str>, fn(&ManifestError) -> bool);
-        let cases: Vec<Case> = vec![
+        type RefusedDocument = (Value, Option<&'static str>, fn(&ManifestError) -> bool);
+        let cases: Vec<RefusedDocument> = vec![
             (with(manifest(), "schemaVersion", json!(1)), None, |e| matches!(e, E::Schema1)),
             (json!({"schemaVersion": 1, "fsLayers": [], "history": []}), None, |e| matches!(e, E::Schema1)),
             (manifest(), Some("application/vnd.docker.distribution.manifest.v1+prettyjws"), |e| {

@@ -114,7 +114,7 @@ pub enum ManifestError {
     #[error("image config is not valid")]
     Config(#[source] serde_json::Error),
     /// Nothing in the index is for the wanted platform.
-    #[error("no manifest for {wanted}; there are {}", Offered(.offered))]
+    #[error("no manifest for {wanted}; there are {}", PlatformList(.offered))]
     NoPlatform {
         /// The platform asked for.
         wanted: Platform,
@@ -124,9 +124,9 @@ pub enum ManifestError {
 }
 
 /// Writes the platforms of an index for a message.
-struct Offered<'a>(&'a [Platform]);
+struct PlatformList<'a>(&'a [Platform]);
 
-impl fmt::Display for Offered<'_> {
+impl fmt::Display for PlatformList<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return f.write_str("none");

@@ -94,7 +94,7 @@ impl Manifest {
     pub fn to_bytes(&self) -> Vec<u8> {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
-        struct Written<'a> {
+        struct ManifestJson<'a> {
             schema_version: u64,
             media_type: &'a str,
             config: &'a Descriptor,
@@ -102,7 +102,7 @@ impl Manifest {
             #[serde(skip_serializing_if = "BTreeMap::is_empty")]
             annotations: &'a BTreeMap<String, String>,
         }
-        serde_json::to_vec(&Written {
+        serde_json::to_vec(&ManifestJson {
             schema_version: 2,
             media_type: &self.media_type,
             config: &self.config,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// An operating system and a processor, `os/architecture[/variant]` in text (image-spec, image-index.md).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(from = "Document", into = "Document")]
+#[serde(from = "PlatformJson", into = "PlatformJson")]
 pub struct Platform {
     os: String,
     architecture: String,
@@ -20,7 +20,7 @@ pub struct Platform {
 
 /// The platform as descriptors and configs spell it; fields that only Windows uses are passed over.
 #[derive(Serialize, Deserialize)]
-struct Document {
+struct PlatformJson {
     #[serde(default)]
     os: String,
     #[serde(default)]
@@ -140,13 +140,13 @@ fn with_v(variant: &str) -> String {
     if variant.starts_with(|c: char| c.is_ascii_digit()) { format!("v{variant}") } else { variant.to_owned() }
 }
 
-impl From<Document> for Platform {
-    fn from(document: Document) -> Self {
+impl From<PlatformJson> for Platform {
+    fn from(document: PlatformJson) -> Self {
         Self::new(&document.os, &document.architecture, document.variant.as_deref())
     }
 }
 
-impl From<Platform> for Document {
+impl From<Platform> for PlatformJson {
     fn from(platform: Platform) -> Self {
         Self { os: platform.os, architecture: platform.architecture, variant: platform.variant }
     }

@@ -13,15 +13,13 @@ use sha2::Digest as _;
 
 use super::limits::TarLimit;
 use super::tables::Tables;
-use super::thin::{Draft, thin};
+use super::thin::{SpanDraft, thin};
 use crate::image::{DiffId, Digest};
 use crate::layer::{
     BlobOffset, Codec, LayerError, MemberName, Printable, SpanDecoder, SpanLimits, TarEntry, TarError,
     TarOffset, TarWalk,
 };
 
-/// Longest span, in bytes of tar, that thinning makes.
-pub const SPAN_MAX: u64 = 1 << 20;
 /// Windows held in memory before thinning starts ahead of the end, in bytes.
 const WINDOWS_IN_MEMORY: u64 = 64 << 20;
 /// Level of the frames of the seekable file: fast to make, and as fast to decode as any other.
@@ -69,7 +67,7 @@ pub enum BuildError {
 
 /// How an index is built.
 #[derive(Debug, Clone, Copy)]
-pub struct Build {
+pub struct BuildOptions {
     /// How long spans are before thinning.
     pub limits: SpanLimits,
     /// Whether checkpoints are dropped to meet the size goal. Tests keep them all.
@@ -78,7 +76,7 @@ pub struct Build {
     pub tar_limit: TarLimit,
 }
 
-impl Default for Build {
+impl Default for BuildOptions {
     fn default() -> Self {
         Self { limits: SpanLimits::PRODUCTION, thin: true, tar_limit: TarLimit::default() }
     }
@@ -86,13 +84,13 @@ impl Default for Build {
 
 /// An index, but for the digest of its blob.
 #[derive(Debug)]
-pub struct Built {
+pub struct BuiltIndex {
     pub(super) codec: Codec,
     pub(super) diff_id: DiffId,
     pub(super) blob_size: u64,
     pub(super) tar_size: u64,
     pub(super) seekable_size: u64,
-    pub(super) drafts: Vec<Draft>,
+    pub(super) drafts: Vec<SpanDraft>,
     pub(super) tables: Tables,
     pub(super) thin: bool,
 }
@@ -106,9 +104,9 @@ pub struct Built {
 /// Whatever is wrong with the layer, with its place; I/O errors of `input` and of the seekable file.
 pub fn build<R: BufRead, W: Write>(
     input: R,
-    options: &Build,
+    options: &BuildOptions,
     seekable: impl FnOnce() -> io::Result<W>,
-) -> Result<(Built, Option<W>), BuildError> {
+) -> Result<(BuiltIndex, Option<W>), BuildError> {
     std::thread::scope(|scope| {
         let (sender, receiver) = std::sync::mpsc::sync_channel::<Arc<Vec<u8>>>(HASH_QUEUE);
         let hash = scope.spawn(move || {
@@ -116,7 +114,7 @@ pub fn build<R: BufRead, W: Write>(
             receiver.iter().for_each(|bytes| sha256.update(bytes.as_slice()));
             Digest::new(sha256.finalize().into())
         });
-        let decoder = SpanDecoder::new(Counted { input, count: 0 }, options.limits)?;
+        let decoder = SpanDecoder::new(CountingReader { input, count: 0 }, options.limits)?;
         let mut stream = SpanStream {
             decoder,
             options: *options,
@@ -146,7 +144,7 @@ pub fn build<R: BufRead, W: Write>(
         }
         tables.close();
         let codec = decoder.codec();
-        let built = Built {
+        let built = BuiltIndex {
             codec,
             diff_id,
             blob_size: decoder.into_inner().count,
@@ -185,12 +183,12 @@ fn too_large(entry: &TarEntry, what: &'static str) -> BuildError {
 
 /// Counts what is read of the blob.
 #[derive(Debug)]
-struct Counted<R> {
+struct CountingReader<R> {
     input: R,
     count: u64,
 }
 
-impl<R: BufRead> Read for Counted<R> {
+impl<R: BufRead> Read for CountingReader<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let length = self.input.read(out)?;
         self.count += length as u64;
@@ -198,7 +196,7 @@ impl<R: BufRead> Read for Counted<R> {
     }
 }
 
-impl<R: BufRead> BufRead for Counted<R> {
+impl<R: BufRead> BufRead for CountingReader<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         self.input.fill_buf()
     }
@@ -211,13 +209,13 @@ impl<R: BufRead> BufRead for Counted<R> {
 
 /// The tar as a stream; pulling at it makes spans.
 struct SpanStream<R: BufRead, W, F> {
-    decoder: SpanDecoder<Counted<R>>,
-    options: Build,
+    decoder: SpanDecoder<CountingReader<R>>,
+    options: BuildOptions,
     current: Arc<Vec<u8>>,
     /// Spans that the hash thread may still have.
     retired: VecDeque<Arc<Vec<u8>>>,
     at: usize,
-    drafts: Vec<Draft>,
+    drafts: Vec<SpanDraft>,
     windows: u64,
     tar_end: u64,
     seekable_end: u64,
@@ -247,13 +245,13 @@ impl<R: BufRead, W: Write, F: FnOnce() -> io::Result<W>> SpanStream<R, W, F> {
         let mut crc = crc32fast::Hasher::new();
         crc.update(&span.bytes);
         let tar_len = span.bytes.len() as u64;
-        let draft = Draft { tar: self.tar_end, tar_len, data, crc, checkpoint: span.checkpoint };
+        let draft = SpanDraft { tar: self.tar_end, tar_len, data, crc, checkpoint: span.checkpoint };
         self.tar_end += tar_len;
         self.windows += draft.cost();
         self.drafts.push(draft);
         if self.options.thin && self.windows > WINDOWS_IN_MEMORY {
             self.drafts = thin(std::mem::take(&mut self.drafts), WINDOWS_IN_MEMORY / 2);
-            self.windows = self.drafts.iter().map(Draft::cost).sum();
+            self.windows = self.drafts.iter().map(SpanDraft::cost).sum();
         }
         self.retired.push_back(std::mem::replace(&mut self.current, Arc::new(span.bytes)));
         if self.retired.len() > HASH_QUEUE + 1

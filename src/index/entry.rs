@@ -1,12 +1,12 @@
 //! One entry of a layer, as its index tells it.
 
 use super::format::TAR_BLOCK;
-use super::records::{Attr, u16_at, u32_at};
+use super::records::{EntryAttr, u16_at, u32_at};
 use crate::layer::{TarOffset, Timestamp};
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind<'a> {
+pub enum IndexedKind<'a> {
     /// Directory.
     Directory,
     /// Regular file.
@@ -47,8 +47,8 @@ pub enum Kind<'a> {
 pub struct Entry<'a> {
     pub(super) dir: &'a [u8],
     pub(super) name: &'a [u8],
-    pub(super) kind: Kind<'a>,
-    pub(super) attr: Attr,
+    pub(super) kind: IndexedKind<'a>,
+    pub(super) attr: EntryAttr,
     pub(super) set: &'a [u8],
     pub(super) header: u64,
     pub(super) extent: Option<u32>,
@@ -75,7 +75,7 @@ impl<'a> Entry<'a> {
 
     /// What it is.
     #[must_use]
-    pub fn kind(&self) -> Kind<'a> {
+    pub fn kind(&self) -> IndexedKind<'a> {
         self.kind
     }
 

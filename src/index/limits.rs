@@ -32,8 +32,8 @@ impl LayerLimits {
     pub fn of_blob(&self, blob_bytes: u64) -> TarLimit {
         let by_ratio = self.ratio.saturating_mul(blob_bytes).max(RATIO_FROM);
         match by_ratio < self.tar_bytes {
-            true => TarLimit { bytes: by_ratio, why: Why::Ratio(self.ratio) },
-            false => TarLimit { bytes: self.tar_bytes, why: Why::Size },
+            true => TarLimit { bytes: by_ratio, reason: TarLimitReason::Ratio(self.ratio) },
+            false => TarLimit { bytes: self.tar_bytes, reason: TarLimitReason::Size },
         }
     }
 }
@@ -42,11 +42,11 @@ impl LayerLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TarLimit {
     bytes: u64,
-    why: Why,
+    reason: TarLimitReason,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Why {
+enum TarLimitReason {
     Size,
     Ratio(u64),
 }
@@ -69,14 +69,14 @@ impl Default for TarLimit {
 impl fmt::Display for TarLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.bytes)?;
-        match self.why {
-            Why::Size => f.write_str(" (`layer-size-mib` in `[limits]` of the configuration)"),
-            Why::Ratio(ratio) if self.bytes == RATIO_FROM => write!(
+        match self.reason {
+            TarLimitReason::Size => f.write_str(" (`layer-size-mib` in `[limits]` of the configuration)"),
+            TarLimitReason::Ratio(ratio) if self.bytes == RATIO_FROM => write!(
                 f,
                 ", which is as far as a tar may go that is more than {ratio} times its blob (`layer-ratio` in `[limits]` of \
                  the configuration)"
             ),
-            Why::Ratio(ratio) => {
+            TarLimitReason::Ratio(ratio) => {
                 write!(f, ", {ratio} times its blob (`layer-ratio` in `[limits]` of the configuration)")
             }
         }
@@ -90,17 +90,17 @@ mod tests {
     #[test]
     fn the_lower_limit_holds_and_small_tars_have_no_ratio() {
         let limits = LayerLimits { tar_bytes: 64 << 30, ratio: 200 };
-        for (blob, bytes, why) in [
-            (0, RATIO_FROM, Why::Ratio(200)),
-            (1 << 20, RATIO_FROM, Why::Ratio(200)),
-            (6 << 20, 200 * (6 << 20), Why::Ratio(200)),
-            (64 << 30, 64 << 30, Why::Size),
-            (u64::MAX, 64 << 30, Why::Size),
+        for (blob, bytes, reason) in [
+            (0, RATIO_FROM, TarLimitReason::Ratio(200)),
+            (1 << 20, RATIO_FROM, TarLimitReason::Ratio(200)),
+            (6 << 20, 200 * (6 << 20), TarLimitReason::Ratio(200)),
+            (64 << 30, 64 << 30, TarLimitReason::Size),
+            (u64::MAX, 64 << 30, TarLimitReason::Size),
         ] {
-            assert_eq!(limits.of_blob(blob), TarLimit { bytes, why }, "{blob}");
+            assert_eq!(limits.of_blob(blob), TarLimit { bytes, reason }, "{blob}");
         }
         // Below what the ratio begins at, the size is all that counts.
         let small = LayerLimits { tar_bytes: 1 << 20, ratio: 1 };
-        assert_eq!(small.of_blob(0), TarLimit { bytes: 1 << 20, why: Why::Size });
+        assert_eq!(small.of_blob(0), TarLimit { bytes: 1 << 20, reason: TarLimitReason::Size });
     }
 }

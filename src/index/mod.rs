@@ -19,12 +19,13 @@ mod write;
 
 use std::fmt;
 
-pub use build::{Build, BuildError, Built, SPAN_MAX, build};
-pub use entry::{Entry, Kind};
+pub use build::{BuildError, BuildOptions, BuiltIndex, build};
+pub use entry::{Entry, IndexedKind};
 pub use limits::{LayerLimits, RATIO_FROM, TarLimit};
 pub use open::{Index, IndexError, open_file, recorded_diff_id};
-pub use read::{Layer, Piece, ReadError, Source};
+pub use read::{Layer, LayerBytes, Piece, ReadError};
 pub use tables::TABLES_MAX;
+pub use thin::SPAN_MAX;
 
 /// One entry of a layer that is not a marker: its ordinal in the tar. A pure function of the layer's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -9,12 +9,12 @@ use std::os::unix::fs::FileExt as _;
 
 use memmap2::Mmap;
 
-use super::entry::{Entry, Kind};
+use super::entry::{Entry, IndexedKind};
 use super::format::{
     ATTR_LEN, CHECKED_FROM, ENTRY_LEN, EXTENT_LEN, GROUP_LEN, HEADER_LEN, KindByte, MAGIC, NO_XATTRS,
     SECTIONS, SEGMENT_LEN, SPAN_LEN, Section, SpanKind, TAR_BLOCK, VERSION, padded,
 };
-use super::records::{Group, SpanRecord, array, attr_of, between, record, u16_at, u32_at, u64_at};
+use super::records::{GroupRecord, SpanRecord, array, attr_of, between, record, u16_at, u32_at, u64_at};
 use super::{EntryId, SpanId};
 use crate::image::{DiffId, Digest, LayerDigest};
 use crate::layer::{Codec, TarOffset};
@@ -218,13 +218,13 @@ impl<D: AsRef<[u8]>> Index<D> {
         }
     }
 
-    pub(super) fn group(&self, ordinal: u32) -> Group {
+    pub(super) fn group(&self, ordinal: u32) -> GroupRecord {
         let bytes = record(self.section(Section::Groups), ordinal as usize, GROUP_LEN);
         let start = usize::try_from(u64_at(bytes, 0)).expect("groups were validated at open");
-        Group { heap: start..start + u32_at(bytes, 8) as usize, raw_len: u32_at(bytes, 12) as usize }
+        GroupRecord { heap: start..start + u32_at(bytes, 8) as usize, raw_len: u32_at(bytes, 12) as usize }
     }
 
-    pub(super) fn window_heap(&self, group: &Group) -> &[u8] {
+    pub(super) fn window_heap(&self, group: &GroupRecord) -> &[u8] {
         &self.section(Section::Windows)[group.heap.clone()]
     }
 
@@ -299,14 +299,18 @@ impl<D: AsRef<[u8]>> Index<D> {
         let attr = attr_of(attr).expect("attributes were validated at open");
         let payload = u32_at(bytes, 16);
         let kind = match attr.kind {
-            KindByte::Directory => Kind::Directory,
-            KindByte::Regular => Kind::Regular { size: payload.into() },
-            KindByte::Extended => Kind::Regular { size: self.extent(payload as usize).0 },
-            KindByte::Symlink => Kind::Symlink { target: self.text(payload) },
-            KindByte::Hardlink => Kind::Hardlink { target: self.text(payload) },
-            KindByte::CharDevice => Kind::CharDevice { major: payload >> 20, minor: payload & 0xf_ffff },
-            KindByte::BlockDevice => Kind::BlockDevice { major: payload >> 20, minor: payload & 0xf_ffff },
-            KindByte::Fifo => Kind::Fifo,
+            KindByte::Directory => IndexedKind::Directory,
+            KindByte::Regular => IndexedKind::Regular { size: payload.into() },
+            KindByte::Extended => IndexedKind::Regular { size: self.extent(payload as usize).0 },
+            KindByte::Symlink => IndexedKind::Symlink { target: self.text(payload) },
+            KindByte::Hardlink => IndexedKind::Hardlink { target: self.text(payload) },
+            KindByte::CharDevice => {
+                IndexedKind::CharDevice { major: payload >> 20, minor: payload & 0xf_ffff }
+            }
+            KindByte::BlockDevice => {
+                IndexedKind::BlockDevice { major: payload >> 20, minor: payload & 0xf_ffff }
+            }
+            KindByte::Fifo => IndexedKind::Fifo,
         };
         let xattrs: &[u8] = match attr.xattrs {
             NO_XATTRS => &[],

@@ -11,20 +11,20 @@ use memmap2::Mmap;
 use super::format::{NO_BLOCK, NO_WINDOW, NOT_SPARSE, SpanKind};
 use super::records::SpanRecord;
 use super::windows::{decompress, window_of};
-use super::{EntryId, Index, IndexError, Kind, SpanId};
+use super::{EntryId, Index, IndexError, IndexedKind, SpanId};
 use crate::image::LayerDigest;
 use crate::layer::{BlockHeader, Checkpoint, LayerError, TarOffset, Window, decode_span};
 
 /// Where a layer's bytes come from.
 #[derive(Debug)]
-pub enum Source {
+pub enum LayerBytes {
     /// A file of the store: a blob or a seekable form.
     File(File),
     /// Bytes in memory.
     Memory(Vec<u8>),
 }
 
-impl Source {
+impl LayerBytes {
     /// Makes `out` the `length` bytes from `offset` on. Memory is taken as the bytes come: an index can say anything of
     /// a length.
     fn read_into(&self, out: &mut Vec<u8>, length: usize, offset: u64) -> std::io::Result<()> {
@@ -105,8 +105,8 @@ pub enum Piece {
 #[derive(Debug)]
 pub struct Layer<D = Mmap> {
     index: Index<D>,
-    blob: Source,
-    seekable: Option<Source>,
+    blob: LayerBytes,
+    seekable: Option<LayerBytes>,
     /// The window group that was used last: neighbouring spans share one.
     group: Mutex<Option<(u32, Arc<Vec<u8>>)>>,
 }
@@ -118,7 +118,7 @@ thread_local! {
 
 impl<D: AsRef<[u8]>> Layer<D> {
     /// Joins an index and the bytes it describes. `seekable` is the file that was written with the index, if one was.
-    pub fn new(index: Index<D>, blob: Source, seekable: Option<Source>) -> Self {
+    pub fn new(index: Index<D>, blob: LayerBytes, seekable: Option<LayerBytes>) -> Self {
         Self { index, blob, seekable, group: Mutex::new(None) }
     }
 
@@ -226,7 +226,7 @@ impl<D: AsRef<[u8]>> Layer<D> {
     /// When `entry` is not of this layer.
     pub fn pieces_from(&self, entry: EntryId, offset: u64, len: u64) -> impl Iterator<Item = Piece> {
         let entry = self.index.entry(entry);
-        let size = if let Kind::Regular { size } = entry.kind() { size } else { 0 };
+        let size = if let IndexedKind::Regular { size } = entry.kind() { size } else { 0 };
         let end = offset.saturating_add(len).min(size);
         // A file in one piece is one segment at its start.
         let sparse = entry.extent().map(|extent| self.index.extent(extent as usize));
@@ -275,7 +275,7 @@ impl<D: AsRef<[u8]>> Layer<D> {
     /// When `entry` is not of this layer.
     pub fn stored_size(&self, entry: EntryId) -> u64 {
         let entry = self.index.entry(entry);
-        let Kind::Regular { size } = entry.kind() else { return 0 };
+        let IndexedKind::Regular { size } = entry.kind() else { return 0 };
         match entry.extent().map(|extent| self.index.extent(extent as usize)) {
             Some((_, _, _, 0)) => 0,
             Some((_, _, first, count)) if count != NOT_SPARSE => {

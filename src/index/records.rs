@@ -51,13 +51,13 @@ pub(super) struct SpanRecord {
 
 /// One window group record, decoded.
 #[derive(Debug, Clone)]
-pub(super) struct Group {
+pub(super) struct GroupRecord {
     pub(super) heap: Range<usize>,
     pub(super) raw_len: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Attr {
+pub(super) struct EntryAttr {
     pub(super) kind: KindByte,
     pub(super) mode: u16,
     pub(super) uid: u32,
@@ -66,8 +66,8 @@ pub(super) struct Attr {
     pub(super) xattrs: u32,
 }
 
-pub(super) fn attr_of(bytes: &[u8]) -> Option<Attr> {
-    Some(Attr {
+pub(super) fn attr_of(bytes: &[u8]) -> Option<EntryAttr> {
+    Some(EntryAttr {
         kind: KindByte::of(bytes[0])?,
         mode: u16_at(bytes, 2),
         uid: u32_at(bytes, 4),

@@ -7,9 +7,11 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::build::SPAN_MAX;
 use super::format::SPAN_LEN;
 use crate::layer::Checkpoint;
+
+/// Longest span after thinning, in bytes of tar.
+pub const SPAN_MAX: u64 = 1 << 20;
 
 /// What joined spans take of the blob at most, in bytes: more than anything needs that fits a span (15 bits for a byte, and
 /// block headers). Blocks that hold nothing may stand between two spans, gigabytes of them in a hostile blob, and a
@@ -18,7 +20,7 @@ const DATA_MAX: u64 = 2 * SPAN_MAX + (64 << 10);
 
 /// A span before it is written.
 #[derive(Debug)]
-pub(super) struct Draft {
+pub(super) struct SpanDraft {
     /// Offset in the tar.
     pub(super) tar: u64,
     /// Bytes of the tar.
@@ -31,7 +33,7 @@ pub(super) struct Draft {
     pub(super) checkpoint: Option<Checkpoint>,
 }
 
-impl Draft {
+impl SpanDraft {
     /// Bytes that its checkpoint takes in the file, about: windows compress to some 5/8. Zero where nothing would be
     /// saved without it.
     pub(super) fn cost(&self) -> u64 {
@@ -54,8 +56,8 @@ impl Draft {
 }
 
 /// Joins spans until their checkpoints take at most `budget` bytes, or none can be joined any more.
-pub(super) fn thin(drafts: Vec<Draft>, budget: u64) -> Vec<Draft> {
-    let mut total: u64 = drafts.iter().map(Draft::cost).sum();
+pub(super) fn thin(drafts: Vec<SpanDraft>, budget: u64) -> Vec<SpanDraft> {
+    let mut total: u64 = drafts.iter().map(SpanDraft::cost).sum();
     if total <= budget {
         return drafts;
     }
@@ -64,7 +66,7 @@ pub(super) fn thin(drafts: Vec<Draft>, budget: u64) -> Vec<Draft> {
     // previous[n]: the span that n would join; a span that has joined another leaves a hole.
     let mut previous: Vec<usize> = (0..drafts.len()).map(|at| at.wrapping_sub(1)).collect();
     let mut next: Vec<usize> = (1..=drafts.len()).collect();
-    let mut drafts: Vec<Option<Draft>> = drafts.into_iter().map(Some).collect();
+    let mut drafts: Vec<Option<SpanDraft>> = drafts.into_iter().map(Some).collect();
     while total > budget {
         let Some((cost, Reverse(at))) = heap.pop() else { break };
         if cost == 0 {
@@ -99,7 +101,7 @@ mod tests {
     use super::*;
     use crate::layer::Window;
 
-    fn draft(at: u64, used: usize) -> Draft {
+    fn draft(at: u64, used: usize) -> SpanDraft {
         let window = Window { runs: vec![(0, 1)], bytes: vec![0; used] };
         let checkpoint = match at {
             0 => Checkpoint::GzipMember,
@@ -108,16 +110,16 @@ mod tests {
         let mut crc = crc32fast::Hasher::new();
         crc.update(&vec![at.to_le_bytes()[0]; 256 << 10]);
         let data = at * 1000..(at + 1) * 1000 + 1;
-        Draft { tar: at * (256 << 10), tar_len: 256 << 10, data, crc, checkpoint: Some(checkpoint) }
+        SpanDraft { tar: at * (256 << 10), tar_len: 256 << 10, data, crc, checkpoint: Some(checkpoint) }
     }
 
     #[test]
     fn the_dearest_checkpoints_go_and_the_rest_still_tiles_the_layer() {
-        let drafts: Vec<Draft> = (0..40).map(|n| draft(n, if n % 2 == 1 { 8000 } else { 100 })).collect();
+        let drafts: Vec<SpanDraft> = (0..40).map(|n| draft(n, if n % 2 == 1 { 8000 } else { 100 })).collect();
         let all: Vec<u8> = (0..40u8).flat_map(|n| vec![n; 256 << 10]).collect();
         let thinned = thin(drafts, 5000);
         assert!(thinned.len() < 40);
-        assert!(thinned.iter().map(Draft::cost).sum::<u64>() <= 5000);
+        assert!(thinned.iter().map(SpanDraft::cost).sum::<u64>() <= 5000);
         let mut at = 0;
         for draft in thinned {
             assert_eq!(draft.tar, at);
@@ -132,7 +134,7 @@ mod tests {
 
     #[test]
     fn spans_with_much_that_holds_nothing_between_them_stay_apart() {
-        let mut drafts: Vec<Draft> = (0..4).map(|n| draft(n, 8000)).collect();
+        let mut drafts: Vec<SpanDraft> = (0..4).map(|n| draft(n, 8000)).collect();
         for draft in &mut drafts[2..] {
             draft.data = draft.data.start + (1 << 30)..draft.data.end + (1 << 30);
         }

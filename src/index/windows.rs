@@ -16,11 +16,11 @@ const LEVEL: i32 = 3;
 
 /// Collects windows into groups.
 #[derive(Debug, Default)]
-pub(super) struct Groups {
+pub(super) struct WindowGroups {
     open_runs: Vec<u8>,
     open_bytes: Vec<u8>,
     open_count: u16,
-    /// Groups that are closed: (offset in the heap, bytes there, bytes uncompressed).
+    /// WindowGroups that are closed: (offset in the heap, bytes there, bytes uncompressed).
     pub(super) records: Vec<(u64, u32, u32)>,
     /// The closed groups, compressed.
     pub(super) heap: Vec<u8>,
@@ -47,7 +47,7 @@ fn take_number(bytes: &mut &[u8]) -> Option<u32> {
     None
 }
 
-impl Groups {
+impl WindowGroups {
     /// Adds a window; returns its group and its ordinal there.
     pub(super) fn push(&mut self, window: &Window) -> std::io::Result<(u32, u16)> {
         let place =
@@ -141,7 +141,7 @@ mod tests {
                 _ => window(&[(31_000, 700)], n),
             })
             .collect();
-        let mut groups = Groups::default();
+        let mut groups = WindowGroups::default();
         let places: Vec<_> = windows.iter().map(|window| groups.push(window).unwrap()).collect();
         groups.close().unwrap();
         assert!(groups.records.len() > 1);
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn damaged_groups_are_refused() {
-        let mut groups = Groups::default();
+        let mut groups = WindowGroups::default();
         groups.push(&window(&[(100, 50), (200, 50)], 1)).unwrap();
         groups.close().unwrap();
         let raw = decompress(&groups.heap, groups.records[0].2 as usize, 0).unwrap();

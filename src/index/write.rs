@@ -2,12 +2,12 @@
 
 use std::io;
 
-use super::build::{BuildError, Built};
+use super::build::{BuildError, BuiltIndex};
 use super::format::{
     CHECKED_FROM, HEADER_LEN, MAGIC, NO_BLOCK, NO_WINDOW, SPAN_LEN, Section, SpanKind, VERSION,
 };
-use super::thin::{Draft, thin};
-use super::windows::Groups;
+use super::thin::{SpanDraft, thin};
+use super::windows::WindowGroups;
 use crate::image::{DiffId, Digest, LayerDigest};
 use crate::layer::{Checkpoint, Codec};
 
@@ -16,7 +16,7 @@ const BUDGET_PART: u64 = 100;
 /// What checkpoints may take even where the entries alone use up the budget: one part in this many of the blob.
 const CHECKPOINTS_PART: u64 = 250;
 
-impl Built {
+impl BuiltIndex {
     /// Digest of the tar.
     #[must_use]
     pub fn diff_id(&self) -> &DiffId {
@@ -67,7 +67,7 @@ impl Built {
             let budget = (blob_size / BUDGET_PART).saturating_sub(entries).max(blob_size / CHECKPOINTS_PART);
             drafts = thin(drafts, budget);
         }
-        let mut groups = Groups::default();
+        let mut groups = WindowGroups::default();
         for draft in &drafts {
             let span = span_record(draft, &mut groups).map_err(BuildError::Windows)?;
             tables.section(Section::Spans).extend_from_slice(&span);
@@ -105,7 +105,7 @@ impl Built {
     }
 }
 
-fn span_record(draft: &Draft, groups: &mut Groups) -> io::Result<[u8; SPAN_LEN]> {
+fn span_record(draft: &SpanDraft, groups: &mut WindowGroups) -> io::Result<[u8; SPAN_LEN]> {
     let (mut skip, mut header, mut place) = (0, (0, NO_BLOCK, 0), (NO_WINDOW, 0));
     let kind = match &draft.checkpoint {
         Some(Checkpoint::Stored) => SpanKind::Stored,

@@ -16,9 +16,9 @@ use sha2::Digest as _;
 use tokio::sync::mpsc;
 
 use super::open::open_index;
-use super::{Event, PipelineError, Progress};
+use super::{PipelineError, ProgressEvent, ProgressSink};
 use crate::image::{Compression, DiffId, Digest, ImageLayer, LayerDigest};
-use crate::index::{Build, BuildError, Built, Index, build};
+use crate::index::{BuildError, BuildOptions, BuiltIndex, Index, build};
 use crate::layer::{BlobOffset, Codec, LayerError};
 use crate::store::{BlobLock, PartialBlob, Store, StoreError, TempFile};
 
@@ -31,7 +31,7 @@ const REPLAY: usize = 256 << 10;
 const STOP_SEEN: Duration = Duration::from_millis(200);
 
 /// Where the bytes of a blob come from: called with the offset from which on they are wanted.
-pub(super) type Fetch<'a> = dyn Fn(u64) -> mpsc::Receiver<Result<Bytes, PipelineError>> + Sync + 'a;
+pub(super) type BlobFetcher<'a> = dyn Fn(u64) -> mpsc::Receiver<Result<Bytes, PipelineError>> + Sync + 'a;
 
 /// Takes a layer in, unless it is there; returns how many bytes were fetched.
 ///
@@ -39,17 +39,17 @@ pub(super) type Fetch<'a> = dyn Fn(u64) -> mpsc::Receiver<Result<Bytes, Pipeline
 pub(super) fn ensure(
     store: &Store,
     layer: &ImageLayer,
-    fetch: &Fetch<'_>,
+    fetch: &BlobFetcher<'_>,
     stopped: &dyn Fn() -> bool,
-    progress: &Progress,
+    progress: &ProgressSink,
 ) -> Result<u64, PipelineError> {
     let (digest, size) = (layer.digest(), layer.size());
-    progress.tell(Event::Layer { digest, size });
+    progress.tell(ProgressEvent::Layer { digest, size });
     let blob = digest.digest();
     let lock = match store.try_lock_blob(&blob)? {
         Some(lock) => lock,
         None => {
-            progress.tell(Event::Waiting { digest });
+            progress.tell(ProgressEvent::Waiting { digest });
             wait_for_lock(store, &blob, stopped)?
         }
     };
@@ -76,7 +76,7 @@ pub(super) fn ensure(
             result => result?,
         }
     }
-    progress.tell(Event::Done { digest });
+    progress.tell(ProgressEvent::Done { digest });
     Ok(fetched)
 }
 
@@ -99,7 +99,7 @@ fn is_there(
     store: &Store,
     layer: &ImageLayer,
     lock: &BlobLock,
-    progress: &Progress,
+    progress: &ProgressSink,
 ) -> Result<bool, PipelineError> {
     let digest = layer.digest();
     let blob = digest.digest();
@@ -166,12 +166,12 @@ fn take_in(
     store: &Store,
     layer: &ImageLayer,
     partial: PartialBlob,
-    fetch: &Fetch<'_>,
-    progress: &Progress,
+    fetch: &BlobFetcher<'_>,
+    progress: &ProgressSink,
 ) -> Result<(), PipelineError> {
     let (digest, size) = (layer.digest(), layer.size());
     let (sender, receiver) = sync_channel(QUEUE);
-    let mut input = Chunks { receiver, current: Bytes::new() };
+    let mut input = ChunkReader { receiver, current: Bytes::new() };
     let (received, indexed) = std::thread::scope(|scope| {
         let receiving = std::thread::Builder::new()
             .name("layer-receive".to_owned())
@@ -217,7 +217,7 @@ fn discard(mut partial: PartialBlob) -> Result<(), PipelineError> {
 pub(super) fn commit_derived(
     store: &Store,
     digest: &LayerDigest,
-    built: Built,
+    built: BuiltIndex,
     seekable: Option<TempFile>,
 ) -> Result<(), PipelineError> {
     if let Some(seekable) = seekable {
@@ -234,7 +234,7 @@ pub(super) fn index_blob(
     size: u64,
     declared: Option<Codec>,
     input: &mut impl BufRead,
-) -> Result<(Built, Option<TempFile>), PipelineError> {
+) -> Result<(BuiltIndex, Option<TempFile>), PipelineError> {
     let layer_error = |source| PipelineError::Layer { layer: digest, source };
     // The first chunk shows the codec, so a wrong media type is reported before anything is decoded.
     let first = input.fill_buf().map_err(|source| {
@@ -243,7 +243,7 @@ pub(super) fn index_blob(
     if let Some(declared) = declared {
         check_codec(digest, declared, Codec::sniff(first))?;
     }
-    let options = Build { tar_limit: store.layer_limits().of_blob(size), ..Build::default() };
+    let options = BuildOptions { tar_limit: store.layer_limits().of_blob(size), ..BuildOptions::default() };
     build(input, &options, || store.create_seekable(&digest).map_err(io::Error::other)).map_err(layer_error)
 }
 
@@ -253,9 +253,9 @@ fn receive(
     store: &Store,
     layer: &ImageLayer,
     mut partial: PartialBlob,
-    fetch: &Fetch<'_>,
+    fetch: &BlobFetcher<'_>,
     sender: SyncSender<io::Result<Bytes>>,
-    progress: &Progress,
+    progress: &ProgressSink,
 ) -> Result<(PartialBlob, Digest, u64), PipelineError> {
     let digest = layer.digest();
     let path = store.blob_path(&digest.digest());
@@ -264,7 +264,7 @@ fn receive(
     let mut pass_on = |bytes: Bytes| {
         hash.update(&bytes);
         total += bytes.len() as u64;
-        progress.tell(Event::Bytes { digest, total });
+        progress.tell(ProgressEvent::Bytes { digest, total });
         let _ = sender.send(Ok(bytes));
     };
     let mut replayed = partial.reader()?;
@@ -297,12 +297,12 @@ fn receive(
 
 /// Chunks from another thread as one stream.
 #[derive(Debug)]
-struct Chunks {
+struct ChunkReader {
     receiver: Receiver<io::Result<Bytes>>,
     current: Bytes,
 }
 
-impl Read for Chunks {
+impl Read for ChunkReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let available = self.fill_buf()?;
         let length = available.len().min(out.len());
@@ -312,7 +312,7 @@ impl Read for Chunks {
     }
 }
 
-impl BufRead for Chunks {
+impl BufRead for ChunkReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.current.is_empty() {
             match self.receiver.recv() {
@@ -364,7 +364,7 @@ mod tests {
             sender.try_send(Ok(Bytes::from(rest))).unwrap();
             receiver
         };
-        let result = ensure(store, layer, &fetch, &|| false, &Progress::none());
+        let result = ensure(store, layer, &fetch, &|| false, &ProgressSink::none());
         (result, fetches.into_inner())
     }
 
@@ -402,7 +402,7 @@ mod tests {
         let (_, layer) = empty_layer();
         let _other = store.lock_blob(&layer.digest().digest(), None).unwrap();
         let fetch = |_| unreachable!("nobody may fetch without the lock");
-        let result = ensure(&store, &layer, &fetch, &|| true, &Progress::none());
+        let result = ensure(&store, &layer, &fetch, &|| true, &ProgressSink::none());
         assert!(matches!(result, Err(PipelineError::Store(StoreError::Busy { .. }))), "{result:?}");
     }
 }

@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 
 use super::layer::ensure;
 use super::open::validate;
-use super::pull::Incoming;
-use super::{Arrived, PipelineError, Progress};
+use super::pull::IncomingImage;
+use super::{PipelineError, ProgressSink, StoredImage};
 use crate::image::{CONFIG_MAX, Descriptor, ImageLayer, Name, Reference, Tag};
 use crate::import::{Archive, ImportImage};
 use crate::store::Store;
@@ -21,20 +21,20 @@ const QUEUE: usize = 4;
 
 /// What to load and how.
 #[derive(Debug, Clone)]
-pub struct Load {
+pub struct LoadJob {
     /// Where to.
     pub store: Store,
     /// Name in place of the archive's; without a tag, the archive's tags stay.
     pub name: Option<Reference>,
     /// Who is told how far it is.
-    pub progress: Progress,
+    pub progress: ProgressSink,
 }
 
 /// Loads all images of an archive.
 ///
 /// # Errors
 /// The first image that does not come in; those before it are in the store.
-pub fn load(job: &Load, archive: &Archive) -> Result<Vec<Arrived>, PipelineError> {
+pub fn load(job: &LoadJob, archive: &Archive) -> Result<Vec<StoredImage>, PipelineError> {
     let _lease = job.store.lease(None)?;
     let mut arrived = Vec::new();
     for image in archive.images() {
@@ -75,15 +75,15 @@ fn names_of(image: &ImportImage, given: Option<&Reference>) -> Vec<(Name, Vec<Ta
 }
 
 fn load_one(
-    job: &Load,
+    job: &LoadJob,
     archive: &Archive,
     image: &ImportImage,
     name: Name,
     tags: Vec<Tag>,
-) -> Result<Arrived, PipelineError> {
-    let Load { store, progress, .. } = job;
+) -> Result<StoredImage, PipelineError> {
+    let LoadJob { store, progress, .. } = job;
     let config_bytes = read_config(archive, image.manifest.config())?;
-    let incoming = Incoming {
+    let incoming = IncomingImage {
         name,
         tags,
         image: validate(image.manifest_digest, image.manifest.clone(), &config_bytes)?,
@@ -111,10 +111,10 @@ fn read_config(archive: &Archive, config: &Descriptor) -> Result<Vec<u8>, Pipeli
 
 /// Takes layers in, as many at once as there are cores.
 fn load_layers(
-    job: &Load,
+    job: &LoadJob,
     archive: &Archive,
     layers: &[ImageLayer],
-    progress: &Progress,
+    progress: &ProgressSink,
 ) -> Result<Vec<u64>, PipelineError> {
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(layers.len().max(1));
     let queue = Mutex::new(layers.iter());
@@ -153,11 +153,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn load_layer(
-    job: &Load,
+    job: &LoadJob,
     archive: &Archive,
     layer: &ImageLayer,
     stopped: &(dyn Fn() -> bool + Sync),
-    progress: &Progress,
+    progress: &ProgressSink,
 ) -> Result<u64, PipelineError> {
     let blob = layer.digest().digest();
     std::thread::scope(|scope| {

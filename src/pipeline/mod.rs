@@ -12,9 +12,9 @@ mod pull;
 use std::fmt;
 use std::sync::Arc;
 
-pub use load::{Load, load};
+pub use load::{LoadJob, load};
 pub use open::{OpenImage, open_image, open_layer, read_image, read_manifest, verified_diff_ids};
-pub use pull::{Pull, pull};
+pub use pull::{PullJob, pull};
 
 use crate::image::{DiffId, Digest, LayerDigest, ManifestDigest, ManifestError, Name, Tag};
 use crate::import::ImportError;
@@ -164,7 +164,7 @@ impl PipelineError {
 
 /// What happens on the way, for a progress display.
 #[derive(Debug, Clone, Copy)]
-pub enum Event {
+pub enum ProgressEvent {
     /// Work on a layer begins.
     Layer {
         /// Which one.
@@ -198,11 +198,11 @@ pub enum Event {
 
 /// Takes events; called from several threads.
 #[derive(Clone)]
-pub struct Progress(Option<Arc<dyn Fn(Event) + Send + Sync>>);
+pub struct ProgressSink(Option<Arc<dyn Fn(ProgressEvent) + Send + Sync>>);
 
-impl Progress {
+impl ProgressSink {
     /// Passes events on to `sink`, which must be quick: the pipeline waits for it.
-    pub fn new(sink: impl Fn(Event) + Send + Sync + 'static) -> Self {
+    pub fn new(sink: impl Fn(ProgressEvent) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(sink)))
     }
 
@@ -212,14 +212,14 @@ impl Progress {
         Self(None)
     }
 
-    fn tell(&self, event: Event) {
+    fn tell(&self, event: ProgressEvent) {
         if let Some(sink) = &self.0 {
             sink(event);
         }
     }
 }
 
-impl fmt::Debug for Progress {
+impl fmt::Debug for ProgressSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Progress").field(&self.0.is_some()).finish()
     }
@@ -227,7 +227,7 @@ impl fmt::Debug for Progress {
 
 /// An image that has come in.
 #[derive(Debug, Clone)]
-pub struct Arrived {
+pub struct StoredImage {
     /// Its name, without tag.
     pub name: Name,
     /// Its manifest.

@@ -7,12 +7,12 @@ use std::time::Duration;
 use memmap2::Mmap;
 
 use super::layer::{check_diff_id, check_index, commit_derived, index_blob};
-use super::{Event, PipelineError, Progress};
+use super::{PipelineError, ProgressEvent, ProgressSink};
 use crate::image::{
     CONFIG_MAX, DiffId, Document, DocumentKind, Image, LayerDigest, MANIFEST_MAX, Manifest, ManifestDigest,
     ManifestError,
 };
-use crate::index::{Index, IndexError, Layer, Source, open_file, recorded_diff_id};
+use crate::index::{Index, IndexError, Layer, LayerBytes, open_file, recorded_diff_id};
 use crate::store::{BlobLock, Store};
 use crate::tree::{Tree, merge};
 
@@ -40,7 +40,7 @@ pub(super) fn open_index(
     store: &Store,
     digest: &LayerDigest,
     lock: Option<&BlobLock>,
-    progress: &Progress,
+    progress: &ProgressSink,
 ) -> Result<Index<Mmap>, PipelineError> {
     let why = match usable_index(store, digest)? {
         Ok(index) => return Ok(index),
@@ -50,7 +50,7 @@ pub(super) fn open_index(
         Some(error) => tracing::warn!("layer {digest}: {error}; building its index from the blob"),
         None => tracing::warn!("layer {digest}: has no index; building it from the blob"),
     }
-    progress.tell(Event::Rebuilding { digest: *digest });
+    progress.tell(ProgressEvent::Rebuilding { digest: *digest });
     let blob = digest.digest();
     let _lock = match lock {
         Some(lock) => lock.clone(),
@@ -116,15 +116,15 @@ pub fn open_layer(store: &Store, layer: LayerDigest) -> Result<Arc<Layer>, Pipel
     if !store.has_blob(&blob, None)? {
         return Err(PipelineError::MissingBlob(blob));
     }
-    let index = open_index(store, &layer, None, &Progress::none())?;
+    let index = open_index(store, &layer, None, &ProgressSink::none())?;
     if !store.has_blob(&blob, Some(index.blob_size()))? {
         return Err(PipelineError::MissingBlob(blob));
     }
     let seekable = match index.seekable_size() {
         0 => None,
-        _ => store.seekable_file(&layer)?.map(Source::File),
+        _ => store.seekable_file(&layer)?.map(LayerBytes::File),
     };
-    Ok(Arc::new(Layer::new(index, Source::File(store.open_blob(&blob)?), seekable)))
+    Ok(Arc::new(Layer::new(index, LayerBytes::File(store.open_blob(&blob)?), seekable)))
 }
 
 /// Reads the manifest of an image in the store.
@@ -187,7 +187,7 @@ pub fn verified_diff_ids(store: &Store, image: &Image) -> Result<Vec<DiffId>, Pi
             None => None,
         };
         if recorded != Some(layer.diff_id()) {
-            let index = open_index(store, &layer.digest(), None, &Progress::none())?;
+            let index = open_index(store, &layer.digest(), None, &ProgressSink::none())?;
             check_diff_id(layer, *index.diff_id())?;
         }
         diff_ids.push(layer.diff_id());
@@ -241,12 +241,12 @@ mod tests {
     use crate::image::{Descriptor, Digest, media};
 
     /// A store with the blobs of layers, and images of them that another tool could have written.
-    struct Layout {
+    struct ForeignLayout {
         _dir: tempfile::TempDir,
         store: Store,
     }
 
-    impl Layout {
+    impl ForeignLayout {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let store = Store::open_or_create(dir.path()).unwrap();
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn true_diff_ids_are_verified_with_and_without_an_index() {
-        let layout = Layout::new();
+        let layout = ForeignLayout::new();
         let image = layout.image(&["a", "b"], &[diff_id("a"), diff_id("b")]);
         for _ in 0..2 {
             let verified = layout.verified(image).unwrap();
@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn another_number_of_diff_ids_than_layers_is_refused() {
-        let layout = Layout::new();
+        let layout = ForeignLayout::new();
         let ids = [diff_id("a"), diff_id("b"), diff_id("c")];
         for count in [0, 1, 3] {
             let image = layout.image(&["a", "b"], &ids[..count]);
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn false_diff_id_is_refused_with_and_without_an_index() {
-        let layout = Layout::new();
+        let layout = ForeignLayout::new();
         let image = layout.image(&["a", "b"], &[diff_id("a"), diff_id("c")]);
         for _ in 0..2 {
             for error in [layout.open(image).err(), layout.verified(image).err()] {
@@ -339,7 +339,7 @@ mod tests {
 
     #[test]
     fn diff_ids_in_another_order_are_refused() {
-        let layout = Layout::new();
+        let layout = ForeignLayout::new();
         let image = layout.image(&["a", "b"], &[diff_id("b"), diff_id("a")]);
         assert!(matches!(layout.open(image), Err(PipelineError::WrongDiffId { .. })));
         assert!(matches!(layout.verified(image), Err(PipelineError::WrongDiffId { .. })));

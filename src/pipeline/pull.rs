@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::layer::ensure;
 use super::open::{OpenImage, validate};
-use super::{Arrived, PipelineError, Progress};
+use super::{PipelineError, ProgressSink, StoredImage};
 use crate::image::{CONFIG_MAX, Descriptor, Digest, Image, ImageLayer, Name, Reference, Tag};
 use crate::registry::{Registry, Resolved, ResolvedIndex};
 use crate::store::{Store, StoreError};
@@ -21,18 +21,18 @@ const PARALLEL_LAYERS: usize = 2;
 
 /// What to pull and how.
 #[derive(Debug, Clone)]
-pub struct Pull {
+pub struct PullJob {
     /// Where to.
     pub store: Store,
     /// Where from.
     pub registry: Arc<Registry>,
     /// Who is told how far it is.
-    pub progress: Progress,
+    pub progress: ProgressSink,
 }
 
 /// An image that is being taken into the store.
 #[derive(Debug, Clone)]
-pub(super) struct Incoming {
+pub(super) struct IncomingImage {
     pub(super) name: Name,
     pub(super) tags: Vec<Tag>,
     pub(super) image: Image,
@@ -41,7 +41,7 @@ pub(super) struct Incoming {
     pub(super) index: Option<ResolvedIndex>,
 }
 
-impl Incoming {
+impl IncomingImage {
     /// The layers to fetch, each once, largest first: with few cores, this order ends earliest.
     ///
     /// A layer that the image lists twice with different diff IDs stays twice, so that the wrong diff ID is noticed.
@@ -97,8 +97,8 @@ impl Incoming {
     }
 
     /// What to tell about it, given the bytes fetched for each layer.
-    pub(super) fn arrived(self, fetched: &[u64]) -> Arrived {
-        Arrived {
+    pub(super) fn arrived(self, fetched: &[u64]) -> StoredImage {
+        StoredImage {
             name: self.name,
             digest: self.image.digest(),
             tags: self.tags,
@@ -113,8 +113,12 @@ impl Incoming {
 ///
 /// # Errors
 /// Whatever stands in the way, named. What had arrived whole stays for the next attempt; the image is not visible then.
-pub async fn pull(pull: &Pull, reference: &Reference, resolved: Resolved) -> Result<Arrived, PipelineError> {
-    let Pull { store, registry, progress } = pull;
+pub async fn pull(
+    pull: &PullJob,
+    reference: &Reference,
+    resolved: Resolved,
+) -> Result<StoredImage, PipelineError> {
+    let PullJob { store, registry, progress } = pull;
     let Resolved { name, manifest_digest, manifest, manifest_bytes, index, .. } = resolved;
     let _lease = blocking({
         let store = store.clone();
@@ -131,7 +135,7 @@ pub async fn pull(pull: &Pull, reference: &Reference, resolved: Resolved) -> Res
         (None, Some(_)) => Vec::new(),
         _ => vec![reference.tag_or_latest()],
     };
-    let incoming = Incoming {
+    let incoming = IncomingImage {
         name: name.clone(),
         tags,
         image: validate(manifest_digest, manifest, &config_bytes)?,
@@ -161,10 +165,10 @@ async fn local_config(store: &Store, digest: Digest) -> Result<Option<Vec<u8>>, 
 
 /// Fetches layers in parallel; returns the bytes fetched for each. The first error ends the others' downloads.
 async fn fetch_layers(
-    pull: &Pull,
+    pull: &PullJob,
     name: &Name,
     layers: &[ImageLayer],
-    progress: &Progress,
+    progress: &ProgressSink,
 ) -> Result<Vec<u64>, PipelineError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (stop, stopped) = watch::channel(false);
@@ -198,10 +202,10 @@ async fn fetch_layers(
 
 /// Fetches one layer, in a thread that may block; an end of the download before its time where `stopped` says so.
 fn fetch_layer(
-    pull: &Pull,
+    pull: &PullJob,
     name: &Name,
     layer: &ImageLayer,
-    progress: &Progress,
+    progress: &ProgressSink,
     stopped: &watch::Receiver<bool>,
     runtime: &tokio::runtime::Handle,
 ) -> Result<u64, PipelineError> {

@@ -22,8 +22,8 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use super::{LayerNo, NodeId, Source, Tree};
-use crate::index::{EntryId, Index, Kind};
+use super::{LayerNo, NodeId, NodeSource, Tree};
+use crate::index::{EntryId, Index, IndexedKind};
 use crate::layer::{Printable, Timestamp};
 
 /// Writes a tree as text. `content` reads a regular file; what it returns stands in the file's line.
@@ -60,15 +60,15 @@ pub fn dump<D: AsRef<[u8]>>(
             continue;
         }
         let (kind, what, usual) = match tree.source(node) {
-            Source::Implied => ('?', String::new(), 0o644),
-            Source::Entry { layer, entry } => match layers[layer.index()].entry(entry).kind() {
-                Kind::Regular { .. } => ('f', field(&content(layer, entry)), 0o644),
-                Kind::Symlink { target } => ('l', field(target), 0o777),
-                Kind::CharDevice { major, minor } => ('c', format!("{major}:{minor}"), 0o644),
-                Kind::BlockDevice { major, minor } => ('b', format!("{major}:{minor}"), 0o644),
-                Kind::Fifo => ('p', String::new(), 0o644),
+            NodeSource::Implied => ('?', String::new(), 0o644),
+            NodeSource::Entry { layer, entry } => match layers[layer.index()].entry(entry).kind() {
+                IndexedKind::Regular { .. } => ('f', field(&content(layer, entry)), 0o644),
+                IndexedKind::Symlink { target } => ('l', field(target), 0o777),
+                IndexedKind::CharDevice { major, minor } => ('c', format!("{major}:{minor}"), 0o644),
+                IndexedKind::BlockDevice { major, minor } => ('b', format!("{major}:{minor}"), 0o644),
+                IndexedKind::Fifo => ('p', String::new(), 0o644),
                 // A tree has neither here; a dump that says so is more use than none.
-                Kind::Directory | Kind::Hardlink { .. } => ('?', String::new(), 0o644),
+                IndexedKind::Directory | IndexedKind::Hardlink { .. } => ('?', String::new(), 0o644),
             },
         };
         let _ = write!(text, "{kind} {path}");
@@ -86,7 +86,7 @@ pub fn dump<D: AsRef<[u8]>>(
 /// What is not usual about a node, with a space before each.
 fn attributes<D: AsRef<[u8]>>(tree: &Tree, layers: &[&Index<D>], node: NodeId, usual: u16) -> String {
     let mut text = String::new();
-    let Source::Entry { layer, entry } = tree.source(node) else { return text };
+    let NodeSource::Entry { layer, entry } = tree.source(node) else { return text };
     let entry = layers[layer.index()].entry(entry);
     if entry.mode() != usual {
         let _ = write!(text, " mode={:o}", entry.mode());

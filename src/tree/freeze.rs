@@ -1,9 +1,9 @@
 //! Packs a merged tree: numbers what can be reached from the root, sorts the names, leaves the rest behind.
 
-use super::merge::{Merge, MergeFault};
-use super::{Child, Directory, NodeId, Tree};
+use super::merge::{MergeFault, MergeState};
+use super::{NodeId, Tree, TreeChild, TreeDirectory};
 
-impl Merge<'_> {
+impl MergeState<'_> {
     /// Numbers what can be reached and packs it.
     pub(super) fn freeze(self) -> Result<Tree, MergeFault> {
         let too_many = |_| MergeFault::TooMany("nodes");
@@ -36,7 +36,7 @@ impl Merge<'_> {
                     text.extend_from_slice(name);
                 }
                 // Numbered below, when the number of directories is known.
-                children.push(Child { name: *at, node: NodeId(child) });
+                children.push(TreeChild { name: *at, node: NodeId(child) });
                 let number = &mut number[child as usize];
                 if self.is_directory(child) {
                     subdirectories += 1;
@@ -49,11 +49,11 @@ impl Merge<'_> {
                     others[*number as usize].1 += 1;
                 }
             }
-            directories.push(Directory { first, parent, subdirectories });
+            directories.push(TreeDirectory { first, parent, subdirectories });
         }
         let directory_count = u32::try_from(directories.len()).map_err(too_many)?;
         let end = u32::try_from(children.len()).map_err(too_many)?;
-        directories.push(Directory { first: end, parent: NodeId::ROOT, subdirectories: 0 });
+        directories.push(TreeDirectory { first: end, parent: NodeId::ROOT, subdirectories: 0 });
         // Checked here, so that no number below overflows.
         u32::try_from(queue.len() + others.len()).map_err(too_many)?;
         for child in &mut children {

@@ -23,7 +23,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{IMPLIED, LayerNo, Tree};
 use crate::image::{Digest, LayerDigest};
-use crate::index::{EntryId, Index, Kind};
+use crate::index::{EntryId, Index, IndexedKind};
 use crate::layer::{Printable, TarOffset};
 
 /// How many symlinks one path may lead through (`MAXSYMLINKS`, linux/namei.h).
@@ -95,7 +95,7 @@ pub enum MergeFault {
 /// # Errors
 /// Names the layer and the entry that break a rule; then there is no tree.
 pub fn merge<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<Tree, MergeError> {
-    let mut merge = Merge::new();
+    let mut merge = MergeState::new();
     require_few_entries(layers)?;
     for (number, &layer) in layers.iter().enumerate() {
         // The last number stands for no layer.
@@ -114,7 +114,7 @@ pub fn merge<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<Tree, MergeError> {
             .map_err(|(path, fault)| MergeError { marker: true, ..fail(None, path.to_vec(), fault) })?;
         merge.reserve(layer.len());
         for (id, entry) in layer.entries() {
-            let placed = Placed { dir: entry.dir(), name: entry.name(), layer: number, entry: id };
+            let placed = EntryName { dir: entry.dir(), name: entry.name(), layer: number, entry: id };
             merge
                 .apply(placed, entry.kind())
                 .map_err(|fault| fail(Some(entry.offset()), entry.path(), fault))?;
@@ -154,11 +154,11 @@ fn require_few_entries<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<(), Merge
 }
 
 /// Symlinks that a layer puts directories in place of, by directory and name: a symlink may have other names, which stay.
-type Replaced<'a> = HashSet<(u32, &'a [u8])>;
+type ReplacedLinks<'a> = HashSet<(u32, &'a [u8])>;
 
 /// An entry without what it is.
 #[derive(Debug, Clone, Copy)]
-struct Placed<'a> {
+struct EntryName<'a> {
     dir: &'a [u8],
     name: &'a [u8],
     layer: u16,
@@ -167,14 +167,14 @@ struct Placed<'a> {
 
 /// A node in the making.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Draft<'a> {
-    what: What<'a>,
+pub(super) struct NodeDraft<'a> {
+    what: DraftKind<'a>,
     pub(super) layer: u16,
     pub(super) entry: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum What<'a> {
+enum DraftKind<'a> {
     /// Where it stands (the root in itself): a directory has one name only.
     Directory {
         parent: u32,
@@ -188,7 +188,7 @@ enum What<'a> {
 
 /// Where a path leads.
 #[derive(Debug)]
-enum Place<'a> {
+enum ResolvedPath<'a> {
     /// To a directory.
     Directory(u32),
     /// Nowhere yet: these components are missing in a directory.
@@ -199,8 +199,8 @@ enum Place<'a> {
 
 /// The tree so far. Nodes and names are ordinals here.
 #[derive(Debug)]
-pub(super) struct Merge<'a> {
-    pub(super) drafts: Vec<Draft<'a>>,
+pub(super) struct MergeState<'a> {
+    pub(super) drafts: Vec<NodeDraft<'a>>,
     pub(super) root: u32,
     pub(super) names: Vec<&'a [u8]>,
     name_ordinals: HashMap<&'a [u8], u32>,
@@ -214,7 +214,7 @@ pub(super) struct Merge<'a> {
     link_steps: u32,
 }
 
-impl<'a> Merge<'a> {
+impl<'a> MergeState<'a> {
     fn new() -> Self {
         let mut merge = Self {
             drafts: Vec::new(),
@@ -226,7 +226,11 @@ impl<'a> Merge<'a> {
             followed: 0,
             link_steps: 0,
         };
-        merge.drafts.push(Draft { what: What::Directory { parent: 0, name: 0 }, layer: IMPLIED, entry: 0 });
+        merge.drafts.push(NodeDraft {
+            what: DraftKind::Directory { parent: 0, name: 0 },
+            layer: IMPLIED,
+            entry: 0,
+        });
         merge
     }
 
@@ -240,12 +244,12 @@ impl<'a> Merge<'a> {
         self.children.get(&(directory, *self.name_ordinals.get(name)?)).copied()
     }
 
-    pub(super) fn draft(&self, node: u32) -> &Draft<'a> {
+    pub(super) fn draft(&self, node: u32) -> &NodeDraft<'a> {
         &self.drafts[node as usize]
     }
 
     pub(super) fn is_directory(&self, node: u32) -> bool {
-        matches!(self.draft(node).what, What::Directory { .. })
+        matches!(self.draft(node).what, DraftKind::Directory { .. })
     }
 
     fn intern(&mut self, name: &'a [u8]) -> Result<u32, MergeFault> {
@@ -257,7 +261,7 @@ impl<'a> Merge<'a> {
         Ok(ordinal)
     }
 
-    fn add(&mut self, draft: Draft<'a>) -> Result<u32, MergeFault> {
+    fn add(&mut self, draft: NodeDraft<'a>) -> Result<u32, MergeFault> {
         let node = u32::try_from(self.drafts.len()).ok().filter(|_| self.drafts.len() < MAX_NODES);
         let node = node.ok_or(MergeFault::TooMany("nodes"))?;
         self.drafts.push(draft);
@@ -277,13 +281,17 @@ impl<'a> Merge<'a> {
 
     /// Paths may have led through a node that is gone now.
     fn forget(&mut self, former: Option<u32>) {
-        if former.is_some_and(|former| !matches!(self.draft(former).what, What::Other)) {
+        if former.is_some_and(|former| !matches!(self.draft(former).what, DraftKind::Other)) {
             self.last = None;
         }
     }
 
     /// Follows a path from the root through symlinks, the last component's too. `replaced` are symlinks that block it.
-    fn resolve(&mut self, path: &'a [u8], replaced: &Replaced<'a>) -> Result<Place<'a>, MergeFault> {
+    fn resolve(
+        &mut self,
+        path: &'a [u8],
+        replaced: &ReplacedLinks<'a>,
+    ) -> Result<ResolvedPath<'a>, MergeFault> {
         let mut at = self.root;
         let mut missing: Vec<&[u8]> = Vec::new();
         let mut links = 0;
@@ -307,7 +315,7 @@ impl<'a> Merge<'a> {
                 b"" | b"." => continue,
                 b".." => {
                     if missing.pop().is_none()
-                        && let What::Directory { parent, .. } = self.draft(at).what
+                        && let DraftKind::Directory { parent, .. } = self.draft(at).what
                     {
                         at = parent;
                     }
@@ -321,9 +329,11 @@ impl<'a> Merge<'a> {
                 continue;
             };
             match self.draft(child).what {
-                What::Directory { .. } => at = child,
-                What::Symlink { .. } if replaced.contains(&(at, name)) => return Ok(Place::Blocked),
-                What::Symlink { target } => {
+                DraftKind::Directory { .. } => at = child,
+                DraftKind::Symlink { .. } if replaced.contains(&(at, name)) => {
+                    return Ok(ResolvedPath::Blocked);
+                }
+                DraftKind::Symlink { target } => {
                     links += 1;
                     if links > MAX_LINKS {
                         return Err(MergeFault::Loop);
@@ -333,11 +343,11 @@ impl<'a> Merge<'a> {
                     }
                     rests.push(target);
                 }
-                What::Other => return Ok(Place::Blocked),
+                DraftKind::Other => return Ok(ResolvedPath::Blocked),
             }
         }
         self.followed = links;
-        Ok(if missing.is_empty() { Place::Directory(at) } else { Place::Missing(at, missing) })
+        Ok(if missing.is_empty() { ResolvedPath::Directory(at) } else { ResolvedPath::Missing(at, missing) })
     }
 
     /// The directory at a path, made with its parents where there is none.
@@ -347,17 +357,17 @@ impl<'a> Merge<'a> {
         {
             return Ok(directory);
         }
-        let directory = match self.resolve(path, &Replaced::new())? {
-            Place::Directory(directory) => directory,
-            Place::Blocked => return Err(MergeFault::NotADirectory),
-            Place::Missing(mut at, missing) => {
+        let directory = match self.resolve(path, &ReplacedLinks::new())? {
+            ResolvedPath::Directory(directory) => directory,
+            ResolvedPath::Blocked => return Err(MergeFault::NotADirectory),
+            ResolvedPath::Missing(mut at, missing) => {
                 if let Some(long) = missing.iter().find(|name| name.len() > MAX_NAME) {
                     return Err(MergeFault::LongName(long.len()));
                 }
                 for name in missing {
                     let name = self.intern(name)?;
-                    let what = What::Directory { parent: at, name };
-                    let made = self.add(Draft { what, layer: IMPLIED, entry: 0 })?;
+                    let what = DraftKind::Directory { parent: at, name };
+                    let made = self.add(NodeDraft { what, layer: IMPLIED, entry: 0 })?;
                     self.bind(at, name, made);
                     at = made;
                 }
@@ -370,12 +380,16 @@ impl<'a> Merge<'a> {
     }
 
     /// What stands at a path; the last component is not followed.
-    fn find(&mut self, path: &'a [u8], replaced: &Replaced<'a>) -> Result<Option<(u32, u32)>, MergeFault> {
+    fn find(
+        &mut self,
+        path: &'a [u8],
+        replaced: &ReplacedLinks<'a>,
+    ) -> Result<Option<(u32, u32)>, MergeFault> {
         let (dir, name) = match path.iter().rposition(|&byte| byte == b'/') {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
             None => (&[][..], path),
         };
-        let Place::Directory(directory) = self.resolve(dir, replaced)? else { return Ok(None) };
+        let ResolvedPath::Directory(directory) = self.resolve(dir, replaced)? else { return Ok(None) };
         Ok(self.child(directory, name).map(|child| (directory, child)))
     }
 
@@ -393,7 +407,7 @@ impl<'a> Merge<'a> {
         for (path, opaque) in markers {
             let fail = |fault| (path, fault);
             if opaque {
-                if let Place::Directory(directory) = self.resolve(path, &replaced).map_err(fail)? {
+                if let ResolvedPath::Directory(directory) = self.resolve(path, &replaced).map_err(fail)? {
                     self.empty(directory).map_err(fail)?;
                 }
             } else if let Some((directory, _)) = self.find(path, &replaced).map_err(fail)? {
@@ -406,16 +420,16 @@ impl<'a> Merge<'a> {
     }
 
     /// The symlinks that this layer puts directories in place of.
-    fn replaced_links<D: AsRef<[u8]>>(&mut self, layer: &'a Index<D>) -> Replaced<'a> {
-        let directories = layer.entries().filter(|(_, entry)| entry.kind() == Kind::Directory);
+    fn replaced_links<D: AsRef<[u8]>>(&mut self, layer: &'a Index<D>) -> ReplacedLinks<'a> {
+        let directories = layer.entries().filter(|(_, entry)| entry.kind() == IndexedKind::Directory);
         let mut directories: Vec<_> = directories.map(|(_, entry)| (entry.dir(), entry.name())).collect();
         directories.sort_unstable_by(|a, b| by_path(*a, *b));
-        let mut replaced = Replaced::new();
+        let mut replaced = ReplacedLinks::new();
         for (dir, name) in directories {
             // What is wrong with an entry's path shows when the entry is applied.
-            if let Ok(Place::Directory(directory)) = self.resolve(dir, &replaced)
+            if let Ok(ResolvedPath::Directory(directory)) = self.resolve(dir, &replaced)
                 && let Some(child) = self.child(directory, name)
-                && matches!(self.draft(child).what, What::Symlink { .. })
+                && matches!(self.draft(child).what, DraftKind::Symlink { .. })
             {
                 replaced.insert((directory, name));
             }
@@ -428,19 +442,19 @@ impl<'a> Merge<'a> {
         let former = *self.draft(directory);
         let empty = self.add(former)?;
         match former.what {
-            What::Directory { .. } if directory == self.root => {
-                self.drafts[empty as usize].what = What::Directory { parent: empty, name: 0 };
+            DraftKind::Directory { .. } if directory == self.root => {
+                self.drafts[empty as usize].what = DraftKind::Directory { parent: empty, name: 0 };
                 self.root = empty;
             }
-            What::Directory { parent, name } => self.bind(parent, name, empty),
-            What::Symlink { .. } | What::Other => {}
+            DraftKind::Directory { parent, name } => self.bind(parent, name, empty),
+            DraftKind::Symlink { .. } | DraftKind::Other => {}
         }
         Ok(())
     }
 
     /// Second step: one entry.
-    fn apply(&mut self, placed: Placed<'a>, kind: Kind<'a>) -> Result<(), MergeFault> {
-        let Placed { dir, name, layer, entry } = placed;
+    fn apply(&mut self, placed: EntryName<'a>, kind: IndexedKind<'a>) -> Result<(), MergeFault> {
+        let EntryName { dir, name, layer, entry } = placed;
         let entry = entry.get();
         if name.is_empty() {
             let root = &mut self.drafts[self.root as usize];
@@ -451,17 +465,17 @@ impl<'a> Merge<'a> {
         let name = self.intern(name)?;
         let former = self.children.get(&(parent, name)).copied();
         let what = match kind {
-            Kind::Directory => match former {
+            IndexedKind::Directory => match former {
                 Some(former) if self.is_directory(former) => {
                     let draft = &mut self.drafts[former as usize];
                     (draft.layer, draft.entry) = (layer, entry);
                     return Ok(());
                 }
-                _ => What::Directory { parent, name },
+                _ => DraftKind::Directory { parent, name },
             },
-            Kind::Hardlink { target } => {
+            IndexedKind::Hardlink { target } => {
                 self.unbind(parent, name);
-                let found = self.find(target, &Replaced::new())?;
+                let found = self.find(target, &ReplacedLinks::new())?;
                 return match found {
                     _ if target.is_empty() => Err(MergeFault::DirectoryTarget(b"/".as_slice().into())),
                     None => Err(MergeFault::NoTarget(target.into())),
@@ -474,12 +488,13 @@ impl<'a> Merge<'a> {
                     }
                 };
             }
-            Kind::Symlink { target } => What::Symlink { target },
-            Kind::Regular { .. } | Kind::CharDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo => {
-                What::Other
-            }
+            IndexedKind::Symlink { target } => DraftKind::Symlink { target },
+            IndexedKind::Regular { .. }
+            | IndexedKind::CharDevice { .. }
+            | IndexedKind::BlockDevice { .. }
+            | IndexedKind::Fifo => DraftKind::Other,
         };
-        let node = self.add(Draft { what, layer, entry })?;
+        let node = self.add(NodeDraft { what, layer, entry })?;
         self.bind(parent, name, node);
         Ok(())
     }

@@ -82,7 +82,7 @@ impl fmt::Display for LayerNo {
 
 /// Where a node's attributes and content come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Source {
+pub enum NodeSource {
     /// An entry of a layer; for a directory that of the last layer that names it. Never a hard link.
     Entry {
         /// The layer.
@@ -102,9 +102,9 @@ pub struct Tree {
     /// Each name once, a byte for its length before it, in the order in which the nodes are found.
     names: Box<[u8]>,
     /// The children of all directories, one directory behind the other; within one sorted by name.
-    children: Box<[Child]>,
+    children: Box<[TreeChild]>,
     /// One for each directory, and one more for where the last one's children end.
-    directories: Box<[Directory]>,
+    directories: Box<[TreeDirectory]>,
     /// By node: the layer, or [`IMPLIED`].
     layers: Box<[u16]>,
     /// By node: the entry in that layer.
@@ -117,14 +117,14 @@ pub struct Tree {
 const IMPLIED: u16 = u16::MAX;
 
 #[derive(Debug, Clone, Copy)]
-struct Child {
+struct TreeChild {
     /// Offset in [`Tree::names`].
     name: u32,
     node: NodeId,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Directory {
+struct TreeDirectory {
     /// First of its children; the next directory's first is behind its last.
     first: u32,
     parent: NodeId,
@@ -185,10 +185,12 @@ impl Tree {
     /// # Panics
     /// When `node` is not of this tree.
     #[must_use]
-    pub fn source(&self, node: NodeId) -> Source {
+    pub fn source(&self, node: NodeId) -> NodeSource {
         match self.layers[node.index()] {
-            IMPLIED => Source::Implied,
-            layer => Source::Entry { layer: LayerNo(layer), entry: EntryId::new(self.entries[node.index()]) },
+            IMPLIED => NodeSource::Implied,
+            layer => {
+                NodeSource::Entry { layer: LayerNo(layer), entry: EntryId::new(self.entries[node.index()]) }
+            }
         }
     }
 
@@ -212,14 +214,14 @@ impl Tree {
             + size_of_val(&*self.links)
     }
 
-    fn children_of(&self, directory: NodeId) -> &[Child] {
+    fn children_of(&self, directory: NodeId) -> &[TreeChild] {
         match self.directories.get(directory.index()..).and_then(|from| from.first_chunk()) {
             Some([directory, next]) => &self.children[directory.first as usize..next.first as usize],
             None => &[],
         }
     }
 
-    fn name(&self, child: &Child) -> &[u8] {
+    fn name(&self, child: &TreeChild) -> &[u8] {
         let at = child.name as usize;
         &self.names[at + 1..][..usize::from(self.names[at])]
     }

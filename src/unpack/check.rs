@@ -17,8 +17,8 @@ use super::directories::{DirCache, TargetDirs};
 use super::write::OPAQUE;
 use super::{DirectoryNo, PlanDirectory, PlanName, UnpackError, UnpackPlan};
 use crate::error::chain_text;
-use crate::index::{EntryId, Kind, Layer};
-use crate::tree::Source;
+use crate::index::{EntryId, IndexedKind, Layer};
+use crate::tree::NodeSource;
 
 /// Differences after which the comparison stops.
 const DIFFERENCES_MAX: usize = 100;
@@ -98,10 +98,10 @@ impl<D: AsRef<[u8]>> TreeComparison<'_, D> {
             Err(error) => return self.report(&path, chain_text(&error)),
         };
         match planned.source {
-            Source::Implied => {
+            NodeSource::Implied => {
                 self.attributes(&path, &opened, b"", &NodeAttributes::implied(), planned.opaque);
             }
-            Source::Entry { layer, entry } => {
+            NodeSource::Entry { layer, entry } => {
                 let entry = self.layers[layer.index()].index().entry(entry);
                 self.attributes(&path, &opened, b"", &NodeAttributes::of_entry(&entry), planned.opaque);
             }
@@ -145,19 +145,19 @@ impl<D: AsRef<[u8]>> TreeComparison<'_, D> {
 
     fn node(&mut self, path: &Path, directory: &OwnedFd, name: &[u8], number: usize, stat: &Stat) {
         let node = &self.plan.nodes[number];
-        let Source::Entry { layer, entry } = node.source else { return };
+        let NodeSource::Entry { layer, entry } = node.source else { return };
         let entry = self.layers[layer.index()].index().entry(entry);
         let (kind, size, device) = match entry.kind() {
-            Kind::Regular { size } => (FileType::RegularFile, size, 0),
-            Kind::Symlink { target } => (FileType::Symlink, target.len() as u64, 0),
-            Kind::CharDevice { major, minor } => {
+            IndexedKind::Regular { size } => (FileType::RegularFile, size, 0),
+            IndexedKind::Symlink { target } => (FileType::Symlink, target.len() as u64, 0),
+            IndexedKind::CharDevice { major, minor } => {
                 (FileType::CharacterDevice, 0, rustix::fs::makedev(major, minor))
             }
-            Kind::BlockDevice { major, minor } => {
+            IndexedKind::BlockDevice { major, minor } => {
                 (FileType::BlockDevice, 0, rustix::fs::makedev(major, minor))
             }
-            Kind::Fifo => (FileType::Fifo, 0, 0),
-            Kind::Directory | Kind::Hardlink { .. } => return,
+            IndexedKind::Fifo => (FileType::Fifo, 0, 0),
+            IndexedKind::Directory | IndexedKind::Hardlink { .. } => return,
         };
         if FileType::from_raw_mode(stat.st_mode) != kind || stat.st_rdev != device {
             return self.report(path, "has a different file type");
@@ -165,7 +165,7 @@ impl<D: AsRef<[u8]>> TreeComparison<'_, D> {
         if u64::try_from(stat.st_size) != Ok(size) {
             self.report(path, format!("has {} bytes, not {size}", stat.st_size));
         }
-        if let Kind::Symlink { target } = entry.kind() {
+        if let IndexedKind::Symlink { target } = entry.kind() {
             let actual = rustix::fs::readlinkat(directory, name, Vec::new());
             if actual.as_ref().map(|actual| actual.to_bytes()) != Ok(target) {
                 self.report(path, "has a different link target");
@@ -196,7 +196,7 @@ impl<D: AsRef<[u8]>> TreeComparison<'_, D> {
     fn content(&mut self) -> Result<(), UnpackError> {
         let mut by_layer: Vec<Vec<(u32, EntryId)>> = vec![Vec::new(); self.layers.len()];
         for (number, node) in (0..).zip(&self.plan.nodes) {
-            if let Source::Entry { layer, entry } = node.source {
+            if let NodeSource::Entry { layer, entry } = node.source {
                 by_layer[layer.index()].push((number, entry));
             }
         }

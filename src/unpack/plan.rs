@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::tree::{NodeId, Source, Tree};
+use crate::tree::{NodeId, NodeSource, Tree};
 
 /// The number of a directory in [`UnpackPlan::directories`]; 0 is the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,7 +45,7 @@ pub struct PlanDirectory {
     /// Its parent and name. The root is its own parent and has an empty name.
     pub place: PlanName,
     /// The origin of its attributes.
-    pub source: Source,
+    pub source: NodeSource,
     /// Whether it hides the whole content of the directory in lower layers.
     pub opaque: bool,
 }
@@ -54,7 +54,7 @@ pub struct PlanDirectory {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanNode {
     /// The origin of its attributes and content.
-    pub source: Source,
+    pub source: NodeSource,
     /// The name under which it is created, then its hard links.
     pub names: Vec<PlanName>,
 }
@@ -267,7 +267,7 @@ impl<'a> Planner<'a> {
 
 /// Returns the nodes with several names whose names differ between the trees.
 fn relinked(upper: &Tree, lower: &Tree) -> HashSet<NodeId> {
-    let before: HashMap<Vec<Vec<u8>>, Source> =
+    let before: HashMap<Vec<Vec<u8>>, NodeSource> =
         hard_link_paths(lower).into_iter().map(|(node, paths)| (paths, lower.source(node))).collect();
     let is_relinked =
         |(node, paths): &(NodeId, Vec<Vec<u8>>)| before.get(paths) != Some(&upper.source(*node));

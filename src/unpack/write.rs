@@ -19,9 +19,9 @@ use super::attributes::NodeAttributes;
 use super::content::{DecodeUnit, SpanPart, decode_units};
 use super::directories::{DirCache, TargetDirs};
 use super::{PlanName, PlanNode, UnpackError, UnpackPlan};
-use crate::index::{Entry, EntryId, Kind, Layer};
+use crate::index::{Entry, EntryId, IndexedKind, Layer};
 use crate::os::{PathError, ignore_poison};
-use crate::tree::Source;
+use crate::tree::NodeSource;
 
 /// The extended attribute of an opaque directory: it hides the content of the directory in lower layers (overlayfs.rst,
 /// "whiteouts and opaque directories").
@@ -181,7 +181,7 @@ impl<D: AsRef<[u8]> + Sync + Send> TreeWriter<'_, D> {
         let mut by_layer: Vec<Vec<(u32, EntryId)>> = vec![Vec::new(); self.layers.len()];
         let mut without_content: Vec<u32> = Vec::new();
         for (number, node) in (0..).zip(&self.plan.nodes) {
-            let Source::Entry { layer, entry } = node.source else { continue };
+            let NodeSource::Entry { layer, entry } = node.source else { continue };
             if self.layers[layer.index()].stored_size(entry) > 0 {
                 by_layer[layer.index()].push((number, entry));
             } else {
@@ -298,25 +298,27 @@ impl<D: AsRef<[u8]> + Sync + Send> TreeWriter<'_, D> {
         let name = &*place.name;
         let failed = |errno| UnpackError::new("create", self.path_of(number), errno);
         match entry.kind() {
-            Kind::Symlink { target } => rustix::fs::symlinkat(target, directory, name).map_err(failed)?,
-            Kind::CharDevice { major, minor } => {
+            IndexedKind::Symlink { target } => {
+                rustix::fs::symlinkat(target, directory, name).map_err(failed)?
+            }
+            IndexedKind::CharDevice { major, minor } => {
                 let device = rustix::fs::makedev(major, minor);
                 rustix::fs::mknodat(directory, name, FileType::CharacterDevice, UNREADY_FILE, device)
                     .map_err(failed)?;
             }
-            Kind::BlockDevice { major, minor } => {
+            IndexedKind::BlockDevice { major, minor } => {
                 let device = rustix::fs::makedev(major, minor);
                 rustix::fs::mknodat(directory, name, FileType::BlockDevice, UNREADY_FILE, device)
                     .map_err(failed)?;
             }
-            Kind::Fifo => {
+            IndexedKind::Fifo => {
                 rustix::fs::mknodat(directory, name, FileType::Fifo, UNREADY_FILE, 0).map_err(failed)?;
             }
-            Kind::Directory | Kind::Regular { .. } | Kind::Hardlink { .. } => {
+            IndexedKind::Directory | IndexedKind::Regular { .. } | IndexedKind::Hardlink { .. } => {
                 unreachable!("a plan has no nodes for directories and hard links; regular files return above")
             }
         }
-        let is_symlink = matches!(entry.kind(), Kind::Symlink { .. });
+        let is_symlink = matches!(entry.kind(), IndexedKind::Symlink { .. });
         NodeAttributes::of_entry(&entry).set_at(directory, name, is_symlink, || self.path_of(number))
     }
 
@@ -358,8 +360,8 @@ impl<D: AsRef<[u8]> + Sync + Send> TreeWriter<'_, D> {
                     .map_err(|errno| UnpackError::new("mark as opaque", path(), errno))?;
             }
             match planned.source {
-                Source::Implied => NodeAttributes::implied().set(directory.as_fd(), path)?,
-                Source::Entry { layer, entry } => {
+                NodeSource::Implied => NodeAttributes::implied().set(directory.as_fd(), path)?,
+                NodeSource::Entry { layer, entry } => {
                     let entry = self.layers[layer.index()].index().entry(entry);
                     NodeAttributes::of_entry(&entry).set(directory.as_fd(), path)?;
                 }
@@ -378,12 +380,12 @@ impl<D: AsRef<[u8]> + Sync + Send> TreeWriter<'_, D> {
 
     /// Returns the entry of a node, and its size if it is a regular file.
     fn entry(&self, number: u32) -> (Entry<'_>, Option<u64>) {
-        let Source::Entry { layer, entry } = self.node(number).source else {
+        let NodeSource::Entry { layer, entry } = self.node(number).source else {
             unreachable!("only directories have no entry")
         };
         let entry = self.layers[layer.index()].index().entry(entry);
         match entry.kind() {
-            Kind::Regular { size } => (entry, Some(size)),
+            IndexedKind::Regular { size } => (entry, Some(size)),
             _ => (entry, None),
         }
     }

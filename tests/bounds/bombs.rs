@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use bytes::Bytes;
 use flate2::{Compress, Compression, FlushCompress, Status};
-use rcx_imagefs::index::{Build, BuildError, LayerLimits, build};
+use rcx_imagefs::index::{BuildError, BuildOptions, LayerLimits, build};
 
 use crate::memory::within;
 use crate::stream::{Stream, end, header};
@@ -111,7 +111,7 @@ impl Write for Counter {
 
 /// Indexes a blob within limits.
 fn indexed(blob: Vec<u8>, limits: LayerLimits) -> (Result<(u64, usize), BuildError>, u64) {
-    let options = Build { tar_limit: limits.of_blob(blob.len() as u64), ..Build::default() };
+    let options = BuildOptions { tar_limit: limits.of_blob(blob.len() as u64), ..BuildOptions::default() };
     let mut written = Counter::default();
     let built = build(Stream::new([Bytes::from(blob)]), &options, || Ok(&mut written));
     let size = built.and_then(|(built, _)| {

@@ -10,7 +10,7 @@ use flate2::Compression;
 use rcx_imagefs::fs::{FsOptions, ImageFs, ImageSource};
 use rcx_imagefs::image::{Digest, Platform, Reference};
 use rcx_imagefs::import::Archive;
-use rcx_imagefs::pipeline::{Load, Progress, load};
+use rcx_imagefs::pipeline::{LoadJob, ProgressSink, load};
 use rcx_imagefs::store::Store;
 use rustix::fs::RawDir;
 use sha2::Digest as _;
@@ -75,7 +75,7 @@ fn a_million_files_take_250_bytes_each_and_are_listed_once_one_at_a_time() {
     let store = Store::open_or_create(&dir.path().join("store")).unwrap();
     let archive = Archive::open(&dir.path().join("layout"), &Platform::host()).unwrap();
     let name_of_image = Some(Reference::given("lab/many").unwrap());
-    let job = Load { store: store.clone(), name: name_of_image, progress: Progress::none() };
+    let job = LoadJob { store: store.clone(), name: name_of_image, progress: ProgressSink::none() };
     // The tables of the index, the file that is made of them, then the tree in the making.
     within(250 * FILES, || load(&job, &archive).unwrap());
     let fs = ImageFs::new(ImageSource::new(store, None), &FsOptions::default());

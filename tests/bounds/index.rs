@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rcx_imagefs::image::{Digest, LayerDigest};
-use rcx_imagefs::index::{Build, BuildError, EntryId, Index, Layer, Source, TABLES_MAX, build};
+use rcx_imagefs::index::{BuildError, BuildOptions, EntryId, Index, Layer, LayerBytes, TABLES_MAX, build};
 use rcx_imagefs::layer::TarOffset;
 
 use crate::memory::within;
@@ -15,7 +15,7 @@ const MIB: usize = 1 << 20;
 
 /// The finished index of a tar; its blob has no name that matters here.
 pub(crate) fn index_of(tar: impl IntoIterator<Item = Bytes>) -> Result<Index<Vec<u8>>, BuildError> {
-    let (built, _) = build(Stream::new(tar), &Build::default(), || Ok(sink()))?;
+    let (built, _) = build(Stream::new(tar), &BuildOptions::default(), || Ok(sink()))?;
     Ok(Index::open(built.finish(&LayerDigest::new(Digest::of(b"")))?).unwrap())
 }
 
@@ -71,7 +71,7 @@ fn full_of_holes(stretches: usize) -> (Layer<Vec<u8>>, EntryId) {
         ("GNU.sparse.realsize", (2 * stretches + 1).to_string().as_bytes()),
     ]);
     let tar = extension.into_iter().chain(member(b'0', b"holes", data.into())).chain([end()]);
-    let layer = Layer::new(index_of(tar).unwrap(), Source::Memory(Vec::new()), None);
+    let layer = Layer::new(index_of(tar).unwrap(), LayerBytes::Memory(Vec::new()), None);
     let entry = layer.index().entries().next().unwrap().0;
     (layer, entry)
 }

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use rcx_imagefs::image::{ManifestDigest, Platform, Reference};
 use rcx_imagefs::import::Archive;
-use rcx_imagefs::index::Kind;
-use rcx_imagefs::pipeline::{Load, Progress, load, open_image};
+use rcx_imagefs::index::IndexedKind;
+use rcx_imagefs::pipeline::{LoadJob, ProgressSink, load, open_image};
 use rcx_imagefs::store::Store;
 use rcx_imagefs::tree;
 
@@ -20,7 +20,8 @@ fn shown(store: &Store, case: &Case) -> Result<String, String> {
     let result = (|| -> Result<String, Box<dyn Error>> {
         let name = Some(Reference::given("conformance")?);
         let archive = Archive::open(dir.path(), &Platform::host())?;
-        let arrived = load(&Load { store: store.clone(), name, progress: Progress::none() }, &archive)?;
+        let arrived =
+            load(&LoadJob { store: store.clone(), name, progress: ProgressSink::none() }, &archive)?;
         let [ref image] = arrived[..] else { panic!("one image is in the layout: {arrived:?}") };
         dump(store, image.digest)
     })();
@@ -40,7 +41,7 @@ fn dump(store: &Store, image: ManifestDigest) -> Result<String, Box<dyn Error>> 
     let indexes: Vec<_> = image.layers.iter().map(|layer| layer.index()).collect();
     Ok(tree::dump(&image.tree, &indexes, |layer, entry| {
         let layer = &image.layers[layer.index()];
-        let Kind::Regular { size } = layer.index().entry(entry).kind() else { return Vec::new() };
+        let IndexedKind::Regular { size } = layer.index().entry(entry).kind() else { return Vec::new() };
         disk::content(size, |at, length| layer.read(entry, at, length)).expect("content can be read")
     }))
 }

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, Read};
 use std::ops::Range;
 
 use rcx_imagefs::image::{Digest, LayerDigest};
-use rcx_imagefs::index::{Build, EntryId, Index, Layer, Source, build};
+use rcx_imagefs::index::{BuildOptions, EntryId, Index, Layer, LayerBytes, build};
 use rcx_imagefs::layer::{Checkpoint, DecodedSpan, LayerError, SpanDecoder, SpanLimits, decode_span};
 
 use crate::input::Input;
@@ -146,13 +146,14 @@ pub(crate) fn blob_of<P: IntoIterator<Item = u8>>(
 /// Checks what is read through an index of `blob`, a layer with one file, `content`: right bytes at every offset; and with
 /// the blob damaged behind the index's back, right bytes or an error.
 pub(crate) fn check_reads(blob: &[u8], content: &[u8], input: &mut Input<'_>) {
-    let options = Build { limits: input.pick(&LIMITS), thin: input.one_in(2), ..Build::default() };
+    let options =
+        BuildOptions { limits: input.pick(&LIMITS), thin: input.one_in(2), ..BuildOptions::default() };
     let (built, seekable) = build(blob, &options, || Ok(Vec::new())).expect("the layer is sound");
     let file = built.finish(&LayerDigest::new(Digest::of(blob))).expect("compresses in memory");
     let entry = EntryId::new(0);
     let layer = |blob: &[u8], seekable: Option<Vec<u8>>| {
         let index = Index::open(file.clone()).expect("what was built is valid");
-        Layer::new(index, Source::Memory(blob.to_vec()), seekable.map(Source::Memory))
+        Layer::new(index, LayerBytes::Memory(blob.to_vec()), seekable.map(LayerBytes::Memory))
     };
     let whole = layer(blob, seekable.clone());
     let mut damaged_blob = blob.to_vec();

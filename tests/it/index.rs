@@ -3,12 +3,14 @@
 use std::io::{Cursor, Write as _};
 
 use rcx_imagefs::image::{Digest, LayerDigest};
-use rcx_imagefs::index::{Build, Built, Index, IndexError, Kind, Layer, Piece, Source, build};
+use rcx_imagefs::index::{
+    BuildOptions, BuiltIndex, Index, IndexError, IndexedKind, Layer, LayerBytes, Piece, build,
+};
 use rcx_imagefs::layer::SpanLimits;
 
 /// Spans so small that small files cross them.
-fn small() -> Build {
-    Build { limits: SpanLimits { target: 4096, max: 5120 }, thin: false, ..Build::default() }
+fn small() -> BuildOptions {
+    BuildOptions { limits: SpanLimits { target: 4096, max: 5120 }, thin: false, ..BuildOptions::default() }
 }
 
 fn header(kind: tar::EntryType, size: u64) -> tar::Header {
@@ -76,14 +78,14 @@ fn digest_of(blob: &[u8]) -> LayerDigest {
     LayerDigest::new(Digest::of(blob))
 }
 
-fn built(blob: &[u8], options: &Build) -> (Built, Option<Vec<u8>>) {
+fn built(blob: &[u8], options: &BuildOptions) -> (BuiltIndex, Option<Vec<u8>>) {
     build(Cursor::new(blob), options, || Ok(Vec::new())).unwrap()
 }
 
-fn layer_of(blob: &[u8], options: &Build) -> Layer<Vec<u8>> {
+fn layer_of(blob: &[u8], options: &BuildOptions) -> Layer<Vec<u8>> {
     let (built, seekable) = built(blob, options);
     let index = Index::open(built.finish(&digest_of(blob)).unwrap()).unwrap();
-    Layer::new(index, Source::Memory(blob.to_vec()), seekable.map(Source::Memory))
+    Layer::new(index, LayerBytes::Memory(blob.to_vec()), seekable.map(LayerBytes::Memory))
 }
 
 /// Everything that an index tells, as text.
@@ -92,8 +94,8 @@ fn described<D: AsRef<[u8]>>(index: &Index<D>) -> String {
     let mut out = String::new();
     for (id, entry) in index.entries() {
         let kind = match entry.kind() {
-            Kind::Symlink { target } => format!("symlink {}", text(target)),
-            Kind::Hardlink { target } => format!("hardlink {}", text(target)),
+            IndexedKind::Symlink { target } => format!("symlink {}", text(target)),
+            IndexedKind::Hardlink { target } => format!("hardlink {}", text(target)),
             other => format!("{other:?}"),
         };
         let xattrs: Vec<_> = entry.xattrs().map(|(name, value)| (text(name), text(value))).collect();
@@ -189,10 +191,10 @@ fn thinning_keeps_every_byte_within_reach() {
     }
     let tar = archive.into_inner().unwrap();
     let blob = gzip(&tar);
-    let layer = layer_of(&blob, &Build::default());
+    let layer = layer_of(&blob, &BuildOptions::default());
     let all: Vec<u8> = layer.index().spans().flat_map(|span| layer.decode_span(span).unwrap()).collect();
     assert!(all == tar);
-    let finer = layer_of(&blob, &Build { thin: false, ..Build::default() });
+    let finer = layer_of(&blob, &BuildOptions { thin: false, ..BuildOptions::default() });
     assert!(finer.index().span_count() > layer.index().span_count());
     assert!(finer.index().file_size() > layer.index().file_size());
 }
@@ -210,9 +212,10 @@ fn a_flipped_bit_in_the_blob_is_an_error_and_never_other_bytes() {
                 let mut bytes: Vec<u8> = bytes;
                 let at = at % bytes.len();
                 bytes[at] ^= 0x10;
-                Source::Memory(bytes)
+                LayerBytes::Memory(bytes)
             });
-            let layer = Layer::new(Index::open(index.clone()).unwrap(), Source::Memory(damaged), seekable);
+            let layer =
+                Layer::new(Index::open(index.clone()).unwrap(), LayerBytes::Memory(damaged), seekable);
             for span in layer.index().spans() {
                 let range = layer.index().span_range(span);
                 let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
@@ -260,7 +263,7 @@ fn records_that_contradict_each_other_never_make_a_look_up_panic() {
                 Err(_) => refused += 1,
                 Ok(index) => {
                     let _ = described(&index);
-                    let layer = Layer::new(index, Source::Memory(blob.clone()), None);
+                    let layer = Layer::new(index, LayerBytes::Memory(blob.clone()), None);
                     for (id, _) in layer.index().entries() {
                         let _ = layer.pieces(id, 0, 100);
                         let _ = layer.stored_size(id);
@@ -284,7 +287,7 @@ fn span_that_is_said_to_be_longer_than_the_blob_is_an_error_and_not_so_much_memo
     hostile[256 + 16..256 + 24].copy_from_slice(&(1_u64 << 45).to_le_bytes());
     let checksum = Digest::of(&hostile[48..]);
     hostile[16..48].copy_from_slice(checksum.as_bytes());
-    let layer = Layer::new(Index::open(hostile).unwrap(), Source::Memory(blob), None);
+    let layer = Layer::new(Index::open(hostile).unwrap(), LayerBytes::Memory(blob), None);
     let span = layer.index().spans().next().unwrap();
     assert!(layer.decode_span(span).unwrap_err().to_string().contains("span 0"));
 }
@@ -328,7 +331,7 @@ fn holes_are_told_from_data() {
     let (tar, stored) = sparse_sample();
     let layer = layer_of(&tar, &small());
     let (id, entry) = layer.index().entries().next().unwrap();
-    assert_eq!((entry.name(), entry.kind()), (&b"sparse"[..], Kind::Regular { size: 20_000 }));
+    assert_eq!((entry.name(), entry.kind()), (&b"sparse"[..], IndexedKind::Regular { size: 20_000 }));
     let mut wanted = vec![0; 20_000];
     wanted[1000..1512].copy_from_slice(&stored[..512]);
     wanted[10_000..11_000].copy_from_slice(&stored[512..]);

@@ -8,7 +8,7 @@ use std::os::fd::AsFd as _;
 use proptest::prelude::*;
 use rcx_imagefs::fs::{FileKind, ImageFs, Ino, InodeAttr, Lookup};
 use rcx_imagefs::image::{LayerDigest, ManifestDigest};
-use rcx_imagefs::index::{Kind, Piece};
+use rcx_imagefs::index::{IndexedKind, Piece};
 use rcx_imagefs::pipeline::{open_image, open_layer};
 use rcx_imagefs::unpack::{UnpackOptions, UnpackPlan, write};
 
@@ -117,7 +117,7 @@ fn span_edges(stored: &Stored, layer: LayerDigest) -> Vec<Vec<u64>> {
     let layer = open_layer(&stored.store, layer).unwrap();
     let spans: Vec<Range<u64>> = layer.index().spans().map(|span| layer.index().span_range(span)).collect();
     let files = layer.index().entries().map(|(id, entry)| {
-        let Kind::Regular { size } = entry.kind() else { panic!("only files are in this layer") };
+        let IndexedKind::Regular { size } = entry.kind() else { panic!("only files are in this layer") };
         let mut edges = vec![0, size];
         if let [Piece::Data { tar, len }] = layer.pieces(id, 0, size)[..] {
             let inside = tar.get()..tar.get() + len;

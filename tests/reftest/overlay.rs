@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proptest::prelude::*;
-use rcx_imagefs::tree::{NodeId, Source, Tree};
+use rcx_imagefs::tree::{NodeId, NodeSource, Tree};
 use rcx_imagefs::unpack::{DirectoryNo, PlanName, UnpackPlan};
 
 use support::layers::{Line, merge_lines, merge_text};
@@ -14,12 +14,12 @@ type Path = Vec<Vec<u8>>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Thing {
     Directory {
-        source: Source,
+        source: NodeSource,
         opaque: bool,
     },
     /// Anything else: where it comes from, and which file of the layer directory it is a name of.
     Node {
-        source: Source,
+        source: NodeSource,
         file: usize,
     },
     Whiteout,
@@ -72,7 +72,7 @@ impl LayerDirectory {
 }
 
 /// What is shown at a path: a directory, or a node as (layer directory, file of it) with its number of links.
-type Shown = BTreeMap<Path, (Source, Option<(usize, usize, u32)>)>;
+type Shown = BTreeMap<Path, (NodeSource, Option<(usize, usize, u32)>)>;
 
 /// Shows directories as overlayfs does; the topmost first.
 fn show(lowers: &[LayerDirectory]) -> Shown {

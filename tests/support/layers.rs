@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use rcx_imagefs::image::LayerDigest;
-use rcx_imagefs::index::{Build, Index, Layer, Source, build};
+use rcx_imagefs::index::{BuildOptions, Index, Layer, LayerBytes, build};
 use rcx_imagefs::tree::{self, Tree};
 
 /// What a line of a layer stands for.
@@ -189,10 +189,10 @@ pub fn tar(lines: &[Line]) -> Vec<u8> {
 
 /// Indexes a layer's tar (or compressed tar) in memory.
 pub fn open(blob: Vec<u8>) -> Result<Layer<Vec<u8>>, String> {
-    let options = Build::default();
+    let options = BuildOptions::default();
     let (built, _) = build(&blob[..], &options, || Ok(std::io::sink())).map_err(|error| chain(&error))?;
     let index = built.finish(&LayerDigest::new(rcx_imagefs::image::Digest::of(&blob))).unwrap();
-    Ok(Layer::new(Index::open(index).unwrap(), Source::Memory(blob), None))
+    Ok(Layer::new(Index::open(index).unwrap(), LayerBytes::Memory(blob), None))
 }
 
 /// A tree with the layers that it is made of.

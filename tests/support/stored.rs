@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use rcx_imagefs::fs::{FileKind, FsOptions, ImageFs, ImageSource, Ino, InodeAttr, Lookup};
 use rcx_imagefs::image::{Descriptor, Digest, LayerDigest, Manifest, ManifestDigest, Name, media};
-use rcx_imagefs::index::{Build, build};
+use rcx_imagefs::index::{BuildOptions, build};
 use rcx_imagefs::layer::SpanLimits;
 use rcx_imagefs::store::Store;
 use tempfile::TempDir;
@@ -88,7 +88,7 @@ impl Stored {
             let blob = packing.pack(&tar(lines));
             let layer = LayerDigest::new(put(&blob));
             let limits = SpanLimits { target: 4 << 10, max: 8 << 10 };
-            let options = Build { limits, thin: false, ..Build::default() };
+            let options = BuildOptions { limits, thin: false, ..BuildOptions::default() };
             let seekable = || self.store.create_seekable(&layer).map_err(std::io::Error::other);
             let (built, seekable) = build(&blob[..], &options, seekable).unwrap();
             if let Some(seekable) = seekable {

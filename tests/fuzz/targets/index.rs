@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use rcx_imagefs::image::{Digest, LayerDigest};
 use rcx_imagefs::index::format::{CHECKED_FROM, HEADER_LEN, SECTIONS};
-use rcx_imagefs::index::{Build, EntryId, Index, Kind, Layer, Piece, Source, build};
+use rcx_imagefs::index::{BuildOptions, EntryId, Index, IndexedKind, Layer, LayerBytes, Piece, build};
 use rcx_imagefs::layer::{SpanLimits, TarOffset};
 use rcx_imagefs::tree::{self, NodeId};
 
@@ -66,7 +66,11 @@ fn bases() -> &'static [Base] {
 }
 
 fn base(blob: Vec<u8>) -> Base {
-    let options = Build { limits: SpanLimits { target: 4096, max: 5120 }, thin: false, ..Build::default() };
+    let options = BuildOptions {
+        limits: SpanLimits { target: 4096, max: 5120 },
+        thin: false,
+        ..BuildOptions::default()
+    };
     let (built, seekable) = build(&blob[..], &options, || Ok(Vec::new())).unwrap();
     let index = built.finish(&LayerDigest::new(Digest::of(&blob))).unwrap();
     Base { index, blob, seekable }
@@ -175,8 +179,8 @@ fn set(bytes: &mut [u8], at: usize, input: &mut Input<'_>) {
 }
 
 fn look_at(index: Index<Vec<u8>>, base: &Base) {
-    let seekable = base.seekable.clone().map(Source::Memory);
-    let layer = Layer::new(index, Source::Memory(base.blob.clone()), seekable);
+    let seekable = base.seekable.clone().map(LayerBytes::Memory);
+    let layer = Layer::new(index, LayerBytes::Memory(base.blob.clone()), seekable);
     let index = layer.index();
     let sizes: usize = index.section_sizes().sum();
     assert!(sizes as u64 <= index.file_size());
@@ -210,7 +214,7 @@ fn look_at(index: Index<Vec<u8>>, base: &Base) {
 }
 
 fn look_at_content(layer: &Layer<Vec<u8>>, id: EntryId) {
-    let Kind::Regular { size } = layer.index().entry(id).kind() else {
+    let IndexedKind::Regular { size } = layer.index().entry(id).kind() else {
         assert!(layer.pieces(id, 0, u64::MAX).is_empty() && layer.stored_size(id) == 0);
         return;
     };

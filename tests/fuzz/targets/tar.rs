@@ -5,7 +5,7 @@
 //! if and only if the walk comes to the end, and then has the same entries with the same bytes.
 
 use rcx_imagefs::image::{Digest, LayerDigest};
-use rcx_imagefs::index::{Build, Index, Kind, Layer, Source, build};
+use rcx_imagefs::index::{BuildOptions, Index, IndexedKind, Layer, LayerBytes, build};
 use rcx_imagefs::layer::{
     Codec, EntryKind, FileContent, LayerPath, MemberName, Segment, SpanLimits, TarEntry, TarFault, TarWalk,
     tar,
@@ -164,14 +164,18 @@ fn content(tar: &[u8], content: &FileContent, start: u64, end: u64) -> Vec<u8> {
 }
 
 fn check_index(tar: &[u8], walked: &[TarEntry], complete: bool) {
-    let options = Build { limits: SpanLimits { target: 1024, max: 1500 }, thin: false, ..Build::default() };
+    let options = BuildOptions {
+        limits: SpanLimits { target: 1024, max: 1500 },
+        thin: false,
+        ..BuildOptions::default()
+    };
     let built = match build(tar, &options, || Ok(std::io::sink())) {
         Ok((built, _)) => built,
         Err(error) => return assert!(!complete, "{error}"),
     };
     assert!(complete, "an index of a tar that the walk refuses");
     let file = built.finish(&LayerDigest::new(Digest::of(tar))).unwrap();
-    let layer = Layer::new(Index::open(file).unwrap(), Source::Memory(tar.to_vec()), None);
+    let layer = Layer::new(Index::open(file).unwrap(), LayerBytes::Memory(tar.to_vec()), None);
     let index = layer.index();
     let plain = walked.iter().filter_map(|entry| match &entry.member {
         MemberName::Plain(path) => Some((path, entry)),
@@ -186,7 +190,7 @@ fn check_index(tar: &[u8], walked: &[TarEntry], complete: bool) {
         let xattrs = walked.xattrs.iter().map(|(name, value)| (&**name, &**value));
         assert!(entry.xattrs().eq(xattrs), "{path}");
         match (entry.kind(), &walked.kind) {
-            (Kind::Regular { size }, EntryKind::Regular { size: walked_size, content: place }) => {
+            (IndexedKind::Regular { size }, EntryKind::Regular { size: walked_size, content: place }) => {
                 assert_eq!(size, *walked_size);
                 for start in [0, size.saturating_sub(2000), size / 2] {
                     let end = size.min(start + 5000);
@@ -194,17 +198,17 @@ fn check_index(tar: &[u8], walked: &[TarEntry], complete: bool) {
                     assert!(read == content(tar, place, start, end), "{path} from {start}");
                 }
             }
-            (Kind::Symlink { target }, EntryKind::Symlink { target: walked }) => {
+            (IndexedKind::Symlink { target }, EntryKind::Symlink { target: walked }) => {
                 assert_eq!(target, &**walked)
             }
-            (Kind::Hardlink { target }, EntryKind::Hardlink { target: walked }) => {
+            (IndexedKind::Hardlink { target }, EntryKind::Hardlink { target: walked }) => {
                 assert_eq!(target, walked.as_bytes());
             }
-            (Kind::CharDevice { major, minor }, EntryKind::CharDevice { major: a, minor: b })
-            | (Kind::BlockDevice { major, minor }, EntryKind::BlockDevice { major: a, minor: b }) => {
+            (IndexedKind::CharDevice { major, minor }, EntryKind::CharDevice { major: a, minor: b })
+            | (IndexedKind::BlockDevice { major, minor }, EntryKind::BlockDevice { major: a, minor: b }) => {
                 assert_eq!((major, minor), (*a, *b));
             }
-            (Kind::Directory, EntryKind::Directory) | (Kind::Fifo, EntryKind::Fifo) => {}
+            (IndexedKind::Directory, EntryKind::Directory) | (IndexedKind::Fifo, EntryKind::Fifo) => {}
             (indexed, walked) => panic!("{path}: {indexed:?} is not {walked:?}"),
         }
     }

@@ -1,8 +1,8 @@
-//! A blob as a stream of bytes that survives what happens on the way.
+//! Downloads a blob as a stream of bytes, and resumes after errors.
 //!
-//! A download knows the next byte it needs. Whatever breaks, it asks for the rest from that byte on; a server that sends the
-//! whole blob in answer has what was already there skipped. The bytes are *not* checked against the digest here: they
-//! are hashed by whoever stores them, together with those from before a restart.
+//! A download knows the offset of the next byte. After an error it requests the rest from that offset; if the server sends
+//! the whole blob instead, it skips the bytes before the offset. It does *not* check the digest: the caller hashes the bytes
+//! together with those of an earlier attempt.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,53 +12,54 @@ use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE};
 use reqwest::{Response, StatusCode};
 use tokio::time::{Instant, timeout};
 
-use super::client::Request;
+use super::client::RegistryRequest;
 use super::retry::{jittered, retry_after};
-use super::{Place, Registry, RegistryError};
+use super::{Registry, RegistryError, RemoteObject};
 use crate::image::{Descriptor, Digest, Name};
 
-/// What has to come within the idle deadline, in bytes, and what counts as progress between two failures. A server must not
-/// keep a download alive with a byte now and then.
+/// The bytes that must arrive within the idle deadline, and that count as progress between two failures.
+///
+/// A server must not be able to keep a download alive with single bytes.
 const PROGRESS_MIN: u64 = 32 << 10;
 
-/// How long the end of a response is waited for once all bytes are there.
+/// How long to wait for the end of a response after its last expected byte.
 const END_WAIT: Duration = Duration::from_secs(1);
 
-/// The bytes of a blob from some offset to its end.
+/// The bytes of a blob, from an offset to its end.
 pub struct Download {
     registry: Registry,
-    place: Place,
+    object: RemoteObject,
     digest: Digest,
     size: u64,
-    /// Position of the next byte to give out.
+    /// Offset in the blob of the next byte to return.
     offset: u64,
-    body: Option<Body>,
+    body: Option<DownloadBody>,
     /// Failures since the last progress.
     failures: u32,
-    /// Bytes given out since the last failure.
+    /// Bytes returned since the last failure.
     since_failure: u64,
-    /// Whether the server can be asked for ranges.
+    /// Whether the server supports ranges, as far as known.
     ranges: bool,
 }
 
 /// A response that is being read.
-struct Body {
+struct DownloadBody {
     response: Response,
-    /// Position in the blob of its next byte; behind the download's offset while what is already there is skipped.
+    /// Offset in the blob of the next byte. Smaller than the download's offset while it skips bytes.
     position: u64,
-    /// Time waited for the bytes in `arrived`. The time in which nobody asks for more does not count.
+    /// Time spent waiting for the bytes in `arrived`. Time between two calls of [`Download::next_chunk`] does not count.
     waited: Duration,
+    /// Bytes received since the idle deadline started.
     arrived: u64,
 }
 
 impl Registry {
-    /// Starts to fetch a blob from byte `from` on. Nothing is requested before the first call of
-    /// [`Download::next_chunk`].
+    /// Prepares the download of a blob from offset `from`. The first call of [`Download::next_chunk`] sends the request.
     #[must_use]
     pub fn download(&self, name: &Name, descriptor: &Descriptor, from: u64) -> Download {
         Download {
             registry: self.clone(),
-            place: Place::blob(name, descriptor.digest),
+            object: RemoteObject::blob(name, descriptor.digest),
             digest: descriptor.digest,
             size: descriptor.size,
             offset: from,
@@ -71,18 +72,19 @@ impl Registry {
 }
 
 impl Download {
-    /// Position in the blob of the next byte.
+    /// Offset in the blob of the next byte.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// The next bytes, never empty; `None` once the blob's last byte has been given out.
+    /// Returns the next bytes, never empty; `None` after the last byte of the blob.
     ///
-    /// Waits between tries, each bounded, and fails when a number of them in a row brought nothing.
+    /// Retries after transient errors, with pauses, and fails after several attempts in a row without progress.
     ///
     /// # Errors
-    /// See [`RegistryError`]; each names the blob.
+    ///
+    /// See [`RegistryError`]; each error names the blob.
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>, RegistryError> {
         loop {
             let error = match self.step().await {
@@ -106,12 +108,12 @@ impl Download {
             }
             let first = self.registry.options().deadlines.backoff;
             let Some(pause) = retry_after(self.failures, &error, first) else { return Err(error) };
-            tracing::info!(%error, offset = self.offset, attempt = self.failures, ?pause, "trying again");
+            tracing::info!(%error, offset = self.offset, attempt = self.failures, ?pause, "retrying");
             tokio::time::sleep(jittered(pause)).await;
         }
     }
 
-    /// Reads on, without trying again.
+    /// Returns the next bytes, without retries.
     async fn step(&mut self) -> Result<Option<Bytes>, RegistryError> {
         if self.offset >= self.size {
             return self.end().await;
@@ -124,12 +126,12 @@ impl Download {
                     self.body.insert(body)
                 }
             };
-            let Some(mut chunk) = body.read(&self.registry, &self.place).await? else {
-                // A server may send less than the range asked for; the next request gets the rest.
+            let Some(mut chunk) = body.read(&self.registry, &self.object).await? else {
+                // A server may send less than the requested range. The retry requests the rest.
                 return Err(RegistryError::Short {
-                    place: self.place.clone(),
-                    wanted: self.size,
-                    got: body.position,
+                    object: self.object.clone(),
+                    expected: self.size,
+                    received: body.position,
                 });
             };
             let start = body.position;
@@ -141,48 +143,50 @@ impl Download {
                 continue;
             }
             if start < self.offset {
-                let known = usize::try_from(self.offset - start).expect("shorter than the chunk");
-                chunk = chunk.split_off(known);
+                let skipped =
+                    usize::try_from(self.offset - start).expect("the skipped part is shorter than the chunk");
+                chunk = chunk.split_off(skipped);
             }
             return Ok(Some(chunk));
         }
     }
 
-    /// All bytes are there: anything that follows them is an error.
+    /// Checks that the response ends after the last byte of the blob.
     async fn end(&mut self) -> Result<Option<Bytes>, RegistryError> {
         if self.offset > self.size {
             return Err(self.length(Some(self.offset)));
         }
         let Some(mut body) = self.body.take() else { return Ok(None) };
-        match timeout(END_WAIT, body.read(&self.registry, &self.place)).await {
+        match timeout(END_WAIT, body.read(&self.registry, &self.object)).await {
             Ok(Ok(Some(_))) => Err(self.length(None)),
             _ => Ok(None),
         }
     }
 
-    fn length(&self, got: Option<u64>) -> RegistryError {
-        RegistryError::Length { place: self.place.clone(), wanted: self.size, got }
+    fn length(&self, actual: Option<u64>) -> RegistryError {
+        RegistryError::Length { object: self.object.clone(), expected: self.size, actual }
     }
 
-    /// Requests the rest and checks that the answer is that, or the whole blob.
-    async fn open(&self) -> Result<Body, RegistryError> {
+    /// Requests the rest of the blob. Checks that the server sends the rest, or the whole blob.
+    async fn open(&self) -> Result<DownloadBody, RegistryError> {
         let from = if self.ranges { self.offset } else { 0 };
         let path = format!("blobs/{}", self.digest);
-        let request = Request { place: &self.place, path, accept: None, from };
+        let request = RegistryRequest { object: &self.object, path, accept: None, from };
         let response = self.registry.request(&request).await?;
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         if header(CONTENT_TYPE).is_some_and(|media_type| media_type.trim_start().starts_with("text/html")) {
-            return Err(RegistryError::Html { place: self.place.clone() });
+            return Err(RegistryError::Html { object: self.object.clone() });
         }
         let position = if response.status() == StatusCode::PARTIAL_CONTENT {
             let range = header(CONTENT_RANGE).unwrap_or_default();
-            let wrong = || RegistryError::Range { place: self.place.clone(), from, got: range.to_owned() };
-            let (first, total) = content_range(range).ok_or_else(wrong)?;
+            let wrong_range =
+                || RegistryError::Range { object: self.object.clone(), from, returned: range.to_owned() };
+            let (first, total) = content_range(range).ok_or_else(wrong_range)?;
             if total.is_some_and(|total| total != self.size) {
                 return Err(self.length(total));
             }
             if first != from {
-                return Err(wrong());
+                return Err(wrong_range());
             }
             first
         } else {
@@ -195,25 +199,30 @@ impl Download {
                 return Err(self.length(Some(end)));
             }
         }
-        Ok(Body { response, position, waited: Duration::ZERO, arrived: 0 })
+        Ok(DownloadBody { response, position, waited: Duration::ZERO, arrived: 0 })
     }
 }
 
-impl Body {
-    async fn read(&mut self, registry: &Registry, place: &Place) -> Result<Option<Bytes>, RegistryError> {
+impl DownloadBody {
+    /// Returns the next bytes of the response, never empty; `None` at its end.
+    async fn read(
+        &mut self,
+        registry: &Registry,
+        object: &RemoteObject,
+    ) -> Result<Option<Bytes>, RegistryError> {
         let deadlines = &registry.options().deadlines;
         loop {
             let start = Instant::now();
             let left = deadlines.idle.saturating_sub(self.waited);
             let Ok(result) = timeout(left, self.response.chunk()).await else {
                 if self.arrived < PROGRESS_MIN {
-                    let (place, after) = (place.clone(), deadlines.idle);
-                    return Err(RegistryError::Deadline { place, awaited: "further bytes", after });
+                    let (object, after) = (object.clone(), deadlines.idle);
+                    return Err(RegistryError::Deadline { object, awaited: "more data", after });
                 }
                 (self.waited, self.arrived) = (Duration::ZERO, 0);
                 continue;
             };
-            let chunk = result.map_err(|source| RegistryError::transport(place, source, deadlines))?;
+            let chunk = result.map_err(|source| RegistryError::transport(object, source, deadlines))?;
             self.waited += start.elapsed();
             let Some(chunk) = chunk else { return Ok(None) };
             self.arrived = self.arrived.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
@@ -227,7 +236,9 @@ impl Body {
     }
 }
 
-/// First byte and total length of a `Content-Range: bytes FIRST-LAST/TOTAL` (RFC 9110, 14.4); the total may be `*`.
+/// Parses the first byte and the total length of `Content-Range: bytes FIRST-LAST/TOTAL` (RFC 9110, 14.4).
+///
+/// The total may be `*`, for an unknown length.
 fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
@@ -242,7 +253,7 @@ fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
 impl fmt::Debug for Download {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Download")
-            .field("place", &self.place)
+            .field("object", &self.object)
             .field("size", &self.size)
             .field("offset", &self.offset)
             .finish_non_exhaustive()
@@ -254,8 +265,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_range_is_read_or_refused() {
-        for (text, read) in [
+    fn malformed_content_range_is_refused() {
+        for (text, parsed) in [
             ("bytes 0-9/10", Some((0, Some(10)))),
             ("bytes 5-9/*", Some((5, None))),
             (" bytes 5-9/10 ", Some((5, Some(10)))),
@@ -270,7 +281,7 @@ mod tests {
             ("bytes 0-18446744073709551616/*", None),
             ("", None),
         ] {
-            assert_eq!(content_range(text), read, "{text}");
+            assert_eq!(content_range(text), parsed, "{text}");
         }
     }
 }

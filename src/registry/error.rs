@@ -1,320 +1,352 @@
-//! What can go wrong between here and a registry.
+//! The errors of requests to a registry. Each names the requested manifest or blob.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::error::ErrorCode;
 use crate::image::{Digest, ManifestError, Name, Reference};
 
 use super::{AuthError, Deadlines};
 
-/// What was asked for: every error names it.
+/// A manifest or a blob of a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place(Arc<Asked>);
+pub struct RemoteObject(Arc<RemoteObjectKind>);
 
 #[derive(Debug, PartialEq, Eq)]
-enum Asked {
+enum RemoteObjectKind {
     Manifest(Reference),
     Blob(Name, Digest),
 }
 
-impl Place {
+impl RemoteObject {
     pub(super) fn manifest(reference: Reference) -> Self {
-        Self(Arc::new(Asked::Manifest(reference)))
+        Self(Arc::new(RemoteObjectKind::Manifest(reference)))
     }
 
     pub(super) fn blob(name: &Name, digest: Digest) -> Self {
-        Self(Arc::new(Asked::Blob(name.clone(), digest)))
+        Self(Arc::new(RemoteObjectKind::Blob(name.clone(), digest)))
     }
 
-    /// The repository it is in.
+    /// The registry and the repository of the object.
     #[must_use]
     pub fn name(&self) -> &Name {
         match &*self.0 {
-            Asked::Manifest(reference) => &reference.name,
-            Asked::Blob(name, _) => name,
+            RemoteObjectKind::Manifest(reference) => &reference.name,
+            RemoteObjectKind::Blob(name, _) => name,
         }
     }
 
     fn is_manifest(&self) -> bool {
-        matches!(*self.0, Asked::Manifest(_))
+        matches!(*self.0, RemoteObjectKind::Manifest(_))
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for RemoteObject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
-            Asked::Manifest(reference) => write!(f, "{reference}"),
-            Asked::Blob(name, digest) => write!(f, "{name}: blob {digest}"),
+            RemoteObjectKind::Manifest(reference) => write!(f, "{reference}"),
+            RemoteObjectKind::Blob(name, digest) => write!(f, "{name}: blob {digest}"),
         }
     }
 }
 
-/// Why something did not come from a registry.
+/// A request to a registry failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// The name has no host: the image was loaded from a file.
-    #[error("{0} was loaded from a file; there is no registry to ask")]
+    /// The name has no registry: the image was loaded from a file.
+    #[error("{0} was loaded from a file and has no registry")]
     Local(Name),
-    /// The registry does not have it: an unknown repository, tag or blob.
-    #[error("{place}: not found{}", Said(.message))]
+    /// The registry does not have the repository, tag or blob.
+    #[error("{object}: not found{}", ServerMessage(.message))]
     NotFound {
-        /// What was asked for.
-        place: Place,
-        /// What the registry said.
+        /// The requested object.
+        object: RemoteObject,
+        /// The message of the registry.
         message: String,
     },
-    /// The registry wants other credentials, or any.
-    #[error("{place}: not authorized{}", Said(.message))]
+    /// The registry requires credentials, or rejected the given ones.
+    #[error("{object}: not authorized{}", ServerMessage(.message))]
     Unauthorized {
-        /// What was asked for.
-        place: Place,
-        /// What the registry or its token server said.
+        /// The requested object.
+        object: RemoteObject,
+        /// The message of the registry or its token server.
         message: String,
     },
-    /// The registry knows who asks and refuses.
-    #[error("{place}: access denied{}", Said(.message))]
+    /// The user has no access to the object.
+    #[error("{object}: access denied{}", ServerMessage(.message))]
     Denied {
-        /// What was asked for.
-        place: Place,
-        /// What the registry said.
+        /// The requested object.
+        object: RemoteObject,
+        /// The message of the registry.
         message: String,
     },
-    /// Too many requests.
-    #[error("{place}: the registry limits the rate of requests{}", Said(.message))]
+    /// The user has sent too many requests.
+    #[error("{object}: the registry limits the rate of requests{}", ServerMessage(.message))]
     RateLimited {
-        /// What was asked for.
-        place: Place,
-        /// When the registry wants to be asked again.
+        /// The requested object.
+        object: RemoteObject,
+        /// The pause that the registry demands.
         retry_after: Option<Duration>,
-        /// What the registry said.
+        /// The message of the registry.
         message: String,
     },
-    /// An error on the registry's side.
-    #[error("{place}: the server answers {status}{}", Said(.message))]
+    /// The registry failed.
+    #[error("{object}: the server failed with HTTP status {status}{}", ServerMessage(.message))]
     Server {
-        /// What was asked for.
-        place: Place,
-        /// The HTTP status, 500 or more.
+        /// The requested object.
+        object: RemoteObject,
+        /// The HTTP status: 500 or more, or 408.
         status: u16,
-        /// When the registry wants to be asked again.
+        /// The pause that the registry demands.
         retry_after: Option<Duration>,
-        /// What the server said.
+        /// The message of the registry.
         message: String,
     },
-    /// An answer that makes no sense here.
-    #[error("{place}: the server answers {status}, which is no answer to this request{}", Said(.message))]
+    /// The registry returned a status that the protocol does not provide for this request.
+    #[error("{object}: the server returned the unexpected HTTP status {status}{}", ServerMessage(.message))]
     Status {
-        /// What was asked for.
-        place: Place,
+        /// The requested object.
+        object: RemoteObject,
         /// The HTTP status.
         status: u16,
-        /// What the server said.
+        /// The message of the registry.
         message: String,
     },
-    /// Nothing came in time.
-    #[error("{place}: no {awaited} within {} s", .after.as_secs_f32())]
+    /// A deadline passed.
+    #[error("{object}: timed out after {} s waiting for {awaited}", .after.as_secs_f32())]
     Deadline {
-        /// What was asked for.
-        place: Place,
-        /// What did not come.
+        /// The requested object.
+        object: RemoteObject,
+        /// The part of the exchange that did not arrive in time, with its article.
         awaited: &'static str,
-        /// How long was waited.
+        /// The length of the wait.
         after: Duration,
     },
-    /// No connection: refused, no such host, no route.
-    #[error("{place}: cannot connect")]
+    /// No connection: refused, no such host, or no route.
+    #[error("{object}: cannot connect")]
     Connect {
-        /// What was asked for.
-        place: Place,
-        /// Why.
+        /// The requested object.
+        object: RemoteObject,
+        /// The underlying error.
         source: reqwest::Error,
     },
-    /// TLS could not be agreed on, or the certificate is not trusted.
-    #[error("{place}: no secure connection")]
+    /// The TLS handshake failed, for example because the certificate is not trusted.
+    #[error("{object}: cannot establish a TLS connection")]
     Tls {
-        /// What was asked for.
-        place: Place,
-        /// Why.
+        /// The requested object.
+        object: RemoteObject,
+        /// The underlying error.
         source: reqwest::Error,
     },
-    /// The connection broke, or what came over it was no HTTP.
-    #[error("{place}: the connection was lost")]
+    /// The connection broke, or the server did not send valid HTTP.
+    #[error("{object}: the connection failed")]
     Broken {
-        /// What was asked for.
-        place: Place,
-        /// Why.
+        /// The requested object.
+        object: RemoteObject,
+        /// The underlying error.
         source: reqwest::Error,
     },
-    /// Redirected too often, or from HTTPS to HTTP.
-    #[error("{place}: redirected to where it cannot be followed")]
+    /// Too many redirects, or one from HTTPS to HTTP.
+    #[error("{object}: cannot follow a redirect of the server")]
     Redirect {
-        /// What was asked for.
-        place: Place,
-        /// Why.
+        /// The requested object.
+        object: RemoteObject,
+        /// The underlying error.
         source: reqwest::Error,
     },
-    /// The answer is not the manifest or index that it should be, or has nothing for the platform.
-    #[error("{place}")]
+    /// The response is not a valid manifest or index, or the index has no manifest for the platform.
+    #[error("{object}")]
     Document {
-        /// What was asked for.
-        place: Place,
-        /// What is wrong with it.
+        /// The requested object.
+        object: RemoteObject,
+        /// The underlying error.
         source: Box<ManifestError>,
     },
-    /// A web page in place of a blob.
-    #[error("{place}: got an HTML page in its place")]
+    /// The server sent an HTML page instead of a blob.
+    #[error("{object}: the server sent an HTML page instead of the blob")]
     Html {
-        /// What was asked for.
-        place: Place,
+        /// The requested object.
+        object: RemoteObject,
     },
-    /// The bytes are others than asked for.
-    #[error("{place}: the content has digest {found}, not {expected}")]
+    /// The content has the wrong digest.
+    #[error("{object}: the content has digest {actual}, expected {expected}")]
     Digest {
-        /// What was asked for.
-        place: Place,
-        /// What it should be.
+        /// The requested object.
+        object: RemoteObject,
+        /// The expected digest.
         expected: Digest,
-        /// What it is.
-        found: Digest,
+        /// The digest of the content.
+        actual: Digest,
     },
-    /// The server announces or sends another length than the manifest says.
-    #[error("{place}: the server has {} than the {wanted} bytes that the manifest says", Amount(*.got, *.wanted))]
+    /// The size of the content differs from the size in the manifest.
+    #[error("{object}: the server has {} bytes, but the manifest says {expected}", ServerSize(*.actual, *.expected))]
     Length {
-        /// What was asked for.
-        place: Place,
-        /// Length by the manifest.
-        wanted: u64,
-        /// Length by the server; `None` if it only shows to be more.
-        got: Option<u64>,
+        /// The requested object.
+        object: RemoteObject,
+        /// The size in the manifest, in bytes.
+        expected: u64,
+        /// The size on the server, in bytes; `None` if only known to be larger.
+        actual: Option<u64>,
     },
-    /// The body ended before its end, again and again.
-    #[error("{place}: ends after {got} of {wanted} bytes")]
+    /// The server repeatedly closed the connection before the last byte.
+    #[error("{object}: the download ends after {received} of {expected} bytes")]
     Short {
-        /// What was asked for.
-        place: Place,
-        /// Length by the manifest.
-        wanted: u64,
-        /// How much came.
-        got: u64,
+        /// The requested object.
+        object: RemoteObject,
+        /// The size in the manifest, in bytes.
+        expected: u64,
+        /// The bytes received.
+        received: u64,
     },
-    /// A range other than the one asked for.
-    #[error("{place}: asked for the bytes from {from} on, the server answers with `{got}`")]
+    /// The server sent another range than the requested one.
+    #[error("{object}: requested the bytes from offset {from}, but the server returned `{returned}`")]
     Range {
-        /// What was asked for.
-        place: Place,
-        /// The first byte asked for.
+        /// The requested object.
+        object: RemoteObject,
+        /// The first requested byte.
         from: u64,
-        /// The `Content-Range` that came.
-        got: String,
+        /// The `Content-Range` header, or the HTTP status if the server rejected the range.
+        returned: String,
     },
-    /// Longer than what fits the purpose.
-    #[error("{place}: {size} bytes are more than {limit}")]
+    /// The object exceeds the size limit for its kind.
+    #[error("{object}: has {size} bytes, more than the limit of {limit}")]
     TooLong {
-        /// What was asked for.
-        place: Place,
-        /// Its length.
+        /// The requested object.
+        object: RemoteObject,
+        /// Its size in bytes.
         size: u64,
-        /// What is allowed.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// The credentials for this registry could not be had.
-    #[error("{place}: credentials")]
+    /// The stored credentials for this registry cannot be used.
+    #[error("{object}: cannot get the credentials for the registry")]
     Credentials {
-        /// What was asked for.
-        place: Place,
-        /// Why.
+        /// The requested object.
+        object: RemoteObject,
+        /// The underlying error.
         source: Box<AuthError>,
     },
-    /// The token server could not be spoken to.
-    #[error("{place}: token server")]
+    /// The token server returned an error or an invalid response.
+    #[error("{object}: cannot get a token from the token server")]
     Token {
-        /// What was asked for.
-        place: Place,
-        /// Why.
+        /// The requested object.
+        object: RemoteObject,
+        /// The underlying error.
         source: Box<oci_client::errors::OciDistributionError>,
     },
-    /// A file with certificate authorities could not be read.
-    #[error("certificate file {}", .path.display())]
+    /// A file of certificate authorities cannot be used.
+    #[error("cannot use the certificate file {}", .path.display())]
     CaFile {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         source: std::io::Error,
     },
-    /// A file with certificate authorities holds something else, or TLS cannot be set up.
-    #[error("TLS cannot be set up")]
+    /// The TLS client cannot be set up.
+    #[error("cannot set up TLS")]
     TlsSetup(#[source] reqwest::Error),
 }
 
-/// Adds what a server said, if it said something.
-struct Said<'a>(&'a str);
+/// Displays the message of a server in parentheses, if there is one.
+struct ServerMessage<'a>(&'a str);
 
-impl fmt::Display for Said<'_> {
+impl fmt::Display for ServerMessage<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() { Ok(()) } else { write!(f, " ({})", self.0) }
     }
 }
 
-/// Says how much a server has, compared with what it should have.
-struct Amount(Option<u64>, u64);
+/// Displays the size of an object on the server, or `more than` the expected size if it is not known.
+struct ServerSize(Option<u64>, u64);
 
-impl fmt::Display for Amount {
+impl fmt::Display for ServerSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            None => f.write_str("more"),
-            Some(got) if got > self.1 => write!(f, "{got} bytes, more"),
-            Some(got) => write!(f, "{got} bytes, less"),
+            Some(size) => write!(f, "{size}"),
+            None => write!(f, "more than {}", self.1),
         }
     }
 }
 
 impl RegistryError {
-    pub(super) fn document(place: &Place, source: ManifestError) -> Self {
-        Self::Document { place: place.clone(), source: Box::new(source) }
+    pub(super) fn document(object: &RemoteObject, source: ManifestError) -> Self {
+        Self::Document { object: object.clone(), source: Box::new(source) }
     }
 
-    /// Sorts a transport error: TLS, no connection, a deadline, a broken connection.
-    pub(super) fn transport(place: &Place, source: reqwest::Error, deadlines: &Deadlines) -> Self {
-        let place = place.clone();
+    /// Classifies an error of the HTTP client.
+    pub(super) fn transport(object: &RemoteObject, source: reqwest::Error, deadlines: &Deadlines) -> Self {
+        let object = object.clone();
         if source.is_redirect() {
-            return Self::Redirect { place, source };
+            return Self::Redirect { object, source };
         }
         if source.is_connect() && source.is_timeout() {
-            return Self::Deadline { place, awaited: "connection", after: deadlines.connect };
+            return Self::Deadline { object, awaited: "a connection", after: deadlines.connect };
         }
         if source.is_timeout() {
-            return Self::Deadline { place, awaited: "answer", after: deadlines.response };
+            return Self::Deadline { object, awaited: "a response", after: deadlines.response };
         }
         if is_tls(&source) {
-            return Self::Tls { place, source };
+            return Self::Tls { object, source };
         }
-        if source.is_connect() { Self::Connect { place, source } } else { Self::Broken { place, source } }
+        if source.is_connect() { Self::Connect { object, source } } else { Self::Broken { object, source } }
     }
 
-    /// What the user may do about it.
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Local(_) => ErrorCode::Reference,
+            Self::NotFound { .. } => ErrorCode::NotFound,
+            Self::Unauthorized { .. } | Self::Denied { .. } => ErrorCode::Unauthorized,
+            Self::RateLimited { .. } => ErrorCode::RateLimited,
+            Self::Deadline { .. } => ErrorCode::Timeout,
+            Self::Connect { .. } | Self::Tls { .. } | Self::Broken { .. } | Self::Short { .. } => {
+                ErrorCode::Network
+            }
+            Self::Server { .. }
+            | Self::Status { .. }
+            | Self::Redirect { .. }
+            | Self::Html { .. }
+            | Self::Range { .. }
+            | Self::Token { .. } => ErrorCode::Registry,
+            Self::Document { source, .. } => match **source {
+                ManifestError::NoPlatform { .. } => ErrorCode::NoPlatform,
+                _ => ErrorCode::Document,
+            },
+            Self::TooLong { .. } => ErrorCode::Document,
+            Self::Digest { .. } | Self::Length { .. } => ErrorCode::WrongContent,
+            Self::Credentials { source, .. } => source.code(),
+            Self::CaFile { .. } | Self::TlsSetup(_) => ErrorCode::Configuration,
+        }
+    }
+
+    /// What the user can do about this error.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
-        let host = |place: &Place| place.name().host().unwrap_or_default().to_owned();
+        let host = |object: &RemoteObject| object.name().host().unwrap_or_default().to_owned();
         match self {
-            Self::Unauthorized { place, .. } | Self::Denied { place, .. } => Some(format!(
-                "`docker login {}` (or `podman login`) stores credentials; $DOCKER_CONFIG and $REGISTRY_AUTH_FILE say where they are read",
-                host(place)
+            Self::Unauthorized { object, .. } | Self::Denied { object, .. } => Some(format!(
+                "log in with `docker login {}` (or `podman login`); set $DOCKER_CONFIG or $REGISTRY_AUTH_FILE if the credentials are stored elsewhere",
+                host(object)
             )),
-            Self::NotFound { place, .. } if place.is_manifest() => Some(
-                "check name and tag; a registry may also answer so for a repository that needs a login".to_owned(),
-            ),
-            Self::RateLimited { place, .. } => {
-                Some(format!("wait, or `docker login {}` for a higher limit", host(place)))
-            }
-            Self::Tls { .. } => Some(
-                "if this registry speaks plain HTTP, use --plain-http; if its certificate is your own, trust it on this system"
+            Self::NotFound { object, .. } if object.is_manifest() => Some(
+                "check the name and the tag; some registries also report this for a repository that requires a login"
                     .to_owned(),
             ),
-            Self::Connect { place, .. } => Some(format!("is `{}` the registry, and is it running?", host(place))),
+            Self::RateLimited { object, .. } => {
+                Some(format!("try again later, or log in with `docker login {}` for a higher limit", host(object)))
+            }
+            Self::Tls { .. } => Some(
+                "use --plain-http if this registry serves plain HTTP; if it has a self-signed certificate, add that to the system's trusted certificates"
+                    .to_owned(),
+            ),
+            Self::Connect { object, .. } => {
+                Some(format!("check that the registry `{}` exists and is running", host(object)))
+            }
             Self::Document { source, .. } if matches!(**source, ManifestError::NoPlatform { .. }) => {
-                Some("choose one with --platform".to_owned())
+                Some("choose a platform with --platform OS/ARCH".to_owned())
             }
             Self::TlsSetup(_) => Some("install the package ca-certificates".to_owned()),
             Self::Credentials { source, .. } => source.hint(),
@@ -323,7 +355,9 @@ impl RegistryError {
     }
 }
 
-/// Whether a TLS error is among the causes. It hides inside I/O errors, whose own `source` passes over what they wrap.
+/// Whether an error was caused by a TLS error.
+///
+/// An I/O error can contain a TLS error that is not in its `source` chain: `io::Error::source` skips the wrapped error.
 fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
     let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
     error.is::<rustls::Error>()

@@ -1,13 +1,13 @@
-//! Turns what a server says about an error into text that can be shown.
+//! Extracts a printable message from the body of an error response.
 
-/// Longest text that is shown, in characters.
-const SHOWN_MAX: usize = 200;
+/// Longest message, in characters.
+const MESSAGE_MAX: usize = 200;
 
-/// A server's explanation in one line without control characters (they could drive the terminal); empty where there is none.
+/// Returns the message of a server as one line; empty if there is none.
 ///
-/// Registries answer `{"errors": [{"code", "message"}]}` (distribution-spec, "Error Codes"), token servers
-/// `{"details"}` or plain text, proxies HTML.
-pub(super) fn readable(body: &[u8]) -> String {
+/// Removes control characters, which could control the terminal. Registries send `{"errors": [{"code", "message"}]}`
+/// (distribution-spec, "Error Codes"), token servers `{"details"}` or plain text, proxies HTML.
+pub(super) fn server_message(body: &[u8]) -> String {
     let text = match serde_json::from_slice::<serde_json::Value>(body) {
         Ok(value) => from_json(&value).unwrap_or_default(),
         Err(_) if body.trim_ascii_start().starts_with(b"<") => "an HTML page".to_owned(),
@@ -16,7 +16,7 @@ pub(super) fn readable(body: &[u8]) -> String {
     let words: Vec<&str> =
         text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
     let line = words.join(" ");
-    match line.char_indices().nth(SHOWN_MAX) {
+    match line.char_indices().nth(MESSAGE_MAX) {
         Some((end, _)) => format!("{}...", &line[..end]),
         None => line,
     }
@@ -39,9 +39,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_form_of_explanation_becomes_one_plain_line() {
+    fn each_form_of_message_becomes_one_printable_line() {
         let long = "x".repeat(1000);
-        for (body, shown) in [
+        for (body, expected) in [
             (r#"{"errors":[{"code":"DENIED","message":"no\nway"}]}"#, "DENIED: no way"),
             (r#"{"errors":[{"code":"DENIED"}]}"#, "DENIED"),
             (r#"{"details":"wrong password"}"#, "wrong password"),
@@ -52,8 +52,8 @@ mod tests {
             ("", ""),
             (&long, &format!("{}...", "x".repeat(200))),
         ] {
-            assert_eq!(readable(body.as_bytes()), shown, "{body}");
+            assert_eq!(server_message(body.as_bytes()), expected, "{body}");
         }
-        assert_eq!(readable(b"\xff\xfe"), "\u{fffd}\u{fffd}");
+        assert_eq!(server_message(b"\xff\xfe"), "\u{fffd}\u{fffd}");
     }
 }

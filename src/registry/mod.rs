@@ -1,12 +1,13 @@
-//! The network side: what a reference stands for, and the blobs behind it.
+//! The registry client: resolves references and downloads blobs.
 //!
-//! Everything that arrives is checked against the digest it was asked for, except the bytes of a [`Download`]: those are
-//! hashed by whoever stores them. Nothing waits without a deadline, and what is worth trying again is tried again.
+//! All content is checked against its digest, except the bytes of a [`Download`]: the caller hashes those while it stores
+//! them. Each wait has a deadline, and transient errors are retried.
 
 mod auth;
 mod client;
 mod download;
 mod error;
+mod http;
 mod message;
 mod resolve;
 mod retry;
@@ -19,32 +20,32 @@ use crate::image::{Manifest, ManifestDigest, Name, Platform};
 pub use auth::{AuthError, AuthFiles};
 pub use client::Registry;
 pub use download::Download;
-pub use error::{Place, RegistryError};
+pub use error::{RegistryError, RemoteObject};
 
-/// Which registries are spoken to without TLS.
+/// The registries that are accessed over plain HTTP.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PlainHttp {
-    /// Those on a loopback address (`localhost`, `127.0.0.0/8`, `[::1]`), on any port.
+    /// Registries on a loopback address (`localhost`, `127.0.0.0/8`, `[::1]`), on any port.
     #[default]
     Loopback,
-    /// All.
+    /// All registries.
     Always,
-    /// None.
+    /// No registry.
     Never,
 }
 
-/// How long is waited for what.
+/// The longest waits of the client.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadlines {
-    /// For a connection, TLS included.
+    /// For a connection, including the TLS handshake.
     pub connect: Duration,
-    /// For the head of a response.
+    /// For the headers of a response.
     pub response: Duration,
-    /// For 32 KiB of a body (or its end): a body that trickles is one that hangs.
+    /// For each 32 KiB of a body, or its end. A body that arrives more slowly counts as stuck.
     pub idle: Duration,
-    /// For a credential helper.
+    /// For the output of a credential helper.
     pub helper: Duration,
-    /// The first pause before another try; each further one is twice as long.
+    /// The pause before the first retry. It doubles with each further retry.
     pub backoff: Duration,
 }
 
@@ -60,18 +61,18 @@ impl Default for Deadlines {
     }
 }
 
-/// What a [`Registry`] is made with.
+/// The options of a [`Registry`].
 #[derive(Debug, Clone)]
 pub struct RegistryOptions {
-    /// Which registries are spoken to without TLS.
+    /// The registries that are accessed over plain HTTP.
     pub plain_http: PlainHttp,
-    /// The platform whose manifest is taken of an index.
+    /// The platform whose manifest is chosen from an index.
     pub platform: Platform,
-    /// How long is waited for what.
+    /// The longest waits.
     pub deadlines: Deadlines,
-    /// Certificate authorities (PEM files) to trust beside the system's.
+    /// PEM files of certificate authorities to trust in addition to the system's.
     pub ca_files: Vec<PathBuf>,
-    /// Where credentials are looked up.
+    /// The files with credentials.
     pub auth: AuthFiles,
 }
 
@@ -87,29 +88,29 @@ impl Default for RegistryOptions {
     }
 }
 
-/// What a reference stands for, with the bytes as the registry has them; all digests are checked.
+/// The manifest that a reference resolves to. All digests are checked.
 #[derive(Debug, Clone)]
 pub struct Resolved {
-    /// Registry and repository.
+    /// The registry and the repository.
     pub name: Name,
-    /// Digest of the manifest: for an index, of the one for the platform.
+    /// Digest of the manifest; if the reference names an index, of the manifest for the platform.
     pub manifest_digest: ManifestDigest,
-    /// The manifest read.
+    /// The parsed manifest.
     pub manifest: Manifest,
-    /// The manifest's bytes.
+    /// The manifest's bytes, as the registry sent them.
     pub manifest_bytes: Vec<u8>,
     /// The manifest's media type.
     pub media_type: String,
-    /// The index that the reference led to, where it did.
+    /// The index that the reference names, if it does not name a manifest.
     pub index: Option<ResolvedIndex>,
 }
 
-/// The index that a reference stands for.
+/// The index that a reference resolves to.
 #[derive(Debug, Clone)]
 pub struct ResolvedIndex {
     /// Digest of the index.
     pub digest: ManifestDigest,
-    /// The index's bytes.
+    /// The index's bytes, as the registry sent them.
     pub bytes: Vec<u8>,
     /// The index's media type.
     pub media_type: String,

@@ -1,37 +1,38 @@
-//! From a reference to a verified manifest, and small blobs as a whole.
+//! Resolves a reference to a verified manifest, and fetches small blobs.
 
 use tokio::time::timeout;
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 
-use super::client::Request;
+use super::client::RegistryRequest;
 use super::retry::{jittered, retry_after};
-use super::{Place, Registry, RegistryError, Resolved, ResolvedIndex};
+use super::{Registry, RegistryError, RemoteObject, Resolved, ResolvedIndex};
 use crate::image::{
     Descriptor, Digest, Document, MANIFEST_MAX, ManifestDigest, ManifestError, Name, Reference, media,
 };
 
-/// Deepest nesting of indexes that is followed. Builders nest once at most.
+/// Deepest nesting of indexes that is followed. Build tools nest at most once.
 const INDEX_DEPTH_MAX: usize = 4;
 
-/// A manifest or an index as it came.
-struct Fetched {
+/// A manifest or an index, with its bytes as the registry sent them.
+struct FetchedDocument {
     bytes: Vec<u8>,
     digest: ManifestDigest,
     document: Document,
 }
 
 impl Registry {
-    /// Finds the manifest that a reference stands for on this registry's platform.
+    /// Resolves a reference to the manifest for this client's platform.
     ///
     /// # Errors
-    /// See [`RegistryError`]; each names the reference.
+    ///
+    /// See [`RegistryError`]; each error names the reference.
     pub async fn resolve(&self, reference: &Reference) -> Result<Resolved, RegistryError> {
         let name = &reference.name;
-        let asked = Place::manifest(reference.clone());
+        let object = RemoteObject::manifest(reference.clone());
         let mut fetched = match reference.digest {
-            Some(digest) => self.document(&asked, &digest.to_string(), Some(digest)).await?,
-            None => self.document(&asked, reference.tag_or_latest().as_str(), None).await?,
+            Some(digest) => self.document(&object, &digest.to_string(), Some(digest)).await?,
+            None => self.document(&object, reference.tag_or_latest().as_str(), None).await?,
         };
         let mut index = None;
         for _ in 0..=INDEX_DEPTH_MAX {
@@ -48,58 +49,60 @@ impl Registry {
                 }
                 Document::Index(manifests) => manifests,
             };
-            let wrong = |source| RegistryError::document(&asked, source);
-            let entry = manifests.choose(&self.options().platform).map_err(wrong)?.clone();
+            let error = |source| RegistryError::document(&object, source);
+            let entry = manifests.choose(&self.options().platform).map_err(error)?.clone();
             index.get_or_insert_with(|| ResolvedIndex {
                 digest: fetched.digest,
                 media_type: manifests.media_type().to_owned(),
                 bytes: std::mem::take(&mut fetched.bytes),
             });
             let digest = ManifestDigest::new(entry.digest);
-            let place = Place::manifest(Reference { name: name.clone(), tag: None, digest: Some(digest) });
-            fetched = self.document(&place, &entry.digest.to_string(), Some(digest)).await?;
-            check_entry(&place, &entry, &fetched)?;
+            let child = Reference { name: name.clone(), tag: None, digest: Some(digest) };
+            let child = RemoteObject::manifest(child);
+            fetched = self.document(&child, &entry.digest.to_string(), Some(digest)).await?;
+            check_entry(&child, &entry, &fetched)?;
         }
         let source = ManifestError::TooMany {
             what: "nested indexes",
             count: INDEX_DEPTH_MAX + 1,
             limit: INDEX_DEPTH_MAX,
         };
-        Err(RegistryError::document(&asked, source))
+        Err(RegistryError::document(&object, source))
     }
 
-    /// Fetches a whole blob of at most `limit` bytes and checks it.
+    /// Fetches a blob of at most `limit` bytes and checks its digest.
     ///
     /// # Errors
-    /// See [`RegistryError`]; each names the blob.
+    ///
+    /// See [`RegistryError`]; each error names the blob.
     pub async fn fetch_small(
         &self,
         name: &Name,
         descriptor: &Descriptor,
         limit: u64,
     ) -> Result<Vec<u8>, RegistryError> {
-        let place = Place::blob(name, descriptor.digest);
+        let object = RemoteObject::blob(name, descriptor.digest);
         if descriptor.size > limit {
-            return Err(RegistryError::TooLong { place, size: descriptor.size, limit });
+            return Err(RegistryError::TooLong { object, size: descriptor.size, limit });
         }
         let mut download = self.download(name, descriptor, 0);
         let mut bytes = Vec::new();
         while let Some(chunk) = download.next_chunk().await? {
             bytes.extend_from_slice(&chunk);
         }
-        check_digest(&place, descriptor.digest, &bytes)?;
+        check_digest(&object, descriptor.digest, &bytes)?;
         Ok(bytes)
     }
 
-    /// Fetches one manifest or index, trying again where that helps.
+    /// Fetches one manifest or index, with retries.
     async fn document(
         &self,
-        place: &Place,
+        object: &RemoteObject,
         tag_or_digest: &str,
         digest: Option<ManifestDigest>,
-    ) -> Result<Fetched, RegistryError> {
-        let request = Request {
-            place,
+    ) -> Result<FetchedDocument, RegistryError> {
+        let request = RegistryRequest {
+            object,
             path: format!("manifests/{tag_or_digest}"),
             accept: Some(media::DOCUMENTS.join(", ")),
             from: 0,
@@ -114,28 +117,28 @@ impl Registry {
             let Some(pause) = retry_after(attempt, &error, self.options().deadlines.backoff) else {
                 return Err(error);
             };
-            tracing::debug!(%error, attempt, ?pause, "trying again");
+            tracing::debug!(%error, attempt, ?pause, "retrying");
             tokio::time::sleep(jittered(pause)).await;
         }
     }
 
     async fn document_once(
         &self,
-        request: &Request<'_>,
+        request: &RegistryRequest<'_>,
         digest: Option<ManifestDigest>,
-    ) -> Result<Fetched, RegistryError> {
-        let place = request.place;
+    ) -> Result<FetchedDocument, RegistryError> {
+        let object = request.object;
         let deadlines = &self.options().deadlines;
         let mut response = self.request(request).await?;
         let headers = response.headers().clone();
-        let too_long = |size| RegistryError::TooLong { place: place.clone(), size, limit: MANIFEST_MAX };
+        let too_long = |size| RegistryError::TooLong { object: object.clone(), size, limit: MANIFEST_MAX };
         if let Some(size) = response.content_length().filter(|size| *size > MANIFEST_MAX) {
             return Err(too_long(size));
         }
         let read = async {
             let mut bytes = Vec::new();
             while let Some(chunk) =
-                response.chunk().await.map_err(|e| RegistryError::transport(place, e, deadlines))?
+                response.chunk().await.map_err(|e| RegistryError::transport(object, e, deadlines))?
             {
                 bytes.extend_from_slice(&chunk);
                 let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
@@ -145,29 +148,29 @@ impl Registry {
             }
             Ok(bytes)
         };
-        // One deadline for the whole body: it is short.
+        // A single deadline is enough for a body of this size.
         let bytes = match timeout(deadlines.idle, read).await {
             Ok(bytes) => bytes?,
             Err(_) => {
-                let (place, after) = (place.clone(), deadlines.idle);
-                return Err(RegistryError::Deadline { place, awaited: "end of the manifest", after });
+                let (object, after) = (object.clone(), deadlines.idle);
+                return Err(RegistryError::Deadline { object, awaited: "the rest of the manifest", after });
             }
         };
         let announced = header(&headers, CONTENT_TYPE.as_str());
         let document = match Document::parse(&bytes, announced) {
-            // A web page has another digest too, but that it is a page says more.
+            // An HTML page also has the wrong digest, but this error is more helpful.
             Err(source @ ManifestError::Html) => {
-                return Err(RegistryError::document(place, source));
+                return Err(RegistryError::document(object, source));
             }
             parsed => parsed,
         };
         let claimed = header(&headers, "docker-content-digest").and_then(|text| text.parse().ok());
         for expected in digest.map(|digest| digest.digest()).into_iter().chain(claimed) {
-            check_digest(place, expected, &bytes)?;
+            check_digest(object, expected, &bytes)?;
         }
         let digest = ManifestDigest::new(Digest::of(&bytes));
-        let document = document.map_err(|source| RegistryError::document(place, source))?;
-        Ok(Fetched { bytes, digest, document })
+        let document = document.map_err(|source| RegistryError::document(object, source))?;
+        Ok(FetchedDocument { bytes, digest, document })
     }
 }
 
@@ -175,22 +178,30 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-fn check_digest(place: &Place, expected: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
-    let found = Digest::of(bytes);
-    if found == expected {
+fn check_digest(object: &RemoteObject, expected: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
+    let actual = Digest::of(bytes);
+    if actual == expected {
         Ok(())
     } else {
-        Err(RegistryError::Digest { place: place.clone(), expected, found })
+        Err(RegistryError::Digest { object: object.clone(), expected, actual })
     }
 }
 
-/// Checks that what came is what the index's entry says: its length and its media type.
-fn check_entry(place: &Place, entry: &Descriptor, fetched: &Fetched) -> Result<(), RegistryError> {
-    let got = u64::try_from(fetched.bytes.len()).unwrap_or(u64::MAX);
-    if got != entry.size {
-        return Err(RegistryError::Length { place: place.clone(), wanted: entry.size, got: Some(got) });
+/// Checks that a document has the size and the media type of its entry in the index.
+fn check_entry(
+    object: &RemoteObject,
+    entry: &Descriptor,
+    fetched: &FetchedDocument,
+) -> Result<(), RegistryError> {
+    let actual = u64::try_from(fetched.bytes.len()).unwrap_or(u64::MAX);
+    if actual != entry.size {
+        return Err(RegistryError::Length {
+            object: object.clone(),
+            expected: entry.size,
+            actual: Some(actual),
+        });
     }
     Document::parse(&fetched.bytes, Some(&entry.media_type))
         .map(|_| ())
-        .map_err(|source| RegistryError::document(place, source))
+        .map_err(|source| RegistryError::document(object, source))
 }

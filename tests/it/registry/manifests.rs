@@ -107,9 +107,11 @@ async fn entry_that_leads_to_something_else_is_refused() {
         entry
     };
     let other_bytes = entry(&manifest("wanted"), "linux/amd64");
-    for (entry, part) in
-        [(other_length, "less than"), (other_type, "came as"), (other_bytes, "the content has digest")]
-    {
+    for (entry, part) in [
+        (other_length, "but the manifest says"),
+        (other_type, "came as"),
+        (other_bytes, "the content has digest"),
+    ] {
         let (outer, real) = (index(&[entry]), real.clone());
         let server = Server::start(move |request, _| {
             let body = if request.path().ends_with("/1") { &outer } else { &real };

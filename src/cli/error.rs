@@ -143,8 +143,9 @@ fn explain(cause: &(dyn StdError + 'static)) -> Option<Explanation> {
         ImportError => |error| hint_only(error.hint()),
         RootsError => |error| hint_only(error.hint()),
         SandboxError => |error| hint_only(error.hint()),
-        SessionError => |error| hint_only(of_session(error)),
-        DaemonError => |error| hint_only(of_daemon(error)),
+        SessionError => |error| Explanation { code: Some(error.code()), hint: error.hint() },
+        ControlError => |error| Explanation { code: Some(error.code()), hint: error.hint() },
+        DaemonError => |error| Explanation { code: Some(error.code()), hint: error.hint() },
         PipelineError => |error| match error {
             PipelineError::Store(error) => hint_only(error.hint()),
             PipelineError::Registry(error) => hint_only(error.hint()),
@@ -157,24 +158,6 @@ fn explain(cause: &(dyn StdError + 'static)) -> Option<Explanation> {
 
 fn hint_only(hint: Option<impl Into<String>>) -> Explanation {
     Explanation { code: None, hint: hint.map(Into::into) }
-}
-
-fn of_daemon(error: &DaemonError) -> Option<&'static str> {
-    match error {
-        DaemonError::Session(error) => of_session(error),
-        DaemonError::Control(ControlError::InUse(_)) => {
-            Some("each daemon has its own `--run-dir`: name another one")
-        }
-        _ => None,
-    }
-}
-
-fn of_session(error: &SessionError) -> Option<&'static str> {
-    match error {
-        SessionError::Missing(_) => Some("make it, as an empty directory"),
-        SessionError::NotEmpty(_) => Some("`--allow-nonempty` mounts over what is there"),
-        _ => None,
-    }
 }
 
 /// The code of an error of the operating system that no type of this crate explains.

@@ -1,7 +1,7 @@
-//! The control socket: one JSON request per line, one JSON answer per line. Both ends are here.
+//! The control socket, both ends: one JSON request per line, one JSON answer per line.
 //!
-//! Anyone on the host may connect (the socket has mode 0666): no request changes anything that the caller could not
-//! see change anyway. A request that does more has to ask the socket for its peer's uid first.
+//! Any user of the host may connect (the socket has mode 0666), because no request changes more than what the mount shows.
+//! A request that does more must check the uid of the socket's peer first.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -14,107 +14,133 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use super::status::DaemonStatus;
+use crate::error::ErrorCode;
+use crate::os::{AtPath as _, PathError};
 
-/// Longest request; none is longer than its name.
+/// Longest request in bytes. A request is only a name.
 const REQUEST_MAX: u64 = 4 << 10;
-/// Longest answer that a client takes: the status of some hundred thousand images.
+/// Longest answer that a client accepts, in bytes: the status of several hundred thousand images.
 const RESPONSE_MAX: u64 = 64 << 20;
-/// For how long a connection may be silent.
+/// How long a connection may be idle.
 const IDLE: Duration = Duration::from_secs(10);
-/// Connections answered at once; others wait to be accepted.
+/// Number of connections served at the same time. Others wait to be accepted.
 const CONNECTIONS: usize = 32;
 
-/// What can be asked.
+/// A request to the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ControlRequest {
-    /// Whether anyone answers.
+    /// Asks whether the daemon is alive.
     Ping,
-    /// What the daemon holds and has done.
+    /// Asks for the daemon's status.
     Status,
-    /// To show the store as it is now. Answered when the mount does.
+    /// Makes the mount show the current content of the store. Answered when it does.
     Refresh,
 }
 
-/// What is answered.
+/// The daemon's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ControlResponse {
-    /// To [`ControlRequest::Ping`].
+    /// Answers [`ControlRequest::Ping`].
     Pong,
-    /// To [`ControlRequest::Status`].
+    /// Answers [`ControlRequest::Status`].
     Status(Box<DaemonStatus>),
-    /// To [`ControlRequest::Refresh`].
+    /// Answers [`ControlRequest::Refresh`].
     Refreshed,
-    /// What was asked could not be done, or was no request.
+    /// The request failed or is malformed.
     Error(String),
 }
 
-/// Why a daemon could not be asked.
+/// The error of a control request, or of listening for control requests.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Nobody listens.
+    /// Nobody listens at the socket.
     #[error("no daemon answers at {0}")]
     NoDaemon(PathBuf),
-    /// No answer in time.
+    /// The daemon did not answer in time.
     #[error("the daemon at {socket} did not answer within {deadline:?}")]
     Deadline {
         /// The socket.
         socket: PathBuf,
-        /// How long it was waited for.
+        /// How long the client waited.
         deadline: Duration,
     },
-    /// The connection broke.
-    #[error("control socket {socket}")]
-    Io {
-        /// The socket.
-        socket: PathBuf,
-        /// What came of it.
-        source: io::Error,
-    },
-    /// The answer is not one.
-    #[error("answer of the daemon at {socket}")]
+    /// The control socket cannot be used.
+    #[error(transparent)]
+    Io(#[from] PathError),
+    /// The answer is malformed.
+    #[error("malformed answer from the daemon at {socket}")]
     Answer {
         /// The socket.
         socket: PathBuf,
-        /// What is wrong with it.
+        /// The syntax error.
         source: serde_json::Error,
     },
-    /// The daemon said that it could not.
-    #[error("the daemon at {socket} answers: {message}")]
+    /// The daemon reported an error.
+    #[error("the daemon at {socket} reports: {message}")]
     Refused {
         /// The socket.
         socket: PathBuf,
-        /// What it said.
+        /// The daemon's message.
         message: String,
     },
-    /// Another daemon has the socket.
-    #[error("control socket {0} is in use by another daemon (of another store?)")]
+    /// Another daemon listens at the socket.
+    #[error("control socket {0} is in use by another daemon")]
     InUse(PathBuf),
 }
 
-/// Asks the daemon that listens at `socket`, and waits for the answer no longer than `deadline`.
+impl ControlError {
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NoDaemon(_) => ErrorCode::NoDaemon,
+            Self::Deadline { .. } => ErrorCode::Timeout,
+            Self::Io(error) => error.code(),
+            Self::Answer { .. } | Self::Refused { .. } => ErrorCode::DaemonRefused,
+            Self::InUse(_) => ErrorCode::DaemonRuns,
+        }
+    }
+
+    /// What the user can do about the error, if anything.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::InUse(_) => {
+                Some("each daemon needs its own run directory: choose another `--run-dir`".to_owned())
+            }
+            Self::NoDaemon(_)
+            | Self::Deadline { .. }
+            | Self::Io(_)
+            | Self::Answer { .. }
+            | Self::Refused { .. } => None,
+        }
+    }
+}
+
+/// Sends a request to the daemon at `socket`, and waits at most `deadline` for the answer.
 ///
 /// # Errors
 ///
-/// Nobody listens, nobody answers in time, or the answer is an error.
+/// No daemon listens or answers in time, or the answer is an error.
 pub fn ask(
     socket: &Path,
     request: ControlRequest,
     deadline: Duration,
 ) -> Result<ControlResponse, ControlError> {
     let end = Instant::now() + deadline;
-    let failed = |source: io::Error| match source.kind() {
+    let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
             ControlError::Deadline { socket: socket.to_owned(), deadline }
         }
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             ControlError::NoDaemon(socket.to_owned())
         }
-        _ => ControlError::Io { socket: socket.to_owned(), source },
+        _ => PathError::new("use control socket", socket, error).into(),
     };
     let mut stream = connect(socket, deadline).map_err(failed)?;
-    let mut line = serde_json::to_vec(&request).expect("a request is a string");
+    let mut line = serde_json::to_vec(&request).expect("a request serializes to a string");
     line.push(b'\n');
     stream.write_all(&line).map_err(failed)?;
     let mut answer = Vec::new();
@@ -137,7 +163,7 @@ pub fn ask(
     }
 }
 
-/// Connects with a deadline: a daemon that hangs leaves connections waiting to be accepted.
+/// Connects with a deadline: a hung daemon does not accept connections.
 fn connect(socket: &Path, deadline: Duration) -> io::Result<UnixStream> {
     let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&fd, Timeout::Send, Some(deadline.max(Duration::from_millis(1))))?;
@@ -145,7 +171,7 @@ fn connect(socket: &Path, deadline: Duration) -> io::Result<UnixStream> {
     Ok(fd.into())
 }
 
-/// The listening end; its file goes when this is dropped.
+/// The listening end. Removes its socket file on drop.
 #[derive(Debug)]
 pub struct ControlListener {
     path: PathBuf,
@@ -154,55 +180,55 @@ pub struct ControlListener {
 
 impl Drop for ControlListener {
     fn drop(&mut self) {
-        // What is left is refused by nobody and replaced by the next daemon.
+        // A leftover file refuses connections, and the next daemon replaces it.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
 impl ControlListener {
-    /// Listens at `path`, in the place of a daemon that is gone. Called within a tokio runtime.
+    /// Listens at `path`, and replaces the socket of a dead daemon. Must be called within a tokio runtime.
     ///
     /// # Errors
     ///
-    /// Another daemon listens there, or the path does not serve.
+    /// Another daemon listens there, or the socket cannot be created.
     pub fn bind(path: &Path) -> Result<Self, ControlError> {
-        let failed = |source| ControlError::Io { socket: path.to_owned(), source };
         match connect(path, Duration::from_secs(1)) {
             Ok(_) => return Err(ControlError::InUse(path.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 return Err(ControlError::InUse(path.to_owned()));
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path).map_err(failed)?;
+                std::fs::remove_file(path).at("remove the old control socket", path)?;
             }
             Err(_) => {}
         }
-        let socket = tokio::net::UnixListener::bind(path).map_err(failed)?;
-        std::fs::set_permissions(path, PermissionsExt::from_mode(0o666)).map_err(failed)?;
+        let socket = tokio::net::UnixListener::bind(path).at("create control socket", path)?;
+        let mode = PermissionsExt::from_mode(0o666);
+        std::fs::set_permissions(path, mode).at("set the mode of control socket", path)?;
         Ok(Self { path: path.to_owned(), socket })
     }
 
-    /// Answers with `handle` until the future is dropped. `handle` may block.
+    /// Answers requests with `handle` until the future is dropped. `handle` may block.
     pub async fn answer<H>(&self, handle: H)
     where
         H: Fn(ControlRequest) -> ControlResponse + Clone + Send + 'static,
     {
-        let room = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
+        let limit = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
         loop {
-            let place = std::sync::Arc::clone(&room).acquire_owned().await;
+            let permit = std::sync::Arc::clone(&limit).acquire_owned().await;
             match self.socket.accept().await {
                 Ok((stream, _)) => {
                     let handle = handle.clone();
                     tokio::spawn(async move {
                         if let Err(error) = converse(stream, handle).await {
-                            tracing::debug!(%error, "control connection");
+                            tracing::debug!(%error, "control connection failed");
                         }
-                        drop(place);
+                        drop(permit);
                     });
                 }
                 Err(error) => {
-                    // No descriptors left, perhaps: a pause, so that the log is not flooded.
-                    tracing::warn!(%error, "control socket");
+                    // The process may be out of descriptors. The pause keeps the log from being flooded.
+                    tracing::warn!(%error, "cannot accept a control connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -210,7 +236,7 @@ impl ControlListener {
     }
 }
 
-/// Answers one connection's requests until it is closed or silent.
+/// Answers the requests of one connection until it is closed or idle.
 async fn converse<H>(stream: tokio::net::UnixStream, handle: H) -> io::Result<()>
 where
     H: Fn(ControlRequest) -> ControlResponse + Clone + Send + 'static,
@@ -269,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn request_is_answered() {
+    fn request_gets_its_answer() {
         let answer = with_listener(
             |request| {
                 assert_eq!(request, ControlRequest::Ping);
@@ -281,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_gets_an_error_and_the_next_line_an_answer() {
+    fn malformed_request_gets_an_error_and_the_connection_continues() {
         let answers = with_listener(
             |_| ControlResponse::Refreshed,
             |path| {
@@ -296,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn endless_request_is_cut_off() {
+    fn overlong_request_is_cut_off() {
         let answer = with_listener(
             |_| ControlResponse::Pong,
             |path| {
@@ -311,28 +337,28 @@ mod tests {
     }
 
     #[test]
-    fn panic_of_the_handler_is_an_answer() {
+    fn panic_of_the_handler_is_answered_with_an_error() {
         let answer =
-            with_listener(|_| panic!("a handler's bug"), |path| ask(path, ControlRequest::Status, SOON));
+            with_listener(|_| panic!("bug in a handler"), |path| ask(path, ControlRequest::Status, SOON));
         assert!(matches!(answer, Err(ControlError::Refused { message, .. }) if message.contains("panicked")));
     }
 
     #[test]
-    fn daemon_that_hangs_is_told_after_the_deadline() {
+    fn hung_daemon_is_reported_after_the_deadline() {
         let answer = with_listener(
             |_| ControlResponse::Pong,
             |path| {
-                // Bound and never accepted from.
-                let deaf = path.with_file_name("deaf.sock");
-                let _listener = std::os::unix::net::UnixListener::bind(&deaf).unwrap();
-                ask(&deaf, ControlRequest::Ping, Duration::from_millis(20))
+                // This listener never accepts a connection.
+                let hung = path.with_file_name("hung.sock");
+                let _listener = std::os::unix::net::UnixListener::bind(&hung).unwrap();
+                ask(&hung, ControlRequest::Ping, Duration::from_millis(20))
             },
         );
         assert!(matches!(answer, Err(ControlError::Deadline { .. })), "{answer:?}");
     }
 
     #[test]
-    fn socket_of_a_daemon_that_is_gone_is_taken_and_that_of_a_living_one_is_not() {
+    fn socket_of_a_dead_daemon_is_replaced_and_that_of_a_live_one_is_not() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("control.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());

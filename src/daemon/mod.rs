@@ -1,10 +1,12 @@
-//! The daemon: serves one store at one mountpoint, follows the store's changes, and answers questions about itself.
+//! The daemon: serves one store at one mountpoint, follows changes of the store, and answers control requests.
 
 mod control;
+mod error;
 mod server;
 mod status;
 mod watch;
 
 pub use control::{ControlError, ControlListener, ControlRequest, ControlResponse, ask};
-pub use server::{DaemonError, ServeOptions, refresh, serve};
+pub use error::DaemonError;
+pub use server::{ServeOptions, refresh, serve};
 pub use status::DaemonStatus;

@@ -1,12 +1,11 @@
-//! Runs the daemon from lock to unmount.
+//! Runs the daemon, from taking the store's lock to unmounting.
 
-use std::io;
 use std::num::NonZeroUsize;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit};
@@ -15,95 +14,52 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::control::{ControlError, ControlListener, ControlRequest, ControlResponse, ask};
+use super::error::DaemonError;
 use super::status::DaemonStatus;
 use super::watch::StoreWatch;
 use crate::fs::{FsOptions, ImageFs, ImageSource, LoadError};
-use crate::fuse::{self, CacheInvalidator, FuseSession, RequestCounters, SessionError, UnmountResult};
+use crate::fuse::{self, CacheInvalidator, FuseSession, RequestCounters, UnmountResult};
+use crate::os::{AtPath as _, ignore_poison};
 use crate::store::{DaemonInfo, Store, StoreError};
 
 /// Name of the control socket in the run directory.
 const SOCKET: &str = "control.sock";
-/// For how long programs that still use a detached mount are waited for.
+/// How long to wait for programs that still use a detached mount.
 const DETACHED: Duration = Duration::from_secs(5);
-/// For how long a command that changed the store waits until the mount shows it.
+/// How long a command that changed the store waits until the mount shows the change.
 const REFRESH: Duration = Duration::from_secs(5);
 
 /// Settings of a daemon.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// Where the images are to be.
+    /// Where to mount the images.
     pub mountpoint: PathBuf,
-    /// Directory of the control socket; made where it is missing.
+    /// Directory of the control socket. Created if missing.
     pub run_dir: PathBuf,
-    /// Registry whose names are shown without it.
+    /// Names in this registry are shown without it.
     pub default_registry: Option<String>,
-    /// Threads that answer the kernel; `None`: two for each processor, at least four, since a thread that decodes or opens
-    /// an image answers nobody else.
+    /// Number of threads that answer the kernel. `None`: two for each processor and at least four, because a thread that
+    /// decodes a span or opens an image cannot answer other requests.
     pub threads: Option<NonZeroUsize>,
-    /// How far the kernel reads ahead in a file; `None`: as it does by itself.
+    /// The kernel's readahead in KiB; `None` for the kernel's default.
     pub kernel_read_ahead_kib: Option<u32>,
-    /// Whether the mountpoint may have entries, which are hidden then.
+    /// Whether the mountpoint may have entries. The mount hides them.
     pub allow_nonempty: bool,
-    /// Of the filesystem.
+    /// Settings of the filesystem.
     pub fs: FsOptions,
 }
 
-/// Why a daemon could not start, or ended other than by being told to.
-#[derive(Debug, thiserror::Error)]
-pub enum DaemonError {
-    /// The store cannot be served, or asked who does.
-    #[error("store {path}")]
-    Store {
-        /// Its directory.
-        path: PathBuf,
-        /// What came of it.
-        source: Box<StoreError>,
-    },
-    /// The store's references.
-    #[error("references of the store")]
-    References(#[source] LoadError),
-    /// Mounting or serving.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    /// The control socket.
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// A directory of the run.
-    #[error("run directory {path}")]
-    RunDir {
-        /// Which.
-        path: PathBuf,
-        /// What came of it.
-        source: io::Error,
-    },
-    /// What the daemon works with would be behind its own mount.
-    #[error("mountpoint {mountpoint} would hide {path}, which the daemon works with")]
-    Hidden {
-        /// The mountpoint.
-        mountpoint: PathBuf,
-        /// The store or the run directory.
-        path: PathBuf,
-    },
-    /// What every process has, and this one does not get.
-    #[error("{what}")]
-    System {
-        /// What it was.
-        what: &'static str,
-        /// What came of it.
-        source: io::Error,
-    },
-}
-
-/// Asks the daemon that serves `store`, if there is one, to show the store as it is, and waits until it does. Commands
-/// that changed the store call this before they tell their user so.
+/// Makes the daemon that serves `store`, if any, show the current content of the store, and waits until it does.
+///
+/// Commands that change the store must call this before they report success.
 ///
 /// # Errors
 ///
-/// There is a daemon and it does not answer.
+/// A daemon serves the store but does not answer.
 pub fn refresh(store: &Store) -> Result<(), DaemonError> {
     match store.running_daemon().map_err(|error| at_store(store, error))? {
         Some(daemon) => match ask(&daemon.socket, ControlRequest::Refresh, REFRESH) {
-            // It ended in between.
+            // The daemon has just ended.
             Err(ControlError::NoDaemon(_)) | Ok(_) => Ok(()),
             Err(error) => Err(error.into()),
         },
@@ -115,38 +71,38 @@ fn at_store(store: &Store, source: StoreError) -> DaemonError {
     DaemonError::Store { path: store.path().to_owned(), source: Box::new(source) }
 }
 
-/// Serves `store` until SIGTERM or SIGINT, or until the mount is taken away. `ready` is called once the mount can be used.
+/// Serves `store` until SIGTERM, SIGINT or an unmount. Calls `ready` when the mount is usable.
 ///
 /// # Errors
 ///
-/// Another daemon serves the store, or what starting takes is not there.
+/// Another daemon serves the store, or the daemon cannot start or unmount.
 pub fn serve(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) -> Result<(), DaemonError> {
-    let system = |what| move |source| DaemonError::System { what, source };
+    let system = |failure| move |source| DaemonError::System { failure, source };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(system("start runtime"))?;
+        .map_err(system("cannot start the tokio runtime"))?;
     raise_descriptor_limit();
     let result = runtime.block_on(run(store, options, ready));
-    // A refresh may be waiting for a lookup that waits for an image; nobody needs either now.
+    // Does not wait for a refresh, which may wait for a lookup that is opening an image.
     runtime.shutdown_background();
     result
 }
 
 async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) -> Result<(), DaemonError> {
-    let system = |what| move |source| DaemonError::System { what, source };
-    let mut terminate = signal(SignalKind::terminate()).map_err(system("handle SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("handle SIGINT"))?;
-    let run_dir = |source| DaemonError::RunDir { path: options.run_dir.clone(), source };
-    std::fs::create_dir_all(&options.run_dir).map_err(run_dir)?;
-    let socket = options.run_dir.canonicalize().map_err(run_dir)?.join(SOCKET);
+    let system = |failure| move |source| DaemonError::System { failure, source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("cannot handle SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("cannot handle SIGINT"))?;
+    let run_dir = &options.run_dir;
+    std::fs::create_dir_all(run_dir).at("create run directory", run_dir)?;
+    let socket = run_dir.canonicalize().at("resolve run directory", run_dir)?.join(SOCKET);
     let mountpoint = &options.mountpoint;
     let info = DaemonInfo {
         pid: std::process::id(),
         socket: socket.clone(),
         mountpoint: mountpoint.canonicalize().unwrap_or_else(|_| mountpoint.clone()),
     };
-    // Not only useless: a handler that opens the store would wait for itself.
+    // A handler that opened the store through the mount would wait for itself.
     for path in [Some(store.path()), socket.parent()].into_iter().flatten() {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         if path.starts_with(&info.mountpoint) {
@@ -155,8 +111,8 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
     }
     let _lock = store.lock_daemon(&info).map_err(|error| at_store(&store, error))?;
 
-    // Before the first look at the references, so that no change falls between the two.
-    let watch = StoreWatch::new(&store.index_json_path()).map_err(system("watch the store"))?;
+    // Before the references are first read, so that no change is missed.
+    let watch = StoreWatch::new(&store.index_json_path()).map_err(system("cannot watch the store"))?;
     let fs = Arc::new(ImageFs::new(
         ImageSource::new(store.clone(), options.default_registry.clone()),
         &options.fs,
@@ -166,19 +122,19 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
     let mounted = fuse::mount(mountpoint, options.allow_nonempty)?;
     let threads = options.threads.unwrap_or_else(default_threads);
     let (end, ended) = oneshot::channel();
-    let serving = fuse::serve(mounted.connection, Arc::clone(&fs), threads, move || {
+    let session = fuse::serve(mounted.connection, Arc::clone(&fs), threads, move || {
         let _ = end.send(());
     })?;
-    // Not before the session has begun: the kernel takes the lesser of this and what was negotiated then.
+    // After the session has started: the kernel uses the smaller of this and the negotiated value.
     if let Some(kib) = options.kernel_read_ahead_kib
         && let Err(error) = mounted.mount.set_readahead(kib)
     {
-        warn!(%error, "the kernel's readahead stays as it is");
+        warn!(%error, "cannot set the kernel's readahead; the default stays");
     }
     let daemon = Arc::new(Daemon {
         fs,
-        kernel: serving.kernel().clone(),
-        requests: Arc::clone(serving.requests()),
+        invalidator: session.invalidator().clone(),
+        counters: Arc::clone(session.counters()),
         refreshing: Mutex::new(()),
         started: Instant::now(),
         info: DaemonInfo { mountpoint: mounted.mount.path().to_owned(), ..info },
@@ -203,49 +159,49 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
     };
     notify_systemd("STOPPING=1");
     if gone {
-        info!("the mount has been taken away");
+        info!("the mount was removed");
         drop(mounted.mount);
-        return end_of(serving);
+        return join(session);
     }
     match mounted.mount.unmount()? {
-        UnmountResult::Clean | UnmountResult::Before => {}
-        UnmountResult::Detached => warn!("programs still use the mount; waiting {DETACHED:?} for them"),
+        UnmountResult::Complete | UnmountResult::AlreadyGone => {}
+        UnmountResult::Detached => warn!("programs still use the mount; waiting up to {DETACHED:?} for them"),
     }
     match tokio::time::timeout(DETACHED, ended).await {
-        Ok(_) => end_of(serving),
+        Ok(_) => join(session),
         Err(_) => {
-            warn!("programs that still use the mount lose it now");
+            warn!("programs still use the mount; their next access to it fails");
             Ok(())
         }
     }
 }
 
-/// Waits for the session's thread, which has said that it ends.
-fn end_of(serving: FuseSession) -> Result<(), DaemonError> {
-    Ok(serving.join()?)
+/// Waits for the session's thread, which is about to end.
+fn join(session: FuseSession) -> Result<(), DaemonError> {
+    Ok(session.join()?)
 }
 
-/// Shows what the store publishes, whenever that changes.
+/// Refreshes the mount whenever the store's references change.
 async fn follow(watch: &StoreWatch, daemon: &Arc<Daemon>) {
     loop {
         if let Err(error) = watch.changed().await {
-            error!(%error, "the store is not watched any more");
+            error!(%error, "cannot watch the store any more; new images do not appear");
             return std::future::pending().await;
         }
         let daemon = Arc::clone(daemon);
-        // What the change is reported by, if anything goes wrong, is the log.
+        // `refresh` logs its errors.
         let _ = tokio::task::spawn_blocking(move || daemon.refresh()).await;
     }
 }
 
-/// What the control socket speaks for.
+/// The state behind the control socket.
 #[derive(Debug)]
 struct Daemon {
     fs: Arc<ImageFs>,
-    kernel: CacheInvalidator,
-    requests: Arc<RequestCounters>,
-    /// Held until the kernel has forgotten what it must: whoever asks for a refresh that another has begun gets the answer
-    /// when that one is done too. Handlers never take it.
+    invalidator: CacheInvalidator,
+    counters: Arc<RequestCounters>,
+    /// Held until the kernel's caches are invalidated, so that a concurrent refresh is answered only when the first one is
+    /// complete. FUSE handlers never take this lock.
     refreshing: Mutex<()>,
     started: Instant,
     info: DaemonInfo,
@@ -260,17 +216,19 @@ impl Daemon {
             ControlRequest::Status => ControlResponse::Status(Box::new(self.status())),
             ControlRequest::Refresh => match self.refresh() {
                 Ok(()) => ControlResponse::Refreshed,
-                Err(error) => ControlResponse::Error(format!("references of the store: {error}")),
+                Err(error) => {
+                    ControlResponse::Error(format!("cannot read the references of the store: {error}"))
+                }
             },
         }
     }
 
     fn refresh(&self) -> Result<(), LoadError> {
-        let _one = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _lock = ignore_poison(self.refreshing.lock());
         let changes = self.fs.refresh().inspect_err(|error| {
-            error!(%error, "references of the store cannot be read; the mount stays as it was");
+            error!(%error, "cannot read the references of the store; the mount is unchanged");
         })?;
-        self.kernel.forget(&changes);
+        self.invalidator.invalidate(&changes);
         Ok(())
     }
 
@@ -283,9 +241,9 @@ impl Daemon {
             uptime_seconds: self.started.elapsed().as_secs(),
             threads: self.threads.get(),
             filesystem: self.fs.status(),
-            requests: self.requests.counts().map(|(name, count)| (name.to_owned(), count)).collect(),
-            errors: self.requests.errors(),
-            panics: self.requests.panics(),
+            requests: self.counters.counts().map(|(name, count)| (name.to_owned(), count)).collect(),
+            errors: self.counters.errors(),
+            panics: self.counters.panics(),
         }
     }
 }
@@ -297,16 +255,16 @@ fn default_threads() -> NonZeroUsize {
 
 const MIN_THREADS: NonZeroUsize = NonZeroUsize::new(4).expect("four is not zero");
 
-/// Each open layer is an open file, and a thousand images have thousands of layers.
+/// Raises the limit of open files: each open layer is one, and a thousand images have thousands of layers.
 fn raise_descriptor_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
-        warn!(%error, "the limit of open files stays as it is");
+        warn!(%error, "cannot raise the limit of open files");
     }
 }
 
-/// Tells systemd, where it waits for that (sd_notify(3)).
+/// Notifies systemd if it has asked for notifications (sd_notify(3)).
 fn notify_systemd(state: &str) {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let address = match name.as_bytes() {
@@ -315,11 +273,11 @@ fn notify_systemd(state: &str) {
     };
     let sent = address.and_then(|address| {
         let socket = UnixDatagram::unbound()?;
-        // Without a reader, sending would wait for room.
+        // A full socket that nobody reads must not block the daemon.
         socket.set_nonblocking(true)?;
         socket.send_to_addr(state.as_bytes(), &address)
     });
     if let Err(error) = sent {
-        warn!(%error, "systemd is not told {state}");
+        warn!(%error, "cannot notify systemd of {state}");
     }
 }

@@ -1,4 +1,4 @@
-//! What the daemon tells about itself.
+//! The daemon's status.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,22 +12,22 @@ use crate::fs::FsStatus;
 pub struct DaemonStatus {
     /// Version of the program.
     pub version: String,
-    /// Process that serves.
+    /// Process ID of the daemon.
     pub pid: u32,
-    /// Where the images are.
+    /// Mountpoint of the images.
     pub mountpoint: PathBuf,
-    /// Where they come from.
+    /// The store that is served.
     pub store: PathBuf,
-    /// For how long it has served.
+    /// Time since the start, in seconds.
     pub uptime_seconds: u64,
-    /// Threads that answer the kernel.
+    /// Number of threads that answer the kernel.
     pub threads: usize,
     /// Images, layers and the cache.
     pub filesystem: FsStatus,
-    /// Requests of the kernel by kind.
+    /// Number of the kernel's requests by kind.
     pub requests: BTreeMap<String, u64>,
-    /// Requests answered with EIO.
+    /// Number of requests answered with EIO.
     pub errors: u64,
-    /// Of these, those whose handler panicked.
+    /// Number of these requests whose handler panicked.
     pub panics: u64,
 }

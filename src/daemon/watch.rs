@@ -1,4 +1,4 @@
-//! Watches a store for new references: whatever process changed them, `index.json` has been replaced then.
+//! Watches a store for changed references. Any process that changes them replaces or rewrites `index.json`.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -9,7 +9,7 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 
-/// A watch on a store's references, from its making on.
+/// A watch on a store's references. Reports every change after its creation.
 #[derive(Debug)]
 pub(super) struct StoreWatch {
     queue: AsyncFd<OwnedFd>,
@@ -17,25 +17,25 @@ pub(super) struct StoreWatch {
 }
 
 impl StoreWatch {
-    /// Watches the file at `path`, by its directory. Called within a tokio runtime.
+    /// Watches the file at `path` through its directory. Must be called within a tokio runtime.
     pub(super) fn new(path: &Path) -> io::Result<Self> {
         let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
         let (directory, name) = (path.parent().ok_or_else(invalid)?, path.file_name().ok_or_else(invalid)?);
         let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        // CLOSE_WRITE: other tools write the file in place.
+        // CLOSE_WRITE because other tools rewrite the file in place.
         let events = WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE | WatchFlags::ONLYDIR;
         inotify::add_watch(&queue, directory, events)?;
-        // SAFETY: An `OwnedFd` keeps its descriptor open and the same for as long as it lives.
-        #[expect(unsafe_code, reason = "a descriptor for tokio to wait on")]
+        // SAFETY: an `OwnedFd` keeps its descriptor open and unchanged as long as it lives.
+        #[expect(unsafe_code, reason = "lets tokio wait on the inotify descriptor")]
         let queue = unsafe { AsyncFd::register(queue) }?;
         Ok(Self { queue, name: name.to_owned() })
     }
 
-    /// Waits until the file has been written or replaced since the last call, or may have been.
+    /// Waits until the file has been written or replaced since the last call. May return without a change.
     ///
     /// # Errors
     ///
-    /// The directory is gone, so that nothing will ever change.
+    /// The directory was removed, so no change can happen any more.
     pub(super) async fn changed(&self) -> io::Result<()> {
         loop {
             let mut ready = self.queue.readable().await?;
@@ -47,10 +47,10 @@ impl StoreWatch {
         }
     }
 
-    /// Takes all events there are; whether one was about the file. `WouldBlock` where there was none at all.
+    /// Reads all pending events, and returns whether one concerned the file. Fails with `WouldBlock` if there was no event.
     fn drain(&self, queue: &OwnedFd) -> io::Result<bool> {
         use std::os::unix::ffi::OsStrExt as _;
-        // Room for an event with the longest name.
+        // Large enough for an event with the longest name.
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = Reader::new(queue, &mut buffer);
         let (mut any, mut changed) = (false, false);
@@ -61,7 +61,7 @@ impl StoreWatch {
                     let named = event.file_name().is_some_and(|name| name.to_bytes() == self.name.as_bytes());
                     changed |= named || event.events().contains(ReadFlags::QUEUE_OVERFLOW);
                     if event.events().contains(ReadFlags::IGNORED) {
-                        return Err(io::Error::new(io::ErrorKind::NotFound, "the directory is gone"));
+                        return Err(io::Error::new(io::ErrorKind::NotFound, "the directory was removed"));
                     }
                 }
                 Err(Errno::INTR) => {}
@@ -85,28 +85,28 @@ mod tests {
     }
 
     #[test]
-    fn replaced_and_rewritten_files_are_noticed_and_others_are_not() {
+    fn only_replacing_or_rewriting_the_file_is_reported() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("index.json");
         block_on(async {
             let watch = StoreWatch::new(&path).unwrap();
-            let nothing = async |watch: &StoreWatch| {
+            let no_change = async |watch: &StoreWatch| {
                 let soon = tokio::time::timeout(Duration::from_millis(1), watch.changed()).await;
                 assert!(soon.is_err());
             };
             fs::write(scratch.path().join("other.json"), "").unwrap();
-            nothing(&watch).await;
+            no_change(&watch).await;
             fs::write(scratch.path().join("new"), "1").unwrap();
             fs::rename(scratch.path().join("new"), &path).unwrap();
             watch.changed().await.unwrap();
-            nothing(&watch).await;
+            no_change(&watch).await;
             fs::write(&path, "2").unwrap();
             watch.changed().await.unwrap();
         });
     }
 
     #[test]
-    fn vanished_directory_is_an_error_not_silence() {
+    fn removed_directory_is_an_error() {
         let scratch = tempfile::tempdir().unwrap();
         let directory = scratch.path().join("store");
         fs::create_dir(&directory).unwrap();

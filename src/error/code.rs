@@ -83,7 +83,7 @@ codes! {
     NoImage = "no-image",
     /// A blob is missing from the store.
     NoBlob = "no-blob",
-    /// A daemon already serves this store.
+    /// A daemon already serves this store or uses this run directory.
     DaemonRuns = "daemon-runs",
     /// The store has no free number for another layer or image.
     NoSlot = "no-slot",
@@ -97,7 +97,7 @@ codes! {
     RateLimited = "rate-limited",
     /// The registry cannot be reached, or the connection failed.
     Network = "network",
-    /// The registry did not respond in time.
+    /// The registry, the daemon or a disk did not respond in time.
     Timeout = "timeout",
     /// The registry returned an error or an unexpected response.
     Registry = "registry",
@@ -117,7 +117,7 @@ codes! {
     Kernel = "kernel",
     /// No daemon is running, or it does not respond.
     NoDaemon = "no-daemon",
-    /// The daemon refused a request.
+    /// The daemon refused a request, or its answer is malformed.
     DaemonRefused = "daemon-refused",
 
     // roots and unpack: images as directories.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
+use crate::error::ErrorCode;
 use crate::os::ignore_poison;
 
 /// The key of a span in the cache.
@@ -36,6 +37,17 @@ pub enum SpanFault<E> {
     /// Another thread did not finish its decode in time.
     #[error("another reader did not finish decoding this span within {0:?}")]
     Deadline(Duration),
+}
+
+impl<E> SpanFault<E> {
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Decode(_) | Self::Shared => ErrorCode::Damaged,
+            Self::Deadline(_) => ErrorCode::Timeout,
+        }
+    }
 }
 
 /// What the cache holds, and what it has done since it was created.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::{Ino, SpanFault};
+use crate::error::ErrorCode;
 use crate::index::ReadError;
 use crate::os::PathError;
 use crate::pipeline::PipelineError;
@@ -133,9 +134,54 @@ impl FsError {
             | Self::Panicked => Errno::IO,
         }
     }
+
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotFound
+            | Self::NameTooLong
+            | Self::Stale(_)
+            | Self::NotADirectory(_)
+            | Self::IsADirectory(_)
+            | Self::WrongKind(_)
+            | Self::NoAttribute
+            | Self::BufferTooSmall
+            | Self::PastEnd
+            | Self::Invalid
+            | Self::NotImplemented => ErrorCode::Io,
+            Self::ReadOnly => ErrorCode::ReadOnlyFilesystem,
+            Self::Image(fault) => fault.code(),
+            Self::Layer { source, .. } => source.code(),
+            Self::Content(fault) => fault.code(),
+            Self::Inconsistent(_) | Self::Panicked => ErrorCode::Internal,
+        }
+    }
+}
+
+impl ImageFault {
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Open { source, .. } => source.code(),
+            Self::Panicked(_) => ErrorCode::Internal,
+            Self::Deadline { .. } => ErrorCode::Timeout,
+        }
+    }
 }
 
 impl LoadError {
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Store(error) => error.code(),
+            Self::Pipeline(_) => ErrorCode::Damaged,
+            Self::Io(error) => error.code(),
+        }
+    }
+
     /// What the user can do about the error, if anything.
     #[must_use]
     pub fn hint(&self) -> Option<String> {

@@ -1,36 +1,39 @@
-//! Translates between fuser and [`ImageFs`]: numbers, flags and errnos, and nothing else.
+//! Translates between fuser and [`ImageFs`]: inode numbers, flags and errnos, and nothing else.
 //!
-//! All answers hold for ever, since images do not change; what changes in the namespace is invalidated. `open` and
-//! `opendir` answer ENOSYS: the kernel then opens by itself, keeps file contents and listings in its cache, and sends
-//! neither OPEN nor RELEASE again for the life of the mount. A later process that serves the same mount has to answer in the
-//! same way, since the kernel does not ask twice.
+//! Every answer is valid forever, because images do not change; changes of the namespace are invalidated explicitly. `open`
+//! and `opendir` answer ENOSYS. The kernel then opens files itself, keeps contents and listings in its cache, and sends
+//! neither OPEN nor RELEASE for the rest of the mount's life. A later process that serves the same mount must answer in the
+//! same way, because the kernel does not ask again.
 //!
-//! POSIX ACLs are served as the extended attributes that they are in the layers, and FUSE_POSIX_ACL is not negotiated: the
-//! kernel checks permissions by mode bits, in which the owner class and the mask stand already.
+//! POSIX ACLs are served as the extended attributes that the layers contain. FUSE_POSIX_ACL is not negotiated: the kernel
+//! checks permissions by the mode bits, which already reflect the owner's entry and the mask.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    BsdFileFlags, FileHandle, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
     LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
     TimeOrNow, WriteFlags,
 };
 
-use super::convert::{ABSENT, BLOCK_SIZE, file_attr, file_type, ino, sized, without_trusted, xattr};
+use super::answer::{ErrorReply, answer};
+use super::convert::{
+    ABSENT, BLOCK_SIZE, file_attr, file_type, fill_buffer, ino, reply_xattr, without_trusted,
+};
 use super::requests::{Operation, RequestCounters};
 use crate::fs::{FsError, ImageFs, Lookup};
 
-/// What the kernel is asked for, where it offers it. A process that takes a mount over relies on the former's set.
+/// The capabilities that are requested where the kernel offers them. A process that takes over a mount relies on the set
+/// that its predecessor negotiated.
 ///
-/// Not FUSE_READDIRPLUS_AUTO: with it the kernel lists all but a directory's first names without attributes, and looks each
-/// up when it is asked for; they cost nothing here. (Cold `find -ls` of 3,000 names: 2.5 times as long with it.)
-pub(super) const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
+/// FUSE_READDIRPLUS_AUTO is left out: with it the kernel lists all but a directory's first names without attributes and looks
+/// up each name at its first use, while attributes cost nothing here. (Cold `find -ls` of 3,000 names: 2.5 times as long.)
+const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_EXPORT_SUPPORT)
     .union(InitFlags::FUSE_DO_READDIRPLUS)
     .union(InitFlags::FUSE_NO_OPEN_SUPPORT)
@@ -39,89 +42,45 @@ pub(super) const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
     .union(InitFlags::FUSE_MAX_PAGES);
 
-/// Readahead requests that the kernel keeps under way at once; beyond, readers wait for each other.
+/// Number of readahead requests that the kernel keeps in flight. Beyond it, readers wait for each other.
 const MAX_BACKGROUND: u16 = 64;
-/// A hundred years: how long an answer holds. The kernel cuts it to what its clock can hold (`time_to_jiffies`, fs/fuse/dir.c).
-const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-const NOT_AT_ALL: Duration = Duration::ZERO;
-/// Numbers are never given to anything else, so one generation is enough.
+/// A hundred years: how long an answer is valid. The kernel clamps it to what its clock can hold (`time_to_jiffies`,
+/// fs/fuse/dir.c).
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// Inode numbers are never reused, so one generation is enough.
 const GENERATION: Generation = Generation(0);
 
-/// Who may see extended attributes of `trusted`: as near to CAP_SYS_ADMIN as a request tells.
+/// The user who may list `trusted` extended attributes. The kernel's rule is CAP_SYS_ADMIN, but a request carries only the
+/// user ID.
 const ROOT: u32 = 0;
 
-/// The filesystem as fuser calls it.
+const NAME_MAX: u32 = 255;
+const _: () = assert!(crate::fs::NAME_MAX == NAME_MAX as usize);
+
+/// [`ImageFs`] as a fuser filesystem.
 #[derive(Debug)]
 pub(super) struct Adapter {
     fs: Arc<ImageFs>,
-    requests: Arc<RequestCounters>,
+    counters: Arc<RequestCounters>,
 }
-
-/// A reply that can be an error.
-trait ErrorReply {
-    fn refuse(self, errno: Errno);
-}
-
-macro_rules! refuse {
-    ($($reply:ty),*) => {
-        $(impl ErrorReply for $reply {
-            fn refuse(self, errno: Errno) {
-                self.error(errno);
-            }
-        })*
-    };
-}
-
-refuse!(
-    ReplyAttr,
-    ReplyCreate,
-    ReplyData,
-    ReplyDirectory,
-    ReplyDirectoryPlus,
-    ReplyEmpty,
-    ReplyEntry,
-    ReplyIoctl,
-    ReplyLseek,
-    ReplyOpen,
-    ReplyStatfs,
-    ReplyWrite,
-    ReplyXattr
-);
 
 impl Adapter {
-    pub(super) fn new(fs: Arc<ImageFs>, requests: Arc<RequestCounters>) -> Self {
-        Self { fs, requests }
+    pub(super) fn new(fs: Arc<ImageFs>, counters: Arc<RequestCounters>) -> Self {
+        Self { fs, counters }
     }
 
-    /// Does a request's work and gives its answer. A panic in `work` is an answer too: EIO.
     fn answer<R: ErrorReply, T>(
         &self,
         operation: Operation,
-        mut reply: R,
+        reply: R,
         work: impl FnOnce(&ImageFs, &mut R) -> Result<T, FsError>,
         accept: impl FnOnce(R, T),
     ) {
-        self.requests.count(operation);
-        // What a panic leaves half done is the reply, which the refusal ends.
-        let result = catch_unwind(AssertUnwindSafe(|| work(&self.fs, &mut reply)));
-        match result.unwrap_or_else(|panic| {
-            self.requests.panicked();
-            tracing::error!(operation = operation.name(), "handler panicked: {}", message(&*panic));
-            Err(FsError::Panicked)
-        }) {
-            Ok(answer) => accept(reply, answer),
-            Err(error) => {
-                let errno = error.errno();
-                if errno == rustix::io::Errno::IO {
-                    self.requests.failed();
-                }
-                reply.refuse(Errno::from_i32(errno.raw_os_error()));
-            }
-        }
+        answer(&self.counters, operation, reply, |reply| work(&self.fs, reply), accept);
     }
 
     fn refuse(&self, operation: Operation, reply: impl ErrorReply, error: FsError) {
-        self.answer(operation, reply, |_, _| Err::<(), _>(error), |_, ()| {});
+        answer(&self.counters, operation, reply, |_| Err::<(), _>(error), |_, ()| {});
     }
 
     fn read_only(&self, reply: impl ErrorReply) {
@@ -129,23 +88,14 @@ impl Adapter {
     }
 }
 
-/// What a panic said.
-fn message(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(no message)")
-}
-
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let wanted = WANTED & config.capabilities();
-        if wanted != WANTED {
-            tracing::warn!(missing = ?WANTED.difference(wanted), "the kernel's FUSE lacks capabilities");
+        let offered = CAPABILITIES & config.capabilities();
+        if offered != CAPABILITIES {
+            tracing::warn!(missing = ?CAPABILITIES.difference(offered), "the kernel's FUSE lacks capabilities");
         }
-        // Both take what they are offered or name the nearest: the kernel offered these, and 64 is not 0.
-        let _ = config.add_capabilities(wanted);
+        // These cannot fail: the kernel offered the capabilities, and 64 is not 0.
+        let _ = config.add_capabilities(offered);
         let _ = config.set_max_background(MAX_BACKGROUND);
         Ok(())
     }
@@ -156,16 +106,16 @@ impl Filesystem for Adapter {
             reply,
             |fs, _| match fs.lookup(ino(parent), name.as_bytes())? {
                 Lookup::Found(attr) => Ok(file_attr(&attr)),
-                // Number 0 with a time to live: the kernel remembers that there is nothing.
+                // Inode number 0 with a time to live: the kernel caches that the name is absent.
                 Lookup::Absent { cacheable: true } => Ok(ABSENT),
                 Lookup::Absent { cacheable: false } => Err(FsError::NotFound),
             },
-            |reply, attr| reply.entry(&FOR_EVER, &attr, GENERATION),
+            |reply, attr| reply.entry(&FOREVER, &attr, GENERATION),
         );
     }
 
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {
-        self.requests.count(Operation::Forget);
+        self.counters.count(Operation::Forget);
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -173,7 +123,7 @@ impl Filesystem for Adapter {
             Operation::GetAttr,
             reply,
             |fs, _| fs.getattr(ino(number)),
-            |reply, attr| reply.attr(&FOR_EVER, &file_attr(&attr)),
+            |reply, attr| reply.attr(&FOREVER, &file_attr(&attr)),
         );
     }
 
@@ -245,8 +195,8 @@ impl Filesystem for Adapter {
             |fs, reply| {
                 fs.readdir(ino(number), offset, |entry| -> bool {
                     let (name, attr) = (OsStr::from_bytes(entry.name), file_attr(&entry.attr));
-                    // Without a time to live the kernel asks for name and attributes at their first use.
-                    let ttl = if entry.attr_complete { FOR_EVER } else { NOT_AT_ALL };
+                    // With a time to live of 0 the kernel looks the name up at its first use.
+                    let ttl = if entry.attr_complete { FOREVER } else { Duration::ZERO };
                     reply.add(attr.ino, entry.next, name, &ttl, &attr, GENERATION)
                 })
             },
@@ -270,8 +220,8 @@ impl Filesystem for Adapter {
         self.answer(
             Operation::GetXattr,
             reply,
-            |fs, _| sized(fs.getxattr(ino(number), name.as_bytes())?, size),
-            xattr,
+            |fs, _| fill_buffer(fs.getxattr(ino(number), name.as_bytes())?, size),
+            reply_xattr,
         );
     }
 
@@ -281,11 +231,11 @@ impl Filesystem for Adapter {
             reply,
             |fs, _| {
                 let names = fs.listxattr(ino(number))?;
-                // The kernel keeps values of `trusted` from others (xattr(7)), and leaves names to each filesystem.
+                // The kernel itself hides the values of `trusted` attributes (xattr(7)) but leaves names to the filesystem.
                 let names = if request.uid() == ROOT { names } else { without_trusted(&names) };
-                sized(names, size)
+                fill_buffer(names, size)
             },
-            xattr,
+            reply_xattr,
         );
     }
 
@@ -329,7 +279,15 @@ impl Filesystem for Adapter {
         self.refuse(Operation::Other, reply, FsError::NotImplemented);
     }
 
-    // The mount is read-only, so the kernel sends none of what follows; should it, it is told so again.
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.refuse(Operation::Other, reply, FsError::NotImplemented);
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.refuse(Operation::Other, reply, FsError::NotImplemented);
+    }
+
+    // The mount is read-only: the kernel sends the following requests only after root has remounted it.
 
     fn setattr(
         &self,
@@ -418,51 +376,5 @@ impl Filesystem for Adapter {
 
     fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
         self.read_only(reply);
-    }
-
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.refuse(Operation::Other, reply, FsError::NotImplemented);
-    }
-
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.refuse(Operation::Other, reply, FsError::NotImplemented);
-    }
-}
-
-const NAME_MAX: u32 = 255;
-const _: () = assert!(crate::fs::NAME_MAX == NAME_MAX as usize);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fs::{FsOptions, ImageSource};
-    use crate::store::Store;
-
-    /// A reply that keeps what it was given.
-    struct RecordedReply<'a>(&'a mut Option<Errno>);
-
-    impl ErrorReply for RecordedReply<'_> {
-        fn refuse(self, errno: Errno) {
-            *self.0 = Some(errno);
-        }
-    }
-
-    #[test]
-    fn panic_in_a_handler_is_answered_counted_and_over() {
-        let scratch = tempfile::tempdir().unwrap();
-        let store = Store::open_or_create(&scratch.path().join("store")).unwrap();
-        let fs = ImageFs::new(ImageSource::new(store, None), &FsOptions::default());
-        let adapter = Adapter::new(Arc::new(fs), Arc::default());
-        let ask = |work: fn() -> Result<(), FsError>| {
-            let mut given = None;
-            adapter.answer(Operation::Read, RecordedReply(&mut given), |_, _| work(), |_, ()| {});
-            given
-        };
-        assert_eq!(ask(|| panic!("a bug")), Some(Errno::EIO));
-        assert_eq!((adapter.requests.panics(), adapter.requests.errors()), (1, 1));
-        assert_eq!(ask(|| Err(FsError::NotFound)), Some(Errno::ENOENT));
-        assert_eq!(ask(|| Ok(())), None);
-        assert_eq!((adapter.requests.panics(), adapter.requests.errors()), (1, 1));
-        assert_eq!(adapter.requests.counts().collect::<Vec<_>>(), [("READ", 3)]);
     }
 }

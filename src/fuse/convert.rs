@@ -1,4 +1,4 @@
-//! Attributes, times and extended attributes as fuser wants them.
+//! Converts attributes, times and extended attributes to fuser's types.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,10 +7,10 @@ use fuser::{FileAttr, FileType, INodeNo, ReplyXattr};
 use crate::fs::{FileKind, FsError, Ino, InodeAttr};
 use crate::layer::Timestamp;
 
-/// Preferred length of a read, and the unit of `statfs`.
+/// Preferred I/O size of files, and the block size of `statfs`, in bytes.
 pub(super) const BLOCK_SIZE: u32 = 4096;
 
-/// The answer that a name stands for nothing: of this, the kernel looks at the number only.
+/// The answer for an absent name. The kernel looks only at the inode number.
 pub(super) const ABSENT: FileAttr = FileAttr {
     ino: INodeNo(0),
     size: 0,
@@ -69,31 +69,32 @@ pub(super) fn system_time(time: Timestamp) -> SystemTime {
     let seconds = Duration::from_secs(time.sec.unsigned_abs());
     let epoch = SystemTime::UNIX_EPOCH;
     let whole = if time.sec < 0 { epoch.checked_sub(seconds) } else { epoch.checked_add(seconds) };
-    // Linux keeps both as 64 bits of seconds, so there is always one.
+    // The fallback is never needed: Linux stores a `SystemTime` as 64 bits of seconds, as a `Timestamp` does.
     whole.and_then(|whole| whole.checked_add(Duration::from_nanos(time.nsec.into()))).unwrap_or(epoch)
 }
 
-/// An extended attribute's answer: what it holds, or how long that is where the caller gave no room.
+/// The answer to an extended attribute request: the bytes, or their length if the caller asked only for that.
 pub(super) enum XattrReply {
     Length(u32),
     Bytes(Vec<u8>),
 }
 
-pub(super) fn sized(bytes: Vec<u8>, room: u32) -> Result<XattrReply, FsError> {
+/// Answers with `bytes` if the caller's buffer is large enough. A buffer size of 0 asks for the length.
+pub(super) fn fill_buffer(bytes: Vec<u8>, buffer_size: u32) -> Result<XattrReply, FsError> {
     match u32::try_from(bytes.len()) {
-        Ok(length) if room == 0 => Ok(XattrReply::Length(length)),
-        Ok(length) if length <= room => Ok(XattrReply::Bytes(bytes)),
+        Ok(length) if buffer_size == 0 => Ok(XattrReply::Length(length)),
+        Ok(length) if length <= buffer_size => Ok(XattrReply::Bytes(bytes)),
         _ => Err(FsError::BufferTooSmall),
     }
 }
 
-/// Names of extended attributes, each with a NUL behind it, without those that are for the trusted.
+/// Removes the `trusted` names from a list of NUL-terminated names.
 pub(super) fn without_trusted(names: &[u8]) -> Vec<u8> {
     let names = names.split_inclusive(|byte| *byte == 0);
     names.filter(|name| !name.starts_with(b"trusted.")).flatten().copied().collect()
 }
 
-pub(super) fn xattr(reply: ReplyXattr, answer: XattrReply) {
+pub(super) fn reply_xattr(reply: ReplyXattr, answer: XattrReply) {
     match answer {
         XattrReply::Length(length) => reply.size(length),
         XattrReply::Bytes(bytes) => reply.data(&bytes),
@@ -110,23 +111,23 @@ mod tests {
         let at = |sec, nsec| system_time(Timestamp { sec, nsec });
         assert_eq!(at(0, 0), epoch);
         assert_eq!(at(3, 7), epoch + Duration::new(3, 7));
-        // Half a second before: second -1, half a second on.
+        // Half a second before the epoch is second -1 plus half a second.
         assert_eq!(at(-1, 500_000_000), epoch - Duration::from_millis(500));
         assert!(at(i64::MIN, 0) < at(i64::MAX, 999_999_999));
     }
 
     #[test]
-    fn names_for_the_trusted_are_left_out_and_no_others() {
+    fn only_trusted_names_are_removed() {
         let names = b"trusted.a\0user.trusted.b\0trusted\0security.c\0trusted.\0";
         assert_eq!(without_trusted(names), b"user.trusted.b\0trusted\0security.c\0");
         assert_eq!(without_trusted(b""), b"");
     }
 
     #[test]
-    fn xattr_room_is_asked_for_kept_and_enforced() {
-        assert!(matches!(sized(vec![1, 2, 3], 0), Ok(XattrReply::Length(3))));
-        assert!(matches!(sized(vec![1, 2, 3], 3), Ok(XattrReply::Bytes(bytes)) if bytes == [1, 2, 3]));
-        assert!(matches!(sized(vec![1, 2, 3], 2), Err(FsError::BufferTooSmall)));
-        assert!(matches!(sized(Vec::new(), 0), Ok(XattrReply::Length(0))));
+    fn xattr_answer_respects_the_buffer_size() {
+        assert!(matches!(fill_buffer(vec![1, 2, 3], 0), Ok(XattrReply::Length(3))));
+        assert!(matches!(fill_buffer(vec![1, 2, 3], 3), Ok(XattrReply::Bytes(bytes)) if bytes == [1, 2, 3]));
+        assert!(matches!(fill_buffer(vec![1, 2, 3], 2), Err(FsError::BufferTooSmall)));
+        assert!(matches!(fill_buffer(Vec::new(), 0), Ok(XattrReply::Length(0))));
     }
 }

@@ -1,13 +1,14 @@
-//! The kernel's side: FUSE requests in, answers of the filesystem out.
+//! The kernel's side: mounts the filesystem and answers FUSE requests with [`crate::fs::ImageFs`].
 
 mod adapter;
+mod answer;
 mod convert;
+mod error;
 mod mount;
 mod requests;
 mod session;
 
-pub use mount::{
-    FuseMount, MOUNT_NAME, SessionError, UnmountResult, UnservedMount, mount, prepare_mountpoint,
-};
+pub use error::SessionError;
+pub use mount::{FuseMount, MOUNT_NAME, UnmountResult, UnservedMount, mount, prepare_mountpoint};
 pub use requests::{Operation, RequestCounters};
 pub use session::{CacheInvalidator, FuseSession, serve};

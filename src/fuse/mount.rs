@@ -1,8 +1,8 @@
-//! Mounts and unmounts.
+//! Mounts and unmounts the filesystem.
 //!
-//! Mounting is done here with the mount API's file descriptors, not by fuser: its own mount object forgets a mount
-//! that is still there and has no lazy unmount. The descriptor of `/dev/fuse` and the mount are separate values, so
-//! that a session can be run on a descriptor that another process has mounted.
+//! This module uses the kernel's descriptor-based mount API itself. fuser's own mount object can drop a mount that is still
+//! attached, and cannot unmount lazily. The `/dev/fuse` descriptor and the mount are separate values, so that a session can
+//! run on a descriptor that another process has mounted.
 
 use std::fs;
 use std::io;
@@ -14,119 +14,65 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
 use tracing::{info, warn};
 
-/// What `/proc/self/mountinfo` shows as the mount's source and, behind `fuse.`, as its type.
+use super::SessionError;
+use crate::os::PathError;
+
+/// The mount's source and, after `fuse.`, its type in `/proc/self/mountinfo`.
 pub const MOUNT_NAME: &str = "rcx-imagefs";
 
 const DEVICE: &str = "/dev/fuse";
 
-/// Why the filesystem could not be mounted, served or unmounted.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionError {
-    /// There is nothing at the mountpoint.
-    #[error("mountpoint {0} does not exist")]
-    Missing(PathBuf),
-    /// Something else than a directory is there.
-    #[error("mountpoint {0} is not a directory")]
-    NotADirectory(PathBuf),
-    /// The directory has entries, which the mount would hide.
-    #[error("mountpoint {0} is not empty")]
-    NotEmpty(PathBuf),
-    /// A running daemon serves this directory.
-    #[error("mountpoint {0} is busy: an rcx-imagefs mount is there already")]
-    Served(PathBuf),
-    /// Something else is mounted there.
-    #[error("mountpoint {0} is busy: something is mounted there already")]
-    Busy(PathBuf),
-    /// The mountpoint could not be examined.
-    #[error("mountpoint {path}")]
-    Mountpoint {
-        /// The mountpoint.
-        path: PathBuf,
-        /// What came of it.
-        source: io::Error,
-    },
-    /// The kernel has no FUSE, or its module is not loaded.
-    #[error("no FUSE in this kernel: {DEVICE} is missing (is the module `fuse` loaded?)")]
-    NoFuse(#[source] io::Error),
-    /// Mounting takes a privilege that this process does not have.
-    #[error("mount at {path}: no permission (mounting takes CAP_SYS_ADMIN and access to {DEVICE})")]
-    Permission {
-        /// The mountpoint.
-        path: PathBuf,
-        /// What came of it.
-        source: io::Error,
-    },
-    /// A step of mounting was refused.
-    #[error("mount at {path}: {step}")]
-    Mount {
-        /// The mountpoint.
-        path: PathBuf,
-        /// The system call, or the option that it was to set.
-        step: &'static str,
-        /// What came of it.
-        source: io::Error,
-    },
-    /// The kernel and this program did not come to terms, or a thread could not be started.
-    #[error("serve the FUSE connection")]
-    Serve(#[source] io::Error),
-    /// The mount could not be taken away.
-    #[error("unmount {path}")]
-    Unmount {
-        /// The mountpoint.
-        path: PathBuf,
-        /// What came of it.
-        source: io::Error,
-    },
-}
-
-/// A mount that no one serves yet: serve `connection`, and keep `mount` for as long.
+/// A new mount that nobody serves yet. The caller must serve `connection`, and keep `mount` for as long.
 #[derive(Debug)]
 pub struct UnservedMount {
-    /// The open `/dev/fuse` that the kernel's requests come from. The connection ends when its last copy is closed.
+    /// The open `/dev/fuse` that delivers the kernel's requests. The connection ends when its last copy is closed.
     pub connection: OwnedFd,
     /// The mount.
     pub mount: FuseMount,
 }
 
-/// A mount of this program; it is undone when this is dropped.
+/// A mount of this program. Unmounted on drop.
 #[derive(Debug)]
 pub struct FuseMount {
     path: PathBuf,
     id: u64,
     device: (u32, u32),
-    undone: bool,
+    unmounted: bool,
 }
 
-/// What unmounting came to.
+/// How an unmount ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnmountResult {
-    /// The mount is gone, and with it the connection.
-    Clean,
-    /// The mount is out of the directory tree; programs that use it keep the connection until they let go.
+    /// The mount and its connection are gone.
+    Complete,
+    /// The mount is detached from the directory tree. Programs that still use it keep the connection open.
     Detached,
-    /// Somebody else had unmounted it before.
-    Before,
+    /// Another process had unmounted it before.
+    AlreadyGone,
 }
 
-/// Mounts at `path`, for a session to be started on the connection.
+/// Mounts at `path`. The caller must then serve the connection.
 ///
-/// The mount of a daemon that died is detached first. The directory has to be empty unless `allow_nonempty`.
+/// Detaches the mount of a dead daemon first. The directory must be empty unless `allow_nonempty`.
 ///
 /// # Errors
 ///
-/// Each way in which the mountpoint does not serve, FUSE is not there or not permitted.
+/// The mountpoint is unusable, or FUSE is unavailable or not permitted.
 pub fn mount(path: &Path, allow_nonempty: bool) -> Result<UnservedMount, SessionError> {
     let path = prepare_mountpoint(path, allow_nonempty)?;
     let connection = open_device(&path)?;
     let tree = make_mount(&path, &connection)?;
-    let made = rustix::fs::statx(&tree, "", EXAMINE | AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
-        .map_err(|errno| failed(&path, "statx", errno))?;
+    let status = rustix::fs::statx(&tree, "", EXAMINE | AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
+        .map_err(|errno| mount_error(&path, "statx", errno))?;
     rustix::mount::move_mount(&tree, "", CWD, &path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(|errno| failed(&path, "move_mount", errno))?;
-    // While this descriptor is open, the mount is in use: unmounting would leave the connection up.
+        .map_err(|errno| mount_error(&path, "move_mount", errno))?;
+    // While this descriptor is open, the mount is in use: an unmount would not end the connection.
     drop(tree);
-    let device = (made.stx_dev_major, made.stx_dev_minor);
-    Ok(UnservedMount { connection, mount: FuseMount { path, id: made.stx_mnt_id, device, undone: false } })
+    let device = (status.stx_dev_major, status.stx_dev_minor);
+    Ok(UnservedMount {
+        connection,
+        mount: FuseMount { path, id: status.stx_mnt_id, device, unmounted: false },
+    })
 }
 
 impl FuseMount {
@@ -136,43 +82,44 @@ impl FuseMount {
         &self.path
     }
 
-    /// Sets how far the kernel reads ahead in files of this mount. A READ request is never longer.
+    /// Sets how far the kernel reads ahead in files of this mount. This also limits the size of a READ request.
     ///
     /// # Errors
     ///
-    /// What writing to the kernel's setting in `/sys` gave.
+    /// The kernel's setting in `/sys` cannot be written.
     pub fn set_readahead(&self, kib: u32) -> io::Result<()> {
         let (major, minor) = self.device;
         fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string())
     }
 
-    /// Takes the mount away, lazily where programs still use it.
+    /// Unmounts, lazily if programs still use the mount.
     ///
     /// # Errors
     ///
-    /// That the kernel refused for another reason than use.
+    /// The kernel refused for a reason other than a mount in use.
     pub fn unmount(mut self) -> Result<UnmountResult, SessionError> {
-        self.undo().map_err(|errno| SessionError::Unmount { path: self.path.clone(), source: errno.into() })
+        self.try_unmount()
+            .map_err(|errno| SessionError::Unmount { path: self.path.clone(), source: errno.into() })
     }
 
-    fn undo(&mut self) -> Result<UnmountResult, Errno> {
-        if std::mem::replace(&mut self.undone, true) {
-            return Ok(UnmountResult::Before);
+    fn try_unmount(&mut self) -> Result<UnmountResult, Errno> {
+        if std::mem::replace(&mut self.unmounted, true) {
+            return Ok(UnmountResult::AlreadyGone);
         }
-        // Whoever unmounted it may have mounted something else there.
+        // Another process may have unmounted it and mounted something else there.
         match examine(&self.path) {
-            Ok(there) if there.mount != self.id => return Ok(UnmountResult::Before),
+            Ok(examined) if examined.mount != self.id => return Ok(UnmountResult::AlreadyGone),
             Ok(_) => {}
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(UnmountResult::Before),
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(UnmountResult::AlreadyGone),
             Err(errno) => return Err(errno),
         }
         match rustix::mount::unmount(&self.path, UnmountFlags::NOFOLLOW) {
-            Ok(()) => Ok(UnmountResult::Clean),
+            Ok(()) => Ok(UnmountResult::Complete),
             Err(Errno::BUSY) => {
                 rustix::mount::unmount(&self.path, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)?;
                 Ok(UnmountResult::Detached)
             }
-            Err(Errno::INVAL) => Ok(UnmountResult::Before),
+            Err(Errno::INVAL) => Ok(UnmountResult::AlreadyGone),
             Err(errno) => Err(errno),
         }
     }
@@ -180,16 +127,16 @@ impl FuseMount {
 
 impl Drop for FuseMount {
     fn drop(&mut self) {
-        if let Err(errno) = self.undo() {
+        if let Err(errno) = self.try_unmount() {
             warn!(mountpoint = %self.path.display(), error = %errno, "cannot unmount");
         }
     }
 }
 
-/// Looks without a request to a filesystem's daemon, which may be gone, hung, or this process.
+/// Examines a path without a request to a FUSE daemon, which may be dead, hung, or this process.
 const EXAMINE: AtFlags = AtFlags::STATX_DONT_SYNC.union(AtFlags::NO_AUTOMOUNT);
 
-/// What stands at a path.
+/// What [`examine`] finds at a path.
 struct ExaminedPath {
     mount: u64,
     directory: bool,
@@ -197,43 +144,43 @@ struct ExaminedPath {
 }
 
 fn examine(path: &Path) -> Result<ExaminedPath, Errno> {
-    let there = rustix::fs::statx(CWD, path, EXAMINE, StatxFlags::TYPE | StatxFlags::MNT_ID)?;
+    let examined = rustix::fs::statx(CWD, path, EXAMINE, StatxFlags::TYPE | StatxFlags::MNT_ID)?;
     Ok(ExaminedPath {
-        mount: there.stx_mnt_id,
-        directory: rustix::fs::FileType::from_raw_mode(there.stx_mode.into()).is_dir(),
-        mount_root: there.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
+        mount: examined.stx_mnt_id,
+        directory: rustix::fs::FileType::from_raw_mode(examined.stx_mode.into()).is_dir(),
+        mount_root: examined.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
     })
 }
 
-/// Checks the mountpoint, detaches dead mounts from it, and returns its path without symlinks.
+/// Checks the mountpoint, detaches mounts of dead daemons from it, and returns its path without symlinks.
 ///
 /// # Errors
 ///
-/// Each way in which it does not serve.
+/// The mountpoint is missing, not a directory, not empty, or already used as a mountpoint.
 pub fn prepare_mountpoint(given: &Path, allow_nonempty: bool) -> Result<PathBuf, SessionError> {
     let unusable = |error: io::Error| match Errno::from_io_error(&error) {
         Some(Errno::NOENT) => SessionError::Missing(given.to_owned()),
         Some(Errno::NOTDIR) => SessionError::NotADirectory(given.to_owned()),
-        _ => SessionError::Mountpoint { path: given.to_owned(), source: error },
+        _ => PathError::new("examine mountpoint", given, error).into(),
     };
     let path = given.canonicalize().map_err(unusable)?;
     loop {
-        let there = examine(&path).map_err(|errno| unusable(errno.into()))?;
-        if !there.directory {
+        let examined = examine(&path).map_err(|errno| unusable(errno.into()))?;
+        if !examined.directory {
             return Err(SessionError::NotADirectory(path));
         }
-        if !there.mount_root {
+        if !examined.mount_root {
             break;
         }
-        if !is_ours(there.mount).map_err(unusable)? {
+        if !is_ours(examined.mount).map_err(unusable)? {
             return Err(SessionError::Busy(path));
         }
-        // A request to the daemon, so as to see whether there is one: attributes are cached beyond its death.
+        // Forces a request to the daemon to see whether it lives: cached attributes outlive it.
         match rustix::fs::statx(CWD, &path, AtFlags::STATX_FORCE_SYNC, StatxFlags::MODE) {
             Err(Errno::NOTCONN) => {
-                info!(mountpoint = %path.display(), "detaching the mount of a daemon that is gone");
+                info!(mountpoint = %path.display(), "detaching the mount of a dead daemon");
                 rustix::mount::unmount(&path, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
-                    .map_err(|errno| failed(&path, "umount2 of the mount of a daemon that is gone", errno))?;
+                    .map_err(|errno| mount_error(&path, "detach the mount of a dead daemon", errno))?;
             }
             _ => return Err(SessionError::Served(path)),
         }
@@ -245,7 +192,7 @@ pub fn prepare_mountpoint(given: &Path, allow_nonempty: bool) -> Result<PathBuf,
     Ok(path)
 }
 
-/// Whether the mount with this id is one of this program (proc_pid_mountinfo(5)).
+/// Whether the mount with this ID belongs to this program (proc_pid_mountinfo(5)).
 fn is_ours(id: u64) -> io::Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let id = id.to_string();
@@ -257,17 +204,17 @@ fn is_ours(id: u64) -> io::Result<bool> {
 fn open_device(path: &Path) -> Result<OwnedFd, SessionError> {
     rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| match errno {
         Errno::NOENT | Errno::NODEV | Errno::NXIO => SessionError::NoFuse(errno.into()),
-        _ => failed(path, "open of /dev/fuse", errno),
+        _ => mount_error(path, "open /dev/fuse", errno),
     })
 }
 
-/// Makes the mount, without a place in the directory tree yet.
+/// Creates the mount, not yet attached to the directory tree.
 fn make_mount(path: &Path, connection: &OwnedFd) -> Result<OwnedFd, SessionError> {
-    let at = |step| move |errno: Errno| failed(path, step, errno);
+    let error_of = |step| move |errno: Errno| mount_error(path, step, errno);
     let context =
         rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| match errno {
             Errno::NODEV => SessionError::NoFuse(errno.into()),
-            _ => failed(path, "fsopen", errno),
+            _ => mount_error(path, "fsopen", errno),
         })?;
     let fd = connection.as_raw_fd().to_string();
     let uid = rustix::process::geteuid().as_raw().to_string();
@@ -276,27 +223,27 @@ fn make_mount(path: &Path, connection: &OwnedFd) -> Result<OwnedFd, SessionError
         ("source", MOUNT_NAME),
         ("subtype", MOUNT_NAME),
         ("fd", &fd),
-        // S_IFDIR: of the root's mode, the kernel takes the type from here and the rest from GETATTR.
+        // S_IFDIR. The kernel takes only the root's file type from here, and the rest of its mode from GETATTR.
         ("rootmode", "40000"),
         ("user_id", &uid),
         ("group_id", &gid),
     ];
     for (key, value) in options {
-        rustix::mount::fsconfig_set_string(&context, key, value).map_err(at(key))?;
+        rustix::mount::fsconfig_set_string(&context, key, value).map_err(error_of(key))?;
     }
-    // `ro` makes the filesystem itself read-only, so that no bind mount of it is writable. Where root remounts the filesystem,
-    // the kernel asks, and every request for a change is refused.
+    // `ro` makes the filesystem itself read-only, so that no bind mount of it is writable. If root remounts it writable, the
+    // adapter refuses every request for a change.
     for flag in ["ro", "allow_other", "default_permissions"] {
-        rustix::mount::fsconfig_set_flag(&context, flag).map_err(at(flag))?;
+        rustix::mount::fsconfig_set_flag(&context, flag).map_err(error_of(flag))?;
     }
-    rustix::mount::fsconfig_create(&context).map_err(at("fsconfig"))?;
+    rustix::mount::fsconfig_create(&context).map_err(error_of("fsconfig"))?;
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV;
-    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(at("fsmount"))
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(error_of("fsmount"))
 }
 
-fn failed(path: &Path, step: &'static str, errno: Errno) -> SessionError {
+fn mount_error(path: &Path, step: &'static str, errno: Errno) -> SessionError {
     let (path, source) = (path.to_owned(), errno.into());
     match errno {
         Errno::PERM | Errno::ACCESS => SessionError::Permission { path, source },
@@ -309,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mountpoint_that_does_not_serve_is_named_with_the_reason() {
+    fn unusable_mountpoint_is_named_with_the_reason() {
         let scratch = tempfile::tempdir().unwrap();
         let missing = scratch.path().join("missing");
         assert!(matches!(mount(&missing, false), Err(SessionError::Missing(path)) if path == missing));
@@ -320,7 +267,7 @@ mod tests {
         assert!(matches!(mount(&file.join("below"), false), Err(SessionError::NotADirectory(_))));
         assert!(matches!(mount(Path::new("/proc"), false), Err(SessionError::Busy(_))));
 
-        // Holds `file`.
+        // Contains `file`.
         let full = scratch.path().canonicalize().unwrap();
         match mount(&full, false) {
             Err(error @ SessionError::NotEmpty(_)) => {
@@ -331,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn only_mounts_of_this_program_count_as_ours() {
+    fn mounts_of_other_programs_are_not_ours() {
         let root = examine(Path::new("/")).unwrap();
         assert!(root.mount_root && root.directory);
         assert!(!is_ours(root.mount).unwrap());

@@ -1,4 +1,4 @@
-//! Counts the kernel's requests by kind: what a warm cache saves is what does not arrive here.
+//! Counts the kernel's requests by kind. Requests that the kernel answers from its cache do not arrive here.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,7 +42,7 @@ operations! {
     Other "OTHER",
 }
 
-/// How many requests of each kind have come.
+/// Counts requests by kind.
 #[derive(Debug, Default)]
 pub struct RequestCounters {
     counts: [AtomicU64; Operation::ALL.len()],
@@ -51,22 +51,22 @@ pub struct RequestCounters {
 }
 
 impl RequestCounters {
-    /// Counts one.
-    pub(crate) fn count(&self, operation: Operation) {
+    /// Counts a request.
+    pub(super) fn count(&self, operation: Operation) {
         self.counts[operation as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a handler's panic.
-    pub(crate) fn panicked(&self) {
+    /// Counts a panic of a handler.
+    pub(super) fn count_panic(&self) {
         self.panics.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts an answer of EIO.
-    pub(crate) fn failed(&self) {
+    /// Counts a request answered with EIO.
+    pub(super) fn count_error(&self) {
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Name and number of each kind, those that never came left out.
+    /// Returns the name and count of each kind that has occurred.
     pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
         Operation::ALL.iter().filter_map(|operation| {
             let count = self.counts[*operation as usize].load(Ordering::Relaxed);
@@ -74,13 +74,13 @@ impl RequestCounters {
         })
     }
 
-    /// Handlers that panicked.
+    /// The number of handlers that panicked.
     #[must_use]
     pub fn panics(&self) -> u64 {
         self.panics.load(Ordering::Relaxed)
     }
 
-    /// RequestCounters answered with EIO, panics included.
+    /// The number of requests answered with EIO, including panics.
     #[must_use]
     pub fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)

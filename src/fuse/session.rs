@@ -1,4 +1,4 @@
-//! Serves a connection in threads, and tells the kernel what to forget.
+//! Serves a FUSE connection, and invalidates the kernel's caches.
 
 use std::ffi::OsStr;
 use std::io;
@@ -15,67 +15,68 @@ use super::adapter::Adapter;
 use super::requests::RequestCounters;
 use crate::fs::{ImageFs, NamespaceChanges};
 
-/// A session that answers the kernel, in threads of its own, until the connection ends.
+/// A session that answers the kernel in its own threads until the connection ends.
 #[derive(Debug)]
 pub struct FuseSession {
     thread: JoinHandle<io::Result<()>>,
-    kernel: CacheInvalidator,
-    requests: Arc<RequestCounters>,
+    invalidator: CacheInvalidator,
+    counters: Arc<RequestCounters>,
 }
 
-/// Tells the kernel what to forget. A copy may outlive the session; it then tells nobody.
+/// Invalidates the kernel's caches. A copy may outlive the session; it then has no effect.
 #[derive(Debug, Clone)]
 pub struct CacheInvalidator {
     notifier: Notifier,
 }
 
-/// Answers the requests of a connection with `fs`, with `threads` at once. `ended` is called when that is over: the mount
-/// is gone, or the connection broke.
+/// Answers the requests of a connection with `fs` in `threads` threads.
+///
+/// Calls `ended` when the session is over: the mount is gone, or the connection broke.
 ///
 /// # Errors
 ///
-/// The kernel's first request is not one that this program can answer, or a thread could not be started.
+/// FUSE_INIT negotiation failed, or a thread could not be started.
 pub fn serve(
     connection: OwnedFd,
     fs: Arc<ImageFs>,
     threads: NonZeroUsize,
     ended: impl FnOnce() + Send + 'static,
 ) -> Result<FuseSession, SessionError> {
-    let requests = Arc::new(RequestCounters::default());
-    let adapter = Adapter::new(fs, Arc::clone(&requests));
+    let counters = Arc::new(RequestCounters::default());
+    let adapter = Adapter::new(fs, Arc::clone(&counters));
     let mut config = Config::default();
     config.n_threads = Some(threads.get());
-    // The kernel checks permissions (`default_permissions`), for everybody.
+    // All users have access: the kernel checks permissions itself (`default_permissions`).
     let session =
         Session::from_fd(adapter, connection, SessionACL::All, config).map_err(SessionError::Serve)?;
-    let kernel = CacheInvalidator { notifier: session.notifier() };
+    let invalidator = CacheInvalidator { notifier: session.notifier() };
     let run = move || {
         let result = session.run();
         ended();
         result
     };
     let thread = thread::Builder::new().name("fuse".to_owned()).spawn(run).map_err(SessionError::Serve)?;
-    Ok(FuseSession { thread, kernel, requests })
+    Ok(FuseSession { thread, invalidator, counters })
 }
 
 impl FuseSession {
-    /// How many requests have come.
+    /// The counters of the session's requests.
     #[must_use]
-    pub fn requests(&self) -> &Arc<RequestCounters> {
-        &self.requests
+    pub fn counters(&self) -> &Arc<RequestCounters> {
+        &self.counters
     }
 
-    /// For telling the kernel what to forget.
+    /// Invalidates the caches that the kernel keeps for this session.
     #[must_use]
-    pub fn kernel(&self) -> &CacheInvalidator {
-        &self.kernel
+    pub fn invalidator(&self) -> &CacheInvalidator {
+        &self.invalidator
     }
 
-    /// Waits for the end of the connection.
+    /// Waits until the connection ends.
     ///
     /// # Errors
     ///
-    /// How the connection broke.
+    /// The connection broke.
     pub fn join(self) -> Result<(), SessionError> {
         let panicked = |_| Err(io::Error::other("the session's thread panicked"));
         self.thread.join().unwrap_or_else(panicked).map_err(SessionError::Serve)
@@ -83,20 +84,23 @@ impl FuseSession {
 }
 
 impl CacheInvalidator {
-    /// Has the kernel forget names, and attributes and listings of directories. When this returns, no answer from before
-    /// is cached: the kernel waits for lookups that are under way. So no handler may wait for this.
-    pub fn forget(&self, changes: &NamespaceChanges) {
-        let told = |result: io::Result<()>| {
+    /// Makes the kernel forget names, and the attributes and listings of directories.
+    ///
+    /// When this returns, no earlier answer is cached. The kernel waits for lookups in progress, so no request handler may
+    /// wait for this call.
+    pub fn invalidate(&self, changes: &NamespaceChanges) {
+        // An error means that the kernel has nothing cached, or that the connection has ended.
+        let log = |result: io::Result<()>| {
             if let Err(error) = result {
-                debug!(%error, "the kernel does not forget");
+                debug!(%error, "the kernel did not invalidate a cache entry");
             }
         };
         for (parent, name) in &changes.names {
-            told(self.notifier.inval_entry(INodeNo(parent.get()), OsStr::new(&**name)));
+            log(self.notifier.inval_entry(INodeNo(parent.get()), OsStr::new(&**name)));
         }
         for directory in &changes.directories {
-            // From offset 0 to the end: the pages of a directory are its cached listing.
-            told(self.notifier.inval_inode(INodeNo(directory.get()), 0, 0));
+            // Offset 0 to the end: the kernel caches a listing in the pages of the directory.
+            log(self.notifier.inval_inode(INodeNo(directory.get()), 0, 0));
         }
     }
 }

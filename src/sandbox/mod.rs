@@ -21,7 +21,7 @@ mod bwrap;
 mod command;
 mod copy;
 mod error;
-mod first;
+mod first_process;
 mod installed;
 mod process;
 mod run;

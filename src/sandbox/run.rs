@@ -15,7 +15,7 @@ use super::bwrap::{self, BwrapRun};
 use super::command::{self, Found, Mount, View};
 use super::copy::{copy_in, copy_out, make_directories};
 use super::error::{At as _, SandboxError};
-use super::first::{self, Program};
+use super::first_process::{self, Program};
 use super::installed::{clean_up, init};
 use super::isolate::{DirRule, Opt, Target};
 use super::process::{HeldSignals, Place};
@@ -240,7 +240,7 @@ impl Run<'_> {
         lease: &RootLease,
         image: &Lower,
         the_box: &OwnedFd,
-    ) -> Result<(first::First, OwnedFd), SandboxError> {
+    ) -> Result<(first_process::First, OwnedFd), SandboxError> {
         let root = lease.mount(image)?;
         let Started { program, tells } = self.prepare(&root, the_box)?;
         if let Some(signal) =
@@ -248,7 +248,7 @@ impl Run<'_> {
         {
             return Err(SandboxError::Interrupted(signal.as_raw()));
         }
-        let first = first::start(&program, &self.signals)?;
+        let first = first_process::start(&program, &self.signals)?;
         Ok((first, tells))
     }
 
@@ -332,7 +332,7 @@ impl Run<'_> {
                 Program::new(program, arguments, passed)
                     .with_stdout_to_stderr(spec.stdout_to_stderr)
                     .with_user(self.user)
-                    .with_redirections(first::Redirections {
+                    .with_redirections(first_process::Redirections {
                         the_box: duplicate(the_box)?,
                         stdin: redirected(Opt::Stdin),
                         stdout: redirected(Opt::Stdout),

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::error::SandboxError;
 use super::isolate::Meta;
-use super::{bwrap, first};
+use super::{bwrap, first_process};
 
 /// How a run ended: what isolate says in its meta file, or the same of a run under bubblewrap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -90,7 +90,7 @@ pub struct Report {
 }
 
 /// The verdict of a run under isolate, from its meta file and how it ended.
-pub(super) fn by_isolate(ended: &first::Finished, told: Vec<u8>) -> Result<Report, SandboxError> {
+pub(super) fn by_isolate(ended: &first_process::Finished, told: Vec<u8>) -> Result<Report, SandboxError> {
     let failed = |message: String| Err(SandboxError::Sandbox { sandbox: "isolate", message });
     let meta = Meta::parse(&told);
     let code = match (ended.process.code(), ended.process.signal()) {
@@ -133,7 +133,7 @@ pub(super) fn by_isolate(ended: &first::Finished, told: Vec<u8>) -> Result<Repor
 }
 
 /// The verdict of a run under bubblewrap, from what the kernel counted.
-pub(super) fn by_bubblewrap(ended: &first::Finished, told: &[u8]) -> Result<Report, SandboxError> {
+pub(super) fn by_bubblewrap(ended: &first_process::Finished, told: &[u8]) -> Result<Report, SandboxError> {
     let process = ended.process;
     let (exit_code, exit_signal) = match (bwrap::exit_code(told), process.signal()) {
         // As a shell does, it tells of a signal by a code beyond 128.

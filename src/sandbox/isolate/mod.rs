@@ -3,21 +3,21 @@
 //! isolate has no library; its interface is its command line, which differs between versions. Everything that is known
 //! about that stands in this folder, and nothing in it but [`Version::detect`] starts a process.
 
-mod known;
 mod meta;
 mod options;
 mod rules;
 mod version;
+mod version_cache;
 
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
-pub use known::is_trusted;
 pub use meta::{Meta, failure_text, write_failure};
 pub use options::{Call, Given, Mode, Opt};
 pub use rules::{DirRule, Flags, Target, components, is_root, root_rules};
 pub use version::{OLDEST, Version};
+pub use version_cache::is_trusted;
 
 /// Why isolate cannot be used, or is asked for what it does not know.
 #[derive(Debug, thiserror::Error)]

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::guardian::Guardian;
-use super::plan::{Choice, Plan, choose, may_be_for_an_image};
-use super::real::Real;
+use super::real_isolate::Real;
+use super::rewrite::{Choice, Plan, choose, may_be_for_an_image};
 use super::{BoxImages, Caller, ShimError};
 use crate::image::ManifestDigest;
 use crate::pipeline;

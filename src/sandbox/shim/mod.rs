@@ -19,8 +19,8 @@ mod caller;
 mod exec;
 mod guardian;
 mod images;
-mod plan;
-mod real;
+mod real_isolate;
+mod rewrite;
 
 use std::io;
 use std::path::PathBuf;
@@ -28,7 +28,7 @@ use std::path::PathBuf;
 pub use caller::{Caller, Rights};
 pub use exec::{Settings, become_isolate, meta_file, require_trusted};
 pub use images::{BoxImages, ImageName};
-pub use plan::{Choice, Plan, choose, may_be_for_an_image};
+pub use rewrite::{Choice, Plan, choose, may_be_for_an_image};
 
 use super::isolate::IsolateError;
 use crate::pipeline::PipelineError;

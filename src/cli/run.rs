@@ -16,9 +16,10 @@ use super::{Context, REFERENCE, output};
 use crate::error::chain_text;
 use crate::pipeline::read_image;
 use crate::roots::Upper;
-use crate::sandbox::isolate::{DirRule, Given, Opt, failure_text};
+use crate::sandbox::isolate::{DirRule, GivenOption, IsolateOption, failure_text};
 use crate::sandbox::{
-    Copy, Job, Outcome, Report, Sandbox, SandboxError, SandboxKind, Spec, Status, Verdict, run as run_job,
+    FileCopy, FinishedRun, RunReport, RunRequest, RunSpec, RunStatus, Sandbox, SandboxError, SandboxKind,
+    Verdict, run as run_job,
 };
 
 /// Exit code if the program failed, as isolate's.
@@ -220,7 +221,7 @@ impl std::str::FromStr for BoxQuota {
 
 impl RunArgs {
     /// The options that are passed to isolate unchanged.
-    fn options(&self) -> Vec<Given> {
+    fn options(&self) -> Vec<GivenOption> {
         let (limits, program) = (&self.limits, &self.program);
         let number = |option, value: Option<IsolateNumber>| {
             (option, value.map(|IsolateNumber(number)| number.to_string().into()))
@@ -228,47 +229,50 @@ impl RunArgs {
         let seconds =
             |option, value: &Option<Seconds>| (option, value.as_ref().map(|Seconds(text)| text.into()));
         let quota = limits.quota.as_ref().map(|BoxQuota(text)| text.into());
-        let valued: [(Opt, Option<OsString>); 14] = [
-            seconds(Opt::Time, &limits.time),
-            seconds(Opt::WallTime, &limits.wall_time),
-            seconds(Opt::ExtraTime, &limits.extra_time),
-            number(Opt::Mem, limits.mem),
-            number(Opt::CgMem, limits.cg_mem),
-            number(Opt::Stack, limits.stack),
-            number(Opt::Fsize, limits.fsize),
-            number(Opt::Core, limits.core),
-            number(Opt::OpenFiles, limits.open_files),
-            (Opt::Quota, quota),
-            number(Opt::Syscalls, limits.syscalls),
-            (Opt::Stdin, program.stdin.clone()),
-            (Opt::Stdout, program.stdout.clone()),
-            (Opt::Stderr, program.stderr.clone()),
+        let valued: [(IsolateOption, Option<OsString>); 14] = [
+            seconds(IsolateOption::Time, &limits.time),
+            seconds(IsolateOption::WallTime, &limits.wall_time),
+            seconds(IsolateOption::ExtraTime, &limits.extra_time),
+            number(IsolateOption::Mem, limits.mem),
+            number(IsolateOption::CgMem, limits.cg_mem),
+            number(IsolateOption::Stack, limits.stack),
+            number(IsolateOption::Fsize, limits.fsize),
+            number(IsolateOption::Core, limits.core),
+            number(IsolateOption::OpenFiles, limits.open_files),
+            (IsolateOption::Quota, quota),
+            number(IsolateOption::Syscalls, limits.syscalls),
+            (IsolateOption::Stdin, program.stdin.clone()),
+            (IsolateOption::Stdout, program.stdout.clone()),
+            (IsolateOption::Stderr, program.stderr.clone()),
         ];
         let bare = [
-            (Opt::Cg, limits.cg),
-            (Opt::StderrToStdout, program.stderr_to_stdout),
-            (Opt::FullEnv, program.full_env),
-            (Opt::ShareNet, program.share_net),
-            (Opt::TtyHack, program.tty_hack),
-            (Opt::SpecialFiles, program.special_files),
-            (Opt::Silent, program.silent || self.json),
+            (IsolateOption::Cg, limits.cg),
+            (IsolateOption::StderrToStdout, program.stderr_to_stdout),
+            (IsolateOption::FullEnv, program.full_env),
+            (IsolateOption::ShareNet, program.share_net),
+            (IsolateOption::TtyHack, program.tty_hack),
+            (IsolateOption::SpecialFiles, program.special_files),
+            (IsolateOption::Silent, program.silent || self.json),
         ];
-        let valued =
-            valued.into_iter().filter_map(|(option, value)| Some(Given { option, value: Some(value?) }));
-        let bare =
-            bare.into_iter().filter(|(_, given)| *given).map(|(option, _)| Given { option, value: None });
-        let processes = limits.processes.map(|count| Given {
-            option: Opt::Processes,
+        let valued = valued
+            .into_iter()
+            .filter_map(|(option, value)| Some(GivenOption { option, value: Some(value?) }));
+        let bare = bare
+            .into_iter()
+            .filter(|(_, given)| *given)
+            .map(|(option, _)| GivenOption { option, value: None });
+        let processes = limits.processes.map(|count| GivenOption {
+            option: IsolateOption::Processes,
             value: count.map(|IsolateNumber(count)| count.to_string().into()),
         });
         valued.chain(bare).chain(processes).collect()
     }
 
-    fn spec(&self, context: &Context) -> anyhow::Result<Spec> {
+    fn spec(&self, context: &Context) -> anyhow::Result<RunSpec> {
         let program = &self.program;
         let upper = context.config.upper(self.upper)?;
         let rules = program.dir.iter().map(|text| Ok(DirRule::parse(text)?));
-        Ok(Spec {
+        Ok(RunSpec {
             options: self.options(),
             env: program.env.clone(),
             dirs: rules.collect::<anyhow::Result<_>>()?,
@@ -277,8 +281,12 @@ impl RunArgs {
             upper,
             entrypoint: self.entrypoint.clone(),
             command: self.command.clone(),
-            copy_in: self.copy_in.iter().map(|text| Copy::into_box(text)).collect::<Result<_, _>>()?,
-            copy_out: self.copy_out.iter().map(|text| Copy::out_of_box(text)).collect::<Result<_, _>>()?,
+            copy_in: self.copy_in.iter().map(|text| FileCopy::into_box(text)).collect::<Result<_, _>>()?,
+            copy_out: self
+                .copy_out
+                .iter()
+                .map(|text| FileCopy::out_of_box(text))
+                .collect::<Result<_, _>>()?,
             stdout_to_stderr: self.json && program.stdout.is_none(),
         })
     }
@@ -310,7 +318,7 @@ pub(super) fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode>
     let mut meta = args.program.meta.as_deref().map(MetaFile::open).transpose()?;
     let mut subject = RunSubject::default();
     match execute(context, args, &mut subject) {
-        Ok(Outcome { report, afterwards }) => {
+        Ok(FinishedRun { report, afterwards }) => {
             if let Some(meta) = &mut meta {
                 meta.write(&report.meta)?;
             }
@@ -323,7 +331,7 @@ pub(super) fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode>
                     }
                     Err(first.into())
                 }
-                (None, Status::Ok) => Ok(ExitCode::SUCCESS),
+                (None, RunStatus::Ok) => Ok(ExitCode::SUCCESS),
                 (None, _) => Ok(ExitCode::from(EXIT_PROGRAM)),
             }
         }
@@ -347,7 +355,7 @@ pub(super) fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode>
     }
 }
 
-fn execute(context: &Context, args: &RunArgs, subject: &mut RunSubject) -> anyhow::Result<Outcome> {
+fn execute(context: &Context, args: &RunArgs, subject: &mut RunSubject) -> anyhow::Result<FinishedRun> {
     let spec = args.spec(context)?;
     let config = &context.config.run;
     let store = context.open_store()?;
@@ -362,7 +370,7 @@ fn execute(context: &Context, args: &RunArgs, subject: &mut RunSubject) -> anyho
         eprintln!("note: bubblewrap isolates the program, but enforces no limits");
     }
     let (_, lower) = context.lower(&store, &args.reference, args.engine)?;
-    let job = Job {
+    let job = RunRequest {
         spec: &spec,
         config: image.config(),
         image: &lower,
@@ -379,7 +387,7 @@ fn execute(context: &Context, args: &RunArgs, subject: &mut RunSubject) -> anyho
 fn print_result(
     args: &RunArgs,
     subject: &RunSubject,
-    report: &Report,
+    report: &RunReport,
     afterwards: &[SandboxError],
 ) -> anyhow::Result<()> {
     if args.json {

@@ -16,7 +16,7 @@ use super::error::EXIT_FAILURE;
 use super::output::plain;
 use super::{Context, DEFAULT_RUN_DIR, DEFAULT_STORE};
 use crate::sandbox::isolate::write_failure;
-use crate::sandbox::shim::{Caller, Rights, Settings, ShimError, become_isolate, meta_file};
+use crate::sandbox::shim::{Caller, Rights, ShimError, ShimSettings, become_isolate, meta_file};
 
 /// The name under which the program stands in for isolate.
 const NAME: &str = "isolate";
@@ -112,8 +112,13 @@ fn places(config: &Config, environment: impl Fn(&str) -> Option<OsString>) -> (P
     )
 }
 
-fn settings(config: &Config, store: PathBuf, run_dir: PathBuf, rights: Rights) -> anyhow::Result<Settings> {
-    Ok(Settings {
+fn settings(
+    config: &Config,
+    store: PathBuf,
+    run_dir: PathBuf,
+    rights: Rights,
+) -> anyhow::Result<ShimSettings> {
+    Ok(ShimSettings {
         homes: config.root.upper_dir.clone().unwrap_or_else(|| store.join("rcx-imagefs/roots")),
         store,
         run_dir,

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{At as _, SandboxError};
 use super::installed::{self, clean_up};
-use super::isolate::{Given, Opt};
+use super::isolate::{GivenOption, IsolateOption};
 use super::spec;
 use crate::os::remove_tree;
 use crate::roots::holders;
@@ -57,14 +57,14 @@ impl FromStr for BoxRange {
 /// What a run left if it is dead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "sandbox")]
-pub(super) enum Record {
+pub(super) enum BoxRecord {
     /// A box of isolate's.
     Isolate { program: PathBuf, cg: bool, root: String },
     /// A directory of ours.
     Bwrap { root: String },
 }
 
-impl Record {
+impl BoxRecord {
     /// What the mount table calls the root of the run.
     fn root(&self) -> &str {
         match self {
@@ -108,7 +108,7 @@ impl Boxes {
         &self,
         wanted: Option<u32>,
         range: BoxRange,
-        record: &Record,
+        record: &BoxRecord,
         mut prepare: impl FnMut(&BoxLock) -> Result<Asked<T>, SandboxError>,
     ) -> Result<(BoxLock, T), SandboxError> {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.locks).at("make", &self.locks)?;
@@ -256,9 +256,10 @@ impl Boxes {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
-        if let Some(Record::Isolate { program, cg, .. }) = &record {
+        if let Some(BoxRecord::Isolate { program, cg, .. }) = &record {
             // isolate 1 leaves an empty directory behind where it cleans a box that was never made. One that was is refused.
-            let cg: &[Given] = if *cg { &[Given { option: Opt::Cg, value: None }] } else { &[] };
+            let cg: &[GivenOption] =
+                if *cg { &[GivenOption { option: IsolateOption::Cg, value: None }] } else { &[] };
             let init = spec::init_arguments(lock.id, cg);
             if let Err(error) = installed::init(program, &init, &lock.file) {
                 tracing::debug!("box {}: {error}", lock.id);
@@ -289,7 +290,7 @@ impl BoxLock {
     }
 
     /// What its file says; none where a run ended in good order, or before it had written anything.
-    fn read(&mut self) -> Result<Option<Record>, SandboxError> {
+    fn read(&mut self) -> Result<Option<BoxRecord>, SandboxError> {
         let mut bytes = Vec::new();
         self.file.rewind().at("read", &self.path)?;
         (&self.file).take(64 << 10).read_to_end(&mut bytes).at("read", &self.path)?;
@@ -297,7 +298,7 @@ impl BoxLock {
         Ok(serde_json::from_slice(&bytes).ok())
     }
 
-    fn write(&mut self, record: &Record) -> Result<(), SandboxError> {
+    fn write(&mut self, record: &BoxRecord) -> Result<(), SandboxError> {
         let text = serde_json::to_vec(record).map_err(io::Error::from).at("write", &self.path)?;
         self.file.set_len(0).at("write", &self.path)?;
         self.file.rewind().at("write", &self.path)?;
@@ -351,8 +352,8 @@ mod tests {
         (dir, boxes)
     }
 
-    fn bwrap() -> Record {
-        Record::Bwrap { root: String::new() }
+    fn bwrap() -> BoxRecord {
+        BoxRecord::Bwrap { root: String::new() }
     }
 
     fn take(boxes: &Boxes, wanted: Option<u32>, range: &str) -> Result<(BoxLock, PathBuf), SandboxError> {

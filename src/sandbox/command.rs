@@ -65,22 +65,22 @@ pub enum ProgramFault {
 
 /// What the program will see, before it is there: the root, and what the sandbox mounts in it.
 #[derive(Debug)]
-pub(super) struct View {
-    mounts: Vec<Mounted>,
+pub(super) struct RootView {
+    mounts: Vec<ViewMount>,
 }
 
 #[derive(Debug)]
-struct Mounted {
+struct ViewMount {
     /// Absolute, without links.
     at: PathBuf,
-    what: Mount,
+    what: MountContent,
     /// Whether it belongs to the program's user.
     own: bool,
 }
 
 /// What the sandbox mounts at a place.
 #[derive(Debug)]
-pub(super) enum Mount {
+pub(super) enum MountContent {
     /// A directory that is there already.
     Directory(OwnedFd),
     /// A new directory of the program's own.
@@ -91,7 +91,7 @@ pub(super) enum Mount {
 
 /// What is at a path.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum ResolvedPath {
     /// Something of the root or of a mount, at this path without links. `open` tells whether the user may search all
     /// directories on the way, and it itself where it is one.
     There { path: PathBuf, mode: u32, open: bool },
@@ -100,7 +100,7 @@ pub(super) enum Found {
 }
 
 /// Attributes of something in the view.
-struct Seen {
+struct ViewedFile {
     mode: u32,
     uid: u32,
     gid: u32,
@@ -108,7 +108,7 @@ struct Seen {
     own: bool,
 }
 
-impl Seen {
+impl ViewedFile {
     fn kind(&self) -> FileType {
         FileType::from_raw_mode(self.mode)
     }
@@ -124,16 +124,22 @@ impl Seen {
     }
 }
 
-impl View {
+impl RootView {
     /// A view of a root in which nothing is mounted.
     pub(super) fn new(root: OwnedFd) -> Self {
-        Self { mounts: vec![Mounted { at: PathBuf::from("/"), what: Mount::Directory(root), own: false }] }
+        Self {
+            mounts: vec![ViewMount {
+                at: PathBuf::from("/"),
+                what: MountContent::Directory(root),
+                own: false,
+            }],
+        }
     }
 
     /// Mounts something; `own` tells whether it belongs to the program's user.
-    pub(super) fn mount(&mut self, at: &Path, what: Mount, own: bool) {
+    pub(super) fn mount(&mut self, at: &Path, what: MountContent, own: bool) {
         self.mounts.retain(|mounted| mounted.at != at);
-        self.mounts.push(Mounted { at: at.to_owned(), what, own });
+        self.mounts.push(ViewMount { at: at.to_owned(), what, own });
     }
 
     /// Takes back what was said to be mounted at a path.
@@ -144,7 +150,7 @@ impl View {
     /// What the sandbox itself mounts above a path, so that what is put there before will not be seen.
     pub(super) fn covered_by(&self, path: &Path) -> Option<&Path> {
         let mounted = self.mounted(path.parent()?);
-        (!matches!(mounted.what, Mount::Directory(_))).then_some(&*mounted.at)
+        (!matches!(mounted.what, MountContent::Directory(_))).then_some(&*mounted.at)
     }
 
     /// Where the innermost mount at or above a path without links is.
@@ -153,13 +159,13 @@ impl View {
     }
 
     /// The innermost mount at or above a path without links.
-    fn mounted(&self, path: &Path) -> &Mounted {
+    fn mounted(&self, path: &Path) -> &ViewMount {
         let above = self.mounts.iter().filter(|mounted| path.starts_with(&mounted.at));
         above.max_by_key(|mounted| mounted.at.as_os_str().len()).expect("the root is above every path")
     }
 
     /// Follows a path, a relative one from `directory`.
-    pub(super) fn resolve(&self, path: &Path, directory: &Path, user: User) -> Result<Found, Errno> {
+    pub(super) fn resolve(&self, path: &Path, directory: &Path, user: User) -> Result<ResolvedPath, Errno> {
         let mut rest: VecDeque<OsString> = VecDeque::new();
         queue(&mut rest, path);
         if path.is_relative() {
@@ -179,7 +185,7 @@ impl View {
             } else {
                 at.push(&name);
             }
-            let Some(next) = self.look(&at)? else { return Ok(Found::Unknown) };
+            let Some(next) = self.look(&at)? else { return Ok(ResolvedPath::Unknown) };
             seen = next;
             if seen.kind() == FileType::Symlink {
                 links += 1;
@@ -193,35 +199,35 @@ impl View {
                 }
                 queue(&mut rest, &target);
                 // The directory that the walk goes on from.
-                let Some(next) = self.look(&at)? else { return Ok(Found::Unknown) };
+                let Some(next) = self.look(&at)? else { return Ok(ResolvedPath::Unknown) };
                 seen = next;
             }
         }
         if seen.kind() == FileType::Directory {
             open &= seen.is_open_to(user);
         }
-        Ok(Found::There { path: at, mode: seen.mode, open })
+        Ok(ResolvedPath::There { path: at, mode: seen.mode, open })
     }
 
     /// Attributes of a path without links before its last name; none where they are not known.
-    fn look(&self, path: &Path) -> Result<Option<Seen>, Errno> {
+    fn look(&self, path: &Path) -> Result<Option<ViewedFile>, Errno> {
         let mounted = self.mounted(path);
         let what = match &mounted.what {
-            Mount::Directory(what) => what,
-            Mount::Empty if path == mounted.at => {
+            MountContent::Directory(what) => what,
+            MountContent::Empty if path == mounted.at => {
                 let mode = FileType::Directory.as_raw_mode() | 0o700;
-                return Ok(Some(Seen { mode, uid: 0, gid: 0, own: true }));
+                return Ok(Some(ViewedFile { mode, uid: 0, gid: 0, own: true }));
             }
-            Mount::Empty => return Err(Errno::NOENT),
-            Mount::Unknown => return Ok(None),
+            MountContent::Empty => return Err(Errno::NOENT),
+            MountContent::Unknown => return Ok(None),
         };
         let stat = rustix::fs::fstat(open_in(what, below(mounted, path))?)?;
-        Ok(Some(Seen { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid, own: mounted.own }))
+        Ok(Some(ViewedFile { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid, own: mounted.own }))
     }
 
     fn read_link(&self, path: &Path) -> Result<PathBuf, Errno> {
         let mounted = self.mounted(path);
-        let Mount::Directory(what) = &mounted.what else { return Err(Errno::NOENT) };
+        let MountContent::Directory(what) = &mounted.what else { return Err(Errno::NOENT) };
         let target = rustix::fs::readlinkat(open_in(what, below(mounted, path))?, "", Vec::new())?;
         Ok(PathBuf::from(OsString::from_vec(target.into_bytes())))
     }
@@ -262,8 +268,8 @@ impl View {
     /// Checks that a path can be executed; false where that shows only when it is.
     fn check(&self, path: &Path, directory: &Path, user: User) -> Result<bool, ProgramFault> {
         let mode = match self.resolve(path, directory, user) {
-            Ok(Found::There { mode, .. }) => mode,
-            Ok(Found::Unknown) => return Ok(false),
+            Ok(ResolvedPath::There { mode, .. }) => mode,
+            Ok(ResolvedPath::Unknown) => return Ok(false),
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(ProgramFault::Missing),
             Err(errno) => return Err(ProgramFault::Path(errno)),
         };
@@ -287,7 +293,7 @@ fn queue(rest: &mut VecDeque<OsString>, path: &Path) {
     }
 }
 
-fn below<'a>(mounted: &Mounted, path: &'a Path) -> &'a Path {
+fn below<'a>(mounted: &ViewMount, path: &'a Path) -> &'a Path {
     match path.strip_prefix(&mounted.at) {
         Ok(rest) if !rest.as_os_str().is_empty() => rest,
         _ => Path::new("."),
@@ -344,7 +350,7 @@ mod tests {
     }
 
     /// A root with programs, and a host beside it that links of the root point to.
-    fn view() -> (tempfile::TempDir, View) {
+    fn view() -> (tempfile::TempDir, RootView) {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         let program = |path: &str, mode| {
@@ -372,11 +378,11 @@ mod tests {
         let open = |name: &str| {
             rustix::fs::open(dir.path().join(name), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
         };
-        let mut view = View::new(open("root"));
-        view.mount(Path::new("/box"), Mount::Directory(open("box")), true);
-        view.mount(Path::new("/data"), Mount::Directory(open("data")), false);
-        view.mount(Path::new("/proc"), Mount::Unknown, false);
-        view.mount(Path::new("/tmp"), Mount::Empty, true);
+        let mut view = RootView::new(open("root"));
+        view.mount(Path::new("/box"), MountContent::Directory(open("box")), true);
+        view.mount(Path::new("/data"), MountContent::Directory(open("data")), false);
+        view.mount(Path::new("/proc"), MountContent::Unknown, false);
+        view.mount(Path::new("/tmp"), MountContent::Empty, true);
         (dir, view)
     }
 
@@ -445,8 +451,8 @@ mod tests {
     fn directory_that_the_user_cannot_enter_is_told_apart() {
         let (_dir, view) = view();
         let open = |path: &str, user| match view.resolve(Path::new(path), Path::new("/"), user).unwrap() {
-            Found::There { open, .. } => open,
-            Found::Unknown => panic!("{path} is unknown"),
+            ResolvedPath::There { open, .. } => open,
+            ResolvedPath::Unknown => panic!("{path} is unknown"),
         };
         let root = User { uid: 0, gid: 0 };
         assert!(open("/private", root) && open("/usr/bin", root) && open("/usr/bin", NOBODY));

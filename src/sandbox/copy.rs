@@ -21,14 +21,14 @@ const DEPTH_MAX: usize = 100;
 
 /// A file or directory to copy, by its name in the box and its path on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Copy {
+pub struct FileCopy {
     /// Relative to the box.
     pub name: PathBuf,
     /// On the host.
     pub host: PathBuf,
 }
 
-impl Copy {
+impl FileCopy {
     /// Reads `HOST[=NAME]`; the name is that of the host's file unless it is given.
     ///
     /// # Errors
@@ -78,13 +78,13 @@ fn last_name(path: &OsStr) -> &OsStr {
 /// What cannot be read, is a symlink, or is neither file nor directory, by its path.
 pub(super) fn copy_in(
     the_box: BorrowedFd<'_>,
-    copy: &Copy,
+    copy: &FileCopy,
     owner: Option<(Uid, Gid)>,
 ) -> Result<(), SandboxError> {
     let source = open_source(rustix::fs::CWD, copy.host.as_os_str(), &copy.host)?;
     let name = copy.name.file_name().ok_or_else(|| SandboxError::CopyName(copy.name.clone().into()))?;
     let directory = make_directories(the_box, copy.name.parent().unwrap_or(Path::new("")), owner)?;
-    Writer { owner, replace: false, depth: 0 }.copy(source, directory.as_fd(), name, &copy.name)
+    CopyWriter { owner, replace: false, depth: 0 }.copy(source, directory.as_fd(), name, &copy.name)
 }
 
 /// Copies what the program left under a name out to the host. A file that is there is replaced; what is in a directory
@@ -93,7 +93,7 @@ pub(super) fn copy_in(
 /// # Errors
 /// That there is nothing of that name, that it or something in it is a symlink or no file, or what writing came to. What
 /// can be copied is copied nonetheless.
-pub(super) fn copy_out(the_box: BorrowedFd<'_>, copy: &Copy) -> Result<(), SandboxError> {
+pub(super) fn copy_out(the_box: BorrowedFd<'_>, copy: &FileCopy) -> Result<(), SandboxError> {
     let shown = Path::new("/box").join(&copy.name);
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -111,23 +111,23 @@ pub(super) fn copy_out(the_box: BorrowedFd<'_>, copy: &Copy) -> Result<(), Sandb
     let name = copy.host.file_name().ok_or_else(|| SandboxError::CopyName(copy.host.clone().into()))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let parent = rustix::fs::open(parent, flags, Mode::empty()).at("open", parent)?;
-    Writer { owner: None, replace: true, depth: 0 }.copy(source, parent.as_fd(), name, &shown)
+    CopyWriter { owner: None, replace: true, depth: 0 }.copy(source, parent.as_fd(), name, &shown)
 }
 
 /// An opened file or directory to copy.
-struct Source {
+struct CopySource {
     file: File,
     stat: Stat,
 }
 
 /// Opens a name for reading where it is a file or a directory; never through a link, and nothing else at all.
-fn open_source(parent: BorrowedFd<'_>, name: &OsStr, shown: &Path) -> Result<Source, SandboxError> {
+fn open_source(parent: BorrowedFd<'_>, name: &OsStr, shown: &Path) -> Result<CopySource, SandboxError> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let there = rustix::fs::openat(parent, name, flags, Mode::empty()).at("open", shown)?;
     open_found(&there, shown)
 }
 
-fn open_found(there: &OwnedFd, shown: &Path) -> Result<Source, SandboxError> {
+fn open_found(there: &OwnedFd, shown: &Path) -> Result<CopySource, SandboxError> {
     let stat = rustix::fs::fstat(there).at("stat", shown)?;
     let refused = |what| Err(SandboxError::NotCopied { path: shown.to_owned(), what });
     match FileType::from_raw_mode(stat.st_mode) {
@@ -141,7 +141,7 @@ fn open_found(there: &OwnedFd, shown: &Path) -> Result<Source, SandboxError> {
     let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(there));
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = rustix::fs::open(own, flags, Mode::empty()).at("open", shown)?;
-    Ok(Source { file: file.into(), stat })
+    Ok(CopySource { file: file.into(), stat })
 }
 
 /// Makes or opens a directory in the box, and those above it; what is made there belongs to `owner`, where one is given.
@@ -177,17 +177,17 @@ fn make_directory(
     Ok(directory)
 }
 
-struct Writer {
+struct CopyWriter {
     owner: Option<(Uid, Gid)>,
     /// Whether files that are there are replaced, and directories that are there are used.
     replace: bool,
     depth: usize,
 }
 
-impl Writer {
+impl CopyWriter {
     fn copy(
         &mut self,
-        source: Source,
+        source: CopySource,
         parent: BorrowedFd<'_>,
         name: &OsStr,
         shown: &Path,
@@ -200,7 +200,7 @@ impl Writer {
 
     fn directory(
         &mut self,
-        source: &Source,
+        source: &CopySource,
         parent: BorrowedFd<'_>,
         name: &OsStr,
         shown: &Path,
@@ -231,7 +231,7 @@ impl Writer {
 
     fn file(
         &self,
-        mut source: Source,
+        mut source: CopySource,
         parent: BorrowedFd<'_>,
         name: &OsStr,
         shown: &Path,
@@ -295,12 +295,12 @@ mod tests {
     use super::*;
 
     /// A box and a host directory, opened.
-    struct Scene {
+    struct CopyScene {
         dir: tempfile::TempDir,
         the_box: OwnedFd,
     }
 
-    impl Scene {
+    impl CopyScene {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             for name in ["box", "host"] {
@@ -317,18 +317,18 @@ mod tests {
 
         fn copy_in(&self, host: &str, name: &str) -> Result<(), SandboxError> {
             let text = format!("{}={name}", self.path(host).display());
-            copy_in(self.the_box.as_fd(), &Copy::into_box(OsStr::new(&text))?, None)
+            copy_in(self.the_box.as_fd(), &FileCopy::into_box(OsStr::new(&text))?, None)
         }
 
         fn copy_out(&self, name: &str, host: &str) -> Result<(), SandboxError> {
             let text = format!("{name}={}", self.path(host).display());
-            copy_out(self.the_box.as_fd(), &Copy::out_of_box(OsStr::new(&text))?)
+            copy_out(self.the_box.as_fd(), &FileCopy::out_of_box(OsStr::new(&text))?)
         }
     }
 
     #[test]
     fn names_of_copies_have_their_usual_forms() {
-        let parsed = |copy: Result<Copy, _>| copy.map(|copy| (copy.name, copy.host)).ok();
+        let parsed = |copy: Result<FileCopy, _>| copy.map(|copy| (copy.name, copy.host)).ok();
         let pair = |name: &str, host: &str| Some((PathBuf::from(name), PathBuf::from(host)));
         for (text, expected) in [
             ("/home/a/main.c", pair("main.c", "/home/a/main.c")),
@@ -344,7 +344,7 @@ mod tests {
             ("/", None),
             ("..", None),
         ] {
-            assert_eq!(parsed(Copy::into_box(OsStr::new(text))), expected, "{text}");
+            assert_eq!(parsed(FileCopy::into_box(OsStr::new(text))), expected, "{text}");
         }
         for (text, expected) in [
             ("out.txt", pair("out.txt", "out.txt")),
@@ -353,13 +353,13 @@ mod tests {
             ("../out", None),
             ("out=", None),
         ] {
-            assert_eq!(parsed(Copy::out_of_box(OsStr::new(text))), expected, "{text}");
+            assert_eq!(parsed(FileCopy::out_of_box(OsStr::new(text))), expected, "{text}");
         }
     }
 
     #[test]
     fn files_and_directories_go_in_and_out() {
-        let scene = Scene::new();
+        let scene = CopyScene::new();
         fs::create_dir_all(scene.path("host/tree/sub")).unwrap();
         fs::write(scene.path("host/tree/sub/file"), "content").unwrap();
         fs::write(scene.path("host/tree/run"), "#!").unwrap();
@@ -380,7 +380,7 @@ mod tests {
 
     #[test]
     fn holes_stay_holes() {
-        let scene = Scene::new();
+        let scene = CopyScene::new();
         let file = File::create(scene.path("box/sparse")).unwrap();
         file.set_len(1 << 40).unwrap();
         file.write_all_at(b"middle", 1 << 39).unwrap();
@@ -395,7 +395,7 @@ mod tests {
 
     #[test]
     fn nothing_is_followed_or_opened_that_a_program_or_an_upload_may_have_planted() {
-        let scene = Scene::new();
+        let scene = CopyScene::new();
         fs::write(scene.path("secret"), "of the host").unwrap();
         fs::create_dir_all(scene.path("box/tree")).unwrap();
         fs::write(scene.path("box/tree/zz-good"), "good").unwrap();
@@ -429,7 +429,7 @@ mod tests {
 
     #[test]
     fn file_that_the_copy_replaces_is_not_written_through_a_link() {
-        let scene = Scene::new();
+        let scene = CopyScene::new();
         fs::write(scene.path("box/out"), "new").unwrap();
         fs::write(scene.path("kept"), "old").unwrap();
         symlink(scene.path("kept"), scene.path("host/out")).unwrap();
@@ -440,7 +440,7 @@ mod tests {
 
     #[test]
     fn directories_end_somewhere() {
-        let scene = Scene::new();
+        let scene = CopyScene::new();
         let mut deep = scene.path("box/deep");
         for _ in 0..150 {
             deep.push("d");

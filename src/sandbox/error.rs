@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::command::ProgramFault;
-use super::isolate::{IsolateError, Version};
+use super::isolate::{IsolateError, IsolateVersion};
 use crate::roots::RootsError;
 
 /// What kept a run from happening, or its files from coming out.
@@ -29,7 +29,7 @@ pub enum SandboxError {
         /// The option.
         option: &'static str,
         /// What is installed.
-        version: Version,
+        version: IsolateVersion,
     },
     /// An option that means nothing without another one.
     #[error("option `--{option}` needs `--{needed}`")]

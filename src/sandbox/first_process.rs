@@ -22,14 +22,14 @@ use serde::{Deserialize, Serialize};
 
 use super::User;
 use super::error::SandboxError;
-use super::process::{Ended, Forked, HeldSignals, attend, fork, fork_first_process};
+use super::process::{ChildExit, Forked, HeldSignals, attend, fork, fork_first_process};
 
 /// Exit code of the first process, and of one that could not become the sandbox; what was the matter is in the report.
 const FAILED: i32 = 2;
 
 /// The sandbox's program, and how it is to be started.
 #[derive(Debug)]
-pub(super) struct Program {
+pub(super) struct SandboxCommand {
     path: PathBuf,
     arguments: Vec<OsString>,
     /// Stays open in it.
@@ -49,7 +49,7 @@ pub(super) struct Redirections {
     pub(super) stderr_to_stdout: bool,
 }
 
-impl Program {
+impl SandboxCommand {
     pub(super) fn new(path: &Path, arguments: Vec<OsString>, passed: OwnedFd) -> Self {
         let path = path.to_owned();
         Self { path, arguments, passed, stdout_to_stderr: false, user: None, redirections: None }
@@ -68,18 +68,18 @@ impl Program {
     }
 
     /// Becomes the sandbox's program; returns only where that fails.
-    fn execute(&self, signals: &HeldSignals) -> Failed {
+    fn execute(&self, signals: &HeldSignals) -> FailedStep {
         match self.prepare(signals) {
             Err(failed) => failed,
             Ok(()) => {
                 let error = Command::new(&self.path).args(&self.arguments).exec();
-                Failed::new(format!("execute {}", self.path.display()), error)
+                FailedStep::new(format!("execute {}", self.path.display()), error)
             }
         }
     }
 
-    fn prepare(&self, signals: &HeldSignals) -> Result<(), Failed> {
-        let at = |step: &'static str| move |errno: Errno| Failed::new(step, errno);
+    fn prepare(&self, signals: &HeldSignals) -> Result<(), FailedStep> {
+        let at = |step: &'static str| move |errno: Errno| FailedStep::new(step, errno);
         if self.stdout_to_stderr {
             rustix::stdio::dup2_stdout(rustix::stdio::stderr()).map_err(at("standard output"))?;
         }
@@ -100,17 +100,17 @@ impl Program {
 }
 
 impl Redirections {
-    fn apply(&self) -> Result<(), Failed> {
+    fn apply(&self) -> Result<(), FailedStep> {
         let open = |path: &Path, flags: OFlags| {
             let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
             let mode = Mode::from_raw_mode(0o666);
             let mode = if flags.contains(OFlags::CREATE) { mode } else { Mode::empty() };
             rustix::fs::openat2(&self.the_box, path, flags, mode, ResolveFlags::BENEATH).map_err(|errno| {
-                Failed::new(format!("open {}", Path::new("/box").join(path).display()), errno)
+                FailedStep::new(format!("open {}", Path::new("/box").join(path).display()), errno)
             })
         };
         let written = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
-        let at = |errno: Errno| Failed::new("standard stream", errno);
+        let at = |errno: Errno| FailedStep::new("standard stream", errno);
         if let Some(path) = &self.stdin {
             rustix::stdio::dup2_stdin(open(path, OFlags::RDONLY)?).map_err(at)?;
         }
@@ -129,12 +129,12 @@ impl Redirections {
 
 /// A step that failed in another process.
 #[derive(Debug, Serialize, Deserialize)]
-struct Failed {
+struct FailedStep {
     step: String,
     errno: i32,
 }
 
-impl Failed {
+impl FailedStep {
     fn new(step: impl Into<String>, error: impl Into<io::Error>) -> Self {
         Self { step: step.into(), errno: error.into().raw_os_error().unwrap_or(libc::EIO) }
     }
@@ -142,8 +142,8 @@ impl Failed {
 
 /// How the sandbox's program ended.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(super) struct Finished {
-    pub(super) process: Ended,
+pub(super) struct ProgramExit {
+    pub(super) process: ChildExit,
     /// From its start to its end.
     pub(super) wall_us: u64,
     /// Whether a signal to the caller was handed on to it.
@@ -152,14 +152,14 @@ pub(super) struct Finished {
 
 /// What the first process says: of its own, or for the program that could not be executed.
 #[derive(Debug, Serialize, Deserialize)]
-enum Said {
-    Failed(Failed),
-    Finished(Finished),
+enum FirstProcessReport {
+    FailedStep(FailedStep),
+    ProgramExit(ProgramExit),
 }
 
 /// The first process, as its parent sees it.
 #[derive(Debug)]
-pub(super) struct First {
+pub(super) struct FirstProcess {
     pid: Pid,
     says: File,
     /// Tells by its end that the parent has died.
@@ -167,12 +167,12 @@ pub(super) struct First {
 }
 
 /// Starts the first process, in this process's mount namespace, and the program as its child.
-pub(super) fn start(program: &Program, signals: &HeldSignals) -> Result<First, SandboxError> {
+pub(super) fn start(program: &SandboxCommand, signals: &HeldSignals) -> Result<FirstProcess, SandboxError> {
     let pipe = |flags| rustix::pipe::pipe_with(flags).map_err(|errno| SandboxError::step("pipe", errno));
     let (says, said) = pipe(PipeFlags::CLOEXEC)?;
     let (parent, alive) = pipe(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     match fork_first_process().map_err(|error| SandboxError::step("process namespace", error))? {
-        Forked::Parent(pid) => Ok(First { pid, says: says.into(), _alive: alive }),
+        Forked::Parent(pid) => Ok(FirstProcess { pid, says: says.into(), _alive: alive }),
         Forked::Child => {
             drop((says, alive));
             let said = File::from(said);
@@ -183,28 +183,28 @@ pub(super) fn start(program: &Program, signals: &HeldSignals) -> Result<First, S
     }
 }
 
-fn first_process(program: &Program, signals: &HeldSignals, parent: &OwnedFd, said: &File) {
-    let say = |what: &Said| {
+fn first_process(program: &SandboxCommand, signals: &HeldSignals, parent: &OwnedFd, said: &File) {
+    let say = |what: &FirstProcessReport| {
         let mut line = serde_json::to_vec(what).unwrap_or_default();
         line.push(b'\n');
         // Where nobody listens any more, there is nobody to tell.
         let _ = (&*said).write_all(&line);
     };
     match attend_program(program, signals, parent, &say) {
-        Ok(Some(finished)) => say(&Said::Finished(finished)),
+        Ok(Some(finished)) => say(&FirstProcessReport::ProgramExit(finished)),
         Ok(None) => {}
-        Err(failed) => say(&Said::Failed(failed)),
+        Err(failed) => say(&FirstProcessReport::FailedStep(failed)),
     }
 }
 
 fn attend_program(
-    program: &Program,
+    program: &SandboxCommand,
     signals: &HeldSignals,
     parent: &OwnedFd,
-    say: &dyn Fn(&Said),
-) -> Result<Option<Finished>, Failed> {
+    say: &dyn Fn(&FirstProcessReport),
+) -> Result<Option<ProgramExit>, FailedStep> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|errno| Failed::new("prctl", errno))?;
+        .map_err(|errno| FailedStep::new("prctl", errno))?;
     // A parent that died before that would never be noticed.
     if matches!(rustix::io::read(parent, &mut [0_u8]), Ok(0)) {
         return Ok(None);
@@ -212,31 +212,31 @@ fn attend_program(
     // Of this process namespace: isolate looks for its children there.
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("proc", "/proc", "proc", flags, None)
-        .map_err(|errno| Failed::new("mount /proc", errno))?;
+        .map_err(|errno| FailedStep::new("mount /proc", errno))?;
     let start = Instant::now();
-    let child = match fork().map_err(|error| Failed::new("fork", error))? {
+    let child = match fork().map_err(|error| FailedStep::new("fork", error))? {
         Forked::Child => {
-            say(&Said::Failed(program.execute(signals)));
+            say(&FirstProcessReport::FailedStep(program.execute(signals)));
             std::process::exit(FAILED);
         }
         Forked::Parent(child) => child,
     };
-    let (process, told_to_end) = attend(child, signals).map_err(|error| Failed::new("wait", error))?;
+    let (process, told_to_end) = attend(child, signals).map_err(|error| FailedStep::new("wait", error))?;
     let wall_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-    Ok(Some(Finished { process, wall_us, told_to_end }))
+    Ok(Some(ProgramExit { process, wall_us, told_to_end }))
 }
 
-impl First {
+impl FirstProcess {
     /// Waits for its end, and with it for that of all processes in its namespace.
-    pub(super) fn wait(mut self, signals: &HeldSignals) -> Result<Finished, SandboxError> {
+    pub(super) fn wait(mut self, signals: &HeldSignals) -> Result<ProgramExit, SandboxError> {
         let (ended, told_to_end) =
             attend(self.pid, signals).map_err(|error| SandboxError::step("wait", error))?;
         let mut text = Vec::new();
         self.says.read_to_end(&mut text).map_err(|error| SandboxError::step("wait", error))?;
-        let said = serde_json::Deserializer::from_slice(&text).into_iter::<Said>().next();
+        let said = serde_json::Deserializer::from_slice(&text).into_iter::<FirstProcessReport>().next();
         match said {
-            Some(Ok(Said::Finished(finished))) => Ok(finished),
-            Some(Ok(Said::Failed(Failed { step, errno }))) => {
+            Some(Ok(FirstProcessReport::ProgramExit(finished))) => Ok(finished),
+            Some(Ok(FirstProcessReport::FailedStep(FailedStep { step, errno }))) => {
                 Err(SandboxError::step(step, io::Error::from_raw_os_error(errno)))
             }
             _ => match ended.signal() {

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use super::boxes::Asked;
 use super::error::SandboxError;
-use super::isolate::{IsolateError, Version};
+use super::isolate::{IsolateError, IsolateVersion};
 
 /// Which sandbox to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,7 +45,7 @@ pub enum Sandbox {
         /// Its program.
         program: PathBuf,
         /// Its version.
-        version: Version,
+        version: IsolateVersion,
     },
     /// bubblewrap.
     Bwrap {
@@ -66,8 +66,8 @@ impl Sandbox {
         };
         if let Some(program) = found {
             let version = match fs::metadata(&program) {
-                Ok(metadata) => Version::known(&program, &metadata, run_dir)?,
-                Err(_) => Version::detect(&program)?,
+                Ok(metadata) => IsolateVersion::known(&program, &metadata, run_dir)?,
+                Err(_) => IsolateVersion::detect(&program)?,
             };
             return Ok(Self::Isolate { program, version });
         }

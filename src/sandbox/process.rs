@@ -34,7 +34,7 @@ impl std::fmt::Debug for HeldSignals {
 
 /// What arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Arrived {
+pub(super) enum SignalEvent {
     /// A child may have ended.
     Child,
     /// Somebody wants the run to end.
@@ -69,7 +69,7 @@ impl HeldSignals {
     }
 
     /// Waits for the next one.
-    pub(super) fn wait(&self) -> io::Result<Arrived> {
+    pub(super) fn wait(&self) -> io::Result<SignalEvent> {
         loop {
             // SAFETY: the set is initialised, and the kernel writes nothing where there is no place for details.
             let number = unsafe { libc::sigwaitinfo(&self.held, ptr::null_mut()) };
@@ -88,7 +88,7 @@ impl HeldSignals {
             if number < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN) {
                 return Ok(None);
             }
-            if let Some(Arrived::End(signal)) = arrived(number)? {
+            if let Some(SignalEvent::End(signal)) = arrived(number)? {
                 return Ok(Some(signal));
             }
         }
@@ -110,14 +110,14 @@ fn empty_set() -> libc::sigset_t {
     }
 }
 
-fn arrived(number: i32) -> io::Result<Option<Arrived>> {
+fn arrived(number: i32) -> io::Result<Option<SignalEvent>> {
     match number {
-        libc::SIGCHLD => Ok(Some(Arrived::Child)),
+        libc::SIGCHLD => Ok(Some(SignalEvent::Child)),
         number if number < 0 => match io::Error::last_os_error() {
             error if error.kind() == io::ErrorKind::Interrupted => Ok(None),
             error => Err(error),
         },
-        number => Ok(Signal::from_named_raw(number).map(Arrived::End)),
+        number => Ok(Signal::from_named_raw(number).map(SignalEvent::End)),
     }
 }
 
@@ -156,13 +156,13 @@ pub(super) fn fork_first_process() -> io::Result<Forked> {
 
 /// A place to come back to: the mount namespace, the root directory and the working directory of this process.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct SavedLocation {
     namespace: OwnedFd,
     root: OwnedFd,
     directory: OwnedFd,
 }
 
-impl Place {
+impl SavedLocation {
     /// Where this process is.
     pub(super) fn here() -> io::Result<Self> {
         let open = |path: &str, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
@@ -185,7 +185,7 @@ impl Place {
 
 /// How a child ended, and what it and all it had waited for used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Ended {
+pub(super) struct ChildExit {
     /// As wait(2) gives it.
     status: i32,
     /// Processor time, in microseconds.
@@ -196,7 +196,7 @@ pub(super) struct Ended {
     pub(super) switches_forced: u64,
 }
 
-impl Ended {
+impl ChildExit {
     /// Its exit code, where it exited.
     pub(super) fn code(self) -> Option<i32> {
         libc::WIFEXITED(self.status).then(|| libc::WEXITSTATUS(self.status))
@@ -209,7 +209,7 @@ impl Ended {
 }
 
 /// Reaps any child that has ended; none where none has.
-pub(super) fn reap() -> io::Result<Option<(Pid, Ended)>> {
+pub(super) fn reap() -> io::Result<Option<(Pid, ChildExit)>> {
     let mut status = 0;
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: both places are there to be written, and all-zero bytes are an rusage.
@@ -226,7 +226,7 @@ pub(super) fn reap() -> io::Result<Option<(Pid, Ended)>> {
     let count = |value: i64| u64::try_from(value).unwrap_or(0);
     let time = |time: libc::timeval| count(time.tv_sec) * 1_000_000 + count(time.tv_usec);
     Ok(Pid::from_raw(pid).map(|pid| {
-        let ended = Ended {
+        let ended = ChildExit {
             status,
             cpu_us: time(usage.ru_utime) + time(usage.ru_stime),
             max_rss_kib: count(usage.ru_maxrss),
@@ -240,7 +240,7 @@ pub(super) fn reap() -> io::Result<Option<(Pid, Ended)>> {
 /// Waits for a child, reaps others meanwhile, and hands on to it what wants the run to end.
 ///
 /// Also tells whether there was such a signal.
-pub(super) fn attend(child: Pid, signals: &HeldSignals) -> io::Result<(Ended, bool)> {
+pub(super) fn attend(child: Pid, signals: &HeldSignals) -> io::Result<(ChildExit, bool)> {
     let mut told_to_end = false;
     loop {
         while let Some((pid, ended)) = reap()? {
@@ -248,7 +248,7 @@ pub(super) fn attend(child: Pid, signals: &HeldSignals) -> io::Result<(Ended, bo
                 return Ok((ended, told_to_end));
             }
         }
-        if let Arrived::End(signal) = signals.wait()? {
+        if let SignalEvent::End(signal) = signals.wait()? {
             // It may have ended just now: it is not reaped yet, so that the number is still its own.
             let _ = rustix::process::kill_process(child, signal);
             told_to_end = true;
@@ -262,8 +262,13 @@ mod tests {
 
     #[test]
     fn status_of_a_child_is_taken_apart() {
-        let ended =
-            |status| Ended { status, cpu_us: 0, max_rss_kib: 0, switches_voluntary: 0, switches_forced: 0 };
+        let ended = |status| ChildExit {
+            status,
+            cpu_us: 0,
+            max_rss_kib: 0,
+            switches_voluntary: 0,
+            switches_forced: 0,
+        };
         assert_eq!((ended(3 << 8).code(), ended(3 << 8).signal()), (Some(3), None));
         assert_eq!((ended(9).code(), ended(9).signal()), (None, Some(9)));
     }

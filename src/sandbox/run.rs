@@ -10,18 +10,18 @@ use std::time::Duration;
 use rustix::fs::{FileType, Gid, MemfdFlags, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
-use super::boxes::{Asked, BoxLock, Record};
+use super::boxes::{Asked, BoxLock, BoxRecord};
 use super::bwrap::{self, BwrapRun};
-use super::command::{self, Found, Mount, View};
+use super::command::{self, MountContent, ResolvedPath, RootView};
 use super::copy::{copy_in, copy_out, make_directories};
 use super::error::{At as _, SandboxError};
-use super::first_process::{self, Program};
+use super::first_process::{self, SandboxCommand};
 use super::installed::{clean_up, init};
-use super::isolate::{DirRule, Opt, Target};
-use super::process::{HeldSignals, Place};
+use super::isolate::{DirRule, IsolateOption, RuleTarget};
+use super::process::{HeldSignals, SavedLocation};
 use super::spec::{self, IsolateRun, Variable};
-use super::verdict::{Report, by_bubblewrap, by_isolate};
-use super::{BoxRange, Boxes, Sandbox, Spec, User};
+use super::verdict::{RunReport, by_bubblewrap, by_isolate};
+use super::{BoxRange, Boxes, RunSpec, Sandbox, User};
 use crate::image::ImageConfig;
 use crate::roots::{Lower, PrivateRoot, RootLease, Roots, Upper, enter_private_namespace};
 
@@ -30,9 +30,9 @@ const BOX: &str = "/box";
 
 /// A run and all that it needs.
 #[derive(Debug)]
-pub struct Job<'a> {
+pub struct RunRequest<'a> {
     /// What is asked for.
-    pub spec: &'a Spec,
+    pub spec: &'a RunSpec,
     /// What the image says of its program.
     pub config: &'a ImageConfig,
     /// The image, as an engine shows it.
@@ -51,9 +51,9 @@ pub struct Job<'a> {
 
 /// What came of a run that took place.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct FinishedRun {
     /// How the program ended.
-    pub report: Report,
+    pub report: RunReport,
     /// What went wrong afterwards: files that could not be copied out, something that could not be removed.
     pub afterwards: Vec<SandboxError>,
 }
@@ -65,7 +65,7 @@ pub struct Outcome {
 ///
 /// # Errors
 /// Whatever kept the program from being started, and failures of the sandbox itself. Nothing is left of the run then.
-pub fn run(job: &Job<'_>) -> Result<Outcome, SandboxError> {
+pub fn run(job: &RunRequest<'_>) -> Result<FinishedRun, SandboxError> {
     if !rustix::process::geteuid().is_root() {
         return Err(SandboxError::NotRoot);
     }
@@ -100,7 +100,7 @@ pub fn run(job: &Job<'_>) -> Result<Outcome, SandboxError> {
     match ran {
         Ok((report, mut copies)) => {
             copies.append(&mut afterwards);
-            Ok(Outcome { report, afterwards: copies })
+            Ok(FinishedRun { report, afterwards: copies })
         }
         Err(error) => {
             for left in afterwards {
@@ -112,7 +112,7 @@ pub fn run(job: &Job<'_>) -> Result<Outcome, SandboxError> {
 }
 
 /// Removes what killed runs have left. That a root cannot be removed is no matter of this run.
-fn sweep(job: &Job<'_>) -> Result<(), SandboxError> {
+fn sweep(job: &RunRequest<'_>) -> Result<(), SandboxError> {
     // Boxes first: they tell which processes may have roots still.
     job.boxes.sweep(Duration::ZERO)?;
     for (id, error) in job.roots.sweep()?.failed {
@@ -121,7 +121,7 @@ fn sweep(job: &Job<'_>) -> Result<(), SandboxError> {
     Ok(())
 }
 
-impl Job<'_> {
+impl RunRequest<'_> {
     /// Who the program is: under isolate its box's user, which is not known here.
     fn user_of_image(&self) -> User {
         const SOMEBODY: User = User { uid: u32::MAX, gid: u32::MAX };
@@ -149,13 +149,13 @@ impl Job<'_> {
         let root = lease.source();
         match self.sandbox {
             Sandbox::Isolate { program, .. } => {
-                let record = Record::Isolate { program: program.clone(), cg: self.spec.cg(), root };
+                let record = BoxRecord::Isolate { program: program.clone(), cg: self.spec.cg(), root };
                 let options = &self.spec.options;
                 self.boxes.take(self.spec.box_id, self.range, &record, |lock| {
                     init(program, &spec::init_arguments(lock.id(), options), lock.file())
                 })
             }
-            Sandbox::Bwrap { .. } => self.boxes.take(None, self.range, &Record::Bwrap { root }, |lock| {
+            Sandbox::Bwrap { .. } => self.boxes.take(None, self.range, &BoxRecord::Bwrap { root }, |lock| {
                 let directory = self.boxes.make_directory(lock.id())?;
                 let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
                 rustix::fs::chown(&directory, Some(uid), Some(gid)).at("chown", &directory)?;
@@ -176,7 +176,7 @@ impl Job<'_> {
 
 /// A run that has its box.
 struct Run<'a> {
-    job: &'a Job<'a>,
+    job: &'a RunRequest<'a>,
     words: Vec<OsString>,
     variables: Vec<Variable>,
     signals: HeldSignals,
@@ -188,7 +188,7 @@ struct Run<'a> {
 
 /// A program that is to be started, and where it tells how it went.
 struct Started {
-    program: Program,
+    program: SandboxCommand,
     tells: OwnedFd,
 }
 
@@ -202,7 +202,7 @@ impl Run<'_> {
     }
 
     /// Files in, the program, files out.
-    fn all(&self, lease: &RootLease, image: &Lower) -> Result<(Report, Vec<SandboxError>), SandboxError> {
+    fn all(&self, lease: &RootLease, image: &Lower) -> Result<(RunReport, Vec<SandboxError>), SandboxError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let the_box = rustix::fs::open(&self.directory, flags, Mode::empty()).at("open", &self.directory)?;
         for copy in &self.job.spec.copy_in {
@@ -214,8 +214,13 @@ impl Run<'_> {
     }
 
     /// Makes the root in a mount namespace and the program's first process in it, and waits for the end of both.
-    fn program(&self, lease: &RootLease, image: &Lower, the_box: &OwnedFd) -> Result<Report, SandboxError> {
-        let here = Place::here().map_err(|error| SandboxError::step("mount namespace", error))?;
+    fn program(
+        &self,
+        lease: &RootLease,
+        image: &Lower,
+        the_box: &OwnedFd,
+    ) -> Result<RunReport, SandboxError> {
+        let here = SavedLocation::here().map_err(|error| SandboxError::step("mount namespace", error))?;
         enter_private_namespace()?;
         // From here on this process is elsewhere, and comes back whatever happens.
         let started = self.start(lease, image, the_box);
@@ -232,7 +237,7 @@ impl Run<'_> {
             Sandbox::Isolate { .. } => by_isolate(&ended, told)?,
             Sandbox::Bwrap { .. } => by_bubblewrap(&ended, &told)?,
         };
-        Ok(Report { box_id: self.id, ..report })
+        Ok(RunReport { box_id: self.id, ..report })
     }
 
     fn start(
@@ -240,7 +245,7 @@ impl Run<'_> {
         lease: &RootLease,
         image: &Lower,
         the_box: &OwnedFd,
-    ) -> Result<(first_process::First, OwnedFd), SandboxError> {
+    ) -> Result<(first_process::FirstProcess, OwnedFd), SandboxError> {
         let root = lease.mount(image)?;
         let Started { program, tells } = self.prepare(&root, the_box)?;
         if let Some(signal) =
@@ -258,12 +263,12 @@ impl Run<'_> {
         let duplicate =
             |fd: &OwnedFd| fd.try_clone().map_err(|error| SandboxError::step("descriptor", error));
         let top = root.fd().try_clone_to_owned().map_err(|error| SandboxError::step("descriptor", error))?;
-        let mut view = View::new(top);
+        let mut view = RootView::new(top);
         for place in ["/dev", "/proc"] {
-            view.mount(Path::new(place), Mount::Unknown, false);
+            view.mount(Path::new(place), MountContent::Unknown, false);
         }
-        view.mount(Path::new("/tmp"), Mount::Empty, true);
-        view.mount(Path::new(BOX), Mount::Directory(duplicate(the_box)?), true);
+        view.mount(Path::new("/tmp"), MountContent::Empty, true);
+        view.mount(Path::new(BOX), MountContent::Directory(duplicate(the_box)?), true);
         let mut dirs = Vec::new();
         for rule in &spec.dirs {
             if let Some(at) = self.place(root, rule, &mut view)? {
@@ -272,7 +277,7 @@ impl Run<'_> {
         }
         let directory = self.directory(root, &view, the_box)?;
         let caller = || std::env::vars_os();
-        let environment = spec::apply(&self.variables, spec.has(Opt::FullEnv), caller());
+        let environment = spec::apply(&self.variables, spec.has(IsolateOption::FullEnv), caller());
         let path =
             environment.iter().find(|(name, _)| name == "PATH").map_or(OsStr::new(""), |(_, path)| path);
         let mut words = self.words.clone();
@@ -301,12 +306,12 @@ impl Run<'_> {
                 };
                 let arguments = run.arguments()?;
                 let stdout_to_stderr = spec.stdout_to_stderr;
-                Program::new(program, arguments, passed).with_stdout_to_stderr(stdout_to_stderr)
+                SandboxCommand::new(program, arguments, passed).with_stdout_to_stderr(stdout_to_stderr)
             }
             Sandbox::Bwrap { program } => {
                 bind(&self.directory, root.path(), Path::new(BOX), true, false)?;
                 for (rule, at) in &dirs {
-                    if let Target::Directory(outside) = &rule.target {
+                    if let RuleTarget::Directory(outside) = &rule.target {
                         if let Some(over) = view.covered_by(at) {
                             return Err(SandboxError::Hidden { at: at.clone(), over: over.to_owned() });
                         }
@@ -318,7 +323,7 @@ impl Run<'_> {
                 let run = BwrapRun {
                     root: root.path(),
                     dirs: &dirs,
-                    share_net: spec.has(Opt::ShareNet),
+                    share_net: spec.has(IsolateOption::ShareNet),
                     environment: &environment,
                     chdir: &directory,
                     status: passed.as_raw_fd(),
@@ -329,15 +334,15 @@ impl Run<'_> {
                     given.and_then(|given| bwrap::in_box(given.value.as_deref()?)).map(Path::to_owned)
                 };
                 let arguments = run.arguments();
-                Program::new(program, arguments, passed)
+                SandboxCommand::new(program, arguments, passed)
                     .with_stdout_to_stderr(spec.stdout_to_stderr)
                     .with_user(self.user)
                     .with_redirections(first_process::Redirections {
                         the_box: duplicate(the_box)?,
-                        stdin: redirected(Opt::Stdin),
-                        stdout: redirected(Opt::Stdout),
-                        stderr: redirected(Opt::Stderr),
-                        stderr_to_stdout: spec.has(Opt::StderrToStdout),
+                        stdin: redirected(IsolateOption::Stdin),
+                        stdout: redirected(IsolateOption::Stdout),
+                        stderr: redirected(IsolateOption::Stderr),
+                        stderr_to_stdout: spec.has(IsolateOption::StderrToStdout),
                     })
             }
         };
@@ -349,40 +354,45 @@ impl Run<'_> {
         &self,
         root: &PrivateRoot,
         rule: &DirRule,
-        view: &mut View,
+        view: &mut RootView,
     ) -> Result<Option<PathBuf>, SandboxError> {
         let absolute = |inside: PathBuf| Path::new("/").join(inside);
         let what = match &rule.target {
-            Target::Nothing => {
+            RuleTarget::Nothing => {
                 let at = absolute(PathBuf::from_iter(super::isolate::components(&rule.inside)));
                 view.unmount(&at);
                 return Ok(Some(at));
             }
-            Target::Directory(outside) if Path::new(outside).is_absolute() => {
+            RuleTarget::Directory(outside) if Path::new(outside).is_absolute() => {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
                 match rustix::fs::open(Path::new(outside), flags, Mode::empty()) {
-                    Ok(directory) => Mount::Directory(directory),
+                    Ok(directory) => MountContent::Directory(directory),
                     Err(Errno::NOENT | Errno::NOTDIR) if rule.flags.maybe => return Ok(None),
                     Err(errno) => return Err(errno).at("directory", Path::new(outside)),
                 }
             }
-            Target::Temporary => Mount::Empty,
-            Target::Filesystem(kind) if kind == "tmpfs" => Mount::Empty,
-            Target::Directory(_) | Target::Filesystem(_) => Mount::Unknown,
+            RuleTarget::Temporary => MountContent::Empty,
+            RuleTarget::Filesystem(kind) if kind == "tmpfs" => MountContent::Empty,
+            RuleTarget::Directory(_) | RuleTarget::Filesystem(_) => MountContent::Unknown,
         };
         let at = absolute(root.directory(Path::new(&rule.inside))?);
-        let own = rule.target == Target::Temporary;
+        let own = rule.target == RuleTarget::Temporary;
         view.mount(&at, what, own);
         Ok(Some(at))
     }
 
     /// Where the program starts: as the caller says, else the image, where its user gets there.
-    fn directory(&self, root: &PrivateRoot, view: &View, the_box: &OwnedFd) -> Result<PathBuf, SandboxError> {
+    fn directory(
+        &self,
+        root: &PrivateRoot,
+        view: &RootView,
+        the_box: &OwnedFd,
+    ) -> Result<PathBuf, SandboxError> {
         if let Some(directory) = &self.job.spec.chdir {
             let wanted = Path::new(BOX).join(directory);
             // Who may enter it is the sandbox's to say.
             return match view.resolve(&wanted, Path::new("/"), self.user) {
-                Ok(Found::There { mode, .. }) if !is_directory(mode) => Err(Errno::NOTDIR),
+                Ok(ResolvedPath::There { mode, .. }) if !is_directory(mode) => Err(Errno::NOTDIR),
                 Ok(_) => Ok(wanted.clone()),
                 Err(errno) => Err(errno),
             }
@@ -397,12 +407,12 @@ impl Run<'_> {
             Ok(BOX.into())
         };
         match view.resolve(&wanted, Path::new("/"), self.user) {
-            Ok(Found::Unknown) => Ok(wanted),
-            Ok(Found::There { mode, .. }) if !is_directory(mode) => {
+            Ok(ResolvedPath::Unknown) => Ok(wanted),
+            Ok(ResolvedPath::There { mode, .. }) if !is_directory(mode) => {
                 Err(Errno::NOTDIR).at("working directory", &wanted)
             }
-            Ok(Found::There { path, open: true, .. }) => Ok(path),
-            Ok(Found::There { .. }) => left_out("the program's user may not enter it"),
+            Ok(ResolvedPath::There { path, open: true, .. }) => Ok(path),
+            Ok(ResolvedPath::There { .. }) => left_out("the program's user may not enter it"),
             Err(Errno::NOENT) => match self.make_directory(root, view, the_box, &wanted)? {
                 Some(made) => Ok(made),
                 None => left_out("it is missing, and cannot be made there"),
@@ -416,7 +426,7 @@ impl Run<'_> {
     fn make_directory(
         &self,
         root: &PrivateRoot,
-        view: &View,
+        view: &RootView,
         the_box: &OwnedFd,
         wanted: &Path,
     ) -> Result<Option<PathBuf>, SandboxError> {

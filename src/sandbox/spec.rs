@@ -4,18 +4,18 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::copy::Copy;
+use super::copy::FileCopy;
 use super::error::SandboxError;
-use super::isolate::{DirRule, Given, IsolateError, Opt, Version, root_rules};
+use super::isolate::{DirRule, GivenOption, IsolateError, IsolateOption, IsolateVersion, root_rules};
 use super::{DEFAULT_PATH, isolate};
 use crate::image::ImageConfig;
 use crate::roots::Upper;
 
 /// What a run asks for.
 #[derive(Debug, Clone, Default)]
-pub struct Spec {
+pub struct RunSpec {
     /// Limits, redirections and what else goes to isolate as it is.
-    pub options: Vec<Given>,
+    pub options: Vec<GivenOption>,
     /// Variables: `NAME=VALUE`, `NAME=` to have none, `NAME` for the caller's own. They come after the image's.
     pub env: Vec<OsString>,
     /// Directories of the host beside the image.
@@ -31,30 +31,31 @@ pub struct Spec {
     /// The command; the image's own where it is empty.
     pub command: Vec<OsString>,
     /// Files for the box.
-    pub copy_in: Vec<Copy>,
+    pub copy_in: Vec<FileCopy>,
     /// Files of the box to be kept.
-    pub copy_out: Vec<Copy>,
+    pub copy_out: Vec<FileCopy>,
     /// Whether standard output is the caller's own business: the program's goes to standard error.
     pub stdout_to_stderr: bool,
 }
 
-impl Spec {
-    pub(super) fn has(&self, option: Opt) -> bool {
+impl RunSpec {
+    pub(super) fn has(&self, option: IsolateOption) -> bool {
         self.options.iter().any(|given| given.option == option)
     }
 
     /// Whether control groups are used.
     pub(super) fn cg(&self) -> bool {
-        self.has(Opt::Cg)
+        self.has(IsolateOption::Cg)
     }
 
     /// Checks that this isolate knows all that is asked of it.
-    pub(super) fn check(&self, version: Version) -> Result<(), SandboxError> {
+    pub(super) fn check(&self, version: IsolateVersion) -> Result<(), SandboxError> {
         match self.options.iter().find(|given| !given.option.is_known_to(version)) {
             Some(given) => Err(SandboxError::Unknown { option: given.option.name(), version }),
-            None if self.has(Opt::CgMem) && !self.cg() => {
-                Err(SandboxError::Needs { option: Opt::CgMem.name(), needed: Opt::Cg.name() })
-            }
+            None if self.has(IsolateOption::CgMem) && !self.cg() => Err(SandboxError::Needs {
+                option: IsolateOption::CgMem.name(),
+                needed: IsolateOption::Cg.name(),
+            }),
             None => Ok(()),
         }
     }
@@ -128,8 +129,8 @@ pub(super) fn apply(
 }
 
 /// Options that `--init` takes as well.
-fn is_for_init(option: Opt) -> bool {
-    matches!(option, Opt::Cg | Opt::Quota)
+fn is_for_init(option: IsolateOption) -> bool {
+    matches!(option, IsolateOption::Cg | IsolateOption::Quota)
 }
 
 fn box_id(id: u32) -> OsString {
@@ -137,8 +138,8 @@ fn box_id(id: u32) -> OsString {
 }
 
 /// The arguments of `isolate --init`.
-pub(super) fn init_arguments(id: u32, options: &[Given]) -> Vec<OsString> {
-    let given = options.iter().filter(|given| is_for_init(given.option)).map(Given::argument);
+pub(super) fn init_arguments(id: u32, options: &[GivenOption]) -> Vec<OsString> {
+    let given = options.iter().filter(|given| is_for_init(given.option)).map(GivenOption::argument);
     given.chain([box_id(id), "--init".into()]).collect()
 }
 
@@ -150,14 +151,14 @@ pub(super) fn cleanup_arguments(id: u32, cg: bool) -> Vec<OsString> {
 /// What `isolate --run` is to do.
 #[derive(Debug)]
 pub(super) struct IsolateRun<'a> {
-    pub(super) version: Version,
+    pub(super) version: IsolateVersion,
     pub(super) id: u32,
     /// Where the root is in the mount namespace that isolate is started in.
     pub(super) root: &'a Path,
     pub(super) writable: bool,
     /// The caller's rules, their places without links.
     pub(super) dirs: &'a [DirRule],
-    pub(super) options: &'a [Given],
+    pub(super) options: &'a [GivenOption],
     pub(super) variables: &'a [Variable],
     pub(super) chdir: &'a Path,
     pub(super) meta: &'a Path,
@@ -170,16 +171,18 @@ impl IsolateRun<'_> {
     /// # Errors
     /// That a rule cannot be said in isolate's words.
     pub(super) fn arguments(&self) -> Result<Vec<OsString>, IsolateError> {
-        let valued = |option: Opt, value: &OsStr| Given { option, value: Some(value.to_owned()) }.argument();
+        let valued = |option: IsolateOption, value: &OsStr| {
+            GivenOption { option, value: Some(value.to_owned()) }.argument()
+        };
         let mut arguments = vec![box_id(self.id)];
         let mut meta = OsString::from("--meta=");
         meta.push(self.meta);
         arguments.push(meta);
-        let given = self.options.iter().filter(|given| given.option != Opt::Quota);
-        arguments.extend(given.map(Given::argument));
+        let given = self.options.iter().filter(|given| given.option != IsolateOption::Quota);
+        arguments.extend(given.map(GivenOption::argument));
         arguments.push("--no-default-dirs".into());
         for rule in root_rules(self.version, self.root, self.writable).iter().chain(self.dirs) {
-            arguments.push(valued(Opt::Dir, &rule.spelled()?));
+            arguments.push(valued(IsolateOption::Dir, &rule.spelled()?));
         }
         for variable in self.variables {
             let mut text = variable.name().to_owned();
@@ -192,9 +195,9 @@ impl IsolateRun<'_> {
                 Variable::Unset(_) => text.push("="),
                 Variable::Inherit(_) => {}
             }
-            arguments.push(valued(Opt::Env, &text));
+            arguments.push(valued(IsolateOption::Env, &text));
         }
-        arguments.push(valued(Opt::Chdir, self.chdir.as_os_str()));
+        arguments.push(valued(IsolateOption::Chdir, self.chdir.as_os_str()));
         arguments.extend(["--run".into(), "--".into()]);
         arguments.extend(self.words.iter().cloned());
         Ok(arguments)
@@ -220,8 +223,8 @@ mod tests {
         ImageConfig::parse(text.to_string().as_bytes()).unwrap()
     }
 
-    fn option(option: Opt, value: &str) -> Given {
-        Given { option, value: (!value.is_empty()).then(|| value.into()) }
+    fn option(option: IsolateOption, value: &str) -> GivenOption {
+        GivenOption { option, value: (!value.is_empty()).then(|| value.into()) }
     }
 
     fn text(arguments: &[OsString]) -> String {
@@ -254,7 +257,11 @@ mod tests {
 
     #[test]
     fn init_and_cleanup_get_what_concerns_the_box() {
-        let options = [option(Opt::Cg, ""), option(Opt::Time, "1"), option(Opt::Quota, "10,20")];
+        let options = [
+            option(IsolateOption::Cg, ""),
+            option(IsolateOption::Time, "1"),
+            option(IsolateOption::Quota, "10,20"),
+        ];
         assert_eq!(text(&init_arguments(7, &options)), "--cg\n--quota=10,20\n--box-id=7\n--init");
         assert_eq!(text(&init_arguments(7, &[])), "--box-id=7\n--init");
         assert_eq!(text(&cleanup_arguments(7, true)), "--cg\n--box-id=7\n--cleanup");
@@ -266,15 +273,15 @@ mod tests {
         let rule = DirRule::parse(OsStr::new("data=/srv/data:rw")).unwrap();
         let dirs = [respelled(&rule, Path::new("/mnt/data"))];
         let options = [
-            option(Opt::Cg, ""),
-            option(Opt::Time, "1.5"),
-            option(Opt::Quota, "10,20"),
-            option(Opt::Processes, ""),
+            option(IsolateOption::Cg, ""),
+            option(IsolateOption::Time, "1.5"),
+            option(IsolateOption::Quota, "10,20"),
+            option(IsolateOption::Processes, ""),
         ];
         let variables =
             environment(&image(&["A=1", "E="]), &["A=2".into(), "B".into(), "C=".into()]).unwrap();
         let run = IsolateRun {
-            version: Version::new(2, 6, 0),
+            version: IsolateVersion::new(2, 6, 0),
             id: 7,
             root: Path::new("/run/rcx-imagefs/root"),
             writable: true,
@@ -298,11 +305,13 @@ mod tests {
 
     #[test]
     fn option_of_another_version_is_named_with_the_version() {
-        let spec = |options: &[Given]| Spec { options: options.to_vec(), ..Spec::default() };
-        let error = spec(&[option(Opt::Syscalls, "0")]).check(Version::new(1, 10, 1)).unwrap_err();
+        let spec = |options: &[GivenOption]| RunSpec { options: options.to_vec(), ..RunSpec::default() };
+        let error =
+            spec(&[option(IsolateOption::Syscalls, "0")]).check(IsolateVersion::new(1, 10, 1)).unwrap_err();
         assert_eq!(error.to_string(), "option `--syscalls`: isolate 1.10.1 does not know it");
-        spec(&[option(Opt::Syscalls, "0")]).check(Version::new(2, 6, 0)).unwrap();
-        let error = spec(&[option(Opt::CgMem, "1")]).check(Version::new(2, 4, 0)).unwrap_err();
+        spec(&[option(IsolateOption::Syscalls, "0")]).check(IsolateVersion::new(2, 6, 0)).unwrap();
+        let error =
+            spec(&[option(IsolateOption::CgMem, "1")]).check(IsolateVersion::new(2, 4, 0)).unwrap_err();
         assert_eq!(error.to_string(), "option `--cg-mem` needs `--cg`");
     }
 }

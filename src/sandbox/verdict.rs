@@ -5,12 +5,12 @@ use std::io::{self, Write as _};
 use serde::Serialize;
 
 use super::error::SandboxError;
-use super::isolate::Meta;
+use super::isolate::IsolateMeta;
 use super::{bwrap, first_process};
 
 /// How a run ended: what isolate says in its meta file, or the same of a run under bubblewrap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub enum Status {
+pub enum RunStatus {
     /// It exited with 0.
     #[serde(rename = "OK")]
     Ok,
@@ -32,7 +32,7 @@ pub enum Status {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Verdict {
     /// In a word.
-    pub status: Status,
+    pub status: RunStatus,
     /// Of the program.
     pub exit_code: Option<i32>,
     /// That ended the program.
@@ -62,7 +62,7 @@ impl Verdict {
     #[must_use]
     pub fn internal(message: String) -> Self {
         Self {
-            status: Status::Internal,
+            status: RunStatus::Internal,
             exit_code: None,
             exit_signal: None,
             time_s: None,
@@ -80,7 +80,7 @@ impl Verdict {
 
 /// A verdict and the lines of isolate's meta file that say the same.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Report {
+pub struct RunReport {
     /// The verdict.
     pub verdict: Verdict,
     /// The meta file.
@@ -90,9 +90,12 @@ pub struct Report {
 }
 
 /// The verdict of a run under isolate, from its meta file and how it ended.
-pub(super) fn by_isolate(ended: &first_process::Finished, told: Vec<u8>) -> Result<Report, SandboxError> {
+pub(super) fn by_isolate(
+    ended: &first_process::ProgramExit,
+    told: Vec<u8>,
+) -> Result<RunReport, SandboxError> {
     let failed = |message: String| Err(SandboxError::Sandbox { sandbox: "isolate", message });
-    let meta = Meta::parse(&told);
+    let meta = IsolateMeta::parse(&told);
     let code = match (ended.process.code(), ended.process.signal()) {
         (Some(code @ (0 | 1)), _) => code,
         (Some(code), _) => {
@@ -109,10 +112,10 @@ pub(super) fn by_isolate(ended: &first_process::Finished, told: Vec<u8>) -> Resu
     let seconds = |key: &str| meta.value(key).and_then(|text| text.parse::<f64>().ok());
     let small = |key: &str| meta.value(key).and_then(|text| text.parse::<i32>().ok());
     let status = match meta.value("status") {
-        None if code == 0 => Status::Ok,
-        Some("RE") => Status::RuntimeError,
-        Some("SG") => Status::Signal,
-        Some("TO") => Status::TimedOut,
+        None if code == 0 => RunStatus::Ok,
+        Some("RE") => RunStatus::RuntimeError,
+        Some("SG") => RunStatus::Signal,
+        Some("TO") => RunStatus::TimedOut,
         other => return failed(format!("its meta file says `{}`", other.unwrap_or_default())),
     };
     let verdict = Verdict {
@@ -129,11 +132,14 @@ pub(super) fn by_isolate(ended: &first_process::Finished, told: Vec<u8>) -> Resu
         killed: meta.value("killed").is_some(),
         message: meta.value("message").map(str::to_owned),
     };
-    Ok(Report { verdict, meta: told, box_id: 0 })
+    Ok(RunReport { verdict, meta: told, box_id: 0 })
 }
 
 /// The verdict of a run under bubblewrap, from what the kernel counted.
-pub(super) fn by_bubblewrap(ended: &first_process::Finished, told: &[u8]) -> Result<Report, SandboxError> {
+pub(super) fn by_bubblewrap(
+    ended: &first_process::ProgramExit,
+    told: &[u8],
+) -> Result<RunReport, SandboxError> {
     let process = ended.process;
     let (exit_code, exit_signal) = match (bwrap::exit_code(told), process.signal()) {
         // As a shell does, it tells of a signal by a code beyond 128.
@@ -150,10 +156,10 @@ pub(super) fn by_bubblewrap(ended: &first_process::Finished, told: &[u8]) -> Res
         }
     };
     let (status, message) = match (exit_code, exit_signal) {
-        (Some(0), _) => (Status::Ok, None),
-        (Some(code), _) => (Status::RuntimeError, Some(format!("Exited with error status {code}"))),
-        (None, _) if ended.told_to_end => (Status::Signal, Some("Interrupted".to_owned())),
-        (None, signal) => (Status::Signal, Some(format!("Caught fatal signal {}", signal.unwrap_or(0)))),
+        (Some(0), _) => (RunStatus::Ok, None),
+        (Some(code), _) => (RunStatus::RuntimeError, Some(format!("Exited with error status {code}"))),
+        (None, _) if ended.told_to_end => (RunStatus::Signal, Some("Interrupted".to_owned())),
+        (None, signal) => (RunStatus::Signal, Some(format!("Caught fatal signal {}", signal.unwrap_or(0)))),
     };
     #[expect(clippy::cast_precision_loss, reason = "times of runs are far below 2^52 microseconds")]
     let seconds = |microseconds: u64| (microseconds / 1000) as f64 / 1000.0;
@@ -173,7 +179,7 @@ pub(super) fn by_bubblewrap(ended: &first_process::Finished, told: &[u8]) -> Res
     };
     let mut meta = Vec::new();
     write_meta(&verdict, &mut meta).map_err(|error| SandboxError::step("verdict", error))?;
-    Ok(Report { verdict, meta, box_id: 0 })
+    Ok(RunReport { verdict, meta, box_id: 0 })
 }
 
 /// Writes a verdict in the words of isolate's meta file.
@@ -193,9 +199,9 @@ fn write_meta(verdict: &Verdict, meta: &mut Vec<u8>) -> io::Result<()> {
         writeln!(meta, "exitsig:{signal}")?;
     }
     match verdict.status {
-        Status::RuntimeError => writeln!(meta, "status:RE")?,
-        Status::Signal => writeln!(meta, "status:SG")?,
-        Status::Ok | Status::TimedOut | Status::Internal => {}
+        RunStatus::RuntimeError => writeln!(meta, "status:RE")?,
+        RunStatus::Signal => writeln!(meta, "status:SG")?,
+        RunStatus::Ok | RunStatus::TimedOut | RunStatus::Internal => {}
     }
     if let Some(message) = &verdict.message {
         writeln!(meta, "message:{message}")?;

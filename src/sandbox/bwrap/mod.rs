@@ -10,8 +10,8 @@ use std::path::Path;
 use std::str::FromStr;
 
 use super::error::SandboxError;
-use super::isolate::{DirRule, Opt, Target};
-use super::spec::Spec;
+use super::isolate::{DirRule, IsolateOption, RuleTarget};
+use super::spec::RunSpec;
 
 /// Who a program runs as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,25 +50,27 @@ impl fmt::Display for User {
 }
 
 /// Checks that nothing is asked for that bubblewrap would silently not do.
-pub(super) fn check(spec: &Spec) -> Result<(), SandboxError> {
+pub(super) fn check(spec: &RunSpec) -> Result<(), SandboxError> {
     for given in &spec.options {
         let refused = |why| Err(SandboxError::NotWithBubblewrap { option: given.option.name(), why });
         match given.option {
-            Opt::Cg
-            | Opt::CgMem
-            | Opt::Core
-            | Opt::ExtraTime
-            | Opt::Fsize
-            | Opt::Mem
-            | Opt::OpenFiles
-            | Opt::Processes
-            | Opt::Quota
-            | Opt::Stack
-            | Opt::Time
-            | Opt::WallTime => return Err(SandboxError::NoLimits(given.option.name())),
-            Opt::Syscalls => return refused("bubblewrap is not told to filter system calls"),
-            Opt::TtyHack => return refused("with bubblewrap the program has a session without a terminal"),
-            Opt::Stdin | Opt::Stdout | Opt::Stderr => {
+            IsolateOption::Cg
+            | IsolateOption::CgMem
+            | IsolateOption::Core
+            | IsolateOption::ExtraTime
+            | IsolateOption::Fsize
+            | IsolateOption::Mem
+            | IsolateOption::OpenFiles
+            | IsolateOption::Processes
+            | IsolateOption::Quota
+            | IsolateOption::Stack
+            | IsolateOption::Time
+            | IsolateOption::WallTime => return Err(SandboxError::NoLimits(given.option.name())),
+            IsolateOption::Syscalls => return refused("bubblewrap is not told to filter system calls"),
+            IsolateOption::TtyHack => {
+                return refused("with bubblewrap the program has a session without a terminal");
+            }
+            IsolateOption::Stdin | IsolateOption::Stdout | IsolateOption::Stderr => {
                 let value = given.value.as_deref().unwrap_or_default();
                 if in_box(value).is_none() {
                     return refused("with bubblewrap it names a file in the box");
@@ -78,15 +80,15 @@ pub(super) fn check(spec: &Spec) -> Result<(), SandboxError> {
         }
     }
     for rule in &spec.dirs {
-        let refused = |why| Err(SandboxError::NotWithBubblewrap { option: Opt::Dir.name(), why });
+        let refused = |why| Err(SandboxError::NotWithBubblewrap { option: IsolateOption::Dir.name(), why });
         match &rule.target {
-            Target::Filesystem(kind) if kind != "tmpfs" && kind != "proc" => {
+            RuleTarget::Filesystem(kind) if kind != "tmpfs" && kind != "proc" => {
                 return refused("bubblewrap mounts the filesystems tmpfs and proc only");
             }
-            Target::Directory(outside) if !Path::new(outside).is_absolute() => {
+            RuleTarget::Directory(outside) if !Path::new(outside).is_absolute() => {
                 return refused("bubblewrap has no directory that a path from `./` begins at");
             }
-            Target::Directory(_) if rule.flags.dev => {
+            RuleTarget::Directory(_) if rule.flags.dev => {
                 return refused("bubblewrap shows no devices of the host");
             }
             _ => {}
@@ -94,7 +96,7 @@ pub(super) fn check(spec: &Spec) -> Result<(), SandboxError> {
     }
     if spec.box_id.is_some() {
         return Err(SandboxError::NotWithBubblewrap {
-            option: Opt::BoxId.name(),
+            option: IsolateOption::BoxId.name(),
             why: "the boxes are isolate's",
         });
     }
@@ -152,12 +154,14 @@ impl BwrapRun<'_> {
         }
         for (rule, at) in self.dirs {
             match &rule.target {
-                Target::Filesystem(kind) if kind == "proc" => add(&[OsStr::new("--proc"), at.as_os_str()]),
-                Target::Filesystem(_) | Target::Temporary => {
+                RuleTarget::Filesystem(kind) if kind == "proc" => {
+                    add(&[OsStr::new("--proc"), at.as_os_str()])
+                }
+                RuleTarget::Filesystem(_) | RuleTarget::Temporary => {
                     add(&["--perms", "0755", "--tmpfs"].map(OsStr::new));
                     add(&[at.as_os_str()]);
                 }
-                Target::Directory(_) | Target::Nothing => {}
+                RuleTarget::Directory(_) | RuleTarget::Nothing => {}
             }
         }
         for (name, value) in self.environment {
@@ -181,7 +185,7 @@ pub(super) fn exit_code(status: &[u8]) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::isolate::Given;
+    use crate::sandbox::isolate::GivenOption;
 
     #[test]
     fn users_are_numbers_and_never_root() {
@@ -218,27 +222,41 @@ mod tests {
 
     #[test]
     fn nothing_is_taken_that_would_not_be_done() {
-        let checked = |option: Opt, value: &str| {
+        let checked = |option: IsolateOption, value: &str| {
             let value = (!value.is_empty()).then(|| value.into());
-            check(&Spec { options: vec![Given { option, value }], ..Spec::default() })
+            check(&RunSpec { options: vec![GivenOption { option, value }], ..RunSpec::default() })
                 .map_err(|error| error.to_string())
         };
-        for option in
-            [Opt::Time, Opt::WallTime, Opt::Mem, Opt::Cg, Opt::Processes, Opt::Quota, Opt::OpenFiles]
-        {
+        for option in [
+            IsolateOption::Time,
+            IsolateOption::WallTime,
+            IsolateOption::Mem,
+            IsolateOption::Cg,
+            IsolateOption::Processes,
+            IsolateOption::Quota,
+            IsolateOption::OpenFiles,
+        ] {
             let error = checked(option, "1").unwrap_err();
             assert_eq!(error, format!("option `--{}`: bubblewrap enforces no limits", option.name()));
         }
-        assert!(checked(Opt::Syscalls, "0").is_err() && checked(Opt::TtyHack, "").is_err());
-        assert!(checked(Opt::Stdin, "/etc/passwd").is_err() && checked(Opt::Stdout, "").is_err());
-        for (option, value) in
-            [(Opt::ShareNet, ""), (Opt::FullEnv, ""), (Opt::Stdin, "in"), (Opt::Stdout, "/box/o")]
-        {
+        assert!(
+            checked(IsolateOption::Syscalls, "0").is_err() && checked(IsolateOption::TtyHack, "").is_err()
+        );
+        assert!(
+            checked(IsolateOption::Stdin, "/etc/passwd").is_err()
+                && checked(IsolateOption::Stdout, "").is_err()
+        );
+        for (option, value) in [
+            (IsolateOption::ShareNet, ""),
+            (IsolateOption::FullEnv, ""),
+            (IsolateOption::Stdin, "in"),
+            (IsolateOption::Stdout, "/box/o"),
+        ] {
             checked(option, value).unwrap();
         }
         let with = |rule: &str| {
             let dirs = vec![DirRule::parse(OsStr::new(rule)).unwrap()];
-            check(&Spec { dirs, ..Spec::default() })
+            check(&RunSpec { dirs, ..RunSpec::default() })
         };
         for rule in ["sys=sysfs:fs", "a=./b", "dev=/dev:dev"] {
             assert!(with(rule).is_err(), "{rule}");
@@ -246,7 +264,7 @@ mod tests {
         for rule in ["data=/srv:rw:maybe", "a:tmp", "a=tmpfs:fs", "tmp="] {
             with(rule).unwrap();
         }
-        assert!(check(&Spec { box_id: Some(1), ..Spec::default() }).is_err());
+        assert!(check(&RunSpec { box_id: Some(1), ..RunSpec::default() }).is_err());
     }
 
     #[test]

@@ -7,11 +7,11 @@ use std::path::Path;
 
 /// What isolate wrote about a run, in its order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Meta {
+pub struct IsolateMeta {
     pairs: Vec<(String, String)>,
 }
 
-impl Meta {
+impl IsolateMeta {
     /// Reads a meta file. Lines without a colon are passed over; bytes that are no UTF-8 become replacement characters.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Self {
@@ -68,7 +68,8 @@ mod tests {
 
     #[test]
     fn meta_file_is_read_line_by_line() {
-        let meta = Meta::parse(b"time:0.012\nstatus:RE\nmessage:Exited: with error\nnothing\nexitcode:1\n");
+        let meta =
+            IsolateMeta::parse(b"time:0.012\nstatus:RE\nmessage:Exited: with error\nnothing\nexitcode:1\n");
         assert_eq!(meta.value("message"), Some("Exited: with error"));
         assert_eq!(meta.value("nothing"), None);
         assert!(!meta.is_internal_error());
@@ -84,7 +85,7 @@ mod tests {
         write_failure(&file, "image `a\nstatus:OK`:\tnot there\n").unwrap();
         let written = std::fs::read(&file).unwrap();
         assert_eq!(written, b"status:XX\nmessage:image `a status:OK`: not there\n");
-        assert!(Meta::parse(&written).is_internal_error());
+        assert!(IsolateMeta::parse(&written).is_internal_error());
         let error = write_failure(&dir.path().join("missing/meta"), "x").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }

@@ -1,7 +1,7 @@
 //! What isolate is called with and what it answers, as values: versions, options, directory rules, the meta file.
 //!
 //! isolate has no library; its interface is its command line, which differs between versions. Everything that is known
-//! about that stands in this folder, and nothing in it but [`Version::detect`] starts a process.
+//! about that stands in this folder, and nothing in it but [`IsolateVersion::detect`] starts a process.
 
 mod meta;
 mod options;
@@ -13,10 +13,10 @@ use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
-pub use meta::{Meta, failure_text, write_failure};
-pub use options::{Call, Given, Mode, Opt};
-pub use rules::{DirRule, Flags, Target, components, is_root, root_rules};
-pub use version::{OLDEST, Version};
+pub use meta::{IsolateMeta, failure_text, write_failure};
+pub use options::{GivenOption, IsolateCall, IsolateMode, IsolateOption};
+pub use rules::{DirRule, RuleFlags, RuleTarget, components, is_root, root_rules};
+pub use version::{IsolateVersion, OLDEST};
 pub use version_cache::is_trusted;
 
 /// Why isolate cannot be used, or is asked for what it does not know.
@@ -42,7 +42,7 @@ pub enum IsolateError {
         /// The program.
         path: PathBuf,
         /// What it is.
-        version: Version,
+        version: IsolateVersion,
     },
     /// No version of isolate has this option.
     #[error("unknown option `{}`", .0.display())]

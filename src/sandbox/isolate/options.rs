@@ -7,12 +7,12 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
-use super::{IsolateError, Version};
+use super::{IsolateError, IsolateVersion};
 
 /// An option of some version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "each is named as on the command line, and described in isolate's manual")]
-pub enum Opt {
+pub enum IsolateOption {
     AsGid,
     AsUid,
     BoxId,
@@ -58,7 +58,7 @@ pub enum Opt {
 
 /// What isolate is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub enum IsolateMode {
     /// `--init`
     Init,
     /// `--run`
@@ -75,7 +75,7 @@ pub enum Mode {
 
 /// Whether an option takes a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Takes {
+enum OptionValue {
     Nothing,
     Value,
     /// In the same argument, or none.
@@ -83,41 +83,47 @@ enum Takes {
 }
 
 /// A line of isolate's option table. A version has it from `since` on and before `until`.
-struct Row {
-    option: Opt,
+struct OptionRow {
+    option: IsolateOption,
     name: &'static str,
     short: Option<u8>,
-    takes: Takes,
-    since: Version,
-    until: Version,
+    takes: OptionValue,
+    since: IsolateVersion,
+    until: IsolateVersion,
 }
 
-const FIRST: Version = Version::new(0, 0, 0);
-const NEVER: Version = Version::new(u32::MAX, 0, 0);
+const FIRST: IsolateVersion = IsolateVersion::new(0, 0, 0);
+const NEVER: IsolateVersion = IsolateVersion::new(u32::MAX, 0, 0);
 
-const fn row(option: Opt, name: &'static str, short: Option<u8>, takes: Takes, since: Version) -> Row {
-    Row { option, name, short, takes, since, until: NEVER }
+const fn row(
+    option: IsolateOption,
+    name: &'static str,
+    short: Option<u8>,
+    takes: OptionValue,
+    since: IsolateVersion,
+) -> OptionRow {
+    OptionRow { option, name, short, takes, since, until: NEVER }
 }
 
 /// All options of all releases up to 2.6, and of the fork of 1.8.1 that ReCodEx uses.
-const TABLE: [Row; 41] = {
-    use Opt as O;
-    use Takes::{MaybeValue, Nothing, Value};
-    const V1_8_1: Version = Version::new(1, 8, 1);
-    const V1_9: Version = Version::new(1, 9, 0);
-    const V1_10: Version = Version::new(1, 10, 0);
-    const V2: Version = Version::new(2, 0, 0);
-    const V2_3: Version = Version::new(2, 3, 0);
+const TABLE: [OptionRow; 41] = {
+    use IsolateOption as O;
+    use OptionValue::{MaybeValue, Nothing, Value};
+    const V1_8_1: IsolateVersion = IsolateVersion::new(1, 8, 1);
+    const V1_9: IsolateVersion = IsolateVersion::new(1, 9, 0);
+    const V1_10: IsolateVersion = IsolateVersion::new(1, 10, 0);
+    const V2: IsolateVersion = IsolateVersion::new(2, 0, 0);
+    const V2_3: IsolateVersion = IsolateVersion::new(2, 3, 0);
     // What is built from the sources behind 2.6 calls itself 2.6 too, and is the first to know the option; the release of that
     // number then refuses it itself.
-    const V2_6: Version = Version::new(2, 6, 0);
+    const V2_6: IsolateVersion = IsolateVersion::new(2, 6, 0);
     [
         row(O::AsGid, "as-gid", None, Value, V2),
         row(O::AsUid, "as-uid", None, Value, V2),
         row(O::BoxId, "box-id", Some(b'b'), Value, FIRST),
         row(O::Cg, "cg", None, Nothing, FIRST),
         row(O::CgMem, "cg-mem", None, Value, FIRST),
-        Row { until: V2, ..row(O::CgTiming, "cg-timing", None, Nothing, FIRST) },
+        OptionRow { until: V2, ..row(O::CgTiming, "cg-timing", None, Nothing, FIRST) },
         row(O::Chdir, "chdir", Some(b'c'), Value, FIRST),
         row(O::CheckConfig, "check-config", None, Nothing, V2_3),
         row(O::Cleanup, "cleanup", None, Nothing, FIRST),
@@ -131,7 +137,7 @@ const TABLE: [Row; 41] = {
         row(O::Init, "init", None, Nothing, FIRST),
         row(O::Mem, "mem", Some(b'm'), Value, FIRST),
         row(O::Meta, "meta", Some(b'M'), Value, FIRST),
-        Row { until: V2, ..row(O::NoCgTiming, "no-cg-timing", None, Nothing, FIRST) },
+        OptionRow { until: V2, ..row(O::NoCgTiming, "no-cg-timing", None, Nothing, FIRST) },
         row(O::NoDefaultDirs, "no-default-dirs", Some(b'D'), Nothing, FIRST),
         row(O::OpenFiles, "open-files", Some(b'n'), Value, V1_9),
         row(O::PrintCgRoot, "print-cg-root", None, Nothing, V2),
@@ -157,38 +163,38 @@ const TABLE: [Row; 41] = {
     ]
 };
 
-impl Row {
-    fn of(option: Opt) -> &'static Self {
+impl OptionRow {
+    fn of(option: IsolateOption) -> &'static Self {
         TABLE.iter().find(|row| row.option == option).expect("the table has every option")
     }
 
     /// Whether a version has it; any does where the version is not known.
-    fn is_in(&self, version: Option<Version>) -> bool {
+    fn is_in(&self, version: Option<IsolateVersion>) -> bool {
         version.is_none_or(|version| self.since <= version && version < self.until)
     }
 }
 
-impl Opt {
+impl IsolateOption {
     /// The long name, without the dashes.
     #[must_use]
     pub fn name(self) -> &'static str {
-        Row::of(self).name
+        OptionRow::of(self).name
     }
 
     /// Whether this version takes it.
     #[must_use]
-    pub fn is_known_to(self, version: Version) -> bool {
-        Row::of(self).is_in(Some(version))
+    pub fn is_known_to(self, version: IsolateVersion) -> bool {
+        OptionRow::of(self).is_in(Some(version))
     }
 
-    fn mode(self) -> Option<Mode> {
+    fn mode(self) -> Option<IsolateMode> {
         Some(match self {
-            Self::Init => Mode::Init,
-            Self::Run => Mode::Run,
-            Self::Cleanup => Mode::Cleanup,
-            Self::Version => Mode::Version,
-            Self::PrintCgRoot => Mode::PrintCgRoot,
-            Self::CheckConfig => Mode::CheckConfig,
+            Self::Init => IsolateMode::Init,
+            Self::Run => IsolateMode::Run,
+            Self::Cleanup => IsolateMode::Cleanup,
+            Self::Version => IsolateMode::Version,
+            Self::PrintCgRoot => IsolateMode::PrintCgRoot,
+            Self::CheckConfig => IsolateMode::CheckConfig,
             _ => return None,
         })
     }
@@ -196,14 +202,14 @@ impl Opt {
 
 /// An option as it was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Given {
+pub struct GivenOption {
     /// Which.
-    pub option: Opt,
+    pub option: IsolateOption,
     /// Its value, where it has one.
     pub value: Option<OsString>,
 }
 
-impl Given {
+impl GivenOption {
     /// The option as one argument in its long form: `--name` or `--name=value`.
     #[must_use]
     pub fn argument(&self) -> OsString {
@@ -218,16 +224,16 @@ impl Given {
 
 /// A call of isolate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Call {
+pub struct IsolateCall {
     /// All options in their order, those that choose the mode among them.
-    pub options: Vec<Given>,
+    pub options: Vec<GivenOption>,
     /// What isolate is to do; `None` where the call does not say.
-    pub mode: Option<Mode>,
+    pub mode: Option<IsolateMode>,
     /// The command to run, with its arguments.
     pub arguments: Vec<OsString>,
 }
 
-impl Call {
+impl IsolateCall {
     /// Reads the arguments that follow the program's name.
     ///
     /// An exact name is taken whichever version has it. With `version`, abbreviations stand for names of that version only.
@@ -238,7 +244,7 @@ impl Call {
     /// modes that exclude each other.
     pub fn parse(
         arguments: &[OsString],
-        version: Option<Version>,
+        version: Option<IsolateVersion>,
         in_order: bool,
     ) -> Result<Self, IsolateError> {
         let mut call = Self { options: Vec::new(), mode: None, arguments: Vec::new() };
@@ -267,7 +273,7 @@ impl Call {
     fn long<'a>(
         &mut self,
         text: &[u8],
-        version: Option<Version>,
+        version: Option<IsolateVersion>,
         rest: &mut impl Iterator<Item = &'a OsString>,
     ) -> Result<(), IsolateError> {
         let mut parts = text.splitn(2, |byte| *byte == b'=');
@@ -275,8 +281,10 @@ impl Call {
         let value = parts.next().map(|value| OsString::from_vec(value.to_vec()));
         let row = find_long(name, version)?;
         let value = match (row.takes, value) {
-            (Takes::Nothing, Some(_)) => return Err(IsolateError::UnwantedValue(row.name)),
-            (Takes::Value, None) => Some(rest.next().ok_or(IsolateError::MissingValue(row.name))?.clone()),
+            (OptionValue::Nothing, Some(_)) => return Err(IsolateError::UnwantedValue(row.name)),
+            (OptionValue::Value, None) => {
+                Some(rest.next().ok_or(IsolateError::MissingValue(row.name))?.clone())
+            }
             (_, value) => value,
         };
         self.add(row.option, value)
@@ -294,12 +302,12 @@ impl Call {
             let behind = &bundle[at + 1..];
             let attached = (!behind.is_empty()).then(|| OsString::from_vec(behind.to_vec()));
             match row.takes {
-                Takes::Nothing => {
+                OptionValue::Nothing => {
                     self.add(row.option, None)?;
                     continue;
                 }
-                Takes::MaybeValue => self.add(row.option, attached)?,
-                Takes::Value => {
+                OptionValue::MaybeValue => self.add(row.option, attached)?,
+                OptionValue::Value => {
                     let value = match attached {
                         Some(value) => value,
                         None => rest.next().ok_or(IsolateError::MissingValue(row.name))?.clone(),
@@ -312,7 +320,7 @@ impl Call {
         Ok(())
     }
 
-    fn add(&mut self, option: Opt, value: Option<OsString>) -> Result<(), IsolateError> {
+    fn add(&mut self, option: IsolateOption, value: Option<OsString>) -> Result<(), IsolateError> {
         if let Some(mode) = option.mode() {
             let other = self.options.iter().find(|given| given.option.mode().is_some_and(|old| old != mode));
             if let Some(other) = other {
@@ -320,32 +328,32 @@ impl Call {
             }
             self.mode = Some(mode);
         }
-        self.options.push(Given { option, value });
+        self.options.push(GivenOption { option, value });
         Ok(())
     }
 
     /// Whether the option is among those given.
     #[must_use]
-    pub fn has(&self, option: Opt) -> bool {
+    pub fn has(&self, option: IsolateOption) -> bool {
         self.options.iter().any(|given| given.option == option)
     }
 
     /// The values of an option, in the order given.
-    pub fn values(&self, option: Opt) -> impl DoubleEndedIterator<Item = &OsStr> {
-        let of_option = move |given: &&Given| given.option == option;
+    pub fn values(&self, option: IsolateOption) -> impl DoubleEndedIterator<Item = &OsStr> {
+        let of_option = move |given: &&GivenOption| given.option == option;
         self.options.iter().filter(of_option).filter_map(|given| given.value.as_deref())
     }
 
     /// The value that counts: of options that are given more than once, the last one does.
     #[must_use]
-    pub fn value(&self, option: Opt) -> Option<&OsStr> {
+    pub fn value(&self, option: IsolateOption) -> Option<&OsStr> {
         self.values(option).next_back()
     }
 
     /// The box's number, 0 where none is given; `None` for what is not plainly a number.
     #[must_use]
     pub fn box_id(&self) -> Option<u32> {
-        let Some(text) = self.value(Opt::BoxId) else { return Some(0) };
+        let Some(text) = self.value(IsolateOption::BoxId) else { return Some(0) };
         let digits = text.to_str()?;
         digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
     }
@@ -353,13 +361,13 @@ impl Call {
     /// The arguments that follow the program's name: options in their long form, then `--` and the command.
     #[must_use]
     pub fn to_arguments(&self) -> Vec<OsString> {
-        let options = self.options.iter().map(Given::argument);
+        let options = self.options.iter().map(GivenOption::argument);
         options.chain(std::iter::once("--".into())).chain(self.arguments.iter().cloned()).collect()
     }
 }
 
 /// The option of this name; or the one whose name starts like this.
-fn find_long(name: &[u8], version: Option<Version>) -> Result<&'static Row, IsolateError> {
+fn find_long(name: &[u8], version: Option<IsolateVersion>) -> Result<&'static OptionRow, IsolateError> {
     if let Some(exact) = TABLE.iter().find(|row| row.name.as_bytes() == name) {
         return Ok(exact);
     }
@@ -380,8 +388,8 @@ mod tests {
         line.split(' ').filter(|word| !word.is_empty()).map(OsString::from).collect()
     }
 
-    fn parse(line: &str) -> Result<Call, IsolateError> {
-        Call::parse(&arguments(line), None, false)
+    fn parse(line: &str) -> Result<IsolateCall, IsolateError> {
+        IsolateCall::parse(&arguments(line), None, false)
     }
 
     /// The call in its long form.
@@ -416,11 +424,11 @@ mod tests {
     fn options_behind_the_command_count_until_two_dashes() {
         reads("prog --run -b 2 x -- --cg y", "--run --box-id=2 -- prog x --cg y");
         reads("--run - -v", "--run --verbose -- -");
-        let call = Call::parse(&arguments("--run prog --cg"), None, true).unwrap();
+        let call = IsolateCall::parse(&arguments("--run prog --cg"), None, true).unwrap();
         assert_eq!(call.arguments, arguments("prog --cg"));
-        assert!(!call.has(Opt::Cg));
-        let empty = Call::parse(&[OsString::new(), "--cg".into()], None, false).unwrap();
-        assert!(empty.has(Opt::Cg) && empty.arguments == [OsString::new()]);
+        assert!(!call.has(IsolateOption::Cg));
+        let empty = IsolateCall::parse(&[OsString::new(), "--cg".into()], None, false).unwrap();
+        assert!(empty.has(IsolateOption::Cg) && empty.arguments == [OsString::new()]);
     }
 
     #[test]
@@ -441,26 +449,28 @@ mod tests {
             let error = parse(line).unwrap_err();
             assert!(check(&error), "{line}: {error:?}");
         }
-        assert_eq!(parse("--run --run -- a").unwrap().mode, Some(Mode::Run));
+        assert_eq!(parse("--run --run -- a").unwrap().mode, Some(IsolateMode::Run));
         assert_eq!(parse("-v").unwrap().mode, None);
     }
 
     #[test]
     fn abbreviations_stand_for_names_of_the_version() {
         let chdir = arguments("--ch=/tmp --cg-t");
-        assert!(matches!(Call::parse(&chdir, None, false), Err(IsolateError::AmbiguousOption(_))));
-        let old = Call::parse(&chdir, Some(Version::new(1, 10, 1)), false).unwrap();
-        assert_eq!(old.value(Opt::Chdir), Some(OsStr::new("/tmp")));
-        let new = Some(Version::new(2, 6, 0));
-        assert!(matches!(Call::parse(&chdir, new, false), Err(IsolateError::AmbiguousOption(_))));
+        assert!(matches!(IsolateCall::parse(&chdir, None, false), Err(IsolateError::AmbiguousOption(_))));
+        let old = IsolateCall::parse(&chdir, Some(IsolateVersion::new(1, 10, 1)), false).unwrap();
+        assert_eq!(old.value(IsolateOption::Chdir), Some(OsStr::new("/tmp")));
+        let new = Some(IsolateVersion::new(2, 6, 0));
+        assert!(matches!(IsolateCall::parse(&chdir, new, false), Err(IsolateError::AmbiguousOption(_))));
         // A whole name is the option whatever the version: what to do about it is for the caller to say.
-        assert!(Call::parse(&arguments("--cg-timing"), new, false).unwrap().has(Opt::CgTiming));
+        assert!(
+            IsolateCall::parse(&arguments("--cg-timing"), new, false).unwrap().has(IsolateOption::CgTiming)
+        );
     }
 
     #[test]
     fn the_last_value_counts_and_box_ids_are_plain_numbers() {
         let call = parse("--meta=a -b1 -M b -b 12").unwrap();
-        assert_eq!((call.value(Opt::Meta), call.box_id()), (Some(OsStr::new("b")), Some(12)));
+        assert_eq!((call.value(IsolateOption::Meta), call.box_id()), (Some(OsStr::new("b")), Some(12)));
         assert_eq!(parse("--run").unwrap().box_id(), Some(0));
         for text in ["-b-1", "-b+1", "-b1x", "--box-id=", "-b99999999999"] {
             assert_eq!(parse(text).unwrap().box_id(), None, "{text}");
@@ -475,8 +485,8 @@ mod tests {
             assert!(others.iter().all(|other| other.name != row.name && other.option != row.option));
             assert!(row.short.is_none() || others.iter().all(|other| other.short != row.short));
         }
-        assert!(Opt::CgTiming.is_known_to(Version::new(1, 10, 1)));
-        assert!(!Opt::CgTiming.is_known_to(Version::new(2, 0, 0)));
-        assert!(!Opt::Wait.is_known_to(Version::new(1, 10, 1)));
+        assert!(IsolateOption::CgTiming.is_known_to(IsolateVersion::new(1, 10, 1)));
+        assert!(!IsolateOption::CgTiming.is_known_to(IsolateVersion::new(2, 0, 0)));
+        assert!(!IsolateOption::Wait.is_known_to(IsolateVersion::new(1, 10, 1)));
     }
 }

@@ -5,12 +5,12 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 
-use super::{IsolateError, Version};
+use super::{IsolateError, IsolateVersion};
 
-/// Flags of a rule but those that say what is mounted, which are in [`Target`].
+/// Flags of a rule but those that say what is mounted, which are in [`RuleTarget`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "isolate's flags are independent of each other")]
-pub struct Flags {
+pub struct RuleFlags {
     /// Writable.
     pub rw: bool,
     /// No programs can be started from it.
@@ -25,7 +25,7 @@ pub struct Flags {
 
 /// What a rule mounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+pub enum RuleTarget {
     /// A directory of the host: absolute, or from the box's own directory with `./` before it.
     Directory(OsString),
     /// A new instance of a filesystem of this type.
@@ -42,16 +42,16 @@ pub struct DirRule {
     /// Where in the box, without slashes at the start. Two rules are about the same place for isolate where the text is the same.
     pub inside: OsString,
     /// What is there.
-    pub target: Target,
+    pub target: RuleTarget,
     /// How.
-    pub flags: Flags,
+    pub flags: RuleFlags,
 }
 
 impl DirRule {
     /// A rule for a directory.
     #[must_use]
-    pub fn directory(inside: impl Into<OsString>, outside: impl Into<OsString>, flags: Flags) -> Self {
-        Self { inside: inside.into(), target: Target::Directory(outside.into()), flags }
+    pub fn directory(inside: impl Into<OsString>, outside: impl Into<OsString>, flags: RuleFlags) -> Self {
+        Self { inside: inside.into(), target: RuleTarget::Directory(outside.into()), flags }
     }
 
     /// Reads the value of `--dir`.
@@ -62,7 +62,7 @@ impl DirRule {
         let refused = |reason| IsolateError::Rule { rule: text.to_owned(), reason };
         let mut parts = text.as_bytes().split(|byte| *byte == b':');
         let place = parts.next().unwrap_or_default();
-        let (mut flags, mut filesystem, mut temporary) = (Flags::default(), false, false);
+        let (mut flags, mut filesystem, mut temporary) = (RuleFlags::default(), false, false);
         for flag in parts {
             match flag {
                 b"rw" => flags.rw = true,
@@ -82,12 +82,12 @@ impl DirRule {
         let target = match (filesystem, temporary, halves.next()) {
             (true, true, _) => return Err(refused("`fs` and `tmp` exclude each other")),
             (true, false, None | Some(b"")) => return Err(refused("the filesystem's name is missing")),
-            (true, false, Some(kind)) => Target::Filesystem(owned(kind)),
+            (true, false, Some(kind)) => RuleTarget::Filesystem(owned(kind)),
             (false, true, Some(_)) => return Err(refused("a temporary directory has nothing outside")),
-            (false, true, None) => Target::Temporary,
-            (false, false, Some(b"")) => Target::Nothing,
-            (false, false, Some(outside)) => Target::Directory(owned(outside)),
-            (false, false, None) => Target::Directory(owned(&[b"/", inside].concat())),
+            (false, true, None) => RuleTarget::Temporary,
+            (false, false, Some(b"")) => RuleTarget::Nothing,
+            (false, false, Some(outside)) => RuleTarget::Directory(owned(outside)),
+            (false, false, None) => RuleTarget::Directory(owned(&[b"/", inside].concat())),
         };
         if inside.is_empty() || inside.split(|byte| *byte == b'/').any(|part| part == b"..") {
             return Err(refused("not a path in the box"));
@@ -101,10 +101,10 @@ impl DirRule {
     /// [`IsolateError::Rule`] where a path has a character that isolate splits on.
     pub fn spelled(&self) -> Result<OsString, IsolateError> {
         let (outside, kind) = match &self.target {
-            Target::Directory(outside) => (Some(outside.as_os_str()), None),
-            Target::Filesystem(kind) => (Some(kind.as_os_str()), Some("fs")),
-            Target::Temporary => (None, Some("tmp")),
-            Target::Nothing => (Some(OsStr::new("")), None),
+            RuleTarget::Directory(outside) => (Some(outside.as_os_str()), None),
+            RuleTarget::Filesystem(kind) => (Some(kind.as_os_str()), Some("fs")),
+            RuleTarget::Temporary => (None, Some("tmp")),
+            RuleTarget::Nothing => (Some(OsStr::new("")), None),
         };
         let mut text = self.inside.clone();
         if let Some(outside) = outside {
@@ -115,7 +115,7 @@ impl DirRule {
         if has(&text, b':') || has(&self.inside, b'=') {
             return Err(IsolateError::Rule { rule: text, reason: "a path has `:` or `=` in it" });
         }
-        let Flags { rw, noexec, maybe, dev, norec } = self.flags;
+        let RuleFlags { rw, noexec, maybe, dev, norec } = self.flags;
         let named = [("rw", rw), ("noexec", noexec), ("maybe", maybe), ("dev", dev), ("norec", norec)];
         for flag in kind.into_iter().chain(named.iter().filter(|(_, set)| *set).map(|(name, _)| *name)) {
             text.push(":");
@@ -154,24 +154,24 @@ const EMPTY: &str = "sys";
 /// isolate's own rules run before others whatever the order, and a rule for the same place is put where the former was. So
 /// the places are spelled `./box` and not `box`: they come behind the root that they lie in.
 #[must_use]
-pub fn root_rules(version: Version, root: &Path, rw: bool) -> Vec<DirRule> {
-    let writable = Flags { rw: true, ..Flags::default() };
+pub fn root_rules(version: IsolateVersion, root: &Path, rw: bool) -> Vec<DirRule> {
+    let writable = RuleFlags { rw: true, ..RuleFlags::default() };
     let rule = |inside: &str, target, flags| DirRule { inside: inside.into(), target, flags };
     vec![
-        DirRule::directory(".", root, Flags { rw, ..Flags::default() }),
+        DirRule::directory(".", root, RuleFlags { rw, ..RuleFlags::default() }),
         DirRule::directory("./box", "./box", writable),
         DirRule::directory(
             "./dev",
             "/dev",
-            Flags { dev: true, norec: version.knows_norec(), ..Flags::default() },
+            RuleFlags { dev: true, norec: version.knows_norec(), ..RuleFlags::default() },
         ),
         // The host's is shared by all boxes.
-        rule("./dev/shm", Target::Filesystem("tmpfs".into()), writable),
-        rule("./proc", Target::Filesystem("proc".into()), Flags::default()),
+        rule("./dev/shm", RuleTarget::Filesystem("tmpfs".into()), writable),
+        rule("./proc", RuleTarget::Filesystem("proc".into()), RuleFlags::default()),
         // isolate's own process, which knows the host: its mounts, the call with its paths. isolate hides it by an option
         // of the filesystem (`hidepid`), but only where the place is spelled `proc`.
-        DirRule::directory("./proc/1", root.join(EMPTY), Flags::default()),
-        rule("./tmp", Target::Temporary, Flags::default()),
+        DirRule::directory("./proc/1", root.join(EMPTY), RuleFlags::default()),
+        rule("./tmp", RuleTarget::Temporary, RuleFlags::default()),
     ]
 }
 
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn rule_that_cannot_be_spelled_is_an_error() {
         let spelled = |inside: &str, outside: &str| {
-            DirRule::directory(inside, outside, Flags::default()).spelled().is_ok()
+            DirRule::directory(inside, outside, RuleFlags::default()).spelled().is_ok()
         };
         assert!(spelled("a", "/b=c"));
         assert!(!spelled("a", "/b:c") && !spelled("a:b", "/c") && !spelled("a=b", "/c"));
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn rules_of_a_root_are_in_the_order_in_which_they_lie_in_each_other() {
         let text = |rw| {
-            let rules = root_rules(Version::new(2, 6, 0), Path::new("/run/r"), rw);
+            let rules = root_rules(IsolateVersion::new(2, 6, 0), Path::new("/run/r"), rw);
             rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         };
         let behind = "./box=./box:rw ./dev=/dev:dev:norec ./dev/shm=tmpfs:fs:rw ./proc=proc:fs ./proc/1=/run/r/sys ./tmp:tmp";

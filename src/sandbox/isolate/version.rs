@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 use super::IsolateError;
 
 /// The oldest version that makes a root of any directory: 1.8 brought the last of the rule flags that this needs.
-pub const OLDEST: Version = Version::new(1, 8, 0);
+pub const OLDEST: IsolateVersion = IsolateVersion::new(1, 8, 0);
 
 /// A release of isolate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Version {
+pub struct IsolateVersion {
     major: u32,
     minor: u32,
     patch: u32,
 }
 
-impl Version {
+impl IsolateVersion {
     /// The version `major.minor.patch`.
     #[must_use]
     pub const fn new(major: u32, minor: u32, patch: u32) -> Self {
@@ -118,7 +118,7 @@ impl Version {
     }
 }
 
-impl fmt::Display for Version {
+impl fmt::Display for IsolateVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { major, minor, patch } = self;
         match patch {
@@ -135,28 +135,34 @@ mod tests {
     #[test]
     fn version_is_what_the_first_line_says() {
         let built = "The process isolator 1.8.1\n(c) 2012--2019 The authors\nBuilt on 2026-01-01\n";
-        assert_eq!(Version::parse(built.as_bytes()), Some(Version::new(1, 8, 1)));
-        assert_eq!(Version::parse(b"The process isolator 2.6"), Some(Version::new(2, 6, 0)));
+        assert_eq!(IsolateVersion::parse(built.as_bytes()), Some(IsolateVersion::new(1, 8, 1)));
+        assert_eq!(IsolateVersion::parse(b"The process isolator 2.6"), Some(IsolateVersion::new(2, 6, 0)));
         for text in ["", "isolate 2.6", "The process isolator 2", "The process isolator 2.x", "\u{ff}"] {
-            assert_eq!(Version::parse(text.as_bytes()), None, "{text:?}");
+            assert_eq!(IsolateVersion::parse(text.as_bytes()), None, "{text:?}");
         }
-        assert_eq!(Version::parse(b"The process isolator 1.2.3.4"), None);
-        assert_eq!(Version::parse(b"The process isolator \xff"), None);
+        assert_eq!(IsolateVersion::parse(b"The process isolator 1.2.3.4"), None);
+        assert_eq!(IsolateVersion::parse(b"The process isolator \xff"), None);
     }
 
     #[test]
     fn versions_are_ordered_by_number_and_not_by_text() {
-        let (old, new) = (Version::new(1, 8, 1), Version::new(1, 10, 1));
+        let (old, new) = (IsolateVersion::new(1, 8, 1), IsolateVersion::new(1, 10, 1));
         assert!(old < new && new.knows_open_files() && !old.knows_open_files());
-        assert!(new.takes_cg_timing() && !Version::new(2, 0, 0).takes_cg_timing());
+        assert!(new.takes_cg_timing() && !IsolateVersion::new(2, 0, 0).takes_cg_timing());
         assert_eq!((old.to_string(), OLDEST.to_string()), ("1.8.1".to_owned(), "1.8".to_owned()));
     }
 
     #[test]
     fn what_is_not_isolate_is_told() {
         let missing = Path::new("/nonexistent/isolate");
-        assert!(matches!(Version::detect(missing), Err(IsolateError::Start { .. })));
-        assert!(matches!(Version::detect(Path::new("/bin/true")), Err(IsolateError::NoVersion { .. })));
-        assert!(matches!(Version::detect(Path::new("/bin/false")), Err(IsolateError::NoVersion { .. })));
+        assert!(matches!(IsolateVersion::detect(missing), Err(IsolateError::Start { .. })));
+        assert!(matches!(
+            IsolateVersion::detect(Path::new("/bin/true")),
+            Err(IsolateError::NoVersion { .. })
+        ));
+        assert!(matches!(
+            IsolateVersion::detect(Path::new("/bin/false")),
+            Err(IsolateError::NoVersion { .. })
+        ));
     }
 }

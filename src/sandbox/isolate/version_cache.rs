@@ -10,46 +10,46 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{IsolateError, Version};
+use super::{IsolateError, IsolateVersion};
 
 /// The file in the run directory.
 const KNOWN: &str = "isolate-version";
-/// More than [`Known`] can take as JSON, in bytes.
+/// More than [`CachedVersion`] can take as JSON, in bytes.
 const KNOWN_MAX: u64 = 4 << 10;
 
 /// A version, and the file that it is of.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Known {
+struct CachedVersion {
     device: u64,
     ino: u64,
     size: u64,
     changed: (i64, i64),
-    version: Version,
+    version: IsolateVersion,
 }
 
-impl Known {
-    fn new(program: &Metadata, version: Version) -> Self {
+impl CachedVersion {
+    fn new(program: &Metadata, version: IsolateVersion) -> Self {
         let changed = (program.ctime(), program.ctime_nsec());
         Self { device: program.dev(), ino: program.ino(), size: program.size(), changed, version }
     }
 }
 
-impl Version {
+impl IsolateVersion {
     /// The version of the program at `path`, asked for once as long as its file stays the same. `program` is what that file
     /// is; `run_dir` is where it is remembered, which need not exist.
     ///
     /// # Errors
-    /// As [`Version::detect`].
+    /// As [`IsolateVersion::detect`].
     pub fn known(path: &Path, program: &Metadata, run_dir: &Path) -> Result<Self, IsolateError> {
         let file = run_dir.join(KNOWN);
         if let Some(known) = read(&file)
-            && known == Known::new(program, known.version)
+            && known == CachedVersion::new(program, known.version)
         {
             return Ok(known.version);
         }
         let version = Self::detect(path)?;
         // Without it, the next call asks again.
-        let _ = write(&file, &Known::new(program, version));
+        let _ = write(&file, &CachedVersion::new(program, version));
         Ok(version)
     }
 }
@@ -68,7 +68,7 @@ pub fn is_trusted(metadata: &Metadata) -> Result<(), &'static str> {
     }
 }
 
-fn read(file: &Path) -> Option<Known> {
+fn read(file: &Path) -> Option<CachedVersion> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(file).ok()?;
     let metadata = file.metadata().ok()?;
@@ -80,7 +80,7 @@ fn read(file: &Path) -> Option<Known> {
     serde_json::from_slice(&bytes).ok()
 }
 
-fn write(file: &Path, known: &Known) -> std::io::Result<()> {
+fn write(file: &Path, known: &CachedVersion) -> std::io::Result<()> {
     let new = file.with_extension(std::process::id().to_string());
     let text = serde_json::to_vec(known)?;
     let written = fs::OpenOptions::new()
@@ -116,8 +116,8 @@ mod tests {
         fs::read_to_string(dir.join("asked")).map_or(0, |text| text.lines().count())
     }
 
-    fn known(path: &Path, dir: &Path) -> Version {
-        Version::known(path, &fs::metadata(path).unwrap(), dir).unwrap()
+    fn known(path: &Path, dir: &Path) -> IsolateVersion {
+        IsolateVersion::known(path, &fs::metadata(path).unwrap(), dir).unwrap()
     }
 
     #[test]
@@ -125,15 +125,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = program(dir.path(), "The process isolator 1.10.1");
         for _ in 0..3 {
-            assert_eq!(known(&path, dir.path()), Version::new(1, 10, 1));
+            assert_eq!(known(&path, dir.path()), IsolateVersion::new(1, 10, 1));
         }
         assert_eq!(asked(dir.path()), 1);
         program(dir.path(), "The process isolator 2.6");
-        assert_eq!(known(&path, dir.path()), Version::new(2, 6, 0));
+        assert_eq!(known(&path, dir.path()), IsolateVersion::new(2, 6, 0));
         assert_eq!(asked(dir.path()), 2);
         // What is not what was written is not believed.
         fs::write(dir.path().join(KNOWN), "{").unwrap();
-        assert_eq!(known(&path, dir.path()), Version::new(2, 6, 0));
+        assert_eq!(known(&path, dir.path()), IsolateVersion::new(2, 6, 0));
         assert_eq!(asked(dir.path()), 3);
     }
 
@@ -142,16 +142,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = program(dir.path(), "The process isolator 2.6");
         let file = dir.path().join(KNOWN);
-        write(&file, &Known::new(&fs::metadata(&path).unwrap(), Version::new(1, 8, 0))).unwrap();
-        assert_eq!(known(&path, dir.path()), Version::new(1, 8, 0));
+        write(&file, &CachedVersion::new(&fs::metadata(&path).unwrap(), IsolateVersion::new(1, 8, 0)))
+            .unwrap();
+        assert_eq!(known(&path, dir.path()), IsolateVersion::new(1, 8, 0));
         fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
-        assert_eq!(known(&path, dir.path()), Version::new(2, 6, 0));
+        assert_eq!(known(&path, dir.path()), IsolateVersion::new(2, 6, 0));
     }
 
     #[test]
     fn version_is_told_where_it_cannot_be_remembered() {
         let dir = tempfile::tempdir().unwrap();
         let path = program(dir.path(), "The process isolator 2.6");
-        assert_eq!(known(&path, &dir.path().join("missing")), Version::new(2, 6, 0));
+        assert_eq!(known(&path, &dir.path().join("missing")), IsolateVersion::new(2, 6, 0));
     }
 }

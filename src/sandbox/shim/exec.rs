@@ -8,20 +8,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::guardian::Guardian;
-use super::real_isolate::Real;
-use super::rewrite::{Choice, Plan, choose, may_be_for_an_image};
+use super::real_isolate::RealIsolate;
+use super::rewrite::{CallRewrite, ImageChoice, choose, may_be_for_an_image};
 use super::{BoxImages, Caller, ShimError};
 use crate::image::ManifestDigest;
 use crate::pipeline;
 use crate::roots::{Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
 use crate::sandbox::User;
-use crate::sandbox::command::{DEFAULT_PATH, Mount, View};
-use crate::sandbox::isolate::{Call, DirRule, IsolateError, Opt, Target, components, is_trusted};
+use crate::sandbox::command::{DEFAULT_PATH, MountContent, RootView};
+use crate::sandbox::isolate::{
+    DirRule, IsolateCall, IsolateError, IsolateOption, RuleTarget, components, is_trusted,
+};
 use crate::store::Store;
 
 /// What the administrator has set.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct ShimSettings {
     /// The store that the images are in.
     pub store: PathBuf,
     /// Where roots have their files.
@@ -50,7 +52,7 @@ pub struct Settings {
 /// `name` is the program's own name as it was called. The process has one thread.
 pub fn become_isolate(
     caller: &mut Caller,
-    settings: &Settings,
+    settings: &ShimSettings,
     name: &OsStr,
     arguments: &[OsString],
 ) -> ShimError {
@@ -63,8 +65,8 @@ pub fn become_isolate(
 /// The file that isolate would tell of its failure in, as far as the arguments can be understood.
 #[must_use]
 pub fn meta_file(arguments: &[OsString], in_order: bool) -> Option<PathBuf> {
-    let call = Call::parse(arguments, None, in_order).ok()?;
-    call.value(Opt::Meta).map(PathBuf::from)
+    let call = IsolateCall::parse(arguments, None, in_order).ok()?;
+    call.value(IsolateOption::Meta).map(PathBuf::from)
 }
 
 /// Checks that nobody but root, or who this process acts as, can have written a file that is open.
@@ -80,14 +82,14 @@ pub fn require_trusted(file: &File, path: &Path) -> Result<(), ShimError> {
 /// The program to execute, and its arguments.
 fn prepare(
     caller: &mut Caller,
-    settings: &Settings,
+    settings: &ShimSettings,
     arguments: &[OsString],
 ) -> Result<(PathBuf, Vec<OsString>), ShimError> {
-    let real = Real::find(settings.isolate.as_deref(), caller.rights(), settings.search.as_deref())?;
+    let real = RealIsolate::find(settings.isolate.as_deref(), caller.rights(), settings.search.as_deref())?;
     let Some(call) = read(settings, &real, arguments)? else { return Ok((real.path, arguments.to_vec())) };
     match choose(&call, &settings.images, || mountpoint(settings))? {
-        Choice::Untouched => Ok((real.path, arguments.to_vec())),
-        Choice::Image { name, writable } => {
+        ImageChoice::Untouched => Ok((real.path, arguments.to_vec())),
+        ImageChoice::Image { name, writable } => {
             let writable = writable.unwrap_or(settings.writable);
             let arguments = in_image(caller, settings, &real, &call, &name, writable)?;
             Ok((real.path, arguments))
@@ -96,8 +98,12 @@ fn prepare(
 }
 
 /// Reads the call; `None` where it is isolate's to complain about.
-fn read(settings: &Settings, real: &Real, arguments: &[OsString]) -> Result<Option<Call>, ShimError> {
-    let error = match Call::parse(arguments, None, settings.in_order) {
+fn read(
+    settings: &ShimSettings,
+    real: &RealIsolate,
+    arguments: &[OsString],
+) -> Result<Option<IsolateCall>, ShimError> {
+    let error = match IsolateCall::parse(arguments, None, settings.in_order) {
         Ok(call) => return Ok(Some(call)),
         Err(error) => error,
     };
@@ -108,13 +114,13 @@ fn read(settings: &Settings, real: &Real, arguments: &[OsString]) -> Result<Opti
     if let IsolateError::AmbiguousOption(_) = error {
         // Among the names of all versions, it may be.
         let version = real.version(&settings.run_dir)?;
-        return Ok(Some(Call::parse(arguments, Some(version), settings.in_order)?));
+        return Ok(Some(IsolateCall::parse(arguments, Some(version), settings.in_order)?));
     }
     Err(ShimError::Arguments(error))
 }
 
 /// Where images are mounted, if they are.
-fn mountpoint(settings: &Settings) -> Result<Option<PathBuf>, ShimError> {
+fn mountpoint(settings: &ShimSettings) -> Result<Option<PathBuf>, ShimError> {
     if let Some(path) = &settings.mountpoint {
         return Ok(Some(path.clone()));
     }
@@ -127,15 +133,15 @@ fn mountpoint(settings: &Settings) -> Result<Option<PathBuf>, ShimError> {
 /// Makes the root, in a mount namespace of this process, and the arguments that have isolate use it.
 fn in_image(
     caller: &mut Caller,
-    settings: &Settings,
-    real: &Real,
-    call: &Call,
+    settings: &ShimSettings,
+    real: &RealIsolate,
+    call: &IsolateCall,
     name: &Path,
     writable: bool,
 ) -> Result<Vec<OsString>, ShimError> {
     caller.prepare()?;
     let version = real.version(&settings.run_dir)?;
-    let plan = Plan::new(call, version)?;
+    let plan = CallRewrite::new(call, version)?;
     let further = existing(caller, plan.further())?;
     let mountpoint = mountpoint(settings)?.ok_or_else(|| ShimError::NoDaemon(settings.store.clone()))?;
     // All that is likely to go wrong comes before anything is made.
@@ -162,7 +168,7 @@ fn in_image(
 fn existing(caller: &Caller, rules: &[DirRule]) -> Result<Vec<DirRule>, ShimError> {
     let left_out = |rule: &DirRule| match &rule.target {
         // What is relative is so to the box, which only isolate knows.
-        Target::Directory(outside) => {
+        RuleTarget::Directory(outside) => {
             rule.flags.maybe && Path::new(outside).is_absolute() && !Path::new(outside).is_dir()
         }
         _ => false,
@@ -174,7 +180,7 @@ fn existing(caller: &Caller, rules: &[DirRule]) -> Result<Vec<DirRule>, ShimErro
 }
 
 /// The `NAME=VALUE` pairs of the image.
-fn environment(settings: &Settings, image: &Lower) -> Result<Vec<String>, ShimError> {
+fn environment(settings: &ShimSettings, image: &Lower) -> Result<Vec<String>, ShimError> {
     let name = image.resolved_name();
     let digest = name.rsplit_once('@').and_then(|(_, digest)| digest.parse::<ManifestDigest>().ok());
     let digest = digest.ok_or_else(|| ShimError::NotAnImage(name.into()))?;
@@ -185,7 +191,7 @@ fn environment(settings: &Settings, image: &Lower) -> Result<Vec<String>, ShimEr
 }
 
 /// Makes mount points for the caller's rules, and gives the rules with the places that those are at.
-fn place(root: &PrivateRoot, plan: &Plan, rules: Vec<DirRule>) -> Result<Vec<DirRule>, ShimError> {
+fn place(root: &PrivateRoot, plan: &CallRewrite, rules: Vec<DirRule>) -> Result<Vec<DirRule>, ShimError> {
     let inside = |rule: &DirRule| components(&rule.inside).collect::<PathBuf>();
     // What is mounted so far: the places as the rules name them, and where they are.
     let mut mounted: Vec<(PathBuf, PathBuf)> =
@@ -220,12 +226,17 @@ fn place(root: &PrivateRoot, plan: &Plan, rules: Vec<DirRule>) -> Result<Vec<Dir
 /// The file of the root that the command's first word stands for, where that is searched for in `PATH`.
 ///
 /// None where there is none: isolate then says so of the program.
-fn program(root: &PrivateRoot, plan: &Plan, further: &[DirRule], environment: &[String]) -> Option<PathBuf> {
+fn program(
+    root: &PrivateRoot,
+    plan: &CallRewrite,
+    further: &[DirRule],
+    environment: &[String],
+) -> Option<PathBuf> {
     let word = plan.program().filter(|word| !word.is_empty() && !word.as_encoded_bytes().contains(&b'/'))?;
-    let mut view = View::new(root.fd().try_clone_to_owned().ok()?);
+    let mut view = RootView::new(root.fd().try_clone_to_owned().ok()?);
     for rule in plan.standard(root.path()).iter().chain(further) {
         let at: PathBuf = std::iter::once(OsStr::new("/")).chain(components(&rule.inside)).collect();
-        view.mount(&at, Mount::Unknown, false);
+        view.mount(&at, MountContent::Unknown, false);
     }
     let path = plan.search_path(environment).unwrap_or_else(|| DEFAULT_PATH.into());
     // The box's user is known to isolate alone, and is nobody in any image.

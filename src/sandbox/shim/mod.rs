@@ -26,9 +26,9 @@ use std::io;
 use std::path::PathBuf;
 
 pub use caller::{Caller, Rights};
-pub use exec::{Settings, become_isolate, meta_file, require_trusted};
+pub use exec::{ShimSettings, become_isolate, meta_file, require_trusted};
 pub use images::{BoxImages, ImageName};
-pub use rewrite::{Choice, Plan, choose, may_be_for_an_image};
+pub use rewrite::{CallRewrite, ImageChoice, choose, may_be_for_an_image};
 
 use super::isolate::IsolateError;
 use crate::pipeline::PipelineError;

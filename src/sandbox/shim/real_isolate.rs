@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::{Rights, ShimError};
-use crate::sandbox::isolate::{Version, is_trusted};
+use crate::sandbox::isolate::{IsolateVersion, is_trusted};
 
 /// Where a set-uid stand-in looks for isolate when the configuration does not say. It lies at one of the first places itself.
 const PLACES: [&str; 4] = [
@@ -17,12 +17,12 @@ const PLACES: [&str; 4] = [
 ];
 /// The real isolate.
 #[derive(Debug)]
-pub(super) struct Real {
+pub(super) struct RealIsolate {
     pub(super) path: PathBuf,
     metadata: Metadata,
 }
 
-impl Real {
+impl RealIsolate {
     /// Finds it: at the configured path, or in the `PATH` of a caller who is trusted, or who gives nothing by it but their
     /// own rights; else at the usual places. It is never this program.
     ///
@@ -67,8 +67,8 @@ impl Real {
     ///
     /// # Errors
     /// That it does not tell, or is too old.
-    pub(super) fn version(&self, run_dir: &Path) -> Result<Version, ShimError> {
-        Ok(Version::known(&self.path, &self.metadata, run_dir)?)
+    pub(super) fn version(&self, run_dir: &Path) -> Result<IsolateVersion, ShimError> {
+        Ok(IsolateVersion::known(&self.path, &self.metadata, run_dir)?)
     }
 }
 
@@ -96,33 +96,33 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = program(dir.path());
         let search = std::env::join_paths([Path::new("/nonexistent"), dir.path()]).unwrap();
-        let found = Real::find(None, Rights::Root, Some(&search)).unwrap();
+        let found = RealIsolate::find(None, Rights::Root, Some(&search)).unwrap();
         assert_eq!(found.path, path);
         // Of what is there, and not of what the caller wants to be there.
-        match Real::find(None, Rights::SetUid, Some(&search)) {
+        match RealIsolate::find(None, Rights::SetUid, Some(&search)) {
             Ok(real) => assert!(PLACES.iter().any(|place| real.path == Path::new(place))),
             Err(error) => assert!(matches!(&error, ShimError::NoIsolate(_)), "{error}"),
         }
         let missing = dir.path().join("missing");
-        let error = Real::find(Some(&missing), Rights::Root, Some(&search)).unwrap_err();
+        let error = RealIsolate::find(Some(&missing), Rights::Root, Some(&search)).unwrap_err();
         assert_eq!(error.to_string(), format!("there is no isolate at {}", missing.display()));
     }
 
     #[test]
     fn configured_isolate_is_neither_this_program_nor_somebody_elses() {
         let own = std::env::current_exe().unwrap();
-        assert!(matches!(Real::find(Some(&own), Rights::Root, None), Err(ShimError::Itself(_))));
+        assert!(matches!(RealIsolate::find(Some(&own), Rights::Root, None), Err(ShimError::Itself(_))));
         let dir = tempfile::tempdir().unwrap();
         let copy = dir.path().join("copy");
         fs::copy(&own, &copy).unwrap();
-        assert!(matches!(Real::find(Some(&copy), Rights::Root, None), Err(ShimError::Itself(_))));
+        assert!(matches!(RealIsolate::find(Some(&copy), Rights::Root, None), Err(ShimError::Itself(_))));
 
         let path = program(dir.path());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o775)).unwrap();
-        assert!(Real::find(Some(&path), Rights::Root, None).is_ok());
-        let error = Real::find(Some(&path), Rights::SetUid, None).unwrap_err();
+        assert!(RealIsolate::find(Some(&path), Rights::Root, None).is_ok());
+        let error = RealIsolate::find(Some(&path), Rights::SetUid, None).unwrap_err();
         assert!(matches!(error, ShimError::Untrusted { .. }), "{error}");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(matches!(Real::find(Some(&path), Rights::Root, None), Err(ShimError::NoIsolate(_))));
+        assert!(matches!(RealIsolate::find(Some(&path), Rights::Root, None), Err(ShimError::NoIsolate(_))));
     }
 }

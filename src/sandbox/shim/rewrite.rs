@@ -6,7 +6,8 @@ use std::path::{Component, Path, PathBuf};
 
 use super::{BoxImages, ImageName, ShimError};
 use crate::sandbox::isolate::{
-    Call, DirRule, Flags, Given, IsolateError, Mode, Opt, Target, Version, components, is_root, root_rules,
+    DirRule, GivenOption, IsolateCall, IsolateError, IsolateMode, IsolateOption, IsolateVersion, RuleFlags,
+    RuleTarget, components, is_root, root_rules,
 };
 
 /// The variable that names an image among the arguments: `--env=RCX_IMAGEFS_IMAGE=REF`.
@@ -14,7 +15,7 @@ pub(super) const IMAGE_VARIABLE: &str = "RCX_IMAGEFS_IMAGE";
 
 /// Which image a call is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Choice {
+pub enum ImageChoice {
     /// None: the call is isolate's alone.
     Untouched,
     /// The one that stands behind the mountpoint at this path.
@@ -28,10 +29,10 @@ pub enum Choice {
 
 /// A call for an image, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
-    version: Version,
+pub struct CallRewrite {
+    version: IsolateVersion,
     /// The options that stay.
-    options: Vec<Given>,
+    options: Vec<GivenOption>,
     /// The caller's rules for places that every root has.
     overriding: Vec<DirRule>,
     /// The caller's further rules, in their order.
@@ -44,22 +45,22 @@ pub struct Plan {
 /// A rule for the root goes first, whatever it says: with one that leads elsewhere, the call is isolate's. Then comes
 /// the variable; with an empty value, the box has no image. Then the box's own.
 pub fn choose(
-    call: &Call,
+    call: &IsolateCall,
     images: &BoxImages,
     mountpoint: impl FnOnce() -> Result<Option<PathBuf>, ShimError>,
-) -> Result<Choice, ShimError> {
-    if call.mode != Some(Mode::Run) {
-        return Ok(Choice::Untouched);
+) -> Result<ImageChoice, ShimError> {
+    if call.mode != Some(IsolateMode::Run) {
+        return Ok(ImageChoice::Untouched);
     }
     if let Some(rule) = root_rule(call) {
-        let Target::Directory(outside) = rule.target else { return Ok(Choice::Untouched) };
-        let Some(mountpoint) = mountpoint()? else { return Ok(Choice::Untouched) };
+        let RuleTarget::Directory(outside) = rule.target else { return Ok(ImageChoice::Untouched) };
+        let Some(mountpoint) = mountpoint()? else { return Ok(ImageChoice::Untouched) };
         return Ok(match below(Path::new(&outside), &mountpoint)? {
-            Some(name) => Choice::Image { name, writable: Some(rule.flags.rw) },
-            None => Choice::Untouched,
+            Some(name) => ImageChoice::Image { name, writable: Some(rule.flags.rw) },
+            None => ImageChoice::Untouched,
         });
     }
-    let named = call.values(Opt::Env).rev().find_map(image_variable);
+    let named = call.values(IsolateOption::Env).rev().find_map(image_variable);
     let image = match named {
         Some(text) if text.is_empty() => None,
         Some(text) => {
@@ -68,14 +69,15 @@ pub fn choose(
         }
         None if images.is_empty() => None,
         None => {
-            let given = || call.value(Opt::BoxId).unwrap_or_default().to_string_lossy().into_owned();
+            let given =
+                || call.value(IsolateOption::BoxId).unwrap_or_default().to_string_lossy().into_owned();
             let id = call.box_id().ok_or_else(|| ShimError::BoxId(given()))?;
             images.of_box(id).cloned()
         }
     };
     Ok(match image {
-        Some(image) => Choice::Image { name: image.path().to_owned(), writable: None },
-        None => Choice::Untouched,
+        Some(image) => ImageChoice::Image { name: image.path().to_owned(), writable: None },
+        None => ImageChoice::Untouched,
     })
 }
 
@@ -98,9 +100,9 @@ fn image_variable(pair: &OsStr) -> Option<&OsStr> {
 }
 
 /// The rule for the box's root that is on top. Rules that isolate refuses are left to it.
-fn root_rule(call: &Call) -> Option<DirRule> {
-    let rules = rules(call.values(Opt::Dir).filter_map(|text| DirRule::parse(text).ok()));
-    rules.into_iter().rfind(|rule| is_root(&rule.inside) && rule.target != Target::Nothing)
+fn root_rule(call: &IsolateCall) -> Option<DirRule> {
+    let rules = rules(call.values(IsolateOption::Dir).filter_map(|text| DirRule::parse(text).ok()));
+    rules.into_iter().rfind(|rule| is_root(&rule.inside) && rule.target != RuleTarget::Nothing)
 }
 
 /// The rules that count: a second one for the same text takes the first one's place.
@@ -127,10 +129,10 @@ fn below(path: &Path, mountpoint: &Path) -> Result<Option<PathBuf>, ShimError> {
     Ok(Some(rest.components().collect()))
 }
 
-impl Plan {
+impl CallRewrite {
     /// Takes a call for an image apart, for the isolate that it will be given to.
-    pub fn new(call: &Call, version: Version) -> Result<Self, ShimError> {
-        let given: Result<Vec<DirRule>, _> = call.values(Opt::Dir).map(DirRule::parse).collect();
+    pub fn new(call: &IsolateCall, version: IsolateVersion) -> Result<Self, ShimError> {
+        let given: Result<Vec<DirRule>, _> = call.values(IsolateOption::Dir).map(DirRule::parse).collect();
         let places = root_rules(version, Path::new("/"), false);
         let (mut overriding, mut further) = (Vec::new(), Vec::new());
         for rule in rules(given?) {
@@ -139,15 +141,15 @@ impl Plan {
             }
             if places.iter().any(|place| is_same_place(place, &rule)) {
                 overriding.push(rule);
-            } else if rule.target != Target::Nothing {
+            } else if rule.target != RuleTarget::Nothing {
                 further.push(rule);
             }
         }
-        let stays = |given: &&Given| match given.option {
-            Opt::Dir | Opt::NoDefaultDirs => false,
-            Opt::Env => given.value.as_deref().and_then(image_variable).is_none(),
+        let stays = |given: &&GivenOption| match given.option {
+            IsolateOption::Dir | IsolateOption::NoDefaultDirs => false,
+            IsolateOption::Env => given.value.as_deref().and_then(image_variable).is_none(),
             // What it asks for is what newer versions do always.
-            Opt::CgTiming => given.option.is_known_to(version),
+            IsolateOption::CgTiming => given.option.is_known_to(version),
             _ => true,
         };
         let options = call.options.iter().filter(stays).cloned().collect();
@@ -175,7 +177,7 @@ impl Plan {
                 standard.retain(|rule| rule.inside != inside);
             }
         }
-        standard.retain(|rule| rule.target != Target::Nothing);
+        standard.retain(|rule| rule.target != RuleTarget::Nothing);
         standard
     }
 
@@ -200,18 +202,18 @@ impl Plan {
         environment: &[String],
         program: Option<&Path>,
     ) -> Result<Vec<OsString>, IsolateError> {
-        let mut arguments: Vec<OsString> = self.options.iter().map(Given::argument).collect();
+        let mut arguments: Vec<OsString> = self.options.iter().map(GivenOption::argument).collect();
         let mut add =
-            |option, value: OsString| arguments.push(Given { option, value: Some(value) }.argument());
+            |option, value: OsString| arguments.push(GivenOption { option, value: Some(value) }.argument());
         // Without `dev`: device nodes of an image never work.
-        let top = DirRule::directory(".", root, Flags { rw: writable, ..Flags::default() });
+        let top = DirRule::directory(".", root, RuleFlags { rw: writable, ..RuleFlags::default() });
         for rule in std::iter::once(&top).chain(&self.standard(root)).chain(further) {
-            add(Opt::Dir, rule.spelled()?);
+            add(IsolateOption::Dir, rule.spelled()?);
         }
         for pair in environment.iter().filter(|pair| is_pair(pair)) {
-            add(Opt::Env, pair.into());
+            add(IsolateOption::Env, pair.into());
         }
-        arguments.push(Given { option: Opt::NoDefaultDirs, value: None }.argument());
+        arguments.push(GivenOption { option: IsolateOption::NoDefaultDirs, value: None }.argument());
         arguments.push("--".into());
         let mut command = self.command.iter();
         if let (Some(program), Some(_)) = (program, command.clone().next()) {
@@ -226,9 +228,10 @@ impl Plan {
     pub fn search_path(&self, environment: &[String]) -> Option<OsString> {
         let of_image = environment.iter().rev().find_map(|pair| pair.strip_prefix("PATH="));
         let given = || {
-            let values = self.options.iter().rev().filter(|given| given.option == Opt::Env);
-            let path =
-                |given: &Given| given.value.as_ref()?.as_bytes().strip_prefix(b"PATH=").map(<[u8]>::to_vec);
+            let values = self.options.iter().rev().filter(|given| given.option == IsolateOption::Env);
+            let path = |given: &GivenOption| {
+                given.value.as_ref()?.as_bytes().strip_prefix(b"PATH=").map(<[u8]>::to_vec)
+            };
             values.filter_map(path).next()
         };
         of_image.map(OsString::from).or_else(|| given().map(|path| OsStr::from_bytes(&path).to_owned()))
@@ -241,7 +244,7 @@ fn is_same_place(one: &DirRule, other: &DirRule) -> bool {
 
 /// The host's `/etc`, as workers bind it for programs of the host. An image has its own.
 fn is_hosts_etc(rule: &DirRule) -> bool {
-    let Target::Directory(outside) = &rule.target else { return false };
+    let RuleTarget::Directory(outside) = &rule.target else { return false };
     let etc = |path: &OsStr| {
         let parts: Vec<&OsStr> = components(path).collect();
         parts == ["etc"] || parts == ["etc", "alternatives"]
@@ -258,15 +261,15 @@ fn is_pair(pair: &str) -> bool {
 mod tests {
     use super::*;
 
-    const V2: Version = Version::new(2, 6, 0);
-    const V1: Version = Version::new(1, 10, 1);
+    const V2: IsolateVersion = IsolateVersion::new(2, 6, 0);
+    const V1: IsolateVersion = IsolateVersion::new(1, 10, 1);
 
     fn words(line: &str) -> Vec<OsString> {
         line.split(' ').filter(|word| !word.is_empty()).map(OsString::from).collect()
     }
 
-    fn call(line: &str) -> Call {
-        Call::parse(&words(line), None, false).unwrap()
+    fn call(line: &str) -> IsolateCall {
+        IsolateCall::parse(&words(line), None, false).unwrap()
     }
 
     fn images(pairs: &[(&'static str, &'static str)]) -> BoxImages {
@@ -276,8 +279,8 @@ mod tests {
     /// The image that a call is for, `+` behind it where the root is to be writable; `-` for none, `!` for an error.
     fn chosen(line: &str, images: &BoxImages) -> String {
         match choose(&call(line), images, || Ok(Some("/images".into()))) {
-            Ok(Choice::Untouched) => "-".to_owned(),
-            Ok(Choice::Image { name, writable }) => {
+            Ok(ImageChoice::Untouched) => "-".to_owned(),
+            Ok(ImageChoice::Image { name, writable }) => {
                 format!("{}{}", name.display(), if writable == Some(true) { "+" } else { "" })
             }
             Err(_) => "!".to_owned(),
@@ -339,12 +342,12 @@ mod tests {
         for line in ["--run -- a", "--init", "--dir=x=/images/a --run -- a", "--dir=.= --run -- a"] {
             assert_eq!(
                 choose(&call(line), &BoxImages::default(), never).unwrap(),
-                Choice::Untouched,
+                ImageChoice::Untouched,
                 "{line}"
             );
         }
         let nowhere = choose(&call("--dir=.=/images/a --run -- a"), &BoxImages::default(), || Ok(None));
-        assert_eq!(nowhere.unwrap(), Choice::Untouched);
+        assert_eq!(nowhere.unwrap(), ImageChoice::Untouched);
     }
 
     #[test]
@@ -360,9 +363,9 @@ mod tests {
     }
 
     /// The call that isolate gets, without what every call has.
-    fn rewritten(line: &str, version: Version, environment: &[&str]) -> String {
+    fn rewritten(line: &str, version: IsolateVersion, environment: &[&str]) -> String {
         let environment: Vec<String> = environment.iter().map(|pair| (*pair).to_owned()).collect();
-        let plan = Plan::new(&call(line), version).unwrap();
+        let plan = CallRewrite::new(&call(line), version).unwrap();
         let further = plan.further().to_vec();
         let root = Path::new("/run/r");
         let arguments = plan.arguments(root, false, &further, &environment, None).unwrap();
@@ -393,7 +396,7 @@ mod tests {
     #[test]
     fn rules_for_standard_places_go_before_the_standard_ones() {
         let standard = |line: &str| {
-            let plan = Plan::new(&call(&format!("{line} --run -- a")), V2).unwrap();
+            let plan = CallRewrite::new(&call(&format!("{line} --run -- a")), V2).unwrap();
             let rules = plan.standard(Path::new("/r"));
             (rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "), plan.further().len())
         };
@@ -420,7 +423,7 @@ mod tests {
     #[test]
     fn hosts_etc_is_left_out_and_nothing_else() {
         let further = |line: &str| {
-            let plan = Plan::new(&call(&format!("{line} --run -- a")), V2).unwrap();
+            let plan = CallRewrite::new(&call(&format!("{line} --run -- a")), V2).unwrap();
             plan.further().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         };
         for (line, expected) in [
@@ -437,12 +440,12 @@ mod tests {
         ] {
             assert_eq!(further(line), expected, "{line}");
         }
-        assert!(Plan::new(&call("--dir=a/../b=/x --run -- a"), V2).is_err());
+        assert!(CallRewrite::new(&call("--dir=a/../b=/x --run -- a"), V2).is_err());
     }
 
     #[test]
     fn root_is_given_as_asked_and_never_with_device_nodes() {
-        let plan = Plan::new(&call("--dir=.=/images/x:dev:noexec --run -- prog -x"), V2).unwrap();
+        let plan = CallRewrite::new(&call("--dir=.=/images/x:dev:noexec --run -- prog -x"), V2).unwrap();
         let arguments = |writable, program| {
             let arguments = plan.arguments(Path::new("/r"), writable, &[], &[], program).unwrap();
             arguments.join(OsStr::new(" ")).into_string().unwrap()
@@ -450,16 +453,16 @@ mod tests {
         assert!(arguments(false, None).contains(" --dir=.=/r --dir=./box"));
         assert!(arguments(true, None).contains(" --dir=.=/r:rw --dir=./box"));
         assert!(arguments(false, Some(Path::new("/bin/prog"))).ends_with(" -- /bin/prog -x"));
-        let bare = Plan::new(&call("--run"), V2).unwrap();
+        let bare = CallRewrite::new(&call("--run"), V2).unwrap();
         let bare = bare.arguments(Path::new("/r"), false, &[], &[], Some(Path::new("/x"))).unwrap();
         assert_eq!(bare.last().unwrap(), "--", "no command is made up");
     }
 
     #[test]
     fn programs_are_searched_for_in_the_path_that_is_set_last() {
-        let plan = Plan::new(&call("--env=PATH=/a --env=PATH=/b --run -- x"), V2).unwrap();
+        let plan = CallRewrite::new(&call("--env=PATH=/a --env=PATH=/b --run -- x"), V2).unwrap();
         assert_eq!(plan.search_path(&["PATH=/c".to_owned(), "X=1".to_owned()]), Some("/c".into()));
         assert_eq!(plan.search_path(&[]), Some("/b".into()));
-        assert_eq!(Plan::new(&call("--run -- x"), V2).unwrap().search_path(&[]), None);
+        assert_eq!(CallRewrite::new(&call("--run -- x"), V2).unwrap().search_path(&[]), None);
     }
 }

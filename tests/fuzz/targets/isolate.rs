@@ -11,9 +11,10 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 
 use rcx_imagefs::sandbox::isolate::{
-    Call, DirRule, IsolateError, Meta, Mode, Opt, Version, components, failure_text, is_root,
+    DirRule, IsolateCall, IsolateError, IsolateMeta, IsolateMode, IsolateOption, IsolateVersion, components,
+    failure_text, is_root,
 };
-use rcx_imagefs::sandbox::shim::{BoxImages, Choice, Plan, choose, may_be_for_an_image};
+use rcx_imagefs::sandbox::shim::{BoxImages, CallRewrite, ImageChoice, choose, may_be_for_an_image};
 
 use crate::glibc::{self, Takes};
 use crate::input::Input;
@@ -164,7 +165,7 @@ pub fn run(data: &[u8]) {
 }
 
 fn check_meta(bytes: &[u8]) {
-    let meta = Meta::parse(bytes);
+    let meta = IsolateMeta::parse(bytes);
     for (key, _) in meta.pairs() {
         assert!(!key.contains([':', '\n']) && meta.value(key).is_some());
     }
@@ -172,11 +173,11 @@ fn check_meta(bytes: &[u8]) {
     assert_eq!(meta.is_internal_error(), last.is_some_and(|(_, value)| value == "XX"));
     let message = String::from_utf8_lossy(bytes);
     let text = failure_text(&message);
-    let failed = Meta::parse(text.as_bytes());
+    let failed = IsolateMeta::parse(text.as_bytes());
     assert!(failed.is_internal_error());
     assert_eq!(failed.pairs().map(|(key, _)| key).collect::<Vec<_>>(), ["status", "message"], "{text:?}");
     assert!(text.bytes().filter(|byte| *byte == b'\n').count() == 2 && text.is_char_boundary(text.len()));
-    let _ = Version::parse(bytes);
+    let _ = IsolateVersion::parse(bytes);
 }
 
 fn check_rule(text: &OsStr) {
@@ -209,7 +210,7 @@ fn check_call(words: &[OsString]) {
         return;
     }
     for in_order in [false, true] {
-        let call = Call::parse(words, None, in_order);
+        let call = IsolateCall::parse(words, None, in_order);
         let expected = by_glibc(words, in_order);
         match (&call, &expected) {
             (Ok(call), Some((options, arguments))) => {
@@ -222,58 +223,60 @@ fn check_call(words: &[OsString]) {
         }
         if let Ok(call) = call {
             assert_eq!(
-                Call::parse(&call.to_arguments(), None, in_order).unwrap(),
+                IsolateCall::parse(&call.to_arguments(), None, in_order).unwrap(),
                 call,
                 "written out it is another"
             );
-            call.values(Opt::Dir).for_each(check_rule);
+            call.values(IsolateOption::Dir).for_each(check_rule);
             check_plan(&call);
         }
     }
-    for version in [Version::new(1, 8, 1), Version::new(1, 10, 1), Version::new(2, 6, 0)] {
-        if let Err(IsolateError::UnknownOption(name)) = Call::parse(words, Some(version), false) {
+    for version in [IsolateVersion::new(1, 8, 1), IsolateVersion::new(1, 10, 1), IsolateVersion::new(2, 6, 0)]
+    {
+        if let Err(IsolateError::UnknownOption(name)) = IsolateCall::parse(words, Some(version), false) {
             assert!(name.as_bytes().starts_with(b"-"));
         }
     }
     let _ = may_be_for_an_image(words, &BoxImages::default(), Some(Path::new("/images")));
 }
 
-fn check_plan(call: &Call) {
+fn check_plan(call: &IsolateCall) {
     let images = BoxImages::new([("default", "d"), ("7", "s:1"), ("8", "")]).unwrap();
     let Ok(choice) = choose(call, &images, || Ok(Some("/images".into()))) else { return };
-    let Choice::Image { name, .. } = &choice else { return };
-    assert_eq!(call.mode, Some(Mode::Run));
+    let ImageChoice::Image { name, .. } = &choice else { return };
+    assert_eq!(call.mode, Some(IsolateMode::Run));
     let normal = |part| matches!(part, std::path::Component::Normal(_));
     assert!(name.components().all(normal) && !name.as_os_str().is_empty(), "{name:?} leads out of the mount");
-    for version in [Version::new(1, 8, 1), Version::new(2, 6, 0)] {
-        let Ok(plan) = Plan::new(call, version) else { continue };
+    for version in [IsolateVersion::new(1, 8, 1), IsolateVersion::new(2, 6, 0)] {
+        let Ok(plan) = CallRewrite::new(call, version) else { continue };
         let environment = ["PATH=/image".to_owned(), "HOME".to_owned(), "X=\0".to_owned()];
         let further = plan.further().to_vec();
         let Ok(arguments) = plan.arguments(Path::new("/run/root"), true, &further, &environment, None) else {
             continue;
         };
-        let made = Call::parse(&arguments, Some(version), false).expect("it is for isolate to read");
+        let made = IsolateCall::parse(&arguments, Some(version), false).expect("it is for isolate to read");
         check_made(call, &made, version);
     }
 }
 
 /// What isolate gets, against what the caller gave.
-fn check_made(call: &Call, made: &Call, version: Version) {
-    let rules: Vec<DirRule> = made.values(Opt::Dir).map(|text| DirRule::parse(text).expect("ours")).collect();
+fn check_made(call: &IsolateCall, made: &IsolateCall, version: IsolateVersion) {
+    let rules: Vec<DirRule> =
+        made.values(IsolateOption::Dir).map(|text| DirRule::parse(text).expect("ours")).collect();
     let first = rules.first().map(|rule| rule.spelled().unwrap());
     assert_eq!(first, Some(".=/run/root:rw".into()), "the root comes first");
     assert!(rules[1..].iter().all(|rule| !is_root(&rule.inside)), "a second root: {rules:?}");
     let texts: HashSet<&OsStr> = rules.iter().map(|rule| rule.inside.as_os_str()).collect();
     assert_eq!(texts.len(), rules.len(), "isolate would put the later rule in the place of the former");
-    assert!(made.has(Opt::NoDefaultDirs) && made.mode == Some(Mode::Run));
+    assert!(made.has(IsolateOption::NoDefaultDirs) && made.mode == Some(IsolateMode::Run));
     assert_eq!(made.arguments, call.arguments, "the command is the caller's");
-    let variables: Vec<&OsStr> = made.values(Opt::Env).collect();
+    let variables: Vec<&OsStr> = made.values(IsolateOption::Env).collect();
     assert_eq!(variables.last(), Some(&OsStr::new("PATH=/image")), "the image's variables come last");
     assert!(variables.iter().all(|pair| !pair.as_bytes().starts_with(b"RCX_IMAGEFS_IMAGE=")));
-    let kept = |call: &Call| {
+    let kept = |call: &IsolateCall| {
         let stays = |option| match option {
-            Opt::Dir | Opt::Env | Opt::NoDefaultDirs => false,
-            Opt::CgTiming => Opt::CgTiming.is_known_to(version),
+            IsolateOption::Dir | IsolateOption::Env | IsolateOption::NoDefaultDirs => false,
+            IsolateOption::CgTiming => IsolateOption::CgTiming.is_known_to(version),
             _ => true,
         };
         call.options.iter().filter(|given| stays(given.option)).cloned().collect::<Vec<_>>()

@@ -11,7 +11,7 @@ use super::error::ErrorJson;
 use super::{Context, REFERENCE, output};
 use crate::error::chain_text;
 use crate::roots::{Engine, RootId, RootInfo, RootRemoval, RootState, Upper};
-use crate::sandbox::DYING;
+use crate::sandbox::EXIT_TIMEOUT;
 use crate::store::Store;
 
 const ROOT_EXAMPLES: &str = "\
@@ -285,7 +285,7 @@ fn remove(context: &Context, store: &Store, args: &RemoveArgs) -> anyhow::Result
 
 fn sweep(context: &Context, store: &Store, args: &SweepArgs) -> anyhow::Result<()> {
     // Boxes first: a root can only be removed when the processes of its box are gone.
-    let boxes = context.boxes(store)?.sweep(DYING)?;
+    let boxes = context.boxes(store)?.sweep(EXIT_TIMEOUT)?;
     let swept = context.roots(store)?.sweep()?;
     let failures = swept.failed.into_iter().map(|(id, error)| {
         let error = anyhow::Error::from(error).context(format!("root {id}"));

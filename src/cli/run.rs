@@ -318,15 +318,15 @@ pub(super) fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode>
     let mut meta = args.program.meta.as_deref().map(MetaFile::open).transpose()?;
     let mut subject = RunSubject::default();
     match execute(context, args, &mut subject) {
-        Ok(FinishedRun { report, afterwards }) => {
+        Ok(FinishedRun { report, errors }) => {
             if let Some(meta) = &mut meta {
                 meta.write(&report.meta)?;
             }
-            print_result(args, &subject, &report, &afterwards)?;
-            let mut afterwards = afterwards.into_iter();
-            match (afterwards.next(), report.verdict.status) {
+            print_result(args, &subject, &report, &errors)?;
+            let mut errors = errors.into_iter();
+            match (errors.next(), report.verdict.status) {
                 (Some(first), _) => {
-                    for further in afterwards {
+                    for further in errors {
                         tracing::warn!("{}", chain_text(&further));
                     }
                     Err(first.into())
@@ -366,7 +366,7 @@ fn execute(context: &Context, args: &RunArgs, subject: &mut RunSubject) -> anyho
     let kind = args.sandbox.map_or_else(|| config.sandbox(), Ok)?;
     let sandbox = Sandbox::find(kind, context.config.isolate.path.as_deref(), &context.run_dir)?;
     subject.sandbox = Some(sandbox.name());
-    if let (Sandbox::Bwrap { .. }, false) = (&sandbox, args.program.silent) {
+    if let (Sandbox::Bwrap(_), false) = (&sandbox, args.program.silent) {
         eprintln!("note: bubblewrap isolates the program, but enforces no limits");
     }
     let (_, lower) = context.lower(&store, &args.reference, args.engine)?;
@@ -388,7 +388,7 @@ fn print_result(
     args: &RunArgs,
     subject: &RunSubject,
     report: &RunReport,
-    afterwards: &[SandboxError],
+    errors: &[SandboxError],
 ) -> anyhow::Result<()> {
     if args.json {
         return output::json(&RunJson {
@@ -396,8 +396,8 @@ fn print_result(
             sandbox: subject.sandbox,
             image: subject.image.as_deref(),
             box_id: Some(report.box_id),
-            errors: afterwards.iter().map(|error| chain_text(error)).collect(),
-            code: afterwards.first().map(|error| ErrorJson::of(error).code),
+            errors: errors.iter().map(|error| chain_text(error)).collect(),
+            code: errors.first().map(|error| ErrorJson::of(error).code),
         });
     }
     if subject.sandbox == Some("bwrap") && !args.program.silent {

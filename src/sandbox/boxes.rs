@@ -1,32 +1,29 @@
-//! Boxes: a number that stands for a user id and a directory, used by one run at a time.
+//! Boxes: numbered directories for the files of a run, each used by one run at a time.
 //!
-//! Each box has a file `<run-dir>/boxes/<number>` while a run has it: locked (flock(2), so that it ends with its holder),
-//! and holding what is to be done when the holder is killed. Such a file that nobody locks is swept. The holder removes
-//! the file just before it lets go; a waiter that then has the lock of a file without a name starts over.
+//! While a run uses box N, it holds the lock of the file `<run-dir>/boxes/N`. The lock ends when its holder dies, and the
+//! file records what the holder has made. A sweep cleans every box that has a file and no lock holder. A run that has
+//! cleaned up removes the file just before it releases the lock.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
-
-use super::error::{At as _, SandboxError};
-use super::installed::{self, clean_up};
-use super::isolate::{GivenOption, IsolateOption};
-use super::spec;
-use crate::os::remove_tree;
+use super::box_lock::{BoxLock, BoxRecord};
+use super::error::SandboxError;
+use super::{bwrap, isolate};
+use crate::os::{AtPath as _, NamedLock, Sharing, lock_named};
 use crate::roots::holders;
 
-/// How long the processes of a killed run may take to be gone, where a box is wanted that they had.
-pub const DYING: Duration = Duration::from_secs(5);
-/// How long a box that is wanted may be locked by a sweep, or by an isolate whose caller was killed.
-const HANDED_OVER: Duration = Duration::from_millis(200);
+/// How long to wait for the processes of a killed run to end before their box counts as in use.
+pub const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait for the lock of a box that the caller named. A sweep may hold it, or an isolate whose caller was killed.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
+/// Pause between two looks at the processes of a killed run.
+const EXIT_PAUSE: Duration = Duration::from_millis(2);
 
 /// The boxes that runs choose from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +33,7 @@ pub struct BoxRange {
 }
 
 impl Default for BoxRange {
-    /// The last hundred of the thousand that isolate has unless its configuration says otherwise.
+    /// The last hundred of the thousand boxes in isolate's default configuration.
     fn default() -> Self {
         Self { first: 900, last: 999 }
     }
@@ -54,271 +51,149 @@ impl FromStr for BoxRange {
     }
 }
 
-/// What a run left if it is dead.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "sandbox")]
-pub(super) enum BoxRecord {
-    /// A box of isolate's.
-    Isolate { program: PathBuf, cg: bool, root: String },
-    /// A directory of ours.
-    Bwrap { root: String },
-}
-
-impl BoxRecord {
-    /// What the mount table calls the root of the run.
-    fn root(&self) -> &str {
-        match self {
-            Self::Isolate { root, .. } | Self::Bwrap { root } => root,
-        }
-    }
-}
-
-/// Where the boxes of one run directory are.
+/// All boxes of one run directory.
 #[derive(Debug, Clone)]
 pub struct Boxes {
+    /// The directory of the locked files.
     locks: PathBuf,
+    /// The directory of the boxes that isolate does not make.
     directories: PathBuf,
 }
 
-/// A box that belongs to this process.
-#[derive(Debug)]
-pub(super) struct BoxLock {
-    id: u32,
-    file: File,
-    path: PathBuf,
-}
-
-/// What asking for a box came to.
-pub(super) enum Asked<T> {
-    /// It is ready.
-    Ready(T),
-    /// Somebody else has it.
-    Taken(String),
-}
-
 impl Boxes {
-    /// The boxes of a run directory; the boxes that isolate does not make are directories in `directories`.
+    /// The boxes of a run directory. Boxes that isolate does not make are directories in `directories`.
     #[must_use]
     pub fn new(run_dir: &Path, directories: &Path) -> Self {
         Self { locks: run_dir.join("boxes"), directories: directories.to_owned() }
     }
 
-    /// Takes a box, `wanted` or else the first free one of `range`, and has `prepare` make it.
+    /// The directory of the boxes that isolate does not make.
+    pub(super) fn directories(&self) -> &Path {
+        &self.directories
+    }
+
+    /// Takes box `wanted`, or the first free box of `range`, and calls `make` to make it.
+    ///
+    /// A box that is in use, or for which `make` returns [`SandboxError::BoxTaken`], is an error only if the caller wanted
+    /// this box.
     pub(super) fn take<T>(
         &self,
         wanted: Option<u32>,
         range: BoxRange,
         record: &BoxRecord,
-        mut prepare: impl FnMut(&BoxLock) -> Result<Asked<T>, SandboxError>,
+        mut make: impl FnMut(&BoxLock) -> Result<T, SandboxError>,
     ) -> Result<(BoxLock, T), SandboxError> {
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.locks).at("make", &self.locks)?;
         let candidates = wanted.map_or(range.first..=range.last, |id| id..=id);
         for id in candidates {
-            let patience = if wanted.is_some() { HANDED_OVER } else { Duration::ZERO };
-            let Some(mut lock) = self.lock_within(id, patience)? else {
+            let timeout = if wanted.is_some() { LOCK_TIMEOUT } else { Duration::ZERO };
+            let Some(mut lock) = self.lock(id, true, timeout)? else {
                 if wanted.is_some() {
                     return Err(SandboxError::BoxInUse(id));
                 }
                 continue;
             };
-            let patience = if wanted.is_some() { DYING } else { Duration::ZERO };
-            match self.clean(&mut lock, patience) {
+            let timeout = if wanted.is_some() { EXIT_TIMEOUT } else { Duration::ZERO };
+            match self.clean(&mut lock, timeout) {
                 Err(error) if wanted.is_some() => return Err(error),
                 Err(error) => {
-                    left(id, &error);
+                    log_unclean(id, &error);
                     continue;
                 }
                 Ok(_) => {}
             }
-            // Before the box is there: whatever happens then, it is known.
+            // The record is written first, so that a sweep finds the box even if this process is killed while it is made.
             lock.write(record)?;
-            match prepare(&lock) {
-                Ok(Asked::Ready(made)) => return Ok((lock, made)),
-                Ok(Asked::Taken(message)) => {
-                    lock.release()?;
-                    if wanted.is_some() {
-                        return Err(SandboxError::BoxTaken { id, message });
-                    }
-                    tracing::debug!("box {id}: {message}");
-                }
+            match make(&lock) {
+                Ok(made) => return Ok((lock, made)),
                 Err(error) => {
                     lock.release()?;
-                    return Err(error);
+                    match error {
+                        SandboxError::BoxTaken { .. } if wanted.is_none() => tracing::debug!("{error}"),
+                        error => return Err(error),
+                    }
                 }
             }
         }
         Err(SandboxError::NoFreeBox { first: range.first, last: range.last })
     }
 
-    /// Makes the directory of a box that isolate does not make.
-    pub(super) fn make_directory(&self, id: u32) -> Result<PathBuf, SandboxError> {
-        let mut builder = fs::DirBuilder::new();
-        builder.mode(0o700);
-        builder.recursive(true).create(&self.directories).at("make", &self.directories)?;
-        let path = self.directories.join(id.to_string());
-        builder.recursive(false).create(&path).at("make", &path)?;
-        Ok(path)
-    }
-
-    /// Removes it with everything in it.
-    pub(super) fn remove_directory(&self, id: u32) -> Result<(), SandboxError> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let parent = match rustix::fs::open(&self.directories, flags, Mode::empty()) {
-            Err(Errno::NOENT) => return Ok(()),
-            other => other.at("open", &self.directories)?,
-        };
-        let name = id.to_string();
-        match remove_tree(std::os::fd::AsFd::as_fd(&parent), OsStr::new(&name)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result.at("remove", &self.directories.join(name)),
-        }
-    }
-
-    /// Cleans the boxes of runs that were killed, and tells how many. Those that cannot be cleaned within `patience`, since
-    /// their processes are about to end, stay for the next time.
+    /// Cleans the boxes of killed runs and returns their number.
+    ///
+    /// A box whose processes do not end within `timeout` stays for the next sweep.
     ///
     /// # Errors
-    /// That the directory of boxes cannot be read.
-    pub fn sweep(&self, patience: Duration) -> Result<usize, SandboxError> {
+    /// The directories of boxes cannot be read.
+    pub fn sweep(&self, timeout: Duration) -> Result<usize, SandboxError> {
         let mut swept = 0;
         let locks = numbers(&self.locks)?.into_iter().map(|id| (id, false));
         let directories = numbers(&self.directories)?.into_iter().map(|id| (id, true));
-        for (id, make) in locks.chain(directories) {
-            // A box that was given back meanwhile is nobody's: whoever wants it next is not to find it locked.
-            let Some(mut lock) = self.lock(id, make)? else { continue };
-            match self.clean(&mut lock, patience) {
+        for (id, create) in locks.chain(directories) {
+            // The file of a box that was given back meanwhile is not made anew: a run that wants the box next would find it
+            // locked.
+            let Some(mut lock) = self.lock(id, create, Duration::ZERO)? else { continue };
+            match self.clean(&mut lock, timeout) {
                 Ok(dirty) => {
                     swept += usize::from(dirty);
                     lock.release()?;
                 }
-                Err(error) => left(id, &error),
+                Err(error) => log_unclean(id, &error),
             }
         }
         Ok(swept)
     }
 
-    /// Locks a box's file, made where there is none; none where another process has it for longer than `patience`.
-    fn lock_within(&self, id: u32, patience: Duration) -> Result<Option<BoxLock>, SandboxError> {
-        let until = Instant::now() + patience;
-        loop {
-            match self.lock(id, true)? {
-                None if Instant::now() < until => std::thread::sleep(Duration::from_millis(2)),
-                result => return Ok(result),
-            }
+    /// Locks the file of a box; makes it if `create`. Returns `None` if another process holds the lock for longer than
+    /// `timeout`, or if there is no file.
+    fn lock(&self, id: u32, create: bool, timeout: Duration) -> Result<Option<BoxLock>, SandboxError> {
+        if create {
+            fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.locks).at("make", &self.locks)?;
         }
-    }
-
-    /// Locks a box's file; none where another process has it, or where there is none and it is not to be made.
-    fn lock(&self, id: u32, make: bool) -> Result<Option<BoxLock>, SandboxError> {
+        let directory: OwnedFd = match File::open(&self.locks) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.at("open", &self.locks)?.into(),
+        };
         let path = self.locks.join(id.to_string());
-        loop {
+        let open = || -> Result<Option<File>, SandboxError> {
             let mut options = File::options();
-            options.read(true).write(true).create(make).truncate(false).mode(0o600);
-            let file = match options.open(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && !make => return Ok(None),
-                // A sweep of directories alone, where nothing has run yet.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    fs::DirBuilder::new()
-                        .recursive(true)
-                        .mode(0o755)
-                        .create(&self.locks)
-                        .at("make", &self.locks)?;
-                    continue;
-                }
-                other => other.at("open", &path)?,
-            };
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::WOULDBLOCK) => return Ok(None),
-                other => other.at("lock", &path)?,
+            options.read(true).write(true).create(create).truncate(false).mode(0o600);
+            match options.open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !create => Ok(None),
+                other => Ok(Some(other.at("open", &path)?)),
             }
-            let ours = file.metadata().at("stat", &path)?;
-            match fs::symlink_metadata(&path) {
-                Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
-                    return Ok(Some(BoxLock { id, file, path }));
-                }
-                _ => {}
-            }
+        };
+        let deadline = Some(Instant::now() + timeout);
+        match lock_named(directory.as_fd(), &path, Sharing::Exclusive, deadline, open)? {
+            NamedLock::Locked(file) => Ok(Some(BoxLock::new(id, file, path))),
+            NamedLock::Busy | NamedLock::Missing => Ok(None),
         }
     }
 
-    /// Undoes what a dead run has left of a box; tells whether there was anything.
-    fn clean(&self, lock: &mut BoxLock, patience: Duration) -> Result<bool, SandboxError> {
+    /// Removes everything that a killed run has left of a box. Returns whether there was anything.
+    fn clean(&self, lock: &mut BoxLock, timeout: Duration) -> Result<bool, SandboxError> {
         let record = lock.read()?;
-        let until = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         if let Some(record) = &record {
-            // Its processes are killed, and may not be gone: they would go on in the box of the next run.
+            // The kernel has killed the processes of the run, but some may still be ending. They could write to the box of
+            // the next run.
             while !record.root().is_empty()
                 && !holders(record.root()).at("list", Path::new("/proc"))?.is_empty()
             {
-                if Instant::now() >= until {
-                    return Err(SandboxError::BoxInUse(lock.id));
+                if Instant::now() >= deadline {
+                    return Err(SandboxError::BoxInUse(lock.id()));
                 }
-                std::thread::sleep(Duration::from_millis(2));
+                std::thread::sleep(EXIT_PAUSE);
             }
         }
         if let Some(BoxRecord::Isolate { program, cg, .. }) = &record {
-            // isolate 1 leaves an empty directory behind where it cleans a box that was never made. One that was is refused.
-            let cg: &[GivenOption] =
-                if *cg { &[GivenOption { option: IsolateOption::Cg, value: None }] } else { &[] };
-            let init = spec::init_arguments(lock.id, cg);
-            if let Err(error) = installed::init(program, &init, &lock.file) {
-                tracing::debug!("box {}: {error}", lock.id);
-            }
-            // Control groups are free some moments after their last process has gone.
-            while let Err(error) = clean_up(program, lock.id, !cg.is_empty(), &lock.file) {
-                if Instant::now() >= until {
-                    return Err(error);
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
+            isolate::remove_abandoned(program, lock.id(), *cg, lock.file(), deadline)?;
         }
-        let had_directory = self.directories.join(lock.id.to_string()).exists();
-        self.remove_directory(lock.id)?;
+        let had_directory = self.directories.join(lock.id().to_string()).exists();
+        bwrap::remove_directory(&self.directories, lock.id())?;
         Ok(record.is_some() || had_directory)
     }
 }
 
-impl BoxLock {
-    /// The box's number.
-    pub(super) fn id(&self) -> u32 {
-        self.id
-    }
-
-    /// Its file: whoever has it open, too, keeps the box locked.
-    pub(super) fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// What its file says; none where a run ended in good order, or before it had written anything.
-    fn read(&mut self) -> Result<Option<BoxRecord>, SandboxError> {
-        let mut bytes = Vec::new();
-        self.file.rewind().at("read", &self.path)?;
-        (&self.file).take(64 << 10).read_to_end(&mut bytes).at("read", &self.path)?;
-        // One that was being written: nothing was made yet.
-        Ok(serde_json::from_slice(&bytes).ok())
-    }
-
-    fn write(&mut self, record: &BoxRecord) -> Result<(), SandboxError> {
-        let text = serde_json::to_vec(record).map_err(io::Error::from).at("write", &self.path)?;
-        self.file.set_len(0).at("write", &self.path)?;
-        self.file.rewind().at("write", &self.path)?;
-        self.file.write_all(&text).at("write", &self.path)
-    }
-
-    /// Gives the box back, after it was cleaned.
-    pub(super) fn release(self) -> Result<(), SandboxError> {
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).at("remove", &self.path);
-            }
-            _ => {}
-        }
-        // Closing is not enough while a child between fork and exec has the same open file.
-        rustix::fs::flock(&self.file, FlockOperation::Unlock).at("unlock", &self.path)
-    }
-}
-
-/// The names in a directory that are numbers; none where there is no directory.
+/// Returns the names in a directory that are numbers; none if there is no directory.
 fn numbers(directory: &Path) -> Result<Vec<u32>, SandboxError> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -332,13 +207,11 @@ fn numbers(directory: &Path) -> Result<Vec<u32>, SandboxError> {
     Ok(numbers)
 }
 
-/// Logs that a box of a killed run stays for now.
-fn left(id: u32, error: &SandboxError) {
+/// Logs that the box of a killed run stays for the next sweep.
+fn log_unclean(id: u32, error: &SandboxError) {
     match error {
-        SandboxError::BoxInUse(_) => {
-            tracing::debug!("box {id}: the processes of a killed run are still there")
-        }
-        _ => tracing::warn!("box {id} is left by a killed run, and cannot be cleaned: {error}"),
+        SandboxError::BoxInUse(_) => tracing::debug!("box {id}: processes of a killed run are still ending"),
+        _ => tracing::warn!("cannot clean box {id} of a killed run: {error}"),
     }
 }
 
@@ -346,23 +219,26 @@ fn left(id: u32, error: &SandboxError) {
 mod tests {
     use super::*;
 
-    fn scene() -> (tempfile::TempDir, Boxes) {
+    fn test_boxes() -> (tempfile::TempDir, Boxes) {
         let dir = tempfile::tempdir().unwrap();
         let boxes = Boxes::new(&dir.path().join("run"), &dir.path().join("made"));
         (dir, boxes)
     }
 
-    fn bwrap() -> BoxRecord {
+    fn bwrap_record() -> BoxRecord {
         BoxRecord::Bwrap { root: String::new() }
     }
 
     fn take(boxes: &Boxes, wanted: Option<u32>, range: &str) -> Result<(BoxLock, PathBuf), SandboxError> {
-        boxes
-            .take(wanted, range.parse()?, &bwrap(), |lock| Ok(Asked::Ready(boxes.make_directory(lock.id())?)))
+        boxes.take(wanted, range.parse()?, &bwrap_record(), |lock| {
+            let path = boxes.directories.join(lock.id().to_string());
+            fs::create_dir_all(&path).unwrap();
+            Ok(path)
+        })
     }
 
     #[test]
-    fn ranges_are_two_numbers_in_order() {
+    fn range_is_two_numbers_in_order() {
         assert_eq!("5-7".parse::<BoxRange>().unwrap(), BoxRange { first: 5, last: 7 });
         assert_eq!(" 5 - 5 ".parse::<BoxRange>().unwrap(), "5".parse().unwrap());
         for text in ["", "-", "7-5", "a-b", "1-", "-1", "1-2-3"] {
@@ -372,8 +248,8 @@ mod tests {
     }
 
     #[test]
-    fn a_box_belongs_to_one_run_at_a_time_and_leaves_nothing() {
-        let (dir, boxes) = scene();
+    fn box_belongs_to_one_run_at_a_time_and_leaves_no_files() {
+        let (dir, boxes) = test_boxes();
         let (first, made) = take(&boxes, None, "5-6").unwrap();
         let (second, _) = take(&boxes, None, "5-6").unwrap();
         assert_eq!((first.id(), second.id()), (5, 6));
@@ -381,7 +257,7 @@ mod tests {
         assert!(matches!(take(&boxes, Some(5), "7-8"), Err(SandboxError::BoxInUse(5))));
         fs::write(made.join("file"), "x").unwrap();
         for lock in [first, second] {
-            boxes.remove_directory(lock.id()).unwrap();
+            bwrap::remove_directory(&boxes.directories, lock.id()).unwrap();
             lock.release().unwrap();
         }
         for place in ["run/boxes", "made"] {
@@ -391,68 +267,68 @@ mod tests {
     }
 
     #[test]
-    fn box_of_somebody_else_is_passed_over_or_named() {
-        let (_dir, boxes) = scene();
-        let others = |lock: &BoxLock| match lock.id() {
-            5 => Ok(Asked::Taken("it is mine".to_owned())),
-            id => Ok(Asked::Ready(id)),
+    fn box_that_somebody_else_uses_is_skipped_or_an_error_if_wanted() {
+        let (_dir, boxes) = test_boxes();
+        let make = |lock: &BoxLock| match lock.id() {
+            id @ 5 => Err(SandboxError::BoxTaken { id, message: "already exists".to_owned() }),
+            id => Ok(id),
         };
         let range: BoxRange = "5-6".parse().unwrap();
-        let (lock, id) = boxes.take(None, range, &bwrap(), others).unwrap();
+        let (lock, id) = boxes.take(None, range, &bwrap_record(), make).unwrap();
         assert_eq!(id, 6);
         lock.release().unwrap();
-        let error = boxes.take(Some(5), range, &bwrap(), others).unwrap_err();
-        assert_eq!(error.to_string(), "box 5: it is mine");
-        assert_eq!(boxes.sweep(DYING).unwrap(), 0, "nothing is left of either");
+        let error = boxes.take(Some(5), range, &bwrap_record(), make).unwrap_err();
+        assert_eq!(error.to_string(), "box 5: already exists");
+        assert_eq!(boxes.sweep(EXIT_TIMEOUT).unwrap(), 0, "neither attempt leaves anything");
     }
 
     #[test]
-    fn what_a_killed_run_left_is_swept_and_what_lives_is_not() {
-        let (dir, boxes) = scene();
-        // Dropped without being released, as the kernel does it for a killed process.
+    fn sweep_cleans_boxes_of_killed_runs_and_leaves_live_ones() {
+        let (dir, boxes) = test_boxes();
+        // Dropping a lock without releasing it leaves what a killed process leaves.
         drop(take(&boxes, Some(5), "5-6").unwrap());
-        let (living, made) = take(&boxes, Some(6), "5-6").unwrap();
-        // The run directory may have gone with a reboot.
+        let (live, made) = take(&boxes, Some(6), "5-6").unwrap();
+        // A directory whose lock file is gone, as after a reboot.
         fs::create_dir_all(dir.path().join("made/7/deep")).unwrap();
-        assert_eq!(boxes.sweep(DYING).unwrap(), 2);
+        assert_eq!(boxes.sweep(EXIT_TIMEOUT).unwrap(), 2);
         assert!(made.exists());
         assert_eq!(numbers(&dir.path().join("made")).unwrap(), [6]);
-        assert_eq!(numbers(&dir.path().join("run/boxes")).unwrap(), [living.id()]);
-        // Nor does the next run need a sweep.
+        assert_eq!(numbers(&dir.path().join("run/boxes")).unwrap(), [live.id()]);
+        // The next run can take a dead box without a sweep.
         drop(take(&boxes, Some(5), "5-6").unwrap());
         take(&boxes, Some(5), "5-6").unwrap();
     }
 
     #[test]
     fn box_of_a_killed_run_stays_locked_while_its_isolate_lives() {
-        let (dir, boxes) = scene();
+        let (dir, boxes) = test_boxes();
         let (lock, made) = take(&boxes, Some(5), "5-6").unwrap();
-        let isolates = lock.file().try_clone().unwrap();
+        let in_isolate = lock.file().try_clone().unwrap();
         drop(lock);
-        assert_eq!(boxes.sweep(DYING).unwrap(), 0);
+        assert_eq!(boxes.sweep(EXIT_TIMEOUT).unwrap(), 0);
         assert!(made.exists());
-        drop(isolates);
-        assert_eq!(boxes.sweep(DYING).unwrap(), 1);
+        drop(in_isolate);
+        assert_eq!(boxes.sweep(EXIT_TIMEOUT).unwrap(), 1);
         assert_eq!(fs::read_dir(dir.path().join("run/boxes")).unwrap().count(), 0);
     }
 
     #[test]
-    fn only_one_thread_at_a_time_has_a_box_although_files_are_removed() {
-        let (_dir, boxes) = scene();
+    fn one_thread_at_a_time_has_a_box_although_holders_remove_its_file() {
+        let (_dir, boxes) = test_boxes();
         let inside = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    let mut had = 0;
-                    while had < 50 {
+                    let mut count = 0;
+                    while count < 50 {
                         match take(&boxes, Some(5), "5-6") {
                             Ok((lock, _)) => {
                                 use std::sync::atomic::Ordering::SeqCst;
                                 assert!(!inside.swap(true, SeqCst));
-                                boxes.remove_directory(5).unwrap();
+                                bwrap::remove_directory(&boxes.directories, 5).unwrap();
                                 inside.store(false, SeqCst);
                                 lock.release().unwrap();
-                                had += 1;
+                                count += 1;
                             }
                             Err(SandboxError::BoxInUse(5)) => std::thread::yield_now(),
                             Err(error) => panic!("{error}"),

@@ -1,179 +1,182 @@
-//! Why a command could not be run in a sandbox. What the program itself does wrong is no error but a result.
+//! Why a command could not be run in a sandbox. A failure of the program itself is not an error but a verdict.
 
 use std::ffi::OsString;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::command::ProgramFault;
+use super::copy::CopyError;
 use super::isolate::{IsolateError, IsolateVersion};
+use crate::error::ErrorCode;
+use crate::os::PathError;
 use crate::roots::RootsError;
 
-/// What kept a run from happening, or its files from coming out.
+/// Why a run did not take place, or why its files could not be copied out.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// Sandboxes need mounts.
-    #[error("only root can run programs in images: this takes mounts and namespaces")]
+    /// The process lacks the rights for mounts and namespaces.
+    #[error("only root can run programs in images: a run needs mounts and namespaces")]
     NotRoot,
-    /// Neither sandbox is there.
+    /// No sandbox is installed.
     #[error("neither `isolate` nor `bwrap` is on the PATH")]
     NoSandbox,
-    /// The sandbox that was asked for is not there.
+    /// The sandbox that the caller named is not installed.
     #[error("`{0}` is not on the PATH")]
     Missing(&'static str),
-    /// isolate cannot be used, or not in this way.
+    /// isolate cannot be used, or its arguments are wrong.
     #[error(transparent)]
     Isolate(#[from] IsolateError),
-    /// An option that other versions know.
-    #[error("option `--{option}`: isolate {version} does not know it")]
-    Unknown {
+    /// The installed version of isolate lacks an option.
+    #[error("option `--{option}` is not supported by isolate {version}")]
+    UnknownOption {
         /// The option.
         option: &'static str,
-        /// What is installed.
+        /// The installed version.
         version: IsolateVersion,
     },
-    /// An option that means nothing without another one.
+    /// An option has no meaning without another one.
     #[error("option `--{option}` needs `--{needed}`")]
-    Needs {
+    MissingOption {
         /// The option.
         option: &'static str,
-        /// The other one.
+        /// The missing option.
         needed: &'static str,
     },
-    /// Not a rule for a variable.
+    /// A rule for a variable has no name.
     #[error("variable `{}` has no name", .0.display())]
     Variable(OsString),
-    /// A limit that nobody would hold the program to.
+    /// A limit that bubblewrap would not enforce.
     #[error("option `--{0}`: bubblewrap enforces no limits")]
     NoLimits(&'static str),
-    /// Something else that bubblewrap does not do.
-    #[error("option `--{option}`: {why}")]
+    /// Another option that bubblewrap does not support.
+    #[error("option `--{option}`: {reason}")]
     NotWithBubblewrap {
         /// The option.
         option: &'static str,
-        /// What is the matter.
-        why: &'static str,
+        /// Why it is not supported.
+        reason: &'static str,
     },
-    /// A directory that nobody would see.
-    #[error("directory rule for {at}: bubblewrap mounts its own {over} over it")]
+    /// The program would not see a directory that the caller has bound.
+    #[error("directory rule for {path}: bubblewrap mounts {mount} over it")]
     Hidden {
-        /// Where it was to be.
-        at: PathBuf,
-        /// What hides it.
-        over: PathBuf,
+        /// The path of the rule.
+        path: PathBuf,
+        /// The mount that hides it.
+        mount: PathBuf,
     },
     /// The root could not be made or removed.
     #[error(transparent)]
-    Overlay(#[from] RootsError),
-    /// Nothing says what to run.
-    #[error("no command: the image has none, and none is given")]
+    Roots(#[from] RootsError),
+    /// Neither the caller nor the image has a command.
+    #[error("no command was given, and the image has none")]
     NoCommand,
     /// The program cannot be executed.
     #[error("program `{}`: {fault}", .program.display())]
     Program {
-        /// As it was given.
+        /// The program, as the caller or the image names it.
         program: OsString,
-        /// Why.
+        /// Why it cannot be executed.
         fault: ProgramFault,
     },
-    /// The image's environment cannot be handed on.
-    #[error("the image's configuration: {0}")]
+    /// The image's configuration contains something that cannot be passed to a program.
+    #[error("configuration of the image: {0}")]
     ImageConfig(&'static str),
-    /// Another run has the box.
+    /// Another run uses the box.
     #[error("box {0} is in use by another run")]
     BoxInUse(u32),
-    /// Somebody else has the box.
+    /// Somebody else uses the box.
     #[error("box {id}: {message}")]
     BoxTaken {
         /// The box.
         id: u32,
-        /// What isolate says.
+        /// isolate's message.
         message: String,
     },
     /// All boxes are in use.
-    #[error("no box of {first}-{last} is free")]
+    #[error("all boxes of {first}-{last} are in use")]
     NoFreeBox {
-        /// The first of the range.
+        /// The first box of the range.
         first: u32,
-        /// The last of it.
+        /// The last box of the range.
         last: u32,
     },
-    /// What is written is not a range of boxes.
-    #[error("box ids `{0}` are not of the form FIRST-LAST")]
+    /// A range of boxes has the wrong form.
+    #[error("box ids `{0}` do not have the form FIRST-LAST")]
     BoxRange(String),
     /// The sandbox itself failed.
     #[error("{sandbox}: {message}")]
     Sandbox {
-        /// Its program, and what it was to do.
+        /// The program, and what it was called for.
         sandbox: &'static str,
-        /// What it says.
+        /// Its message.
         message: String,
     },
-    /// The run was told to end before the program was started.
+    /// A signal arrived before the program was started.
     #[error("interrupted by signal {0}")]
     Interrupted(i32),
-    /// The process that the sandbox is started from ended before its time.
+    /// The first process ended before the sandbox did.
     #[error("the first process of the run {0}")]
     FirstProcess(String),
-    /// Not a name for a file in the box.
-    #[error("`{}` does not name a file in the box", .0.display())]
-    CopyName(OsString),
-    /// The program did not leave what was to be copied.
-    #[error("{0} is not there after the run")]
-    NotLeft(PathBuf),
-    /// Only files and directories are copied.
-    #[error("{path} is {what}: only files and directories are copied")]
-    NotCopied {
-        /// Where it is.
-        path: PathBuf,
-        /// What it is.
-        what: &'static str,
-    },
-    /// Directories within directories go further down than is copied.
-    #[error("{path}: more than {limit} directories deep")]
-    TooDeep {
-        /// The last one.
-        path: PathBuf,
-        /// How many are copied.
-        limit: usize,
-    },
-    /// A file or directory could not be used.
-    #[error("{step} {path}")]
-    Io {
-        /// What was done with it.
-        step: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// What came of it.
-        source: io::Error,
-    },
-    /// The kernel refused a step.
-    #[error("{step}")]
+    /// A file could not be copied into or out of the box.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// The operating system refused an operation on a file.
+    #[error(transparent)]
+    Io(#[from] PathError),
+    /// A step of the run failed.
+    #[error("cannot {step}")]
     Step {
-        /// The step.
+        /// The step: a verb with its object.
         step: String,
-        /// What came of it.
+        /// The operating system's error.
         source: io::Error,
     },
 }
 
 impl SandboxError {
-    /// What to do about it, if anything can be said.
+    /// The stable code of the error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotRoot => ErrorCode::Permission,
+            Self::NoSandbox | Self::Missing(_) => ErrorCode::NoSandbox,
+            Self::Isolate(error) => error.code(),
+            Self::UnknownOption { .. }
+            | Self::MissingOption { .. }
+            | Self::NoLimits(_)
+            | Self::NotWithBubblewrap { .. }
+            | Self::Hidden { .. } => ErrorCode::SandboxOption,
+            Self::Variable(_) => ErrorCode::Usage,
+            Self::Roots(_) => ErrorCode::Mount, // DELEGATE
+            Self::NoCommand => ErrorCode::Program,
+            Self::Program { fault, .. } => fault.code(),
+            Self::ImageConfig(_) => ErrorCode::Document,
+            Self::BoxInUse(_) | Self::BoxTaken { .. } | Self::NoFreeBox { .. } => ErrorCode::NoBox,
+            Self::BoxRange(_) => ErrorCode::Configuration,
+            Self::Sandbox { .. } | Self::FirstProcess(_) | Self::Step { .. } => ErrorCode::Sandbox,
+            Self::Interrupted(_) => ErrorCode::Interrupted,
+            Self::Copy(error) => error.code(),
+            Self::Io(_) => ErrorCode::Io,
+        }
+    }
+
+    /// What the user can do about the error.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::NoSandbox => Some("install isolate, or bubblewrap, which isolates without limits"),
+            Self::NoSandbox => Some("install isolate, or bubblewrap, which isolates but enforces no limits"),
             Self::Missing("isolate") => Some(
-                "install isolate, name it in `path` of the configuration's table [isolate], or use `--sandbox bwrap`",
+                "install isolate, set `path` in the table [isolate] of the configuration, or use `--sandbox bwrap`",
             ),
             Self::Missing(_) => Some("install the package bubblewrap"),
-            Self::Isolate(IsolateError::TooOld { .. }) => {
-                Some("install a newer isolate, or use `--sandbox bwrap`, which isolates without limits")
-            }
-            Self::NoLimits(_) => Some("leave the option out, or use `--sandbox isolate`"),
-            Self::Overlay(error) => error.hint(),
-            Self::NoCommand => Some("name one: `rcx-imagefs run REF -- COMMAND ARGUMENT...`"),
+            Self::Isolate(IsolateError::TooOld { .. }) => Some(
+                "install a newer isolate, or use `--sandbox bwrap`, which isolates but enforces no limits",
+            ),
+            Self::NoLimits(_) => Some("omit the option, or use `--sandbox isolate`"),
+            Self::Roots(error) => error.hint(),
+            Self::NoCommand => Some("give a command: `rcx-imagefs run REF -- COMMAND ARGUMENT...`"),
             Self::BoxTaken { .. } | Self::NoFreeBox { .. } => Some(
-                "`isolate --box-id=N --cleanup` frees a box that nothing uses; `box-ids` of the table [run] is the range",
+                "free an unused box with `isolate --box-id=N --cleanup`, or change `box-ids` in the table [run] of the configuration",
             ),
             _ => None,
         }
@@ -181,16 +184,5 @@ impl SandboxError {
 
     pub(super) fn step(step: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self::Step { step: step.into(), source: source.into() }
-    }
-}
-
-/// Names what was done with which file when that failed.
-pub(super) trait At<T> {
-    fn at(self, step: &'static str, path: &Path) -> Result<T, SandboxError>;
-}
-
-impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
-    fn at(self, step: &'static str, path: &Path) -> Result<T, SandboxError> {
-        self.map_err(|error| SandboxError::Io { step, path: path.to_owned(), source: error.into() })
     }
 }

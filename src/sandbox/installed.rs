@@ -1,21 +1,22 @@
-//! The sandboxes that are installed, and the calls of isolate that are no run.
+//! Finds the sandbox to use among those that are installed.
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::str::FromStr;
 
-use super::boxes::Asked;
+use super::DEFAULT_PATH;
+use super::backend::Backend;
+use super::bwrap::BwrapSandbox;
 use super::error::SandboxError;
-use super::isolate::{IsolateError, IsolateVersion};
+use super::isolate::IsolateSandbox;
 
 /// Which sandbox to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SandboxKind {
-    /// isolate where it is installed, bubblewrap otherwise.
+    /// isolate if it is installed, otherwise bubblewrap.
     #[default]
     Auto,
     /// isolate: isolation and limits.
@@ -32,134 +33,81 @@ impl FromStr for SandboxKind {
             "auto" => Ok(Self::Auto),
             "isolate" => Ok(Self::Isolate),
             "bwrap" => Ok(Self::Bwrap),
-            _ => Err("one of auto, isolate, bwrap is expected".to_owned()),
+            _ => Err("expected auto, isolate or bwrap".to_owned()),
         }
     }
 }
 
-/// A sandbox that is installed.
+/// An installed sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sandbox {
     /// isolate.
-    Isolate {
-        /// Its program.
-        program: PathBuf,
-        /// Its version.
-        version: IsolateVersion,
-    },
+    Isolate(IsolateSandbox),
     /// bubblewrap.
-    Bwrap {
-        /// Its program.
-        program: PathBuf,
-    },
+    Bwrap(BwrapSandbox),
 }
 
 impl Sandbox {
-    /// Finds a sandbox; `isolate` is the program where the configuration names one, `run_dir` where its version is remembered.
+    /// Finds the sandbox to use. `isolate` is the program that the configuration names; `run_dir` is where isolate's version
+    /// is cached.
     ///
     /// # Errors
-    /// That what was asked for is not there, or is too old.
+    /// The sandbox is not installed, or isolate is too old.
     pub fn find(kind: SandboxKind, isolate: Option<&Path>, run_dir: &Path) -> Result<Self, SandboxError> {
-        let found = match kind {
+        let isolate = match kind {
             SandboxKind::Bwrap => None,
-            _ => find_isolate(isolate),
+            SandboxKind::Auto | SandboxKind::Isolate => find_isolate(isolate),
         };
-        if let Some(program) = found {
-            let version = match fs::metadata(&program) {
-                Ok(metadata) => IsolateVersion::known(&program, &metadata, run_dir)?,
-                Err(_) => IsolateVersion::detect(&program)?,
-            };
-            return Ok(Self::Isolate { program, version });
-        }
-        if kind == SandboxKind::Isolate {
-            return Err(SandboxError::Missing("isolate"));
-        }
-        match (find("bwrap", |_| true), kind) {
-            (Some(program), _) => Ok(Self::Bwrap { program }),
-            (None, SandboxKind::Auto) => Err(SandboxError::NoSandbox),
-            (None, _) => Err(SandboxError::Missing("bwrap")),
+        match (isolate, kind) {
+            (Some(program), _) => Ok(Self::Isolate(IsolateSandbox::new(program, run_dir)?)),
+            (None, SandboxKind::Isolate) => Err(SandboxError::Missing("isolate")),
+            (None, SandboxKind::Auto | SandboxKind::Bwrap) => match search_path("bwrap", |_| true) {
+                Some(program) => Ok(Self::Bwrap(BwrapSandbox::new(program))),
+                None if kind == SandboxKind::Auto => Err(SandboxError::NoSandbox),
+                None => Err(SandboxError::Missing("bwrap")),
+            },
         }
     }
 
-    /// Its name, as on the command line.
+    /// The name on the command line.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Isolate { .. } => "isolate",
-            Self::Bwrap { .. } => "bwrap",
+            Self::Isolate(_) => "isolate",
+            Self::Bwrap(_) => "bwrap",
+        }
+    }
+
+    pub(super) fn backend(&self) -> &dyn Backend {
+        match self {
+            Self::Isolate(sandbox) => sandbox,
+            Self::Bwrap(sandbox) => sandbox,
         }
     }
 }
 
-/// The isolate to use: the one that the configuration names, or the first on the PATH that is not this program itself,
-/// which may stand there under that name.
+/// Returns the isolate to use: the configured one, otherwise the first `isolate` on the `PATH` that is not this program,
+/// which may be installed under that name.
 #[must_use]
 pub fn find_isolate(configured: Option<&Path>) -> Option<PathBuf> {
     if let Some(path) = configured {
         return Some(path.to_owned());
     }
     let own = fs::metadata("/proc/self/exe").ok();
-    find("isolate", |found| {
-        own.as_ref().is_none_or(|own| (own.dev(), own.ino()) != (found.dev(), found.ino()))
+    search_path("isolate", |file| {
+        own.as_ref().is_none_or(|own| (own.dev(), own.ino()) != (file.dev(), file.ino()))
     })
 }
 
-fn find(name: &str, accept: impl Fn(&fs::Metadata) -> bool) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_else(|| OsString::from(super::DEFAULT_PATH));
-    let candidates =
-        env::split_paths(&path).filter(|place| place.is_absolute()).map(|place| place.join(name));
-    let fits = |path: &PathBuf| {
+/// Returns the first executable file `name` on the `PATH` that `accept` accepts.
+fn search_path(name: &str, accept: impl Fn(&fs::Metadata) -> bool) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_else(|| OsString::from(DEFAULT_PATH));
+    let is_program = |path: &PathBuf| {
         fs::metadata(path)
-            .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0 && accept(&found))
+            .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0 && accept(&file))
     };
-    candidates.into_iter().find(fits)
-}
-
-/// Calls isolate, with the lock of its box in hand: should this process be killed meanwhile, the box stays locked until
-/// isolate is done with it. Otherwise a sweep could clean a box that is made only then.
-fn call(program: &Path, arguments: &[OsString], lock: &File) -> Result<Output, SandboxError> {
-    let failed = |source| IsolateError::Start { path: program.to_owned(), source };
-    // isolate reads nothing from its standard input then.
-    let held = lock.try_clone().map_err(failed)?;
-    Ok(Command::new(program).args(arguments).stdin(held).output().map_err(failed)?)
-}
-
-/// What a call that failed has said, on one line.
-fn complaint(output: &Output) -> String {
-    let text = String::from_utf8_lossy(&output.stderr);
-    match text.lines().find(|line| !line.trim().is_empty()) {
-        Some(line) => line.trim().to_owned(),
-        None => format!("it ended with {} and said nothing", output.status),
-    }
-}
-
-/// Has isolate make a box, and returns the box's directory.
-pub(super) fn init(
-    program: &Path,
-    arguments: &[OsString],
-    lock: &File,
-) -> Result<Asked<PathBuf>, SandboxError> {
-    let output = call(program, arguments, lock)?;
-    if output.status.success() {
-        use std::os::unix::ffi::OsStrExt as _;
-        let line = output.stdout.strip_suffix(b"\n").unwrap_or(&output.stdout);
-        return Ok(Asked::Ready(Path::new(std::ffi::OsStr::from_bytes(line)).join("box")));
-    }
-    let message = complaint(&output);
-    // What isolate says of boxes that others use, over all versions.
-    let taken =
-        ["already exists", "currently in use", "belongs to a different user", "incompatible control group"];
-    match taken.iter().any(|words| message.contains(words)) {
-        true => Ok(Asked::Taken(message)),
-        false => Err(SandboxError::Sandbox { sandbox: "isolate --init", message }),
-    }
-}
-
-/// Has isolate take a box away.
-pub(super) fn clean_up(program: &Path, id: u32, cg: bool, lock: &File) -> Result<(), SandboxError> {
-    let output = call(program, &super::spec::cleanup_arguments(id, cg), lock)?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(SandboxError::Sandbox { sandbox: "isolate --cleanup", message: complaint(&output) }),
-    }
+    env::split_paths(&path)
+        .filter(|directory| directory.is_absolute())
+        .map(|directory| directory.join(name))
+        .find(is_program)
 }

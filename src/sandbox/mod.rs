@@ -1,39 +1,51 @@
-//! Isolated runs: one command in a root of its own, under `isolate` or bubblewrap.
+//! Isolated runs: one command in a root of its own, under `isolate` or bubblewrap; and a stand-in for isolate.
 //!
-//! What a run asks for is a value; the argument vectors that come of it are made by pure functions. Processes and
-//! namespaces are the business of few files.
+//! [`run`](fn@run) does what all runs have in common: it makes the box and the root, copies files, finds the program, and
+//! cleans up. What differs between the two sandboxes is behind one trait, `Backend`, with one implementation in `isolate/`
+//! and one in `bwrap/`. Argument vectors are made by pure functions, so that tests compare them as text.
 //!
 //! ```text
-//!  caller                       holds the root's lease and the box; init, files in, files out, cleanup
-//!   └─ first process            of a process namespace and a mount namespace that has the root; ends when the caller does
+//!  caller                       holds the lease of the root and the lock of the box
+//!   └─ first process            PID 1 of a PID namespace, in the mount namespace with the root; ends when the caller does
 //!       └─ isolate --run        or bwrap
 //!           └─ the program
 //! ```
 //!
-//! When the caller is killed, the kernel kills the first process, with it all others of its namespace, and with the last
-//! of them the mounts go. What is left then, files and a box, the next run sweeps.
+//! When the caller is killed, the kernel kills the first process and with it the whole PID namespace. The mounts end with the
+//! last process of the mount namespace. The files of the root and the box are left; the next run sweeps them.
 
 pub mod isolate;
 pub mod shim;
 
+mod backend;
+mod box_lock;
 mod boxes;
 mod bwrap;
 mod command;
 mod copy;
+mod environment;
 mod error;
 mod first_process;
 mod installed;
+mod prepare;
 mod process;
 mod run;
+mod sandbox_command;
 mod spec;
+mod user;
 mod verdict;
+mod view;
 
-pub use boxes::{BoxRange, Boxes, DYING};
-pub use bwrap::User;
+pub use boxes::{BoxRange, Boxes, EXIT_TIMEOUT};
+pub use bwrap::BwrapSandbox;
 pub use command::{DEFAULT_PATH, ProgramFault};
-pub use copy::FileCopy;
+pub use copy::{CopyError, FileCopy};
 pub use error::SandboxError;
 pub use installed::{Sandbox, SandboxKind, find_isolate};
 pub use run::{FinishedRun, RunRequest, run};
 pub use spec::RunSpec;
+pub use user::User;
 pub use verdict::{RunReport, RunStatus, Verdict};
+
+/// The path of the box in the root.
+const BOX: &str = "/box";

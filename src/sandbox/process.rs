@@ -1,8 +1,8 @@
-//! Processes of a run: signals that wait, a fork into a process namespace of its own, and how a child ended.
+//! Processes of a run: blocked signals, fork into a PID namespace, and the exit status of a child.
 //!
-//! All of it needs a process with a single thread: whoever starts a run has no other.
+//! The process must have a single thread.
 
-#![expect(unsafe_code, reason = "rustix has neither fork nor signal masks; both are here and nowhere else")]
+#![expect(unsafe_code, reason = "rustix has no fork and no signal masks; both are used only in this file")]
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -14,12 +14,12 @@ use rustix::process::{Pid, Signal};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use serde::{Deserialize, Serialize};
 
-/// The signals that end a run in good order when its first process gets them.
-const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+/// The signals that end a run: they are forwarded to the sandbox, and the run is cleaned up.
+const END_SIGNALS: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
-/// Signals that are held back, to be taken one by one.
+/// Signals that are blocked and taken one by one.
 ///
-/// A signal that the caller has ignored, as `nohup` does, stays ignored.
+/// A signal that was ignored when the process started, as by `nohup`, stays ignored.
 #[derive(Clone, Copy)]
 pub(super) struct HeldSignals {
     held: libc::sigset_t,
@@ -32,27 +32,27 @@ impl std::fmt::Debug for HeldSignals {
     }
 }
 
-/// What arrived.
+/// A signal that has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SignalEvent {
     /// A child may have ended.
     Child,
-    /// Somebody wants the run to end.
+    /// The run is to end.
     End(Signal),
 }
 
 impl HeldSignals {
-    /// Holds back the signals that end a run, and those about children.
+    /// Blocks the signals that end a run, and SIGCHLD.
     pub(super) fn hold() -> io::Result<Self> {
         let mut held = empty_set();
         let mut before = empty_set();
-        // SAFETY: sigaction only reads the disposition into a struct that is there, the set functions write to sets that
-        // are, and no handler is installed: SIGCHLD gets its default, since a caller that ignores it would have the
-        // kernel reap the children whose end is waited for.
+        // SAFETY: sigaction writes the disposition to a valid struct, the set functions write to valid sets, and no handler
+        // is installed. SIGCHLD gets its default disposition: if it were ignored, the kernel would reap children before
+        // this process can wait for them.
         unsafe {
             libc::signal(libc::SIGCHLD, libc::SIG_DFL);
             libc::sigaddset(&mut held, libc::SIGCHLD);
-            for signal in ENDING {
+            for signal in END_SIGNALS {
                 let mut action = MaybeUninit::<libc::sigaction>::zeroed();
                 if libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) != 0 {
                     return Err(io::Error::last_os_error());
@@ -68,35 +68,35 @@ impl HeldSignals {
         Ok(Self { held, before })
     }
 
-    /// Waits for the next one.
+    /// Waits for the next signal.
     pub(super) fn wait(&self) -> io::Result<SignalEvent> {
         loop {
-            // SAFETY: the set is initialised, and the kernel writes nothing where there is no place for details.
+            // SAFETY: the set is initialised. With a null pointer for details, the kernel writes nothing.
             let number = unsafe { libc::sigwaitinfo(&self.held, ptr::null_mut()) };
-            if let Some(arrived) = arrived(number)? {
-                return Ok(arrived);
+            if let Some(event) = signal_event(number)? {
+                return Ok(event);
             }
         }
     }
 
-    /// A wish to end that has arrived before, if one has.
-    pub(super) fn end_wanted(&self) -> io::Result<Option<Signal>> {
-        let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    /// Takes a signal that ends the run, if one is pending.
+    pub(super) fn pending_end(&self) -> io::Result<Option<Signal>> {
+        let no_wait = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         loop {
-            // SAFETY: as above; the time is read only.
-            let number = unsafe { libc::sigtimedwait(&self.held, ptr::null_mut(), &now) };
+            // SAFETY: as for sigwaitinfo above; the kernel only reads the timeout.
+            let number = unsafe { libc::sigtimedwait(&self.held, ptr::null_mut(), &no_wait) };
             if number < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN) {
                 return Ok(None);
             }
-            if let Some(SignalEvent::End(signal)) = arrived(number)? {
+            if let Some(SignalEvent::End(signal)) = signal_event(number)? {
                 return Ok(Some(signal));
             }
         }
     }
 
-    /// Lets the signals through again, as they were: in a child before it executes a program.
+    /// Restores the signal mask, in a child before it executes a program.
     pub(super) fn release(&self) {
-        // SAFETY: the set is the one that sigprocmask gave; the call cannot fail with a valid request.
+        // SAFETY: the set is the one that sigprocmask returned. The call fails only for an invalid request.
         unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.before, ptr::null_mut()) };
     }
 }
@@ -110,7 +110,8 @@ fn empty_set() -> libc::sigset_t {
     }
 }
 
-fn arrived(number: i32) -> io::Result<Option<SignalEvent>> {
+/// Returns what signal `number` means; `None` if the wait was interrupted. A negative number is an error of the wait.
+fn signal_event(number: i32) -> io::Result<Option<SignalEvent>> {
     match number {
         libc::SIGCHLD => Ok(Some(SignalEvent::Child)),
         number if number < 0 => match io::Error::last_os_error() {
@@ -121,17 +122,17 @@ fn arrived(number: i32) -> io::Result<Option<SignalEvent>> {
     }
 }
 
-/// Which side of a fork this is.
+/// The side of a fork that this process is on.
 #[derive(Debug)]
 pub(super) enum Forked {
     Parent(Pid),
     Child,
 }
 
-/// Forks. The child leaves with [`std::process::exit`] or by executing a program, and never returns to its caller's caller.
+/// Forks. The child must end with [`std::process::exit`] or execute a program; it must not return from the caller.
 pub(super) fn fork() -> io::Result<Forked> {
-    // SAFETY: the process has one thread, so that the child's memory is whole: no lock is held by a thread that is not there.
-    // Who starts a run has no other thread; if one were there, the child could hang, which its parent's death ends.
+    // SAFETY: the process has one thread, so no thread that is missing in the child can hold a lock. If there were another
+    // thread, the child could hang on such a lock until its parent's death kills it.
     match unsafe { libc::fork() } {
         0 => Ok(Forked::Child),
         pid => match Pid::from_raw(pid) {
@@ -141,20 +142,20 @@ pub(super) fn fork() -> io::Result<Forked> {
     }
 }
 
-/// Forks a child that is the first process of a process namespace: when it ends, the kernel kills all others in there.
+/// Forks a child that is the first process of a new PID namespace. When it ends, the kernel kills all others in it.
 pub(super) fn fork_first_process() -> io::Result<Forked> {
     let own = rustix::fs::open("/proc/self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    // SAFETY: a new process namespace concerns future children only, no memory or descriptor of this process.
+    // SAFETY: a new PID namespace affects only future children, not the memory or descriptors of this process.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID)? };
     let forked = fork();
     if !matches!(forked, Ok(Forked::Child)) {
-        // Later children belong to this process's own again.
+        // Later children are again in the namespace of this process.
         rustix::thread::move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::ProcessID))?;
     }
     forked
 }
 
-/// A place to come back to: the mount namespace, the root directory and the working directory of this process.
+/// The mount namespace, root directory and working directory of this process, to return to.
 #[derive(Debug)]
 pub(super) struct SavedLocation {
     namespace: OwnedFd,
@@ -163,8 +164,8 @@ pub(super) struct SavedLocation {
 }
 
 impl SavedLocation {
-    /// Where this process is.
-    pub(super) fn here() -> io::Result<Self> {
+    /// Saves the present location.
+    pub(super) fn save() -> io::Result<Self> {
         let open = |path: &str, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
         Ok(Self {
             namespace: open("/proc/self/ns/mnt", OFlags::RDONLY)?,
@@ -173,9 +174,9 @@ impl SavedLocation {
         })
     }
 
-    /// Comes back, out of a mount namespace that then lives only as long as the processes left in it.
-    pub(super) fn back(&self) -> io::Result<()> {
-        // This takes the process to the root of the namespace, which need not be where it was.
+    /// Returns to the saved location. The mount namespace that this process leaves lives on only with its other processes.
+    pub(super) fn restore(&self) -> io::Result<()> {
+        // setns(2) moves the process to the root of the namespace, which may differ from the saved root.
         rustix::thread::move_into_link_name_space(self.namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
         rustix::process::fchdir(&self.root)?;
         rustix::process::chroot(".")?;
@@ -183,10 +184,10 @@ impl SavedLocation {
     }
 }
 
-/// How a child ended, and what it and all it had waited for used.
+/// How a child ended, and the resources that it and its reaped children used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ChildExit {
-    /// As wait(2) gives it.
+    /// The status of wait(2).
     status: i32,
     /// Processor time, in microseconds.
     pub(super) cpu_us: u64,
@@ -197,22 +198,22 @@ pub(super) struct ChildExit {
 }
 
 impl ChildExit {
-    /// Its exit code, where it exited.
+    /// The exit code, if the child exited.
     pub(super) fn code(self) -> Option<i32> {
         libc::WIFEXITED(self.status).then(|| libc::WEXITSTATUS(self.status))
     }
 
-    /// The signal that killed it, where one did.
+    /// The signal that killed the child, if one did.
     pub(super) fn signal(self) -> Option<i32> {
         libc::WIFSIGNALED(self.status).then(|| libc::WTERMSIG(self.status))
     }
 }
 
-/// Reaps any child that has ended; none where none has.
+/// Reaps one child that has ended. Returns `None` if there is none.
 pub(super) fn reap() -> io::Result<Option<(Pid, ChildExit)>> {
     let mut status = 0;
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: both places are there to be written, and all-zero bytes are an rusage.
+    // SAFETY: both pointers are valid for writing, and all-zero bytes are a valid rusage.
     let (pid, usage) = unsafe {
         let pid = libc::wait4(-1, &mut status, libc::WNOHANG, usage.as_mut_ptr());
         (pid, usage.assume_init())
@@ -226,32 +227,32 @@ pub(super) fn reap() -> io::Result<Option<(Pid, ChildExit)>> {
     let count = |value: i64| u64::try_from(value).unwrap_or(0);
     let time = |time: libc::timeval| count(time.tv_sec) * 1_000_000 + count(time.tv_usec);
     Ok(Pid::from_raw(pid).map(|pid| {
-        let ended = ChildExit {
+        let exit = ChildExit {
             status,
             cpu_us: time(usage.ru_utime) + time(usage.ru_stime),
             max_rss_kib: count(usage.ru_maxrss),
             switches_voluntary: count(usage.ru_nvcsw),
             switches_forced: count(usage.ru_nivcsw),
         };
-        (pid, ended)
+        (pid, exit)
     }))
 }
 
-/// Waits for a child, reaps others meanwhile, and hands on to it what wants the run to end.
+/// Waits for a child to end. Meanwhile reaps other children, and forwards signals that end the run to the child.
 ///
-/// Also tells whether there was such a signal.
-pub(super) fn attend(child: Pid, signals: &HeldSignals) -> io::Result<(ChildExit, bool)> {
-    let mut told_to_end = false;
+/// Also returns whether there was such a signal.
+pub(super) fn wait_for(child: Pid, signals: &HeldSignals) -> io::Result<(ChildExit, bool)> {
+    let mut interrupted = false;
     loop {
-        while let Some((pid, ended)) = reap()? {
+        while let Some((pid, exit)) = reap()? {
             if pid == child {
-                return Ok((ended, told_to_end));
+                return Ok((exit, interrupted));
             }
         }
         if let SignalEvent::End(signal) = signals.wait()? {
-            // It may have ended just now: it is not reaped yet, so that the number is still its own.
+            // The child may have ended, but it is not reaped yet, so its number cannot belong to another process.
             let _ = rustix::process::kill_process(child, signal);
-            told_to_end = true;
+            interrupted = true;
         }
     }
 }
@@ -261,15 +262,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn status_of_a_child_is_taken_apart() {
-        let ended = |status| ChildExit {
+    fn exit_status_has_either_a_code_or_a_signal() {
+        let exit = |status| ChildExit {
             status,
             cpu_us: 0,
             max_rss_kib: 0,
             switches_voluntary: 0,
             switches_forced: 0,
         };
-        assert_eq!((ended(3 << 8).code(), ended(3 << 8).signal()), (Some(3), None));
-        assert_eq!((ended(9).code(), ended(9).signal()), (None, Some(9)));
+        assert_eq!((exit(3 << 8).code(), exit(3 << 8).signal()), (Some(3), None));
+        assert_eq!((exit(9).code(), exit(9).signal()), (None, Some(9)));
     }
 }

@@ -1,11 +1,17 @@
-//! What isolate is called with and what it answers, as values: versions, options, directory rules, the meta file.
+//! isolate as the backend of a run, and its interface as values: versions, options, directory rules, the meta file.
 //!
 //! isolate has no library; its interface is its command line, which differs between versions. Everything that is known
-//! about that stands in this folder, and nothing in it but [`IsolateVersion::detect`] starts a process.
+//! about it is in this folder. The stand-in for isolate (`shim`) uses the values only; of these, only
+//! [`IsolateVersion::detect`] starts a process.
 
+mod arguments;
+mod backend;
+mod boxes;
+mod call;
 mod meta;
 mod options;
 mod rules;
+mod verdict;
 mod version;
 mod version_cache;
 
@@ -13,58 +19,79 @@ use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
+pub use backend::IsolateSandbox;
+pub(super) use boxes::remove_abandoned;
+pub use call::IsolateCall;
 pub use meta::{IsolateMeta, failure_text, write_failure};
-pub use options::{GivenOption, IsolateCall, IsolateMode, IsolateOption};
+pub use options::{GivenOption, IsolateMode, IsolateOption};
 pub use rules::{DirRule, RuleFlags, RuleTarget, components, is_root, root_rules};
 pub use version::{IsolateVersion, OLDEST};
 pub use version_cache::is_trusted;
 
-/// Why isolate cannot be used, or is asked for what it does not know.
+use crate::error::ErrorCode;
+
+/// Why isolate cannot be used, or why its arguments are wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum IsolateError {
     /// The program could not be started.
-    #[error("isolate {path}")]
+    #[error("cannot start isolate at {path}")]
     Start {
         /// The program.
         path: PathBuf,
-        /// What came of it.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The program is something else.
-    #[error("isolate {path}: `--version` does not tell a version")]
+    /// The program is not isolate.
+    #[error("{path} is not isolate: `--version` does not print a version of isolate")]
     NoVersion {
         /// The program.
         path: PathBuf,
     },
-    /// The program lacks what a root of an image needs.
-    #[error("isolate {path}: version {version} is too old, at least {OLDEST} is needed")]
+    /// The version does not support the rules that a root needs.
+    #[error("isolate at {path}: version {version} is too old, {OLDEST} or newer is needed")]
     TooOld {
         /// The program.
         path: PathBuf,
-        /// What it is.
+        /// The version of the program.
         version: IsolateVersion,
     },
     /// No version of isolate has this option.
     #[error("unknown option `{}`", .0.display())]
     UnknownOption(OsString),
-    /// The start of more than one option.
+    /// An abbreviation stands for more than one option.
     #[error("option `{}` is ambiguous", .0.display())]
     AmbiguousOption(OsString),
-    /// An option that takes no value was given one.
+    /// An option without a value was given one.
     #[error("option `--{0}` takes no value")]
     UnwantedValue(&'static str),
-    /// An option that takes a value stands at the end.
+    /// The value of an option is missing.
     #[error("option `--{0}` needs a value")]
     MissingValue(&'static str),
-    /// Two of `--init`, `--run` and their like.
-    #[error("`--{0}` and `--{1}` exclude each other")]
+    /// Two different modes, such as `--init` and `--run`.
+    #[error("options `--{0}` and `--{1}` exclude each other")]
     TwoModes(&'static str, &'static str),
     /// A directory rule that isolate would refuse.
     #[error("directory rule `{}`: {reason}", .rule.display())]
     Rule {
-        /// As it was given.
+        /// The rule, as it was given.
         rule: OsString,
-        /// What is wrong with it.
+        /// What is wrong with the rule.
         reason: &'static str,
     },
+}
+
+impl IsolateError {
+    /// The stable code of the error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Start { .. } | Self::NoVersion { .. } | Self::TooOld { .. } => ErrorCode::NoSandbox,
+            Self::UnknownOption(_)
+            | Self::AmbiguousOption(_)
+            | Self::UnwantedValue(_)
+            | Self::MissingValue(_)
+            | Self::TwoModes(..)
+            | Self::Rule { .. } => ErrorCode::Usage,
+        }
+    }
 }

@@ -99,7 +99,7 @@ impl DirRule {
     ///
     /// # Errors
     /// [`IsolateError::Rule`] where a path has a character that isolate splits on.
-    pub fn spelled(&self) -> Result<OsString, IsolateError> {
+    pub fn to_value(&self) -> Result<OsString, IsolateError> {
         let (outside, kind) = match &self.target {
             RuleTarget::Directory(outside) => (Some(outside.as_os_str()), None),
             RuleTarget::Filesystem(kind) => (Some(kind.as_os_str()), Some("fs")),
@@ -127,7 +127,7 @@ impl DirRule {
 
 impl fmt::Display for DirRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.spelled() {
+        match self.to_value() {
             Ok(text) => write!(f, "{}", text.display()),
             Err(_) => write!(f, "{}", self.inside.display()),
         }
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn rule_that_cannot_be_spelled_is_an_error() {
         let spelled = |inside: &str, outside: &str| {
-            DirRule::directory(inside, outside, RuleFlags::default()).spelled().is_ok()
+            DirRule::directory(inside, outside, RuleFlags::default()).to_value().is_ok()
         };
         assert!(spelled("a", "/b=c"));
         assert!(!spelled("a", "/b:c") && !spelled("a:b", "/c") && !spelled("a=b", "/c"));

@@ -40,7 +40,7 @@ impl IsolateVersion {
     ///
     /// # Errors
     /// As [`IsolateVersion::detect`].
-    pub fn known(path: &Path, program: &Metadata, run_dir: &Path) -> Result<Self, IsolateError> {
+    pub fn cached(path: &Path, program: &Metadata, run_dir: &Path) -> Result<Self, IsolateError> {
         let file = run_dir.join(KNOWN);
         if let Some(known) = read(&file)
             && known == CachedVersion::new(program, known.version)
@@ -117,7 +117,7 @@ mod tests {
     }
 
     fn known(path: &Path, dir: &Path) -> IsolateVersion {
-        IsolateVersion::known(path, &fs::metadata(path).unwrap(), dir).unwrap()
+        IsolateVersion::cached(path, &fs::metadata(path).unwrap(), dir).unwrap()
     }
 
     #[test]

@@ -14,11 +14,12 @@ use super::{BoxImages, Caller, ShimError};
 use crate::image::ManifestDigest;
 use crate::pipeline;
 use crate::roots::{Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
+use crate::sandbox::DEFAULT_PATH;
 use crate::sandbox::User;
-use crate::sandbox::command::{DEFAULT_PATH, MountContent, RootView};
 use crate::sandbox::isolate::{
     DirRule, IsolateCall, IsolateError, IsolateOption, RuleTarget, components, is_trusted,
 };
+use crate::sandbox::view::{MountContent, RootView};
 use crate::store::Store;
 
 /// What the administrator has set.
@@ -241,7 +242,7 @@ fn program(
     let path = plan.search_path(environment).unwrap_or_else(|| DEFAULT_PATH.into());
     // The box's user is known to isolate alone, and is nobody in any image.
     let user = User { uid: u32::MAX - 1, gid: u32::MAX - 1 };
-    view.program(word, &path, Path::new("/box"), user).ok()
+    view.find_program(word, &path, Path::new("/box"), user).ok()
 }
 
 /// Becomes the caller, then isolate.

@@ -68,7 +68,7 @@ impl RealIsolate {
     /// # Errors
     /// That it does not tell, or is too old.
     pub(super) fn version(&self, run_dir: &Path) -> Result<IsolateVersion, ShimError> {
-        Ok(IsolateVersion::known(&self.path, &self.metadata, run_dir)?)
+        Ok(IsolateVersion::cached(&self.path, &self.metadata, run_dir)?)
     }
 }
 

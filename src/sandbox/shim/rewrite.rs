@@ -208,7 +208,7 @@ impl CallRewrite {
         // Without `dev`: device nodes of an image never work.
         let top = DirRule::directory(".", root, RuleFlags { rw: writable, ..RuleFlags::default() });
         for rule in std::iter::once(&top).chain(&self.standard(root)).chain(further) {
-            add(IsolateOption::Dir, rule.spelled()?);
+            add(IsolateOption::Dir, rule.to_value()?);
         }
         for pair in environment.iter().filter(|pair| is_pair(pair)) {
             add(IsolateOption::Env, pair.into());

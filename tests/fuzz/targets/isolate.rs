@@ -183,7 +183,7 @@ fn check_meta(bytes: &[u8]) {
 fn check_rule(text: &OsStr) {
     let Ok(rule) = DirRule::parse(text) else { return };
     assert!(!rule.inside.as_bytes().starts_with(b"/") && components(&rule.inside).all(|part| part != ".."));
-    if let Ok(spelled) = rule.spelled() {
+    if let Ok(spelled) = rule.to_value() {
         assert_eq!(DirRule::parse(&spelled).expect("a rule reads as it is spelled"), rule);
     }
 }
@@ -263,7 +263,7 @@ fn check_plan(call: &IsolateCall) {
 fn check_made(call: &IsolateCall, made: &IsolateCall, version: IsolateVersion) {
     let rules: Vec<DirRule> =
         made.values(IsolateOption::Dir).map(|text| DirRule::parse(text).expect("ours")).collect();
-    let first = rules.first().map(|rule| rule.spelled().unwrap());
+    let first = rules.first().map(|rule| rule.to_value().unwrap());
     assert_eq!(first, Some(".=/run/root:rw".into()), "the root comes first");
     assert!(rules[1..].iter().all(|rule| !is_root(&rule.inside)), "a second root: {rules:?}");
     let texts: HashSet<&OsStr> = rules.iter().map(|rule| rule.inside.as_os_str()).collect();

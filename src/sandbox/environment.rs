@@ -1,0 +1,119 @@
+//! The environment of a program: the image's variables, then the caller's.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+
+use super::DEFAULT_PATH;
+use super::error::SandboxError;
+use crate::image::ImageConfig;
+
+/// A rule for one variable of the program's environment. A later rule overrides earlier ones for the same variable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Variable {
+    Set(OsString, OsString),
+    Unset(OsString),
+    /// Takes the caller's value; unset if the caller has none.
+    Inherit(OsString),
+}
+
+impl Variable {
+    pub(super) fn name(&self) -> &OsStr {
+        match self {
+            Self::Set(name, _) | Self::Unset(name) | Self::Inherit(name) => name,
+        }
+    }
+}
+
+/// Returns the rules for the environment: a default `PATH` as other runtimes set it, the image's variables, then the
+/// caller's, `given`.
+pub(super) fn variables(config: &ImageConfig, given: &[OsString]) -> Result<Vec<Variable>, SandboxError> {
+    let mut variables = vec![Variable::Set("PATH".into(), DEFAULT_PATH.into())];
+    for entry in &config.env {
+        if entry.contains('\0') {
+            return Err(SandboxError::ImageConfig("a variable contains a zero byte"));
+        }
+        // An entry without `=` would ask for the host's value. Images do not get variables of the host.
+        match entry.split_once('=') {
+            Some((name, value)) if !name.is_empty() => {
+                variables.push(Variable::Set(name.into(), value.into()))
+            }
+            _ => tracing::info!(
+                "ignoring the image's variable `{entry}`: it does not have the form NAME=VALUE"
+            ),
+        }
+    }
+    for entry in given {
+        let bytes = entry.as_bytes();
+        let name = |end: usize| OsStr::from_bytes(&bytes[..end]).to_owned();
+        variables.push(match bytes.iter().position(|byte| *byte == b'=') {
+            Some(0) => return Err(SandboxError::Variable(entry.clone())),
+            None if bytes.is_empty() => return Err(SandboxError::Variable(entry.clone())),
+            None => Variable::Inherit(entry.clone()),
+            Some(end) if end + 1 == bytes.len() => Variable::Unset(name(end)),
+            Some(end) => Variable::Set(name(end), OsStr::from_bytes(&bytes[end + 1..]).to_owned()),
+        });
+    }
+    Ok(variables)
+}
+
+/// Applies the rules and returns the program's environment. It starts empty, or with the caller's variables if `full`.
+pub(super) fn apply(
+    variables: &[Variable],
+    full: bool,
+    callers: impl Iterator<Item = (OsString, OsString)>,
+) -> Vec<(OsString, OsString)> {
+    let callers: Vec<(OsString, OsString)> = callers.collect();
+    let mut result = if full { callers.clone() } else { Vec::new() };
+    for variable in variables {
+        result.retain(|(name, _)| name != variable.name());
+        match variable {
+            Variable::Set(name, value) => result.push((name.clone(), value.clone())),
+            Variable::Unset(_) => {}
+            Variable::Inherit(wanted) => {
+                result.extend(callers.iter().find(|(name, _)| name == wanted).cloned());
+            }
+        }
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(env: &[&str]) -> ImageConfig {
+        let text = serde_json::json!({ "config": { "Env": env }, "rootfs": { "type": "layers" } });
+        ImageConfig::parse(text.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn variables_of_the_caller_override_those_of_the_image() {
+        let given = ["B=2", "C=", "HOME", "NOT_THERE", "EQUALS=a=b"].map(OsString::from);
+        let config = image(&["PATH=/opt/bin", "A=1", "B=1", "C=1", "EMPTY=", "HOST_SECRET", "=x"]);
+        let variables = variables(&config, &given).unwrap();
+        let callers = [("HOME", "/root"), ("HOST_SECRET", "s"), ("A", "host")]
+            .map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        let shown = |full| {
+            let applied = apply(&variables, full, callers.clone().into_iter());
+            let mut lines: Vec<String> = applied
+                .into_iter()
+                .map(|(name, value)| format!("{}={}", name.display(), value.display()))
+                .collect();
+            lines.sort();
+            lines.join(" ")
+        };
+        assert_eq!(shown(false), "A=1 B=2 EMPTY= EQUALS=a=b HOME=/root PATH=/opt/bin");
+        assert_eq!(shown(true), "A=1 B=2 EMPTY= EQUALS=a=b HOME=/root HOST_SECRET=s PATH=/opt/bin");
+        for wrong in ["", "=x"] {
+            assert!(super::variables(&config, &[wrong.into()]).is_err(), "{wrong}");
+        }
+        assert!(super::variables(&image(&["A=\0"]), &[]).is_err());
+    }
+
+    #[test]
+    fn image_without_path_gets_the_default_path() {
+        let variables = variables(&image(&["A=1"]), &[]).unwrap();
+        let set = |name: &str, value: &str| Variable::Set(name.into(), value.into());
+        assert_eq!(variables, [set("PATH", DEFAULT_PATH), set("A", "1")]);
+    }
+}

@@ -1,0 +1,127 @@
+//! isolate as the backend of a run.
+
+use std::fs;
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Gid, Uid};
+
+use super::arguments::{IsolateRun, below_root};
+use super::{DirRule, IsolateError, IsolateOption, IsolateVersion, boxes, verdict};
+use crate::image::ImageConfig;
+use crate::roots::Upper;
+use crate::sandbox::backend::{Backend, BoxRequest, PreparedRun};
+use crate::sandbox::box_lock::BoxRecord;
+use crate::sandbox::error::SandboxError;
+use crate::sandbox::first_process::ProgramExit;
+use crate::sandbox::sandbox_command::SandboxCommand;
+use crate::sandbox::{RunSpec, User, Verdict};
+
+/// An installed isolate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IsolateSandbox {
+    program: PathBuf,
+    version: IsolateVersion,
+}
+
+impl IsolateSandbox {
+    /// Checks the version of the isolate at `program`; `run_dir` is where the version is cached.
+    ///
+    /// # Errors
+    /// Those of [`IsolateVersion::detect`].
+    pub(in crate::sandbox) fn new(program: PathBuf, run_dir: &Path) -> Result<Self, IsolateError> {
+        let version = match fs::metadata(&program) {
+            Ok(metadata) => IsolateVersion::cached(&program, &metadata, run_dir)?,
+            Err(_) => IsolateVersion::detect(&program)?,
+        };
+        Ok(Self { program, version })
+    }
+}
+
+impl Backend for IsolateSandbox {
+    fn check(&self, spec: &RunSpec) -> Result<(), SandboxError> {
+        check(spec, self.version)
+    }
+
+    /// isolate has a user for each box, whose number only isolate knows. So the result is an ID that no file has.
+    fn user(&self, image: &ImageConfig, _default: User) -> User {
+        if !image.user.is_empty() {
+            tracing::info!("ignoring the image's user `{}`: isolate has a user for each box", image.user);
+        }
+        User { uid: u32::MAX, gid: u32::MAX }
+    }
+
+    fn record(&self, spec: &RunSpec, root: String) -> BoxRecord {
+        BoxRecord::Isolate { program: self.program.clone(), cg: spec.cg(), root }
+    }
+
+    fn make_box(&self, request: &BoxRequest<'_>) -> Result<PathBuf, SandboxError> {
+        boxes::init(&self.program, request.id, &request.spec.options, request.lock)
+    }
+
+    fn remove_box(&self, request: &BoxRequest<'_>) -> Result<(), SandboxError> {
+        boxes::clean_up(&self.program, request.id, request.spec.cg(), request.lock)
+    }
+
+    /// `isolate --run` gives everything in the box to the box's user.
+    fn box_owner(&self, _user: User) -> Option<(Uid, Gid)> {
+        None
+    }
+
+    fn command(&self, run: PreparedRun<'_>) -> Result<SandboxCommand, SandboxError> {
+        let dirs: Vec<DirRule> = run.rules.iter().map(|(rule, path)| below_root(rule, path)).collect();
+        let meta = PathBuf::from(format!("/proc/self/fd/{}", run.output.as_raw_fd()));
+        let arguments = IsolateRun {
+            version: self.version,
+            id: run.box_id,
+            root: run.root,
+            writable: run.spec.upper != Upper::None,
+            dirs: &dirs,
+            options: &run.spec.options,
+            variables: run.variables,
+            chdir: run.directory,
+            meta: &meta,
+            words: run.words,
+        }
+        .arguments()?;
+        let command = SandboxCommand::new(&self.program, arguments, run.output);
+        Ok(command.with_stdout_to_stderr(run.spec.stdout_to_stderr))
+    }
+
+    fn verdict(&self, exit: &ProgramExit, output: Vec<u8>) -> Result<(Verdict, Vec<u8>), SandboxError> {
+        let verdict = verdict::from_meta(exit, &output)?;
+        Ok((verdict, output))
+    }
+}
+
+/// Checks that this version of isolate knows all options of the run.
+fn check(spec: &RunSpec, version: IsolateVersion) -> Result<(), SandboxError> {
+    match spec.options.iter().find(|given| !given.option.is_known_to(version)) {
+        Some(given) => Err(SandboxError::UnknownOption { option: given.option.name(), version }),
+        None if spec.has(IsolateOption::CgMem) && !spec.cg() => Err(SandboxError::MissingOption {
+            option: IsolateOption::CgMem.name(),
+            needed: IsolateOption::Cg.name(),
+        }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::isolate::GivenOption;
+
+    #[test]
+    fn option_that_the_version_lacks_is_an_error_naming_both() {
+        let spec = |option, value: &str| {
+            let options = vec![GivenOption { option, value: Some(value.into()) }];
+            RunSpec { options, ..RunSpec::default() }
+        };
+        let syscalls = spec(IsolateOption::Syscalls, "0");
+        let error = check(&syscalls, IsolateVersion::new(1, 10, 1)).unwrap_err();
+        assert_eq!(error.to_string(), "option `--syscalls` is not supported by isolate 1.10.1");
+        check(&syscalls, IsolateVersion::new(2, 6, 0)).unwrap();
+        let error = check(&spec(IsolateOption::CgMem, "1"), IsolateVersion::new(2, 4, 0)).unwrap_err();
+        assert_eq!(error.to_string(), "option `--cg-mem` needs `--cg`");
+    }
+}

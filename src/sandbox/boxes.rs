@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(" 5 - 5 ".parse::<BoxRange>().unwrap(), "5".parse().unwrap());
         for text in ["", "-", "7-5", "a-b", "1-", "-1", "1-2-3"] {
             let error = text.parse::<BoxRange>().unwrap_err().to_string();
-            assert_eq!(error, format!("box ids `{text}` are not of the form FIRST-LAST"));
+            assert_eq!(error, format!("box ids `{text}` do not have the form FIRST-LAST"));
         }
     }
 

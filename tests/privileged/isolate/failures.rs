@@ -77,9 +77,9 @@ fn isolate_that_is_missing_or_too_old_or_no_isolate_is_told() {
     script(&host, "echo 'The process isolator 1.2'");
     assert_fails(&host, &in_image(&host), &["version 1.2", "is too old"]);
     script(&host, "echo something else");
-    assert_fails(&host, &in_image(&host), &["does not tell a version"]);
+    assert_fails(&host, &in_image(&host), &["is not isolate"]);
     script(&host, "exit 1");
-    assert_fails(&host, &in_image(&host), &["does not tell a version"]);
+    assert_fails(&host, &in_image(&host), &["is not isolate"]);
     fs::write(&host.isolate.path, [0x7f, 0, 1, 2]).unwrap();
     assert_fails(&host, &in_image(&host), &["isolate"]);
     fs::remove_file(&host.isolate.path).unwrap();

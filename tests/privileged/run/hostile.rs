@@ -103,7 +103,7 @@ pub(super) fn traps_in_the_box_are_not_stepped_into(runner: &Runner, image: &str
         if whole {
             assert_eq!(ran.code, Some(2), "{name}: {ran:?}");
             assert!(
-                ran.err.contains("is not there after the run") || ran.err.contains("are copied"),
+                ran.err.contains("is missing after the run") || ran.err.contains("are copied"),
                 "{ran:?}"
             );
             assert!(copied.symlink_metadata().is_err(), "{name}");
@@ -156,8 +156,8 @@ pub(super) fn attempts_find_nothing<'a>(runner: &Runner, attempts: impl Iterator
 pub(super) fn image_without_a_shell_runs(runner: &Runner) {
     let image = runner.make("shell-less", &[Entry::Gone("bin/.wh.sh")], &json!({}));
     assert_eq!(runner.ok(&image, &[], &["busybox", "echo", "no shell"]), "no shell\n");
-    runner.refused(&image, &[], &[], &["`/bin/sh`", "there is no such file in the image"]);
-    runner.refused(&image, &[], &["sh"], &["`sh`", "in no directory of the PATH"]);
+    runner.refused(&image, &[], &[], &["`/bin/sh`", "no such file in the image"]);
+    runner.refused(&image, &[], &["sh"], &["`sh`", "not found in any directory of PATH"]);
 }
 
 #[test]

@@ -46,7 +46,7 @@ pub(super) fn configuration_is_honoured(runner: &Runner) {
     assert_eq!(runner.ok(&image, &["--entrypoint", "tool"], &[]).lines().next(), Some(""));
     assert_eq!(runner.ok(&image, &["--entrypoint", ""], &["cat", "/etc/motd"]), "a small image\n");
     // PATH of the caller's goes before the image's, for the search too.
-    runner.refused(&image, &["--env", "PATH=/bin"], &[], &["`tool`", "in no directory of the PATH"]);
+    runner.refused(&image, &["--env", "PATH=/bin"], &[], &["`tool`", "not found in any directory of PATH"]);
     // What the sandbox mounts has nothing of the image's, and hides nothing behind it.
     assert_eq!(
         runner.ok(&image, &["--env", "PATH=/tmp:/proc/no:/bin", "--entrypoint", ""], &["cat", "/etc/motd"]),
@@ -78,8 +78,8 @@ pub(super) fn program_starts_where_it_can_be(runner: &Runner) {
         }
     }
     let image = runner.make("starts", &[], &json!({}));
-    let said = ["working directory /box/nowhere: No such file"];
-    runner.refused(&image, &["--chdir", "nowhere"], &["cat", "/etc/motd"], &said);
+    let expected = ["cannot start the program in /box/nowhere: No such file"];
+    runner.refused(&image, &["--chdir", "nowhere"], &["cat", "/etc/motd"], &expected);
     runner.refused(&image, &["--chdir", "/etc/motd"], &["cat"], &["/etc/motd: Not a directory"]);
     assert_eq!(runner.ok(&image, &["--chdir", "/etc"], &["cat", "motd"]), "a small image\n");
     runner.nothing_is_left();
@@ -98,11 +98,11 @@ pub(super) fn programs_are_searched_for_in_the_image(runner: &Runner) {
     let image = runner.make("programs", &entries, &json!({}));
     assert_eq!(runner.ok(&image, &[], &["linked"]), "of the image\n");
     assert_eq!(runner.ok(&image, &[], &["/bin/linked"]), "of the image\n");
-    let missing = "there is no such file in the image";
+    let missing = "no such file in the image";
     for (program, said) in [
-        ("mount", "in no directory of the PATH"),
-        ("nowhere", "in no directory of the PATH"),
-        ("directory", "in no directory of the PATH"),
+        ("mount", "not found in any directory of PATH"),
+        ("nowhere", "not found in any directory of PATH"),
+        ("directory", "not found in any directory of PATH"),
         ("/usr/bin/env", missing),
         ("/bin/nowhere", missing),
         ("/bin/directory", "it is a directory"),

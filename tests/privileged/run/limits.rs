@@ -86,7 +86,7 @@ fn option_that_this_isolate_lacks_is_named_with_its_version() {
         if is_2 {
             runner.ok(&image, &["--syscalls", "0"], &["cat", "/etc/motd"]);
         } else {
-            let said = ["`--syscalls`", &version, "does not know it"];
+            let said = ["`--syscalls`", &version, "is not supported by isolate"];
             runner.refused(&image, &["--syscalls", "0"], &["cat", "/etc/motd"], &said);
         }
     }

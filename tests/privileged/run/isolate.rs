@@ -105,9 +105,9 @@ pub(super) fn programs_are_searched_for_in_the_image(runner: &Runner) {
         ("directory", "not found in any directory of PATH"),
         ("/usr/bin/env", missing),
         ("/bin/nowhere", missing),
-        ("/bin/directory", "it is a directory"),
+        ("/bin/directory", "is a directory"),
         ("/bin/circle", "oo many"),
-        ("/etc/motd", "it is not executable"),
+        ("/etc/motd", "not executable"),
         ("./absent", missing),
     ] {
         runner.refused(&image, &[], &[program], &[program, said]);

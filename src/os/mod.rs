@@ -1,5 +1,5 @@
-//! Kernel helpers that several modules use: locks by name, lookups below a directory, walks inside a root, I/O errors that
-//! name their path.
+//! Kernel helpers that several modules use: locks by name, lookups below a directory, walks inside a root, removal of trees,
+//! I/O errors that name their path.
 //!
 //! Nothing here depends on images. A helper moves here when a second module needs it.
 

@@ -1,4 +1,4 @@
-//! Removes a directory tree, whatever a program has left in it.
+//! Removes a directory tree with hostile content.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
@@ -7,46 +7,50 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, IFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// Directories open at once. What lies deeper is moved to the top of the tree and removed from there, so that neither
-/// descriptors nor memory grow with the depth.
+/// Most open directories. A deeper directory is moved to the top of the tree and removed from there, so that descriptors and
+/// memory do not grow with the depth.
 const OPEN_MAX: usize = 32;
-/// How many directories are read again because something was put into them after they had been listed: in all, since one
-/// below the other they would multiply.
+/// How often a directory is listed again because another process added an entry after the first listing.
+///
+/// The limit is for the whole tree: limits per directory would multiply with the depth.
 const REREADS_MAX: u32 = 64;
-/// A tree has no more names than its filesystem has files, but for hard links, of which this many are allowed for.
+/// Without hard links, a tree has no more names than its filesystem has files. This many hard links are allowed in addition.
 const NAMES_BEYOND_FILES: u64 = 1 << 15;
-/// Names of a tree on a filesystem that does not count its files.
+/// Most names in a tree on a filesystem that does not count its files.
 const NAMES_UNCOUNTED: u64 = 1 << 26;
-/// Attributes that keep a file from being removed, even by root (FS_IOC_SETFLAGS(2const)).
-const KEPT: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
+/// Attributes that prevent the removal of a file, even by root (FS_IOC_SETFLAGS(2const)).
+const UNREMOVABLE: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
 
 const OPEN: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 
-/// Removes `name` in `parent`, and all that is below it where it is a directory.
+/// Removes `name` in `parent`, with its content if it is a directory. A missing name is not an error.
 ///
-/// Follows no link and enters no other mount. What bars the way is cleared: permissions, and the attributes immutable and
-/// append-only. Takes bounded memory and descriptors for a tree of any depth and size. Ends, too, when a program writes into
-/// the tree meanwhile, with an error when that is as fast as removing. Something that is not there is removed already.
+/// Follows no link and enters no other mount. Changes permissions, and clears the attributes immutable and append-only, if
+/// they prevent the removal. Uses bounded memory and descriptors for a tree of any depth and size. Terminates even if another
+/// process adds files to the tree; fails if that process is as fast as the removal.
 ///
 /// # Errors
 ///
-/// The first thing that could not be removed; as much as possible of the rest is. Calling again goes on where this ended.
+/// The first failed removal. Everything else that can be removed is removed; another call continues with the rest.
 pub fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     let name = CString::new(name.as_encoded_bytes())?;
-    // Most trees are directories; trying that first saves a call.
+    // Most trees are directories, so trying that first saves a system call.
     let Some(top) = remove_entry(parent, &name, FileType::Directory)? else { return Ok(()) };
-    let names = names_at_most(&top)?;
-    let levels = vec![Level::new(top, name)?];
-    let mut walk = Walk { parent, levels, moves: 0, names, rereads: REREADS_MAX, first: None };
+    let names_left = names_max(&top)?;
+    let levels = vec![OpenLevel::new(top, name)?];
+    let mut walk =
+        RemovalWalk { parent, levels, moves: 0, names_left, rereads_left: REREADS_MAX, first_error: None };
     while !walk.levels.is_empty() {
         walk.step();
     }
-    walk.first.map_or(Ok(()), |errno| Err(errno.into()))
+    walk.first_error.map_or(Ok(()), |errno| Err(errno.into()))
 }
 
-/// How many names a tree on the filesystem of `top` can have had when its removal began. A program that makes files as fast as
-/// they are removed is noticed by there being more; in memory, one pass over a directory sees new names for ever.
-fn names_at_most(top: &OwnedFd) -> Result<u64, Errno> {
+/// The largest possible number of names in a tree on the filesystem of `top`, at the start of the removal.
+///
+/// A walk that sees more names races with a process that creates files. On tmpfs, such a process can keep the listing of one
+/// directory from ever reaching its end.
+fn names_max(top: &OwnedFd) -> Result<u64, Errno> {
     let stat = rustix::fs::fstatfs(top)?;
     Ok(match stat.f_files {
         0 => NAMES_UNCOUNTED,
@@ -54,98 +58,98 @@ fn names_at_most(top: &OwnedFd) -> Result<u64, Errno> {
     })
 }
 
-/// One open directory on the way down.
-struct Level {
+/// An open directory of the walk.
+struct OpenLevel {
     directory: Dir,
     /// Its name in the level above.
     name: CString,
-    /// Something in it cannot be removed.
-    refused: bool,
-    /// Something was put into it by this walk, so that it has to be read again.
-    filled: bool,
+    /// Whether an entry of it could not be removed.
+    has_failed: bool,
+    /// Whether this walk has moved entries into it, so that it must be listed again.
+    has_new_entries: bool,
 }
 
-impl Level {
+impl OpenLevel {
     fn new(fd: OwnedFd, name: CString) -> Result<Self, Errno> {
-        Ok(Self { directory: Dir::new(fd)?, name, refused: false, filled: false })
+        Ok(Self { directory: Dir::new(fd)?, name, has_failed: false, has_new_entries: false })
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.directory.fd().expect("this stream of entries always has its descriptor")
+        self.directory.fd().expect("an open directory stream has a descriptor")
     }
 }
 
-struct Walk<'fd> {
+/// The state of one call of [`remove_tree`].
+struct RemovalWalk<'fd> {
     parent: BorrowedFd<'fd>,
-    /// From the top of the tree down, each in the one before it.
-    levels: Vec<Level>,
-    /// Directories that were moved to the top.
+    /// From the top of the tree down; each is in the one before it.
+    levels: Vec<OpenLevel>,
+    /// Number of attempts to move a directory to the top.
     moves: u64,
-    /// Names that may still be seen.
-    names: u64,
-    /// Directories that may still be read again.
-    rereads: u32,
-    first: Option<Errno>,
+    names_left: u64,
+    rereads_left: u32,
+    first_error: Option<Errno>,
 }
 
-impl Walk<'_> {
-    /// Takes the next entry of the deepest open directory, or the directory itself when there is none left.
+impl RemovalWalk<'_> {
+    /// Removes the next entry of the deepest open directory, or that directory if it has no more entries.
     fn step(&mut self) {
-        let deepest = self.levels.last_mut().expect("the caller has looked");
+        let deepest = self.levels.last_mut().expect("the caller checks that a level is open");
         match deepest.directory.read() {
             Some(Ok(entry)) => {
                 let name = entry.file_name();
                 if name != c"." && name != c".." {
-                    let Some(names) = self.names.checked_sub(1) else {
-                        self.refuse(Errno::NOTEMPTY);
+                    let Some(names_left) = self.names_left.checked_sub(1) else {
+                        self.record(Errno::NOTEMPTY);
                         return self.ascend();
                     };
-                    self.names = names;
-                    let found = remove_entry(deepest.fd(), name, entry.file_type());
-                    let done = found.and_then(|inner| match inner {
+                    self.names_left = names_left;
+                    let removed = remove_entry(deepest.fd(), name, entry.file_type());
+                    let result = removed.and_then(|inner| match inner {
                         Some(inner) => self.descend(inner, name),
                         None => Ok(()),
                     });
-                    if let Err(errno) = done {
-                        self.refuse(errno);
+                    if let Err(errno) = result {
+                        self.record(errno);
                     }
                 }
             }
-            // What linux_dirent64 readers get of a directory that was removed while open.
+            // getdents64(2) fails with ENOENT if the open directory was removed.
             Some(Err(Errno::NOENT)) | None => self.ascend(),
             Some(Err(errno)) => {
-                self.refuse(errno);
+                self.record(errno);
                 self.ascend();
             }
         }
     }
 
-    fn refuse(&mut self, errno: Errno) {
-        self.first.get_or_insert(errno);
+    /// Records that an entry of the deepest open directory could not be removed.
+    fn record(&mut self, errno: Errno) {
+        self.first_error.get_or_insert(errno);
         if let Some(level) = self.levels.last_mut() {
-            level.refused = true;
+            level.has_failed = true;
         }
     }
 
-    /// Goes on in a directory that is not empty, or moves it to where that is possible.
+    /// Enters a directory that is not empty. If it is too deep, moves it to the top of the tree instead.
     fn descend(&mut self, inner: OwnedFd, name: &CStr) -> Result<(), Errno> {
         if self.levels.len() < OPEN_MAX {
-            self.levels.push(Level::new(inner, name.to_owned())?);
+            self.levels.push(OpenLevel::new(inner, name.to_owned())?);
             return Ok(());
         }
         drop(inner);
-        let from = self.levels.last().expect("at least OPEN_MAX").fd();
-        let top = self.levels.first().expect("at least OPEN_MAX").fd();
+        let from = self.levels.last().expect("OPEN_MAX levels are open").fd();
+        let top = self.levels.first().expect("OPEN_MAX levels are open").fd();
         loop {
             let to = format!(".deep-{}", self.moves);
             self.moves += 1;
-            let moved = unbarred(from, name, || rustix::fs::renameat(from, name, top, &to));
+            let moved = retry_unprotected(from, name, || rustix::fs::renameat(from, name, top, &to));
             match moved {
                 Ok(()) => {
-                    self.levels[0].filled = true;
+                    self.levels[0].has_new_entries = true;
                     return Ok(());
                 }
-                // Left by one that was interrupted, or by the program.
+                // The name is taken: by an interrupted removal, or by the program that wrote the tree.
                 Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
                 Err(Errno::NOENT) => return Ok(()),
                 Err(errno) => return Err(errno),
@@ -153,59 +157,61 @@ impl Walk<'_> {
         }
     }
 
-    /// Removes the deepest directory, which has been read to its end.
+    /// Removes the deepest open directory, whose listing is complete.
     fn ascend(&mut self) {
         let Some(mut level) = self.levels.pop() else { return };
-        let parent = self.levels.last().map_or(self.parent, Level::fd);
-        let again = level.filled || !level.refused;
-        let removed = match level.refused && !level.filled {
-            true => Err(Errno::NOTEMPTY),
-            false => unbarred(parent, &level.name, || {
+        let parent = self.levels.last().map_or(self.parent, OpenLevel::fd);
+        let can_succeed = level.has_new_entries || !level.has_failed;
+        let removed = match can_succeed {
+            false => Err(Errno::NOTEMPTY),
+            true => retry_unprotected(parent, &level.name, || {
                 rustix::fs::unlinkat(parent, &level.name, AtFlags::REMOVEDIR)
             }),
         };
         match removed {
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(Errno::NOTEMPTY | Errno::EXIST) if again && (level.filled || self.rereads > 0) => {
-                if !std::mem::take(&mut level.filled) {
-                    self.rereads -= 1;
+            Err(Errno::NOTEMPTY | Errno::EXIST)
+                if can_succeed && (level.has_new_entries || self.rereads_left > 0) =>
+            {
+                if !std::mem::take(&mut level.has_new_entries) {
+                    self.rereads_left -= 1;
                 }
                 level.directory.rewind();
                 self.levels.push(level);
             }
-            Err(errno) => self.refuse(errno),
+            Err(errno) => self.record(errno),
         }
     }
 }
 
-/// Removes an entry; a directory that is not empty is opened instead.
+/// Removes an entry. If it is a directory that is not empty, opens and returns it instead.
 fn remove_entry(parent: BorrowedFd<'_>, name: &CStr, kind: FileType) -> Result<Option<OwnedFd>, Errno> {
-    let unlink = |flags| match unbarred(parent, name, || rustix::fs::unlinkat(parent, name, flags)) {
+    let unlink = |flags| match retry_unprotected(parent, name, || rustix::fs::unlinkat(parent, name, flags)) {
         Err(Errno::NOENT) => Ok(()),
-        done => done,
+        result => result,
     };
     if kind != FileType::Directory {
         match unlink(AtFlags::empty()) {
             Err(Errno::ISDIR) => {}
-            done => return done.map(|()| None),
+            result => return result.map(|()| None),
         }
     }
     match unlink(AtFlags::REMOVEDIR) {
         Ok(()) => Ok(None),
         Err(Errno::NOTEMPTY | Errno::EXIST) => open_directory(parent, name),
-        // The listing was wrong, or is out of date.
+        // The type in the listing was wrong, or the entry was replaced.
         Err(Errno::NOTDIR) => unlink(AtFlags::empty()).map(|()| None),
         Err(errno) => Err(errno),
     }
 }
 
-/// Opens a directory of this very mount; `None` where it has gone meanwhile.
+/// Opens a directory on the same mount; `None` if it was removed or replaced.
 fn open_directory(parent: BorrowedFd<'_>, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
     let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
     let open = || rustix::fs::openat2(parent, name, OPEN | OFlags::DIRECTORY, Mode::empty(), resolve);
     let opened = match open() {
         Err(Errno::ACCESS) => {
-            allow(parent, name)?;
+            grant_owner_access(parent, name)?;
             open()
         }
         opened => opened,
@@ -213,27 +219,27 @@ fn open_directory(parent: BorrowedFd<'_>, name: &CStr) -> Result<Option<OwnedFd>
     match opened {
         Ok(directory) => Ok(Some(directory)),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-        // Something is mounted there.
+        // It is a mountpoint.
         Err(Errno::XDEV) => Err(Errno::BUSY),
         Err(errno) => Err(errno),
     }
 }
 
-/// Does what changes an entry of a directory, once more when something barred it that can be cleared.
-fn unbarred(
+/// Calls `change`, which changes the entry `name`. If permissions or attributes prevent that, clears them and calls it again.
+fn retry_unprotected(
     parent: BorrowedFd<'_>,
     name: &CStr,
     change: impl Fn() -> Result<(), Errno>,
 ) -> Result<(), Errno> {
     match change() {
         Err(Errno::PERM | Errno::ACCESS) => {}
-        done => return done,
+        result => return result,
     }
-    // The directory first: else the entry itself may be out of reach.
+    // Start with the directory: without access to it, the entry cannot be opened.
     let _ = rustix::fs::fchmod(parent, Mode::RWXU);
     clear_attributes(parent);
     if let Ok(stat) = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
-        // Nothing else has such attributes, and opening a device does things.
+        // Other types have no such attributes, and opening a device can have side effects.
         && matches!(FileType::from_raw_mode(stat.st_mode), FileType::RegularFile | FileType::Directory)
         && let Ok(entry) = rustix::fs::openat(parent, name, OPEN | OFlags::NOCTTY, Mode::empty())
     {
@@ -244,17 +250,17 @@ fn unbarred(
 
 fn clear_attributes(file: impl rustix::fd::AsFd) {
     if let Ok(flags) = rustix::fs::ioctl_getflags(&file)
-        && flags.intersects(KEPT)
+        && flags.intersects(UNREMOVABLE)
     {
-        let _ = rustix::fs::ioctl_setflags(&file, flags - KEPT);
+        let _ = rustix::fs::ioctl_setflags(&file, flags - UNREMOVABLE);
     }
 }
 
-/// Gives its owner all rights to a directory.
-fn allow(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+/// Gives the owner full access to a directory.
+fn grant_owner_access(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-    // By the descriptor, since the name may be a link by now. fchmod(2) takes none that was opened as a path.
+    // Use the descriptor, since the name may have become a link. fchmod(2) does not accept an O_PATH descriptor.
     let path = format!("/proc/self/fd/{}", directory.as_raw_fd());
     rustix::fs::chmodat(CWD, path, Mode::RWXU, AtFlags::empty())
 }

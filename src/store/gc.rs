@@ -22,7 +22,7 @@ use crate::os::AtPath as _;
 /// How long `gc` waits for running pulls and loads.
 const LEASE_WAIT: Duration = Duration::from_secs(10);
 /// How long an interrupted download is kept, so that it can be resumed.
-const PARTIAL_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+const PARTIAL_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The files that `gc` removed, or would remove in a dry run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -64,7 +64,7 @@ impl Store {
     /// Fails with [`StoreError::Busy`] if a pull or a load runs for more than ten seconds. Removes nothing if a stored
     /// manifest cannot be read, since its blobs would be lost.
     pub fn gc(&self, dry_run: bool) -> Result<GcReport, StoreError> {
-        let _no_leases = self.exclude_leases(LEASE_WAIT)?;
+        let _exclusion = self.exclude_leases(LEASE_WAIT)?;
         let mut report = GcReport::default();
         let marked = self.mark(&mut report.missing)?;
         let mut sweep = GcSweep { store: self, marked: &marked, dry_run, report };
@@ -164,7 +164,7 @@ impl GcSweep<'_> {
                 file.metadata().and_then(|metadata| metadata.modified()).at("stat", &dir.path_of(&name))?;
             // A time in the future counts as now.
             let age = SystemTime::now().duration_since(modified).unwrap_or_default();
-            if age < PARTIAL_KEPT && !matches!(self.store.has_blob(&digest, None), Ok(true)) {
+            if age < PARTIAL_AGE_MAX && !matches!(self.store.has_blob(&digest, None), Ok(true)) {
                 continue;
             }
             let Some(_lock) = self.store.try_lock_blob(&digest)? else { continue };
@@ -322,9 +322,9 @@ mod tests {
         };
         let (fresh, lock) = partial("fresh", Duration::ZERO);
         drop(lock);
-        let (old, lock) = partial("old", 2 * PARTIAL_KEPT);
+        let (old, lock) = partial("old", 2 * PARTIAL_AGE_MAX);
         drop(lock);
-        let (locked, _lock) = partial("locked", 2 * PARTIAL_KEPT);
+        let (locked, _lock) = partial("locked", 2 * PARTIAL_AGE_MAX);
         let (finished, lock) = partial("finished", Duration::ZERO);
         drop(lock);
         put(&store, b"finished");

@@ -19,6 +19,7 @@ fn truncated_blob_is_an_error_not_a_short_read() {
         }
     }
 }
+
 #[test]
 fn wrong_gzip_trailer_is_an_error() {
     let good = gzip(&text(6000, 11), 6);
@@ -34,6 +35,7 @@ fn wrong_gzip_trailer_is_an_error() {
         matches!(spans(&blob, SMALL, 99), Err(LayerError::GzipLength { at, .. }) if at.get() == good.len() as u64)
     );
 }
+
 #[test]
 fn trailing_garbage_is_an_error() {
     for good in [gzip(b"abc", 6), zstd_frame(b"abc", true)] {
@@ -44,6 +46,7 @@ fn trailing_garbage_is_an_error() {
         }
     }
 }
+
 #[test]
 fn flipped_bit_is_an_error_or_changes_nothing() {
     let tar = text(20_000, 12);
@@ -59,6 +62,7 @@ fn flipped_bit_is_an_error_or_changes_nothing() {
         }
     }
 }
+
 #[test]
 fn damaged_blob_or_checkpoint_is_an_error_not_a_panic() {
     let tar = text(40_000, 13);
@@ -100,6 +104,7 @@ fn damaged_blob_or_checkpoint_is_an_error_not_a_panic() {
         }
     }
 }
+
 #[test]
 fn read_error_names_position_and_cause_and_ends_decoding() {
     let blob = gzip(&noise(20_000), 6);
@@ -110,12 +115,15 @@ fn read_error_names_position_and_cause_and_ends_decoding() {
     assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "cable cut");
     assert!(matches!(decoder.next_span(), Err(LayerError::AlreadyFailed)));
 }
+
 struct BrokenReader;
+
 impl Read for BrokenReader {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
         Err(io::Error::other("cable cut"))
     }
 }
+
 #[test]
 fn block_header_shorter_than_three_bits_is_an_error() {
     for (start_bit, bytes) in [(0, 0), (0, 1), (7, 1), (7, 2), (3, 600)] {
@@ -130,6 +138,7 @@ fn block_header_shorter_than_three_bits_is_an_error() {
         }
     }
 }
+
 #[test]
 fn wrong_zstd_checksum_is_an_error() {
     let mut blob = zstd_frame(&text(9000, 17), true);

@@ -18,6 +18,7 @@ fn gzip_spans_decode_again_alone_and_joined() {
         assert!(longest <= SpanLimits::PRODUCTION.max && all.len() <= 2 * 3_000_000 / longest + 2);
     }
 }
+
 #[test]
 fn long_block_is_cut_between_symbols() {
     let zeros = vec![0; 1_000_000];
@@ -28,6 +29,7 @@ fn long_block_is_cut_between_symbols() {
     let tar = text(200_000, 5);
     assert!(count_inside_block(&check(&gzip(&tar, 1), &tar, SMALL)) > 10);
 }
+
 #[test]
 fn stored_block_is_cut_between_bytes() {
     let tar = noise(150_000);
@@ -43,6 +45,7 @@ fn stored_block_is_cut_between_bytes() {
     assert!(after_stored.clone().all(|before| before > 0) && after_stored.max() > Some(60_000));
     check(&member(&deflate, &tar), &tar, SpanLimits::PRODUCTION);
 }
+
 #[test]
 fn span_that_is_full_at_a_block_end_is_not_cut_inside_the_block() {
     for len in [3071, 3072, 5119, 5120, 5121] {
@@ -53,6 +56,7 @@ fn span_that_is_full_at_a_block_end_is_not_cut_inside_the_block() {
         assert_eq!(count_inside_block(&all) > 0, len > 5120, "{len}");
     }
 }
+
 #[test]
 fn members_are_decoded_as_one_tar() {
     let tar = text(60_000, 6);
@@ -63,6 +67,7 @@ fn members_are_decoded_as_one_tar() {
         assert!(if size < 5121 { at_member == all.len() } else { at_member == 3 }, "{size}: {at_member}");
     }
 }
+
 #[test]
 fn empty_members_are_accepted() {
     let (empty, tar) = (gzip(b"", 6), text(9000, 7));
@@ -70,6 +75,7 @@ fn empty_members_are_accepted() {
     check(&[&gzip(&tar[..4000], 6)[..], &empty, &empty, &gzip(&tar[4000..], 6)].concat(), &tar, SMALL);
     assert!(check(&empty, b"", SMALL).is_empty());
 }
+
 #[test]
 fn flushes_between_blocks_are_accepted() {
     let tar = text(50_000, 8);
@@ -80,6 +86,7 @@ fn flushes_between_blocks_are_accepted() {
     }
     check(&encoder.finish().unwrap(), &tar, SMALL);
 }
+
 #[test]
 fn long_runs_of_empty_blocks_are_left_out_of_spans_and_bounded() {
     let nothing = stored_block(b"", false).repeat(10_000);
@@ -93,6 +100,7 @@ fn long_runs_of_empty_blocks_are_left_out_of_spans_and_bounded() {
     let error = spans(&endless, SMALL, usize::MAX).unwrap_err();
     assert!(error.to_string().contains("too many empty blocks"), "{error}");
 }
+
 #[test]
 fn member_header_may_have_all_optional_fields() {
     let tar = text(9000, 9);
@@ -112,6 +120,7 @@ fn member_header_may_have_all_optional_fields() {
     let error = spans(&blob, SMALL, 100).unwrap_err();
     assert_eq!(error.to_string(), "gzip: member header at byte 0: the header checksum does not match");
 }
+
 #[test]
 fn member_header_with_unknown_features_is_refused() {
     let good = gzip(b"abc", 6);

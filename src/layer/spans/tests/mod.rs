@@ -13,13 +13,16 @@ mod random;
 mod zstd;
 
 const SMALL: SpanLimits = SpanLimits { target: 4096, max: 5120 };
+
 /// Returns at most so many bytes at once.
 struct ChunkedReader<'a>(&'a [u8], usize);
+
 impl Read for ChunkedReader<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.0.read(buf)
     }
 }
+
 impl BufRead for ChunkedReader<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         Ok(&self.0[..self.0.len().min(self.1)])
@@ -29,6 +32,7 @@ impl BufRead for ChunkedReader<'_> {
         self.0 = &self.0[amount..];
     }
 }
+
 fn spans(blob: &[u8], limits: SpanLimits, chunk: usize) -> Result<Vec<DecodedSpan>, LayerError> {
     let mut decoder = SpanDecoder::new(ChunkedReader(blob, chunk), limits)?;
     let mut spans = Vec::new();
@@ -39,9 +43,11 @@ fn spans(blob: &[u8], limits: SpanLimits, chunk: usize) -> Result<Vec<DecodedSpa
     assert_eq!(decoder.blob_offset().get(), blob.len() as u64);
     Ok(spans)
 }
+
 fn range(blob: &[u8], range: std::ops::Range<u64>) -> &[u8] {
     &blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
 }
+
 fn decode_again(blob: &[u8], spans: &[DecodedSpan]) -> Vec<u8> {
     let checkpoint = spans[0].checkpoint.as_ref().unwrap();
     let header = match checkpoint {
@@ -56,6 +62,7 @@ fn decode_again(blob: &[u8], spans: &[DecodedSpan]) -> Vec<u8> {
     decode_span(checkpoint, header, range(blob, spans[0].blob.start..last.blob.end), &mut out).unwrap();
     out
 }
+
 /// Checks what must hold for every decoded blob, and returns its spans.
 #[track_caller]
 fn check(blob: &[u8], tar: &[u8], limits: SpanLimits) -> Vec<DecodedSpan> {
@@ -81,11 +88,13 @@ fn check(blob: &[u8], tar: &[u8], limits: SpanLimits) -> Vec<DecodedSpan> {
     }
     all
 }
+
 fn gzip(bytes: &[u8], level: u32) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::new(level));
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
+
 /// Wraps deflate data in a member.
 fn member(deflate: &[u8], bytes: &[u8]) -> Vec<u8> {
     let mut blob = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
@@ -94,6 +103,7 @@ fn member(deflate: &[u8], bytes: &[u8]) -> Vec<u8> {
     blob.extend_from_slice(&u32::try_from(bytes.len()).unwrap().to_le_bytes());
     blob
 }
+
 fn stored_block(bytes: &[u8], last: bool) -> Vec<u8> {
     let length = u16::try_from(bytes.len()).unwrap();
     let mut block = vec![u8::from(last)];
@@ -102,6 +112,7 @@ fn stored_block(bytes: &[u8], last: bool) -> Vec<u8> {
     block.extend_from_slice(bytes);
     block
 }
+
 /// Bytes that compress like source code: words of a small vocabulary, with some random bytes.
 fn text(len: usize, mut seed: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len + 16);
@@ -118,6 +129,7 @@ fn text(len: usize, mut seed: u64) -> Vec<u8> {
     bytes.truncate(len);
     bytes
 }
+
 fn noise(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     (0..len)
@@ -129,27 +141,32 @@ fn noise(len: usize) -> Vec<u8> {
         })
         .collect()
 }
+
 fn count_inside_block(spans: &[DecodedSpan]) -> usize {
     let inside =
         |span: &&DecodedSpan| matches!(span.checkpoint, Some(Checkpoint::Deflate { block: Some(_), .. }));
     spans.iter().filter(inside).count()
 }
+
 fn zstd_frame(bytes: &[u8], checksum: bool) -> Vec<u8> {
     let mut encoder = ::zstd::Encoder::new(Vec::new(), 3).unwrap();
     encoder.include_checksum(checksum).unwrap();
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
+
 /// A frame with a content size, which zstd decodes by another path.
 fn sized_frame(bytes: &[u8]) -> Vec<u8> {
     ::zstd::bulk::compress(bytes, 3).unwrap()
 }
+
 fn skippable(len: u32) -> Vec<u8> {
     let mut frame = vec![0x53, 0x2a, 0x4d, 0x18];
     frame.extend_from_slice(&len.to_le_bytes());
     frame.resize(8 + len as usize, 9);
     frame
 }
+
 #[test]
 fn plain_tar_is_cut_at_the_target_length() {
     let tar = noise(10_000);
@@ -158,6 +175,7 @@ fn plain_tar_is_cut_at_the_target_length() {
     assert_eq!(lengths, [4096, 4096, 1808]);
     assert_eq!(all[1].blob, 4096..8192);
 }
+
 #[test]
 fn empty_blob_is_an_error() {
     assert!(matches!(spans(b"", SMALL, 1), Err(LayerError::Empty)));

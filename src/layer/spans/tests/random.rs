@@ -6,9 +6,11 @@ use super::*;
 
 /// Parts of a tar: kind, length and seed of each.
 type TarParts = Vec<(u8, usize, u64)>;
+
 fn parts() -> impl Strategy<Value = TarParts> {
     prop::collection::vec((0u8..4, 0usize..30_000, any::<u64>()), 0..6)
 }
+
 /// Concatenates zeros, noise, text and repetitions of earlier bytes.
 fn build_tar(parts: TarParts) -> Vec<u8> {
     let mut tar: Vec<u8> = Vec::new();
@@ -26,6 +28,7 @@ fn build_tar(parts: TarParts) -> Vec<u8> {
     }
     tar
 }
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -15,6 +15,7 @@ fn short_zstd_frames_share_a_span() {
         }
     }
 }
+
 #[test]
 fn zstd_frame_longer_than_a_span_has_no_checkpoints() {
     let tar = text(40_000, 15);
@@ -34,6 +35,7 @@ fn zstd_frame_longer_than_a_span_has_no_checkpoints() {
         }
     }
 }
+
 #[test]
 fn skippable_and_empty_frames_are_ignored() {
     let tar = text(8000, 16);
@@ -61,6 +63,7 @@ fn skippable_and_empty_frames_are_ignored() {
     let blob = [&zstd_frame(a, true)[..], cut].concat();
     assert!(matches!(spans(&blob, SMALL, 60), Err(LayerError::Truncated { part: "skippable frame", .. })));
 }
+
 #[test]
 fn zstd_frame_of_empty_blocks_has_no_checkpoint() {
     // A frame with a window of 1 KiB: raw blocks of 0 bytes, then one of 5.
@@ -71,6 +74,7 @@ fn zstd_frame_of_empty_blocks_has_no_checkpoint() {
     let all = check(&blob, b"hello", SMALL);
     assert_eq!(all[0].checkpoint, None);
 }
+
 #[test]
 fn zstd_frame_with_large_window_or_dictionary_is_refused() {
     let rest = [1, 0, 0];

@@ -37,6 +37,7 @@ fn entry_of_every_type_is_read() {
         ("name that is not UTF-8", vec![raw(b'0', "").set(0, b"a\xff\n").done()], "a\\xff\\n []"),
     ]);
 }
+
 #[test]
 fn types_without_data_ignore_the_declared_size() {
     for typeflag in b'1'..=b'6' {
@@ -48,6 +49,7 @@ fn types_without_data_ignore_the_declared_size() {
         }
     }
 }
+
 #[test]
 #[rustfmt::skip]
 fn markers_are_distinguished_from_entries() {
@@ -64,6 +66,7 @@ fn markers_are_distinguished_from_entries() {
         ("below a marker", vec![file(".wh.a/b", b"")], "error: tar offset 0, entry `.wh.a/b`: entry is below a whiteout marker"),
     ]);
 }
+
 #[test]
 #[rustfmt::skip]
 fn error_names_offset_entry_and_violated_rule() {
@@ -109,6 +112,7 @@ fn error_names_offset_entry_and_violated_rule() {
         ("long symlink target", vec![raw(b'K', "k").data(&[b'x'; 4096]), raw(b'2', "l").done()], "error: tar offset 4608, entry `l`: symlink target is empty, longer than 4095 bytes or contains a NUL byte"),
     ]);
 }
+
 #[test]
 #[rustfmt::skip]
 fn extension_headers_override_the_header() {
@@ -132,6 +136,7 @@ fn extension_headers_override_the_header() {
         ("base-256 fields", vec![raw(b'0', "a").gnu().set(108, b"\x80\0\0\0\xff\xff\xff\xfe").set(116, b"\x80\0\0\0\0\x03\x0d\x40").set(136, &[0xff; 12]).set(124, b"\x80\0\0\0\0\0\0\0\0\0\0\x02").done(), padded(b"hi".to_vec())], "a [hi] owner=4294967294:200000 mtime=-1.000000000"),
     ]);
 }
+
 #[test]
 fn signed_checksum_is_accepted() {
     let mut block: [u8; BLOCK] = RawHeader::new(b'0', "").set(0, b"\xff\xfe").done().try_into().unwrap();
@@ -141,13 +146,16 @@ fn signed_checksum_is_accepted() {
     block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     assert_eq!(shown(&block), "\\xff\\xfe []");
 }
+
 /// A header followed by endless data, which the walk skips quickly.
 struct EndlessReader(Vec<u8>);
+
 impl io::Read for EndlessReader {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
         unreachable!("the walk only uses BufRead")
     }
 }
+
 impl io::BufRead for EndlessReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         static DATA: [u8; 16 << 20] = [b'x'; 16 << 20];
@@ -159,6 +167,7 @@ impl io::BufRead for EndlessReader {
         self.0.drain(..length);
     }
 }
+
 #[test]
 fn size_beyond_8_gib_is_read() {
     let header = RawHeader::new(b'0', "a").set(124, b"\x80\0\0\0\0\0\0\x03\0\0\0\0").done();
@@ -168,6 +177,7 @@ fn size_beyond_8_gib_is_read() {
     assert_eq!(entry.kind, EntryKind::Regular { size: 3 << 32, content });
     assert_eq!(walk.position().get(), 512 + (3 << 32));
 }
+
 #[test]
 fn data_after_the_end_blocks_is_left_to_the_caller() {
     let tar = [file("a", b"x"), end(), b"garbage".to_vec()].concat();
@@ -176,6 +186,7 @@ fn data_after_the_end_blocks_is_left_to_the_caller() {
     assert!(walk.next_entry().unwrap().is_none());
     assert_eq!(walk.into_inner(), b"garbage");
 }
+
 #[test]
 fn failed_walk_stays_failed() {
     let tar = [vec![b'x'; BLOCK], file("a", b"")].concat();
@@ -183,6 +194,7 @@ fn failed_walk_stays_failed() {
     assert!(matches!(walk.next_entry(), Err(TarError { fault: TarFault::Checksum, .. })));
     assert!(matches!(walk.next_entry(), Err(TarError { fault: TarFault::AlreadyFailed, .. })));
 }
+
 #[test]
 fn truncation_is_an_error_except_between_entries() {
     let tar = rich();

@@ -11,6 +11,7 @@ mod sparse;
 
 /// Builds a header. Starts as an empty regular file in ustar format.
 struct RawHeader([u8; BLOCK]);
+
 impl RawHeader {
     fn new(typeflag: u8, name: &str) -> Self {
         let mut block = [0; BLOCK];
@@ -45,13 +46,16 @@ impl RawHeader {
         padded([declared, data.to_vec()].concat())
     }
 }
+
 fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
     bytes
 }
+
 fn file(name: &str, data: &[u8]) -> Vec<u8> {
     RawHeader::new(b'0', name).data(data)
 }
+
 fn pax_data(records: &[(&str, &[u8])]) -> Vec<u8> {
     let mut data = Vec::new();
     for (key, value) in records {
@@ -62,12 +66,15 @@ fn pax_data(records: &[(&str, &[u8])]) -> Vec<u8> {
     }
     data
 }
+
 fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
     RawHeader::new(b'x', "PaxHeaders/x").data(&pax_data(records))
 }
+
 fn end() -> Vec<u8> {
     vec![0; 2 * BLOCK]
 }
+
 fn walk_all(tar: &[u8]) -> Result<Vec<TarEntry>, TarError> {
     // The small buffer finds code that works only if a whole header is in the buffer.
     let mut walk = TarWalk::new(io::BufReader::with_capacity(100, tar));
@@ -78,6 +85,7 @@ fn walk_all(tar: &[u8]) -> Result<Vec<TarEntry>, TarError> {
     assert!(walk.next_entry().unwrap().is_none());
     Ok(entries)
 }
+
 /// Shows an entry as one line: name, type, and everything that differs from `RawHeader::new`.
 fn line(tar: &[u8], entry: &TarEntry) -> String {
     let mut line = match &entry.member {
@@ -123,17 +131,20 @@ fn line(tar: &[u8], entry: &TarEntry) -> String {
     }
     line
 }
+
 fn shown(tar: &[u8]) -> String {
     match walk_all(tar) {
         Ok(entries) => entries.iter().map(|entry| line(tar, entry)).collect::<Vec<_>>().join("\n"),
         Err(error) => format!("error: {error}"),
     }
 }
+
 fn check(cases: &[(&str, Vec<Vec<u8>>, &str)]) {
     for (name, parts, expected) in cases {
         assert_eq!(&shown(&parts.concat()), expected, "{name}");
     }
 }
+
 fn gnu_sparse(name: &str, stored: u64, size: u64, map: &[(u64, u64)], extended: bool) -> RawHeader {
     let mut raw = RawHeader::new(b'S', name).gnu().size(stored).set(483, format!("{size:011o}\0").as_bytes());
     for (position, (logical, len)) in map.iter().enumerate() {
@@ -141,6 +152,7 @@ fn gnu_sparse(name: &str, stored: u64, size: u64, map: &[(u64, u64)], extended: 
     }
     raw.set(482, &[u8::from(extended)])
 }
+
 fn gnu_map_block(map: &[(u64, u64)], extended: bool) -> Vec<u8> {
     let text: String = map.iter().map(|(logical, len)| format!("{logical:011o}\0{len:011o}\0")).collect();
     let mut block = padded(text.into_bytes());
@@ -148,6 +160,7 @@ fn gnu_map_block(map: &[(u64, u64)], extended: bool) -> Vec<u8> {
     block[504] = u8::from(extended);
     block
 }
+
 /// An archive with an entry of each format.
 fn rich() -> Vec<u8> {
     [

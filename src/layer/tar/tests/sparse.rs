@@ -20,6 +20,7 @@ fn old_gnu_sparse_files_are_read() {
         ("not GNU", vec![gnu_sparse("a", 0, 3, &[(3, 0)], false).set(257, b"ustar\x0000").done()], "error: tar offset 0, entry `a`: unsupported entry type `S`"),
     ]);
 }
+
 #[test]
 #[rustfmt::skip]
 fn pax_sparse_files_are_read() {
@@ -50,6 +51,7 @@ fn pax_sparse_files_are_read() {
     let expected: Vec<_> = (0..60).map(|n| Segment { logical: 1_000_000_000 + 2 * n, tar: TarOffset::new(data + n), len: 1 }).collect();
     assert_eq!(segments, &expected);
 }
+
 #[test]
 fn sparse_map_that_contradicts_itself_is_an_error() {
     type Segments = &'static [(u64, u64)];
@@ -102,6 +104,7 @@ fn sparse_map_that_contradicts_itself_is_an_error() {
         assert!(matches!(fault, Err(TarFault::SparseMap)), "{wrong:?}: {fault:?}");
     }
 }
+
 #[test]
 fn number_of_sparse_segments_is_limited() {
     let segments = MAX_SEGMENTS as u64 + 1;

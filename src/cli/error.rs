@@ -163,12 +163,7 @@ fn hint_only(hint: Option<impl Into<String>>) -> Explanation {
 /// The code of an error of the operating system that no type of this crate explains.
 fn code_of_io(error: &(dyn StdError + 'static)) -> Option<ErrorCode> {
     let error = chain(error).find_map(|cause| cause.downcast_ref::<io::Error>())?;
-    Some(match error.kind() {
-        io::ErrorKind::PermissionDenied => ErrorCode::Permission,
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::DiskFull,
-        io::ErrorKind::ReadOnlyFilesystem => ErrorCode::ReadOnlyFilesystem,
-        _ => ErrorCode::Io,
-    })
+    Some(ErrorCode::of_io(error))
 }
 
 #[cfg(test)]

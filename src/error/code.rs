@@ -4,7 +4,7 @@
 //! only if a script would treat it differently. Add it at the end of its group and to the manual page
 //! `rcx-imagefs-errors(7)`; a test compares the two.
 
-use std::fmt;
+use std::{fmt, io};
 
 macro_rules! codes {
     ($($(#[doc = $doc:literal])+ $variant:ident = $text:literal,)+) => {
@@ -147,6 +147,19 @@ codes! {
     Copy = "copy",
     /// A path or program is not trustworthy: another user could change it.
     Untrusted = "untrusted",
+}
+
+impl ErrorCode {
+    /// Returns the code of an error of the operating system.
+    #[must_use]
+    pub fn of_io(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => Self::Permission,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull,
+            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnlyFilesystem,
+            _ => Self::Io,
+        }
+    }
 }
 
 impl fmt::Display for ErrorCode {

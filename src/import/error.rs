@@ -107,7 +107,7 @@ impl ImportError {
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Open(_) | Self::Read { .. } => ErrorCode::Io,
+            Self::Open(source) | Self::Read { source, .. } => ErrorCode::of_io(source),
             Self::Compressed(_)
             | Self::FileType
             | Self::Tar { .. }

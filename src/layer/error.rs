@@ -124,7 +124,7 @@ impl LayerError {
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Read { .. } => ErrorCode::Io,
+            Self::Read { source, .. } => ErrorCode::of_io(source),
             Self::Empty
             | Self::Truncated { .. }
             | Self::TrailingGarbage { .. }

@@ -3,8 +3,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::io::Errno;
-
 use crate::error::ErrorCode;
 
 /// A failed operation on a file.
@@ -28,12 +26,7 @@ impl PathError {
     /// The stable code of this error.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
-        match self.source.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::ACCESS | Errno::PERM) => ErrorCode::Permission,
-            Some(Errno::NOSPC | Errno::DQUOT) => ErrorCode::DiskFull,
-            Some(Errno::ROFS) => ErrorCode::ReadOnlyFilesystem,
-            _ => ErrorCode::Io,
-        }
+        ErrorCode::of_io(&self.source)
     }
 }
 
@@ -55,6 +48,8 @@ impl<T, E: Into<io::Error>> AtPath<T> for Result<T, E> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
 
     #[test]

@@ -115,7 +115,7 @@ impl TarFault {
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Read(_) => ErrorCode::Io,
+            Self::Read(error) => ErrorCode::of_io(error),
             Self::Name(error) | Self::LinkName(error) => error.code(),
             Self::LongExtension { .. } | Self::ManyExtensions | Self::ManySegments => ErrorCode::LayerLimit,
             Self::Truncated

@@ -76,7 +76,7 @@ impl Registry {
     ///
     /// [`RegistryError::CaFile`] and [`RegistryError::TlsSetup`].
     pub fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
-        // Fails if a provider is installed already. That can only be the same one.
+        // Fails if a provider is installed already, which can only be the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let authorities = http::read_authorities(&options)?;
         let clients = |kind| {
@@ -171,16 +171,16 @@ impl Registry {
 
     /// Gets a token, or uses the password. `None` if the user has no credentials and the registry has no token server.
     ///
-    /// `used` is the authorization that the registry rejected. If another task has replaced it, returns the new one.
+    /// If another task has replaced the `rejected` authorization already, returns the new one.
     async fn authorize(
         &self,
         object: &RemoteObject,
-        used: Option<Authorization>,
+        rejected: Option<Authorization>,
     ) -> Result<Option<Authorization>, RegistryError> {
         let name = object.name();
         let mut tokens = self.0.tokens.lock().await;
         let current = tokens.get(name).cloned();
-        if current != used {
+        if current != rejected {
             return Ok(current);
         }
         let deadlines = &self.0.options.deadlines;
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_certificate_file_is_named() {
+    fn invalid_certificate_file_is_an_error_that_names_it() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ca.pem");
         let new =

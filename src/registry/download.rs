@@ -38,8 +38,8 @@ pub struct Download {
     failures: u32,
     /// Bytes returned since the last failure.
     since_failure: u64,
-    /// Whether the server supports ranges, as far as known.
-    ranges: bool,
+    /// Whether to request ranges. False once the server has returned a wrong range.
+    use_ranges: bool,
 }
 
 /// A response that is being read.
@@ -49,7 +49,7 @@ struct DownloadBody {
     position: u64,
     /// Time spent waiting for the bytes in `arrived`. Time between two calls of [`Download::next_chunk`] does not count.
     waited: Duration,
-    /// Bytes received since the idle deadline started.
+    /// Bytes received since the idle deadline was last reset.
     arrived: u64,
 }
 
@@ -66,7 +66,7 @@ impl Registry {
             body: None,
             failures: 0,
             since_failure: 0,
-            ranges: true,
+            use_ranges: true,
         }
     }
 }
@@ -104,7 +104,7 @@ impl Download {
             self.since_failure = 0;
             self.failures += 1;
             if matches!(error, RegistryError::Range { .. }) {
-                self.ranges = false;
+                self.use_ranges = false;
             }
             let first = self.registry.options().deadlines.backoff;
             let Some(pause) = retry_after(self.failures, &error, first) else { return Err(error) };
@@ -116,7 +116,7 @@ impl Download {
     /// Returns the next bytes, without retries.
     async fn step(&mut self) -> Result<Option<Bytes>, RegistryError> {
         if self.offset >= self.size {
-            return self.end().await;
+            return self.check_end().await;
         }
         loop {
             let body = match &mut self.body {
@@ -137,7 +137,7 @@ impl Download {
             let start = body.position;
             body.position = start.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
             if body.position > self.size {
-                return Err(self.length(None));
+                return Err(self.length_error(None));
             }
             if body.position <= self.offset {
                 continue;
@@ -152,24 +152,24 @@ impl Download {
     }
 
     /// Checks that the response ends after the last byte of the blob.
-    async fn end(&mut self) -> Result<Option<Bytes>, RegistryError> {
+    async fn check_end(&mut self) -> Result<Option<Bytes>, RegistryError> {
         if self.offset > self.size {
-            return Err(self.length(Some(self.offset)));
+            return Err(self.length_error(Some(self.offset)));
         }
         let Some(mut body) = self.body.take() else { return Ok(None) };
         match timeout(END_WAIT, body.read(&self.registry, &self.object)).await {
-            Ok(Ok(Some(_))) => Err(self.length(None)),
+            Ok(Ok(Some(_))) => Err(self.length_error(None)),
             _ => Ok(None),
         }
     }
 
-    fn length(&self, actual: Option<u64>) -> RegistryError {
+    fn length_error(&self, actual: Option<u64>) -> RegistryError {
         RegistryError::Length { object: self.object.clone(), expected: self.size, actual }
     }
 
     /// Requests the rest of the blob. Checks that the server sends the rest, or the whole blob.
     async fn open(&self) -> Result<DownloadBody, RegistryError> {
-        let from = if self.ranges { self.offset } else { 0 };
+        let from = if self.use_ranges { self.offset } else { 0 };
         let path = format!("blobs/{}", self.digest);
         let request = RegistryRequest { object: &self.object, path, accept: None, from };
         let response = self.registry.request(&request).await?;
@@ -183,7 +183,7 @@ impl Download {
                 || RegistryError::Range { object: self.object.clone(), from, returned: range.to_owned() };
             let (first, total) = content_range(range).ok_or_else(wrong_range)?;
             if total.is_some_and(|total| total != self.size) {
-                return Err(self.length(total));
+                return Err(self.length_error(total));
             }
             if first != from {
                 return Err(wrong_range());
@@ -196,7 +196,7 @@ impl Download {
             let end = position.saturating_add(length);
             let partial = response.status() == StatusCode::PARTIAL_CONTENT;
             if end > self.size || (end < self.size && !partial) {
-                return Err(self.length(Some(end)));
+                return Err(self.length_error(Some(end)));
             }
         }
         Ok(DownloadBody { response, position, waited: Duration::ZERO, arrived: 0 })

@@ -14,10 +14,10 @@
 //! **Crashes.** Each change is one rename or link of a file that is already synced to disk (`dir.rs`), so a crash at any
 //! moment leaves a valid store. Only `slots` grows in place; each of its lines has a checksum.
 //!
-//! **Locks.** All locks are flock(2) locks on files below `locks/`, so the kernel releases them when the holder dies. Lock
-//! order: a [`GcLease`], then a [`BlobLock`], then the lock of `index.json` or of `slots` (taken and released within one call
-//! of this module). A thread must not wait for a [`BlobLock`] while it holds another one: two images may list the same
-//! layers in opposite orders. All functions here block; async code must call them from a blocking thread.
+//! **Locks.** All locks between processes are flock(2) locks, most of them on files below `locks/`. The kernel releases them
+//! when the holder dies. Lock order: a [`GcLease`], then a [`BlobLock`], then the lock of `index.json` or of `slots` (taken and
+//! released within one call of this module). A thread must not wait for a [`BlobLock`] while it holds another one: two images
+//! may list the same layers in opposite orders. All functions here block; async code must call them from a blocking thread.
 //!
 //! **Permissions.** Directories are 0755 and files 0644 (less the umask), as in layouts of other tools. `tmp` and `partial`
 //! are 0700 because their content is not verified yet, and `locks` because whoever can open a lock file can block others.

@@ -15,7 +15,7 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 
 use rustix::fs::OFlags;
 
@@ -233,7 +233,7 @@ impl Store {
 
     fn table(&self) -> MutexGuard<'_, SlotTable> {
         // A panic may have left the table half updated, so read the file again from the start.
-        self.shared.slots.lock().unwrap_or_else(|poisoned: PoisonError<_>| {
+        self.shared.slots.lock().unwrap_or_else(|poisoned| {
             let mut table = poisoned.into_inner();
             *table = SlotTable::default();
             table

@@ -17,9 +17,9 @@ unsafe impl Send for Inflate {}
 /// When a call stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StopCondition {
-    /// When the input or the output space is used up, or the stream ends.
+    /// If the input or the output space is used up, or the stream ends.
     Exhausted,
-    /// The same, and after each block.
+    /// As [`Exhausted`](StopCondition::Exhausted), and after each block.
     BlockEnd,
 }
 
@@ -66,7 +66,7 @@ impl Inflate {
         // static and the size is that of the type.
         let code = unsafe { z::inflateInit2_(&raw mut *stream, -15, z::zlibVersion(), size) };
         // The arguments are constants, so only a failed allocation is possible. It panics as any other allocation does.
-        assert_eq!(code, z::Z_OK, "memory for an inflate stream");
+        assert_eq!(code, z::Z_OK, "out of memory for an inflate stream");
         Self { stream }
     }
 
@@ -82,7 +82,7 @@ impl Inflate {
         let len = u32::try_from(bytes.len()).expect("history is at most 32 KiB");
         // SAFETY: the stream is initialised; pointer and length are those of a slice.
         let code = unsafe { z::inflateSetDictionary(&raw mut *self.stream, bytes.as_ptr(), len) };
-        assert_eq!(code, z::Z_OK, "a raw stream takes a dictionary at any time");
+        assert_eq!(code, z::Z_OK, "a raw stream accepts a dictionary at any time");
     }
 
     /// Inserts up to 8 bits before the next input byte. Must not be called more than twice between two decoding calls.

@@ -32,7 +32,7 @@ pub(super) enum PaxValue<T> {
 /// The `GNU.sparse.*` records.
 #[derive(Debug, Default)]
 pub(super) struct SparseRecords {
-    /// Whether there was any.
+    /// Whether there is any such record.
     pub(super) any: bool,
     pub(super) major: Option<u64>,
     pub(super) minor: Option<u64>,
@@ -54,6 +54,7 @@ impl<T: Copy> PaxValue<T> {
         }
     }
 
+    /// Replaces the value, unless the newer header has no such record.
     fn update(&mut self, newer: Self) {
         if !matches!(newer, Self::Unset) {
             *self = newer;

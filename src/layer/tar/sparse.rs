@@ -93,9 +93,11 @@ impl SparseMap {
 #[derive(Debug)]
 pub(super) struct SparseLineMap {
     map: SparseMap,
+    /// The current line.
     line: Vec<u8>,
     /// Count of numbers that are not read yet; `None` before the number of segments is read.
     left: Option<u64>,
+    /// Offset of the next segment, if its length is not read yet.
     logical: Option<u64>,
 }
 

@@ -304,11 +304,13 @@ impl<R: BufRead> TarWalk<R> {
         Ok(content)
     }
 
+    /// Reads a GNU long name or long link; `None` if it is empty.
     fn read_long(&mut self, size: u64) -> Result<Option<Vec<u8>>, TarFault> {
         let data = self.read_extension(size, MAX_LONG_NAME)?;
         Ok(Some(text(&data).to_vec()).filter(|name| !name.is_empty()))
     }
 
+    /// Reads the data of an extension header.
     fn read_extension(&mut self, size: u64, limit: u64) -> Result<Vec<u8>, TarFault> {
         let length = usize::try_from(size)
             .ok()
@@ -366,6 +368,7 @@ impl<R: BufRead> TarWalk<R> {
         Ok(())
     }
 
+    /// Returns the next bytes of the stream; none at its end.
     fn peek(&mut self) -> Result<&[u8], TarFault> {
         // The borrow checker rejects returning the buffer from inside the loop. The second call returns the same buffer.
         loop {
@@ -385,6 +388,7 @@ impl<R: BufRead> TarWalk<R> {
 }
 
 impl ExtensionHeaders {
+    /// Counts one more header.
     fn count(&mut self, for_next_entry: bool) -> Result<(), TarFault> {
         self.pending |= for_next_entry;
         self.count += 1;

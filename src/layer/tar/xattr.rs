@@ -18,7 +18,7 @@ const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
 const VERSION: [u8; 4] = 2u32.to_le_bytes();
-/// The ID in an entry that names neither a user nor a group.
+/// The ID in entries that name neither a user nor a group.
 const NO_ID: u32 = u32::MAX;
 
 /// Whether Linux can store an xattr on a file of this kind (xattr(7)). Others cannot be written to a disk, and in a mount
@@ -100,7 +100,7 @@ impl PosixAcl {
                 USER_OBJ => last == 0,
                 USER | GROUP_OBJ => last != 0,
                 GROUP | MASK => last >= GROUP_OBJ,
-                // An ACL with named entries needs a mask, directly before.
+                // `OTHER` comes last. A mask must precede it if there are named entries.
                 _ => last == MASK || (last == GROUP_OBJ && !named),
             };
             if !in_place {

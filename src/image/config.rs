@@ -1,35 +1,35 @@
-//! An image's config: the digests of its layers' tars, and how its program is started.
+//! The configuration of an image: the diff IDs of its layers, and the defaults for its program.
 
 use serde::Deserialize;
 
 use super::limits::{CONFIG_MAX, check_length};
 use super::{DiffId, ManifestError, Platform};
 
-/// What is read of an image's config (image-spec, config.md).
+/// The parts of an image's configuration that are used (image-spec, config.md).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageConfig {
-    /// Digests of the layers' tars, the lowest first.
+    /// The diff IDs of the layers, lowest first. [`Image`](super::Image) pairs them with the layers.
     pub diff_ids: Vec<DiffId>,
-    /// What it runs on.
+    /// The platform that the image runs on.
     pub platform: Platform,
-    /// `NAME=VALUE` each.
+    /// Environment variables, as `NAME=VALUE`.
     pub env: Vec<String>,
-    /// Where its program starts; empty for the root.
+    /// The working directory of the program; empty for `/`.
     pub working_dir: String,
-    /// First words of its command.
+    /// The first words of the command.
     pub entrypoint: Vec<String>,
-    /// The further words, or the whole command.
+    /// The words after the entrypoint, or the whole command.
     pub cmd: Vec<String>,
     /// `USER[:GROUP]`, names or numbers; empty for root.
     pub user: String,
-    /// When it was made, as RFC 3339.
+    /// The time of creation, as in RFC 3339.
     pub created: Option<String>,
     /// The whole document.
     pub raw: serde_json::Value,
 }
 
 impl ImageConfig {
-    /// Reads a config.
+    /// Parses a configuration.
     ///
     /// # Errors
     /// [`ManifestError::Config`], [`ManifestError::RootfsType`] or [`ManifestError::TooLong`].
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_config_is_refused() {
+    fn malformed_configuration_is_refused() {
         assert!(matches!(ImageConfig::parse(b"{}"), Err(ManifestError::Config(_))));
         assert!(matches!(ImageConfig::parse(b"<html>"), Err(ManifestError::Config(_))));
         assert!(matches!(

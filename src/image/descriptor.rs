@@ -1,4 +1,4 @@
-//! Pointers from one document to the next, and the media types they carry.
+//! Descriptors, by which one document refers to another, and media types.
 
 use std::collections::BTreeMap;
 
@@ -26,30 +26,30 @@ pub mod media {
     pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
     /// OCI layer, zstd.
     pub const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
-    /// All that a registry may answer a request for a manifest with.
+    /// The media types that a registry may return for a manifest.
     pub const DOCUMENTS: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
 }
 
-/// Points at a blob or a document (image-spec, descriptor.md). `urls` and `data` are not used.
+/// A reference to a blob or a document (image-spec, descriptor.md). `urls` and `data` are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// What it is.
+    /// The media type of the content.
     pub media_type: String,
-    /// Digest of its bytes.
+    /// The digest of the content.
     pub digest: Digest,
-    /// Its length in bytes.
+    /// The length of the content in bytes.
     pub size: u64,
-    /// Free-form remarks.
+    /// Annotations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub annotations: Option<BTreeMap<String, String>>,
-    /// What it runs on; on entries of an index.
+    /// The platform; only in entries of an index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
 }
 
 impl Descriptor {
-    /// A descriptor without annotations and platform.
+    /// A descriptor without annotations or platform.
     #[must_use]
     pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {
         Self { media_type: media_type.to_owned(), digest, size, annotations: None, platform: None }
@@ -61,19 +61,19 @@ impl Descriptor {
         self.annotations.as_ref()?.get(key).map(String::as_str)
     }
 
-    /// Whether it points at an index or list.
+    /// Whether the target is an index or a manifest list.
     #[must_use]
     pub fn is_index(&self) -> bool {
         matches!(self.media_type.as_str(), media::OCI_INDEX | media::DOCKER_LIST)
     }
 
-    /// Whether it points at an image manifest.
+    /// Whether the target is an image manifest.
     #[must_use]
     pub fn is_manifest(&self) -> bool {
         matches!(self.media_type.as_str(), media::OCI_MANIFEST | media::DOCKER_MANIFEST)
     }
 
-    /// Whether a builder attached it to an image: provenance, an SBOM.
+    /// Whether the target is an attestation that a builder attached to an image: provenance, an SBOM.
     #[must_use]
     pub fn is_attestation(&self) -> bool {
         self.platform.as_ref().is_some_and(Platform::is_unknown)
@@ -81,10 +81,10 @@ impl Descriptor {
     }
 }
 
-/// How a layer's media type says that it is compressed.
+/// The compression that a layer's media type declares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Compression {
-    /// A plain tar.
+    /// Not compressed.
     None,
     /// gzip.
     Gzip,
@@ -92,17 +92,17 @@ pub enum Compression {
     Zstd,
 }
 
-/// What a layer's media type says.
+/// The meaning of a layer's media type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LayerMedia {
-    /// How it is compressed. The bytes decide; where they differ from this, the layer is refused.
+    /// The compression. A layer whose content is compressed in another way is refused.
     pub compression: Compression,
-    /// Whether it may be missing from registries (Windows base layers once were).
+    /// Whether registries may lack the blob, as they once lacked the base layers of Windows.
     pub foreign: bool,
 }
 
 impl LayerMedia {
-    /// Reads a layer's media type; `None` if it is not one of a layer that can be read.
+    /// Parses a layer's media type. Returns `None` if it is not supported.
     #[must_use]
     pub fn parse(media_type: &str) -> Option<Self> {
         let (rest, foreign) = [
@@ -126,7 +126,7 @@ impl LayerMedia {
     }
 }
 
-/// Reads a descriptor's digest as a manifest's.
+/// Takes the digest of a descriptor that points at a manifest.
 impl From<&Descriptor> for ManifestDigest {
     fn from(descriptor: &Descriptor) -> Self {
         Self::new(descriptor.digest)
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layer_media_types_of_both_families_are_read() {
+    fn oci_and_docker_layer_types_are_parsed() {
         use Compression::{Gzip, None as Plain, Zstd};
         let read = |compression, foreign| Some(LayerMedia { compression, foreign });
         for (text, media) in [
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptor_keeps_its_json_form() {
+    fn descriptor_round_trips_through_json() {
         let json = r#"{"mediaType":"a/b","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":3,"annotations":{"k":"v"},"platform":{"os":"linux","architecture":"arm","variant":"v6"}}"#;
         let descriptor: Descriptor = serde_json::from_str(json).unwrap();
         assert_eq!(

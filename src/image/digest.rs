@@ -1,32 +1,44 @@
-//! Content digests: one type for any blob, and one for each role in which they must not be confused.
+//! Content digests: one type for any blob, and one type for each role that must not be confused with another.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A SHA-256 content digest, `sha256:` and 64 lower-case hex digits in text (image-spec, descriptor.md, "Digests").
+use crate::error::ErrorCode;
+
+/// A SHA-256 content digest; its text form is `sha256:` and 64 lower-case hex digits (image-spec, descriptor.md, "Digests").
 ///
-/// SHA-512 is registered there too, but no registry or builder writes it; it is refused by name.
+/// The specification also registers SHA-512. No registry or builder writes it, so it is not supported.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
-/// Why a text is not a digest that this program takes.
+/// Why a text is not a supported digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
-    /// There is no `ALGORITHM:` in front.
-    #[error("digest `{0}` has no algorithm (wanted sha256:HEX)")]
+    /// The text does not start with `ALGORITHM:`.
+    #[error("digest `{0}` has no algorithm (expected sha256:HEX)")]
     NoAlgorithm(String),
-    /// A registered or unknown algorithm other than SHA-256.
+    /// The algorithm is not SHA-256.
     #[error("digest algorithm `{0}` is not supported (only sha256)")]
     Algorithm(String),
-    /// Not 64 lower-case hex digits.
+    /// The value is not 64 lower-case hex digits.
     #[error("digest `{0}` does not have 64 lower-case hex digits")]
     Hex(String),
 }
 
+impl DigestError {
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NoAlgorithm(_) | Self::Algorithm(_) | Self::Hex(_) => ErrorCode::Reference,
+        }
+    }
+}
+
 impl Digest {
-    /// Wraps a finished SHA-256 value.
+    /// Wraps a SHA-256 value.
     #[must_use]
     pub fn new(sha256: [u8; 32]) -> Self {
         Self(sha256)
@@ -45,7 +57,7 @@ impl Digest {
         &self.0
     }
 
-    /// The 64 hex digits without the algorithm: a file's name in `blobs/sha256/`.
+    /// The 64 hex digits without the algorithm: the name of the blob's file in `blobs/sha256/`.
     #[must_use]
     pub fn hex(&self) -> String {
         use fmt::Write as _;
@@ -107,7 +119,7 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// Declares a digest with a role of its own, so that one is never passed where another is meant.
+/// Declares a digest type for one role, so that the compiler refuses a digest in another role.
 macro_rules! digest_role {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -158,15 +170,15 @@ macro_rules! digest_role {
 }
 
 digest_role! {
-    /// Digest of a manifest (or of an index of manifests): what stands behind `@` in a reference.
+    /// The digest of a manifest or of an index of manifests: the digest after `@` in a reference.
     ManifestDigest
 }
 digest_role! {
-    /// Digest of a layer's blob as served, compressed or not.
+    /// The digest of a layer's blob as served, compressed or not.
     LayerDigest
 }
 digest_role! {
-    /// Digest of a layer's tar, uncompressed (image-spec, config.md, `rootfs.diff_ids`).
+    /// The digest of a layer's uncompressed tar (image-spec, config.md, `rootfs.diff_ids`).
     DiffId
 }
 
@@ -183,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_to_be_wrong_is_named() {
+    fn each_malformed_digest_has_its_own_error() {
         assert!(matches!("abc".parse::<Digest>(), Err(DigestError::NoAlgorithm(_))));
         assert!(matches!("sha512:ab".parse::<Digest>(), Err(DigestError::Algorithm(a)) if a == "sha512"));
         assert!(matches!("sha256:ab".parse::<Digest>(), Err(DigestError::Hex(_))));

@@ -13,7 +13,7 @@ use super::limits::{MANIFEST_MAX, check_length};
 use super::manifest::{Manifest, is_image_config};
 use super::{DocumentKind, ManifestError};
 
-/// A manifest or an index, told apart by content.
+/// A manifest or an index. The content decides which.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Document {
     /// An image for one platform.
@@ -22,7 +22,8 @@ pub enum Document {
     Index(ImageIndex),
 }
 
-/// All fields that decide what a document is. One that stands twice is an error, since readers differ on which counts.
+/// The fields that decide the kind of a document. A field that occurs twice is an error, since readers differ on which
+/// one counts.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct DocumentFields {
@@ -38,11 +39,11 @@ struct DocumentFields {
 }
 
 impl Document {
-    /// Reads a manifest or an index. `announced` is the media type it came with: of the response, or of the descriptor that
-    /// led to it; types that say nothing (`application/json` and the like) are passed over.
+    /// Parses a manifest or an index. `announced` is the media type of the response, or of the descriptor that referred to the
+    /// document. Generic types such as `application/json` are ignored.
     ///
     /// # Errors
-    /// See [`ManifestError`]: each thing that is not an image manifest or index is named.
+    /// See [`ManifestError`].
     pub fn parse(bytes: &[u8], announced: Option<&str>) -> Result<Self, ManifestError> {
         check_length(bytes, MANIFEST_MAX)?;
         let announced = announced.map(essence).filter(|announced| !announced.is_empty());
@@ -55,7 +56,7 @@ impl Document {
         }
         let fields = match serde_json::from_slice::<DocumentFields>(bytes) {
             Ok(fields) => fields,
-            // Schema 1 and artifact manifests have fields of the same names in another form.
+            // Schema 1 and artifact manifests have fields with these names and other types.
             Err(error) => return Err(refuse(bytes, announced.as_deref()).unwrap_or(error.into())),
         };
         if fields.fs_layers.is_some()
@@ -98,7 +99,7 @@ impl Document {
     }
 }
 
-/// A media type without its parameters.
+/// Returns a media type without its parameters.
 fn essence(media_type: &str) -> String {
     media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
@@ -115,7 +116,7 @@ fn kind_of(media_type: &str) -> Option<DocumentKind> {
     }
 }
 
-/// The one media type that a document's content, its own field and the announced type lead to.
+/// Returns the media type of a document, after comparing its content, its own field and the announced type.
 fn agreed_type(
     kind: DocumentKind,
     own: Option<&str>,
@@ -136,7 +137,7 @@ fn agreed_type(
         }
         (None, Some(announced)) if kind_of(announced) != Some(kind) => Err(contradiction(announced)),
         (Some(declared), _) | (None, Some(declared)) => Ok(declared.to_owned()),
-        // Only OCI documents may leave their type out.
+        // Only OCI documents may lack a media type.
         (None, None) => Ok(match kind {
             DocumentKind::Manifest => media::OCI_MANIFEST,
             DocumentKind::Index => media::OCI_INDEX,
@@ -145,11 +146,11 @@ fn agreed_type(
     }
 }
 
-/// Looks more closely at JSON that does not read as a manifest; `None` where it gives no better reason.
+/// Explains why JSON is not a manifest, or returns `None` if it has no better explanation than the parser.
 fn refuse(bytes: &[u8], announced: Option<&str>) -> Option<ManifestError> {
     let value: serde_json::Value = serde_json::from_slice(bytes).ok()?;
     let Some(object) = value.as_object() else {
-        return Some(ManifestError::Neither("no JSON object at its top".to_owned()));
+        return Some(ManifestError::Neither("no JSON object at the top level".to_owned()));
     };
     if object.get("schemaVersion").and_then(serde_json::Value::as_u64) == Some(1) {
         return Some(ManifestError::Schema1);
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn content_decides_what_a_document_is() {
+    fn content_decides_the_kind_of_a_document() {
         let docker = with(
             with(manifest(), "mediaType", json!(media::DOCKER_MANIFEST)),
             "config",
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_by_name() {
+    fn each_unsupported_document_has_its_own_error() {
         use ManifestError as E;
         type RefusedDocument = (Value, Option<&'static str>, fn(&ManifestError) -> bool);
         let cases: Vec<RefusedDocument> = vec![
@@ -346,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_json_are_refused_by_name() {
+    fn content_that_is_not_json_is_refused() {
         let parse = |bytes: &[u8]| Document::parse(bytes, None).unwrap_err();
         assert!(matches!(parse(b"\n <!DOCTYPE html><html>"), ManifestError::Html));
         assert!(matches!(parse(b""), ManifestError::Json(_)));
@@ -357,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn index_gives_the_platforms_entry_and_lists_what_there_is() {
+    fn index_returns_the_entry_of_the_platform_or_lists_the_platforms() {
         let choose = |platforms: &[&str], wanted: &str| {
             let Document::Index(index) = parse(&index(platforms), None).unwrap() else { panic!("no index") };
             let wanted = wanted.parse().unwrap();
@@ -370,12 +371,12 @@ mod tests {
         assert!(choose(&["", ""], "linux/amd64").is_err());
         assert!(choose(&["", "linux/s390x"], "linux/amd64").is_err());
         let error = choose(&["linux/arm64", "windows/amd64", "unknown/unknown"], "linux/amd64").unwrap_err();
-        assert_eq!(error.to_string(), "no manifest for linux/amd64; there are linux/arm64, windows/amd64");
-        assert!(choose(&[], "linux/amd64").unwrap_err().to_string().ends_with("there are none"));
+        assert_eq!(error.to_string(), "no manifest for linux/amd64; available: linux/arm64, windows/amd64");
+        assert!(choose(&[], "linux/amd64").unwrap_err().to_string().ends_with("available: none"));
     }
 
     #[test]
-    fn written_manifest_reads_back() {
+    fn serialized_manifest_parses_to_the_same_manifest() {
         let Document::Manifest(manifest) = parse(&manifest(), None).unwrap() else { panic!("no manifest") };
         assert_eq!(
             Document::parse(&manifest.to_bytes(), None).unwrap(),

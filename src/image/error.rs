@@ -1,66 +1,67 @@
-//! Why a manifest, index or config is refused.
+//! Why a manifest, index or configuration is refused.
 
 use std::fmt;
 
 use super::{Digest, Platform};
+use crate::error::ErrorCode;
 
 /// Why a document is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// Longer than its limit.
-    #[error("document of {size} bytes is longer than {limit}")]
+    /// The document is larger than its limit.
+    #[error("document has {size} bytes, more than the limit of {limit}")]
     TooLong {
-        /// Its length in bytes.
+        /// The size in bytes.
         size: u64,
-        /// What is allowed.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// A web page: a login form, a proxy's message.
+    /// The document is a web page: a login form, or the message of a proxy.
     #[error("this is an HTML page, not a manifest")]
     Html,
-    /// No JSON object, or one whose fields do not have the form they must have.
+    /// The document is not a JSON object, or one of its fields has the wrong form.
     #[error("manifest is not valid")]
     Json(#[from] serde_json::Error),
-    /// JSON that is neither a manifest nor an index.
+    /// The JSON is neither a manifest nor an index.
     #[error("document is neither an image manifest nor an index: it has {0}")]
     Neither(String),
-    /// JSON that is both.
-    #[error("document is a manifest and an index at once")]
+    /// The JSON has the fields of a manifest and those of an index.
+    #[error("document is both a manifest and an index")]
     Both,
-    /// Docker's manifest format before 2016.
+    /// Docker's manifest format from before 2016.
     #[error("manifest has schema version 1, which is not supported")]
     Schema1,
     /// A schema version other than 1 and 2.
     #[error("manifest has schema version {0}, not 2")]
     SchemaVersion(u64),
-    /// What it says to be, or was said to be, is not what it is.
+    /// The content does not match the media type in the document, or the media type with which it was announced.
     #[error("{kind} is declared as `{declared}`")]
     Contradiction {
-        /// What the content is.
+        /// The kind of the content.
         kind: DocumentKind,
-        /// The media type that does not fit.
+        /// The media type that contradicts it.
         declared: String,
     },
-    /// Its own media type and the announced one differ.
-    #[error("manifest says that it is `{own}`, but came as `{announced}`")]
+    /// The media type in the document differs from the announced one.
+    #[error("manifest has the media type `{own}`, but was announced as `{announced}`")]
     AnnouncedOtherwise {
         /// The media type in the document.
         own: String,
         /// The media type of the response or the descriptor.
         announced: String,
     },
-    /// No image: a Helm chart, a signature, an SBOM and the like.
+    /// An artifact that is not an image: a Helm chart, a signature, an SBOM.
     #[error("this is an artifact of type `{0}`, not an image")]
     Artifact(String),
-    /// The layer needs a key.
-    #[error("layer {digest} is encrypted (`{media_type}`)")]
+    /// The layer is encrypted.
+    #[error("layer {digest} is encrypted (`{media_type}`), which is not supported")]
     EncryptedLayer {
         /// The layer.
         digest: Digest,
         /// Its media type.
         media_type: String,
     },
-    /// No layer type that is known.
+    /// The layer has a media type that is not supported.
     #[error("layer {digest} has the unknown media type `{media_type}`")]
     LayerType {
         /// The layer.
@@ -68,24 +69,24 @@ pub enum ManifestError {
         /// Its media type.
         media_type: String,
     },
-    /// More entries than the limit.
-    #[error("{count} {what} are more than {limit}")]
+    /// The document has more entries than the limit.
+    #[error("document has {count} {what}, more than the limit of {limit}")]
     TooMany {
-        /// What there are too many of.
+        /// The kind of entry.
         what: &'static str,
-        /// How many there are.
+        /// The number of entries.
         count: usize,
-        /// How many are allowed.
+        /// The limit.
         limit: usize,
     },
-    /// A size that nothing real has.
-    #[error("{what} {digest} has a size of {size} bytes")]
+    /// The descriptor has a size of 0, or a size beyond the limit.
+    #[error("{what} {digest} has an impossible size of {size} bytes")]
     Size {
-        /// Config, layer or manifest.
+        /// `config`, `layer` or `manifest`.
         what: &'static str,
-        /// What the descriptor points at.
+        /// The digest in the descriptor.
         digest: Digest,
-        /// Its size.
+        /// The size in the descriptor.
         size: u64,
     },
     /// The configuration has another digest than the manifest declares.
@@ -107,23 +108,50 @@ pub enum ManifestError {
         /// The number of layers in the manifest.
         layers: usize,
     },
-    /// The config's root filesystem is not made of layers.
-    #[error("config has a root filesystem of type `{0}`, not `layers`")]
+    /// The root filesystem in the configuration does not consist of layers.
+    #[error("configuration has a root filesystem of type `{0}`, not `layers`")]
     RootfsType(String),
-    /// The config is no JSON of the right form.
-    #[error("image config is not valid")]
+    /// The configuration is not JSON of the right form.
+    #[error("image configuration is not valid")]
     Config(#[source] serde_json::Error),
-    /// Nothing in the index is for the wanted platform.
-    #[error("no manifest for {wanted}; there are {}", PlatformList(.offered))]
+    /// The index has no manifest for the platform.
+    #[error("no manifest for {wanted}; available: {}", PlatformList(.offered))]
     NoPlatform {
-        /// The platform asked for.
+        /// The requested platform.
         wanted: Platform,
-        /// What the index has.
+        /// The platforms in the index.
         offered: Vec<Platform>,
     },
 }
 
-/// Writes the platforms of an index for a message.
+impl ManifestError {
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::TooLong { .. }
+            | Self::Html
+            | Self::Json(_)
+            | Self::Neither(_)
+            | Self::Both
+            | Self::SchemaVersion(_)
+            | Self::Contradiction { .. }
+            | Self::AnnouncedOtherwise { .. }
+            | Self::TooMany { .. }
+            | Self::Size { .. }
+            | Self::RootfsType(_)
+            | Self::Config(_) => ErrorCode::Document,
+            Self::Schema1 | Self::Artifact(_) | Self::EncryptedLayer { .. } | Self::LayerType { .. } => {
+                ErrorCode::UnsupportedImage
+            }
+            Self::ConfigDigest(_) => ErrorCode::WrongContent,
+            Self::ConfigSize { .. } | Self::LayerCount { .. } => ErrorCode::ImageMismatch,
+            Self::NoPlatform { .. } => ErrorCode::NoPlatform,
+        }
+    }
+}
+
+/// Formats the platforms of an index for a message.
 struct PlatformList<'a>(&'a [Platform]);
 
 impl fmt::Display for PlatformList<'_> {
@@ -136,10 +164,10 @@ impl fmt::Display for PlatformList<'_> {
     }
 }
 
-/// What a document is by its content.
+/// The kind of a document, by its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DocumentKind {
-    /// Has a config and layers.
+    /// Has a configuration and layers.
     Manifest,
     /// Has manifests.
     Index,

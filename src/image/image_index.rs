@@ -23,16 +23,16 @@ impl ImageIndex {
         if count > INDEX_ENTRIES_MAX {
             return Err(ManifestError::TooMany { what: "manifests", count, limit: INDEX_ENTRIES_MAX });
         }
-        let possible = |entry: &&Descriptor| entry.is_manifest() || entry.is_index();
+        let is_image = |entry: &&Descriptor| entry.is_manifest() || entry.is_index();
         if let Some(entry) =
-            manifests.iter().filter(possible).find(|entry| entry.size == 0 || entry.size > MANIFEST_MAX)
+            manifests.iter().filter(is_image).find(|entry| entry.size == 0 || entry.size > MANIFEST_MAX)
         {
             return Err(ManifestError::Size { what: "manifest", digest: entry.digest, size: entry.size });
         }
         Ok(Self { media_type, manifests, annotations })
     }
 
-    /// The media type of the document itself.
+    /// The media type of the index.
     #[must_use]
     pub fn media_type(&self) -> &str {
         &self.media_type
@@ -44,18 +44,18 @@ impl ImageIndex {
         &self.manifests
     }
 
-    /// Free-form remarks.
+    /// Annotations.
     #[must_use]
     pub fn annotations(&self) -> &BTreeMap<String, String> {
         &self.annotations
     }
 
-    /// The entry for a platform: the best fit of those that say what they are for; else the only one, if it does not say.
+    /// Returns the entry for a platform: the best match, or the only entry if that declares no platform.
     ///
     /// The entry may be an index itself.
     ///
     /// # Errors
-    /// [`ManifestError::NoPlatform`] lists what there is.
+    /// [`ManifestError::NoPlatform`], with the platforms of the index.
     pub fn choose(&self, wanted: &Platform) -> Result<&Descriptor, ManifestError> {
         let images: Vec<&Descriptor> = self
             .manifests

@@ -14,6 +14,7 @@ pub const LAYERS_MAX: usize = 1000;
 /// Most manifests of an index.
 pub(super) const INDEX_ENTRIES_MAX: usize = 10_000;
 
+/// Refuses a document that is larger than its limit.
 pub(super) fn check_length(bytes: &[u8], limit: u64) -> Result<(), ManifestError> {
     let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     if size > limit { Err(ManifestError::TooLong { size, limit }) } else { Ok(()) }

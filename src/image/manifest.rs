@@ -8,7 +8,7 @@ use super::descriptor::{Descriptor, LayerMedia, media};
 use super::limits::{CONFIG_MAX, LAYERS_MAX};
 use super::{LayerDigest, ManifestError};
 
-/// An image manifest whose layers all have a known media type.
+/// An image manifest. Its configuration and all layers have supported media types and possible sizes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
     media_type: String,
@@ -18,10 +18,10 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Makes a manifest from its parts.
+    /// Makes an OCI manifest.
     ///
     /// # Errors
-    /// As [`Document::parse`] for the layers and sizes.
+    /// A media type is not supported, a size is impossible, or there are too many layers.
     pub fn new(config: Descriptor, layers: Vec<Descriptor>) -> Result<Self, ManifestError> {
         Self::checked(media::OCI_MANIFEST.to_owned(), config, layers, BTreeMap::new())
     }
@@ -49,7 +49,7 @@ impl Manifest {
             if LayerMedia::parse(&media_type).is_none() {
                 return Err(ManifestError::LayerType { digest, media_type });
             }
-            // Positions are signed 64-bit numbers in files and in HTTP ranges.
+            // Offsets in files and in HTTP ranges are signed 64-bit numbers.
             if layer.size == 0 || i64::try_from(layer.size).is_err() {
                 return Err(ManifestError::Size { what: "layer", digest, size: layer.size });
             }
@@ -57,39 +57,40 @@ impl Manifest {
         Ok(Self { media_type, config, layers, annotations })
     }
 
-    /// The media type of the document itself.
+    /// The media type of the manifest.
     #[must_use]
     pub fn media_type(&self) -> &str {
         &self.media_type
     }
 
-    /// The image's config.
+    /// The descriptor of the configuration.
     #[must_use]
     pub fn config(&self) -> &Descriptor {
         &self.config
     }
 
-    /// The layers, the lowest first.
+    /// The descriptors of the layers, lowest first.
     #[must_use]
     pub fn layers(&self) -> &[Descriptor] {
         &self.layers
     }
 
-    /// The layers with their role and what their media type says, the lowest first.
+    /// Digest, media type and size of each layer, lowest first.
     pub fn typed_layers(&self) -> impl ExactSizeIterator<Item = (LayerDigest, LayerMedia, u64)> + '_ {
         self.layers.iter().map(|layer| {
-            let media = LayerMedia::parse(&layer.media_type).expect("checked when the manifest was made");
+            let media =
+                LayerMedia::parse(&layer.media_type).expect("the constructor checked all media types");
             (LayerDigest::new(layer.digest), media, layer.size)
         })
     }
 
-    /// Free-form remarks.
+    /// Annotations.
     #[must_use]
     pub fn annotations(&self) -> &BTreeMap<String, String> {
         &self.annotations
     }
 
-    /// The document's bytes: the same for the same manifest, for images that came without one.
+    /// Serializes the manifest, always to the same bytes: for images that came without a manifest.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         #[derive(Serialize)]

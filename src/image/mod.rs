@@ -1,4 +1,4 @@
-//! Names of images and their parts, and the documents that describe them: no I/O.
+//! Names of images, and the documents that describe them. No I/O.
 
 mod config;
 mod descriptor;

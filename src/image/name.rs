@@ -1,8 +1,8 @@
-//! Names of repositories and tags, and the form names have in the mount.
+//! Names of repositories and tags, and the form in which the mount shows them.
 //!
-//! A name without a host means `docker.io` (and `library/` there for a single component) unless a default registry is
-//! configured. Images that were loaded from a file may have a name without any host: a *local* name. No registry is ever
-//! asked for those.
+//! A name without a host belongs to `docker.io` (a single component to `docker.io/library/`), or to the configured default
+//! registry. Images loaded from a file may have a name without any host, a *local* name; these are never pulled from a
+//! registry.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use super::ReferenceError;
 
-/// The registry that a bare name means.
+/// The registry of a name without a host, unless a default registry is configured.
 pub const DOCKER_HUB: &str = "docker.io";
 
-/// How `docker.io` was called before 2016; still pasted from old files.
+/// The name of `docker.io` before 2016, which old files still contain.
 const DOCKER_HUB_OLD: &str = "index.docker.io";
 
-/// The namespace of Docker Hub that is never written.
+/// The namespace of Docker Hub that users leave out.
 const LIBRARY: &str = "library/";
 
 /// Longest name including its host, in bytes (`distribution/reference`, `NameTotalLengthMax`).
@@ -36,19 +36,19 @@ pub struct Name {
     host_len: usize,
 }
 
-/// A tag: a name for one manifest of a repository, which may move.
+/// A tag: a name for one manifest of a repository. It may move to another manifest.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Tag(String);
 
 impl Name {
-    /// Checks and joins a registry host and a repository.
+    /// Joins a registry host and a repository.
     ///
     /// # Errors
-    /// Names the part that does not follow the grammar.
+    /// The part that does not follow the grammar.
     pub fn new(host: &str, repository: &str) -> Result<Self, ReferenceError> {
         let text = format!("{host}/{repository}");
-        let host = of_today(host);
+        let host = current_host(host);
         if !is_host(host) {
             let reason = "it has neither a dot nor a port, and is not localhost";
             return Err(ReferenceError::Host { text, host: host.to_owned(), reason });
@@ -57,12 +57,12 @@ impl Name {
         Self::checked(host, repository, &text)
     }
 
-    /// The name of an image loaded from a file: with a host where one is written, local otherwise.
+    /// Parses the name of an image in a file. Without a host, the name is local.
     ///
-    /// A single component is `docker.io/library/` even so, since both are shown alike.
+    /// A single component still becomes `docker.io/library/NAME`, because the mount shows both as `NAME`.
     ///
     /// # Errors
-    /// Names the part that does not follow the grammar.
+    /// The part that does not follow the grammar.
     pub fn given(text: &str) -> Result<Self, ReferenceError> {
         match split_host(text) {
             (None, repository) if repository.contains('/') => Self::checked("", repository, text),
@@ -70,7 +70,7 @@ impl Name {
         }
     }
 
-    /// Adds the host, and `library/`, that a text leaves out.
+    /// Parses a name, and adds the host and `library/` if they are missing.
     pub(super) fn normalized(text: &str, default_registry: Option<&str>) -> Result<Self, ReferenceError> {
         let (host, repository) = split_host(text);
         let host = match (host, default_registry) {
@@ -78,7 +78,7 @@ impl Name {
             (None, Some(registry)) if !is_host(registry) => {
                 return Err(ReferenceError::DefaultRegistry(registry.to_owned()));
             }
-            (None, Some(registry)) | (Some(registry), _) => of_today(registry),
+            (None, Some(registry)) | (Some(registry), _) => current_host(registry),
         };
         check_host(host, text)?;
         let mut name = Self::checked(host, repository, text)?;
@@ -127,17 +127,17 @@ impl Name {
         if self.host_len == 0 { &self.canonical } else { &self.canonical[self.host_len + 1..] }
     }
 
-    /// The form shown in the mount: without `docker.io/library/` and without the default registry's host.
+    /// The name as the mount shows it: without `docker.io/library/`, and without the host of the default registry.
     ///
-    /// Two names may share it: one of the default registry, and a local or library one.
+    /// Two names may have the same form: one of the default registry, and a local one or one of Docker Hub.
     #[must_use]
     pub fn familiar(&self, default_registry: Option<&str>) -> String {
         let repository = self.repository();
         match (self.host(), repository.strip_prefix(LIBRARY)) {
             (Some(DOCKER_HUB), Some(image)) if !image.contains('/') => image.to_owned(),
-            // A first component that reads as a host would be one without the host in front.
+            // Not if the first component of the repository would then parse as a host.
             (Some(host), _)
-                if Some(host) == default_registry.map(of_today) && split_host(repository).0.is_none() =>
+                if Some(host) == default_registry.map(current_host) && split_host(repository).0.is_none() =>
             {
                 repository.to_owned()
             }
@@ -146,13 +146,13 @@ impl Name {
     }
 }
 
-/// A registry by the name that it has now.
-fn of_today(host: &str) -> &str {
+/// Replaces the old name of Docker Hub.
+fn current_host(host: &str) -> &str {
     if host == DOCKER_HUB_OLD { DOCKER_HUB } else { host }
 }
 
-/// Splits off what is a host by the rule of `distribution/reference`: the first of several components, if it has a dot, a
-/// colon or an upper-case letter, or is `localhost`.
+/// Splits off the host by the rule of `distribution/reference`: the first of several components, if it has a dot, a colon or
+/// an upper-case letter, or is `localhost`.
 fn split_host(text: &str) -> (Option<&str>, &str) {
     match text.split_once('/') {
         Some((first, rest)) if is_host(first) => (Some(first), rest),
@@ -170,21 +170,21 @@ fn check_host(host: &str, text: &str) -> Result<(), ReferenceError> {
         Some(rest) => {
             let Some((address, port)) = rest.split_once(']') else { return bad("`[` is not closed") };
             if address.parse::<std::net::Ipv6Addr>().is_err() {
-                return bad("no IPv6 address between the brackets");
+                return bad("the text in brackets is not an IPv6 address");
             }
             match port.strip_prefix(':') {
                 None if port.is_empty() => (None, None),
-                None => return bad("something other than a port behind the bracket"),
+                None => return bad("only a port may follow the bracket"),
                 port => (None, port),
             }
         }
         None => match host.split_once(':') {
-            Some((_, port)) if port.contains(':') => return bad("an IPv6 address stands in brackets"),
+            Some((_, port)) if port.contains(':') => return bad("an IPv6 address must be in brackets"),
             Some((name, port)) => (Some(name), Some(port)),
             None => (Some(host), None),
         },
     };
-    // Port 0 cannot be connected to.
+    // Nothing can connect to port 0.
     if let Some(port) = port
         && !(port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0))
     {
@@ -192,7 +192,7 @@ fn check_host(host: &str, text: &str) -> Result<(), ReferenceError> {
     }
     for label in address.into_iter().flat_map(|name| name.split('.')) {
         if label.is_empty() {
-            return bad("an empty label");
+            return bad("it has an empty label");
         }
         if label.starts_with('-') || label.ends_with('-') {
             return bad("a label starts or ends with `-`");
@@ -204,22 +204,22 @@ fn check_host(host: &str, text: &str) -> Result<(), ReferenceError> {
     Ok(())
 }
 
-/// `[a-z0-9]+` joined by `.`, `_`, `__` or any number of `-`.
+/// Checks a component: `[a-z0-9]+` joined by `.`, `_`, `__` or any number of `-`.
 fn check_component(component: &str) -> Result<(), &'static str> {
     if component.is_empty() {
-        return Err("a component is empty");
+        return Err("it is empty");
     }
     let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     if !component.chars().all(|c| alphanumeric(c) || matches!(c, '.' | '_' | '-')) {
         return Err("only lower-case letters, digits, `.`, `_` and `-` are allowed");
     }
     if !component.starts_with(alphanumeric) || !component.ends_with(alphanumeric) {
-        return Err("a component starts and ends with a letter or digit");
+        return Err("it must start and end with a letter or digit");
     }
     let separators = component.split(alphanumeric).filter(|between| !between.is_empty());
     for between in separators {
         if !matches!(between, "." | "_" | "__") && between.bytes().any(|byte| byte != b'-') {
-            return Err("letters and digits are joined by one `.`, one or two `_`, or by `-`");
+            return Err("letters and digits must be joined by one `.`, one or two `_`, or any number of `-`");
         }
     }
     Ok(())
@@ -237,7 +237,8 @@ impl fmt::Debug for Name {
     }
 }
 
-/// Reads what [`Name::as_str`] writes. User input goes through [`Reference::parse`](super::Reference::parse), which knows the default registry.
+/// Parses the text of [`Name::as_str`]. User input goes through [`Reference::parse`](super::Reference::parse), which knows the
+/// default registry.
 impl FromStr for Name {
     type Err = ReferenceError;
 
@@ -261,7 +262,7 @@ impl From<Name> for String {
 }
 
 impl Tag {
-    /// The tag that a reference without tag and digest means.
+    /// The tag of a reference that has neither tag nor digest.
     #[must_use]
     pub fn latest() -> Self {
         Self("latest".to_owned())
@@ -283,9 +284,7 @@ impl FromStr for Tag {
         match text.as_bytes() {
             [] => bad("it is empty"),
             tag if tag.len() > TAG_MAX => bad("it is longer than 128 characters"),
-            [first, ..] if !word(*first) => {
-                bad("it starts with something other than a letter, a digit or `_`")
-            }
+            [first, ..] if !word(*first) => bad("it must start with a letter, a digit or `_`"),
             tag if !tag.iter().all(|byte| word(*byte) || matches!(byte, b'.' | b'-')) => {
                 bad("only letters, digits, `_`, `.` and `-` are allowed")
             }
@@ -340,12 +339,12 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_told_apart() {
+    fn name_is_split_into_host_and_repository() {
         let local: Name = "lab/python".parse().unwrap();
         assert_eq!((local.host(), local.repository()), (None, "lab/python"));
         let name = Name::new("reg:5000", "lab/python").unwrap();
         assert_eq!((name.host(), name.repository()), (Some("reg:5000"), "lab/python"));
         assert_eq!(name.as_str(), "reg:5000/lab/python");
-        assert!(Name::new("reg", "python").is_err(), "it would read back as a local name");
+        assert!(Name::new("reg", "python").is_err(), "the text of the name would parse as a local name");
     }
 }

@@ -1,15 +1,17 @@
-//! Which of an index's manifests is for this machine.
+//! Platforms, and the choice of the manifest for one.
 //!
-//! Names are brought to one spelling when they enter (`aarch64` is `arm64`, `arm64/v8` is `arm64`, `arm` is `arm/v7`,
-//! `amd64/v1` is `amd64`), so that equal platforms compare equal. A machine also runs what older variants of its
-//! architecture run; it never gets another architecture unasked.
+//! Names are normalized when they are parsed (`aarch64` is `arm64`, `arm64/v8` is `arm64`, `arm` is `arm/v7`, `amd64/v1` is
+//! `amd64`), so that equal platforms compare equal. A machine also runs programs for older variants of its architecture. It
+//! gets an image of another architecture only if the user asks for one.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// An operating system and a processor, `os/architecture[/variant]` in text (image-spec, image-index.md).
+use crate::error::ErrorCode;
+
+/// An operating system and a processor; its text form is `os/architecture[/variant]` (image-spec, image-index.md).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(from = "PlatformJson", into = "PlatformJson")]
 pub struct Platform {
@@ -18,7 +20,7 @@ pub struct Platform {
     variant: Option<String>,
 }
 
-/// The platform as descriptors and configs spell it; fields that only Windows uses are passed over.
+/// The platform as descriptors and configurations have it. Fields that only Windows uses are ignored.
 #[derive(Serialize, Deserialize)]
 struct PlatformJson {
     #[serde(default)]
@@ -34,8 +36,16 @@ struct PlatformJson {
 #[error("platform `{0}` is not of the form OS/ARCH[/VARIANT], as in linux/amd64 or linux/arm/v7")]
 pub struct PlatformError(String);
 
+impl PlatformError {
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        ErrorCode::Reference
+    }
+}
+
 impl Platform {
-    /// A platform in its one spelling; an empty variant is none.
+    /// Normalizes the names of a platform. An empty variant counts as none.
     #[must_use]
     pub fn new(os: &str, architecture: &str, variant: Option<&str>) -> Self {
         let architecture = architecture.to_ascii_lowercase();
@@ -54,7 +64,7 @@ impl Platform {
         Self { os: os.to_ascii_lowercase(), architecture: architecture.to_owned(), variant }
     }
 
-    /// The platform this program was built for, always with Linux as its system.
+    /// The platform that this program was built for. The operating system is always Linux.
     #[must_use]
     pub fn host() -> Self {
         let (architecture, variant) = match std::env::consts::ARCH {
@@ -72,25 +82,26 @@ impl Platform {
         &self.os
     }
 
-    /// The processor architecture by Go's names.
+    /// The processor architecture, in the names of Go.
     #[must_use]
     pub fn architecture(&self) -> &str {
         &self.architecture
     }
 
-    /// The architecture's variant; `None` for the usual one.
+    /// The variant of the architecture; `None` for the default one.
     #[must_use]
     pub fn variant(&self) -> Option<&str> {
         self.variant.as_deref()
     }
 
-    /// Whether this marks something that is no image: build attestations are listed as `unknown/unknown`.
+    /// Whether the platform is unknown. Indexes list build attestations as `unknown/unknown`.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         self.os == "unknown" || self.architecture == "unknown"
     }
 
-    /// The position in `offered` of what fits best: this platform itself, then each lower variant; the first of equals.
+    /// The position of the best match in `offered`: this platform itself, else its highest lower variant. The first of equals
+    /// wins.
     #[must_use]
     pub fn choose<'a>(&self, offered: impl IntoIterator<Item = &'a Self>) -> Option<usize> {
         offered
@@ -101,7 +112,7 @@ impl Platform {
             .map(|(_, position)| position)
     }
 
-    /// How many variants `other` is below this one: 0 for the same platform, `None` where it does not run here.
+    /// The number of variants that `other` is below this platform: 0 if equal, `None` if its programs do not run here.
     fn distance(&self, other: &Self) -> Option<u32> {
         if self.os != other.os || self.architecture != other.architecture {
             return None;
@@ -109,7 +120,7 @@ impl Platform {
         if self.variant == other.variant {
             return Some(0);
         }
-        // Only these architectures have variants of which the higher runs the lower's programs.
+        // Only in these architectures does a higher variant run the programs of a lower one.
         let (own, offered) = match self.architecture.as_str() {
             "amd64" => (self.level(1)?, other.level(1)?),
             "arm64" => (self.level(80)?, other.level(80)?),
@@ -119,7 +130,7 @@ impl Platform {
         own.checked_sub(offered)
     }
 
-    /// The variant as a number that grows with what it can do (`v9.2` is 92, `v8` is 80 for arm64).
+    /// The variant as a number: a higher one runs the programs of a lower one (for arm64, `v9.2` is 92 and `v8` is 80).
     fn level(&self, usual: u32) -> Option<u32> {
         let Some(variant) = &self.variant else { return Some(usual) };
         let digits = variant.strip_prefix('v')?;
@@ -135,7 +146,7 @@ impl Platform {
     }
 }
 
-/// Variants are written with and without their `v`.
+/// Adds the `v` that some documents leave out.
 fn with_v(variant: &str) -> String {
     if variant.starts_with(|c: char| c.is_ascii_digit()) { format!("v{variant}") } else { variant.to_owned() }
 }
@@ -206,14 +217,14 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_another_form_are_refused() {
+    fn malformed_platforms_are_refused() {
         for text in ["", "linux", "linux/", "/amd64", "linux/arm/v7/x", "linux//v7", "linux/arm 64"] {
             assert!(text.parse::<Platform>().is_err(), "{text}");
         }
     }
 
     #[test]
-    fn best_fit_is_chosen_and_never_a_higher_variant() {
+    fn best_match_is_chosen_and_never_a_higher_variant() {
         for (own, offered, chosen) in [
             ("linux/arm/v7", &["linux/arm/v5", "linux/arm/v6", "linux/arm/v7"][..], Some(2)),
             ("linux/arm/v7", &["linux/arm/v5", "linux/arm/v6"], Some(1)),

@@ -1,57 +1,59 @@
-//! Image references: what a user names an image by, in the grammar of `distribution/reference`.
+//! Image references, in the grammar of `distribution/reference`.
 
-use super::{DigestError, ManifestDigest, NAME_MAX, Name, Tag};
 use std::fmt;
 
-/// What a user names an image by: a name with a tag, a digest, or both (the digest then decides).
+use super::{DigestError, ManifestDigest, NAME_MAX, Name, Tag};
+use crate::error::ErrorCode;
+
+/// A user's name for an image: a repository name with a tag, a digest, or both. The digest takes precedence.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Reference {
     /// Registry and repository.
     pub name: Name,
-    /// The tag, where one was written.
+    /// The tag, if the reference has one.
     pub tag: Option<Tag>,
-    /// The manifest's digest, where one was written.
+    /// The digest of the manifest, if the reference has one.
     pub digest: Option<ManifestDigest>,
 }
 
 /// Why a text is not a reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
-    /// Nothing there, or nothing in front of `:` or `@`.
+    /// The text is empty, or there is no name before `:` or `@`.
     #[error("reference `{0}` has no name")]
     NoName(String),
-    /// It is a URL.
-    #[error("reference `{text}` starts with `{scheme}`; write it without")]
+    /// The text is a URL.
+    #[error("reference `{text}` starts with `{scheme}`; leave the scheme out")]
     Scheme {
-        /// The text as given.
+        /// The whole text.
         text: String,
-        /// What to leave out.
+        /// The scheme, with `://`.
         scheme: String,
     },
-    /// 64 hex digits alone: an image ID of another tool.
+    /// The text consists of 64 hex digits: an image ID of another tool.
     #[error("`{0}` is an image ID, not a reference; write NAME@sha256:{0}")]
     ImageId(String),
-    /// Host or port do not follow the grammar.
+    /// The host or port does not follow the grammar.
     #[error("registry host `{host}` of reference `{text}` is not valid: {reason}")]
     Host {
-        /// The text as given.
+        /// The whole text.
         text: String,
-        /// The part meant as host.
+        /// The host part.
         host: String,
-        /// What is wrong with it.
+        /// The rule that it breaks.
         reason: &'static str,
     },
     /// The repository has upper-case letters.
-    #[error("repository `{0}` must be lower case (perhaps `{lower}` is meant)", lower = .0.to_lowercase())]
+    #[error("repository `{0}` must be lower case (did you mean `{lower}`?)", lower = .0.to_lowercase())]
     UpperCase(String),
     /// A component of the repository does not follow the grammar.
     #[error("`{component}` in reference `{text}` is not valid: {reason}")]
     Component {
-        /// The text as given.
+        /// The whole text.
         text: String,
         /// The component between two slashes.
         component: String,
-        /// What is wrong with it.
+        /// The rule that it breaks.
         reason: &'static str,
     },
     /// The name is longer than [`NAME_MAX`].
@@ -60,37 +62,57 @@ pub enum ReferenceError {
     /// The tag does not follow the grammar.
     #[error("tag `{tag}` is not valid: {reason}")]
     Tag {
-        /// The part meant as tag.
+        /// The tag part.
         tag: String,
-        /// What is wrong with it.
+        /// The rule that it breaks.
         reason: &'static str,
     },
-    /// What stands behind `@` is no digest.
-    #[error("reference `{text}`")]
+    /// The text after `@` is not a digest.
+    #[error("reference `{text}` is not valid")]
     Digest {
-        /// The text as given.
+        /// The whole text.
         text: String,
-        /// What is wrong with the digest.
+        /// The error of the digest.
         source: DigestError,
     },
-    /// The path form of the mount, where `-` stands for `:`.
+    /// The text is a path in the mount, which has `-` in place of `:`.
     #[error("`{0}` is a path in the mount; as a reference write `{1}`")]
     MountPath(String, String),
-    /// The configured default registry cannot be told from a repository.
+    /// The configured default registry would parse as a repository, not as a host.
     #[error("default registry `{0}` is not a host with a dot or a port, or localhost")]
     DefaultRegistry(String),
 }
 
+impl ReferenceError {
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NoName(_)
+            | Self::Scheme { .. }
+            | Self::ImageId(_)
+            | Self::Host { .. }
+            | Self::UpperCase(_)
+            | Self::Component { .. }
+            | Self::TooLong(_)
+            | Self::Tag { .. }
+            | Self::MountPath(..) => ErrorCode::Reference,
+            Self::Digest { source, .. } => source.code(),
+            Self::DefaultRegistry(_) => ErrorCode::Configuration,
+        }
+    }
+}
+
 impl Reference {
-    /// Parses what a user typed to name an image of a registry.
+    /// Parses a user's reference to an image of a registry.
     ///
     /// # Errors
-    /// Says which part is wrong and, where that can be told, what is meant.
+    /// The part that is wrong and, where it can be guessed, the correct spelling.
     pub fn parse(text: &str, default_registry: Option<&str>) -> Result<Self, ReferenceError> {
         Self::with_name(text, |name| Name::normalized(name, default_registry))
     }
 
-    /// Parses the name an image gets when it is loaded from a file; see [`Name::given`].
+    /// Parses the name that an archive gives to an image; see [`Name::given`].
     ///
     /// # Errors
     /// As [`Reference::parse`].
@@ -98,15 +120,15 @@ impl Reference {
         Self::with_name(text, Name::given)
     }
 
-    /// All that a text may mean for an image that is here already, the likeliest first: the default registry's, then a
-    /// loaded image's name, then Docker Hub's.
+    /// Returns all references that a text may stand for among the images of the store, the most likely first: one of the
+    /// default registry, a local name, one of Docker Hub.
     ///
     /// # Errors
     /// As [`Reference::parse`].
     pub fn meanings(text: &str, default_registry: Option<&str>) -> Result<Vec<Self>, ReferenceError> {
         let first = Self::parse(text, default_registry);
         let mut all: Vec<Self> = Vec::new();
-        // A host in front can make a text too long for a name that is none with another or without one.
+        // With one host the name can be too long, and with another or without a host not.
         for meaning in [first.clone(), Self::given(text), Self::parse(text, None)].into_iter().flatten() {
             if !all.contains(&meaning) {
                 all.push(meaning);
@@ -132,7 +154,7 @@ impl Reference {
             Some((rest, digest)) => (rest, Some(parse_digest(digest, text)?)),
             None => (text, None),
         };
-        // A colon in front of the last slash belongs to the host's port.
+        // A colon before the last slash belongs to the port of the host.
         let last = rest.rfind('/').map_or(0, |slash| slash + 1);
         let (repository, tag) = match rest[last..].find(':') {
             Some(colon) => (&rest[..last + colon], Some(rest[last + colon + 1..].parse()?)),
@@ -144,7 +166,7 @@ impl Reference {
         Ok(Self { name: name(repository)?, tag, digest })
     }
 
-    /// The tag to ask for where no digest is given: the one written, or `latest`.
+    /// The tag to request if there is no digest; `latest` if the reference has no tag.
     #[must_use]
     pub fn tag_or_latest(&self) -> Tag {
         self.tag.clone().unwrap_or_else(Tag::latest)
@@ -160,7 +182,7 @@ fn parse_digest(digest: &str, text: &str) -> Result<ManifestDigest, ReferenceErr
     })
 }
 
-/// The canonical text: host, repository, and tag and digest as far as they are given.
+/// The canonical text: host, repository, and the tag and digest if present.
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.name)?;
@@ -176,7 +198,7 @@ mod tests {
     const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     #[test]
-    fn what_is_left_out_is_added() {
+    fn missing_host_and_library_are_added() {
         for (text, canonical) in [
             ("python", "docker.io/library/python"),
             ("python:3.12", "docker.io/library/python:3.12"),
@@ -202,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn default_registry_takes_names_without_host() {
+    fn names_without_host_belong_to_the_default_registry() {
         let parse = |text| Reference::parse(text, Some("reg:5000")).unwrap().to_string();
         assert_eq!(parse("python"), "reg:5000/python");
         assert_eq!(parse("lab/python:1"), "reg:5000/lab/python:1");
@@ -218,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn loaded_images_keep_the_name_they_were_given() {
+    fn loaded_images_keep_the_name_of_the_archive() {
         for (text, canonical, shown) in [
             ("lab/python:1", "lab/python:1", "lab/python"),
             ("python:1", "docker.io/library/python:1", "python"),
@@ -231,14 +253,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_of_a_name_is_one_of_its_meanings() {
+    fn shown_name_is_a_reference_to_the_same_image() {
         for (text, shown) in [
             ("reg:1/a", "a"),
             ("reg:1/lab/a", "lab/a"),
             ("reg:1/library/a", "library/a"),
             ("a", "a"),
             ("docker.io/reg.example", "reg.example"),
-            // Without its host, the first component would be one.
+            // Without its host, the first component would parse as a host.
             ("reg:1/localhost/a", "reg:1/localhost/a"),
             ("reg:1/a.b/c", "reg:1/a.b/c"),
         ] {
@@ -272,26 +294,26 @@ mod tests {
     }
 
     #[test]
-    fn each_way_to_be_wrong_is_named() {
+    fn each_malformed_reference_has_its_own_message() {
         let mount_form = format!("python@sha256-{HEX}");
         for (text, part) in [
             ("", "has no name"),
             (":1", "has no name"),
-            ("https://reg.example/a", "write it without"),
+            ("https://reg.example/a", "leave the scheme out"),
             (HEX, "is an image ID"),
-            ("Python", "perhaps `python` is meant"),
-            ("reg.example/Lab/x", "perhaps `lab/x` is meant"),
+            ("Python", "did you mean `python`?"),
+            ("reg.example/Lab/x", "did you mean `lab/x`?"),
             ("a//b", "is empty"),
             ("/a", "is empty"),
             ("a/", "is empty"),
             ("reg.example/", "has no name"),
             ("a b", "only lower-case letters"),
-            ("-a", "starts and ends"),
+            ("-a", "start and end with"),
             ("a..b", "joined by"),
             ("a___b", "joined by"),
             ("a._b", "joined by"),
             ("../a", "empty label"),
-            ("a/../b", "starts and ends"),
+            ("a/../b", "start and end with"),
             ("reg:x/a", "port"),
             ("reg:70000/a", "port"),
             ("reg:/a", "port"),
@@ -301,7 +323,7 @@ mod tests {
             ("[zz::]/a.b", "IPv6"),
             ("-reg.example/a", "label"),
             ("a:", "it is empty"),
-            ("a:.x", "starts with"),
+            ("a:.x", "must start with"),
             ("a:x/y", "port"),
             ("a:x y", "are allowed"),
             ("a@sha512:00", "sha512"),

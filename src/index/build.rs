@@ -1,8 +1,7 @@
-//! Makes a layer's index in one pass over its blob.
+//! Builds the index of a layer in one pass over its blob.
 //!
-//! The blob is pulled through as spans; each span's bytes go to the tar walk, the CRC and the diffID's hash (on a thread of
-//! its own) and are then dropped. What stays in memory grows with the number of entries and, through [`thin`], with no more
-//! than the size budget of the windows.
+//! The blob is decoded span by span. The bytes of each span go to the tar walk, the CRC and the hash of the diff ID (in its own
+//! thread), and are then dropped. Memory grows with the number of entries, and with the size budget of the windows ([`thin`]).
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, Read, Write};
@@ -14,65 +13,81 @@ use sha2::Digest as _;
 use super::limits::TarLimit;
 use super::tables::Tables;
 use super::thin::{SpanDraft, thin};
+use crate::error::ErrorCode;
 use crate::image::{DiffId, Digest};
 use crate::layer::{
     BlobOffset, Codec, LayerError, MemberName, Printable, SpanDecoder, SpanLimits, TarEntry, TarError,
     TarOffset, TarWalk,
 };
 
-/// Windows held in memory before thinning starts ahead of the end, in bytes.
+/// Bytes of windows in memory at which thinning starts before the end of the blob.
 const WINDOWS_IN_MEMORY: u64 = 64 << 20;
-/// Level of the frames of the seekable file: fast to make, and as fast to decode as any other.
+/// zstd level of the seekable file: fast to compress, and as fast to decode as any other level.
 const SEEKABLE_LEVEL: i32 = 3;
-/// Spans on their way to the hash thread.
+/// Spans in the queue to the hash thread.
 const HASH_QUEUE: usize = 4;
 
-/// Why a layer has no index.
+/// Why a layer cannot be indexed.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// The blob is not what a layer can be: decoding it.
+    /// The blob cannot be decoded.
     #[error(transparent)]
     Layer(#[from] LayerError),
-    /// The tar in it.
+    /// The tar is malformed.
     #[error(transparent)]
     Tar(#[from] TarError),
-    /// Writing the seekable form.
-    #[error("seekable form of the layer")]
+    /// The seekable file cannot be written.
+    #[error("cannot write the seekable file of the layer")]
     Seekable(#[source] io::Error),
-    /// The tar is longer than is wanted of any layer, or of one in such a blob.
+    /// The tar is longer than the limit for any layer, or for a blob of this size.
     #[error("tar is longer than {limit}, at byte {at} of the blob")]
     TooLong {
-        /// What was gone beyond.
+        /// The limit.
         limit: TarLimit,
-        /// How far the blob was read.
+        /// The offset in the blob at which the tar exceeds the limit.
         at: BlobOffset,
     },
-    /// A limit of the format, or of what an index may take.
-    #[error("entry `{}` at offset {offset} of the tar: {what} is beyond what an index holds", Printable(.path))]
+    /// An entry exceeds a limit of the index format.
+    #[error("entry `{}` at offset {offset} of the tar: {what} exceeds the limit of an index", Printable(.path))]
     TooLarge {
-        /// The entry's header.
+        /// The offset of the entry's header.
         offset: TarOffset,
-        /// The entry's path; of a marker, what it hides.
+        /// The path of the entry; for a marker, the path that it hides.
         path: Box<[u8]>,
-        /// What there is too much of.
+        /// The quantity that exceeds its limit.
         what: &'static str,
     },
-    /// What was built does not pass as an index: a defect of this program, or of the disk between.
-    #[error("index that was just built")]
+    /// The new index is not valid: a bug in this program, or a faulty disk.
+    #[error("the new index is not valid")]
     Unusable(#[source] super::IndexError),
-    /// Compressing windows.
-    #[error("compressing checkpoints")]
+    /// The windows of the checkpoints cannot be compressed.
+    #[error("cannot compress the checkpoints")]
     Windows(#[source] io::Error),
 }
 
-/// How an index is built.
+impl BuildError {
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Layer(source) => source.code(),
+            Self::Tar(source) => source.code(),
+            Self::TooLong { .. } | Self::TooLarge { .. } => ErrorCode::LayerLimit,
+            Self::Seekable(_) => ErrorCode::Io,
+            Self::Unusable(source) => source.code(),
+            Self::Windows(_) => ErrorCode::Internal,
+        }
+    }
+}
+
+/// Options for building an index.
 #[derive(Debug, Clone, Copy)]
 pub struct BuildOptions {
-    /// How long spans are before thinning.
+    /// The length of spans before thinning.
     pub limits: SpanLimits,
-    /// Whether checkpoints are dropped to meet the size goal. Tests keep them all.
+    /// Whether checkpoints are dropped to meet the size budget. Some tests keep them all.
     pub thin: bool,
-    /// How long the tar may be.
+    /// The longest tar that is accepted.
     pub tar_limit: TarLimit,
 }
 
@@ -82,7 +97,7 @@ impl Default for BuildOptions {
     }
 }
 
-/// An index, but for the digest of its blob.
+/// An index that lacks only the digest of its blob; see [`BuiltIndex::finish`].
 #[derive(Debug)]
 pub struct BuiltIndex {
     pub(super) codec: Codec,
@@ -95,13 +110,13 @@ pub struct BuiltIndex {
     pub(super) thin: bool,
 }
 
-/// Reads a layer's blob to its end and makes its index.
+/// Reads the blob of a layer to its end and builds the index.
 ///
-/// `seekable` opens the file for what cannot be decoded from the blob in pieces; it is called when the first such frame
-/// shows up, and the writer comes back with the result, for the caller to commit.
+/// `seekable` opens the seekable file, for content that cannot be decoded from the blob in pieces. It is called at the first
+/// such frame. The writer is returned with the index; the caller commits it.
 ///
 /// # Errors
-/// Whatever is wrong with the layer, with its place; I/O errors of `input` and of the seekable file.
+/// The layer is malformed or too large, or `input` or the seekable file fails.
 pub fn build<R: BufRead, W: Write>(
     input: R,
     options: &BuildOptions,
@@ -166,7 +181,7 @@ fn walk<R: BufRead, W: Write, F: FnOnce() -> io::Result<W>>(
     while let Some(entry) = walk.next_entry()? {
         tables.add(&entry).map_err(|what| too_large(&entry, what))?;
     }
-    // What stands behind the end blocks is ignored, but it belongs to the blob and to the diffID.
+    // Content after the end-of-archive blocks is ignored, but belongs to the blob and to the diff ID.
     while stream.fill()? {
         stream.at = stream.current.len();
     }
@@ -181,7 +196,7 @@ fn too_large(entry: &TarEntry, what: &'static str) -> BuildError {
     BuildError::TooLarge { offset: entry.offset, path: path.into(), what }
 }
 
-/// Counts what is read of the blob.
+/// Counts the bytes that are read from the blob.
 #[derive(Debug)]
 struct CountingReader<R> {
     input: R,
@@ -207,12 +222,12 @@ impl<R: BufRead> BufRead for CountingReader<R> {
     }
 }
 
-/// The tar as a stream; pulling at it makes spans.
+/// The tar as a stream. Reading from it decodes the blob and records the spans.
 struct SpanStream<R: BufRead, W, F> {
     decoder: SpanDecoder<CountingReader<R>>,
     options: BuildOptions,
     current: Arc<Vec<u8>>,
-    /// Spans that the hash thread may still have.
+    /// Spans that the hash thread may still read.
     retired: VecDeque<Arc<Vec<u8>>>,
     at: usize,
     drafts: Vec<SpanDraft>,
@@ -222,25 +237,25 @@ struct SpanStream<R: BufRead, W, F> {
     open_seekable: Option<F>,
     seekable: Option<W>,
     hash: SyncSender<Arc<Vec<u8>>>,
-    /// What a `Read` cannot say: the walk sees a plain I/O error in its place.
+    /// The error behind the plain I/O error that the tar walk sees.
     failed: Option<BuildError>,
 }
 
 impl<R: BufRead, W: Write, F: FnOnce() -> io::Result<W>> SpanStream<R, W, F> {
-    /// Makes sure that there are bytes to read; false at the end of the tar.
+    /// Decodes the next span if the current one is used up. Returns false at the end of the tar.
     fn fill(&mut self) -> Result<bool, BuildError> {
         if self.at < self.current.len() {
             return Ok(true);
         }
         let Some(span) = self.decoder.next_span()? else { return Ok(false) };
-        // Before anything is kept of it: what is written and remembered stays within the limit.
+        // Check first, so that memory and the seekable file stay within the limit.
         if self.tar_end + span.bytes.len() as u64 > self.options.tar_limit.bytes() {
             let (limit, at) = (self.options.tar_limit, self.decoder.blob_offset());
             return Err(BuildError::TooLong { limit, at });
         }
         let data = match span.checkpoint {
             Some(_) => span.blob,
-            None => self.keep(&span.bytes).map_err(BuildError::Seekable)?,
+            None => self.write_seekable(&span.bytes).map_err(BuildError::Seekable)?,
         };
         let mut crc = crc32fast::Hasher::new();
         crc.update(&span.bytes);
@@ -265,12 +280,13 @@ impl<R: BufRead, W: Write, F: FnOnce() -> io::Result<W>> SpanStream<R, W, F> {
         Ok(true)
     }
 
-    /// Writes a span into the seekable file.
-    fn keep(&mut self, bytes: &[u8]) -> io::Result<std::ops::Range<u64>> {
+    /// Writes a span to the seekable file, and returns its range there.
+    fn write_seekable(&mut self, bytes: &[u8]) -> io::Result<std::ops::Range<u64>> {
         if let Some(open) = self.open_seekable.take() {
             self.seekable = Some(open()?);
         }
-        let writer = self.seekable.as_mut().ok_or_else(|| io::Error::other("was not opened"))?;
+        let writer =
+            self.seekable.as_mut().ok_or_else(|| io::Error::other("the seekable file is not open"))?;
         let frame = zstd::bulk::compress(bytes, SEEKABLE_LEVEL)?;
         writer.write_all(&frame)?;
         let start = self.seekable_end;

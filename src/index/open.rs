@@ -1,7 +1,7 @@
-//! Opens an index: validates the whole file once with checked arithmetic, then answers look-ups that cannot fail.
+//! Opens an index: validates the whole file once with checked arithmetic, so that lookups cannot fail.
 //!
-//! Look-ups read records with plain slicing; that is sound because the
-//! file is never written again under its name (a new index replaces it by rename).
+//! Lookups slice records without further checks. This is sound because an index file is never modified: a new index
+//! replaces it by rename.
 
 use std::fs::File;
 use std::ops::Range;
@@ -16,54 +16,72 @@ use super::format::{
 };
 use super::records::{GroupRecord, SpanRecord, array, attr_of, between, record, u16_at, u32_at, u64_at};
 use super::{EntryId, SpanId};
+use crate::error::ErrorCode;
 use crate::image::{DiffId, Digest, LayerDigest};
 use crate::layer::{Codec, TarOffset};
 
-/// Why a file is not a usable index. All of these are mended by building the index again from the blob.
+/// Why a file is not a usable index. Building the index again from the blob repairs each of these.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
-    /// Reading or mapping the file.
-    #[error("index cannot be read")]
+    /// The file cannot be read or mapped.
+    #[error("cannot read the index")]
     Io(#[from] std::io::Error),
-    /// Not an index at all.
-    #[error("not an index file")]
+    /// The file is not an index.
+    #[error("the file is not an index")]
     Foreign,
-    /// Written by another version of this program.
+    /// The index has another version of the format.
     #[error("index has version {0}, not {VERSION}")]
     Version(u32),
-    /// Shorter or longer than its header says.
-    #[error("index has {actual} bytes where its header says {declared}")]
+    /// The index is shorter or longer than its header declares.
+    #[error("index has {actual} bytes, but its header declares {declared}")]
     Length {
-        /// Bytes there are.
+        /// The length of the file in bytes.
         actual: u64,
-        /// Bytes there should be.
+        /// The length in the header.
         declared: u64,
     },
-    /// The checksum over the file does not match.
+    /// The checksum does not match.
     #[error("index checksum does not match")]
     Checksum,
-    /// The index of another layer.
+    /// The index belongs to another layer.
     #[error("index belongs to layer {0}")]
     OtherLayer(LayerDigest),
-    /// The file of what cannot be decoded from the blob is missing or too short.
-    #[error("seekable file has {actual} bytes where the index says {declared}")]
+    /// The seekable file is missing or too short.
+    #[error("seekable file has {actual} bytes, but the index declares {declared}")]
     Seekable {
-        /// Bytes there are.
+        /// The length of the file in bytes; 0 if it is missing.
         actual: u64,
-        /// Bytes there should be.
+        /// The length in the index.
         declared: u64,
     },
-    /// A record that contradicts another one.
+    /// A record contradicts another one.
     #[error("index is inconsistent: {what} {ordinal}")]
     Inconsistent {
-        /// What kind of record.
+        /// The kind of the record.
         what: &'static str,
-        /// Which one.
+        /// The ordinal of the record.
         ordinal: usize,
     },
 }
 
-/// A validated index over bytes in memory or in a mapped file.
+impl IndexError {
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Io(_) => ErrorCode::Io,
+            Self::Foreign
+            | Self::Version(_)
+            | Self::Length { .. }
+            | Self::Checksum
+            | Self::OtherLayer(_)
+            | Self::Seekable { .. }
+            | Self::Inconsistent { .. } => ErrorCode::Index,
+        }
+    }
+}
+
+/// A validated index, over bytes in memory or a mapped file.
 #[derive(Debug)]
 pub struct Index<D> {
     data: D,
@@ -76,13 +94,13 @@ pub struct Index<D> {
     seekable_size: u64,
 }
 
-/// Maps the index file of a layer and validates it.
+/// Maps and validates the index file of a layer.
 ///
 /// # Errors
-/// Whatever is wrong with the file, among it that it is the index of another layer.
+/// The file is not a valid index of this layer.
 pub fn open_file(file: &File, layer: &LayerDigest) -> Result<Index<Mmap>, IndexError> {
-    // SAFETY: The store writes an index under a temporary name and renames it; nothing writes to it afterwards, so the
-    // bytes stay. Only root can truncate the file by hand: a look-up would then raise SIGBUS, and the process ends.
+    // SAFETY: The store writes an index under a temporary name and renames it. Nothing writes to it afterwards, so the bytes do
+    // not change. Only the owner of the store can truncate the file by hand; a lookup then raises SIGBUS and ends the process.
     #[expect(unsafe_code, reason = "mapping a file")]
     let map = unsafe { Mmap::map(file) }?;
     let index = Index::open(map)?;
@@ -106,10 +124,10 @@ pub fn recorded_diff_id(file: &File, layer: &LayerDigest) -> Option<DiffId> {
 }
 
 impl<D: AsRef<[u8]>> Index<D> {
-    /// Validates `data` as an index.
+    /// Validates `data` as an index. Lookups in a validated index never panic.
     ///
     /// # Errors
-    /// The first thing that is wrong. An index that passes never makes a look-up panic.
+    /// The first check that fails.
     pub fn open(data: D) -> Result<Self, IndexError> {
         let bytes = data.as_ref();
         if bytes.len() < HEADER_LEN || bytes[..8] != MAGIC {
@@ -189,13 +207,13 @@ impl<D: AsRef<[u8]>> Index<D> {
         u32_at(record(self.section(Section::XattrSets), ordinal, 4), 0)
     }
 
-    /// Size, offset of the content, first segment, number of segments.
+    /// Returns the size, the offset of the content, the first segment and the number of segments of an extent.
     pub(super) fn extent(&self, ordinal: usize) -> (u64, u64, u32, u32) {
         let bytes = record(self.section(Section::Extents), ordinal, EXTENT_LEN);
         (u64_at(bytes, 0), u64_at(bytes, 8), u32_at(bytes, 16), u32_at(bytes, 20))
     }
 
-    /// Offset in the file, offset in the tar, length.
+    /// Returns the offset in the file, the offset in the tar and the length of a segment.
     pub(super) fn segment(&self, ordinal: usize) -> (u64, u64, u64) {
         let bytes = record(self.section(Section::Segments), ordinal, SEGMENT_LEN);
         (u64_at(bytes, 0), u64_at(bytes, 8), u64_at(bytes, 16))
@@ -228,47 +246,47 @@ impl<D: AsRef<[u8]>> Index<D> {
         &self.section(Section::Windows)[group.heap.clone()]
     }
 
-    /// The layer's blob.
+    /// The digest of the layer's blob.
     pub fn layer(&self) -> &LayerDigest {
         &self.layer
     }
 
-    /// Digest of the layer's tar.
+    /// The digest of the layer's tar.
     pub fn diff_id(&self) -> &DiffId {
         &self.diff_id
     }
 
-    /// How the blob is compressed.
+    /// The compression of the blob.
     pub fn codec(&self) -> Codec {
         self.codec
     }
 
-    /// Bytes of the blob.
+    /// The length of the blob in bytes.
     pub fn blob_size(&self) -> u64 {
         self.blob_size
     }
 
-    /// Bytes of the tar.
+    /// The length of the tar in bytes.
     pub fn tar_size(&self) -> u64 {
         self.tar_size
     }
 
-    /// Bytes of the seekable file that stands beside the index; 0 where none is needed.
+    /// The length of the seekable file in bytes; 0 if the layer needs none.
     pub fn seekable_size(&self) -> u64 {
         self.seekable_size
     }
 
-    /// Bytes of the index file.
+    /// The length of the index file in bytes.
     pub fn file_size(&self) -> u64 {
         self.data.as_ref().len() as u64
     }
 
-    /// Bytes of each section of the file, for `inspect`.
+    /// The length of each section in bytes, for `inspect`.
     pub fn section_sizes(&self) -> impl Iterator<Item = usize> + '_ {
         self.sections.iter().map(ExactSizeIterator::len)
     }
 
-    /// How many entries there are, markers not counted.
+    /// The number of entries, without markers.
     pub fn len(&self) -> usize {
         self.count(Section::Entries, ENTRY_LEN)
     }
@@ -278,20 +296,20 @@ impl<D: AsRef<[u8]>> Index<D> {
         self.len() == 0
     }
 
-    /// How many spans there are.
+    /// The number of spans.
     pub fn span_count(&self) -> usize {
         self.count(Section::Spans, SPAN_LEN)
     }
 
-    /// Whether `id` is an entry of this layer. Ids from outside (inode numbers) have to pass here first.
+    /// Whether `id` is an entry of this layer. IDs from outside (inode numbers) must be checked here first.
     pub fn contains(&self, id: EntryId) -> bool {
         id.index() < self.len()
     }
 
-    /// One entry.
+    /// Returns an entry.
     ///
     /// # Panics
-    /// When `id` is not of this layer: see [`Index::contains`].
+    /// `id` is not an entry of this layer; see [`Index::contains`].
     pub fn entry(&self, id: EntryId) -> Entry<'_> {
         let ordinal = id.index();
         let bytes = record(self.section(Section::Entries), ordinal, ENTRY_LEN);
@@ -329,8 +347,10 @@ impl<D: AsRef<[u8]>> Index<D> {
 
     /// All entries in the order of the tar.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = (EntryId, Entry<'_>)> {
-        // `validate` saw that the ordinals fit.
-        #[expect(clippy::cast_possible_truncation, reason = "the number of entries fits, see `validate`")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "`validate` checks that ordinals fit into 32 bits"
+        )]
         (0..self.len()).map(|ordinal| {
             let id = EntryId::new(ordinal as u32);
             (id, self.entry(id))
@@ -349,17 +369,17 @@ impl<D: AsRef<[u8]>> Index<D> {
         self.markers(0)
     }
 
-    /// Directories in which this layer hides all that the layers below put there; the root is the empty path.
+    /// Directories whose content in the layers below this layer hides. The root is the empty path.
     pub fn opaques(&self) -> impl Iterator<Item = &[u8]> {
         self.markers(1)
     }
 
-    /// How many whiteouts and opaque marks the layer has.
+    /// The number of whiteouts and opaque markers.
     pub fn marker_count(&self) -> usize {
         self.count(Section::Markers, 8)
     }
 
-    /// How many names `id` has within its layer alone.
+    /// The number of names that `id` has within this layer.
     pub fn own_nlink(&self, id: EntryId) -> u32 {
         let links = self.section(Section::Links);
         let (mut low, mut high) = (0, links.len() / 8);
@@ -381,7 +401,7 @@ impl<D: AsRef<[u8]>> Index<D> {
         (0..count).map(SpanId::new)
     }
 
-    /// The span that holds a byte of the tar; `None` behind the tar's end.
+    /// The span that contains a byte of the tar; `None` after the end of the tar.
     pub fn span_at(&self, at: TarOffset) -> Option<SpanId> {
         if at.get() >= self.tar_size {
             return None;
@@ -398,10 +418,10 @@ impl<D: AsRef<[u8]>> Index<D> {
         u32::try_from(low).ok().map(SpanId::new)
     }
 
-    /// The bytes of the tar that a span holds.
+    /// The range of the tar that a span contains.
     ///
     /// # Panics
-    /// When `id` is not of this layer.
+    /// `id` is not a span of this layer.
     pub fn span_range(&self, id: SpanId) -> Range<u64> {
         let end = match id.index() + 1 < self.span_count() {
             true => self.span_record(id.index() + 1).tar,

@@ -1,10 +1,10 @@
-//! Reads a layer's bytes through its index: which spans hold a stretch of a file, and what is in a span.
+//! Reads the content of a layer through its index: finds the spans of a file's range, and decodes spans.
 
 use std::cell::RefCell;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use memmap2::Mmap;
 
@@ -12,25 +12,26 @@ use super::format::{NO_BLOCK, NO_WINDOW, NOT_SPARSE, SpanKind};
 use super::records::SpanRecord;
 use super::windows::{decompress, window_of};
 use super::{EntryId, Index, IndexError, IndexedKind, SpanId};
+use crate::error::ErrorCode;
 use crate::image::LayerDigest;
 use crate::layer::{BlockHeader, Checkpoint, LayerError, TarOffset, Window, decode_span};
+use crate::os::ignore_poison;
 
-/// Where a layer's bytes come from.
+/// The source of a layer's bytes.
 #[derive(Debug)]
 pub enum LayerBytes {
-    /// A file of the store: a blob or a seekable form.
+    /// A file of the store: a blob or a seekable file.
     File(File),
     /// Bytes in memory.
     Memory(Vec<u8>),
 }
 
 impl LayerBytes {
-    /// Makes `out` the `length` bytes from `offset` on. Memory is taken as the bytes come: an index can say anything of
-    /// a length.
+    /// Replaces `out` by the `length` bytes from `offset`. Allocates step by step, since an index can declare any length.
     fn read_into(&self, out: &mut Vec<u8>, length: usize, offset: u64) -> std::io::Result<()> {
-        /// Bytes read at once: more than nearly every span has.
+        /// Bytes read at once; few spans are longer.
         const STEP: usize = 4 << 20;
-        // What is left of the last span is written over, not cleared.
+        // The bytes of the previous span are overwritten, not cleared.
         out.truncate(length);
         let mut done = 0;
         while done < length {
@@ -58,9 +59,9 @@ impl LayerBytes {
     }
 }
 
-/// Why a span cannot be read. The message names blob and span: it is what an administrator finds in the log.
+/// Why a span cannot be read. The message names blob and span, for the administrator who finds it in the log.
 #[derive(Debug, thiserror::Error)]
-#[error("blob {layer}: span {span} (bytes {blob:?} of the {file})")]
+#[error("blob {layer}: cannot read span {span} (bytes {blob:?} of the {file})")]
 pub struct ReadError {
     layer: LayerDigest,
     span: SpanId,
@@ -72,52 +73,65 @@ pub struct ReadError {
 
 #[derive(Debug, thiserror::Error)]
 enum ReadCause {
-    #[error("reading")]
+    #[error("cannot read the file")]
     Io(#[from] std::io::Error),
-    #[error("decoding")]
+    #[error("cannot decode the span")]
     Decode(#[from] LayerError),
     #[error("decoded bytes do not match their checksum")]
     Checksum,
     #[error(transparent)]
     Index(#[from] IndexError),
-    #[error("there is no seekable file")]
+    #[error("the seekable file is missing")]
     NoSeekable,
 }
 
-/// A stretch of a regular file.
+impl ReadError {
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match &self.cause {
+            ReadCause::Io(_) => ErrorCode::Io,
+            ReadCause::Decode(_) | ReadCause::Checksum => ErrorCode::Damaged,
+            ReadCause::Index(source) => source.code(),
+            ReadCause::NoSeekable => ErrorCode::Index,
+        }
+    }
+}
+
+/// A range of a regular file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Piece {
     /// Zero bytes that are not stored.
     Hole {
-        /// How many.
+        /// The number of bytes.
         len: u64,
     },
     /// Bytes of the tar.
     Data {
-        /// Where they start.
+        /// The offset of the first byte.
         tar: TarOffset,
-        /// How many.
+        /// The number of bytes.
         len: u64,
     },
 }
 
-/// A layer that can be read: its index and where its bytes are.
+/// A layer that can be read: its index and its bytes.
 #[derive(Debug)]
 pub struct Layer<D = Mmap> {
     index: Index<D>,
     blob: LayerBytes,
     seekable: Option<LayerBytes>,
-    /// The window group that was used last: neighbouring spans share one.
+    /// The window group that was used last. Neighbouring spans share a group.
     group: Mutex<Option<(u32, Arc<Vec<u8>>)>>,
 }
 
 thread_local! {
-    /// Compressed bytes of the span at hand: reused, so that a read costs one allocation.
+    /// The compressed bytes of the current span. Reused, so that a read costs one allocation.
     static COMPRESSED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl<D: AsRef<[u8]>> Layer<D> {
-    /// Joins an index and the bytes it describes. `seekable` is the file that was written with the index, if one was.
+    /// Joins an index and the bytes that it describes. `seekable` is the file that was written with the index, if any.
     pub fn new(index: Index<D>, blob: LayerBytes, seekable: Option<LayerBytes>) -> Self {
         Self { index, blob, seekable, group: Mutex::new(None) }
     }
@@ -127,17 +141,17 @@ impl<D: AsRef<[u8]>> Layer<D> {
         &self.index
     }
 
-    /// The bytes of the tar in a span, checked against the span's checksum. Reads and decodes; nothing is cached.
+    /// Reads and decodes a span, and compares its checksum. Nothing is cached.
     ///
     /// # Errors
-    /// The blob cannot be read or is not what was indexed. Wrong bytes are never returned.
+    /// The blob cannot be read, or has changed since it was indexed. Wrong bytes are never returned.
     ///
     /// # Panics
-    /// When `id` is not of this layer.
+    /// `id` is not a span of this layer.
     pub fn decode_span(&self, id: SpanId) -> Result<Vec<u8>, ReadError> {
         let record = self.index.span_record(id.index());
         let range = self.index.span_range(id);
-        let length = usize::try_from(range.end - range.start).expect("spans are bounded at open");
+        let length = usize::try_from(range.end - range.start).expect("`validate` limits the length of spans");
         self.decode(&record, length).map_err(|cause| ReadError {
             layer: *self.index.layer(),
             span: id,
@@ -178,7 +192,7 @@ impl<D: AsRef<[u8]>> Layer<D> {
                 .map_err(|_| std::io::Error::from(std::io::ErrorKind::FileTooLarge))?;
             source.read_into(compressed, wanted, record.data)?;
             decode_span(&checkpoint, &header, compressed, &mut out)?;
-            // A stretch of many empty members or skippable frames is legal and rare: its buffer is not kept.
+            // A long run of empty members or skippable frames is legal but rare: do not keep its buffer.
             if compressed.capacity() > 4 << 20 {
                 *compressed = Vec::new();
             }
@@ -194,15 +208,14 @@ impl<D: AsRef<[u8]>> Layer<D> {
         if record.window_group == NO_WINDOW {
             return Ok(Window::default());
         }
-        let last = self.group.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let last = ignore_poison(self.group.lock()).clone();
         let raw = match last {
             Some((group, raw)) if group == record.window_group => raw,
             _ => {
                 let group = self.index.group(record.window_group);
                 let heap = self.index.window_heap(&group);
                 let raw = Arc::new(decompress(heap, group.raw_len, record.window_group)?);
-                *self.group.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some((record.window_group, Arc::clone(&raw)));
+                *ignore_poison(self.group.lock()) = Some((record.window_group, Arc::clone(&raw)));
                 raw
             }
         };
@@ -211,24 +224,24 @@ impl<D: AsRef<[u8]>> Layer<D> {
         Ok(window_of(&raw, record.window_ordinal).ok_or(damaged)?)
     }
 
-    /// What bytes `offset..offset + len` of a regular file are made of, in order; cut at the file's end. Anything but a
-    /// regular file has no bytes.
+    /// Returns the pieces of the range `offset..offset + len` of a regular file, in order, up to the end of the file. Other
+    /// entries have no pieces.
     ///
     /// # Panics
-    /// When `entry` is not of this layer.
+    /// `entry` is not an entry of this layer.
     pub fn pieces(&self, entry: EntryId, offset: u64, len: u64) -> Vec<Piece> {
         self.pieces_from(entry, offset, len).collect()
     }
 
-    /// The same, one by one: for whoever wants the first few of the million that a file can have.
+    /// Like [`Layer::pieces`], but lazy: a file can have a million pieces.
     ///
     /// # Panics
-    /// When `entry` is not of this layer.
+    /// `entry` is not an entry of this layer.
     pub fn pieces_from(&self, entry: EntryId, offset: u64, len: u64) -> impl Iterator<Item = Piece> {
         let entry = self.index.entry(entry);
         let size = if let IndexedKind::Regular { size } = entry.kind() { size } else { 0 };
         let end = offset.saturating_add(len).min(size);
-        // A file in one piece is one segment at its start.
+        // A file that is not sparse is treated as one segment.
         let sparse = entry.extent().map(|extent| self.index.extent(extent as usize));
         let (segments, content) = match sparse {
             Some((_, _, first, count)) if count != NOT_SPARSE => {
@@ -241,7 +254,7 @@ impl<D: AsRef<[u8]>> Layer<D> {
             Some(start) => (0, start, size),
             None => self.index.segment(at),
         };
-        // Segments ascend, so the ones wholly before `offset` are found by bisection.
+        // Segments ascend: skip those before `offset` by bisection.
         let (mut next, mut high) = (segments.start, segments.end);
         while next < high {
             let middle = next.midpoint(high);
@@ -268,18 +281,18 @@ impl<D: AsRef<[u8]>> Layer<D> {
         })
     }
 
-    /// Bytes of a regular file that are stored: its size without its holes. Takes the same time for all files, as every
-    /// stat asks for it and a million names can lead to a file of a million stretches.
+    /// The size of a regular file without its holes. Takes constant time: every stat needs it, and a million names can lead to
+    /// a file of a million segments.
     ///
     /// # Panics
-    /// When `entry` is not of this layer.
+    /// `entry` is not an entry of this layer.
     pub fn stored_size(&self, entry: EntryId) -> u64 {
         let entry = self.index.entry(entry);
         let IndexedKind::Regular { size } = entry.kind() else { return 0 };
         match entry.extent().map(|extent| self.index.extent(extent as usize)) {
             Some((_, _, _, 0)) => 0,
             Some((_, _, first, count)) if count != NOT_SPARSE => {
-                // In the tar, one stands right behind the other.
+                // In the tar, the segments of a file follow each other without a gap.
                 let (_, start, _) = self.index.segment(first as usize);
                 let (_, last, length) = self.index.segment((first + (count - 1)) as usize);
                 (last + length).saturating_sub(start)
@@ -288,13 +301,13 @@ impl<D: AsRef<[u8]>> Layer<D> {
         }
     }
 
-    /// Reads a stretch of a regular file without a cache: for `verify`, unpacking and tests. Short only at the file's end.
+    /// Reads a range of a regular file without a cache, for `verify`, unpacking and tests. Short only at the end of the file.
     ///
     /// # Errors
     /// As [`Layer::decode_span`].
     ///
     /// # Panics
-    /// When `entry` is not of this layer.
+    /// `entry` is not an entry of this layer.
     pub fn read(&self, entry: EntryId, offset: u64, len: usize) -> Result<Vec<u8>, ReadError> {
         let mut out = Vec::new();
         for piece in self.pieces(entry, offset, len as u64) {
@@ -303,7 +316,10 @@ impl<D: AsRef<[u8]>> Layer<D> {
                 Piece::Data { tar, len } => {
                     let (mut at, end) = (tar.get(), tar.get() + len);
                     while at < end {
-                        let id = self.index.span_at(TarOffset::new(at)).expect("content lies in the tar");
+                        let id = self
+                            .index
+                            .span_at(TarOffset::new(at))
+                            .expect("`validate` checks that content lies within the tar");
                         let range = self.index.span_range(id);
                         let span = self.decode_span(id)?;
                         let stop = end.min(range.end);

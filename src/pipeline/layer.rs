@@ -44,12 +44,12 @@ pub(super) fn ensure(
     progress: &ProgressSink,
 ) -> Result<u64, PipelineError> {
     let (digest, size) = (layer.digest(), layer.size());
-    progress.tell(ProgressEvent::Layer { digest, size });
+    progress.send(ProgressEvent::Layer { digest, size });
     let blob = digest.digest();
     let lock = match store.try_lock_blob(&blob)? {
         Some(lock) => lock,
         None => {
-            progress.tell(ProgressEvent::Waiting { digest });
+            progress.send(ProgressEvent::Waiting { digest });
             wait_for_lock(store, &blob, stopped)?
         }
     };
@@ -76,7 +76,7 @@ pub(super) fn ensure(
             result => result?,
         }
     }
-    progress.tell(ProgressEvent::Done { digest });
+    progress.send(ProgressEvent::Done { digest });
     Ok(fetched)
 }
 
@@ -264,7 +264,7 @@ fn receive(
     let mut pass_on = |bytes: Bytes| {
         hash.update(&bytes);
         total += bytes.len() as u64;
-        progress.tell(ProgressEvent::Bytes { digest, total });
+        progress.send(ProgressEvent::Bytes { digest, total });
         let _ = sender.send(Ok(bytes));
     };
     let mut replayed = partial.reader()?;

@@ -1,8 +1,8 @@
-//! Joins the stages: a reference or an archive becomes verified blobs, indexes and an image that others can see.
+//! Joins the stages: from a reference or an archive to verified blobs, their indexes and a visible image.
 //!
-//! A layer goes through in one pass ([`layer`](self)): its bytes are written, hashed, decoded, hashed again and walked as
-//! they arrive. What makes an image visible is the last step, one write of `index.json`; until then nothing refers to what
-//! has been put, and an error anywhere leaves other images as they were.
+//! Each layer is processed in one pass: its bytes are written, hashed, decoded, hashed again and walked as they arrive. The
+//! last step, one write of `index.json`, makes the image visible. Until then nothing refers to the new blobs, and an error
+//! leaves all other images unchanged.
 
 mod layer;
 mod load;
@@ -16,6 +16,7 @@ pub use load::{LoadJob, load};
 pub use open::{OpenImage, open_image, open_layer, read_image, read_manifest, verified_diff_ids};
 pub use pull::{PullJob, pull};
 
+use crate::error::ErrorCode;
 use crate::image::{DiffId, Digest, LayerDigest, ManifestDigest, ManifestError, Name, Tag};
 use crate::import::ImportError;
 use crate::index::BuildError;
@@ -23,117 +24,117 @@ use crate::registry::RegistryError;
 use crate::store::StoreError;
 use crate::tree::MergeError;
 
-/// Why an image did not come in, or cannot be opened.
+/// Why an image cannot be stored or opened.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
-    /// The registry or the way to it.
+    /// The registry failed, or the connection to it.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// The archive that is loaded.
+    /// The archive cannot be read.
     #[error(transparent)]
     Import(#[from] ImportError),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The manifest or the configuration.
+    /// The manifest or the configuration is not valid.
     #[error("{what} {digest}")]
     Document {
-        /// Which of the two.
+        /// `manifest` or `configuration`.
         what: &'static str,
         /// Its digest.
         digest: Digest,
-        /// What is wrong with it.
+        /// The reason.
         source: ManifestError,
     },
-    /// The bytes that came are not the ones that the manifest names.
+    /// The content of a layer does not have the digest in the manifest.
     #[error("layer {layer}: content has digest {actual}")]
     WrongDigest {
-        /// What the manifest says.
+        /// The digest in the manifest.
         layer: LayerDigest,
-        /// What came.
+        /// The digest of the content.
         actual: Digest,
     },
-    /// The bytes that came are fewer or more than the manifest says.
-    #[error("layer {layer}: content has {actual} bytes where the manifest says {declared}")]
+    /// The content of a layer is shorter or longer than the manifest declares.
+    #[error("layer {layer}: content has {actual} bytes, but the manifest declares {declared}")]
     WrongSize {
-        /// Which layer.
+        /// The layer.
         layer: LayerDigest,
-        /// What came.
+        /// The length of the content in bytes.
         actual: u64,
-        /// What the manifest says.
+        /// The size in the manifest.
         declared: u64,
     },
-    /// The layer decodes to another tar than the image's configuration says.
-    #[error("layer {layer}: its tar has digest {actual}, and the image's configuration says {declared}")]
+    /// The layer decodes to another tar than the image's configuration declares.
+    #[error("layer {layer}: tar has digest {actual}, but the image's configuration declares {declared}")]
     WrongDiffId {
-        /// Which layer.
+        /// The layer.
         layer: LayerDigest,
-        /// What it decodes to.
+        /// The digest of the decoded tar.
         actual: DiffId,
-        /// What the configuration says.
+        /// The diff ID in the configuration.
         declared: DiffId,
     },
-    /// What an earlier download left cannot be read.
-    #[error("layer {layer}: what an earlier download left")]
+    /// The partial file of an earlier download cannot be read.
+    #[error("layer {layer}: cannot read the partial file of an earlier download")]
     Partial {
-        /// Which layer.
+        /// The layer.
         layer: LayerDigest,
-        /// What went wrong.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// The layer's media type contradicts what its bytes are.
-    #[error("layer {layer}: media type says {declared}, its bytes are {actual}")]
+    /// The content of a layer is not compressed as its media type declares.
+    #[error("layer {layer}: media type declares {declared}, but the content is {actual}")]
     WrongCodec {
-        /// Which layer.
+        /// The layer.
         layer: LayerDigest,
-        /// By the media type.
+        /// The codec in the media type.
         declared: crate::layer::Codec,
-        /// By its first bytes.
+        /// The codec of the first bytes.
         actual: crate::layer::Codec,
     },
-    /// The layer is not one that can be applied.
+    /// The layer cannot be indexed.
     #[error("layer {layer}")]
     Layer {
-        /// Which layer.
+        /// The layer.
         layer: LayerDigest,
-        /// What is wrong with it.
+        /// The reason.
         source: BuildError,
     },
-    /// The layers do not go together.
+    /// The layers do not fit together.
     #[error("image {image}")]
     Merge {
-        /// The manifest.
+        /// The digest of the manifest.
         image: ManifestDigest,
-        /// What is wrong.
+        /// The reason.
         source: MergeError,
     },
     /// A layer's blob is not in the store.
     #[error("blob {0} is missing from the store")]
     MissingBlob(Digest),
-    /// An archive holds an image without a name, and none was given.
+    /// An image in an archive has no name, and the user gave none.
     #[error("image {image}{} has no name", with_tags(tags))]
     Unnamed {
-        /// Which image in it.
+        /// The digest of the image's manifest.
         image: ManifestDigest,
-        /// Tags that it has in the archive.
+        /// The tags of the image in the archive.
         tags: Vec<String>,
     },
-    /// One name and tag was given for an archive with several images.
-    #[error("the archive holds {count} images, so one tag does not do")]
+    /// The user gave one tag for an archive with several images.
+    #[error("a tag can name only one of several images: the archive holds {count}")]
     SeveralImages {
-        /// How many.
+        /// The number of images.
         count: usize,
     },
-    /// An archive ends early or cannot be read.
-    #[error("blob {digest} of the archive")]
+    /// A blob of an archive cannot be read.
+    #[error("cannot read blob {digest} of the archive")]
     ArchiveRead {
-        /// Which blob.
+        /// The blob.
         digest: Digest,
-        /// What went wrong.
+        /// The error of reading or decompressing.
         source: std::io::Error,
     },
-    /// A thread could not be started or ended early.
-    #[error("worker thread")]
+    /// A worker thread could not be started, or panicked.
+    #[error("a worker thread failed")]
     Thread(#[source] std::io::Error),
 }
 
@@ -142,66 +143,86 @@ fn with_tags(tags: &[String]) -> String {
 }
 
 impl PipelineError {
-    /// What the user can do about it, where there is something.
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Registry(source) => source.code(),
+            Self::Import(source) => source.code(),
+            Self::Store(source) => source.code(),
+            Self::Document { source, .. } => source.code(),
+            Self::Layer { source, .. } => source.code(),
+            Self::Merge { source, .. } => source.code(),
+            Self::WrongDigest { .. } | Self::WrongSize { .. } => ErrorCode::WrongContent,
+            Self::WrongDiffId { .. } | Self::WrongCodec { .. } => ErrorCode::ImageMismatch,
+            Self::Partial { .. } => ErrorCode::Io,
+            Self::MissingBlob(_) => ErrorCode::NoBlob,
+            Self::Unnamed { .. } | Self::SeveralImages { .. } => ErrorCode::Usage,
+            Self::ArchiveRead { .. } => ErrorCode::Archive,
+            Self::Thread(_) => ErrorCode::Internal,
+        }
+    }
+
+    /// What the user can do next, if anything.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::MissingBlob(_) => Some("pull or load the image again"),
-            Self::Unnamed { .. } => Some("give it one with --name NAME[:TAG]"),
+            Self::Unnamed { .. } => Some("name the image with --name NAME[:TAG]"),
             Self::SeveralImages { .. } => {
-                Some("give --name without a tag, or leave it out: the tags in the archive are used")
+                Some("use --name without a tag, or leave --name out, to keep the tags of the archive")
             }
             Self::Layer { source: BuildError::TooLong { .. }, .. } => {
-                Some("if you trust the image, raise that key in the configuration")
+                Some("if you trust the image, raise this limit in the configuration")
             }
             Self::WrongDigest { .. } => Some(
-                "the registry's copy is damaged, or something between changes it: compare with another client",
+                "the copy in the registry is damaged, or a proxy changes it: compare with another client",
             ),
             _ => None,
         }
     }
 }
 
-/// What happens on the way, for a progress display.
+/// Progress of an operation, for a display.
 #[derive(Debug, Clone, Copy)]
 pub enum ProgressEvent {
     /// Work on a layer begins.
     Layer {
-        /// Which one.
+        /// The layer.
         digest: LayerDigest,
-        /// Bytes of its blob.
+        /// The size of its blob in bytes.
         size: u64,
     },
-    /// Bytes of a layer's blob went through.
+    /// More bytes of a layer's blob were processed.
     Bytes {
-        /// Which layer.
+        /// The layer.
         digest: LayerDigest,
-        /// All bytes so far, those of an earlier attempt included.
+        /// All bytes so far, including those of an earlier attempt.
         total: u64,
     },
-    /// Another process works on this layer.
+    /// Another process holds the lock of the layer.
     Waiting {
-        /// Which one.
+        /// The layer.
         digest: LayerDigest,
     },
-    /// A layer's index is missing or unusable and is built from the blob.
+    /// The index of a layer is missing or unusable, and is being built from the blob.
     Rebuilding {
-        /// Which one.
+        /// The layer.
         digest: LayerDigest,
     },
     /// A layer is in the store.
     Done {
-        /// Which one.
+        /// The layer.
         digest: LayerDigest,
     },
 }
 
-/// Takes events; called from several threads.
+/// Receives progress events, from several threads.
 #[derive(Clone)]
 pub struct ProgressSink(Option<Arc<dyn Fn(ProgressEvent) + Send + Sync>>);
 
 impl ProgressSink {
-    /// Passes events on to `sink`, which must be quick: the pipeline waits for it.
+    /// Passes events to `sink`. The pipeline waits for each call.
     pub fn new(sink: impl Fn(ProgressEvent) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(sink)))
     }
@@ -212,7 +233,7 @@ impl ProgressSink {
         Self(None)
     }
 
-    fn tell(&self, event: ProgressEvent) {
+    fn send(&self, event: ProgressEvent) {
         if let Some(sink) = &self.0 {
             sink(event);
         }
@@ -225,19 +246,19 @@ impl fmt::Debug for ProgressSink {
     }
 }
 
-/// An image that has come in.
+/// An image that was pulled or loaded.
 #[derive(Debug, Clone)]
 pub struct StoredImage {
-    /// Its name, without tag.
+    /// The name, without a tag.
     pub name: Name,
-    /// Its manifest.
+    /// The digest of the manifest.
     pub digest: ManifestDigest,
-    /// Its tags that were set.
+    /// The tags that were set.
     pub tags: Vec<Tag>,
-    /// Layers that had to be fetched; the others were there.
+    /// The number of layers that were fetched. The store had the others.
     pub layers_fetched: usize,
-    /// Layers of the image.
+    /// The number of layers of the image.
     pub layers: usize,
-    /// Bytes of blobs that were fetched.
+    /// The bytes of blobs that were fetched.
     pub bytes_fetched: u64,
 }

@@ -50,7 +50,7 @@ pub(super) fn open_index(
         Some(error) => tracing::warn!("layer {digest}: {error}; building its index from the blob"),
         None => tracing::warn!("layer {digest}: has no index; building it from the blob"),
     }
-    progress.tell(ProgressEvent::Rebuilding { digest: *digest });
+    progress.send(ProgressEvent::Rebuilding { digest: *digest });
     let blob = digest.digest();
     let _lock = match lock {
         Some(lock) => lock.clone(),

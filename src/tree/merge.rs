@@ -22,6 +22,7 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 
 use super::{IMPLIED, LayerNo, Tree};
+use crate::error::ErrorCode;
 use crate::image::{Digest, LayerDigest};
 use crate::index::{EntryId, Index, IndexedKind};
 use crate::layer::{Printable, TarOffset};
@@ -44,7 +45,7 @@ const MAX_ENTRIES: usize = 1 << 25;
 /// What a name may have, in bytes (`NAME_MAX`). Names of entries were checked; components of symlink targets were not.
 const MAX_NAME: usize = 255;
 
-/// Layers that do not make a tree.
+/// Why the layers of an image cannot be merged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "layer {layer}: {} `{}`: {fault} (in {digest}{})",
@@ -55,37 +56,52 @@ const MAX_NAME: usize = 255;
 pub struct MergeError {
     /// The layer that cannot be applied.
     pub layer: LayerNo,
-    /// Its blob.
+    /// The digest of its blob.
     pub digest: LayerDigest,
-    /// Where the entry's header is; indexes do not keep that of markers.
+    /// The offset of the entry's header; `None` for markers, for which the index does not record it.
     pub at: Option<TarOffset>,
-    /// Path of the entry, or what the marker hides.
+    /// The path of the entry, or the path that the marker hides.
     pub path: Box<[u8]>,
-    /// Whether it is a marker.
+    /// Whether `path` is of a marker.
     pub marker: bool,
-    /// What is wrong with it.
+    /// The rule that is broken.
     pub fault: MergeFault,
+}
+
+impl MergeError {
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self.fault {
+            MergeFault::Loop
+            | MergeFault::NotADirectory
+            | MergeFault::LongName(_)
+            | MergeFault::NoTarget(_)
+            | MergeFault::DirectoryTarget(_) => ErrorCode::Merge,
+            MergeFault::TooMany(_) => ErrorCode::LayerLimit,
+        }
+    }
 }
 
 /// Why an entry or marker cannot be applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MergeFault {
-    /// The path leads through more than [`MAX_LINKS`] symlinks, or in a circle.
+    /// The path leads through more than [`MAX_LINKS`] symlinks, or loops.
     #[error("too many symbolic links in its path")]
     Loop,
     /// A component before the last is neither a directory nor a symlink to one.
     #[error("its parent is not a directory")]
     NotADirectory,
-    /// A symlink's target, which would have to be made, has a component that no directory can hold.
+    /// The target of a symlink is missing and cannot be created, because one of its components is too long.
     #[error("a symbolic link in its path has a component of {0} bytes (at most {MAX_NAME})")]
     LongName(usize),
-    /// There is nothing to link to: it is missing, comes later, was removed by this layer, or is the link itself.
-    #[error("hard link to `{}`, which is not there", Printable(.0))]
+    /// The target of a hard link is missing, comes later, was removed by this layer, or is the link itself.
+    #[error("hard link to `{}`, which does not exist", Printable(.0))]
     NoTarget(Box<[u8]>),
-    /// Directories have one name.
+    /// The target of a hard link is a directory.
     #[error("hard link to `{}`, which is a directory", Printable(.0))]
     DirectoryTarget(Box<[u8]>),
-    /// More layers, nodes or names than the tree can count.
+    /// There are more layers, nodes or names than the limit.
     #[error("too many {0}")]
     TooMany(&'static str),
 }

@@ -35,7 +35,7 @@ fn metadata_beyond_its_limit_is_refused_by_entry_and_offset_within_twice_the_lim
     assert_eq!(*offset, TarOffset::new(fits as u64 * (512 + 4096 + 512) + 512 + 4096));
     assert_eq!(*what, "metadata of all entries together (512 MiB)");
     let told =
-        format!("entry `link-{fits:06}` at offset {offset} of the tar: {what} is beyond what an index holds");
+        format!("entry `link-{fits:06}` at offset {offset} of the tar: {what} exceeds the limit of an index");
     assert_eq!(error.to_string(), told);
 }
 

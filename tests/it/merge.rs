@@ -198,19 +198,19 @@ fn hard_links_bind_when_they_are_read() {
         ("in a missing directory", "f a 1; h d/e/b a", "f a 1; d d; d d/e; h d/e/b a"),
         ("to the file above of two layers", "f a 1 --- f a 2 --- h b a", "f a 2; h b a"),
         ("to a file below its later entry", "f a 1 --- h b a; f a 2 --- h c b", "f a 2; f b 1; h c b"),
-        ("to what the layer removes", "f a --- w a; h b a", "error: layer 2: entry `b`: hard link to `a`, which is not there"),
-        ("to what an opaque marker removes", "f d/a --- h b d/a; o d", "error: layer 2: entry `b`: hard link to `d/a`, which is not there"),
-        ("to a later entry", "h b a; f a", "error: layer 1: entry `b`: hard link to `a`, which is not there"),
-        ("to itself", "f a --- h a a", "error: layer 2: entry `a`: hard link to `a`, which is not there"),
-        ("to itself through a link", "d d; f d/a; l s d; h d/a s/a", "error: layer 1: entry `d/a`: hard link to `s/a`, which is not there"),
-        ("to what it replaces", "d a; f a/b; h a a/b", "error: layer 1: entry `a`: hard link to `a/b`, which is not there"),
+        ("to what the layer removes", "f a --- w a; h b a", "error: layer 2: entry `b`: hard link to `a`, which does not exist"),
+        ("to what an opaque marker removes", "f d/a --- h b d/a; o d", "error: layer 2: entry `b`: hard link to `d/a`, which does not exist"),
+        ("to a later entry", "h b a; f a", "error: layer 1: entry `b`: hard link to `a`, which does not exist"),
+        ("to itself", "f a --- h a a", "error: layer 2: entry `a`: hard link to `a`, which does not exist"),
+        ("to itself through a link", "d d; f d/a; l s d; h d/a s/a", "error: layer 1: entry `d/a`: hard link to `s/a`, which does not exist"),
+        ("to what it replaces", "d a; f a/b; h a a/b", "error: layer 1: entry `a`: hard link to `a/b`, which does not exist"),
         ("to a directory", "d a --- h b a", "error: layer 2: entry `b`: hard link to `a`, which is a directory"),
         ("to an implied directory", "f a/x; h b a", "error: layer 1: entry `b`: hard link to `a`, which is a directory"),
         ("to the root", "h b /", "error: layer 1: entry `b`: hard link to `/`, which is a directory"),
         ("to the root, spelled out", "h b ..", "error: layer 1: entry `b`: hard link to `/`, which is a directory"),
-        ("to nothing", "h b x/y", "error: layer 1: entry `b`: hard link to `x/y`, which is not there"),
-        ("below a file", "f a; h b a/c", "error: layer 1: entry `b`: hard link to `a/c`, which is not there"),
-        ("to a marker's name", "f a --- w a; h b .wh.a", "error: layer 2: entry `b`: hard link to `.wh.a`, which is not there"),
+        ("to nothing", "h b x/y", "error: layer 1: entry `b`: hard link to `x/y`, which does not exist"),
+        ("below a file", "f a; h b a/c", "error: layer 1: entry `b`: hard link to `a/c`, which does not exist"),
+        ("to a marker's name", "f a --- w a; h b .wh.a", "error: layer 2: entry `b`: hard link to `.wh.a`, which does not exist"),
     ]);
 }
 
@@ -322,7 +322,7 @@ fn where_a_symlink_leads_can_change_from_entry_to_entry() {
 fn an_error_names_layer_entry_and_offset() {
     let error = merge_text(&lines("f a --- d b; h b/c missing")).err().unwrap();
     let (what, place) = error.split_once(" (in sha256:").unwrap();
-    assert_eq!(what, "layer 2: entry `b/c`: hard link to `missing`, which is not there");
+    assert_eq!(what, "layer 2: entry `b/c`: hard link to `missing`, which does not exist");
     assert!(place.ends_with(", at byte 512 of the tar)"), "{place}");
 }
 

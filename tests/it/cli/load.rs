@@ -32,7 +32,7 @@ fn image_without_a_name_needs_one() {
         error.starts_with(&format!("load {}: ", layout.path())) && error.contains("has no name"),
         "{error}"
     );
-    assert_eq!(hint.unwrap(), "give it one with --name NAME[:TAG]");
+    assert_eq!(hint.unwrap(), "name the image with --name NAME[:TAG]");
     assert_eq!(scene.program.json(&["images"]), json!([]));
 }
 

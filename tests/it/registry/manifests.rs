@@ -128,7 +128,7 @@ async fn missing_platform_lists_what_there_is() {
     let bytes =
         index(&[entry(b"x", "linux/arm64"), entry(b"y", "linux/s390x"), entry(b"z", "unknown/unknown")]);
     let error = resolve_to(200, &[], bytes).await;
-    assert!(message(&error).ends_with("no manifest for linux/amd64; there are linux/arm64, linux/s390x"));
+    assert!(message(&error).ends_with("no manifest for linux/amd64; available: linux/arm64, linux/s390x"));
     assert!(error.hint().unwrap().contains("--platform"));
 }
 

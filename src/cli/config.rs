@@ -287,7 +287,7 @@ mod tests {
             ("[run]\nsandbox = 'docker'", "sandbox `docker`: expected auto, isolate or bwrap"),
             ("[run]\nbox-ids = '9-1'", "box ids `9-1` do not have the form FIRST-LAST"),
             ("[run]\nbwrap-user = 'root'", "bwrap-user `root`: expected UID[:GID], in numbers"),
-            ("[root]\nupper = 'ram'", "upper `ram`: known are"),
+            ("[root]\nupper = 'ram'", "upper `ram` is invalid: expected"),
             ("[isolate]\nupper = 'disk'", "table [isolate]"),
             ("[isolate.images]\nx = 'a'", "table [isolate.images]"),
         ] {

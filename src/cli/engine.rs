@@ -66,7 +66,7 @@ impl Context {
             }
             Engine::Unpack => {
                 let open = open_image(store, image.digest, |_| None).with_context(|| name.clone())?;
-                Lower::to_copy(open, &name)
+                Lower::copy_of(open, &name)
             }
         };
         Ok((engine, lower))

@@ -5,21 +5,25 @@ use std::os::fd::AsFd;
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
-/// Repeats an `openat2` call for as long as it fails with `EAGAIN`.
+/// Calls of [`retry_again`] before it gives up: a process that renames files all the time must not block it forever.
+const CALLS_MAX: u32 = 1000;
+
+/// Repeats an `openat2` call while it fails with `EAGAIN`, for at most 1000 calls.
 ///
-/// The kernel does so when a concurrent rename or mount interferes with a `RESOLVE_BENEATH` or `RESOLVE_IN_ROOT` walk
-/// (openat2(2)).
+/// The kernel does so when a concurrent rename or mount, anywhere on the host, interferes with a `RESOLVE_BENEATH` or
+/// `RESOLVE_IN_ROOT` walk of a path with `..` (openat2(2)).
 ///
 /// # Errors
 ///
-/// Any other error of the call.
+/// Any other error of the call, and `EAGAIN` of the last one.
 pub fn retry_again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
-    loop {
+    for _ in 1..CALLS_MAX {
         match call() {
             Err(Errno::AGAIN) => {}
             result => return result,
         }
     }
+    call()
 }
 
 /// Whether `name` in the directory `dir` still refers to the open file `file`: false once it was removed or replaced.
@@ -60,5 +64,12 @@ mod tests {
         let mut answers = vec![Err(Errno::NOENT), Err(Errno::AGAIN), Ok(1), Err(Errno::AGAIN)];
         assert_eq!(retry_again(|| answers.pop().expect("an answer")), Ok(1));
         assert_eq!(retry_again(|| answers.pop().expect("an answer")), Err(Errno::NOENT));
+        let mut calls = 0;
+        let busy = || {
+            calls += 1;
+            Err::<(), _>(Errno::AGAIN)
+        };
+        assert_eq!(retry_again(busy), Err(Errno::AGAIN));
+        assert_eq!(calls, CALLS_MAX);
     }
 }

@@ -1,233 +1,259 @@
-//! Why a root could not be made, used or removed.
+//! Errors of making, using and removing roots.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use rustix::io::Errno;
 use rustix::process::Pid;
 
 use super::RootId;
+use crate::error::ErrorCode;
 use crate::image::ManifestDigest;
+use crate::os::PathError;
 use crate::pipeline::PipelineError;
 use crate::tree::MergeError;
 use crate::unpack::UnpackError;
 
-/// What is wrong with a root, or with what it is made of.
+/// Why an operation on a root or its image failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RootsError {
-    /// Not a name that a root can have.
+    /// The name of a root is invalid.
     #[error(
-        "root `{0}`: a name has 1 to 64 of a-z, 0-9, `.`, `_` and `-`, and begins with a letter or digit"
+        "root name `{0}` is invalid: it must have 1 to 64 characters of a-z, 0-9, `.`, `_` and `-`, and start with a \
+         letter or digit"
     )]
     Id(String),
-    /// Not a way to show an image.
-    #[error("engine `{0}`: known are `fuse`, `overlay2` and `unpack`")]
+    /// There is no such engine.
+    #[error("engine `{0}` does not exist: expected `fuse`, `overlay2` or `unpack`")]
     Engine(String),
-    /// Not an upper layer that a root can have.
-    #[error("upper `{text}`: {why}")]
+    /// The description of an upper is invalid.
+    #[error("upper `{text}` is invalid: {why}")]
     Upper {
-        /// What was given.
+        /// The description.
         text: String,
-        /// What is wrong with it.
+        /// What is wrong with it, and what is expected.
         why: &'static str,
     },
-    /// Roots are handed to programs that split on these.
-    #[error("run directory {path}: the path of a root may not contain `{character}`")]
+    /// isolate and overlayfs split paths at these characters.
+    #[error("the path of run directory {} may not contain `{character}`", .path.display())]
     Separator {
         /// The directory.
         path: PathBuf,
         /// `:` or `,`.
         character: char,
     },
-    /// A file or directory could not be used.
-    #[error("{step} {path}")]
-    Io {
-        /// What was done with it.
-        step: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// What came of it.
-        source: io::Error,
-    },
-    /// There is no filesystem of this program.
-    #[error("{0} is not a mount of rcx-imagefs")]
+    /// A file operation failed.
+    #[error(transparent)]
+    Io(#[from] PathError),
+    /// The mountpoint shows another filesystem.
+    #[error("{} is not a mount of rcx-imagefs", .0.display())]
     NotTheMount(PathBuf),
-    /// The filesystem's daemon died.
-    #[error("mount {mountpoint} is dead: its daemon is gone")]
+    /// The daemon that served the mount has ended.
+    #[error("mount {} is dead: its daemon is gone", .mountpoint.display())]
     DeadMount {
-        /// Where it is mounted.
+        /// The mountpoint.
         mountpoint: PathBuf,
-        /// What came of asking it.
+        /// The error of the system call on it.
         source: io::Error,
     },
     /// The mount does not have the image.
-    #[error("image {name} is not in the mount {mountpoint}")]
+    #[error("image {} is not in the mount {}", .name.display(), .mountpoint.display())]
     NoImage {
-        /// The image.
+        /// The name of the image.
         name: PathBuf,
-        /// Where images are mounted.
+        /// The mountpoint.
         mountpoint: PathBuf,
     },
-    /// The name leads to something else.
-    #[error("{name} in the mount {mountpoint} is not an image")]
+    /// The name resolves to something other than an image.
+    #[error("{} in the mount {} is not an image", .name.display(), .mountpoint.display())]
     NotAnImage {
         /// The name.
         name: PathBuf,
-        /// Where images are mounted.
+        /// The mountpoint.
         mountpoint: PathBuf,
     },
-    /// The mount has the image and cannot show it.
-    #[error("image {name} in the mount {mountpoint} cannot be read")]
+    /// The mount lists the image but cannot show it.
+    #[error("cannot open image {} in the mount {}", .name.display(), .mountpoint.display())]
     Image {
-        /// The image.
+        /// The name of the image.
         name: PathBuf,
-        /// Where images are mounted.
+        /// The mountpoint.
         mountpoint: PathBuf,
-        /// What came of it.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The kernel has no overlay filesystem.
-    #[error("no overlay filesystem in this kernel (is the module `overlay` loaded?)")]
-    NoOverlay(#[source] io::Error),
-    /// Making roots takes a privilege that this process does not have.
-    #[error("{what}: no permission (this takes CAP_SYS_ADMIN)")]
+    /// The kernel does not have a filesystem type.
+    #[error("the kernel has no {0} filesystem (is the module loaded?)")]
+    NoFilesystem(&'static str, #[source] io::Error),
+    /// The process lacks a privilege.
+    #[error("cannot {action}: this requires root privileges (CAP_SYS_ADMIN)")]
     Permission {
-        /// What was to be done.
-        what: String,
-        /// What came of it.
+        /// What was tried.
+        action: String,
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The filesystem of the uppers cannot hold one.
-    #[error("uppers in {path}: {filesystem} cannot be the upper layer of an overlay")]
+    /// The filesystem of the homes cannot hold an upper.
+    #[error("cannot keep uppers in {}: {filesystem} cannot be the upper layer of an overlay", .path.display())]
     UpperFilesystem {
-        /// Where uppers are kept.
+        /// The directory of all homes.
         path: PathBuf,
-        /// The filesystem there.
+        /// Its filesystem type.
         filesystem: String,
     },
-    /// The filesystem of the uppers cannot limit one.
-    #[error("uppers in {path}: {filesystem} there does not limit how large one gets")]
+    /// The filesystem of the homes has no quotas.
+    #[error("cannot limit the size of uppers in {}: {filesystem} has no project quotas", .path.display())]
     NoQuota {
-        /// Where uppers are kept.
+        /// The directory of all homes.
         path: PathBuf,
-        /// The filesystem there.
+        /// Its filesystem type.
         filesystem: String,
-        /// What came of asking for it.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A step of making a filesystem was refused.
-    #[error("{what}: {step}{}", .log.as_deref().map(|log| format!(" ({log})")).unwrap_or_default())]
+    /// The kernel refused a mount operation.
+    #[error("cannot {action}: {step}{}", .log.as_deref().map(|log| format!(" ({log})")).unwrap_or_default())]
     Mount {
-        /// What was to be made.
-        what: String,
-        /// The system call, or the option that it was to set.
+        /// What was tried.
+        action: String,
+        /// The system call or mount option that failed.
         step: &'static str,
-        /// What the kernel said about it.
+        /// The kernel's message (fsopen(2)), if there was one.
         log: Option<String>,
-        /// What came of it.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// Something in the root is in the way.
-    #[error("{path} in the root: {why}")]
+    /// A path in the root cannot be used as a mountpoint.
+    #[error("cannot use {} in the root as a mountpoint: {why}", .path.display())]
     InRoot {
-        /// The path inside.
+        /// The path inside the root.
         path: PathBuf,
         /// What is wrong.
         why: &'static str,
-        /// What came of it.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A root of this name is there.
-    #[error("root {0} is there already")]
+    /// There is already a root with this name.
+    #[error("root {0} already exists")]
     Exists(RootId),
-    /// No root has this name.
+    /// There is no root with this name.
     #[error("there is no root {0}")]
     Missing(RootId),
-    /// Another process makes or removes the root, or runs something in it.
+    /// Another process makes or removes the root, or runs a program in it.
     #[error("root {0} is in use: another process holds its lock")]
     Locked(RootId),
-    /// Programs use the root.
+    /// Processes use the root.
     #[error("root {id} is in use{}", .by.as_ref().map(|(pid, program)| format!(" by process {} ({program})", pid.as_raw_nonzero())).unwrap_or_default())]
     InUse {
         /// The root.
         id: RootId,
-        /// One of the processes, and its program.
+        /// One of the processes and its program, if a process was found.
         by: Option<(Pid, String)>,
     },
-    /// An image of the store cannot be read.
-    #[error("layer directories in {path}")]
-    Layers {
-        /// The store, or where its layers are unpacked.
-        path: PathBuf,
-        /// What is wrong with the image.
+    /// An image of the store cannot be opened.
+    #[error("cannot open image {image}")]
+    StoredImage {
+        /// The image.
+        image: ManifestDigest,
+        /// The underlying error.
         source: Box<PipelineError>,
     },
-    /// The lowest layers of an image make no tree.
-    #[error("image {image}")]
+    /// The lowest layers of an image cannot be merged.
+    #[error("cannot merge the layers of image {image}")]
     Merge {
         /// The image.
         image: ManifestDigest,
-        /// What is wrong with it.
+        /// The underlying error.
         source: MergeError,
     },
-    /// An image could not be copied.
-    #[error("copy {image}")]
+    /// An image cannot be copied into a root.
+    #[error("cannot copy image {image} into the root")]
     Copy {
         /// The image.
         image: String,
-        /// What came of it.
+        /// The underlying error.
         source: UnpackError,
     },
-    /// A layer could not be unpacked.
-    #[error("layer {layer}")]
+    /// A layer cannot be unpacked, or not be compared with its directory.
+    #[error("layer {layer} of the image, counted from the lowest")]
     Unpack {
-        /// Its number, counted from 1 at the lowest.
+        /// The number of the layer; the lowest is 1.
         layer: usize,
-        /// What came of it.
+        /// The underlying error.
         source: UnpackError,
     },
-    /// The kernel still has the root's overlay.
-    #[error("root {0} is still alive: something outside the mount table keeps it")]
+    /// A layer directory was written by another version of the program.
+    #[error("layer directory {} has format version {version}, but this program supports only {supported}", .path.display())]
+    LayerVersion {
+        /// The directory.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+        /// The version of this program.
+        supported: u32,
+    },
+    /// The kernel still uses the overlay of a root.
+    #[error("root {0} is still in use: its overlay exists outside the mount table")]
     Alive(RootId),
 }
 
 impl RootsError {
-    /// What to do about it, if anything can be said.
+    /// The stable code of the error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Id(_) | Self::Engine(_) | Self::Upper { .. } | Self::Separator { .. } => ErrorCode::Usage,
+            Self::Io(error) => error.code(),
+            Self::NotTheMount(_) => ErrorCode::Mountpoint,
+            Self::DeadMount { .. } => ErrorCode::NoDaemon,
+            Self::NoImage { .. } | Self::NotAnImage { .. } => ErrorCode::NoImage,
+            Self::Image { .. } => ErrorCode::Io,
+            Self::NoFilesystem(..) => ErrorCode::Kernel,
+            Self::Permission { .. } => ErrorCode::Permission,
+            Self::UpperFilesystem { .. } | Self::NoQuota { .. } => ErrorCode::Filesystem,
+            Self::Mount { .. } => ErrorCode::Mount,
+            Self::InRoot { source, .. } => match Errno::from_io_error(source) {
+                Some(Errno::NOSPC | Errno::DQUOT) => ErrorCode::DiskFull,
+                Some(Errno::ROFS) => ErrorCode::ReadOnlyFilesystem,
+                _ => ErrorCode::Mountpoint,
+            },
+            Self::Exists(_) => ErrorCode::Exists,
+            Self::Missing(_) => ErrorCode::NoRoot,
+            Self::Locked(_) | Self::InUse { .. } | Self::Alive(_) => ErrorCode::InUse,
+            Self::StoredImage { .. } => ErrorCode::NoImage,
+            Self::Merge { .. } => ErrorCode::Merge,
+            Self::Copy { source, .. } | Self::Unpack { source, .. } => source.code(),
+            Self::LayerVersion { .. } => ErrorCode::StoreFormat,
+        }
+    }
+
+    /// What the user can do about the error.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NoImage { .. } => {
-                Some("`rcx-imagefs pull` fetches an image; `rcx-imagefs images` lists what is there")
+                Some("`rcx-imagefs pull` fetches an image; `rcx-imagefs images` lists those in the store")
             }
-            Self::NotTheMount(_) => Some("`rcx-imagefs mount DIR` shows the store's images"),
+            Self::NotTheMount(_) => Some("mount the store's images with `rcx-imagefs mount DIR`"),
             Self::DeadMount { .. } => {
                 Some("start the daemon again: `rcx-imagefs mount DIR` replaces the dead mount")
             }
-            Self::Image { .. } => Some("`rcx-imagefs status` tells what is wrong with it"),
-            Self::Separator { .. } => Some("name another `--run-dir`"),
+            Self::Image { .. } => Some("`rcx-imagefs status` shows why the image cannot be read"),
+            Self::Separator { .. } => Some("choose another directory with `--run-dir`"),
             Self::UpperFilesystem { .. } => {
                 Some("set `upper-dir` in the table [root] of the configuration, or use `--upper tmpfs:SIZE`")
             }
             Self::NoQuota { .. } => Some(
-                "use `tmpfs:SIZE`, or give uppers an ext4 or XFS with project quotas (mount option `prjquota`)",
+                "use `tmpfs:SIZE`, or put the uppers on ext4 or XFS with project quotas (mount option `prjquota`)",
             ),
-            Self::InUse { .. } => Some("`--force` detaches it; its files go when nothing uses them any more"),
-            Self::Missing(_) => Some("`rcx-imagefs root list` lists what is there"),
+            Self::InUse { .. } => {
+                Some("`--force` detaches the root; its files are removed once no process uses it")
+            }
+            Self::Missing(_) => Some("`rcx-imagefs root list` lists all roots"),
+            Self::LayerVersion { .. } => {
+                Some("remove the directory when no root uses it; it is made again when it is needed")
+            }
             _ => None,
         }
-    }
-
-    pub(super) fn io(step: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
-        Self::Io { step, path: path.to_owned(), source: source.into() }
-    }
-}
-
-/// Names what was done with which file when that failed.
-pub(super) trait At<T> {
-    fn at(self, step: &'static str, path: &Path) -> Result<T, RootsError>;
-}
-
-impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
-    fn at(self, step: &'static str, path: &Path) -> Result<T, RootsError> {
-        self.map_err(|error| RootsError::io(step, path, error))
     }
 }

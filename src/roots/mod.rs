@@ -1,22 +1,29 @@
 //! Writable roots: the directory that a sandbox gets as its `/`.
 //!
-//! The image's tree stays what the image says. A root is an overlay whose lower layers are a skeleton with the
-//! directories that a sandbox mounts upon, above the image, and whose upper layer takes the writes of one run.
+//! A root is an overlay, so that runs never change the image. Its lower layers are the image and, above it, a skeleton: the
+//! directories that a sandbox mounts on. Its upper layer takes the writes of one run.
 //!
 //! ```text
-//!  upper      new for each root: in a home on disk, on a tmpfs, or none      <homes>/<id>/{upper,work}
-//!  skeleton   box dev proc sys tmp, real directories whatever the image has   <run-dir>/skeleton
-//!  image      what an engine shows of it; fuse: one directory of the mount    /images/<name>@<digest>
+//!  upper      new for each root: in a home on disk, on a tmpfs, or none            <homes>/<id>/{upper,work}
+//!  skeleton   box dev proc sys tmp: real directories, whatever the image has       <run-dir>/skeleton
+//!  image      shown by an engine; with fuse, a directory of the mount              /images/<name>@<digest>
 //! ```
 //!
-//! There are two kinds. A *leased* root lives in a private mount namespace, always at `<run-dir>/root`, and dies with
-//! that namespace; who holds the lease removes its files. A *named* root is mounted for everybody at
-//! `<run-dir>/roots/<id>` until it is removed.
+//! There are two kinds of roots. A *leased* root is mounted in a private mount namespace, always at `<run-dir>/root`, and
+//! disappears with that namespace; the holder of the lease then removes its files. A *named* root is mounted for all
+//! processes at `<run-dir>/roots/<id>` until it is removed.
 //!
-//! What is on disk can be removed once three things hold: nobody has the home's lock (flock(2), so it ends with its holder),
-//! the root is not mounted under its name, and the kernel does not have the upper in use. The last is asked of the kernel
-//! itself, since no list of processes shows an overlay that a descriptor or another namespace keeps alive. So a
-//! crash at any moment leaves nothing that [`Roots::sweep`] does not find, and nothing in use is ever touched.
+//! The files of a root may be removed when three conditions hold: no process holds the lock of its home (flock(2), which the
+//! kernel releases when the holder dies), the root is not mounted at its path, and the kernel does not use its upper. The
+//! kernel itself must answer the last question, because open descriptors and other mount namespaces keep an overlay alive
+//! without showing in any list of processes. So [`Roots::sweep`] finds all files that a crash leaves behind, and no files
+//! in use are ever removed.
+//!
+//! | folder | contents |
+//! |---|---|
+//! | `mounts` | the filesystems of one root: mount options, system calls, quotas, the image below |
+//! | `homes` | directories and locks on disk: leased and named roots, listing, sweeping |
+//! | `layers` | the unpacked layers of the engine overlay2 |
 
 mod error;
 mod homes;
@@ -30,19 +37,13 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use error::RootsError;
-pub use homes::Roots;
-pub use homes::lease::{PrivateRoot, RootLease};
-pub use homes::named::RootRemoval;
-pub use homes::processes::holders;
-pub use homes::sweep::{RootInfo, RootState, SweepReport};
-pub use layers::overlay2::LayerDirectories;
-pub use mounts::lower::Lower;
-pub use mounts::mount::enter_private_namespace;
-pub use mounts::upper::Upper;
-pub use mounts::watch::RootWatch;
+pub use homes::{RootInfo, RootLease, RootRemoval, RootState, Roots, SweepReport, processes_with_mount};
+pub use layers::LayerDirectories;
+pub use mounts::{Lower, PrivateRoot, RootWatch, Upper, enter_private_namespace};
 
-/// Name of a root: lower-case letters, digits, `.`, `_` and `-`, at most 64, the first a letter or digit. So it is free of
-/// what paths, overlay options and isolate's rules split on.
+/// The name of a root: 1 to 64 characters of `a-z`, `0-9`, `.`, `_` and `-`, the first a letter or digit.
+///
+/// So it contains no character at which paths, overlay options or isolate's rules are split.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RootId(String);
@@ -51,24 +52,24 @@ pub struct RootId(String);
 const ID_MAX: usize = 64;
 
 impl RootId {
-    /// A name that no other root has.
+    /// Returns a random name: 16 hexadecimal digits.
     ///
     /// # Errors
     ///
-    /// The kernel has no random numbers (yet).
+    /// Those of getrandom(2).
     pub fn random() -> io::Result<Self> {
         let mut bytes = [0_u8; 8];
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
         Ok(Self(format!("{:016x}", u64::from_ne_bytes(bytes))))
     }
 
-    /// The name itself.
+    /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// What the mount table shows as the source of the root's overlay.
+    /// The source of the root's overlay in the mount table.
     #[must_use]
     pub fn source(&self) -> String {
         format!("rcx-root-{}", self.0)
@@ -79,12 +80,17 @@ impl RootId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
-    /// As a directory of the mount.
+    /// A directory of the FUSE mount. Needs the daemon, and no disk space besides the blobs.
     #[default]
     Fuse,
-    /// As its layers, unpacked once into directories that images share, for the kernel's overlayfs to merge.
+    /// The image's layers, unpacked once into directories that images share, and merged by the kernel's overlayfs. Needs no
+    /// daemon.
     Overlay2,
-    /// As a plain copy, made for each root and removed with it.
+    /// A full copy of the image for each root, removed together with it.
+    ///
+    /// Do not use it where many roots are made: a copy takes 31 to 161 times as long as mounting a root
+    /// (benches/RESULTS.md), and as much disk space as the image. It is for hosts whose kernel can stack neither FUSE nor
+    /// layer directories, and for comparing the other engines with.
     Unpack,
 }
 
@@ -115,11 +121,11 @@ impl FromStr for RootId {
     type Err = RootsError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let fits = text.len() <= ID_MAX
-            && text.bytes().next().is_some_and(plain)
-            && text.bytes().all(|byte| plain(byte) || matches!(byte, b'.' | b'_' | b'-'));
-        if fits { Ok(Self(text.to_owned())) } else { Err(RootsError::Id(text.to_owned())) }
+        let is_alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let is_valid = text.len() <= ID_MAX
+            && text.bytes().next().is_some_and(is_alphanumeric)
+            && text.bytes().all(|byte| is_alphanumeric(byte) || matches!(byte, b'.' | b'_' | b'-'));
+        if is_valid { Ok(Self(text.to_owned())) } else { Err(RootsError::Id(text.to_owned())) }
     }
 }
 
@@ -148,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_hold_nothing_that_anything_splits_on() {
+    fn root_names_contain_no_separators() {
         for good in ["a", "0", "box-1", "a.b_c", &"x".repeat(64)] {
             assert_eq!(good.parse::<RootId>().unwrap().as_str(), good);
         }
@@ -161,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn random_names_are_names_and_differ() {
+    fn random_root_names_are_valid_and_differ() {
         let (one, two) = (RootId::random().unwrap(), RootId::random().unwrap());
         assert_ne!(one, two);
         assert_eq!(one.as_str().parse::<RootId>().unwrap(), one);

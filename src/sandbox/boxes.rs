@@ -16,7 +16,7 @@ use super::box_lock::{BoxLock, BoxRecord};
 use super::error::SandboxError;
 use super::{bwrap, isolate};
 use crate::os::{AtPath as _, NamedLock, Sharing, lock_named};
-use crate::roots::holders;
+use crate::roots::processes_with_mount;
 
 /// How long to wait for the processes of a killed run to end before their box counts as in use.
 pub const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -176,7 +176,7 @@ impl Boxes {
             // The kernel has killed the processes of the run, but some may still be ending. They could write to the box of
             // the next run.
             while !record.root().is_empty()
-                && !holders(record.root()).at("list", Path::new("/proc"))?.is_empty()
+                && !processes_with_mount(record.root()).at("list", Path::new("/proc"))?.is_empty()
             {
                 if Instant::now() >= deadline {
                     return Err(SandboxError::BoxInUse(lock.id()));

@@ -1,138 +1,131 @@
-//! Leased roots: one sandbox's own, in a private mount namespace, for as long as it runs.
+//! Leased roots: each belongs to one sandbox, in a private mount namespace, for as long as the sandbox runs.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::roots::error::{At as _, RootsError};
-use crate::roots::homes::Places;
-use crate::roots::homes::home::{self, Home};
-use crate::roots::mounts::lower;
-use crate::roots::mounts::mount;
-use crate::roots::mounts::skeleton;
-use crate::roots::{Lower, RootId, Upper};
+use super::RootDirs;
+use super::home::Home;
+use crate::os::PathError;
+use crate::roots::mounts::{make_overlay, mount, reopen};
+use crate::roots::{Lower, PrivateRoot, RootId, RootsError, Upper};
 
-/// The right to one root, and what it has on disk.
+/// The right to mount one root, and the ownership of its files.
 ///
-/// Its holder outlives what runs in the root, and then calls [`RootLease::release`]. When it dies, the next sweep does that.
-/// A process that was forked with it has it too, as long as it keeps [`RootLease::descriptors`] open; exactly one of them may
-/// release or drop it, the others end without (exec, `_exit`).
+/// The holder must outlive the processes in the root, and then call [`RootLease::release`]. If the holder dies, the next sweep
+/// removes the files.
+///
+/// A forked process has the lease too, as long as it keeps [`RootLease::descriptors`] open. Exactly one of the processes may
+/// release or drop the lease; the others must end by exec or `_exit`.
 #[derive(Debug)]
 pub struct RootLease {
-    places: Arc<Places>,
+    dirs: Arc<RootDirs>,
     id: RootId,
     upper: Upper,
+    /// `None` for a root without files on disk.
     home: Option<Home>,
 }
 
-/// A root that is mounted in the private mount namespace of the process that made it.
-#[derive(Debug)]
-pub struct PrivateRoot {
-    path: PathBuf,
-    fd: OwnedFd,
-    source: String,
-}
-
 impl RootLease {
-    pub(crate) fn new(places: &Arc<Places>, upper: &Upper, copies: bool) -> Result<Self, RootsError> {
-        let random =
-            || RootId::random().map_err(|error| RootsError::io("read", "random numbers".as_ref(), error));
-        let (mut id, mut home) = (random()?, None);
+    /// Takes a lease of a new root. `needs_copy`: the image is copied into its home.
+    pub(super) fn new(dirs: &Arc<RootDirs>, upper: &Upper, needs_copy: bool) -> Result<Self, RootsError> {
+        let (mut id, mut home) = (random_id()?, None);
         if let Upper::Dir { .. } = upper {
-            places.homes.check_filesystem()?;
+            dirs.homes.check_filesystem()?;
         }
-        if copies || matches!(upper, Upper::Dir { .. }) {
+        if needs_copy || matches!(upper, Upper::Dir { .. }) {
             home = loop {
-                match places.homes.make(&id)? {
+                match dirs.homes.make(&id)? {
                     Some(home) => break Some(home),
-                    None => id = random()?,
+                    None => id = random_id()?,
                 }
             };
         }
-        let lease = Self { places: Arc::clone(places), id, upper: *upper, home };
+        let lease = Self { dirs: Arc::clone(dirs), id, upper: *upper, home };
         if let (Upper::Dir { limit: Some(bytes) }, Some(home)) = (upper, &lease.home) {
-            places.homes.limit(home, *bytes)?;
+            dirs.homes.limit(home, *bytes)?;
         }
         Ok(lease)
     }
 
-    /// The root's name.
+    /// The name of the root.
     #[must_use]
     pub fn id(&self) -> &RootId {
         &self.id
     }
 
-    /// What the mount table shows as the source of the root's overlay.
+    /// The source of the root's overlay in the mount table.
     #[must_use]
     pub fn source(&self) -> String {
         self.id.source()
     }
 
-    /// The lock that tells others that the lease is held: it is free when all copies of this descriptor are closed. `None`
-    /// for a root that has nothing on disk.
+    /// The descriptor that holds the lock of the lease. The lock is free when all copies of it are closed. `None` for a root
+    /// without files on disk.
     #[must_use]
     pub fn lock_fd(&self) -> Option<BorrowedFd<'_>> {
         self.home.as_ref().map(Home::as_fd)
     }
 
-    /// What has to stay open in a forked process that is to release the lease.
+    /// The descriptors that must stay open in a forked process that will release the lease.
     #[must_use]
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.lock_fd().into_iter().chain(self.places.descriptors()).collect()
+        self.lock_fd().into_iter().chain(self.dirs.descriptors()).collect()
     }
 
     /// Makes the root and mounts it at `<run-dir>/root`.
     ///
-    /// The caller is in a mount namespace of its own ([`enter_private_namespace`](crate::roots::enter_private_namespace)), and
-    /// calls this once.
+    /// The caller must be in a private mount namespace ([`enter_private_namespace`](crate::roots::enter_private_namespace)),
+    /// and must call this only once.
     ///
     /// # Errors
     ///
-    /// Each way in which the kernel or the disk refuses. Nothing stays mounted then.
+    /// The kernel refuses a mount, or the disk is full. Nothing stays mounted.
     pub fn mount(&self, image: &Lower) -> Result<PrivateRoot, RootsError> {
-        // By path, since the namespace may be another than that of the descriptor.
+        let home_path = self.dirs.homes.path_of(&self.id);
+        // Opened again by its path, since the descriptor belongs to another mount namespace.
         let home = match &self.home {
-            Some(home) => Some(lower::reopen(&self.places.homes.path_of(&self.id), home.as_fd())?),
+            Some(home) => Some(reopen(&home_path, home.as_fd())?),
             None => None,
         };
-        let path = self.places.private_root();
-        let fd = make(&self.places, &self.id, &self.upper, home.as_ref().map(OwnedFd::as_fd), image)?;
-        mount::attach(&fd, &path)
-            .map_err(|errno| mount::refused(&self.source(), "move_mount", None, errno))?;
-        Ok(PrivateRoot { path, fd, source: self.source() })
+        let home = home.as_ref().map(|home: &OwnedFd| (home.as_fd(), home_path.as_path()));
+        let overlay = make_overlay(&self.source(), &self.dirs.run_dir, home, &self.upper, image)?;
+        PrivateRoot::attach(overlay, self.source(), self.dirs.private_root())
     }
 
-    /// Whether the kernel has the root's overlay still. Of one that has nothing on disk, this is not known: false.
+    /// Whether the kernel still uses the root's overlay. Returns false for a root without files on disk, where this is unknown.
     ///
     /// # Errors
     ///
-    /// The kernel does not tell.
+    /// The kernel refuses the test.
     pub fn is_alive(&self) -> Result<bool, RootsError> {
-        self.home.as_ref().map_or(Ok(false), |home| mount::is_alive(home.as_fd()))
+        self.home.as_ref().map_or(Ok(false), |home| mount::is_upper_in_use(home.as_fd()))
     }
 
-    /// Removes the root's files. Its overlay is dead: the mount namespace is gone, or a [`RootWatch`](crate::roots::RootWatch) has told so.
+    /// Removes the root's files.
+    ///
+    /// The overlay must be dead: its mount namespace is gone, or a [`RootWatch`](crate::roots::RootWatch) reported its death.
     ///
     /// # Errors
     ///
-    /// Not everything could be removed; the next sweep tries again.
+    /// A file cannot be removed. The next sweep tries again.
     pub fn release(mut self) -> Result<(), RootsError> {
         match self.home.take() {
-            Some(home) => self.places.homes.remove(&self.id, home),
+            Some(home) => self.dirs.homes.remove(&self.id, home),
             None => Ok(()),
         }
     }
 
     fn remove_unless_alive(&self, home: Home) -> Result<(), RootsError> {
-        if mount::is_alive(home.as_fd())? {
+        if mount::is_upper_in_use(home.as_fd())? {
             return Err(RootsError::Alive(self.id.clone()));
         }
-        self.places.homes.remove(&self.id, home)
+        self.dirs.homes.remove(&self.id, home)
     }
 }
 
 impl Drop for RootLease {
-    /// As [`RootLease::release`], but asks the kernel first whether the overlay is dead.
+    /// Releases the lease, after asking the kernel whether the overlay is dead.
     fn drop(&mut self) {
         if let Some(home) = self.home.take()
             && let Err(error) = self.remove_unless_alive(home)
@@ -142,65 +135,6 @@ impl Drop for RootLease {
     }
 }
 
-impl PrivateRoot {
-    /// Where it is mounted: the same path in every namespace, free of `:` and `,`.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Its directory. While this is open somewhere, the root is in use.
-    #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-
-    /// What the mount table shows as its source.
-    #[must_use]
-    pub fn source(&self) -> &str {
-        &self.source
-    }
-}
-
-/// Makes a root's overlay, attached nowhere yet. `home` is where an upper on disk is made, and the copy of an
-/// image that is copied.
-pub(crate) fn make(
-    places: &Places,
-    id: &RootId,
-    upper: &Upper,
-    home: Option<BorrowedFd<'_>>,
-    image: &Lower,
-) -> Result<OwnedFd, RootsError> {
-    let source = id.source();
-    let copied = match home {
-        Some(home) => image.copied(home, &places.homes.path_of(id))?,
-        None => None,
-    };
-    let image = copied.as_ref().unwrap_or(image);
-    let images = image.reopen()?;
-    let stack = |top: &OwnedFd, writable| {
-        let lowers: Vec<_> = std::iter::once(top).chain(&images).map(OwnedFd::as_fd).collect();
-        mount::overlay(&source, &lowers, writable)
-    };
-    let shared = || {
-        let run = rustix::fs::open(&places.run_dir, lower::AS_LAYER, rustix::fs::Mode::empty())
-            .at("open", &places.run_dir)?;
-        skeleton::shared(run.as_fd()).at("make the skeleton in", &places.run_dir)
-    };
-    match (upper, home) {
-        (Upper::Dir { .. }, Some(home)) => {
-            home::make_upper(home, image.stat()).at("make the upper in", &places.homes.path_of(id))?;
-            stack(&shared()?, Some(home))
-        }
-        (Upper::Dir { .. }, None) => unreachable!("a root with an upper on disk has a home"),
-        (Upper::Tmpfs { size }, _) => {
-            let memory = mount::tmpfs(&source, *size)?;
-            home::make_upper(memory.as_fd(), image.stat()).at("make the upper in", "memory".as_ref())?;
-            stack(&shared()?, Some(memory.as_fd()))
-        }
-        (Upper::None, _) => {
-            let (_memory, top) = skeleton::own(&source, image.stat())?;
-            stack(&top, None)
-        }
-    }
+pub(super) fn random_id() -> Result<RootId, RootsError> {
+    Ok(RootId::random().map_err(|error| PathError::new("read", Path::new("random numbers"), error))?)
 }

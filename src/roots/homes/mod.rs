@@ -1,11 +1,11 @@
-//! Where roots are, and the doors to them.
+//! Roots on disk: homes and their locks, leased and named roots, listing and sweeping.
 
-pub(super) mod home;
-pub(super) mod lease;
-pub(super) mod named;
-pub(super) mod processes;
+mod home;
+mod lease;
+mod named;
+mod processes;
 mod record;
-pub(super) mod sweep;
+mod sweep;
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -14,91 +14,96 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::roots::error::{At as _, RootsError};
-use crate::roots::homes::home::Homes;
-use crate::roots::{Lower, RootLease, Upper};
+use self::home::Homes;
+pub use self::lease::RootLease;
+pub use self::named::RootRemoval;
+pub use self::processes::processes_with_mount;
+pub use self::sweep::{RootInfo, RootState, SweepReport};
+use super::{Lower, RootsError, Upper};
+use crate::os::{AtPath as _, PathError};
 
-/// Mountpoint of leased roots, in the run directory: one for all, since each is in a namespace of its own.
+/// The mountpoint of leased roots in the run directory. All use the same one, each in its own mount namespace.
 const PRIVATE: &str = "root";
-/// Directory of the mountpoints of named roots.
-pub(crate) const NAMED: &str = "roots";
-/// Others have to get to a root: isolate opens it with its caller's rights.
-const OPEN_MODE: Mode = Mode::from_raw_mode(0o755);
+/// The directory of the mountpoints of named roots in the run directory.
+const NAMED: &str = "roots";
+/// Mode of both. isolate opens the root with the rights of its caller.
+const MODE: Mode = Mode::from_raw_mode(0o755);
 
-/// The roots of one store and run directory. Clones are the same.
+/// The roots of one store and run directory. Clones share the open directories.
 #[derive(Debug, Clone)]
 pub struct Roots {
-    pub(super) places: Arc<Places>,
+    dirs: Arc<RootDirs>,
 }
 
-/// The directories that roots are in.
+/// The directories that hold the files and mountpoints of roots.
 #[derive(Debug)]
-pub(crate) struct Places {
-    pub(crate) homes: Homes,
-    pub(crate) run: OwnedFd,
-    /// Without symlinks.
-    pub(crate) run_dir: PathBuf,
+struct RootDirs {
+    homes: Homes,
+    run: OwnedFd,
+    /// The path of `run`, without symlinks.
+    run_dir: PathBuf,
 }
 
-impl Places {
-    pub(crate) fn private_root(&self) -> PathBuf {
+impl RootDirs {
+    /// The mountpoint of leased roots.
+    fn private_root(&self) -> PathBuf {
         self.run_dir.join(PRIVATE)
     }
 
-    /// The descriptors that are open for as long as this lives.
-    pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+    fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.homes.fd(), self.run.as_fd()]
     }
 }
 
 impl Roots {
-    /// Opens the places of roots: `homes` for what they have on disk, and `run_dir` for where they are mounted. Both are
-    /// made where they are missing; they need not be on one filesystem.
+    /// Opens the directory `homes`, for the files of roots, and `run_dir`, for their mountpoints.
+    ///
+    /// Makes those that do not exist; the parent of `homes` must exist. They may be on different filesystems.
     ///
     /// # Errors
     ///
-    /// They cannot be made, or the path of the run directory has a `:` or `,`.
+    /// A directory cannot be made or opened, or the path of the run directory contains `:` or `,`.
     pub fn open(homes: &Path, run_dir: &Path) -> Result<Self, RootsError> {
-        // Before it is made, and once more where its links lead.
+        // Checked before the directory is made, and again after its links are resolved.
         check_separators(&std::path::absolute(run_dir).at("make absolute", run_dir)?)?;
-        std::fs::create_dir_all(run_dir).at("make", run_dir)?;
-        let run_dir = run_dir.canonicalize().at("find", run_dir)?;
+        std::fs::create_dir_all(run_dir).at("make directory", run_dir)?;
+        let run_dir = run_dir.canonicalize().at("resolve", run_dir)?;
         check_separators(&run_dir)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let run = rustix::fs::open(&run_dir, flags, Mode::empty()).at("open", &run_dir)?;
         for name in [PRIVATE, NAMED] {
-            match rustix::fs::mkdirat(&run, name, OPEN_MODE) {
+            match rustix::fs::mkdirat(&run, name, MODE) {
                 Err(Errno::EXIST) => {}
-                // The umask may have taken something.
-                Ok(()) => rustix::fs::chmodat(&run, name, OPEN_MODE, AtFlags::empty())
+                // mkdirat(2) applies the umask.
+                Ok(()) => rustix::fs::chmodat(&run, name, MODE, AtFlags::empty())
                     .at("change the mode of", &run_dir.join(name))?,
-                Err(errno) => return Err(RootsError::io("make", &run_dir.join(name), errno)),
+                Err(errno) => return Err(PathError::new("make directory", run_dir.join(name), errno).into()),
             }
         }
-        Ok(Self { places: Arc::new(Places { homes: Homes::open(homes)?, run, run_dir }) })
+        Ok(Self { dirs: Arc::new(RootDirs { homes: Homes::open(homes)?, run, run_dir }) })
     }
 
-    /// Takes the right to one new root; nothing is mounted yet.
+    /// Takes a lease of a new root. Nothing is mounted yet.
     ///
     /// # Errors
     ///
-    /// The directory of homes does not serve for this upper.
+    /// The filesystem of the homes cannot hold or limit the upper.
     pub fn lease(&self, upper: &Upper) -> Result<RootLease, RootsError> {
-        RootLease::new(&self.places, upper, false)
+        RootLease::new(&self.dirs, upper, false)
     }
 
-    /// The same for a root of this image, which may be one that each root has a copy of.
+    /// Takes a lease of a new root of this image, which may need a home on disk for a copy.
     ///
     /// # Errors
     ///
-    /// As [`Roots::lease`].
+    /// Those of [`Roots::lease`].
     pub fn lease_for(&self, upper: &Upper, image: &Lower) -> Result<RootLease, RootsError> {
-        RootLease::new(&self.places, upper, image.is_to_copy())
+        RootLease::new(&self.dirs, upper, image.needs_copy())
     }
 }
 
 fn check_separators(run_dir: &Path) -> Result<(), RootsError> {
-    match run_dir.to_string_lossy().chars().find(|one| matches!(one, ':' | ',')) {
+    match run_dir.to_string_lossy().chars().find(|character| matches!(character, ':' | ',')) {
         Some(character) => Err(RootsError::Separator { path: run_dir.to_owned(), character }),
         None => Ok(()),
     }

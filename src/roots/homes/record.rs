@@ -1,4 +1,4 @@
-//! What is remembered of a named root: for lists, and to tell it from a leased one.
+//! The record of a named root: its properties for listings. A leased root has none.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -9,30 +9,30 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::roots::error::{At as _, RootsError};
-use crate::roots::homes::home::Home;
+use super::home::Home;
+use crate::os::{AtPath as _, PathError};
 use crate::roots::{Engine, Lower, Upper};
 
 const FILE: &str = "root.json";
 const VERSION: u32 = 1;
 
-/// The file `root.json` of a home. Written before the root is mounted, and never changed.
+/// The file `root.json` in a home. It is written before the root is mounted, and never changes.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Record {
+pub(super) struct RootRecord {
     version: u32,
     /// `NAME@DIGEST`.
-    pub(crate) image: String,
-    pub(crate) engine: Engine,
-    /// Names of the layer directories that it is made of.
+    pub(super) image: String,
+    pub(super) engine: Engine,
+    /// The names of the layer directories that the root uses.
     #[serde(default)]
-    pub(crate) layers: Vec<String>,
+    pub(super) layers: Vec<String>,
     upper: String,
-    /// Seconds since 1970.
+    /// Unix time in seconds.
     created: u64,
 }
 
-impl Record {
-    pub(crate) fn new(image: &Lower, engine: Engine, upper: &Upper) -> Self {
+impl RootRecord {
+    pub(super) fn new(image: &Lower, engine: Engine, upper: &Upper) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         Self {
             version: VERSION,
@@ -44,31 +44,31 @@ impl Record {
         }
     }
 
-    pub(crate) fn upper(&self) -> Option<Upper> {
+    pub(super) fn upper(&self) -> Option<Upper> {
         self.upper.parse().ok()
     }
 
-    pub(crate) fn created(&self) -> SystemTime {
+    pub(super) fn created(&self) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(self.created)
     }
 
-    pub(crate) fn write(&self, home: &Home, path: &Path) -> Result<(), RootsError> {
-        let path = path.join(FILE);
+    pub(super) fn write(&self, home: &Home, home_path: &Path) -> Result<(), PathError> {
+        let path = home_path.join(FILE);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file =
-            rustix::fs::openat(home.as_fd(), FILE, flags, Mode::from_raw_mode(0o600)).at("make", &path)?;
+            rustix::fs::openat(home.as_fd(), FILE, flags, Mode::from_raw_mode(0o600)).at("create", &path)?;
         let text = serde_json::to_vec(self).map_err(io::Error::from).at("write", &path)?;
         fs::File::from(file).write_all(&text).at("write", &path)
     }
 
-    /// Reads the record in a home; `None` where there is none, or none that this version can read.
-    pub(crate) fn read(home: &Path) -> Option<Self> {
+    /// Reads the record of a home; `None` if there is none, or it is damaged or of another version.
+    pub(super) fn read(home: &Path) -> Option<Self> {
         let record: Self = serde_json::from_slice(&fs::read(home.join(FILE)).ok()?).ok()?;
         (record.version == VERSION).then_some(record)
     }
 
-    /// Whether a home has a record, readable or not.
-    pub(crate) fn is_there(home: &Path) -> bool {
+    /// Whether a home has a record, even a damaged one.
+    pub(super) fn exists(home: &Path) -> bool {
         home.join(FILE).exists()
     }
 }

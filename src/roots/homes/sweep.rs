@@ -1,72 +1,73 @@
-//! Lists roots, and removes what nobody has any more.
+//! Lists roots, and removes the files of dead ones.
 
+use std::io;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
-use std::time::SystemTime;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
-use crate::roots::error::{At as _, RootsError};
-use crate::roots::homes::NAMED;
-use crate::roots::homes::home::{self, DIRECTORY, Found, Home};
-use crate::roots::homes::processes;
-use crate::roots::homes::record::Record;
-use crate::roots::mounts::mount;
-use crate::roots::{Engine, RootId, Roots, Upper};
+use super::home::{Home, ids_in};
+use super::record::RootRecord;
+use super::{NAMED, Roots, processes};
+use crate::os::{AtPath as _, NamedLock, PathError};
+use crate::roots::mounts::{OPEN_DIRECTORY, mount};
+use crate::roots::{Engine, RootId, RootsError, Upper};
 
-/// What a root is doing.
+/// The state of a root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RootState {
-    /// It is mounted under its name.
+    /// It is mounted at its mountpoint.
     Mounted,
-    /// Somebody has its lock: it is leased, or just being made or removed.
+    /// A process holds its lock: it is leased, or being made or removed.
     Leased,
-    /// It is not mounted under its name, and nobody has its lock; a sweep removes it when nothing uses it any more.
+    /// It is not mounted at its mountpoint, and its lock is free. A sweep removes it when no process uses it any more.
     Detached,
 }
 
-/// A root that has something on disk.
+/// A root that has files on disk.
 #[derive(Debug, Clone)]
 pub struct RootInfo {
     /// Its name.
     pub id: RootId,
-    /// What it is doing.
+    /// Its state.
     pub state: RootState,
-    /// Where it is mounted, of a named root.
+    /// Its mountpoint, if a named root is mounted there.
     pub path: Option<PathBuf>,
-    /// The image, as `NAME@DIGEST`, of a named root; `None` too where that is not known any more.
+    /// The image as `NAME@DIGEST`. This and the next fields are unknown for leased roots and for damaged records.
     pub image: Option<String>,
-    /// How it was made.
+    /// The engine that shows the image.
     pub engine: Option<Engine>,
-    /// The layer directories that it is made of, where the engine has them.
+    /// The names of the layer directories that it uses.
     pub layers: Vec<String>,
-    /// Where its writes go.
+    /// The kind of its upper.
     pub upper: Option<Upper>,
     /// When it was made.
     pub created: Option<SystemTime>,
 }
 
-/// What a sweep came to.
+/// The result of a sweep.
 #[derive(Debug, Default)]
 pub struct SweepReport {
-    /// The roots that are gone.
+    /// The roots that were removed.
     pub removed: Vec<RootId>,
-    /// Those that are dead and could not be removed, with the reason.
+    /// The dead roots that could not be removed.
     pub failed: Vec<(RootId, RootsError)>,
 }
 
 impl Roots {
-    /// All roots that have something on disk, sorted by name. Leased roots in memory or without an upper have nothing there.
+    /// Lists all roots that have files on disk, sorted by name. Leased roots with an upper in memory, or without one, have no
+    /// files.
     ///
     /// # Errors
     ///
-    /// The directories cannot be read.
+    /// A directory cannot be read.
     pub fn list(&self) -> Result<Vec<RootInfo>, RootsError> {
-        let mut ids = self.places.homes.ids()?;
+        let mut ids = self.dirs.homes.ids()?;
         for id in self.mountpoints()? {
-            // It has lost its home.
-            if self.places.is_mounted(&id)? && !ids.contains(&id) {
+            // A mounted root may have lost its home.
+            if self.dirs.is_mounted(&id)? && !ids.contains(&id) {
                 ids.push(id);
             }
         }
@@ -74,20 +75,20 @@ impl Roots {
         ids.into_iter().map(|id| self.describe(id)).collect()
     }
 
-    pub(crate) fn describe(&self, id: RootId) -> Result<RootInfo, RootsError> {
-        let record = Record::read(&self.places.homes.path_of(&id));
-        let state = if self.places.is_mounted(&id)? {
+    pub(super) fn describe(&self, id: RootId) -> Result<RootInfo, RootsError> {
+        let record = RootRecord::read(&self.dirs.homes.path_of(&id));
+        let state = if self.dirs.is_mounted(&id)? {
             RootState::Mounted
-        } else if self.places.homes.is_locked(&id)? {
+        } else if self.dirs.homes.is_locked(&id)? {
             RootState::Leased
         } else {
             RootState::Detached
         };
         Ok(RootInfo {
-            path: (state == RootState::Mounted).then(|| self.places.named_root(&id)),
+            path: (state == RootState::Mounted).then(|| self.dirs.named_root(&id)),
             engine: record.as_ref().map(|record| record.engine),
-            upper: record.as_ref().and_then(Record::upper),
-            created: record.as_ref().map(Record::created),
+            upper: record.as_ref().and_then(RootRecord::upper),
+            created: record.as_ref().map(RootRecord::created),
             layers: record.as_ref().map(|record| record.layers.clone()).unwrap_or_default(),
             image: record.map(|record| record.image),
             id,
@@ -95,45 +96,46 @@ impl Roots {
         })
     }
 
-    /// Removes every root that nobody has any more: of processes that died, of before a reboot, and those that something kept
-    /// when they were removed. Quick when there is none.
+    /// Removes every dead root: of processes that died, of the time before a reboot, and detached ones that are no longer in
+    /// use. Cheap if there is none.
     ///
     /// # Errors
     ///
-    /// The directories cannot be read. That a root cannot be removed does not end the sweep.
+    /// A directory cannot be read. A root that cannot be removed is reported and does not end the sweep.
     pub fn sweep(&self) -> Result<SweepReport, RootsError> {
-        let mut swept = SweepReport::default();
-        // A root's home is there for as long as its mountpoint is. So these are looked for first.
+        let mut report = SweepReport::default();
+        // A root has its home for as long as its mountpoint. The mountpoints are listed before the homes are looked up, so
+        // that a root that is being made is not taken for one without a home.
         for id in self.mountpoints()? {
-            match rustix::fs::statat(self.places.homes.fd(), id.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
+            match rustix::fs::statat(self.dirs.homes.fd(), id.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
                 Err(Errno::NOENT) => {}
                 _ => continue,
             }
-            match self.places.remove_mountpoint(&id) {
-                Err(RootsError::Io { source, .. }) if source.kind() == std::io::ErrorKind::ResourceBusy => {
-                    tracing::warn!("root {id} has lost its home and is mounted: left alone");
+            match self.dirs.remove_mountpoint(&id) {
+                Err(error) if error.source.kind() == io::ErrorKind::ResourceBusy => {
+                    tracing::warn!("root {id} is mounted but has no home: the sweep leaves it alone");
                 }
-                removed => removed?,
+                result => result?,
             }
         }
-        for id in self.places.homes.ids()? {
+        for id in self.dirs.homes.ids()? {
             match self.sweep_one(&id) {
-                Ok(true) => swept.removed.push(id),
+                Ok(true) => report.removed.push(id),
                 Ok(false) => {}
-                Err(error) => swept.failed.push((id, error)),
+                Err(error) => report.failed.push((id, error)),
             }
         }
-        Ok(swept)
+        Ok(report)
     }
 
-    /// Roots that a sweep would remove now.
+    /// Lists the dead roots, which a sweep would remove.
     ///
     /// # Errors
     ///
-    /// The directories cannot be read.
+    /// A directory cannot be read.
     pub fn dead(&self) -> Result<Vec<RootId>, RootsError> {
         let mut dead = Vec::new();
-        for id in self.places.homes.ids()? {
+        for id in self.dirs.homes.ids()? {
             if let Some(home) = self.lock_dead(&id)? {
                 home.unlock();
                 dead.push(id);
@@ -142,45 +144,45 @@ impl Roots {
         Ok(dead)
     }
 
-    /// Removes a root if nobody has it; whether it did.
-    pub(crate) fn sweep_one(&self, id: &RootId) -> Result<bool, RootsError> {
+    /// Removes a root if it is dead; returns whether it was.
+    pub(super) fn sweep_one(&self, id: &RootId) -> Result<bool, RootsError> {
         let Some(home) = self.lock_dead(id)? else { return Ok(false) };
-        self.places.remove_mountpoint(id)?;
-        self.places.homes.remove(id, home)?;
+        self.dirs.remove_mountpoint(id)?;
+        self.dirs.homes.remove(id, home)?;
         Ok(true)
     }
 
+    /// Locks the home of a root if the root is dead.
     fn lock_dead(&self, id: &RootId) -> Result<Option<Home>, RootsError> {
-        let Found::Locked(home) = self.places.homes.lock(id)? else { return Ok(None) };
-        if !self.places.is_mounted(id)? && self.is_dead(id, &home)? {
+        let NamedLock::Locked(home) = self.dirs.homes.lock(id, Duration::ZERO)? else { return Ok(None) };
+        if !self.dirs.is_mounted(id)? && self.is_dead(id, &home)? {
             return Ok(Some(home));
         }
         home.unlock();
         Ok(None)
     }
 
-    /// Whether nothing uses a root that is not mounted under its name any more.
-    pub(crate) fn is_dead(&self, id: &RootId, home: &Home) -> Result<bool, RootsError> {
-        let path = self.places.homes.path_of(id);
-        let has = |name| match rustix::fs::statat(home.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(_) => Ok(true),
-            Err(Errno::NOENT) => Ok(false),
-            Err(errno) => Err(RootsError::io("stat", &path, errno)),
-        };
-        if has("upper")? {
-            return Ok(!mount::is_alive(home.as_fd())?);
+    /// Whether no process uses a root that is not mounted at its mountpoint.
+    pub(super) fn is_dead(&self, id: &RootId, home: &Home) -> Result<bool, RootsError> {
+        let path = self.dirs.homes.path_of(id);
+        match rustix::fs::statat(home.as_fd(), "upper", AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => return Ok(!mount::is_upper_in_use(home.as_fd())?),
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(PathError::new("stat", path.join("upper"), errno).into()),
         }
-        // Without an upper here there is nothing on disk to lose: what can be seen is enough.
-        match Record::is_there(&path) {
-            true => Ok(processes::holders(&id.source()).at("read", "/proc".as_ref())?.is_empty()),
-            false => Ok(true),
+        // Without an upper on disk, no data can be lost: looking at the mount tables is enough.
+        if !RootRecord::exists(&path) {
+            return Ok(true);
         }
+        let holders = processes::processes_with_mount(&id.source()).at("read", Path::new("/proc"))?;
+        Ok(holders.is_empty())
     }
 
+    /// Lists the mountpoints of named roots, sorted.
     fn mountpoints(&self) -> Result<Vec<RootId>, RootsError> {
-        let path = self.places.run_dir.join(NAMED);
+        let path = self.dirs.run_dir.join(NAMED);
         let named =
-            rustix::fs::openat(&self.places.run, NAMED, DIRECTORY, Mode::empty()).at("open", &path)?;
-        home::ids_in(named.as_fd()).at("list", &path)
+            rustix::fs::openat(&self.dirs.run, NAMED, OPEN_DIRECTORY, Mode::empty()).at("open", &path)?;
+        Ok(ids_in(named.as_fd()).at("list", &path)?)
     }
 }

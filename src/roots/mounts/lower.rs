@@ -1,4 +1,4 @@
-//! The read-only side of a root: an image, as the mount shows it.
+//! The read-only side of a root: the directories of an image.
 
 use std::fs;
 use std::io;
@@ -9,204 +9,198 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+use super::{OPEN_DIRECTORY, OPEN_LAYER};
 use crate::fs::{DecodedIno, Ino};
+use crate::os::{AtPath as _, PathError, retry_again};
 use crate::pipeline::OpenImage;
-use crate::roots::error::{At as _, RootsError};
+use crate::roots::RootsError;
 use crate::tree::NodeId;
-use crate::unpack::{self, UnpackPlan};
+use crate::unpack::{self, UnpackOptions, UnpackPlan};
 
-/// The directories of one image, the topmost first.
+/// The directory of a home that holds the copy of an image.
+const COPY: &str = "image";
+/// The type of every FUSE filesystem (fstatfs(2), linux/magic.h).
+const FUSE_MAGIC: u32 = 0x6573_5546;
+
+/// An image as the lower layers of an overlay.
 #[derive(Debug)]
 pub struct Lower {
-    /// None before the copy is made.
-    directories: Vec<Directory>,
-    /// An image that is to be copied into the root's home.
-    copy: Option<Arc<OpenImage>>,
-    /// Of layer directories: they are removed only by who has none of these against it.
-    locks: Vec<OwnedFd>,
+    /// `NAME@DIGEST`.
     name: String,
+    /// Topmost first; empty until the image is copied.
+    directories: Vec<LowerDir>,
+    /// The image to copy into the home of each root.
+    to_copy: Option<Arc<OpenImage>>,
+    /// The locked layer directories. They are removed only by a process that can lock them exclusively.
+    locks: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
-struct Directory {
+struct LowerDir {
     fd: OwnedFd,
     path: PathBuf,
     stat: Stat,
 }
 
-/// Of a home: the copy of an image.
-const COPY: &str = "image";
-/// What fstatfs(2) says of every FUSE (linux/magic.h).
-const FUSE: u32 = 0x6573_5546;
-/// How often a name is looked up that others' renames disturb.
-const TRIES: usize = 1000;
-/// For opening a directory as a layer.
-pub(crate) const AS_LAYER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-
 impl Lower {
-    /// Finds an image in the mount: `name` is what stands behind the mountpoint, `NAME@DIGEST` or a symlink to that, as a tag
-    /// or an alias is. Takes one request to the daemon, which tells whether it lives, and more when the image is new to it.
+    /// Finds an image in the mount. `name` is a path below the mountpoint: `NAME@DIGEST`, or a symlink to it, such as a tag or
+    /// an alias.
     ///
-    /// The mountpoint is trusted: of another FUSE, only one that means to be taken for this program's is not found out.
+    /// Sends one request to the daemon, which detects a dead mount, and more if the kernel has not cached the image.
+    ///
+    /// The mountpoint is trusted. Detects a wrong FUSE mount, but not one that deliberately imitates ours.
     ///
     /// # Errors
     ///
-    /// There is no mount, or a dead one, or it does not have the image.
+    /// The mountpoint shows another filesystem, the daemon is gone, or the mount does not have the image.
     pub fn in_mount(mountpoint: &Path, name: &Path) -> Result<Self, RootsError> {
-        let (named, mounted) = (|| name.to_owned(), || mountpoint.to_owned());
-        let dead = |errno: Errno| RootsError::DeadMount { mountpoint: mounted(), source: errno.into() };
-        let mount = match rustix::fs::open(mountpoint, AS_LAYER, Mode::empty()) {
-            Ok(mount) => mount,
-            Err(errno @ Errno::NOTCONN) => return Err(dead(errno)),
-            Err(errno) => return Err(RootsError::io("open", mountpoint, errno)),
-        };
-        // Asks the daemon, while attributes would be those that the kernel remembers.
-        match rustix::fs::fstatfs(&mount) {
-            Ok(stat) if i128::from(stat.f_type) == i128::from(FUSE) => {}
-            Ok(_) => return Err(RootsError::NotTheMount(mounted())),
-            Err(errno @ (Errno::NOTCONN | Errno::CONNABORTED)) => return Err(dead(errno)),
-            Err(errno) => return Err(RootsError::io("statfs", mountpoint, errno)),
-        }
-        match rustix::fs::fstat(&mount) {
-            Ok(stat) if stat.st_ino == Ino::ROOT.get() => {}
-            Ok(_) => return Err(RootsError::NotTheMount(mounted())),
-            Err(errno) => return Err(RootsError::io("stat", mountpoint, errno)),
-        }
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
-        let open = || rustix::fs::openat2(&mount, name, AS_LAYER, Mode::empty(), resolve);
-        let fd = match undisturbed(open) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT) => return Err(RootsError::NoImage { name: named(), mountpoint: mounted() }),
-            Err(errno @ (Errno::NOTCONN | Errno::CONNABORTED)) => return Err(dead(errno)),
-            Err(Errno::NOTDIR | Errno::XDEV | Errno::LOOP) => {
-                return Err(RootsError::NotAnImage { name: named(), mountpoint: mounted() });
-            }
-            Err(errno) => {
-                return Err(RootsError::Image { name: named(), mountpoint: mounted(), source: errno.into() });
-            }
-        };
-        let stat = rustix::fs::fstat(&fd).map_err(|errno| RootsError::Image {
-            name: named(),
-            mountpoint: mounted(),
-            source: errno.into(),
-        })?;
-        let (path, top) =
-            (path_of(fd.as_fd()).at("find", name)?, path_of(mount.as_fd()).at("find", mountpoint)?);
-        let canonical = path.strip_prefix(&top).ok().and_then(Path::to_str);
-        match (Ino::from_kernel(stat.st_ino).decode(), canonical) {
-            (Some(DecodedIno::Image { node, .. }), Some(canonical)) if node == NodeId::ROOT.get() => {
-                let name = canonical.to_owned();
-                Ok(Self {
-                    name,
-                    directories: vec![Directory { fd, path, stat }],
-                    copy: None,
-                    locks: Vec::new(),
-                })
-            }
-            _ => Err(RootsError::NotAnImage { name: named(), mountpoint: mounted() }),
-        }
-    }
-
-    /// An image that each root has a copy of.
-    #[must_use]
-    pub fn to_copy(image: OpenImage, name: &str) -> Self {
-        Self {
-            directories: Vec::new(),
-            copy: Some(Arc::new(image)),
-            locks: Vec::new(),
+        let mount = open_mount(mountpoint)?;
+        let not_an_image =
+            || RootsError::NotAnImage { name: name.to_owned(), mountpoint: mountpoint.to_owned() };
+        let unreadable = |errno: Errno| RootsError::Image {
             name: name.to_owned(),
+            mountpoint: mountpoint.to_owned(),
+            source: errno.into(),
+        };
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        let open = || rustix::fs::openat2(&mount, name, OPEN_LAYER, Mode::empty(), resolve);
+        let fd = retry_again(open).map_err(|errno| match errno {
+            Errno::NOENT => RootsError::NoImage { name: name.to_owned(), mountpoint: mountpoint.to_owned() },
+            Errno::NOTCONN | Errno::CONNABORTED => dead_mount(mountpoint, errno),
+            Errno::NOTDIR | Errno::XDEV | Errno::LOOP => not_an_image(),
+            _ => unreadable(errno),
+        })?;
+        let stat = rustix::fs::fstat(&fd).map_err(unreadable)?;
+        let path = path_of(fd.as_fd()).at("resolve", name)?;
+        let mount_path = path_of(mount.as_fd()).at("resolve", mountpoint)?;
+        let resolved_name = path.strip_prefix(&mount_path).ok().and_then(Path::to_str);
+        match (Ino::from_kernel(stat.st_ino).decode(), resolved_name) {
+            (Some(DecodedIno::Image { node, .. }), Some(resolved_name)) if node == NodeId::ROOT.get() => {
+                let name = resolved_name.to_owned();
+                let directories = vec![LowerDir { fd, path, stat }];
+                Ok(Self { name, directories, to_copy: None, locks: Vec::new() })
+            }
+            _ => Err(not_an_image()),
         }
     }
 
-    /// Whether the image is to be copied, and so needs a home on disk.
-    pub(crate) fn is_to_copy(&self) -> bool {
-        self.copy.is_some()
+    /// An image that is copied into each root.
+    #[must_use]
+    pub fn copy_of(image: OpenImage, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            directories: Vec::new(),
+            to_copy: Some(Arc::new(image)),
+            locks: Vec::new(),
+        }
     }
 
-    /// The image with its copy in a home, which is made now, where there is to be one.
-    pub(crate) fn copied(&self, home: BorrowedFd<'_>, path: &Path) -> Result<Option<Self>, RootsError> {
-        let Some(image) = &self.copy else { return Ok(None) };
-        let path = path.join(COPY);
-        rustix::fs::mkdirat(home, COPY, Mode::RWXU).at("make", &path)?;
-        let fd = rustix::fs::openat(home, COPY, crate::roots::homes::home::DIRECTORY, Mode::empty())
-            .at("open", &path)?;
-        let layers: Vec<_> = image.layers.iter().map(AsRef::as_ref).collect();
-        unpack::write(
-            &UnpackPlan::whole(&image.tree),
-            &layers,
-            fd.as_fd(),
-            &path,
-            &unpack::UnpackOptions::default(),
-        )
-        .map_err(|source| RootsError::Copy { image: self.name.clone(), source })?;
-        Self::of_directories(vec![(path, fd)], &self.name).map(Some)
-    }
-
-    /// The directories of an image that is unpacked, each with the lock that keeps it; the topmost first.
-    pub(crate) fn of_directories(stack: Vec<(PathBuf, OwnedFd)>, name: &str) -> Result<Self, RootsError> {
-        let (mut directories, mut locks) = (Vec::new(), Vec::new());
-        for (path, lock) in stack {
-            let fd = rustix::fs::open(&path, AS_LAYER | OFlags::NOFOLLOW, Mode::empty()).at("open", &path)?;
+    /// The directories of an unpacked image, topmost first, each with a descriptor that holds its lock.
+    pub(crate) fn from_directories(
+        directories: Vec<(PathBuf, OwnedFd)>,
+        name: &str,
+    ) -> Result<Self, RootsError> {
+        let (mut opened, mut locks) = (Vec::new(), Vec::new());
+        for (path, lock) in directories {
+            let fd =
+                rustix::fs::open(&path, OPEN_LAYER | OFlags::NOFOLLOW, Mode::empty()).at("open", &path)?;
             let stat = rustix::fs::fstat(&fd).at("stat", &path)?;
-            directories.push(Directory { fd, path, stat });
+            opened.push(LowerDir { fd, path, stat });
             locks.push(lock);
         }
-        Ok(Self { name: name.to_owned(), directories, copy: None, locks })
+        Ok(Self { name: name.to_owned(), directories: opened, to_copy: None, locks })
     }
 
-    /// What has to stay open for as long as a root is made of the image.
+    /// Whether the image is copied into each root, so that a root needs a home on disk.
+    pub(crate) fn needs_copy(&self) -> bool {
+        self.to_copy.is_some()
+    }
+
+    /// Copies the image into a home and returns the copy; `None` for an image that needs no copy.
+    pub(super) fn copy_into(&self, home: BorrowedFd<'_>, path: &Path) -> Result<Option<Self>, RootsError> {
+        let Some(image) = &self.to_copy else { return Ok(None) };
+        let path = path.join(COPY);
+        rustix::fs::mkdirat(home, COPY, Mode::RWXU).at("make directory", &path)?;
+        let fd = rustix::fs::openat(home, COPY, OPEN_DIRECTORY, Mode::empty()).at("open", &path)?;
+        let layers: Vec<_> = image.layers.iter().map(AsRef::as_ref).collect();
+        let plan = UnpackPlan::whole(&image.tree);
+        unpack::write(&plan, &layers, fd.as_fd(), &path, &UnpackOptions::default())
+            .map_err(|source| RootsError::Copy { image: self.name.clone(), source })?;
+        Self::from_directories(vec![(path, fd)], &self.name).map(Some)
+    }
+
+    /// The descriptors that must stay open as long as a root uses the image.
     #[must_use]
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.locks.iter().map(OwnedFd::as_fd).collect()
     }
 
-    /// The canonical `NAME@DIGEST` that the name led to.
+    /// The name of the image after links are resolved: `NAME@DIGEST`.
     #[must_use]
     pub fn resolved_name(&self) -> &str {
         &self.name
     }
 
-    /// Names of the layer directories among them.
+    /// The names of the layer directories that the image is made of.
     pub(crate) fn layer_directories(&self) -> Vec<String> {
-        let names = self
-            .directories
-            .iter()
-            .filter(|_| !self.locks.is_empty())
-            .filter_map(|one| Some(one.path.parent()?.file_name()?.to_string_lossy().into_owned()));
-        names.collect()
+        if self.locks.is_empty() {
+            return Vec::new();
+        }
+        // A lower directory is the subdirectory `tree` of a layer directory.
+        let names = self.directories.iter().filter_map(|directory| directory.path.parent()?.file_name());
+        names.map(|name| name.to_string_lossy().into_owned()).collect()
     }
 
-    /// Attributes of the image's root.
-    pub(crate) fn stat(&self) -> &Stat {
+    /// The attributes of the image's root directory. The image must not need a copy.
+    pub(super) fn stat(&self) -> &Stat {
         &self.directories[0].stat
     }
 
-    /// The directories once more, as the calling thread's mount namespace has them: older kernels refuse layers of another
-    /// namespace, as those are that were opened before this one was made.
-    pub(crate) fn reopen(&self) -> Result<Vec<OwnedFd>, RootsError> {
-        self.directories.iter().map(|one| reopen(&one.path, one.fd.as_fd())).collect()
+    /// Opens the directories again in the mount namespace of the calling thread: older kernels refuse layers that
+    /// were opened in another namespace.
+    pub(super) fn reopen(&self) -> Result<Vec<OwnedFd>, RootsError> {
+        let reopen = |directory: &LowerDir| reopen(&directory.path, directory.fd.as_fd());
+        Ok(self.directories.iter().map(reopen).collect::<Result<_, _>>()?)
     }
 }
 
-/// Looks a path up by openat2(2) that may have `..` in it. Where something is renamed or mounted meanwhile, anywhere, the kernel
-/// cannot tell whether such a path climbed, and gives up. Who renames all the time does not hold this up for ever.
-pub(crate) fn undisturbed(open: impl Fn() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
-    let mut tries = (0..TRIES).map(|_| open()).skip_while(|opened| matches!(opened, Err(Errno::AGAIN)));
-    tries.next().unwrap_or(Err(Errno::AGAIN))
+/// Opens the mountpoint of the daemon, after checking that this is a live mount of this program.
+fn open_mount(mountpoint: &Path) -> Result<OwnedFd, RootsError> {
+    let mount = match rustix::fs::open(mountpoint, OPEN_LAYER, Mode::empty()) {
+        Ok(mount) => mount,
+        Err(errno @ Errno::NOTCONN) => return Err(dead_mount(mountpoint, errno)),
+        Err(errno) => return Err(PathError::new("open", mountpoint, errno).into()),
+    };
+    // fstatfs(2) asks the daemon; fstat(2) may return attributes that the kernel has cached.
+    match rustix::fs::fstatfs(&mount) {
+        Ok(stat) if i128::from(stat.f_type) == i128::from(FUSE_MAGIC) => {}
+        Ok(_) => return Err(RootsError::NotTheMount(mountpoint.to_owned())),
+        Err(errno @ (Errno::NOTCONN | Errno::CONNABORTED)) => return Err(dead_mount(mountpoint, errno)),
+        Err(errno) => return Err(PathError::new("statfs", mountpoint, errno).into()),
+    }
+    let stat = rustix::fs::fstat(&mount).at("stat", mountpoint)?;
+    if stat.st_ino != Ino::ROOT.get() {
+        return Err(RootsError::NotTheMount(mountpoint.to_owned()));
+    }
+    Ok(mount)
 }
 
-/// Opens a directory by its path, which has to be the same directory still.
-pub(crate) fn reopen(path: &Path, former: BorrowedFd<'_>) -> Result<OwnedFd, RootsError> {
-    let fd = rustix::fs::open(path, AS_LAYER | OFlags::NOFOLLOW, Mode::empty()).at("open", path)?;
+fn dead_mount(mountpoint: &Path, errno: Errno) -> RootsError {
+    RootsError::DeadMount { mountpoint: mountpoint.to_owned(), source: errno.into() }
+}
+
+/// Opens a directory by its path; fails if it is not the same directory as `former` any more.
+pub(crate) fn reopen(path: &Path, former: BorrowedFd<'_>) -> Result<OwnedFd, PathError> {
+    let fd = rustix::fs::open(path, OPEN_LAYER | OFlags::NOFOLLOW, Mode::empty()).at("open", path)?;
     let (new, old) = (rustix::fs::fstat(&fd).at("stat", path)?, rustix::fs::fstat(former).at("stat", path)?);
     if (new.st_dev, new.st_ino) == (old.st_dev, old.st_ino) {
         Ok(fd)
     } else {
-        Err(RootsError::io("open", path, io::Error::other("something else is in its place")))
+        Err(PathError::new("open", path, io::Error::other("another directory has taken its place")))
     }
 }
 
-/// The path that the kernel knows a descriptor by, from the process's root.
-pub(crate) fn path_of(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
+/// Returns the kernel's path of a descriptor, relative to the root of this process.
+pub(super) fn path_of(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }

@@ -1,10 +1,32 @@
-//! The filesystems of a root: the image below, the skeleton, and the writable upper, joined by an overlay.
+//! The filesystems of one root: the image, the skeleton and the upper, joined by an overlay.
+//!
+//! Mount options are planned as data ([`plan`]) and then applied ([`mount`]), so that tests can compare them as text.
 
-pub(super) mod lower;
+mod assemble;
+mod lower;
 pub(super) mod mount;
+mod mountpoint;
 mod plan;
+mod private_root;
 pub(super) mod quota;
-pub(super) mod skeleton;
-mod target;
-pub(super) mod upper;
-pub(super) mod watch;
+mod skeleton;
+mod upper;
+mod upper_dirs;
+mod watch;
+
+use rustix::fs::OFlags;
+
+pub(super) use assemble::make_overlay;
+pub use lower::Lower;
+pub(super) use lower::reopen;
+pub use mount::enter_private_namespace;
+pub use private_root::PrivateRoot;
+pub use upper::Upper;
+pub use watch::RootWatch;
+
+/// Flags for opening a directory in which files are made and removed.
+pub(super) const OPEN_DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Flags for opening a directory as a layer of an overlay.
+pub(super) const OPEN_LAYER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);

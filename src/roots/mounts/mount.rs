@@ -1,4 +1,4 @@
-//! Makes a root's filesystems with the mount API's file descriptors, and the namespace that they are made in.
+//! Makes filesystems with the mount API of file descriptors (fsopen(2)), and the namespace that they are mounted in.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -11,111 +11,124 @@ use rustix::mount::{
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
+use super::plan::{self, LowerForm, MountOption};
 use crate::roots::RootsError;
-use crate::roots::mounts::plan::{self, LowerForm, Setting, Writable};
 
-/// What the kernel says of one mistake is a line or two.
+/// Bytes of a kernel message that are kept; a message is one or two lines long.
 const LOG_MAX: usize = 512;
 
-/// Gives the calling thread a mount namespace of its own, for the roots that are mounted in it: they are gone when its last
-/// process is. What the host mounts or unmounts still shows in it; nothing from it shows on the host.
+/// Moves the calling thread into a new mount namespace.
+///
+/// Mounts made in it are invisible on the host, and disappear with the last process in it. Mounts and unmounts of the host
+/// still propagate into it.
 ///
 /// # Errors
 ///
-/// That takes a privilege, or memory, which is not there.
+/// Those of unshare(2) and mount(2): a missing privilege, or no memory.
 pub fn enter_private_namespace() -> Result<(), RootsError> {
-    let failed = |step| move |errno| refused("private mount namespace", step, None, errno);
-    // SAFETY: The mount namespace is not among the things that the language relies on; descriptors stay shared.
-    #[expect(unsafe_code, reason = "a namespace of one's own")]
+    let failed = |step| move |errno| refused("enter a private mount namespace", step, None, errno);
+    // SAFETY: A new mount namespace changes only how paths resolve, and descriptors stay open. No memory or code depends on
+    // that.
+    #[expect(unsafe_code, reason = "unshare(2) with CLONE_NEWNS")]
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(failed("unshare"))?;
     let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", flags).map_err(failed("mount propagation"))
 }
 
-/// Makes an overlay that is not attached anywhere yet. `lowers` are topmost first.
-pub(crate) fn overlay(
+/// Makes an overlay of `lowers`, topmost first, that is not attached yet. `writable` is a directory with the subdirectories
+/// `upper` and `work`.
+pub(super) fn overlay(
     source: &str,
     lowers: &[BorrowedFd<'_>],
-    writable: Option<Writable<'_>>,
+    writable: Option<BorrowedFd<'_>>,
 ) -> Result<OwnedFd, RootsError> {
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     if writable.is_none() {
         attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
     }
-    // Whatever is written through an overlay is written with the credentials that it was made with. With this one, neither a
-    // disk's reserve nor a quota would stop a program.
-    let _less = Without::new(CapabilitySet::SYS_RESOURCE);
-    let settings = plan::overlay(source, lowers, LowerForm::Each, writable);
-    match make("overlay", source, &settings, attributes) {
-        // Before Linux 6.8.
+    // An overlay writes to its upper with the credentials of the process that made it. With CAP_SYS_RESOURCE, programs could
+    // exceed quotas and use the blocks that the disk reserves for root.
+    let _dropped = DroppedCapability::new(CapabilitySet::SYS_RESOURCE);
+    let options = plan::overlay(source, lowers, LowerForm::Each, writable);
+    match make("overlay", source, &options, attributes) {
+        // Linux before 6.8.
         Err(RootsError::Mount { step: "lowerdir+", .. }) => {
-            let settings = plan::overlay(source, lowers, LowerForm::Joined, writable);
-            make("overlay", source, &settings, attributes)
+            let options = plan::overlay(source, lowers, LowerForm::Joined, writable);
+            make("overlay", source, &options, attributes)
         }
-        made => made,
+        result => result,
     }
 }
 
-/// Makes a filesystem in memory that is not attached anywhere yet.
-pub(crate) fn tmpfs(source: &str, size: u64) -> Result<OwnedFd, RootsError> {
+/// Makes a tmpfs that is not attached yet.
+pub(super) fn tmpfs(source: &str, size: u64) -> Result<OwnedFd, RootsError> {
     make("tmpfs", source, &plan::tmpfs(source, size), MountAttrFlags::empty())
 }
 
-/// Whether the kernel has an overlay whose upper is in `home`, mounted or not, in whatever namespace.
+/// Whether the kernel has an overlay whose upper is in `home`: in any namespace, mounted or not.
 ///
-/// Asked by making another one, which is refused exactly then (`index=on`; fs/overlayfs/super.c, `ovl_report_in_use`). The
-/// caller holds the home's lock, so that nobody is just about to mount it, or asks the same.
-pub(crate) fn is_alive(home: BorrowedFd<'_>) -> Result<bool, RootsError> {
-    const WHAT: &str = "overlay, to see whether there is another";
-    let failed = |step| move |errno| refused(WHAT, step, None, errno);
-    let context = open("overlay", WHAT)?;
-    match set(&context, &plan::probe(home, home)) {
-        // Half of it is removed already.
+/// The test makes a second overlay with `index=on`, which the kernel refuses exactly in this case (fs/overlayfs/super.c,
+/// `ovl_report_in_use`). The caller must hold the lock of the home, so that no other process mounts or tests the overlay at
+/// the same time.
+pub(crate) fn is_upper_in_use(home: BorrowedFd<'_>) -> Result<bool, RootsError> {
+    let failed = |step| move |errno| refused("find out whether an overlay is in use", step, None, errno);
+    let context = open("overlay", failed("fsopen"))?;
+    match configure(&context, &plan::probe(home, home)) {
+        // A part of the home is already removed.
         Err((_, Errno::NOENT)) => return Ok(false),
-        configured => configured.map_err(|(key, errno)| failed(key)(errno))?,
+        result => result.map_err(|(key, errno)| failed(key)(errno))?,
     }
     match rustix::mount::fsconfig_create(&context) {
         Err(Errno::BUSY) => Ok(true),
         Err(Errno::PERM) => Err(failed("fsconfig")(Errno::PERM)),
-        // Made, and gone with the context; or not made for another reason, which a used upper has by design.
+        // On success, closing the context removes the overlay. Other errors are expected, since a used upper refers to other
+        // lower layers; the kernel checks for use first.
         Ok(()) | Err(_) => Ok(false),
     }
 }
 
-/// Attaches a filesystem that was made here at a directory.
-pub(crate) fn attach(tree: &OwnedFd, path: &Path) -> Result<(), Errno> {
+/// Attaches a new filesystem at a directory.
+pub(crate) fn attach(tree: &OwnedFd, source: &str, path: &Path) -> Result<(), RootsError> {
     rustix::mount::move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(|errno| refused(&format!("mount {source} at {}", path.display()), "move_mount", None, errno))
+}
+
+/// Unmounts the topmost mount at a path; lazily with `detach`.
+pub(crate) fn unmount(path: &Path, detach: bool) -> Result<(), Errno> {
+    let flags = if detach { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW)
 }
 
 fn make(
     kind: &'static str,
     source: &str,
-    settings: &[Setting],
+    options: &[MountOption],
     attributes: MountAttrFlags,
 ) -> Result<OwnedFd, RootsError> {
-    let what = format!("{kind} {source}");
-    let context = open(kind, &what)?;
-    set(&context, settings).map_err(|(key, errno)| refused(&what, key, log(&context), errno))?;
+    let action = format!("mount {kind} {source}");
+    let context = open(kind, |errno| refused(&action, "fsopen", None, errno))?;
+    configure(&context, options).map_err(|(key, errno)| refused(&action, key, read_log(&context), errno))?;
     rustix::mount::fsconfig_create(&context)
-        .map_err(|errno| refused(&what, "fsconfig", log(&context), errno))?;
+        .map_err(|errno| refused(&action, "fsconfig", read_log(&context), errno))?;
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-        .map_err(|errno| refused(&what, "fsmount", log(&context), errno))
+        .map_err(|errno| refused(&action, "fsmount", read_log(&context), errno))
 }
 
-fn open(kind: &'static str, what: &str) -> Result<OwnedFd, RootsError> {
+fn open(kind: &'static str, failed: impl Fn(Errno) -> RootsError) -> Result<OwnedFd, RootsError> {
     rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| match errno {
-        Errno::NODEV => RootsError::NoOverlay(errno.into()),
-        _ => refused(what, "fsopen", None, errno),
+        Errno::NODEV => RootsError::NoFilesystem(kind, errno.into()),
+        _ => failed(errno),
     })
 }
 
-fn set(context: &OwnedFd, settings: &[Setting]) -> Result<(), (&'static str, Errno)> {
-    for setting in settings {
-        match setting {
-            Setting::Value(key, value) => {
+/// Sets the options; an error names the option.
+fn configure(context: &OwnedFd, options: &[MountOption]) -> Result<(), (&'static str, Errno)> {
+    for option in options {
+        match option {
+            MountOption::Value(key, value) => {
                 rustix::mount::fsconfig_set_string(context, *key, value).map_err(|errno| (*key, errno))?;
             }
-            Setting::Flag(key) => {
+            MountOption::Flag(key) => {
                 rustix::mount::fsconfig_set_flag(context, *key).map_err(|errno| (*key, errno))?;
             }
         }
@@ -123,11 +136,11 @@ fn set(context: &OwnedFd, settings: &[Setting]) -> Result<(), (&'static str, Err
     Ok(())
 }
 
-/// The last thing the kernel had to say about a filesystem that it did not make.
-fn log(context: &OwnedFd) -> Option<String> {
+/// Reads the kernel's last message about a filesystem context.
+fn read_log(context: &OwnedFd) -> Option<String> {
     let mut last = None;
     let mut buffer = [0; LOG_MAX];
-    // Each read gives one message, behind its severity and a space (fsopen(2)).
+    // Each read returns one message: a letter for the severity, a space, and the text (fsopen(2)).
     while let Ok(length) = rustix::io::read(context, &mut buffer) {
         let message = String::from_utf8_lossy(&buffer[..length]).trim_end().to_owned();
         last = Some(message.split_once(' ').map_or(message.clone(), |(_, text)| text.to_owned()));
@@ -135,37 +148,34 @@ fn log(context: &OwnedFd) -> Option<String> {
     last
 }
 
-pub(crate) fn refused(what: &str, step: &'static str, log: Option<String>, errno: Errno) -> RootsError {
-    let (what, source): (_, io::Error) = (what.to_owned(), errno.into());
+/// An error of the mount API. `action` completes the sentence "cannot ...".
+pub(crate) fn refused(action: &str, step: &'static str, log: Option<String>, errno: Errno) -> RootsError {
+    let (action, source): (_, io::Error) = (action.to_owned(), errno.into());
     match errno {
-        Errno::PERM | Errno::ACCESS => RootsError::Permission { what, source },
-        _ => RootsError::Mount { what, step, log, source },
+        Errno::PERM | Errno::ACCESS => RootsError::Permission { action, source },
+        _ => RootsError::Mount { action, step, log, source },
     }
 }
 
-/// Takes every mount from a mountpoint, lazily with `detach`.
-pub(crate) fn unmount(path: &Path, detach: bool) -> Result<(), Errno> {
-    let flags = if detach { UnmountFlags::DETACH } else { UnmountFlags::empty() };
-    rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW)
-}
+/// Removes a capability from the calling thread until it is dropped. Holds the former capabilities, if they were changed.
+struct DroppedCapability(Option<CapabilitySets>);
 
-/// The calling thread without a capability, until dropped.
-struct Without(Option<CapabilitySets>);
-
-impl Without {
+impl DroppedCapability {
     fn new(capability: CapabilitySet) -> Self {
-        let had = rustix::thread::capabilities(None).ok().filter(|had| had.effective.contains(capability));
-        let less = |had: CapabilitySets| CapabilitySets { effective: had.effective - capability, ..had };
-        Self(had.filter(|had| rustix::thread::set_capabilities(None, less(*had)).is_ok()))
+        let former =
+            rustix::thread::capabilities(None).ok().filter(|former| former.effective.contains(capability));
+        let reduced =
+            |former: CapabilitySets| CapabilitySets { effective: former.effective - capability, ..former };
+        Self(former.filter(|former| rustix::thread::set_capabilities(None, reduced(*former)).is_ok()))
     }
 }
 
-impl Drop for Without {
+impl Drop for DroppedCapability {
     fn drop(&mut self) {
-        if let Some(had) = self.0
-            && let Err(errno) = rustix::thread::set_capabilities(None, had)
+        if let Some(former) = self.0
+            && let Err(errno) = rustix::thread::set_capabilities(None, former)
         {
-            tracing::warn!(error = %errno, "a capability that was put aside is gone");
+            tracing::warn!(error = %errno, "cannot restore the capability CAP_SYS_RESOURCE");
         }
     }
 }

@@ -1,90 +1,93 @@
-//! The configuration of a root's filesystems, as text: what is given to the kernel, without giving it.
+//! The mount options of a root's filesystems, as data.
 //!
-//! Layers are named by descriptors of this process (`/proc/self/fd/7`). The mount table shows an overlay's options word by
-//! word to whoever runs in it, and such a name tells nothing of the host; it needs no escaping either.
+//! Layers are named by descriptors of this process (`/proc/self/fd/7`). The mount table shows the options of an overlay to
+//! every process in it, and such names reveal nothing of the host. They need no escaping either.
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-use crate::roots::mounts::upper::files_within;
+use super::upper::inodes_for;
 
-/// One setting of a filesystem that is about to be made (fsconfig(2)).
+/// One option of a new filesystem (fsconfig(2)).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Setting {
+pub(super) enum MountOption {
     /// A key with a value.
     Value(&'static str, String),
-    /// A key alone.
+    /// A key without a value.
     Flag(&'static str),
 }
 
-/// The writable side of an overlay: a directory that holds `upper` and `work`.
-pub(crate) type Writable<'fd> = BorrowedFd<'fd>;
-
-/// How lower layers are given to the kernel.
+/// How the lower layers are passed to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LowerForm {
-    /// One by one, which Linux 6.8 brought: any number.
+pub(super) enum LowerForm {
+    /// One option for each layer, in any number; supported since Linux 6.8.
     Each,
-    /// In one value: no more than fit into 255 bytes.
+    /// One option for all layers, at most 255 bytes long.
     Joined,
 }
 
-/// An overlay of `lowers`, the topmost first.
-pub(crate) fn overlay(
+/// Plans an overlay of `lowers`, topmost first. `writable` is a directory with the subdirectories `upper` and `work`; without
+/// it, the overlay is read-only.
+pub(super) fn overlay(
     source: &str,
     lowers: &[BorrowedFd<'_>],
     form: LowerForm,
-    writable: Option<Writable<'_>>,
-) -> Vec<Setting> {
-    let mut settings = vec![Setting::Value("source", source.to_owned())];
-    let names = lowers.iter().map(|lower| name_of(*lower));
+    writable: Option<BorrowedFd<'_>>,
+) -> Vec<MountOption> {
+    let mut options = vec![MountOption::Value("source", source.to_owned())];
+    let paths = lowers.iter().map(|lower| fd_path(*lower));
     match form {
-        LowerForm::Each => settings.extend(names.map(|name| Setting::Value("lowerdir+", name))),
+        LowerForm::Each => options.extend(paths.map(|path| MountOption::Value("lowerdir+", path))),
         LowerForm::Joined => {
-            settings.push(Setting::Value("lowerdir", names.collect::<Vec<_>>().join(":")));
+            options.push(MountOption::Value("lowerdir", paths.collect::<Vec<_>>().join(":")));
         }
     }
-    // What kernels are configured to do by themselves differs. An index and numbers that are unique over all layers
-    // serve NFS exports and hardlinks over copy-up; copied metadata alone would make the upper refer to the image.
-    settings.extend([("index", "off"), ("xino", "off"), ("metacopy", "off")].map(value));
+    // The defaults depend on the kernel's configuration. `index` and `xino` are for NFS exports and for hard links over
+    // copy-up. `metacopy` would make files of the upper depend on the image.
+    options.extend([("index", "off"), ("xino", "off"), ("metacopy", "off")].map(value));
     if let Some(writable) = writable {
-        let name = name_of(writable);
-        settings.push(Setting::Value("upperdir", format!("{name}/upper")));
-        settings.push(Setting::Value("workdir", format!("{name}/work")));
-        // A directory of the image can be renamed, as on any disk.
-        settings.push(value(("redirect_dir", "on")));
-        // An upper is never used again after a crash: nothing of it needs to reach the disk.
-        settings.push(Setting::Flag("volatile"));
+        options.extend(upper_options(writable));
+        // Allows renaming directories of the image, as on any disk.
+        options.push(value(("redirect_dir", "on")));
+        // An upper is never reused after a crash, so nothing of it has to reach the disk.
+        options.push(MountOption::Flag("volatile"));
     }
-    settings
+    options
 }
 
-/// An overlay that can never be mounted beside another one with the same upper: to find out whether there is one.
-pub(crate) fn probe(lower: BorrowedFd<'_>, writable: Writable<'_>) -> Vec<Setting> {
-    let name = name_of(writable);
-    vec![
-        Setting::Value("source", "rcx-probe".to_owned()),
-        Setting::Value("lowerdir", name_of(lower)),
-        Setting::Value("upperdir", format!("{name}/upper")),
-        Setting::Value("workdir", format!("{name}/work")),
-        value(("index", "on")),
-    ]
+/// Plans an overlay whose mount fails if another overlay uses the same upper.
+pub(super) fn probe(lower: BorrowedFd<'_>, writable: BorrowedFd<'_>) -> Vec<MountOption> {
+    let mut options = vec![
+        MountOption::Value("source", "rcx-probe".to_owned()),
+        MountOption::Value("lowerdir", fd_path(lower)),
+    ];
+    options.extend(upper_options(writable));
+    options.push(value(("index", "on")));
+    options
 }
 
-/// A filesystem in memory of at most `size` bytes, for an upper.
-pub(crate) fn tmpfs(source: &str, size: u64) -> Vec<Setting> {
+/// Plans a tmpfs of at most `size` bytes, for an upper.
+pub(super) fn tmpfs(source: &str, size: u64) -> Vec<MountOption> {
     vec![
-        Setting::Value("source", source.to_owned()),
-        Setting::Value("size", size.to_string()),
-        Setting::Value("nr_inodes", files_within(size).to_string()),
+        MountOption::Value("source", source.to_owned()),
+        MountOption::Value("size", size.to_string()),
+        MountOption::Value("nr_inodes", inodes_for(size).to_string()),
         value(("mode", "0700")),
     ]
 }
 
-fn value((key, value): (&'static str, &str)) -> Setting {
-    Setting::Value(key, value.to_owned())
+fn upper_options(writable: BorrowedFd<'_>) -> [MountOption; 2] {
+    let path = fd_path(writable);
+    [
+        MountOption::Value("upperdir", format!("{path}/upper")),
+        MountOption::Value("workdir", format!("{path}/work")),
+    ]
 }
 
-fn name_of(fd: BorrowedFd<'_>) -> String {
+fn value((key, value): (&'static str, &str)) -> MountOption {
+    MountOption::Value(key, value.to_owned())
+}
+
+fn fd_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
@@ -95,19 +98,22 @@ mod tests {
 
     use super::*;
 
-    /// Settings as text, descriptors by the letters they stand for.
-    fn text(settings: &[Setting], files: &[&File]) -> Vec<String> {
+    /// The options as text, with the paths of `files` replaced by `A`, `B`, ...
+    fn text(options: &[MountOption], files: &[&File]) -> Vec<String> {
+        let mut names: Vec<(String, char)> =
+            files.iter().zip('A'..).map(|(file, letter)| (fd_path(file.as_fd()), letter)).collect();
+        // Longest first: /proc/self/fd/1 is a prefix of /proc/self/fd/10.
+        names.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
         let plain = |value: &str| {
-            files.iter().zip('A'..).fold(value.to_owned(), |value, (file, letter)| {
-                // Numbers of more digits first would matter with more than a few descriptors.
-                value.replace(&name_of(file.as_fd()), &letter.to_string())
-            })
+            names
+                .iter()
+                .fold(value.to_owned(), |value, (path, letter)| value.replace(path, &letter.to_string()))
         };
-        let line = |setting: &Setting| match setting {
-            Setting::Value(key, value) => format!("{key}={}", plain(value)),
-            Setting::Flag(key) => (*key).to_owned(),
+        let line = |option: &MountOption| match option {
+            MountOption::Value(key, value) => format!("{key}={}", plain(value)),
+            MountOption::Flag(key) => (*key).to_owned(),
         };
-        settings.iter().map(line).collect()
+        options.iter().map(line).collect()
     }
 
     #[test]
@@ -117,9 +123,9 @@ mod tests {
         let lowers = [skeleton.as_fd(), image.as_fd()];
         let files = [&skeleton, &image, &home];
         let common = ["index=off", "xino=off", "metacopy=off"];
-        let shared = overlay("rcx-root-x", &lowers, LowerForm::Each, None);
+        let read_only = overlay("rcx-root-x", &lowers, LowerForm::Each, None);
         assert_eq!(
-            text(&shared, &files),
+            text(&read_only, &files),
             [&["source=rcx-root-x", "lowerdir+=A", "lowerdir+=B"], &common[..]].concat()
         );
         let writable = overlay("rcx-root-x", &lowers, LowerForm::Joined, Some(home.as_fd()));
@@ -131,10 +137,10 @@ mod tests {
     }
 
     #[test]
-    fn tmpfs_is_bounded_in_bytes_and_files() {
-        let settings = tmpfs("rcx-root-x", 64 << 20);
+    fn tmpfs_is_limited_in_bytes_and_inodes() {
+        let options = tmpfs("rcx-root-x", 64 << 20);
         assert_eq!(
-            text(&settings, &[]),
+            text(&options, &[]),
             ["source=rcx-root-x", "size=67108864", "nr_inodes=16384", "mode=0700"]
         );
     }

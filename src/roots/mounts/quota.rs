@@ -1,7 +1,8 @@
-//! Limits what a home may take of its disk, where the filesystem keeps project quotas (ext4 and XFS with `prjquota`).
+//! Limits the size of a home with project quotas (ext4 and XFS with the mount option `prjquota`).
 //!
-//! A home is a project of its own, and what is made in it inherits that. The kernel lets a process with CAP_SYS_RESOURCE
-//! exceed any limit; an overlay writes with the credentials that it was made with, which is why roots are made without it.
+//! Each home is a project of its own; files in it inherit the project. The kernel lets a process with CAP_SYS_RESOURCE exceed
+//! all limits, and an overlay writes with the credentials of the process that made it. So overlays are made without that
+//! capability (`mount::overlay`).
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -10,12 +11,12 @@ use rustix::fs::Stat;
 use rustix::io::Errno;
 use rustix::ioctl::{Setter, Updater, opcode};
 
-use crate::roots::mounts::upper::files_within;
+use super::upper::inodes_for;
 
 /// `struct fsxattr` (linux/fs.h).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-struct Attributes {
+struct FsXattr {
     flags: u32,
     extent_size: u32,
     extents: u32,
@@ -24,56 +25,57 @@ struct Attributes {
     padding: [u8; 8],
 }
 
-const _: () = assert!(size_of::<Attributes>() == 28);
+const _: () = assert!(size_of::<FsXattr>() == 28);
 
-const GET: rustix::ioctl::Opcode = opcode::read::<Attributes>(b'X', 31);
-const SET: rustix::ioctl::Opcode = opcode::write::<Attributes>(b'X', 32);
-/// What is made in the directory belongs to its project (FS_XFLAG_PROJINHERIT).
+/// FS_IOC_FSGETXATTR and FS_IOC_FSSETXATTR.
+const GET: rustix::ioctl::Opcode = opcode::read::<FsXattr>(b'X', 31);
+const SET: rustix::ioctl::Opcode = opcode::write::<FsXattr>(b'X', 32);
+/// FS_XFLAG_PROJINHERIT: new files in the directory get its project.
 const INHERIT: u32 = 0x200;
-/// Project quotas (PRJQUOTA, linux/quota.h).
+/// PRJQUOTA (linux/quota.h).
 const PROJECT: i32 = 2;
-/// Projects of homes are from here on, beyond those that administrators number.
+/// The first project number for homes, above the numbers that administrators use.
 const FIRST_PROJECT: u32 = 1 << 31;
-/// How many numbers are tried that something else has.
+/// Project numbers that are tried before the search for a free one fails.
 const TRIES: u32 = 16;
-/// Unit of a limit (QIF_DQBLKSIZE).
+/// The unit of block limits in bytes (QIF_DQBLKSIZE).
 const BLOCK: u64 = 1024;
 
-/// Holds everything that will be made in an empty home to `bytes`, and to as many files as go with that.
+/// Limits everything that will be made in an empty home to `bytes`, and to a number of inodes in proportion.
 ///
 /// # Errors
 ///
-/// The filesystem has no such limits, or they are not switched on.
+/// The filesystem has no project quotas, or they are not switched on.
 pub(crate) fn limit(home: BorrowedFd<'_>, bytes: u64) -> Result<(), Errno> {
     let project = free_project(home, &rustix::fs::fstat(home)?)?;
     let mut attributes = attributes(home)?;
     attributes.flags |= INHERIT;
     attributes.project = project;
-    // SAFETY: The request takes a `struct fsxattr`, which `Attributes` is laid out as.
-    #[expect(unsafe_code, reason = "an ioctl of filesystems")]
+    // SAFETY: The request reads one `struct fsxattr`, which has the layout of `FsXattr`.
+    #[expect(unsafe_code, reason = "ioctl FS_IOC_FSSETXATTR")]
     unsafe { rustix::ioctl::ioctl(home, Setter::<SET, _>::new(attributes)) }?;
-    set_limit(home, project, bytes.div_ceil(BLOCK), files_within(bytes))
+    set_limit(home, project, bytes.div_ceil(BLOCK), inodes_for(bytes))
 }
 
-/// The project that a home is limited as, if it is.
+/// Returns the project of a home that has a limit.
 pub(crate) fn project(home: BorrowedFd<'_>) -> Option<u32> {
     attributes(home).ok().map(|attributes| attributes.project).filter(|project| *project >= FIRST_PROJECT)
 }
 
-/// Forgets a project's limit. `directory` is any on the filesystem.
+/// Removes the limit of a project. `directory` is any directory of the filesystem.
 pub(crate) fn lift(directory: BorrowedFd<'_>, project: u32) -> io::Result<()> {
     Ok(set_limit(directory, project, 0, 0)?)
 }
 
-/// A number that nothing on the filesystem has: inode numbers are, on ext4, and nearly so on others.
+/// Returns a project number that no file of the filesystem has, starting with the inode number of the home.
 fn free_project(home: BorrowedFd<'_>, stat: &Stat) -> Result<u32, Errno> {
     let low = u32::try_from(stat.st_ino % u64::from(FIRST_PROJECT)).expect("taken modulo 2^31");
     for project in (0..TRIES).map(|more| FIRST_PROJECT | low.wrapping_add(more) & !FIRST_PROJECT) {
-        let mut used = empty();
-        match control(home, libc::Q_GETQUOTA, project, &mut used) {
-            // A project that nothing has ever belonged to.
+        let mut usage = empty_dqblk();
+        match quotactl(home, libc::Q_GETQUOTA, project, &mut usage) {
+            // No file ever belonged to the project.
             Err(Errno::NOENT) => return Ok(project),
-            Ok(()) if used.dqb_curinodes == 0 && used.dqb_curspace == 0 => return Ok(project),
+            Ok(()) if usage.dqb_curinodes == 0 && usage.dqb_curspace == 0 => return Ok(project),
             Ok(()) => {}
             Err(errno) => return Err(errno),
         }
@@ -81,21 +83,21 @@ fn free_project(home: BorrowedFd<'_>, stat: &Stat) -> Result<u32, Errno> {
     Err(Errno::EXIST)
 }
 
-fn attributes(directory: BorrowedFd<'_>) -> Result<Attributes, Errno> {
-    let mut attributes = Attributes::default();
-    // SAFETY: The request gives a `struct fsxattr`, which `Attributes` is laid out as.
-    #[expect(unsafe_code, reason = "an ioctl of filesystems")]
+fn attributes(directory: BorrowedFd<'_>) -> Result<FsXattr, Errno> {
+    let mut attributes = FsXattr::default();
+    // SAFETY: The request writes one `struct fsxattr`, which has the layout of `FsXattr`.
+    #[expect(unsafe_code, reason = "ioctl FS_IOC_FSGETXATTR")]
     unsafe { rustix::ioctl::ioctl(directory, Updater::<GET, _>::new(&mut attributes)) }?;
     Ok(attributes)
 }
 
-fn set_limit(directory: BorrowedFd<'_>, project: u32, blocks: u64, files: u64) -> Result<(), Errno> {
-    let mut limits = libc::dqblk { dqb_bhardlimit: blocks, dqb_ihardlimit: files, ..empty() };
+fn set_limit(directory: BorrowedFd<'_>, project: u32, blocks: u64, inodes: u64) -> Result<(), Errno> {
+    let mut limits = libc::dqblk { dqb_bhardlimit: blocks, dqb_ihardlimit: inodes, ..empty_dqblk() };
     limits.dqb_valid = libc::QIF_BLIMITS | libc::QIF_ILIMITS;
-    control(directory, libc::Q_SETQUOTA, project, &mut limits)
+    quotactl(directory, libc::Q_SETQUOTA, project, &mut limits)
 }
 
-fn empty() -> libc::dqblk {
+fn empty_dqblk() -> libc::dqblk {
     libc::dqblk {
         dqb_bhardlimit: 0,
         dqb_bsoftlimit: 0,
@@ -109,16 +111,16 @@ fn empty() -> libc::dqblk {
     }
 }
 
-/// quotactl_fd(2), which the C library does not wrap.
-fn control(
+/// quotactl_fd(2), for which libc has no wrapper.
+fn quotactl(
     directory: BorrowedFd<'_>,
     command: i32,
     project: u32,
     block: &mut libc::dqblk,
 ) -> Result<(), Errno> {
     let command = libc::QCMD(command, PROJECT);
-    // SAFETY: Both commands read or write one `struct dqblk` at the address, which the reference keeps alive.
-    #[expect(unsafe_code, reason = "a system call without a wrapper")]
+    // SAFETY: Both commands read or write one `struct dqblk` at the address, which is valid for the call.
+    #[expect(unsafe_code, reason = "quotactl_fd(2) has no wrapper")]
     let result = unsafe {
         libc::syscall(
             libc::SYS_quotactl_fd,
@@ -141,12 +143,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_have_the_numbers_of_the_kernel() {
+    fn ioctl_requests_have_the_numbers_of_the_kernel() {
         assert_eq!((GET, SET), (0x801c_581f, 0x401c_5820));
     }
 
     #[test]
-    fn directory_that_is_no_home_has_no_project_of_ours() {
+    fn directory_without_a_limit_has_no_project_of_a_home() {
         let scratch = tempfile::tempdir().unwrap();
         let directory = std::fs::File::open(scratch.path()).unwrap();
         assert_eq!(project(directory.as_fd()), None);

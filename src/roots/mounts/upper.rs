@@ -1,33 +1,33 @@
-//! Which upper layer a root gets, as users write it.
+//! The kinds of upper layers, and their text form: `dir`, `dir:SIZE`, `tmpfs:SIZE`, `none`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::roots::RootsError;
 
-/// Where a root's writes go.
+/// Where the writes of a root go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Upper {
     /// A directory on disk.
     Dir {
-        /// At most so many bytes, where the filesystem can hold to that.
+        /// Limit in bytes; requires a filesystem with project quotas.
         limit: Option<u64>,
     },
-    /// Memory. Its pages are charged to the memory limit of the program that writes them.
+    /// Memory. A page counts towards the memory limit of the program that writes it.
     Tmpfs {
-        /// At most so many bytes.
+        /// Limit in bytes.
         size: u64,
     },
-    /// Nowhere: the root is read-only, and any number of sandboxes may share it.
+    /// Nowhere: the root is read-only, and several sandboxes may share it.
     None,
 }
 
-/// The units of sizes, the greatest first.
+/// The units of sizes, largest first.
 const UNITS: [(char, u64); 4] = [('T', 1 << 40), ('G', 1 << 30), ('M', 1 << 20), ('K', 1 << 10)];
-/// A limit of bytes comes with one of files: a file for each of this many bytes.
-const BYTES_PER_FILE: u64 = 4096;
-/// But at least so many files: a small limit is to be reached by its bytes.
-const LEAST_FILES: u64 = 1024;
+/// Bytes of a limit for each inode that it allows.
+const BYTES_PER_INODE: u64 = 4096;
+/// Inodes that every limit allows, so that a small limit is reached by bytes first.
+const INODES_MIN: u64 = 1024;
 
 impl Default for Upper {
     fn default() -> Self {
@@ -35,34 +35,36 @@ impl Default for Upper {
     }
 }
 
-/// How many files an upper of `size` bytes may hold. Empty files take no bytes that a limit would count, and memory of the
-/// kernel or inodes of the disk all the same.
-pub(crate) fn files_within(size: u64) -> u64 {
-    (size / BYTES_PER_FILE).max(LEAST_FILES)
+/// Returns the limit of inodes for an upper of `size` bytes.
+///
+/// Empty files do not count towards the limit in bytes, but use kernel memory or inodes of the disk.
+pub(super) fn inodes_for(size: u64) -> u64 {
+    (size / BYTES_PER_INODE).max(INODES_MIN)
 }
 
 impl FromStr for Upper {
     type Err = RootsError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = |why| RootsError::Upper { text: text.to_owned(), why };
+        let invalid = |why| RootsError::Upper { text: text.to_owned(), why };
         let (kind, size) = match text.split_once(':') {
-            Some((kind, size)) => (kind, Some(parse_size(size).map_err(wrong)?)),
+            Some((kind, size)) => (kind, Some(parse_size(size).map_err(invalid)?)),
             None => (text, None),
         };
         match (kind, size) {
             ("dir", limit) => Ok(Self::Dir { limit }),
             ("tmpfs", Some(size)) => Ok(Self::Tmpfs { size }),
-            ("tmpfs", None) => Err(wrong("a tmpfs needs a size, as in `tmpfs:64M`")),
+            ("tmpfs", None) => Err(invalid("a tmpfs needs a size, for example `tmpfs:64M`")),
             ("none", None) => Ok(Self::None),
-            ("none", Some(_)) => Err(wrong("`none` has no size")),
-            _ => Err(wrong("known are `dir`, `dir:SIZE`, `tmpfs:SIZE` and `none`")),
+            ("none", Some(_)) => Err(invalid("`none` has no size")),
+            _ => Err(invalid("expected `dir`, `dir:SIZE`, `tmpfs:SIZE` or `none`")),
         }
     }
 }
 
 fn parse_size(text: &str) -> Result<u64, &'static str> {
-    const FORM: &str = "a size is a number of bytes, or one with K, M, G or T behind it";
+    const FORM: &str = "a size is a number of bytes, or a number followed by K, M, G or T";
+    const TOO_LARGE: &str = "the size must be less than 2^63 bytes";
     let unit =
         text.chars().last().and_then(|last| UNITS.iter().find(|(unit, _)| last.eq_ignore_ascii_case(unit)));
     let (digits, factor) = match unit {
@@ -72,12 +74,12 @@ fn parse_size(text: &str) -> Result<u64, &'static str> {
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(FORM);
     }
-    let number: u64 = digits.parse().map_err(|_| "this size is beyond any disk")?;
+    let number: u64 = digits.parse().map_err(|_| TOO_LARGE)?;
     match number.checked_mul(factor) {
-        Some(0) => Err("a size of nothing leaves no room for any file"),
-        // The kernel counts in signed numbers.
+        Some(0) => Err("the size must not be 0"),
+        // The kernel uses signed numbers.
         Some(bytes) if i64::try_from(bytes).is_ok() => Ok(bytes),
-        _ => Err("this size is beyond any disk"),
+        _ => Err(TOO_LARGE),
     }
 }
 
@@ -101,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn uppers_are_read_as_they_are_written() {
+    fn text_of_an_upper_parses_to_the_same_upper() {
         for (text, upper, shown) in [
             ("dir", Upper::Dir { limit: None }, "dir"),
             ("dir:1G", Upper::Dir { limit: Some(1 << 30) }, "dir:1G"),
@@ -118,10 +120,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_an_upper_is_told() {
-        for (text, wanted) in [
-            ("", "known are"),
-            ("disk", "known are"),
+    fn invalid_uppers_are_refused_with_the_reason() {
+        for (text, expected) in [
+            ("", "expected `dir`"),
+            ("disk", "expected `dir`"),
             ("tmpfs", "needs a size"),
             ("tmpfs:", "a size is"),
             ("tmpfs:M", "a size is"),
@@ -130,21 +132,24 @@ mod tests {
             ("tmpfs:1X", "a size is"),
             ("tmpfs:1MM", "a size is"),
             ("tmpfs:1é", "a size is"),
-            ("tmpfs:0", "of nothing"),
-            ("dir:0K", "of nothing"),
+            ("tmpfs:0", "must not be 0"),
+            ("dir:0K", "must not be 0"),
             ("none:1", "no size"),
-            ("dir:9223372036854775808", "beyond any disk"),
-            ("dir:99999999999999999999", "beyond any disk"),
-            ("dir:8388608T", "beyond any disk"),
+            ("dir:9223372036854775808", "less than 2^63"),
+            ("dir:99999999999999999999", "less than 2^63"),
+            ("dir:8388608T", "less than 2^63"),
         ] {
             let error = text.parse::<Upper>().unwrap_err().to_string();
-            assert!(error.starts_with(&format!("upper `{text}`: ")) && error.contains(wanted), "{error}");
+            assert!(
+                error.starts_with(&format!("upper `{text}` is invalid: ")) && error.contains(expected),
+                "{error}"
+            );
         }
     }
 
     #[test]
-    fn files_are_limited_with_the_bytes() {
-        assert_eq!(files_within(1), 1024);
-        assert_eq!(files_within(1 << 30), 262_144);
+    fn limit_of_inodes_follows_the_limit_of_bytes() {
+        assert_eq!(inodes_for(1), 1024);
+        assert_eq!(inodes_for(1 << 30), 262_144);
     }
 }

@@ -1,4 +1,4 @@
-//! Learns when an overlay is dead: not only unmounted here, but out of use in every namespace.
+//! Detects the death of an overlay: the moment when no mount and no descriptor in any namespace uses it any more.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -11,12 +11,12 @@ use rustix::fs::Timespec;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 
-use crate::roots::PrivateRoot;
+use super::PrivateRoot;
 
 /// A watch for the death of one root.
 ///
-/// inotify(7) tells of a watched directory's filesystem being taken down (`IN_UNMOUNT`), and watching does not keep it up. The
-/// watch may be made in one process and read in another that was forked from it.
+/// inotify(7) reports `IN_UNMOUNT` when the kernel shuts down the filesystem of a watched directory, and a watch does not
+/// keep the filesystem alive. A forked process can read a watch that its parent made.
 #[derive(Debug)]
 pub struct RootWatch {
     queue: OwnedFd,
@@ -24,55 +24,55 @@ pub struct RootWatch {
 }
 
 impl RootWatch {
-    /// A watch of nothing yet.
+    /// Makes a watch that watches no root yet.
     ///
     /// # Errors
     ///
-    /// The user has as many as the kernel allows (`/proc/sys/fs/inotify/max_user_instances`).
+    /// Those of inotify_init1(2), such as the user's limit `/proc/sys/fs/inotify/max_user_instances`.
     pub fn new() -> io::Result<Self> {
         let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         Ok(Self { queue, dead: AtomicBool::new(false) })
     }
 
-    /// Watches a root; one for each watch.
+    /// Watches a root. Call it once for each watch.
     ///
     /// # Errors
     ///
-    /// What the kernel refused.
+    /// Those of inotify_add_watch(2).
     pub fn add(&self, root: &PrivateRoot) -> io::Result<()> {
         self.add_directory(root.fd())
     }
 
     pub(crate) fn add_directory(&self, root: BorrowedFd<'_>) -> io::Result<()> {
         let path = format!("/proc/self/fd/{}", root.as_raw_fd());
-        // Something has to be asked for; what is asked for here never happens to a filesystem's own directory.
+        // inotify requires an event besides IN_UNMOUNT. The root directory of a filesystem is never deleted.
         inotify::add_watch(&self.queue, path, WatchFlags::DELETE_SELF | WatchFlags::ONLYDIR)?;
         Ok(())
     }
 
-    /// To wait for with other descriptors: readable when [`RootWatch::dead`] has something to tell.
+    /// A descriptor to poll: it is readable when [`RootWatch::dead`] may return true.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.queue.as_fd()
     }
 
-    /// Whether the root is dead, waiting for that for at most `wait`.
+    /// Returns whether the root is dead; waits for its death for at most `timeout`.
     ///
     /// # Errors
     ///
-    /// What reading gave.
-    pub fn dead(&self, wait: Duration) -> io::Result<bool> {
-        let until = Instant::now().checked_add(wait);
+    /// Those of read(2) and poll(2).
+    pub fn dead(&self, timeout: Duration) -> io::Result<bool> {
+        let deadline = Instant::now().checked_add(timeout);
         loop {
-            if self.dead.load(Ordering::Relaxed) || self.drain()? {
+            if self.dead.load(Ordering::Relaxed) || self.read_events()? {
                 self.dead.store(true, Ordering::Relaxed);
                 return Ok(true);
             }
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
+            let remaining = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if remaining.is_some_and(|remaining| remaining.is_zero()) {
                 return Ok(false);
             }
-            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+            let timeout = remaining.and_then(|remaining| Timespec::try_from(remaining).ok());
             let mut fds = [PollFd::new(&self.queue, PollFlags::IN)];
             match rustix::event::poll(&mut fds, timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
@@ -81,17 +81,17 @@ impl RootWatch {
         }
     }
 
-    /// Takes all events there are; whether one was the end.
-    fn drain(&self) -> io::Result<bool> {
-        // Room for an event with the longest name.
+    /// Reads all pending events; returns whether one was `IN_UNMOUNT`.
+    fn read_events(&self) -> io::Result<bool> {
+        // Large enough for an event with the longest name.
         let mut buffer = [MaybeUninit::uninit(); 1024];
         let mut reader = Reader::new(&self.queue, &mut buffer);
-        let mut dead = false;
+        let mut unmounted = false;
         loop {
             match reader.next() {
-                Ok(event) => dead |= event.events().contains(ReadFlags::UNMOUNT),
+                Ok(event) => unmounted |= event.events().contains(ReadFlags::UNMOUNT),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Ok(dead),
+                Err(Errno::AGAIN) => return Ok(unmounted),
                 Err(errno) => return Err(errno.into()),
             }
         }

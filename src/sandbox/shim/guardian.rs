@@ -20,7 +20,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid};
 
 use super::ShimError;
-use crate::roots::{PrivateRoot, RootLease, RootWatch, Roots, holders};
+use crate::roots::{PrivateRoot, RootLease, RootWatch, Roots, processes_with_mount};
 use crate::sandbox::process::{Forked, fork};
 
 /// An isolate that ended by itself took its namespace with it before its end could be seen.
@@ -98,7 +98,7 @@ fn guard(
     let source = lease.source();
     let mut wait = AT_ONCE;
     while !watch.dead(wait)? {
-        let left = holders(&source)?;
+        let left = processes_with_mount(&source)?;
         if left.is_empty() {
             let until = Instant::now() + DYING;
             while lease.is_alive().map_err(io::Error::other)? && Instant::now() < until {

@@ -38,7 +38,7 @@ fn live_root_is_left_alone_by_whatever_cleans() {
     assert_eq!(lab.program().json(&["gc", "--dry-run"])["roots"], 0);
     are_there(&lab);
     let error = lab.program().fails(&["root", "create", &lab.fixture.good, "--id", "dir"]);
-    assert!(error.contains("root dir is there already"), "{error}");
+    assert!(error.contains("root dir already exists"), "{error}");
     are_there(&lab);
     // The daemon ends in good order, and another one begins, which sweeps too.
     lab.fixture.mount.server().signal("TERM");
@@ -145,7 +145,7 @@ fn root_in_use_is_removed_by_force_only_and_swept_when_it_is_free() {
             assert_eq!(lab.sweep(), json!([]));
             assert_eq!(lab.program().json(&["gc"])["roots"], 0);
             let error = lab.program().fails(&["root", "create", &lab.fixture.good, "--id", "used"]);
-            assert!(error.contains("root used is there already"), "{error}");
+            assert!(error.contains("root used already exists"), "{error}");
         };
         if upper == "dir" {
             used(&lab);
@@ -195,7 +195,7 @@ fn names_that_are_wrong_unknown_or_gone_are_told() {
     for id in ["..", "a/b", "a:b", "a,b", "A", "", ".a", &long] {
         for arguments in [&["root", "remove", id][..], &["root", "create", &lab.fixture.good, "--id", id]] {
             let error = lab.program().fails(arguments);
-            assert!(error.contains("a name has 1 to 64 of"), "{error}");
+            assert!(error.contains("1 to 64 characters of"), "{error}");
         }
     }
     for upper in ["ram", "tmpfs", "tmpfs:0", "dir:x", "none:1"] {
@@ -225,7 +225,7 @@ fn of_several_who_make_one_root_one_wins() {
         assert_eq!(won.len(), 1, "round {round}: {outputs:#?}");
         for output in lost {
             let error = failure(output, &["root", "create"]);
-            assert!(error.contains("root it is there already"), "{error}");
+            assert!(error.contains("root it already exists"), "{error}");
         }
         fs::write(lab.run_dir().join("roots/it/box/file"), "").unwrap();
         lab.remove("it");

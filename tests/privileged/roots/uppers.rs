@@ -215,7 +215,7 @@ fn size_of_an_upper_on_disk_is_refused_where_nothing_keeps_to_it() {
     let disk = Tmpfs::new("64m");
     let lab = Lab::with_homes(&disk.path().join("uppers"));
     let error = lab.program().fails(&["root", "create", &lab.fixture.good, "--upper", "dir:16M"]);
-    for word in ["tmpfs there does not limit", lab.homes().to_str().unwrap(), "use `tmpfs:SIZE`", "prjquota"]
+    for word in ["tmpfs has no project quotas", lab.homes().to_str().unwrap(), "use `tmpfs:SIZE`", "prjquota"]
     {
         assert!(error.contains(word), "{word}: {error}");
     }
@@ -243,7 +243,7 @@ fn upper_on_disk_is_full_at_its_size_where_quotas_keep_to_it() {
     let lab = Lab::with_homes(&dir.join("uppers"));
     if !quotas.status.success() {
         let error = lab.program().fails(&["root", "create", &lab.fixture.good, "--upper", "dir:8M"]);
-        assert!(error.contains("ext4 there does not limit") && error.contains("tmpfs:SIZE"), "{error}");
+        assert!(error.contains("ext4 has no project quotas") && error.contains("tmpfs:SIZE"), "{error}");
         lab.finish();
         drop(mounted);
         return;

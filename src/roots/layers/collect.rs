@@ -1,0 +1,68 @@
+//! Removes layer directories that no image and no root needs.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::fd::AsFd as _;
+
+use rustix::fs::Mode;
+
+use super::LayerDirectories;
+use super::chain::chain_steps;
+use super::meta::LayerMeta;
+use crate::image::{DiffId, ImageLayer, ManifestDigest};
+use crate::os::{AtPath as _, Sharing, remove_tree, try_lock};
+use crate::pipeline::read_image;
+use crate::roots::RootsError;
+use crate::roots::mounts::OPEN_DIRECTORY;
+use crate::store::Store;
+
+impl LayerDirectories {
+    /// Removes the directories that none of `images` needs and no root uses. Returns their number, and their bytes of file
+    /// content. With `dry_run`, only counts them.
+    ///
+    /// `used` are the names of the directories that named roots use. Leased roots hold locks.
+    ///
+    /// # Errors
+    ///
+    /// A directory cannot be removed.
+    pub fn collect(
+        &self,
+        store: &Store,
+        images: &[ManifestDigest],
+        used: impl IntoIterator<Item = String>,
+        dry_run: bool,
+    ) -> Result<(u64, u64), RootsError> {
+        let mut needed: HashSet<String> = used.into_iter().collect();
+        for image in images {
+            // No root can be made of an unreadable image, and existing roots hold locks.
+            let Ok(image) = read_image(store, image) else { continue };
+            // The diff IDs are not verified: false ones can only keep a directory that is not needed.
+            let diff_ids: Vec<DiffId> = image.layers().iter().map(ImageLayer::diff_id).collect();
+            needed.extend(chain_steps(&diff_ids).iter().map(|step| step.id.hex()));
+        }
+        let (mut count, mut bytes) = (0, 0);
+        for entry in fs::read_dir(&self.path).at("list", &self.path)? {
+            let entry = entry.at("list", &self.path)?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str().filter(|name| !needed.contains(*name)) else { continue };
+            let is_partial = name.starts_with('.') && name.ends_with(".partial");
+            let is_digest = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if !is_partial && !is_digest {
+                continue;
+            }
+            let Ok(directory) = rustix::fs::openat(&self.fd, name, OPEN_DIRECTORY, Mode::empty()) else {
+                continue;
+            };
+            // A process that writes the directory or has a root of it holds the lock.
+            if !try_lock(&directory, Sharing::Exclusive).at("lock", &self.path.join(name))? {
+                continue;
+            }
+            bytes += LayerMeta::read(&directory).map_or(0, |meta| meta.bytes);
+            count += 1;
+            if !dry_run {
+                remove_tree(self.fd.as_fd(), name.as_ref()).at("remove", &self.path.join(name))?;
+            }
+        }
+        Ok((count, bytes))
+    }
+}

@@ -1,0 +1,53 @@
+//! Assembles the overlay of a root.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::Mode;
+
+use super::{Lower, OPEN_LAYER, Upper, mount, skeleton, upper_dirs};
+use crate::os::AtPath as _;
+use crate::roots::RootsError;
+
+/// Makes the overlay of a root, not attached yet.
+///
+/// `home` is an empty home with its path: the upper on disk and the copy of an image are made in it.
+pub(crate) fn make_overlay(
+    source: &str,
+    run_dir: &Path,
+    home: Option<(BorrowedFd<'_>, &Path)>,
+    upper: &Upper,
+    image: &Lower,
+) -> Result<OwnedFd, RootsError> {
+    let copy = match home {
+        Some((home, path)) => image.copy_into(home, path)?,
+        None => None,
+    };
+    let image = copy.as_ref().unwrap_or(image);
+    let image_layers = image.reopen()?;
+    let mount = |skeleton: &OwnedFd, writable| {
+        let lowers: Vec<_> = std::iter::once(skeleton).chain(&image_layers).map(OwnedFd::as_fd).collect();
+        mount::overlay(source, &lowers, writable)
+    };
+    let shared_skeleton = || {
+        let run = rustix::fs::open(run_dir, OPEN_LAYER, Mode::empty()).at("open", run_dir)?;
+        skeleton::open_shared(run.as_fd()).at("make the skeleton in", run_dir)
+    };
+    match (upper, home) {
+        (Upper::Dir { .. }, Some((home, path))) => {
+            upper_dirs::make(home, image.stat()).at("make the upper in", path)?;
+            mount(&shared_skeleton()?, Some(home))
+        }
+        (Upper::Dir { .. }, None) => unreachable!("the caller makes a home for an upper on disk"),
+        (Upper::Tmpfs { size }, _) => {
+            let tmpfs = mount::tmpfs(source, *size)?;
+            upper_dirs::make(tmpfs.as_fd(), image.stat())
+                .at("make the upper in", Path::new("the tmpfs of the root"))?;
+            mount(&shared_skeleton()?, Some(tmpfs.as_fd()))
+        }
+        (Upper::None, _) => {
+            let (_tmpfs, skeleton) = skeleton::make_own(source, image.stat())?;
+            mount(&skeleton, None)
+        }
+    }
+}

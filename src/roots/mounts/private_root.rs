@@ -1,0 +1,41 @@
+//! A root that is mounted in a private mount namespace.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use super::mount;
+use crate::roots::RootsError;
+
+/// A root that is mounted in the private mount namespace of the process that made it.
+#[derive(Debug)]
+pub struct PrivateRoot {
+    path: PathBuf,
+    fd: OwnedFd,
+    source: String,
+}
+
+impl PrivateRoot {
+    /// Attaches a new overlay at `path`.
+    pub(crate) fn attach(overlay: OwnedFd, source: String, path: PathBuf) -> Result<Self, RootsError> {
+        mount::attach(&overlay, &source, &path)?;
+        Ok(Self { path, fd: overlay, source })
+    }
+
+    /// Its mountpoint: the same path in every namespace, without `:` and `,`.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its directory. The root is in use as long as a copy of this descriptor is open.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Its source in the mount table.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+}

@@ -311,10 +311,7 @@ impl RegistryError {
             | Self::Html { .. }
             | Self::Range { .. }
             | Self::Token { .. } => ErrorCode::Registry,
-            Self::Document { source, .. } => match **source {
-                ManifestError::NoPlatform { .. } => ErrorCode::NoPlatform,
-                _ => ErrorCode::Document,
-            },
+            Self::Document { source, .. } => source.code(),
             Self::TooLong { .. } => ErrorCode::Document,
             Self::Digest { .. } | Self::Length { .. } => ErrorCode::WrongContent,
             Self::Credentials { source, .. } => source.code(),

@@ -1,4 +1,4 @@
-//! The stand-in for isolate as a program of its own, to be installed set-uid: nothing but that is linked into it.
+//! The stand-in for isolate as a separate program, because it may be installed set-uid: it links only what it needs.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Parses the command line and dispatches.
+//! The program `rcx-imagefs`.
 
 use std::process::ExitCode;
 

@@ -18,7 +18,7 @@ use super::error::DaemonError;
 use super::status::DaemonStatus;
 use super::watch::StoreWatch;
 use crate::fs::{FsOptions, ImageFs, ImageSource, LoadError};
-use crate::fuse::{self, CacheInvalidator, FuseSession, RequestCounters, UnmountResult};
+use crate::fuse::{self, CacheInvalidator, RequestCounters, UnmountResult};
 use crate::os::{AtPath as _, ignore_poison};
 use crate::store::{DaemonInfo, Store, StoreError};
 
@@ -102,13 +102,7 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
         socket: socket.clone(),
         mountpoint: mountpoint.canonicalize().unwrap_or_else(|_| mountpoint.clone()),
     };
-    // A handler that opened the store through the mount would wait for itself.
-    for path in [Some(store.path()), socket.parent()].into_iter().flatten() {
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        if path.starts_with(&info.mountpoint) {
-            return Err(DaemonError::Hidden { mountpoint: info.mountpoint, path });
-        }
-    }
+    check_not_hidden(&store, &info)?;
     let _lock = store.lock_daemon(&info).map_err(|error| at_store(&store, error))?;
 
     // Before the references are first read, so that no change is missed.
@@ -161,14 +155,15 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
     if gone {
         info!("the mount was removed");
         drop(mounted.mount);
-        return join(session);
+        return Ok(session.join()?);
     }
     match mounted.mount.unmount()? {
         UnmountResult::Complete | UnmountResult::AlreadyGone => {}
         UnmountResult::Detached => warn!("programs still use the mount; waiting up to {DETACHED:?} for them"),
     }
     match tokio::time::timeout(DETACHED, ended).await {
-        Ok(_) => join(session),
+        // The session's thread is about to end.
+        Ok(_) => Ok(session.join()?),
         Err(_) => {
             warn!("programs still use the mount; their next access to it fails");
             Ok(())
@@ -176,16 +171,23 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
     }
 }
 
-/// Waits for the session's thread, which is about to end.
-fn join(session: FuseSession) -> Result<(), DaemonError> {
-    Ok(session.join()?)
+/// Checks that the mount would not hide the store or the control socket: a request that opened one of them through the mount
+/// would wait for itself.
+fn check_not_hidden(store: &Store, info: &DaemonInfo) -> Result<(), DaemonError> {
+    for path in [Some(store.path()), info.socket.parent()].into_iter().flatten() {
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if path.starts_with(&info.mountpoint) {
+            return Err(DaemonError::Hidden { mountpoint: info.mountpoint.clone(), path });
+        }
+    }
+    Ok(())
 }
 
 /// Refreshes the mount whenever the store's references change.
 async fn follow(watch: &StoreWatch, daemon: &Arc<Daemon>) {
     loop {
         if let Err(error) = watch.changed().await {
-            error!(%error, "cannot watch the store any more; new images do not appear");
+            error!(%error, "cannot watch the store any more; changes by other programs do not appear");
             return std::future::pending().await;
         }
         let daemon = Arc::clone(daemon);

@@ -25,7 +25,7 @@ pub struct SpanKey {
 /// The bytes of a span, shared between the cache and its readers.
 pub type SpanBytes = Arc<Vec<u8>>;
 
-/// Cannot return the bytes of a span.
+/// The error of reading a span through the cache.
 #[derive(Debug, thiserror::Error)]
 pub enum SpanFault<E> {
     /// The decode failed in this thread.
@@ -69,7 +69,7 @@ pub struct CacheCounters {
     pub spans: u64,
     /// Bytes in memory now.
     pub bytes: u64,
-    /// The most bytes that are kept in memory.
+    /// Maximum number of bytes in memory.
     pub capacity: u64,
 }
 

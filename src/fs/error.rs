@@ -88,7 +88,7 @@ pub enum ImageFault {
     #[error("image {0}: opening it panicked")]
     Panicked(String),
     /// Another thread did not finish opening the image in time.
-    #[error("image {image}: not open after {waited:?}")]
+    #[error("image {image}: another request did not finish opening it within {waited:?}")]
     Deadline {
         /// The image's path in the mount.
         image: String,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 1                                       the mount's root
-//! layer slot << 32 | entry + 1            a node that is the same in all images with its layer: one inode for all
+//! layer slot << 32 | entry + 1            a node that is the same in every image that has the layer
 //! 1 << 59 | image slot << 32 | node + 1   a node that depends on the image: directories, implied parents, and files
 //!                                         whose link count in the image differs from that in their layer
 //! 1 << 60 | hash                          a directory, tag or alias in the mount's namespace

@@ -1,7 +1,7 @@
 //! Resolves inode numbers to entries of layers and nodes of images, and opens both on demand.
 //!
-//! Lock order: each lock here is held alone, and none while an image or layer is opened or read. The namespace's lock is
-//! held only to copy its `Arc`.
+//! Lock order: the image table, an image's state, the namespace. The namespace's lock is held only to copy or replace its
+//! `Arc`. No lock is held while an image or layer is opened or read.
 
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
@@ -100,7 +100,7 @@ impl Resolver {
                     return Err(FsError::Stale(ino));
                 }
                 match open.inode(node)? {
-                    // The node is known by the number of its layer's entry; `ino` was never handed out.
+                    // The node has the number of its layer's entry, so `ino` was never handed out.
                     InodeSource::Entry(inode) if inode.ino != ino => Err(FsError::Stale(ino)),
                     inode => Ok(inode),
                 }

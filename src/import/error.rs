@@ -121,7 +121,7 @@ impl ImportError {
             | Self::Json { .. }
             | Self::Empty => ErrorCode::Archive,
             Self::BlobSize { .. } | Self::Digest { .. } => ErrorCode::WrongContent,
-            Self::Document { .. } => ErrorCode::Document,
+            Self::Document { source, .. } => source.code(),
         }
     }
 

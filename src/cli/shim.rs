@@ -1,7 +1,7 @@
-//! `isolate-shim`, and the program under the name `isolate`: isolate for workers, in a root of an image.
+//! `isolate-shim`, and the program under the name `isolate`: the stand-in for isolate.
 //!
-//! Under the name `isolate` the command line is isolate's, and nothing of this program's own is read but the configuration
-//! file. Where the program has more rights than its caller, it is this and nothing else, whatever its name.
+//! Under the name `isolate`, the command line is that of isolate, and this program takes its settings only from the
+//! configuration file. If the program is set-uid, it is only a stand-in for isolate, whatever its name.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
@@ -18,7 +18,7 @@ use super::{Context, DEFAULT_RUN_DIR, DEFAULT_STORE};
 use crate::sandbox::isolate::write_failure;
 use crate::sandbox::shim::{Caller, Rights, ShimError, ShimSettings, become_isolate, meta_file};
 
-/// The name under which the program stands in for isolate.
+/// The name under which the program is a stand-in for isolate.
 const NAME: &str = "isolate";
 
 /// Become isolate, in a root of an image where one is chosen
@@ -35,62 +35,66 @@ pub(super) struct ShimArgs {
     arguments: Vec<OsString>,
 }
 
-/// The subcommand: by whoever may use it, with the options of this program.
+/// Runs the subcommand, with the options of this program.
 pub(super) fn run(context: &Context, args: &ShimArgs) -> anyhow::Result<()> {
     let mut caller = Caller::of_this_process();
     let settings =
         settings(&context.config, context.store.clone(), context.run_dir.clone(), caller.rights())?;
     let error = become_isolate(&mut caller, &settings, OsStr::new(NAME), &args.arguments);
     let error = anyhow::Error::from(error);
-    tell(&mut caller, &args.arguments, &error);
+    report_failure(&mut caller, &args.arguments, &error);
     Err(error)
 }
 
-/// Becomes isolate where the program is called as such; `None` where it is not.
+/// Becomes isolate if the program is called by that name or is set-uid; otherwise returns `None`.
 pub(super) fn stand_in() -> Option<ExitCode> {
     let caller = Caller::of_this_process();
     let name = std::env::args_os().next().unwrap_or_default();
     let is_isolate = Path::new(&name).file_name() == Some(OsStr::new(NAME));
-    (is_isolate || caller.rights() == Rights::SetUid).then(|| become_or_tell(caller, is_isolate))
+    (is_isolate || caller.rights() == Rights::SetUid).then(|| become_or_report(caller, is_isolate))
 }
 
-/// Becomes isolate, whatever name the program was called by. Returns only where that failed.
+/// Becomes isolate, by whatever name the program was called. Returns only if that fails.
 #[must_use]
 pub fn stand_in_for_isolate() -> ExitCode {
-    become_or_tell(Caller::of_this_process(), true)
+    become_or_report(Caller::of_this_process(), true)
 }
 
-fn become_or_tell(mut caller: Caller, is_isolate: bool) -> ExitCode {
+fn become_or_report(mut caller: Caller, is_isolate: bool) -> ExitCode {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
-    // What a panic prints depends on the environment.
+    // The message of a panic depends on the environment, which is not trusted.
     std::panic::set_hook(Box::new(|_| ()));
     let arguments: Vec<OsString> = arguments.collect();
     let attempt = AssertUnwindSafe(|| {
         if is_isolate {
-            become_isolate_by_itself(&mut caller, &name, &arguments)
+            become_isolate_by_configuration(&mut caller, &name, &arguments)
         } else {
             anyhow::anyhow!(
-                "installed set-uid, this program stands in for isolate only, under the name `{NAME}`"
+                "installed set-uid, this program only stands in for isolate, under the name `{NAME}`"
             )
         }
     });
     let error = std::panic::catch_unwind(attempt)
         .unwrap_or_else(|_| anyhow::anyhow!("internal error of rcx-imagefs"));
-    let message = tell(&mut caller, &arguments, &error);
+    let message = report_failure(&mut caller, &arguments, &error);
     eprintln!("error: {message}");
     ExitCode::from(EXIT_FAILURE)
 }
 
-/// Without a command line of this program's own. Returns why that failed.
-fn become_isolate_by_itself(caller: &mut Caller, name: &OsStr, arguments: &[OsString]) -> anyhow::Error {
+/// Becomes isolate without a command line of this program. Returns only if that fails.
+fn become_isolate_by_configuration(
+    caller: &mut Caller,
+    name: &OsStr,
+    arguments: &[OsString],
+) -> anyhow::Error {
     let settings = match caller.rights() {
         Rights::SetUid => Config::load_trusted().and_then(|config| {
-            let (store, run_dir) = places(&config, |_| None);
+            let (store, run_dir) = directories(&config, |_| None);
             settings(&config, store, run_dir, Rights::SetUid)
         }),
         rights => Config::load(None).and_then(|config| {
-            let (store, run_dir) = places(&config, |variable| std::env::var_os(variable));
+            let (store, run_dir) = directories(&config, |variable| std::env::var_os(variable));
             settings(&config, store, run_dir, rights)
         }),
     };
@@ -100,15 +104,15 @@ fn become_isolate_by_itself(caller: &mut Caller, name: &OsStr, arguments: &[OsSt
     }
 }
 
-/// The store and the run directory.
-fn places(config: &Config, environment: impl Fn(&str) -> Option<OsString>) -> (PathBuf, PathBuf) {
-    let place = |variable, configured: &Option<PathBuf>, default: &str| {
+/// Returns the store and the run directory.
+fn directories(config: &Config, environment: impl Fn(&str) -> Option<OsString>) -> (PathBuf, PathBuf) {
+    let directory = |variable, configured: &Option<PathBuf>, default: &str| {
         let given = environment(variable).map(PathBuf::from).or_else(|| configured.clone());
         given.unwrap_or_else(|| default.into())
     };
     (
-        place("RCX_IMAGEFS_STORE", &config.store, DEFAULT_STORE),
-        place("RCX_IMAGEFS_RUN", &config.run_dir, DEFAULT_RUN_DIR),
+        directory("RCX_IMAGEFS_STORE", &config.store, DEFAULT_STORE),
+        directory("RCX_IMAGEFS_RUN", &config.run_dir, DEFAULT_RUN_DIR),
     )
 }
 
@@ -132,14 +136,15 @@ fn settings(
     })
 }
 
-/// Tells the failure where isolate would, with the caller's rights only. Workers throw stderr away and read this.
+/// Reports the failure in the meta file as isolate would, with the caller's rights only. Workers discard stderr and read the
+/// meta file.
 ///
 /// Returns the message, as one line.
-fn tell(caller: &mut Caller, arguments: &[OsString], error: &anyhow::Error) -> String {
+fn report_failure(caller: &mut Caller, arguments: &[OsString], error: &anyhow::Error) -> String {
     let hint = error.chain().find_map(|cause| cause.downcast_ref::<ShimError>()).and_then(ShimError::hint);
     let hint = hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
     let message = plain(&format!("rcx-imagefs: {error:#}{hint}"));
-    if caller.leave_privileges().is_err() {
+    if caller.drop_privileges().is_err() {
         return message;
     }
     let in_order = std::env::var_os("POSIXLY_CORRECT").is_some();

@@ -1,18 +1,18 @@
-//! The meta file: `key:value` lines that tell how a run ended.
+//! isolate's meta file: lines `key:value` about the end of a run.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-/// What isolate wrote about a run, in its order.
+/// The content of a meta file, in its order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IsolateMeta {
     pairs: Vec<(String, String)>,
 }
 
 impl IsolateMeta {
-    /// Reads a meta file. Lines without a colon are passed over; bytes that are no UTF-8 become replacement characters.
+    /// Parses a meta file. Lines without a colon are skipped; bytes that are not UTF-8 become replacement characters.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes);
@@ -20,7 +20,7 @@ impl IsolateMeta {
         Self { pairs: text.lines().filter_map(pair).collect() }
     }
 
-    /// The value of a key; of one that occurs more than once, the last, as those read it who fill a table line by line.
+    /// The value of a key. If the key occurs more than once, the last value counts, as in readers that fill a table.
     #[must_use]
     pub fn value(&self, key: &str) -> Option<&str> {
         self.pairs.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
@@ -31,26 +31,26 @@ impl IsolateMeta {
         self.pairs.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// Whether the sandbox failed and not the program in it.
+    /// Whether the sandbox failed, and not the program in it.
     #[must_use]
     pub fn is_internal_error(&self) -> bool {
         self.value("status") == Some("XX")
     }
 }
 
-/// What isolate writes when it could not do its job: status `XX` and the message, which is made one line.
+/// Returns the meta file of a run in which the sandbox failed: status `XX` and the message, as one line.
 #[must_use]
 pub fn failure_text(message: &str) -> String {
     let line: String = message.chars().map(|char| if char.is_control() { ' ' } else { char }).collect();
     format!("status:XX\nmessage:{}\n", line.trim())
 }
 
-/// Writes [`failure_text`] to a meta file as isolate would: made where it is missing, emptied before; `-` is standard output.
+/// Writes [`failure_text`] to a meta file. As with isolate, an existing file is truncated, and `-` is standard output.
 ///
-/// The file is opened with the identity that this process has now.
+/// The file is opened with the present identity of this process.
 ///
 /// # Errors
-/// What opening or writing gave.
+/// The file cannot be opened or written.
 pub fn write_failure(path: &Path, message: &str) -> io::Result<()> {
     let text = failure_text(message);
     if path == Path::new("-") {
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn meta_file_is_read_line_by_line() {
+    fn meta_file_is_parsed_line_by_line() {
         let meta =
             IsolateMeta::parse(b"time:0.012\nstatus:RE\nmessage:Exited: with error\nnothing\nexitcode:1\n");
         assert_eq!(meta.value("message"), Some("Exited: with error"));
@@ -78,10 +78,10 @@ mod tests {
     }
 
     #[test]
-    fn failure_is_two_lines_whatever_the_message_holds() {
+    fn failure_is_two_lines_whatever_the_message_contains() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("meta");
-        std::fs::write(&file, "time:1\nstatus:OK\n a longer text that was here before this one\n").unwrap();
+        std::fs::write(&file, "time:1\nstatus:OK\n a text longer than the new content\n").unwrap();
         write_failure(&file, "image `a\nstatus:OK`:\tnot there\n").unwrap();
         let written = std::fs::read(&file).unwrap();
         assert_eq!(written, b"status:XX\nmessage:image `a status:OK`: not there\n");

@@ -1,4 +1,4 @@
-//! Directory rules: what isolate binds or mounts where inside the box.
+//! Directory rules: what isolate binds or mounts inside the box.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -7,61 +7,62 @@ use std::path::Path;
 
 use super::{IsolateError, IsolateVersion};
 
-/// Flags of a rule but those that say what is mounted, which are in [`RuleTarget`].
+/// Flags of a rule, except those that [`RuleTarget`] stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "isolate's flags are independent of each other")]
 pub struct RuleFlags {
-    /// Writable.
+    /// The directory is writable.
     pub rw: bool,
-    /// No programs can be started from it.
+    /// Programs in the directory cannot be executed.
     pub noexec: bool,
-    /// Left out where the outside does not exist.
+    /// The rule is skipped if the directory of the host does not exist.
     pub maybe: bool,
-    /// Device nodes work.
+    /// Device nodes in the directory work.
     pub dev: bool,
-    /// Without what is mounted below.
+    /// Mounts below the directory are not bound.
     pub norec: bool,
 }
 
 /// What a rule mounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RuleTarget {
-    /// A directory of the host: absolute, or from the box's own directory with `./` before it.
+    /// A directory of the host: an absolute path, or one that begins with `./` and is relative to isolate's directory for
+    /// the box.
     Directory(OsString),
     /// A new instance of a filesystem of this type.
     Filesystem(OsString),
-    /// A directory that isolate makes for the box.
+    /// An empty directory that isolate makes for the box.
     Temporary,
-    /// Nothing: an earlier rule for the same place is taken back.
+    /// Nothing: removes an earlier rule for the same path.
     Nothing,
 }
 
 /// A rule of isolate's option `--dir`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirRule {
-    /// Where in the box, without slashes at the start. Two rules are about the same place for isolate where the text is the same.
+    /// The path in the box, without leading slashes. isolate compares paths of rules as text.
     pub inside: OsString,
-    /// What is there.
+    /// What is mounted at the path.
     pub target: RuleTarget,
-    /// How.
+    /// How it is mounted.
     pub flags: RuleFlags,
 }
 
 impl DirRule {
-    /// A rule for a directory.
+    /// A rule for a directory of the host.
     #[must_use]
     pub fn directory(inside: impl Into<OsString>, outside: impl Into<OsString>, flags: RuleFlags) -> Self {
         Self { inside: inside.into(), target: RuleTarget::Directory(outside.into()), flags }
     }
 
-    /// Reads the value of `--dir`.
+    /// Parses the value of `--dir`.
     ///
     /// # Errors
-    /// [`IsolateError::Rule`] where isolate refuses it.
+    /// [`IsolateError::Rule`] if isolate would refuse the rule.
     pub fn parse(text: &OsStr) -> Result<Self, IsolateError> {
         let refused = |reason| IsolateError::Rule { rule: text.to_owned(), reason };
         let mut parts = text.as_bytes().split(|byte| *byte == b':');
-        let place = parts.next().unwrap_or_default();
+        let paths = parts.next().unwrap_or_default();
         let (mut flags, mut filesystem, mut temporary) = (RuleFlags::default(), false, false);
         for flag in parts {
             match flag {
@@ -75,15 +76,17 @@ impl DirRule {
                 _ => return Err(refused("unknown flag")),
             }
         }
-        let mut halves = place.splitn(2, |byte| *byte == b'=');
+        let mut halves = paths.splitn(2, |byte| *byte == b'=');
         let inside = halves.next().unwrap_or_default();
         let inside = &inside[inside.iter().take_while(|byte| **byte == b'/').count()..];
         let owned = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
         let target = match (filesystem, temporary, halves.next()) {
-            (true, true, _) => return Err(refused("`fs` and `tmp` exclude each other")),
-            (true, false, None | Some(b"")) => return Err(refused("the filesystem's name is missing")),
+            (true, true, _) => return Err(refused("the flags `fs` and `tmp` exclude each other")),
+            (true, false, None | Some(b"")) => return Err(refused("the name of the filesystem is missing")),
             (true, false, Some(kind)) => RuleTarget::Filesystem(owned(kind)),
-            (false, true, Some(_)) => return Err(refused("a temporary directory has nothing outside")),
+            (false, true, Some(_)) => {
+                return Err(refused("a temporary directory has no directory of the host"));
+            }
             (false, true, None) => RuleTarget::Temporary,
             (false, false, Some(b"")) => RuleTarget::Nothing,
             (false, false, Some(outside)) => RuleTarget::Directory(owned(outside)),
@@ -95,10 +98,10 @@ impl DirRule {
         Ok(Self { inside: owned(inside), target, flags })
     }
 
-    /// The rule as the value of `--dir`.
+    /// Returns the rule as the value of `--dir`.
     ///
     /// # Errors
-    /// [`IsolateError::Rule`] where a path has a character that isolate splits on.
+    /// [`IsolateError::Rule`] if a path contains a separator of rules.
     pub fn to_value(&self) -> Result<OsString, IsolateError> {
         let (outside, kind) = match &self.target {
             RuleTarget::Directory(outside) => (Some(outside.as_os_str()), None),
@@ -113,7 +116,7 @@ impl DirRule {
         }
         let has = |text: &OsStr, byte| text.as_bytes().contains(&byte);
         if has(&text, b':') || has(&self.inside, b'=') {
-            return Err(IsolateError::Rule { rule: text, reason: "a path has `:` or `=` in it" });
+            return Err(IsolateError::Rule { rule: text, reason: "a path contains `:` or `=`" });
         }
         let RuleFlags { rw, noexec, maybe, dev, norec } = self.flags;
         let named = [("rw", rw), ("noexec", noexec), ("maybe", maybe), ("dev", dev), ("norec", norec)];
@@ -134,25 +137,25 @@ impl fmt::Display for DirRule {
     }
 }
 
-/// The names on a rule's inside path: empty ones and `.` are none.
+/// Returns the names in the inside path of a rule, without empty names and `.`.
 pub fn components(inside: &OsStr) -> impl Iterator<Item = &OsStr> {
     let parts = inside.as_bytes().split(|byte| *byte == b'/');
     parts.filter(|part| !matches!(*part, b"" | b".")).map(OsStr::from_bytes)
 }
 
-/// Whether a rule is about the box's root itself: isolate refuses `/` and accepts `.`, `./` and their like.
+/// Whether a rule is for the root of the box. isolate refuses `/` but accepts `.`, `./` and the like.
 #[must_use]
 pub fn is_root(inside: &OsStr) -> bool {
     components(inside).next().is_none()
 }
 
-/// A directory that is empty in every root: the skeleton's.
-const EMPTY: &str = "sys";
+/// A directory that is empty in every root: the skeleton has it.
+const EMPTY_DIRECTORY: &str = "sys";
 
-/// The rules that make `root` the box's root, to be given behind `--no-default-dirs`.
+/// Returns the rules that make `root` the root of the box. They must be used with `--no-default-dirs`.
 ///
-/// isolate's own rules run before others whatever the order, and a rule for the same place is put where the former was. So
-/// the places are spelled `./box` and not `box`: they come behind the root that they lie in.
+/// isolate applies its default rules before all others. A rule with the path of a default rule takes the position of that
+/// rule, and so would be applied before the root is mounted. So the paths are spelled `./box` and not `box`.
 #[must_use]
 pub fn root_rules(version: IsolateVersion, root: &Path, rw: bool) -> Vec<DirRule> {
     let writable = RuleFlags { rw: true, ..RuleFlags::default() };
@@ -163,14 +166,14 @@ pub fn root_rules(version: IsolateVersion, root: &Path, rw: bool) -> Vec<DirRule
         DirRule::directory(
             "./dev",
             "/dev",
-            RuleFlags { dev: true, norec: version.knows_norec(), ..RuleFlags::default() },
+            RuleFlags { dev: true, norec: version.has_norec(), ..RuleFlags::default() },
         ),
-        // The host's is shared by all boxes.
+        // Otherwise all boxes would share the host's /dev/shm.
         rule("./dev/shm", RuleTarget::Filesystem("tmpfs".into()), writable),
         rule("./proc", RuleTarget::Filesystem("proc".into()), RuleFlags::default()),
-        // isolate's own process, which knows the host: its mounts, the call with its paths. isolate hides it by an option
-        // of the filesystem (`hidepid`), but only where the place is spelled `proc`.
-        DirRule::directory("./proc/1", root.join(EMPTY), RuleFlags::default()),
+        // Hides isolate's own process, whose mounts and arguments contain paths of the host. isolate does this with the mount
+        // option `hidepid`, but only if the path is spelled `proc`.
+        DirRule::directory("./proc/1", root.join(EMPTY_DIRECTORY), RuleFlags::default()),
         rule("./tmp", RuleTarget::Temporary, RuleFlags::default()),
     ]
 }
@@ -184,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_read_as_isolate_reads_them() {
+    fn rules_are_parsed_as_isolate_does() {
         let cases = [
             ("/etc", "etc=/etc"),
             ("etc/alternatives=/etc/alternatives:maybe", "etc/alternatives=/etc/alternatives:maybe"),
@@ -215,16 +218,16 @@ mod tests {
     }
 
     #[test]
-    fn rule_that_cannot_be_spelled_is_an_error() {
-        let spelled = |inside: &str, outside: &str| {
+    fn rule_with_a_separator_in_a_path_is_an_error() {
+        let is_valid = |inside: &str, outside: &str| {
             DirRule::directory(inside, outside, RuleFlags::default()).to_value().is_ok()
         };
-        assert!(spelled("a", "/b=c"));
-        assert!(!spelled("a", "/b:c") && !spelled("a:b", "/c") && !spelled("a=b", "/c"));
+        assert!(is_valid("a", "/b=c"));
+        assert!(!is_valid("a", "/b:c") && !is_valid("a:b", "/c") && !is_valid("a=b", "/c"));
     }
 
     #[test]
-    fn root_is_known_in_each_spelling() {
+    fn root_is_recognized_in_every_spelling() {
         for (text, root) in
             [(".", true), ("./", true), ("././/.", true), ("./a", false), ("a", false), ("...", false)]
         {
@@ -235,13 +238,13 @@ mod tests {
     }
 
     #[test]
-    fn rules_of_a_root_are_in_the_order_in_which_they_lie_in_each_other() {
+    fn rules_of_a_root_list_outer_directories_first() {
         let text = |rw| {
             let rules = root_rules(IsolateVersion::new(2, 6, 0), Path::new("/run/r"), rw);
             rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         };
-        let behind = "./box=./box:rw ./dev=/dev:dev:norec ./dev/shm=tmpfs:fs:rw ./proc=proc:fs ./proc/1=/run/r/sys ./tmp:tmp";
-        assert_eq!(text(false), format!(".=/run/r {behind}"));
-        assert_eq!(text(true), format!(".=/run/r:rw {behind}"));
+        let rest = "./box=./box:rw ./dev=/dev:dev:norec ./dev/shm=tmpfs:fs:rw ./proc=proc:fs ./proc/1=/run/r/sys ./tmp:tmp";
+        assert_eq!(text(false), format!(".=/run/r {rest}"));
+        assert_eq!(text(true), format!(".=/run/r:rw {rest}"));
     }
 }

@@ -1,7 +1,7 @@
-//! What is remembered of isolate's version, so that not every run starts isolate once more to ask for it.
+//! A cache of isolate's version, so that not every run must start isolate to learn it.
 //!
-//! The memory is one file in the run directory. A set-uid stand-in reads it too: it counts only where nobody but root can
-//! have written it, and only for the very file that it was asked of.
+//! The cache is a file in the run directory. The set-uid stand-in reads it too, so it is used only if nobody but root can
+//! have written it, and only for the program file that it describes.
 
 use std::fs::{self, File, Metadata};
 use std::io::{Read as _, Write as _};
@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{IsolateError, IsolateVersion};
 
-/// The file in the run directory.
-const KNOWN: &str = "isolate-version";
-/// More than [`CachedVersion`] can take as JSON, in bytes.
-const KNOWN_MAX: u64 = 4 << 10;
+/// Name of the cache file in the run directory.
+const CACHE_FILE: &str = "isolate-version";
+/// Largest cache file that is read, in bytes. A [`CachedVersion`] takes less as JSON.
+const CACHE_FILE_MAX: u64 = 4 << 10;
 
-/// A version, and the file that it is of.
+/// A version, and the program file that has it.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct CachedVersion {
     device: u64,
@@ -35,34 +35,34 @@ impl CachedVersion {
 }
 
 impl IsolateVersion {
-    /// The version of the program at `path`, asked for once as long as its file stays the same. `program` is what that file
-    /// is; `run_dir` is where it is remembered, which need not exist.
+    /// Returns the version of the program at `path`, which is started only if its file has changed since the last call.
+    /// `program` are the attributes of that file. The cache is in `run_dir`, which need not exist.
     ///
     /// # Errors
-    /// As [`IsolateVersion::detect`].
+    /// Those of [`IsolateVersion::detect`].
     pub fn cached(path: &Path, program: &Metadata, run_dir: &Path) -> Result<Self, IsolateError> {
-        let file = run_dir.join(KNOWN);
-        if let Some(known) = read(&file)
-            && known == CachedVersion::new(program, known.version)
+        let file = run_dir.join(CACHE_FILE);
+        if let Some(cached) = read(&file)
+            && cached == CachedVersion::new(program, cached.version)
         {
-            return Ok(known.version);
+            return Ok(cached.version);
         }
         let version = Self::detect(path)?;
-        // Without it, the next call asks again.
+        // If the cache cannot be written, the next call detects the version again.
         let _ = write(&file, &CachedVersion::new(program, version));
         Ok(version)
     }
 }
 
-/// Whether nobody but root, or who this process acts as, can have written a file or directory.
+/// Checks that only root or the effective user of this process can have written a file or directory.
 ///
 /// # Errors
-/// Why that is not so.
+/// The reason why somebody else can.
 pub fn is_trusted(metadata: &Metadata) -> Result<(), &'static str> {
     if metadata.uid() != 0 && metadata.uid() != rustix::process::geteuid().as_raw() {
         Err("it does not belong to root")
     } else if metadata.mode() & 0o022 != 0 {
-        Err("others than root can write it")
+        Err("users other than root can write it")
     } else {
         Ok(())
     }
@@ -76,13 +76,13 @@ fn read(file: &Path) -> Option<CachedVersion> {
         return None;
     }
     let mut bytes = Vec::new();
-    file.take(KNOWN_MAX).read_to_end(&mut bytes).ok()?;
+    file.take(CACHE_FILE_MAX).read_to_end(&mut bytes).ok()?;
     serde_json::from_slice(&bytes).ok()
 }
 
-fn write(file: &Path, known: &CachedVersion) -> std::io::Result<()> {
+fn write(file: &Path, cached: &CachedVersion) -> std::io::Result<()> {
     let new = file.with_extension(std::process::id().to_string());
-    let text = serde_json::to_vec(known)?;
+    let text = serde_json::to_vec(cached)?;
     let written = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -103,56 +103,56 @@ mod tests {
 
     use super::*;
 
-    /// A program `isolate` in `dir` that prints `output` and adds a line to `asked` each time it is run.
+    /// A program `isolate` in `dir` that prints `output` and adds a line to the file `runs` each time it is run.
     fn program(dir: &Path, output: &str) -> PathBuf {
         let path = dir.join("isolate");
-        let asked = dir.join("asked");
-        fs::write(&path, format!("#!/bin/sh\necho >> {}\necho '{output}'\n", asked.display())).unwrap();
+        let runs = dir.join("runs");
+        fs::write(&path, format!("#!/bin/sh\necho >> {}\necho '{output}'\n", runs.display())).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         path
     }
 
-    fn asked(dir: &Path) -> usize {
-        fs::read_to_string(dir.join("asked")).map_or(0, |text| text.lines().count())
+    fn run_count(dir: &Path) -> usize {
+        fs::read_to_string(dir.join("runs")).map_or(0, |text| text.lines().count())
     }
 
-    fn known(path: &Path, dir: &Path) -> IsolateVersion {
+    fn cached(path: &Path, dir: &Path) -> IsolateVersion {
         IsolateVersion::cached(path, &fs::metadata(path).unwrap(), dir).unwrap()
     }
 
     #[test]
-    fn version_is_asked_for_once_while_the_file_stays() {
+    fn version_is_detected_once_while_the_program_file_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = program(dir.path(), "The process isolator 1.10.1");
         for _ in 0..3 {
-            assert_eq!(known(&path, dir.path()), IsolateVersion::new(1, 10, 1));
+            assert_eq!(cached(&path, dir.path()), IsolateVersion::new(1, 10, 1));
         }
-        assert_eq!(asked(dir.path()), 1);
+        assert_eq!(run_count(dir.path()), 1);
         program(dir.path(), "The process isolator 2.6");
-        assert_eq!(known(&path, dir.path()), IsolateVersion::new(2, 6, 0));
-        assert_eq!(asked(dir.path()), 2);
-        // What is not what was written is not believed.
-        fs::write(dir.path().join(KNOWN), "{").unwrap();
-        assert_eq!(known(&path, dir.path()), IsolateVersion::new(2, 6, 0));
-        assert_eq!(asked(dir.path()), 3);
+        assert_eq!(cached(&path, dir.path()), IsolateVersion::new(2, 6, 0));
+        assert_eq!(run_count(dir.path()), 2);
+        // A damaged cache is ignored.
+        fs::write(dir.path().join(CACHE_FILE), "{").unwrap();
+        assert_eq!(cached(&path, dir.path()), IsolateVersion::new(2, 6, 0));
+        assert_eq!(run_count(dir.path()), 3);
     }
 
     #[test]
-    fn version_that_others_could_have_written_is_not_believed() {
+    fn cache_that_others_can_write_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let path = program(dir.path(), "The process isolator 2.6");
-        let file = dir.path().join(KNOWN);
+        let file = dir.path().join(CACHE_FILE);
         write(&file, &CachedVersion::new(&fs::metadata(&path).unwrap(), IsolateVersion::new(1, 8, 0)))
             .unwrap();
-        assert_eq!(known(&path, dir.path()), IsolateVersion::new(1, 8, 0));
+        assert_eq!(cached(&path, dir.path()), IsolateVersion::new(1, 8, 0));
         fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
-        assert_eq!(known(&path, dir.path()), IsolateVersion::new(2, 6, 0));
+        assert_eq!(cached(&path, dir.path()), IsolateVersion::new(2, 6, 0));
     }
 
     #[test]
-    fn version_is_told_where_it_cannot_be_remembered() {
+    fn version_is_detected_if_the_cache_cannot_be_written() {
         let dir = tempfile::tempdir().unwrap();
         let path = program(dir.path(), "The process isolator 2.6");
-        assert_eq!(known(&path, &dir.path().join("missing")), IsolateVersion::new(2, 6, 0));
+        assert_eq!(cached(&path, &dir.path().join("missing")), IsolateVersion::new(2, 6, 0));
     }
 }

@@ -1,4 +1,4 @@
-//! What the process does, step by step, until it is isolate.
+//! The steps from a call of the stand-in to the execution of isolate.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -7,9 +7,10 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::choice::{ImageChoice, choose, may_be_for_an_image};
 use super::guardian::Guardian;
 use super::real_isolate::RealIsolate;
-use super::rewrite::{CallRewrite, ImageChoice, choose, may_be_for_an_image};
+use super::rewrite::CallRewrite;
 use super::{BoxImages, Caller, ShimError};
 use crate::image::ManifestDigest;
 use crate::pipeline;
@@ -22,35 +23,35 @@ use crate::sandbox::isolate::{
 use crate::sandbox::view::{MountContent, RootView};
 use crate::store::Store;
 
-/// What the administrator has set.
+/// The settings of the stand-in.
 #[derive(Debug, Clone)]
 pub struct ShimSettings {
-    /// The store that the images are in.
+    /// The store of the images.
     pub store: PathBuf,
-    /// Where roots have their files.
+    /// The directory of the files of roots.
     pub homes: PathBuf,
-    /// Where roots are mounted.
+    /// The directory in which roots are mounted.
     pub run_dir: PathBuf,
     /// The real isolate.
     pub isolate: Option<PathBuf>,
-    /// Where to search for it otherwise: the `PATH` of a caller who is not to be protected from.
+    /// The caller's `PATH`, to search for the real isolate; `None` if the caller is not trusted.
     pub search: Option<OsString>,
-    /// Where the images are mounted; where the store's daemon says, if this is not set.
+    /// The mountpoint of the images. `None`: the mountpoint of the store's daemon.
     pub mountpoint: Option<PathBuf>,
-    /// What takes the writes.
+    /// Where writes to a root go.
     pub upper: Upper,
-    /// Whether roots can be written to where the call does not say.
+    /// Whether roots are writable if the call does not say.
     pub writable: bool,
-    /// Images of boxes whose calls name none.
+    /// The images of boxes whose calls name none.
     pub images: BoxImages,
-    /// Whether options end at the first other argument: `POSIXLY_CORRECT` is in the environment that isolate will see.
+    /// Whether options end at the first other argument, because isolate will see `POSIXLY_CORRECT` in its environment.
     pub in_order: bool,
 }
 
-/// Becomes isolate. Returns only where that failed; what had been made is taken away by then, or by the guardian after this
+/// Becomes isolate. Returns only if that fails. Everything that was made is removed before, or by the guardian after this
 /// process has ended.
 ///
-/// `name` is the program's own name as it was called. The process has one thread.
+/// `name` is the name by which this program was called. The process must have one thread.
 pub fn become_isolate(
     caller: &mut Caller,
     settings: &ShimSettings,
@@ -63,43 +64,43 @@ pub fn become_isolate(
     }
 }
 
-/// The file that isolate would tell of its failure in, as far as the arguments can be understood.
+/// Returns the meta file of a call; `None` if there is none or the arguments cannot be parsed.
 #[must_use]
 pub fn meta_file(arguments: &[OsString], in_order: bool) -> Option<PathBuf> {
     let call = IsolateCall::parse(arguments, None, in_order).ok()?;
     call.value(IsolateOption::Meta).map(PathBuf::from)
 }
 
-/// Checks that nobody but root, or who this process acts as, can have written a file that is open.
+/// Checks that only root or the effective user of this process can have written an open file.
 ///
 /// # Errors
 /// [`ShimError::Untrusted`].
 pub fn require_trusted(file: &File, path: &Path) -> Result<(), ShimError> {
-    let untrusted = |why| ShimError::Untrusted { path: path.to_owned(), why };
-    let metadata = file.metadata().map_err(|_| untrusted("it cannot be examined"))?;
+    let untrusted = |reason| ShimError::Untrusted { path: path.to_owned(), reason };
+    let metadata = file.metadata().map_err(|_| untrusted("its owner and mode cannot be read"))?;
     is_trusted(&metadata).map_err(untrusted)
 }
 
-/// The program to execute, and its arguments.
+/// Returns the program to execute and its arguments.
 fn prepare(
     caller: &mut Caller,
     settings: &ShimSettings,
     arguments: &[OsString],
 ) -> Result<(PathBuf, Vec<OsString>), ShimError> {
     let real = RealIsolate::find(settings.isolate.as_deref(), caller.rights(), settings.search.as_deref())?;
-    let Some(call) = read(settings, &real, arguments)? else { return Ok((real.path, arguments.to_vec())) };
+    let Some(call) = parse(settings, &real, arguments)? else { return Ok((real.path, arguments.to_vec())) };
     match choose(&call, &settings.images, || mountpoint(settings))? {
-        ImageChoice::Untouched => Ok((real.path, arguments.to_vec())),
+        ImageChoice::Unchanged => Ok((real.path, arguments.to_vec())),
         ImageChoice::Image { name, writable } => {
             let writable = writable.unwrap_or(settings.writable);
-            let arguments = in_image(caller, settings, &real, &call, &name, writable)?;
+            let arguments = make_root(caller, settings, &real, &call, &name, writable)?;
             Ok((real.path, arguments))
         }
     }
 }
 
-/// Reads the call; `None` where it is isolate's to complain about.
-fn read(
+/// Parses the call. Returns `None` for a malformed call that is certainly for no image: isolate itself reports the error.
+fn parse(
     settings: &ShimSettings,
     real: &RealIsolate,
     arguments: &[OsString],
@@ -113,14 +114,14 @@ fn read(
         return Ok(None);
     }
     if let IsolateError::AmbiguousOption(_) = error {
-        // Among the names of all versions, it may be.
+        // An abbreviation that is ambiguous over all versions may be unambiguous in the installed one.
         let version = real.version(&settings.run_dir)?;
         return Ok(Some(IsolateCall::parse(arguments, Some(version), settings.in_order)?));
     }
     Err(ShimError::Arguments(error))
 }
 
-/// Where images are mounted, if they are.
+/// Returns the mountpoint of the images, if they are mounted.
 fn mountpoint(settings: &ShimSettings) -> Result<Option<PathBuf>, ShimError> {
     if let Some(path) = &settings.mountpoint {
         return Ok(Some(path.clone()));
@@ -131,8 +132,8 @@ fn mountpoint(settings: &ShimSettings) -> Result<Option<PathBuf>, ShimError> {
     Ok(Store::open(&settings.store)?.running_daemon()?.map(|daemon| daemon.mountpoint))
 }
 
-/// Makes the root, in a mount namespace of this process, and the arguments that have isolate use it.
-fn in_image(
+/// Makes the root in a mount namespace of this process. Returns the arguments with which isolate uses it.
+fn make_root(
     caller: &mut Caller,
     settings: &ShimSettings,
     real: &RealIsolate,
@@ -140,35 +141,35 @@ fn in_image(
     name: &Path,
     writable: bool,
 ) -> Result<Vec<OsString>, ShimError> {
-    caller.prepare()?;
+    caller.raise_limits()?;
     let version = real.version(&settings.run_dir)?;
-    let plan = CallRewrite::new(call, version)?;
-    let further = existing(caller, plan.further())?;
+    let rewrite = CallRewrite::new(call, version)?;
+    let further = without_missing(caller, rewrite.further())?;
     let mountpoint = mountpoint(settings)?.ok_or_else(|| ShimError::NoDaemon(settings.store.clone()))?;
-    // All that is likely to go wrong comes before anything is made.
+    // The steps that are likely to fail come first, before anything is made.
     let lower = Lower::in_mount(&mountpoint, name)?;
     let roots = Roots::open(&settings.homes, &settings.run_dir)?;
-    // Mount points are made in the upper.
+    // Mount points for the caller's rules are made in the upper.
     let upper = if writable || !further.is_empty() { settings.upper } else { Upper::None };
     let (guardian, lease) = Guardian::start(&roots, roots.lease(&upper)?)?;
-    // Meanwhile the guardian settles.
+    // The guardian detaches itself from the caller meanwhile.
     let environment = environment(settings, &lower)?;
     enter_private_namespace()?;
     let root = lease.mount(&lower)?;
     guardian.watch(&root)?;
-    let further = place(&root, &plan, further)?;
-    let program = program(&root, &plan, &further, &environment);
-    let arguments = plan.arguments(root.path(), writable, &further, &environment, program.as_deref())?;
+    let further = resolve_rules(&root, &rewrite, further)?;
+    let program = find_program(&root, &rewrite, &further, &environment);
+    let arguments = rewrite.arguments(root.path(), writable, &further, &environment, program.as_deref())?;
     guardian.wait()?;
-    // Closed by exec, and by an end of this process; the lease is the guardian's.
+    // The root stays mounted until isolate's namespace ends. execve(2) closes its descriptor.
     let _ = ManuallyDrop::new(root);
     Ok(arguments)
 }
 
-/// The rules without those whose outside the caller does not have, and which are to be left out then.
-fn existing(caller: &Caller, rules: &[DirRule]) -> Result<Vec<DirRule>, ShimError> {
-    let left_out = |rule: &DirRule| match &rule.target {
-        // What is relative is so to the box, which only isolate knows.
+/// Returns the rules without those that have the flag `maybe` and whose directory does not exist for the caller.
+fn without_missing(caller: &Caller, rules: &[DirRule]) -> Result<Vec<DirRule>, ShimError> {
+    let is_missing = |rule: &DirRule| match &rule.target {
+        // A relative path begins at the box, which only isolate knows.
         RuleTarget::Directory(outside) => {
             rule.flags.maybe && Path::new(outside).is_absolute() && !Path::new(outside).is_dir()
         }
@@ -177,10 +178,10 @@ fn existing(caller: &Caller, rules: &[DirRule]) -> Result<Vec<DirRule>, ShimErro
     if !rules.iter().any(|rule| rule.flags.maybe) {
         return Ok(rules.to_vec());
     }
-    caller.acting(|| rules.iter().filter(|rule| !left_out(rule)).cloned().collect())
+    caller.as_caller(|| rules.iter().filter(|rule| !is_missing(rule)).cloned().collect())
 }
 
-/// The `NAME=VALUE` pairs of the image.
+/// Returns the `NAME=VALUE` pairs of the image.
 fn environment(settings: &ShimSettings, image: &Lower) -> Result<Vec<String>, ShimError> {
     let name = image.resolved_name();
     let digest = name.rsplit_once('@').and_then(|(_, digest)| digest.parse::<ManifestDigest>().ok());
@@ -191,63 +192,69 @@ fn environment(settings: &ShimSettings, image: &Lower) -> Result<Vec<String>, Sh
     Ok(image.config().env.clone())
 }
 
-/// Makes mount points for the caller's rules, and gives the rules with the places that those are at.
-fn place(root: &PrivateRoot, plan: &CallRewrite, rules: Vec<DirRule>) -> Result<Vec<DirRule>, ShimError> {
+/// Makes mount points for the caller's rules, and returns the rules with the resolved paths of their mount points.
+fn resolve_rules(
+    root: &PrivateRoot,
+    rewrite: &CallRewrite,
+    rules: Vec<DirRule>,
+) -> Result<Vec<DirRule>, ShimError> {
     let inside = |rule: &DirRule| components(&rule.inside).collect::<PathBuf>();
-    // What is mounted so far: the places as the rules name them, and where they are.
+    // The mounts so far: each path as the rule has it, and resolved.
     let mut mounted: Vec<(PathBuf, PathBuf)> =
-        plan.standard(root.path()).iter().map(|rule| (inside(rule), inside(rule))).collect();
-    let mut placed = Vec::new();
+        rewrite.standard(root.path()).iter().map(|rule| (inside(rule), inside(rule))).collect();
+    let mut resolved_rules = Vec::new();
     for rule in rules {
-        let wanted = inside(&rule);
-        let above = mounted.iter().filter(|(named, _)| wanted.starts_with(named));
-        let above = above.max_by_key(|(named, _)| named.components().count());
-        let found: PathBuf = match above {
-            // The mount point is in what another rule binds there: as with isolate alone, it has to be there already.
-            Some((named, at)) => at.join(wanted.strip_prefix(named).unwrap_or(&wanted)),
+        let path = inside(&rule);
+        let above = mounted.iter().filter(|(mount, _)| path.starts_with(mount));
+        let above = above.max_by_key(|(mount, _)| mount.components().count());
+        let resolved: PathBuf = match above {
+            // The mount point is in a directory that another rule binds. As with isolate alone, it must exist there.
+            Some((mount, at)) => at.join(path.strip_prefix(mount).unwrap_or(&path)),
             None => {
-                let found: PathBuf = components(root.directory(&wanted)?.as_os_str()).collect();
-                // A link of the image leads to where isolate will have mounted something by then, `/proc` with its magic
-                // links or a directory of the host: the path would mean something else, and isolate makes what is missing.
-                if let Some((named, _)) = mounted.iter().find(|(_, at)| found.starts_with(at)) {
-                    return Err(ShimError::Covered(wanted, named.clone()));
+                let resolved: PathBuf = components(root.directory(&path)?.as_os_str()).collect();
+                // Links of the image lead the path into a directory that isolate will have mounted by then: `/proc` with its
+                // magic links, or a directory of the host. There the path would mean something else, and isolate would make
+                // missing directories.
+                if let Some((mount, _)) = mounted.iter().find(|(_, at)| resolved.starts_with(at)) {
+                    return Err(ShimError::Covered { path, mount: mount.clone() });
                 }
-                found
+                resolved
             }
         };
-        if found.as_os_str().is_empty() {
-            return Err(ShimError::OverRoot(wanted));
+        if resolved.as_os_str().is_empty() {
+            return Err(ShimError::OverRoot(path));
         }
-        placed.push(DirRule { inside: Path::new(".").join(&found).into(), ..rule });
-        mounted.push((wanted, found));
+        resolved_rules.push(DirRule { inside: Path::new(".").join(&resolved).into(), ..rule });
+        mounted.push((path, resolved));
     }
-    Ok(placed)
+    Ok(resolved_rules)
 }
 
-/// The file of the root that the command's first word stands for, where that is searched for in `PATH`.
+/// Searches `PATH` in the root for the first word of the command.
 ///
-/// None where there is none: isolate then says so of the program.
-fn program(
+/// Returns `None` if the word is a path, or if there is no such program; isolate then reports that.
+fn find_program(
     root: &PrivateRoot,
-    plan: &CallRewrite,
+    rewrite: &CallRewrite,
     further: &[DirRule],
     environment: &[String],
 ) -> Option<PathBuf> {
-    let word = plan.program().filter(|word| !word.is_empty() && !word.as_encoded_bytes().contains(&b'/'))?;
+    let word =
+        rewrite.program().filter(|word| !word.is_empty() && !word.as_encoded_bytes().contains(&b'/'))?;
     let mut view = RootView::new(root.fd().try_clone_to_owned().ok()?);
-    for rule in plan.standard(root.path()).iter().chain(further) {
+    for rule in rewrite.standard(root.path()).iter().chain(further) {
         let at: PathBuf = std::iter::once(OsStr::new("/")).chain(components(&rule.inside)).collect();
         view.mount(&at, MountContent::Unknown, false);
     }
-    let path = plan.search_path(environment).unwrap_or_else(|| DEFAULT_PATH.into());
-    // The box's user is known to isolate alone, and is nobody in any image.
+    let path = rewrite.search_path(environment).unwrap_or_else(|| DEFAULT_PATH.into());
+    // Only isolate knows the user of the box. This one owns no file of any image.
     let user = User { uid: u32::MAX - 1, gid: u32::MAX - 1 };
     view.find_program(word, &path, Path::new("/box"), user).ok()
 }
 
-/// Becomes the caller, then isolate.
+/// Drops privileges and executes isolate.
 fn execute(caller: &mut Caller, path: PathBuf, name: &OsStr, arguments: &[OsString]) -> ShimError {
-    if let Err(error) = caller.leave_privileges() {
+    if let Err(error) = caller.drop_privileges() {
         return error;
     }
     let source = Command::new(&path).arg0(name).args(arguments).exec();

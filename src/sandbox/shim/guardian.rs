@@ -1,11 +1,14 @@
-//! The process that outlives isolate and removes what the run leaves.
+//! The guardian: a process that outlives isolate and removes the root.
 //!
-//! Nobody of this program is left in the process that became isolate, and that one may be killed at any moment. So a
-//! second process holds the lease of the root, waits for the first one's end, kills what is left of the sandbox and removes the
-//! root's files. It is root's alone: its real user is root too, so that the caller can neither kill nor stop it, and it
-//! keeps nothing of the caller's: no descriptor, directory, limit or session.
+//! After execve(2), no code of this program runs in the process that became isolate, and the caller may kill it at any
+//! moment. So a second process holds the lease of the root. It waits until isolate has ended, kills remaining processes of
+//! the sandbox, and removes the files of the root. Its real user is root, so the caller can neither kill nor stop it. It
+//! keeps no descriptor, working directory, limit or session of the caller.
 
-#![expect(unsafe_code, reason = "descriptors that nobody owns are closed by number")]
+#![expect(
+    unsafe_code,
+    reason = "the guardian closes inherited descriptors by number, since nothing in it owns them"
+)]
 
 use std::fs;
 use std::io;
@@ -23,16 +26,16 @@ use super::ShimError;
 use crate::roots::{PrivateRoot, RootLease, RootWatch, Roots, processes_with_mount};
 use crate::sandbox::process::{Forked, fork};
 
-/// An isolate that ended by itself took its namespace with it before its end could be seen.
-const AT_ONCE: Duration = Duration::from_millis(20);
-/// How long a namespace that nobody is in any more may take to go: each of its mounts takes a moment.
-const DYING: Duration = Duration::from_secs(5);
-/// How often what does not die is killed again.
-const AGAIN: Duration = Duration::from_millis(200);
-/// Room for what one clean-up opens; removing a tree is bounded.
-const FILES: u64 = 1024;
+/// How long to wait for the root to die before the first look at its processes. Usually isolate's namespace is gone by then.
+const FIRST_WAIT: Duration = Duration::from_millis(20);
+/// How long the kernel may take to unmount everything in a namespace without processes. Each mount takes some time.
+const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause before remaining processes are killed again.
+const KILL_PAUSE: Duration = Duration::from_millis(200);
+/// Limit of open files. Removing a tree needs a bounded number of descriptors.
+const FILES_MAX: u64 = 1024;
 
-/// The guardian, as the process sees it that it waits for.
+/// The guardian, as seen by the process that becomes isolate.
 #[derive(Debug)]
 pub(super) struct Guardian {
     watch: RootWatch,
@@ -40,89 +43,89 @@ pub(super) struct Guardian {
 }
 
 impl Guardian {
-    /// Starts the process. From here on the lease is its to release; what is returned is for mounting the root.
+    /// Starts the guardian, which will release the lease. The returned lease is only for mounting the root.
     pub(super) fn start(
         roots: &Roots,
         lease: RootLease,
     ) -> Result<(Self, ManuallyDrop<RootLease>), ShimError> {
         let failed = |error: Errno| ShimError::Guardian(error.into());
         let watch = RootWatch::new().map_err(ShimError::Guardian)?;
-        // Of this very process: once forked, its number could be another's already.
-        let ward =
+        // Opened before the fork: afterwards this process may have ended, and its number may belong to another process.
+        let isolate =
             rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).map_err(failed)?;
-        let (ready, tell) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
+        let (ready, report_ready) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
         let lease = ManuallyDrop::new(lease);
         match fork().map_err(ShimError::Guardian)? {
             Forked::Parent(_) => Ok((Self { watch, ready }, lease)),
             Forked::Child => {
                 let guard = std::panic::AssertUnwindSafe(|| {
-                    guard(roots, ManuallyDrop::into_inner(lease), &watch, &ward, &tell)
+                    guard(roots, ManuallyDrop::into_inner(lease), &watch, &isolate, &report_ready)
                 });
-                // What goes wrong is left for the next sweep; there is nobody to tell.
-                let ended = std::panic::catch_unwind(guard);
-                std::process::exit(i32::from(!matches!(ended, Ok(Ok(())))));
+                // Nobody reads the error. The next sweep removes whatever remains.
+                let result = std::panic::catch_unwind(guard);
+                std::process::exit(i32::from(!matches!(result, Ok(Ok(())))));
             }
         }
     }
 
-    /// Has the guardian know when the root is dead.
+    /// Lets the guardian notice when the root is no longer mounted anywhere.
     pub(super) fn watch(&self, root: &PrivateRoot) -> Result<(), ShimError> {
         self.watch.add(root).map_err(ShimError::Guardian)
     }
 
-    /// Waits until the guardian is out of the caller's reach.
+    /// Waits until the caller can no longer reach the guardian.
     pub(super) fn wait(&self) -> Result<(), ShimError> {
         let mut byte = [0];
         match rustix::io::retry_on_intr(|| rustix::io::read(&self.ready, &mut byte)) {
             Ok(1) => Ok(()),
-            Ok(_) => Err(ShimError::Guardian(io::Error::other("it ended before it had begun"))),
+            Ok(_) => Err(ShimError::Guardian(io::Error::other("it ended before it was ready"))),
             Err(errno) => Err(ShimError::Guardian(errno.into())),
         }
     }
 }
 
-/// What the guardian does in its life.
+/// Waits for isolate to end, and cleans up.
 fn guard(
     roots: &Roots,
     lease: RootLease,
     watch: &RootWatch,
-    ward: &OwnedFd,
-    tell: &OwnedFd,
+    isolate: &OwnedFd,
+    report_ready: &OwnedFd,
 ) -> io::Result<()> {
-    let mut kept = vec![watch.fd().as_raw_fd(), ward.as_raw_fd(), tell.as_raw_fd()];
+    let mut kept = vec![watch.fd().as_raw_fd(), isolate.as_raw_fd(), report_ready.as_raw_fd()];
     kept.extend(lease.descriptors().iter().map(|fd| fd.as_raw_fd()));
-    settle(&kept)?;
-    rustix::io::write(tell, &[1])?;
-    let mut ended = [PollFd::new(ward, PollFlags::IN)];
+    detach_from_caller(&kept)?;
+    rustix::io::write(report_ready, &[1])?;
+    let mut ended = [PollFd::new(isolate, PollFlags::IN)];
     while rustix::io::retry_on_intr(|| rustix::event::poll(&mut ended, None))? == 0 {}
     let source = lease.source();
-    let mut wait = AT_ONCE;
+    let mut wait = FIRST_WAIT;
     while !watch.dead(wait)? {
         let left = processes_with_mount(&source)?;
         if left.is_empty() {
-            let until = Instant::now() + DYING;
+            let until = Instant::now() + UNMOUNT_TIMEOUT;
             while lease.is_alive().map_err(io::Error::other)? && Instant::now() < until {
-                watch.dead(AT_ONCE)?;
+                watch.dead(FIRST_WAIT)?;
             }
-            // Nothing was mounted, or a descriptor that was handed out of the sandbox keeps it: then the lease leaves its
-            // files to a later sweep.
+            // If a descriptor that was passed out of the sandbox keeps the root alive, dropping the lease leaves the files
+            // to a later sweep. The same code runs if nothing was mounted.
             drop(lease);
             return sweep(roots);
         }
         left.into_iter().for_each(|pid| kill(pid, &source));
-        wait = AGAIN;
+        wait = KILL_PAUSE;
     }
     lease.release().map_err(io::Error::other)?;
     sweep(roots)
 }
 
-/// Removes what others left who were killed before they had a guardian.
+/// Removes roots whose process was killed before it had a guardian.
 fn sweep(roots: &Roots) -> io::Result<()> {
     roots.sweep().map(drop).map_err(io::Error::other)
 }
 
-/// Becomes a process that has nothing of its caller's, and that the caller cannot reach.
-fn settle(kept: &[RawFd]) -> io::Result<()> {
+/// Drops everything inherited from the caller, so that the caller cannot reach this process.
+fn detach_from_caller(kept: &[RawFd]) -> io::Result<()> {
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
     rustix::thread::set_thread_groups(&[])?;
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
@@ -130,7 +133,7 @@ fn settle(kept: &[RawFd]) -> io::Result<()> {
     let _ = rustix::thread::set_name(c"rcx-guardian");
     rustix::process::chdir("/")?;
     let unlimited = Rlimit { current: None, maximum: None };
-    let files = Rlimit { current: Some(FILES), maximum: Some(FILES) };
+    let files = Rlimit { current: Some(FILES_MAX), maximum: Some(FILES_MAX) };
     for (resource, limit) in [
         (Resource::Cpu, unlimited),
         (Resource::Fsize, unlimited),
@@ -138,14 +141,14 @@ fn settle(kept: &[RawFd]) -> io::Result<()> {
         (Resource::As, unlimited),
         (Resource::Nofile, files),
     ] {
-        // Without the right to raise them, they stay.
+        // Fails without CAP_SYS_RESOURCE; the limit then stays.
         let _ = rustix::process::setrlimit(resource, limit);
     }
     let _ = rustix::process::setpriority_process(None, 0);
     close_all_but(kept)
 }
 
-/// Closes every descriptor but these, and leaves the first three open upon nothing.
+/// Closes every descriptor except `kept`, and opens the three standard ones on `/dev/null`.
 fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
@@ -157,10 +160,10 @@ fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
     let mut first = 3;
     for fd in kept.into_iter().chain([u32::MAX]) {
         if fd > first {
-            // SAFETY: no memory is touched. Whatever owns one of these descriptors belongs to frames below this one that are
-            // never returned to: the process exits from here.
-            let closed = unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) };
-            if closed != 0 {
+            // SAFETY: close_range(2) touches no memory. The owners of these descriptors are in stack frames that this process
+            // never returns to, so no descriptor is used or closed again after its number was reused.
+            let result = unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) };
+            if result != 0 {
                 return Err(io::Error::last_os_error());
             }
         }
@@ -169,10 +172,10 @@ fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Kills a process, if it is the one that is meant.
+/// Kills a process if it has the root mounted.
 fn kill(pid: Pid, source: &str) {
     let Ok(fd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
-    // The number may have become another's between the listing and the opening.
+    // Between listing and opening, the number may have passed to another process.
     if holds(pid, source) {
         let _ = rustix::process::pidfd_send_signal(fd.as_fd(), Signal::KILL);
     }

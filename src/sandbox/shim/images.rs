@@ -1,4 +1,4 @@
-//! Which image a box gets that does not ask for one, and how images are named where the mount is not.
+//! Names of images in the mount, and the images of boxes whose calls name none.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -7,12 +7,12 @@ use std::str::FromStr;
 
 use super::ShimError;
 
-/// A name of an image as it stands in the mount: `NAME[:TAG][@DIGEST]`, the tag `latest` where neither is given.
+/// The name of an image in the mount: `NAME[:TAG][@DIGEST]`. The tag is `latest` if there is neither tag nor digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageName(PathBuf);
 
 impl ImageName {
-    /// The path below the mountpoint. It has no `..`, so that it leads nowhere else as text either.
+    /// The path below the mountpoint. It has no component `.` or `..`.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
@@ -31,11 +31,11 @@ impl FromStr for ImageName {
             Some((name, digest)) => (name, Some(digest)),
             None => (text, None),
         };
-        // The colon of `host:5000/name` is not that of a tag.
+        // The colon in `host:5000/name` does not begin a tag.
         let last = name.rfind('/').map_or(0, |slash| slash + 1);
         let colon = name[last..].find(':').map(|colon| last + colon);
         let path = match (digest, colon) {
-            // The digest says it all, and the mount has no name with both.
+            // The mount has no names with both a tag and a digest. The digest identifies the image.
             (Some(digest), colon) => format!("{}@{digest}", &name[..colon.unwrap_or(name.len())]),
             (None, Some(_)) => name.to_owned(),
             (None, None) => format!("{name}:latest"),
@@ -50,16 +50,16 @@ impl fmt::Display for ImageName {
     }
 }
 
-/// The images of boxes whose jobs name none.
+/// The images of boxes whose calls name none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BoxImages {
     default: Option<ImageName>,
-    /// They do not overlap. A range without an image is left out of the default.
+    /// Ranges that do not overlap. Boxes in a range without an image have none, whatever the default.
     ranges: Vec<(RangeInclusive<u32>, Option<ImageName>)>,
 }
 
 impl BoxImages {
-    /// Reads pairs of boxes (`7`, `10-19`, or `default`) and images. An empty image is none.
+    /// Parses pairs of boxes (`7`, `10-19`, or `default`) and images. An empty image means no image.
     ///
     /// # Errors
     /// [`ShimError::Boxes`], [`ShimError::BoxTwice`] and [`ShimError::ImageName`].
@@ -89,7 +89,7 @@ impl BoxImages {
         self.default.is_none() && self.ranges.iter().all(|(_, image)| image.is_none())
     }
 
-    /// The image of a box.
+    /// The image of a box, if it has one.
     #[must_use]
     pub fn of_box(&self, id: u32) -> Option<&ImageName> {
         match self.ranges.iter().find(|(range, _)| range.contains(&id)) {
@@ -99,6 +99,7 @@ impl BoxImages {
     }
 }
 
+/// Parses `7` or `10-19`.
 fn range(text: &str) -> Option<RangeInclusive<u32>> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let number = |text: &str| {
@@ -114,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn image_is_named_as_in_the_mount() {
+    fn image_names_are_those_of_the_mount() {
         let path = |text: &str| text.parse::<ImageName>().map(|name| name.to_string()).ok();
         for (text, expected) in [
             ("python", "python:latest"),
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn box_gets_the_image_of_its_range_before_the_default() {
+    fn range_of_a_box_overrides_the_default() {
         let pairs = [("default", "a:1"), ("7", "b:1"), ("10-19", "c:1"), ("20-29", "")];
         let images = BoxImages::new(pairs).unwrap();
         let of = |id| images.of_box(id).map(ToString::to_string);
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn boxes_that_mean_nothing_or_two_images_are_errors() {
+    fn malformed_and_overlapping_ranges_are_errors() {
         for boxes in ["", "x", "-", "1-", "-1", "5-3", "+1", "1-2-3", "99999999999", "1 - 2"] {
             assert!(matches!(BoxImages::new([(boxes, "a")]), Err(ShimError::Boxes(_))), "{boxes:?}");
         }

@@ -1,21 +1,23 @@
-//! A stand-in for isolate: called with a worker's arguments, it becomes the real one, in a root of an image where one is chosen.
+//! A stand-in for isolate: called with a worker's arguments, it becomes the real isolate, in a root of an image if the call
+//! is for one.
 //!
-//! A worker that runs `isolate` from its PATH needs no change: it finds this program under that name. Without an image the
-//! real isolate is executed with the same arguments, descriptors and identity. With one, the call is rewritten for a root
-//! that exists in a mount namespace of this process alone; then this process *becomes* isolate, since workers kill it by
-//! its number.
+//! A worker that runs `isolate` from its `PATH` needs no change: it finds this program under that name. If the call is for no
+//! image, the stand-in executes the real isolate with the same arguments, descriptors and identity. Otherwise it makes a
+//! root in a mount namespace of its own, rewrites the call for that root, and executes isolate. The process *becomes*
+//! isolate, because workers kill it by its number.
 //!
 //! Workers are not root, and only root can make such a namespace. So the program is installed set-uid, as isolate is, and
-//! what it does before it gives its privileges up is kept small:
+//! does little before it drops its privileges:
 //!
-//! - Nothing that the caller names is opened, followed or run with privileges. The path of an image is compared as text with
-//!   the mountpoint, and looked up below it by the kernel's own rules; the meta file is opened, and isolate executed, with
-//!   the caller's identity, for good.
-//! - Settings come from the configuration file alone, and only where nobody but root can write it.
-//! - What has been made is removed by a second process (the guardian), which the caller cannot reach, however the
-//!   first one ends.
+//! - It opens, follows and runs nothing that the caller names while it has privileges. It compares the path of an image with
+//!   the mountpoint as text, and the kernel looks the rest up below the mountpoint. It opens the meta file and executes
+//!   isolate only after it has dropped its privileges for good.
+//! - Settings come only from the configuration file, and only if nobody but root can write that file.
+//! - A second process, the guardian, removes everything that was made, however the first one ends. The caller cannot reach
+//!   it.
 
 mod caller;
+mod choice;
 mod exec;
 mod guardian;
 mod images;
@@ -26,11 +28,13 @@ use std::io;
 use std::path::PathBuf;
 
 pub use caller::{Caller, Rights};
+pub use choice::{ImageChoice, choose, may_be_for_an_image};
 pub use exec::{ShimSettings, become_isolate, meta_file, require_trusted};
 pub use images::{BoxImages, ImageName};
-pub use rewrite::{CallRewrite, ImageChoice, choose, may_be_for_an_image};
+pub use rewrite::CallRewrite;
 
 use super::isolate::IsolateError;
+use crate::error::ErrorCode;
 use crate::pipeline::PipelineError;
 use crate::roots::RootsError;
 use crate::store::StoreError;
@@ -38,97 +42,123 @@ use crate::store::StoreError;
 /// Why the stand-in could not become isolate.
 #[derive(Debug, thiserror::Error)]
 pub enum ShimError {
-    /// Not a name of an image in the mount.
-    #[error("image `{0}`: not of the form NAME[:TAG][@DIGEST]")]
+    /// A name of an image has the wrong form.
+    #[error("image `{0}` is not of the form NAME[:TAG][@DIGEST]")]
     ImageName(String),
-    /// Not boxes.
-    #[error("boxes `{0}`: neither a number, nor a range as 10-19, nor `default`")]
+    /// A key of the table of images has the wrong form.
+    #[error("boxes `{0}`: expected a number, a range such as 10-19, or `default`")]
     Boxes(String),
     /// Two images for the same box.
     #[error("box {0} has two images")]
     BoxTwice(u32),
-    /// A call that isolate may understand, and this program does not. It could have been for an image.
-    #[error("arguments that cannot be told to be for no image")]
+    /// The arguments cannot be parsed, so the call may be for an image.
+    #[error("cannot parse the isolate arguments; they may request an image")]
     Arguments(#[source] IsolateError),
-    /// The call, or the real isolate.
+    /// The call is wrong, or the real isolate cannot be used.
     #[error(transparent)]
     Isolate(#[from] IsolateError),
-    /// The box's number decides on its image, and cannot be read.
-    #[error("box `{0}` is not a number, and boxes have images of their own")]
+    /// The number of the box selects its image and cannot be parsed.
+    #[error("cannot choose the image of box `{0}`: not a number")]
     BoxId(String),
-    /// A path in the mount that would climb.
-    #[error("image {0}: `..` in a path of the mount")]
-    Climbs(PathBuf),
-    /// The mount itself, or a path that is no text.
-    #[error("{0} in the mount is not an image")]
+    /// A path into the mount contains `..`.
+    #[error("image {0}: a path into the mount must not contain `..`")]
+    ParentDir(PathBuf),
+    /// A path into the mount is not that of an image.
+    #[error("{0} is not an image")]
     NotAnImage(PathBuf),
-    /// A rule's place leads to the root itself.
-    #[error("directory rule for {0}: in the image this is the root")]
+    /// The path of a rule is the root itself.
+    #[error("directory rule for {0}: in the image, this path is the root")]
     OverRoot(PathBuf),
-    /// A rule's place leads to what another rule mounts.
-    #[error("directory rule for {0}: in the image this leads into {1}, where something else is mounted")]
-    Covered(PathBuf, PathBuf),
-    /// There is no isolate to become.
+    /// The path of a rule leads into another mount.
+    #[error("directory rule for {path}: in the image, this path leads into {mount}, which is mounted over")]
+    Covered {
+        /// The path of the rule.
+        path: PathBuf,
+        /// The path of the other mount.
+        mount: PathBuf,
+    },
+    /// The real isolate does not exist.
     #[error("there is no isolate at {}", list(.0))]
     NoIsolate(Vec<PathBuf>),
     /// The configured isolate is this program.
     #[error("isolate {0} is this program itself")]
     Itself(PathBuf),
-    /// A file that others than root could have put there.
-    #[error("{path} is not to be trusted: {why}")]
+    /// Others than root could have written a file.
+    #[error("{path} is not trusted: {reason}")]
     Untrusted {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
-        why: &'static str,
+        /// Why the file is not trusted.
+        reason: &'static str,
     },
-    /// Nobody shows the store's images.
+    /// No daemon shows the images of the store.
     #[error("no daemon serves the store {0}")]
     NoDaemon(PathBuf),
-    /// An image is wanted, and this process has no privileges.
-    #[error("a root of an image takes privileges: this program is neither run by root nor set-uid root")]
+    /// The call is for an image, but the process has no privileges.
+    #[error("making a root requires root privileges: this program is neither run by root nor set-uid root")]
     Unprivileged,
-    /// The root.
+    /// The root could not be made.
     #[error(transparent)]
-    Overlay(#[from] RootsError),
-    /// The store.
+    Roots(#[from] RootsError),
+    /// The store could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The image's configuration.
-    #[error("configuration of image {image}")]
+    /// The image's configuration could not be read.
+    #[error("cannot read the configuration of image {image}")]
     Config {
         /// The image.
         image: String,
-        /// What is wrong with it.
+        /// Why it could not be read.
         source: PipelineError,
     },
-    /// The process that cleans up could not be started.
-    #[error("guardian process")]
+    /// The guardian could not be started.
+    #[error("cannot start the guardian process")]
     Guardian(#[source] io::Error),
-    /// Identity, limits or namespaces of this process.
-    #[error("{0}")]
+    /// The process could not change its identity or its limits.
+    #[error("cannot {0}")]
     Process(&'static str, #[source] io::Error),
     /// The real isolate could not be executed.
-    #[error("execute {path}")]
+    #[error("cannot execute {path}")]
     Execute {
         /// The program.
         path: PathBuf,
-        /// What came of it.
+        /// The operating system's error.
         source: io::Error,
     },
 }
 
 impl ShimError {
-    /// What to do about it, if anything can be said.
+    /// The stable code of the error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::ImageName(_) | Self::ParentDir(_) => ErrorCode::Reference,
+            Self::Boxes(_) | Self::BoxTwice(_) | Self::Itself(_) => ErrorCode::Configuration,
+            Self::Arguments(error) | Self::Isolate(error) => error.code(),
+            Self::BoxId(_) => ErrorCode::Usage,
+            Self::NotAnImage(_) => ErrorCode::NoImage,
+            Self::OverRoot(_) | Self::Covered { .. } => ErrorCode::SandboxOption,
+            Self::NoIsolate(_) => ErrorCode::NoSandbox,
+            Self::Untrusted { .. } => ErrorCode::Untrusted,
+            Self::NoDaemon(_) => ErrorCode::NoDaemon,
+            Self::Unprivileged => ErrorCode::Permission,
+            Self::Roots(_) => ErrorCode::Mount, // DELEGATE
+            Self::Store(error) => error.code(),
+            Self::Config { .. } => ErrorCode::Document, // DELEGATE
+            Self::Guardian(_) | Self::Process(..) | Self::Execute { .. } => ErrorCode::Sandbox,
+        }
+    }
+
+    /// What the user can do about the error.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NoIsolate(_) | Self::Itself(_) => {
                 Some("set `path` in the table [isolate] of the configuration")
             }
-            Self::NoDaemon(_) => Some("start one with `rcx-imagefs mount DIR`"),
-            Self::Unprivileged => Some("install it set-uid, as the README says"),
-            Self::Overlay(error) => error.hint(),
+            Self::NoDaemon(_) => Some("start a daemon with `rcx-imagefs mount DIR`"),
+            Self::Unprivileged => Some("install the program set-uid: see rcx-imagefs-isolate(8)"),
+            Self::Roots(error) => error.hint(),
             Self::Store(error) => error.hint(),
             Self::Config { source, .. } => source.hint(),
             _ => None,
@@ -138,5 +168,5 @@ impl ShimError {
 
 fn list(paths: &[PathBuf]) -> String {
     let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
-    if paths.is_empty() { "any place of the PATH".to_owned() } else { paths.join(", ") }
+    if paths.is_empty() { "any directory of PATH".to_owned() } else { paths.join(", ") }
 }

@@ -1,4 +1,4 @@
-//! The isolate to become: where it is, and which version.
+//! Finds the real isolate.
 
 use std::ffi::OsStr;
 use std::fs::{self, Metadata};
@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use super::{Rights, ShimError};
 use crate::sandbox::isolate::{IsolateVersion, is_trusted};
 
-/// Where a set-uid stand-in looks for isolate when the configuration does not say. It lies at one of the first places itself.
-const PLACES: [&str; 4] = [
+/// Where a set-uid stand-in looks for isolate if the configuration names none. The stand-in is usually installed at one of
+/// the first two paths itself.
+const DEFAULT_PATHS: [&str; 4] = [
     "/usr/local/bin/isolate",
     "/usr/bin/isolate",
     "/usr/local/lib/rcx-imagefs/isolate",
     "/usr/lib/rcx-imagefs/isolate",
 ];
+
 /// The real isolate.
 #[derive(Debug)]
 pub(super) struct RealIsolate {
@@ -23,11 +25,13 @@ pub(super) struct RealIsolate {
 }
 
 impl RealIsolate {
-    /// Finds it: at the configured path, or in the `PATH` of a caller who is trusted, or who gives nothing by it but their
-    /// own rights; else at the usual places. It is never this program.
+    /// Finds isolate at the configured path, otherwise in `search`, otherwise at the default paths. The result is never this
+    /// program.
+    ///
+    /// `search` is the caller's `PATH`. A set-uid stand-in does not use it; without privileges it can do no harm.
     ///
     /// # Errors
-    /// [`ShimError::NoIsolate`]; [`ShimError::Itself`] and [`ShimError::Untrusted`] for the configured one.
+    /// [`ShimError::NoIsolate`]; for a configured path also [`ShimError::Itself`] and [`ShimError::Untrusted`].
     pub(super) fn find(
         configured: Option<&Path>,
         rights: Rights,
@@ -44,35 +48,36 @@ impl RealIsolate {
             }
             let real = Self { path: path.to_owned(), metadata };
             if rights == Rights::SetUid
-                && let Err(why) = is_trusted(&real.metadata)
+                && let Err(reason) = is_trusted(&real.metadata)
             {
-                return Some(Err(ShimError::Untrusted { path: path.to_owned(), why }));
+                return Some(Err(ShimError::Untrusted { path: path.to_owned(), reason }));
             }
             Some(Ok(real))
         };
         if let Some(path) = configured {
             return candidate(path).unwrap_or_else(|| Err(ShimError::NoIsolate(vec![path.to_owned()])));
         }
-        let places: Vec<PathBuf> = match (rights, search) {
+        let paths: Vec<PathBuf> = match (rights, search) {
             (Rights::Root | Rights::None, Some(search)) => {
-                std::env::split_paths(search).map(|place| place.join("isolate")).collect()
+                std::env::split_paths(search).map(|directory| directory.join("isolate")).collect()
             }
-            _ => PLACES.iter().map(PathBuf::from).collect(),
+            _ => DEFAULT_PATHS.iter().map(PathBuf::from).collect(),
         };
-        let found = places.iter().filter_map(|path| candidate(path)).find_map(Result::ok);
-        found.ok_or(ShimError::NoIsolate(places))
+        let isolate = paths.iter().filter_map(|path| candidate(path)).find_map(Result::ok);
+        isolate.ok_or(ShimError::NoIsolate(paths))
     }
 
-    /// Its version.
+    /// Returns the version of isolate; `run_dir` is where it is cached.
     ///
     /// # Errors
-    /// That it does not tell, or is too old.
+    /// The program prints no version, or the version is too old.
     pub(super) fn version(&self, run_dir: &Path) -> Result<IsolateVersion, ShimError> {
         Ok(IsolateVersion::cached(&self.path, &self.metadata, run_dir)?)
     }
 }
 
-/// The same file, or a copy: two copies that take each other for the real one would execute each other for ever.
+/// Whether two files are the same, or probably copies: two copies of the stand-in that take each other for isolate would
+/// execute each other for ever.
 fn is_same(one: &Metadata, other: &Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino()) || one.size() == other.size()
 }
@@ -92,15 +97,14 @@ mod tests {
     }
 
     #[test]
-    fn isolate_is_searched_for_where_the_caller_may_say() {
+    fn path_of_the_caller_is_searched_only_without_set_uid() {
         let dir = tempfile::tempdir().unwrap();
         let path = program(dir.path());
         let search = std::env::join_paths([Path::new("/nonexistent"), dir.path()]).unwrap();
-        let found = RealIsolate::find(None, Rights::Root, Some(&search)).unwrap();
-        assert_eq!(found.path, path);
-        // Of what is there, and not of what the caller wants to be there.
+        let real = RealIsolate::find(None, Rights::Root, Some(&search)).unwrap();
+        assert_eq!(real.path, path);
         match RealIsolate::find(None, Rights::SetUid, Some(&search)) {
-            Ok(real) => assert!(PLACES.iter().any(|place| real.path == Path::new(place))),
+            Ok(real) => assert!(DEFAULT_PATHS.iter().any(|default| real.path == Path::new(default))),
             Err(error) => assert!(matches!(&error, ShimError::NoIsolate(_)), "{error}"),
         }
         let missing = dir.path().join("missing");
@@ -109,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn configured_isolate_is_neither_this_program_nor_somebody_elses() {
+    fn configured_isolate_must_be_another_program_that_only_root_can_write() {
         let own = std::env::current_exe().unwrap();
         assert!(matches!(RealIsolate::find(Some(&own), Rights::Root, None), Err(ShimError::Itself(_))));
         let dir = tempfile::tempdir().unwrap();

@@ -152,7 +152,7 @@ fn other_commands_are_refused() {
         vec!["man", host.own.to_str().unwrap()],
     ] {
         let message = failed(&host.by(CALLER, &copy).args(&arguments).output().unwrap());
-        assert!(message.contains("stands in for isolate only"), "{message}");
+        assert!(message.contains("only stands in for isolate"), "{message}");
         // Under the other name they are isolate's arguments.
         let output = host.isolate().args(&arguments).output().unwrap();
         assert_eq!(succeeded(&output), format!("isolate {}\n", arguments[0]));
@@ -164,7 +164,7 @@ fn other_commands_are_refused() {
         let output = command.output().unwrap();
         match name {
             "isolate/" => assert_eq!(succeeded(&output), "isolate gc\n"),
-            _ => assert!(failed(&output).contains("stands in for isolate only"), "{name}"),
+            _ => assert!(failed(&output).contains("only stands in for isolate"), "{name}"),
         }
     }
     let none =

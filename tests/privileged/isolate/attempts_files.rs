@@ -346,7 +346,7 @@ fn configuration_that_others_can_write_is_refused() {
     for (path, sound) in [(&file, 0o644), (&dir, 0o755)] {
         for spoiled in [sound | 0o002, sound | 0o020] {
             mode(path, spoiled);
-            refused("others than root can write it");
+            refused("users other than root can write it");
         }
         mode(path, sound);
         chown(path, Some(CALLER), None).unwrap();
@@ -356,5 +356,5 @@ fn configuration_that_others_can_write_is_refused() {
     assert_eq!(succeeded(&host.isolate().output().unwrap()), super::attempts::caller_without_rights());
     // The same for the isolate that it names.
     mode(&host.isolate.path, 0o777);
-    refused("others than root can write it");
+    refused("users other than root can write it");
 }

@@ -1,0 +1,210 @@
+//! Chooses the image of a call. No I/O.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use super::rewrite::effective_rules;
+use super::{BoxImages, ImageName, ShimError};
+use crate::sandbox::isolate::{DirRule, IsolateCall, IsolateMode, IsolateOption, RuleTarget, is_root};
+
+/// The variable that names an image among the arguments: `--env=RCX_IMAGEFS_IMAGE=REF`.
+const IMAGE_VARIABLE: &str = "RCX_IMAGEFS_IMAGE";
+
+/// The image that a call is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageChoice {
+    /// No image: isolate gets the call unchanged.
+    Unchanged,
+    /// An image of the mount.
+    Image {
+        /// The path below the mountpoint, without `..`.
+        name: PathBuf,
+        /// Whether the rule for the root makes it writable; `None` if there is no such rule.
+        writable: Option<bool>,
+    },
+}
+
+/// Chooses the image of a call. `mountpoint` is called only if the call has a rule for the root.
+///
+/// A rule for the root decides, even if it binds something else than an image. Otherwise the variable decides; an empty
+/// value means no image. Otherwise the number of the box decides.
+///
+/// # Errors
+/// The name of the image or the number of the box has the wrong form; those of `mountpoint`.
+pub fn choose(
+    call: &IsolateCall,
+    images: &BoxImages,
+    mountpoint: impl FnOnce() -> Result<Option<PathBuf>, ShimError>,
+) -> Result<ImageChoice, ShimError> {
+    if call.mode != Some(IsolateMode::Run) {
+        return Ok(ImageChoice::Unchanged);
+    }
+    if let Some(rule) = root_rule(call) {
+        let RuleTarget::Directory(outside) = rule.target else { return Ok(ImageChoice::Unchanged) };
+        let Some(mountpoint) = mountpoint()? else { return Ok(ImageChoice::Unchanged) };
+        return Ok(match below(Path::new(&outside), &mountpoint)? {
+            Some(name) => ImageChoice::Image { name, writable: Some(rule.flags.rw) },
+            None => ImageChoice::Unchanged,
+        });
+    }
+    let named = call.values(IsolateOption::Env).rev().find_map(image_variable);
+    let image = match named {
+        Some(text) if text.is_empty() => None,
+        Some(text) => {
+            let not_text = || ShimError::ImageName(text.to_string_lossy().into_owned());
+            Some(text.to_str().ok_or_else(not_text)?.parse::<ImageName>()?)
+        }
+        None if images.is_empty() => None,
+        None => {
+            let given =
+                || call.value(IsolateOption::BoxId).unwrap_or_default().to_string_lossy().into_owned();
+            let id = call.box_id().ok_or_else(|| ShimError::BoxId(given()))?;
+            images.of_box(id).cloned()
+        }
+    };
+    Ok(match image {
+        Some(image) => ImageChoice::Image { name: image.path().to_owned(), writable: None },
+        None => ImageChoice::Unchanged,
+    })
+}
+
+/// Whether arguments that cannot be parsed may request an image.
+pub fn may_be_for_an_image(arguments: &[OsString], images: &BoxImages, mountpoint: Option<&Path>) -> bool {
+    let holds = |argument: &OsString, text: &[u8]| {
+        argument.as_bytes().windows(text.len()).any(|window| window == text)
+    };
+    let names = |argument: &OsString| {
+        holds(argument, IMAGE_VARIABLE.as_bytes())
+            || mountpoint.is_some_and(|path| holds(argument, path.as_os_str().as_bytes()))
+    };
+    !images.is_empty() || arguments.iter().any(names)
+}
+
+/// Returns the value of the variable that names an image, if `pair` sets it.
+pub(super) fn image_variable(pair: &OsStr) -> Option<&OsStr> {
+    let value = pair.as_bytes().strip_prefix(IMAGE_VARIABLE.as_bytes())?.strip_prefix(b"=")?;
+    Some(OsStr::from_bytes(value))
+}
+
+/// Returns the rule that is mounted last on the root of the box. Skips rules that isolate refuses.
+fn root_rule(call: &IsolateCall) -> Option<DirRule> {
+    let rules = effective_rules(call.values(IsolateOption::Dir).filter_map(|text| DirRule::parse(text).ok()));
+    rules.into_iter().rfind(|rule| is_root(&rule.inside) && rule.target != RuleTarget::Nothing)
+}
+
+/// Returns the part of `path` below the mountpoint, if there is one. The paths are compared as text, without any filesystem
+/// access.
+fn below(path: &Path, mountpoint: &Path) -> Result<Option<PathBuf>, ShimError> {
+    let Ok(rest) = path.strip_prefix(mountpoint) else { return Ok(None) };
+    if rest.components().any(|part| !matches!(part, Component::Normal(_))) {
+        return Err(ShimError::ParentDir(path.to_owned()));
+    }
+    if rest.as_os_str().is_empty() {
+        return Err(ShimError::NotAnImage(path.to_owned()));
+    }
+    Ok(Some(rest.components().collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split(' ').filter(|word| !word.is_empty()).map(OsString::from).collect()
+    }
+
+    fn call(line: &str) -> IsolateCall {
+        IsolateCall::parse(&words(line), None, false).unwrap()
+    }
+
+    fn images(pairs: &[(&'static str, &'static str)]) -> BoxImages {
+        BoxImages::new(pairs.iter().copied()).unwrap()
+    }
+
+    /// Returns the image of a call, followed by `+` if the root is writable; `-` for no image, `!` for an error.
+    fn chosen(line: &str, images: &BoxImages) -> String {
+        match choose(&call(line), images, || Ok(Some("/images".into()))) {
+            Ok(ImageChoice::Unchanged) => "-".to_owned(),
+            Ok(ImageChoice::Image { name, writable }) => {
+                format!("{}{}", name.display(), if writable == Some(true) { "+" } else { "" })
+            }
+            Err(_) => "!".to_owned(),
+        }
+    }
+
+    #[test]
+    fn rule_then_variable_then_box_choose_the_image() {
+        let none = BoxImages::default();
+        for (line, expected) in [
+            ("--run -- a", "-"),
+            ("--dir=.=/images/lab/x@sha256-ab --run -- a", "lab/x@sha256-ab"),
+            ("-d /./=/images//lab/./x:rw:dev --run -- a", "lab/x+"),
+            ("--dir=.=/images/a --dir=.=/images/b --run -- a", "b"),
+            ("--dir=.=/images/a --dir=./=/images/b --dir=.=/images/c --run -- a", "b"),
+            ("--dir=.=/images/a --dir=.= --run -- a", "-"),
+            ("--dir=.=/images/a --init", "-"),
+            ("--dir=.=/images/a --cleanup", "-"),
+            ("--dir=.=/images/a", "-"),
+            ("--dir=.=/srv/root --run -- a", "-"),
+            ("--dir=.=/imagesx/a --run -- a", "-"),
+            ("--dir=.=./images/a --run -- a", "-"),
+            ("--dir=.=/srv/../images/a --run -- a", "-"),
+            ("--dir=.=tmpfs:fs --run -- a", "-"),
+            ("--dir=.=/images/../etc --run -- a", "!"),
+            ("--dir=.=/images/a/../b --run -- a", "!"),
+            ("--dir=.=/images --run -- a", "!"),
+            ("--dir=.=/images/ --run -- a", "!"),
+            ("--dir=mnt=/images/a --run -- a", "-"),
+            ("--env=RCX_IMAGEFS_IMAGE=x --run -- a", "x:latest"),
+            ("-E RCX_IMAGEFS_IMAGE=x:1 --env=RCX_IMAGEFS_IMAGE=y:1@sha256:ab --run -- a", "y@sha256:ab"),
+            ("--env=RCX_IMAGEFS_IMAGE=../x --run -- a", "!"),
+            ("--env=RCX_IMAGEFS_IMAGE --run -- a", "-"),
+            ("--env=RCX_IMAGEFS_IMAGES=x --run -- a", "-"),
+            ("--run -- a --env=RCX_IMAGEFS_IMAGE=x", "-"),
+            ("--env=RCX_IMAGEFS_IMAGE=x --dir=.=/images/b --run -- a", "b"),
+            ("--env=RCX_IMAGEFS_IMAGE=x --dir=.=/srv/root --run -- a", "-"),
+        ] {
+            assert_eq!(chosen(line, &none), expected, "{line}");
+        }
+        let boxes = images(&[("default", "d"), ("7", "s:1"), ("8", "")]);
+        for (line, expected) in [
+            ("--run -- a", "d:latest"),
+            ("--box-id=7 --run -- a", "s:1"),
+            ("-b 8 --run -- a", "-"),
+            ("-b 7 -b 9 --run -- a", "d:latest"),
+            ("-b 7 --init", "-"),
+            ("-b x --run -- a", "!"),
+            ("-b 7 --env=RCX_IMAGEFS_IMAGE=x --run -- a", "x:latest"),
+            ("-b 7 --env=RCX_IMAGEFS_IMAGE= --run -- a", "-"),
+        ] {
+            assert_eq!(chosen(line, &boxes), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn mountpoint_is_looked_up_only_for_a_rule_about_the_root() {
+        let never = || -> Result<Option<PathBuf>, ShimError> { panic!("looked up the mountpoint") };
+        for line in ["--run -- a", "--init", "--dir=x=/images/a --run -- a", "--dir=.= --run -- a"] {
+            assert_eq!(
+                choose(&call(line), &BoxImages::default(), never).unwrap(),
+                ImageChoice::Unchanged,
+                "{line}"
+            );
+        }
+        let unmounted = choose(&call("--dir=.=/images/a --run -- a"), &BoxImages::default(), || Ok(None));
+        assert_eq!(unmounted.unwrap(), ImageChoice::Unchanged);
+    }
+
+    #[test]
+    fn malformed_arguments_may_request_an_image_if_one_is_named_or_configured() {
+        let may = |line: &str, images: &BoxImages| {
+            may_be_for_an_image(&words(line), images, Some(Path::new("/images")))
+        };
+        let none = BoxImages::default();
+        assert!(!may("--new-option --run -- a", &none));
+        assert!(may("--new-option --dir=.=/images/a --run", &none));
+        assert!(may("--new-option --env=RCX_IMAGEFS_IMAGE=a --run", &none));
+        assert!(may("--new-option --run -- a", &images(&[("7", "a")])));
+    }
+}

@@ -147,7 +147,7 @@ impl SandboxError {
             | Self::NotWithBubblewrap { .. }
             | Self::Hidden { .. } => ErrorCode::SandboxOption,
             Self::Variable(_) => ErrorCode::Usage,
-            Self::Roots(_) => ErrorCode::Mount, // DELEGATE
+            Self::Roots(error) => error.code(),
             Self::NoCommand => ErrorCode::Program,
             Self::Program { fault, .. } => fault.code(),
             Self::ImageConfig(_) => ErrorCode::Document,
@@ -156,7 +156,7 @@ impl SandboxError {
             Self::Sandbox { .. } | Self::FirstProcess(_) | Self::Step { .. } => ErrorCode::Sandbox,
             Self::Interrupted(_) => ErrorCode::Interrupted,
             Self::Copy(error) => error.code(),
-            Self::Io(_) => ErrorCode::Io,
+            Self::Io(error) => error.code(),
         }
     }
 

@@ -142,9 +142,9 @@ impl ShimError {
             Self::Untrusted { .. } => ErrorCode::Untrusted,
             Self::NoDaemon(_) => ErrorCode::NoDaemon,
             Self::Unprivileged => ErrorCode::Permission,
-            Self::Roots(_) => ErrorCode::Mount, // DELEGATE
+            Self::Roots(error) => error.code(),
             Self::Store(error) => error.code(),
-            Self::Config { .. } => ErrorCode::Document, // DELEGATE
+            Self::Config { source, .. } => source.code(),
             Self::Guardian(_) | Self::Process(..) | Self::Execute { .. } => ErrorCode::Sandbox,
         }
     }

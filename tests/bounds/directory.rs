@@ -58,7 +58,7 @@ pub(crate) fn case(layers: Vec<Blob>) -> Case {
     Case {
         name: "1".to_owned(),
         rule: 0,
-        says: String::new(),
+        description: String::new(),
         layers,
         expected: Expected::Tree(String::new()),
     }
@@ -81,7 +81,7 @@ fn a_million_files_take_250_bytes_each_and_are_listed_once_one_at_a_time() {
     let fs = ImageFs::new(ImageSource::new(store, None), &FsOptions::default());
     fs.refresh().unwrap();
     let root = within(250 * FILES, || resolve(&fs, "lab/many:1").ino);
-    let directory = support::stored::found(&fs, root, b"many").ino;
+    let directory = support::stored::lookup(&fs, root, b"many").ino;
     let mut offset = 2;
     for number in 0..FILES {
         let mut told = 0;

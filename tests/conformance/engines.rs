@@ -7,9 +7,9 @@ use std::path::Path;
 use rcx_imagefs::roots::enter_private_namespace;
 
 use support::case::{self, Case, Expected};
+use support::engine_dump::{in_mount, overlay2, unpacked};
 use support::layout;
 use support::program::{Program, failure};
-use support::shown::{in_mount, overlay2, unpacked};
 
 /// Loads what cannot be loaded: the error has to say what the case says, and where.
 fn refused(program: &Program, case: &Case, parts: &[String], layout_dir: &Path) -> Result<(), String> {

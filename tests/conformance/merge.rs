@@ -59,12 +59,14 @@ fn merge_gives_what_each_case_says() {
             _ => false,
         };
         if !right {
-            let Case { name, says, expected, .. } = &case;
+            let Case { name, description, expected, .. } = &case;
             let _ = match (expected, found) {
                 (Expected::Tree(expected), Ok(found)) => {
-                    writeln!(wrong, "{name}: {says}\n  expected\n{expected}\n  found\n{found}")
+                    writeln!(wrong, "{name}: {description}\n  expected\n{expected}\n  found\n{found}")
                 }
-                (_, found) => writeln!(wrong, "{name}: {says}\n  expected {expected:?}\n  found {found:?}"),
+                (_, found) => {
+                    writeln!(wrong, "{name}: {description}\n  expected {expected:?}\n  found {found:?}")
+                }
             };
         }
     }
@@ -81,6 +83,11 @@ fn every_rule_has_cases() {
     }
     for case in &cases {
         assert!((1..=13).contains(&case.rule), "{} is of no rule", case.name);
-        assert!(case.says.ends_with('.') && case.says.len() < 240, "{}: {}", case.name, case.says);
+        assert!(
+            case.description.ends_with('.') && case.description.len() < 240,
+            "{}: {}",
+            case.name,
+            case.description
+        );
     }
 }

@@ -98,11 +98,9 @@ fn is_open(text: &str) -> bool {
         match (quote, character) {
             (Some('\''), '\'') | (Some('"'), '"') => quote = None,
             (Some('\''), _) => {}
-            (_, '\\') => {
-                if characters.next().is_none() {
-                    return true;
-                }
-            }
+            // The guard also skips the escaped character.
+            (_, '\\') if characters.next().is_none() => return true,
+            (_, '\\') => {}
             (None, '\'' | '"') => quote = Some(character),
             _ => {}
         }

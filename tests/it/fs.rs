@@ -7,7 +7,7 @@ use rcx_imagefs::fs::{FileKind, FsError, ImageFs, Ino, Lookup};
 use rcx_imagefs::image::{LayerDigest, Name};
 
 use support::layers::{merge_text, parse};
-use support::stored::{Packing, Stored, content, found, names, resolve, shown};
+use support::stored::{Packing, TestStore, content, image_lines, lookup, names, resolve};
 
 const BASE: &str = "\
     d etc mode=700 uid=3 mtime=1500000000.000000001
@@ -27,18 +27,18 @@ fn image_shows_what_its_layers_merge_to() {
     let layers = [BASE, "w etc/alias\nf top 1\n", "o dev\nc dev/zero 1:5\nd deep mode=711\n"].join("---\n");
     for packing in [Packing::Tar, Packing::Gzip, Packing::Members(1000), Packing::Frames(1000), Packing::Zstd]
     {
-        let stored = Stored::new();
+        let stored = TestStore::new();
         stored.add("lab/a:1", &parse(&layers), packing);
         let fs = stored.fs();
         let root = resolve(&fs, "lab/a:1");
         let expected = parse(&merge_text(&layers).unwrap().dump()).remove(0);
-        assert_eq!(shown(&fs, &root), expected, "{packing:?}");
+        assert_eq!(image_lines(&fs, &root), expected, "{packing:?}");
     }
 }
 
 #[test]
 fn root_of_an_image_shows_its_own_attributes() {
-    let stored = Stored::new();
+    let stored = TestStore::new();
     stored.add_text("lab/a:1", "d / mode=1777 uid=5 mtime=77\nf x");
     let fs = stored.fs();
     let root = resolve(&fs, "lab/a:1");
@@ -47,18 +47,18 @@ fn root_of_an_image_shows_its_own_attributes() {
 
 #[test]
 fn absence_lasts_in_an_image_and_not_among_the_names() {
-    let stored = Stored::new();
+    let stored = TestStore::new();
     stored.add_text("lab/a:1", "d d\nf f");
     let fs = stored.fs();
     let root = resolve(&fs, "lab/a:1").ino;
-    let directory = found(&fs, root, b"d").ino;
+    let directory = lookup(&fs, root, b"d").ino;
     for (parent, cacheable) in
         [(Ino::ROOT, false), (resolve(&fs, "lab").ino, false), (root, true), (directory, true)]
     {
         assert_eq!(fs.lookup(parent, b"nothing").unwrap(), Lookup::Absent { cacheable });
         assert!(matches!(fs.lookup(parent, &[b'x'; 256]), Err(FsError::NameTooLong)));
     }
-    let file = found(&fs, root, b"f").ino;
+    let file = lookup(&fs, root, b"f").ino;
     assert!(matches!(fs.lookup(file, b"x"), Err(FsError::NotADirectory(_))));
     assert!(matches!(fs.readdir(file, 0, |_| false), Err(FsError::NotADirectory(_))));
     assert!(matches!(fs.read(directory, 0, 1), Err(FsError::IsADirectory(_))));
@@ -68,12 +68,12 @@ fn absence_lasts_in_an_image_and_not_among_the_names() {
 
 #[test]
 fn file_of_a_shared_layer_is_one_inode_in_every_image() {
-    let stored = Stored::new();
+    let stored = TestStore::new();
     stored.add_text("lab/a:1", BASE);
     stored.add_text("lab/b:1", &format!("{BASE}\n---\nw etc/alias\nf etc/new"));
     let fs = stored.fs();
     let ino = |image: &str, directory: &[u8], name: &[u8]| {
-        found(&fs, found(&fs, resolve(&fs, image).ino, directory).ino, name)
+        lookup(&fs, lookup(&fs, resolve(&fs, image).ino, directory).ino, name)
     };
     for name in [&b"plain"[..], b"link"] {
         assert_eq!(ino("lab/a:1", b"etc", name), ino("lab/b:1", b"etc", name));
@@ -84,16 +84,16 @@ fn file_of_a_shared_layer_is_one_inode_in_every_image() {
     assert_ne!(two.ino, one.ino);
     assert_eq!(*fs.read(two.ino, 0, 99).unwrap(), *fs.read(one.ino, 0, 99).unwrap());
     // Directories are each image's own.
-    let etc = |image| found(&fs, resolve(&fs, image).ino, b"etc").ino;
+    let etc = |image| lookup(&fs, resolve(&fs, image).ino, b"etc").ino;
     assert_ne!(etc("lab/a:1"), etc("lab/b:1"));
-    assert_eq!(found(&fs, etc("lab/b:1"), b"..").ino, resolve(&fs, "lab/b:1").ino);
-    assert_eq!(found(&fs, resolve(&fs, "lab/b:1").ino, b"..").ino, resolve(&fs, "lab").ino);
+    assert_eq!(lookup(&fs, etc("lab/b:1"), b"..").ino, resolve(&fs, "lab/b:1").ino);
+    assert_eq!(lookup(&fs, resolve(&fs, "lab/b:1").ino, b"..").ino, resolve(&fs, "lab").ino);
 }
 
 /// Every inode of an image with what `getattr` says of it.
 fn inodes(fs: &ImageFs, directory: Ino, into: &mut Vec<rcx_imagefs::fs::InodeAttr>) {
     for name in names(fs, directory) {
-        let attr = found(fs, directory, &name);
+        let attr = lookup(fs, directory, &name);
         into.push(attr);
         if attr.kind == FileKind::Directory {
             inodes(fs, attr.ino, into);
@@ -103,7 +103,7 @@ fn inodes(fs: &ImageFs, directory: Ino, into: &mut Vec<rcx_imagefs::fs::InodeAtt
 
 #[test]
 fn numbers_survive_a_restart_and_mean_the_same_without_a_lookup() {
-    let stored = Stored::new();
+    let stored = TestStore::new();
     stored.add_text("lab/a:1", &format!("{BASE}\n---\nw etc/alias"));
     let fs = stored.fs();
     let mut before = vec![resolve(&fs, "lab"), resolve(&fs, "lab/a:1")];
@@ -122,7 +122,7 @@ fn numbers_survive_a_restart_and_mean_the_same_without_a_lookup() {
 
 #[test]
 fn numbers_that_stand_for_nothing_are_stale_whatever_is_asked() {
-    let stored = Stored::new();
+    let stored = TestStore::new();
     stored.add_text("lab/a:1", BASE);
     let fs = stored.fs();
     resolve(&fs, "lab/a:1");
@@ -154,11 +154,11 @@ fn numbers_that_stand_for_nothing_are_stale_whatever_is_asked() {
 
 #[test]
 fn numbers_that_nothing_was_given_are_stale_though_they_name_a_file() {
-    let stored = Stored::new();
+    let stored = TestStore::new();
     stored.add_text("lab/a:1", "d d\nf f content\nh g f\n");
     let fs = stored.fs();
     let root = resolve(&fs, "lab/a:1").ino;
-    let (directory, file) = (found(&fs, root, b"d").ino.get(), found(&fs, root, b"f").ino.get());
+    let (directory, file) = (lookup(&fs, root, b"d").ino.get(), lookup(&fs, root, b"f").ino.get());
     let image = root.get() & !u64::from(u32::MAX);
     let layer = file & !u64::from(u32::MAX);
     // Behind the root and the directory, the file is the image's third node; in its layer, the entry behind the directory's.
@@ -172,7 +172,7 @@ fn numbers_that_nothing_was_given_are_stale_though_they_name_a_file() {
 
 #[test]
 fn listing_goes_on_at_every_offset() {
-    let stored = Stored::new();
+    let stored = TestStore::new();
     stored.add_text("lab/a:1", BASE);
     stored.add_text("lab/b:1", BASE);
     let fs = stored.fs();
@@ -200,7 +200,7 @@ fn listing_goes_on_at_every_offset() {
 
 #[test]
 fn listing_opens_no_image_and_gives_the_number_that_a_lookup_gives() {
-    let stored = Stored::new();
+    let stored = TestStore::new();
     let (digest, _) = stored.add_text("lab/a:1", BASE);
     let fs = stored.fs();
     let lab = resolve(&fs, "lab").ino;
@@ -225,12 +225,12 @@ fn listing_opens_no_image_and_gives_the_number_that_a_lookup_gives() {
 
 #[test]
 fn removed_image_is_gone_by_name_and_what_is_in_use_still_answers() {
-    let stored = Stored::new();
+    let stored = TestStore::new();
     let (digest, _) = stored.add_text("lab/a:1", BASE);
     stored.add_text("lab/b:1", "f other");
     let fs = stored.fs();
     let root = resolve(&fs, "lab/a:1").ino;
-    let file = found(&fs, found(&fs, root, b"etc").ino, b"plain").ino;
+    let file = lookup(&fs, lookup(&fs, root, b"etc").ino, b"plain").ino;
     stored.store.remove_image(&Name::given("lab/a").unwrap(), digest).unwrap();
     let changes = fs.refresh().unwrap();
     let gone: Vec<_> = changes.names.iter().map(|(_, name)| &**name).collect();
@@ -238,17 +238,17 @@ fn removed_image_is_gone_by_name_and_what_is_in_use_still_answers() {
     assert_eq!(changes.directories, [resolve(&fs, "lab").ino]);
     assert_eq!(fs.lookup(resolve(&fs, "lab").ino, b"a:1").unwrap(), Lookup::Absent { cacheable: false });
     assert_eq!(*fs.read(file, 0, 99).unwrap(), *b"same");
-    assert_eq!(found(&fs, root, b"..").ino, Ino::ROOT);
+    assert_eq!(lookup(&fs, root, b"..").ino, Ino::ROOT);
     assert_eq!(fs.refresh().unwrap(), rcx_imagefs::fs::NamespaceChanges::default());
 }
 
-fn blob(stored: &Stored, layer: &LayerDigest) -> std::path::PathBuf {
+fn blob(stored: &TestStore, layer: &LayerDigest) -> std::path::PathBuf {
     stored.store.blob_path(&layer.digest())
 }
 
 #[test]
 fn image_without_a_blob_is_an_error_until_the_blob_is_back_and_others_are_untouched() {
-    let stored = Stored::new();
+    let stored = TestStore::new();
     let (digest, layers) = stored.add_text("lab/a:1", BASE);
     stored.add_text("lab/b:1", "f other fine");
     let (path, away) = (blob(&stored, &layers[0]), stored.store.path().join("away"));
@@ -263,12 +263,12 @@ fn image_without_a_blob_is_an_error_until_the_blob_is_back_and_others_are_untouc
     }
     let failed = fs.status().failed;
     assert!(failed[0].contains(&layers[0].hex()), "{failed:?}");
-    let other = found(&fs, resolve(&fs, "lab/b:1").ino, b"other").ino;
+    let other = lookup(&fs, resolve(&fs, "lab/b:1").ino, b"other").ino;
     assert_eq!(*fs.read(other, 0, 99).unwrap(), *b"fine");
 
     std::fs::rename(&away, &path).unwrap();
     fs.refresh().unwrap();
-    assert_eq!(found(&fs, lab, name.as_bytes()).kind, FileKind::Directory);
+    assert_eq!(lookup(&fs, lab, name.as_bytes()).kind, FileKind::Directory);
     assert_eq!(fs.status().failed, Vec::<String>::new());
 }
 
@@ -277,7 +277,7 @@ fn flipped_bit_is_an_error_for_its_span_and_never_other_bytes() {
     let text: String = (0..40_u8)
         .map(|n| format!("f f{n:02} {}\n", char::from(b'a' + n % 26).to_string().repeat(3000)))
         .collect();
-    let stored = Stored::new();
+    let stored = TestStore::new();
     let (_, layers) = stored.add_text("lab/a:1", &text);
     let fs = stored.fs();
     let root = resolve(&fs, "lab/a:1").ino;
@@ -288,7 +288,7 @@ fn flipped_bit_is_an_error_for_its_span_and_never_other_bytes() {
     file.write_all_at(&[byte[0] ^ 1], middle).unwrap();
     let mut errors = 0;
     for name in names(&fs, root) {
-        match fs.read(found(&fs, root, &name).ino, 0, 1 << 20) {
+        match fs.read(lookup(&fs, root, &name).ino, 0, 1 << 20) {
             Ok(bytes) => assert!(bytes.len() == 3000 && bytes.iter().all(|byte| *byte == bytes[0])),
             Err(error) => {
                 assert!(matches!(error, FsError::Content(_)), "{error}");
@@ -299,18 +299,18 @@ fn flipped_bit_is_an_error_for_its_span_and_never_other_bytes() {
     assert!((1..=4).contains(&errors), "{errors} of 40 files of one span");
     file.write_all_at(&byte, middle).unwrap();
     let mended =
-        names(&fs, root).iter().all(|name| content(&fs, found(&fs, root, name).ino, 777).len() == 3000);
+        names(&fs, root).iter().all(|name| content(&fs, lookup(&fs, root, name).ino, 777).len() == 3000);
     assert!(mended, "a failure is not remembered");
 }
 
 #[test]
 fn blob_that_was_fetched_again_is_read_by_whoever_has_the_layer_open() {
-    let stored = Stored::new();
+    let stored = TestStore::new();
     let (_, layers) = stored.add_text("lab/a:1", "f a right\nf b b\n---\nh c b");
     let fs = stored.fs();
     let root = resolve(&fs, "lab/a:1").ino;
     // One inode of the layer and one of the image.
-    let inodes = [found(&fs, root, b"a").ino, found(&fs, root, b"c").ino];
+    let inodes = [lookup(&fs, root, b"a").ino, lookup(&fs, root, b"c").ino];
     let path = blob(&stored, &layers[0]);
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, vec![b'?'; bytes.len()]).unwrap();

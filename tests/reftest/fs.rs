@@ -13,9 +13,9 @@ use rcx_imagefs::pipeline::{open_image, open_layer};
 use rcx_imagefs::unpack::{UnpackOptions, UnpackPlan, write};
 
 use support::disk;
-use support::layers::{Line, What, parse};
+use support::layers::{EntryKind, Line, parse};
 use support::model::Model;
-use support::stored::{Packing, Stored, found, line, resolve, shown};
+use support::stored::{Packing, TestStore, image_lines, line, lookup, resolve};
 
 /// Bytes of tar in the members and frames that some layers are packed in.
 const PIECE: Range<usize> = 100..9000;
@@ -61,13 +61,13 @@ fn looked_up(fs: &ImageFs, root: InodeAttr, model: &Model) -> Result<(), TestCas
     let paths = model.paths();
     let known: BTreeSet<Vec<Vec<u8>>> = paths.iter().map(|(path, ..)| path.clone()).collect();
     for (path, node, nlink) in paths {
-        let attr = path.iter().fold(root, |at, name| found(fs, at.ino, name));
+        let attr = path.iter().fold(root, |at, name| lookup(fs, at.ino, name));
         prop_assert_eq!(attr.nlink as usize, nlink);
         prop_assert_eq!(*nodes.entry(node).or_insert(attr.ino), attr.ino, "one node, one inode");
         let text = if path.is_empty() { b"/".to_vec() } else { path.join(&b'/') };
-        let usual = Line::new(&text, What::Directory);
+        let usual = Line::new(&text, EntryKind::Directory);
         let mut expected = lines.get(&text).unwrap_or(&usual);
-        if let What::Hardlink(first) = &expected.what {
+        if let EntryKind::Hardlink(first) = &expected.kind {
             expected = &lines[first];
         }
         prop_assert_eq!(line(fs, &text, &attr), Line { path: text, ..expected.clone() });
@@ -86,7 +86,7 @@ fn looked_up(fs: &ImageFs, root: InodeAttr, model: &Model) -> Result<(), TestCas
 }
 
 /// The copy that `unpack` writes of an image, read back.
-fn copied(stored: &Stored, image: ManifestDigest) -> String {
+fn copied(stored: &TestStore, image: ManifestDigest) -> String {
     let dir = tempfile::tempdir().unwrap();
     let image = open_image(&stored.store, image, |_| None).unwrap();
     let layers: Vec<_> = image.layers.iter().map(AsRef::as_ref).collect();
@@ -113,7 +113,7 @@ fn read() -> impl Strategy<Value = Read> {
 }
 
 /// For each file of a layer the offsets at which it or a span begins or ends, and some in the middle of spans.
-fn span_edges(stored: &Stored, layer: LayerDigest) -> Vec<Vec<u64>> {
+fn span_edges(stored: &TestStore, layer: LayerDigest) -> Vec<Vec<u64>> {
     let layer = open_layer(&stored.store, layer).unwrap();
     let spans: Vec<Range<u64>> = layer.index().spans().map(|span| layer.index().span_range(span)).collect();
     let files = layer.index().entries().map(|(id, entry)| {
@@ -138,11 +138,11 @@ proptest! {
     #[test]
     fn filesystem_agrees_with_the_model(stack in crate::stack(), packing in packing()) {
         let (stack, model) = sound(stack);
-        let stored = Stored::new();
+        let stored = TestStore::new();
         stored.add("lab/a:1", &stack, packing);
         let fs = stored.fs();
         let root = resolve(&fs, "lab/a:1");
-        prop_assert_eq!(shown(&fs, &root), model.lines());
+        prop_assert_eq!(image_lines(&fs, &root), model.lines());
         // A second one has cached nothing: what it shows comes from lookups alone.
         let fs = stored.fs();
         looked_up(&fs, resolve(&fs, "lab/a:1"), &model)?;
@@ -152,7 +152,7 @@ proptest! {
     #[test]
     fn copy_agrees_with_the_model(stack in crate::stack(), packing in packing()) {
         let (stack, model) = sound(stack);
-        let stored = Stored::new();
+        let stored = TestStore::new();
         let (image, _) = stored.add("lab/a:1", &stack, packing);
         let shown = copied(&stored, image);
         prop_assert!(!shown.contains(" nlink="), "{shown}");
@@ -169,9 +169,9 @@ proptest! {
         let contents: Vec<_> =
             sizes.iter().enumerate().map(|(file, size)| noise(seed ^ file as u64, *size)).collect();
         let lines = contents.iter().enumerate().map(|(file, bytes)| {
-            Line::new(format!("f{file}").as_bytes(), What::File(bytes.clone()))
+            Line::new(format!("f{file}").as_bytes(), EntryKind::File(bytes.clone()))
         });
-        let stored = Stored::new();
+        let stored = TestStore::new();
         let (_, layers) = stored.add("lab/a:1", &[lines.collect()], packing);
         let edges = span_edges(&stored, layers[0]);
         let fs = stored.fs();
@@ -181,7 +181,7 @@ proptest! {
             let edge = |at: Edge| edges[file][at.0.index(edges[file].len())].saturating_add_signed(at.1);
             let (offset, to) = (edge(from), edge(to));
             let length = u32::try_from(to.saturating_sub(offset)).unwrap();
-            let ino = found(&fs, root, format!("f{file}").as_bytes()).ino;
+            let ino = lookup(&fs, root, format!("f{file}").as_bytes()).ino;
             let start = usize::try_from(offset).unwrap().min(contents[file].len());
             let end = (start + length as usize).min(contents[file].len());
             prop_assert!(*fs.read(ino, offset, length).unwrap() == contents[file][start..end]);

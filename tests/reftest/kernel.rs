@@ -12,11 +12,11 @@ use rcx_imagefs::roots::enter_private_namespace;
 use crate::fs::{packing, sound};
 use support::blob::Blob;
 use support::case::{Case, Expected};
+use support::engine_dump::{in_mount, overlay2, unpacked};
 use support::layers::{Line, parse, tar};
 use support::layout;
 use support::model::Model;
 use support::program::Program;
-use support::shown::{in_mount, overlay2, unpacked};
 use support::stored::Packing;
 
 /// One store and one daemon have all of them.
@@ -62,7 +62,7 @@ fn engines_agree_with_the_model_on_the_real_kernel() {
         .map(|(number, (stack, _, packing))| Case {
             name: number.to_string(),
             rule: 0,
-            says: String::new(),
+            description: String::new(),
             layers: stack.iter().map(|lines| blob(lines, *packing)).collect(),
             expected: Expected::Tree(String::new()),
         })

@@ -7,7 +7,7 @@ mod kernel;
 mod overlay;
 
 use proptest::prelude::*;
-use support::layers::{Line, What};
+use support::layers::{EntryKind, Line};
 use support::{compare, model};
 
 /// Names that somebody on the way may take for something else.
@@ -50,19 +50,19 @@ fn path() -> impl Strategy<Value = Vec<u8>> {
 
 fn line() -> impl Strategy<Value = Line> {
     let what = prop_oneof![
-        4 => Just(What::Directory),
-        4 => "[a-z]{0,3}".prop_map(|text| What::File(text.into_bytes())),
-        4 => path().prop_map(What::Symlink),
-        3 => path().prop_map(What::Hardlink),
-        1 => Just(What::Fifo),
-        1 => Just(What::Char(1, 3)),
-        3 => Just(What::Whiteout),
-        2 => Just(What::Opaque),
+        4 => Just(EntryKind::Directory),
+        4 => "[a-z]{0,3}".prop_map(|text| EntryKind::File(text.into_bytes())),
+        4 => path().prop_map(EntryKind::Symlink),
+        3 => path().prop_map(EntryKind::Hardlink),
+        1 => Just(EntryKind::Fifo),
+        1 => Just(EntryKind::Char(1, 3)),
+        3 => Just(EntryKind::Whiteout),
+        2 => Just(EntryKind::Opaque),
     ];
     let fields = (path(), what, 0o600..0o700u32, any::<bool>());
     fields.prop_filter_map("a name of its own", |(path, what, mode, xattr)| {
         let mut line = Line::new(&path, what);
-        if !matches!(line.what, What::Symlink(_)) {
+        if !matches!(line.kind, EntryKind::Symlink(_)) {
             line.mode = mode;
         }
         if xattr {
@@ -71,10 +71,10 @@ fn line() -> impl Strategy<Value = Line> {
         // Of the root there can be a directory and a marker for what is in it; else such names are refused before the merge.
         let root = model::normal(&path).is_empty();
         let dots = matches!(path.rsplit(|&byte| byte == b'/').next(), Some(b"." | b".."));
-        match line.what {
-            What::Directory | What::Opaque => Some(line),
+        match line.kind {
+            EntryKind::Directory | EntryKind::Opaque => Some(line),
             // The marker's name would be too long.
-            What::Whiteout if dots || path.ends_with(&[b'n'; 255]) => None,
+            EntryKind::Whiteout if dots || path.ends_with(&[b'n'; 255]) => None,
             _ => (!root).then_some(line),
         }
     })

@@ -1,5 +1,5 @@
-//! Layers of cases, down to the byte: members as lines of the tree dump or as headers written by hand, then what is done to
-//! the tar as a whole. The README of the suite has the language.
+//! Makes layers byte by byte from the language of the conformance suite: members as lines of a dump or with handwritten headers,
+//! then changes to the tar as a whole. The README of the suite describes the language.
 
 use std::io::Write as _;
 
@@ -11,7 +11,7 @@ use crate::layers::{parse, tar, unescape};
 
 const BLOCK: usize = 512;
 
-/// A layer's blob, and what an image's documents say of it.
+/// The blob of a layer, and how the manifest and the configuration describe it.
 #[derive(Debug, Clone)]
 pub struct Blob {
     pub bytes: Vec<u8>,
@@ -21,21 +21,21 @@ pub struct Blob {
 }
 
 impl Blob {
-    /// Makes the blob that the lines of a layer describe.
+    /// Makes the blob that these lines describe.
     pub fn of_text(text: &str) -> Self {
         let (changes, members): (Vec<&str>, Vec<&str>) = text
             .lines()
             .map(str::trim)
             .filter(|line| !line.is_empty())
             .partition(|line| line.starts_with('!'));
-        let mut making = Making { bytes: members_of(&members), ..Making::default() };
+        let mut builder = BlobBuilder { bytes: members_of(&members), ..BlobBuilder::default() };
         if !changes.iter().any(|change| change.starts_with("!end ")) {
-            making.zeros(2 * BLOCK);
+            builder.zeros(2 * BLOCK);
         }
         for change in changes {
-            making.change(change);
+            builder.change(change);
         }
-        making.finish()
+        builder.finish()
     }
 }
 
@@ -43,7 +43,7 @@ fn members_of(lines: &[&str]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for line in lines {
         let mut words = line.split_ascii_whitespace();
-        match words.next().expect("no line is empty") {
+        match words.next().expect("lines are not empty") {
             "m" => bytes.extend(member(words)),
             "pax" => bytes.extend(extension(b'x', words)),
             "gpax" => bytes.extend(extension(b'g', words)),
@@ -106,7 +106,7 @@ fn member<'a>(mut words: impl Iterator<Item = &'a str>) -> Vec<u8> {
         }
     }
     let declared = size.unwrap_or_else(|| octal(&data.len().to_string(), 11));
-    // Unless it was set byte by byte.
+    // Unless `at.124` has set it.
     if header[124] == 0 {
         header[124..136].copy_from_slice(&declared);
     }
@@ -135,26 +135,26 @@ fn extension<'a>(kind: u8, words: impl Iterator<Item = &'a str>) -> Vec<u8> {
 }
 
 #[derive(Debug, Default)]
-struct Making {
+struct BlobBuilder {
     bytes: Vec<u8>,
-    /// Of the tar, once that is compressed.
+    /// The digest of the tar, set when it is compressed.
     diff_id: Option<Digest>,
     digest: Option<Digest>,
     media_type: Option<String>,
 }
 
-impl Making {
+impl BlobBuilder {
     fn zeros(&mut self, count: usize) {
         self.bytes.resize(self.bytes.len() + count, 0);
     }
 
-    /// One line with a `!`.
+    /// Applies a line that starts with `!`.
     fn change(&mut self, line: &str) {
         let mut words = line.split_ascii_whitespace();
         let what = words.next().expect("a word");
         let words: Vec<&str> = words.collect();
         let number = |position: usize| -> usize {
-            words[position].parse().unwrap_or_else(|_| panic!("a number is wanted in `{line}`"))
+            words[position].parse().unwrap_or_else(|_| panic!("`{line}` lacks a number"))
         };
         let option = |key: &str| -> Option<usize> {
             let value = words.first()?.strip_prefix(key)?.strip_prefix('=')?;
@@ -216,7 +216,7 @@ impl Making {
     }
 }
 
-/// One member; with `fields`, one whose header has all that RFC 1952 knows.
+/// Makes one gzip member; with `fields`, its header has all optional fields of RFC 1952.
 fn gzip(data: &[u8], fields: bool) -> Vec<u8> {
     let mut bytes = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
     if fields {
@@ -235,17 +235,17 @@ fn gzip(data: &[u8], fields: bool) -> Vec<u8> {
     bytes
 }
 
-/// One zstd frame.
+/// Makes one zstd frame.
 fn zstd(data: &[u8], checksum: bool) -> Vec<u8> {
-    let mut frame = zstd::Encoder::new(Vec::new(), 3).expect("3 is a level");
-    frame.include_checksum(checksum).expect("it knows checksums");
+    let mut frame = zstd::Encoder::new(Vec::new(), 3).expect("level 3 exists");
+    frame.include_checksum(checksum).expect("checksums are supported");
     frame.write_all(data).expect("compresses in memory");
     frame.finish().expect("compresses in memory")
 }
 
-/// One zstd frame of raw blocks that asks for a window of `1 << log` bytes, whatever is in it.
+/// Makes one zstd frame of raw blocks that declares a window of `1 << log` bytes.
 fn raw_zstd(data: &[u8], log: usize) -> Vec<u8> {
-    let exponent = u8::try_from(log - 10).expect("a window that the format can tell");
+    let exponent = u8::try_from(log - 10).expect("the format can express the window");
     let mut bytes = vec![0x28, 0xb5, 0x2f, 0xfd, 0, exponent << 3];
     let blocks: Vec<&[u8]> = data.chunks(1024).collect();
     for (position, block) in blocks.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! A directory of the host's that nothing of an image may change or show.
+//! A directory of the host that no image may change or show.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -9,10 +9,10 @@ use tempfile::TempDir;
 use crate::images::run;
 use crate::trees;
 
-/// What stands in the canary's files, and nowhere else.
+/// The content of the canary's files, which occurs nowhere else.
 pub const SECRET: &str = "of the host";
 
-/// The directory. Whoever gets there can do anything: what keeps others out must be that they do not get there.
+/// The directory. Its permissions allow everything to everyone: an attempt must fail because it does not reach the directory.
 #[derive(Debug)]
 pub struct Canary {
     dir: TempDir,
@@ -20,12 +20,12 @@ pub struct Canary {
 }
 
 impl Canary {
-    /// Not in `/tmp`, which each sandbox has of its own.
+    /// Makes a canary in `/var/tmp`; sandboxes have a `/tmp` of their own.
     pub fn new() -> Self {
         Self::in_directory(Path::new("/var/tmp"))
     }
 
-    /// In a directory, so that it stands beside what is written there.
+    /// Makes a canary in a directory, beside what is written there.
     pub fn in_directory(above: &Path) -> Self {
         let dir = tempfile::Builder::new().prefix("rcx-canary").tempdir_in(above).unwrap();
         let script = "cd $0; printf '%s' \"$1\" >secret; printf '%s' \"$1\" >hostname; mkdir -p dir; printf '%s' \"$1\" >dir/inner
@@ -34,7 +34,7 @@ impl Canary {
             chown 2001:2002 secret dir; setfattr -n trusted.canary -v here secret dir .
             touch -h -d @1000000000.5 secret hostname dir/inner program link around fifo dir .";
         run("sh", &["-euc", script, dir.path().to_str().unwrap(), SECRET]);
-        let before = look(dir.path());
+        let before = describe(dir.path());
         assert!(before.len() >= 10, "{before:#?}");
         Self { dir, before }
     }
@@ -43,23 +43,23 @@ impl Canary {
         self.dir.path().to_str().unwrap()
     }
 
-    /// Its last name.
+    /// The last component of its path.
     pub fn name(&self) -> &str {
         self.dir.path().file_name().unwrap().to_str().unwrap()
     }
 
-    /// Everything is as it was: bytes, modes, owners, times, extended attributes, names, link counts; and nothing of it has
-    /// been written at all, which would show in the times of change.
+    /// Checks that nothing has changed: bytes, modes, owners, times, extended attributes, names and link counts. The change
+    /// times show writes that were undone.
     #[track_caller]
-    pub fn is_untouched(&self, after: &str) {
-        let now = look(self.dir.path());
+    pub fn assert_untouched(&self, after: &str) {
+        let now = describe(self.dir.path());
         let gone: Vec<_> = self.before.iter().filter(|line| !now.contains(line)).collect();
         let new: Vec<_> = now.iter().filter(|line| !self.before.contains(line)).collect();
-        assert!(now == self.before, "{after} changed the canary: there was {gone:#?}, there is {new:#?}");
+        assert!(now == self.before, "{after} changed the canary: before {gone:#?}, after {new:#?}");
     }
 }
 
-fn look(dir: &Path) -> Vec<String> {
+fn describe(dir: &Path) -> Vec<String> {
     let seen = trees::snapshot(dir).into_iter().zip(trees::paths(dir));
     seen.map(|(line, path)| {
         let meta = fs::symlink_metadata(dir.join(path)).unwrap();

@@ -1,4 +1,4 @@
-//! Cases as files: what a case says, its layers, and the tree or the error that must come of them.
+//! The cases of the conformance suite as files: a description, layers, and the expected tree or error.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,33 +9,33 @@ use crate::repository;
 /// One case, `cases/RULE-NAME.case`.
 #[derive(Debug)]
 pub struct Case {
-    /// The file's name without its extension; also the image's tag.
+    /// The file name without its extension. Also the tag of the image.
     pub name: String,
-    /// The rule that it pins, by its number in the README of the suite.
+    /// The number of the rule that it tests, in the README of the suite.
     pub rule: u8,
-    /// What it says, in one sentence.
-    pub says: String,
-    /// The layers, the lowest first.
+    /// What it tests, in one sentence.
+    pub description: String,
+    /// The layers, from the lowest up.
     pub layers: Vec<Blob>,
-    /// What must come of them.
+    /// The expected result.
     pub expected: Expected,
 }
 
-/// What must come of a case.
+/// The expected result of a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected {
     /// This tree, as `tree::dump` writes it.
     Tree(String),
-    /// An error that has each of these in its text.
+    /// An error whose text contains each of these.
     Error(Vec<String>),
 }
 
-/// The directory of the suite.
+/// The directory of the conformance suite.
 pub fn directory() -> PathBuf {
     repository().join("tests/conformance")
 }
 
-/// All cases in the order of their names.
+/// All cases, sorted by name.
 pub fn all() -> Vec<Case> {
     let cases = directory().join("cases");
     let mut paths: Vec<PathBuf> =
@@ -54,13 +54,13 @@ impl Case {
 
     fn parse(name: String, text: &str) -> Self {
         let number = name.split('-').next().and_then(|number| number.parse().ok());
-        let rule = number.unwrap_or_else(|| panic!("{name}: the name starts with the number of a rule"));
-        let mut says = Vec::new();
+        let rule = number.unwrap_or_else(|| panic!("{name}: the name must start with the number of a rule"));
+        let mut description = Vec::new();
         let mut layers = vec![String::new()];
         let mut expected: Option<String> = None;
         for line in text.lines() {
             match (line.trim(), &mut expected) {
-                (comment, _) if comment.starts_with('#') => says.push(comment[1..].trim()),
+                (comment, _) if comment.starts_with('#') => description.push(comment[1..].trim()),
                 (_, Some(expected)) => {
                     expected.push_str(line.trim());
                     expected.push('\n');
@@ -77,10 +77,10 @@ impl Case {
         let expected = expected.unwrap_or_else(|| panic!("{name}: no `===`"));
         let errors: Vec<String> =
             expected.lines().filter_map(|line| line.strip_prefix("error: ")).map(str::to_owned).collect();
-        assert!(!says.is_empty(), "{name}: the first line tells what the case says, after a `#`");
+        assert!(!description.is_empty(), "{name}: the first line must describe the case, after a `#`");
         Self {
             rule,
-            says: says.join(" "),
+            description: description.join(" "),
             layers: layers.iter().map(|layer| Blob::of_text(layer)).collect(),
             expected: if errors.is_empty() { Expected::Tree(expected) } else { Expected::Error(errors) },
             name,

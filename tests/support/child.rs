@@ -1,4 +1,4 @@
-//! A background process that ends with its owner.
+//! Background processes that end with their owner, and waiting for a condition.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
@@ -8,11 +8,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a server may take to start, or to end when told to.
+/// How long a server may take to start, or to end after a signal.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A server as a child process. Told to end, waited for, and as the last resort killed, when dropped; the kernel tells it
-/// to end when the test's process dies without unwinding.
+/// A server in a child process. Dropping it sends SIGTERM, waits, and kills the process if it does not end. The kernel sends
+/// SIGTERM when the test's own process dies without unwinding.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
@@ -21,7 +21,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `command`, its stderr appended to the file `log`.
+    /// Starts `command`, and appends its stderr to the file `log`.
     pub fn start(command: &Command, log: &Path) -> Self {
         let stderr = File::options().create(true).append(true).open(log).expect("open the log");
         let mut bound = Command::new("setpriv");
@@ -36,15 +36,15 @@ impl Server {
         let mut child = bound.spawn().expect("setpriv (util-linux) is needed for this test");
         let lines = BufReader::new(child.stdout.take().expect("stdout is piped"));
         let (sender, stdout) = channel();
-        // The thread ends with the server's stdout.
+        // The thread ends when the server closes its stdout.
         thread::spawn(move || lines.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
         Self { child, stdout, log: log.to_owned() }
     }
 
-    /// The next line on the server's stdout.
+    /// Returns the next line of the server's stdout.
     ///
     /// # Errors
-    /// The server ended first: its status and log.
+    /// The server's exit status and log, if it ended first.
     pub fn line(&mut self) -> Result<String, String> {
         match self.stdout.recv_timeout(PATIENCE) {
             Ok(line) => Ok(line),
@@ -56,30 +56,35 @@ impl Server {
         }
     }
 
-    /// What it has written to stderr so far.
+    /// Returns what the server has written to stderr so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// Its process id.
+    /// The process ID.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends a signal, by name.
+    /// Sends a signal, named as in `TERM`.
     pub fn signal(&self, name: &str) {
-        // Not an assertion: the process may have just ended by itself.
+        // The result is ignored: the process may have just ended by itself.
         let _ = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
     }
 
-    /// Waits for the end.
+    /// Waits until the process ends.
     pub fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().expect("wait for the server") {
                 return status;
             }
-            assert!(Instant::now() < deadline, "process {} does not end; log:\n{}", self.pid(), self.log());
+            assert!(
+                Instant::now() < deadline,
+                "process {} did not end within {PATIENCE:?}; log:\n{}",
+                self.pid(),
+                self.log()
+            );
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -103,11 +108,11 @@ impl Drop for Server {
     }
 }
 
-/// Waits until `condition` holds, looking again and again; panics with `what` when it takes too long.
+/// Waits until `condition` is true, polling every 5 ms. Panics with `what` after 30 seconds.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain until {what}");
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }

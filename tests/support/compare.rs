@@ -1,4 +1,4 @@
-//! Layers merged by the program and by the model: both give the same tree, or name the same line.
+//! Compares the merge with the reference model: both give the same tree, or reject the same line.
 
 use std::collections::BTreeMap;
 
@@ -9,31 +9,35 @@ use rcx_imagefs::tree::{NodeId, Tree, merge};
 use crate::layers::{Line, Merged, open, parse, tar};
 use crate::model::{self, Model};
 
-/// Compares by listing: the whole tree as text, read back.
+/// Compares by listing: dumps the whole tree and parses the text.
 fn assert_same_listing(text: &str, model: &Model) {
     let lines = parse(text).remove(0);
     assert_eq!(lines, model.lines(), "\n{text}");
 }
 
-/// Compares by looking up each of the model's paths, from the root on.
+/// Compares by looking up each path of the model, component by component.
 fn assert_same_lookups(tree: &Tree, model: &Model) {
     let mut nodes: BTreeMap<NodeId, usize> = BTreeMap::new();
     for (path, node, nlink) in model.paths() {
         let mut at = NodeId::ROOT;
         for name in &path {
-            let next = tree.lookup(at, name).expect("what the model has is there");
+            let next = tree.lookup(at, name).expect("a path of the model exists");
             if tree.is_directory(next) {
                 assert_eq!(tree.parent(next), at);
             }
             at = next;
         }
         assert_eq!(tree.nlink(at) as usize, nlink, "{path:?}");
-        assert_eq!(*nodes.entry(at).or_insert(node), node, "{path:?} is another node");
+        assert_eq!(
+            *nodes.entry(at).or_insert(node),
+            node,
+            "{path:?} leads to another node than in the model"
+        );
     }
     assert_eq!(tree.len(), nodes.len());
 }
 
-/// Merges by both; a line that breaks a rule must be found by both, and without it they go on.
+/// Merges the layers in both ways. Where a line breaks a rule, both must reject it; it is then removed and the merge repeated.
 pub fn compare(mut stack: Vec<Vec<Line>>) {
     let indexed = |layer: &Vec<Line>| open(tar(layer)).unwrap_or_else(|error| panic!("{error}\n{layer:?}"));
     let mut layers: Vec<_> = stack.iter().map(indexed).collect();
@@ -48,7 +52,8 @@ pub fn compare(mut stack: Vec<Vec<Line>>) {
             }
             Err((layer, line)) => {
                 let path = model::normal(&stack[layer][line].path).join(&b'/');
-                let error = merged.map(|tree| tree.len()).expect_err("the model finds an error").to_string();
+                let error =
+                    merged.map(|tree| tree.len()).expect_err("the model rejects this line").to_string();
                 assert!(error.starts_with(&format!("layer {}: ", layer + 1)), "{error}\n{stack:?}");
                 assert!(error.contains(&format!(" `{}`: ", Printable(&path))), "{error}\n{stack:?}");
                 stack[layer].remove(line);

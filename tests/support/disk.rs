@@ -1,4 +1,4 @@
-//! A tree on a disk or in a mount, read back and written as `tree::dump` writes trees.
+//! Dumps a directory tree in the syntax of `tree::dump`.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -11,11 +11,12 @@ use std::path::Path;
 
 use rcx_imagefs::layer::Printable;
 
-/// Files up to this length are written whole, of others the length with the first and the last bytes.
+/// Files up to this length are dumped in full, longer ones as their length with the first and last [`PART`] bytes.
 const WHOLE: u64 = 4096;
+/// Number of bytes at each end of a longer file.
 const PART: usize = 16;
 
-/// What stands in a file's line for its content.
+/// The content of a file as its line in a dump has it.
 pub fn content<E>(size: u64, read: impl Fn(u64, usize) -> Result<Vec<u8>, E>) -> Result<Vec<u8>, E> {
     if size <= WHOLE {
         return read(0, usize::try_from(size).expect("not more than WHOLE"));
@@ -24,39 +25,41 @@ pub fn content<E>(size: u64, read: impl Fn(u64, usize) -> Result<Vec<u8>, E>) ->
     Ok([format!("[{size}]").as_bytes(), &first, b"...", &last].concat())
 }
 
-/// Reads a tree. What is listed but not there is `?`. Where a file has another link count than names, its line says so with `nlink=`. What changed since
-/// `since`, in seconds, has `mtime=now`: nobody can foretell it.
+/// Dumps a tree.
+///
+/// Names that are listed but cannot be found are marked `?`. A file whose link count differs from its number of names gets
+/// `nlink=`. Times from `since` on, in seconds, are written as `mtime=now`, because they cannot be predicted.
 pub fn dump(root: &Path, since: i64) -> io::Result<String> {
     let meta = fs::symlink_metadata(root)?;
-    let mut reading = Reading { since, lines: Vec::new(), files: HashMap::new() };
-    let attributes = reading.attributes(root, &meta, 0o755)?;
+    let mut reader = TreeReader { since, lines: Vec::new(), files: HashMap::new() };
+    let attributes = reader.attributes(root, &meta, 0o755)?;
     if !attributes.is_empty() {
-        reading.lines.push(format!("d /{attributes}"));
+        reader.lines.push(format!("d /{attributes}"));
     }
-    reading.directory(root, "")?;
-    for file in reading.files.values() {
+    reader.directory(root, "")?;
+    for file in reader.files.values() {
         if file.names != file.nlink {
-            let _ = write!(reading.lines[file.line], " nlink={}", file.nlink);
+            let _ = write!(reader.lines[file.line], " nlink={}", file.nlink);
         }
     }
-    Ok(reading.lines.iter().map(|line| format!("{line}\n")).collect())
+    Ok(reader.lines.iter().map(|line| format!("{line}\n")).collect())
 }
 
-struct Reading {
+struct TreeReader {
     since: i64,
     lines: Vec<String>,
-    files: HashMap<(u64, u64), Named>,
+    files: HashMap<(u64, u64), SeenFile>,
 }
 
-/// What has been seen of one node.
-struct Named {
+/// A file that has been seen under at least one name.
+struct SeenFile {
     first: String,
     line: usize,
     names: u64,
     nlink: u64,
 }
 
-impl Reading {
+impl TreeReader {
     fn directory(&mut self, directory: &Path, inside: &str) -> io::Result<()> {
         let mut names = Vec::new();
         for entry in fs::read_dir(directory)? {
@@ -67,7 +70,7 @@ impl Reading {
             let path = directory.join(&name);
             let inside = format!("{inside}{}", field(name.as_bytes()));
             let meta = match fs::symlink_metadata(&path) {
-                // Listed, but not there: the ghost of a whiteout.
+                // Listed but missing: the effect of a wrong whiteout.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     self.lines.push(format!("? {inside}"));
                     continue;
@@ -80,18 +83,18 @@ impl Reading {
                 self.directory(&path, &format!("{inside}/"))?;
                 continue;
             }
-            if let Some(named) = self.files.get_mut(&(meta.dev(), meta.ino())) {
-                named.names += 1;
-                self.lines.push(format!("h {inside} {}", named.first));
+            if let Some(seen) = self.files.get_mut(&(meta.dev(), meta.ino())) {
+                seen.names += 1;
+                self.lines.push(format!("h {inside} {}", seen.first));
                 continue;
             }
-            let named =
-                Named { first: inside.clone(), line: self.lines.len(), names: 1, nlink: meta.nlink() };
-            self.files.insert((meta.dev(), meta.ino()), named);
-            let (kind, what, usual) = what(&path, &meta)?;
-            let space = if what.is_empty() { "" } else { " " };
+            let seen =
+                SeenFile { first: inside.clone(), line: self.lines.len(), names: 1, nlink: meta.nlink() };
+            self.files.insert((meta.dev(), meta.ino()), seen);
+            let (kind, content, usual) = kind_of(&path, &meta)?;
+            let space = if content.is_empty() { "" } else { " " };
             let attributes = self.attributes(&path, &meta, usual)?;
-            self.lines.push(format!("{kind} {inside}{space}{what}{attributes}"));
+            self.lines.push(format!("{kind} {inside}{space}{content}{attributes}"));
         }
         Ok(())
     }
@@ -126,7 +129,7 @@ impl Reading {
     }
 }
 
-fn what(path: &Path, meta: &Metadata) -> io::Result<(char, String, u32)> {
+fn kind_of(path: &Path, meta: &Metadata) -> io::Result<(char, String, u32)> {
     let kind = meta.file_type();
     let device = || {
         let rdev = meta.rdev();

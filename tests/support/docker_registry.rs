@@ -1,4 +1,4 @@
-//! Debian's `docker-registry` on a free loopback port.
+//! Debian's `docker-registry`, on a free loopback port.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,43 +9,43 @@ use tempfile::TempDir;
 use crate::child::{Server, wait_until};
 use crate::images::{Layout, run};
 
-/// The one user of a registry with a password.
+/// The only user of a registry with a password.
 pub const USER: &str = "reader";
-/// That user's password.
+/// The password of [`USER`].
 pub const PASSWORD: &str = "open sesame";
 /// The bcrypt hash of [`PASSWORD`].
 const PASSWORD_HASH: &str = "$2y$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW";
 
-/// A registry of the test's own. Its address changes from run to run; its storage can be damaged on disk.
+/// A registry for one test. Its port changes from run to run; tests may damage its storage on disk.
 #[derive(Debug)]
 pub struct DockerRegistry {
     address: String,
-    // Dropped before the directory it works in.
+    // Dropped before its working directory.
     server: Server,
     dir: TempDir,
     password: bool,
 }
 
-/// One request that the registry answered.
+/// A request that the registry has answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// `GET`, `HEAD`, ...
     pub method: String,
     /// The path with its query.
     pub path: String,
-    /// The status it answered.
+    /// The HTTP status of the answer.
     pub status: u16,
-    /// Bytes of body sent.
+    /// Length of the body that was sent.
     pub bytes: u64,
 }
 
 impl DockerRegistry {
-    /// Starts an empty registry that anyone may use.
+    /// Starts an empty registry without authentication.
     pub fn start() -> Self {
         Self::start_with(false)
     }
 
-    /// Starts an empty registry for the user [`USER`] with [`PASSWORD`] alone.
+    /// Starts an empty registry that requires [`USER`] and [`PASSWORD`].
     pub fn start_with_password() -> Self {
         Self::start_with(true)
     }
@@ -67,7 +67,7 @@ impl DockerRegistry {
         }
         fs::write(&config, text).expect("write the registry's configuration");
         let log = dir.path().join("log");
-        // Its access log goes to stdout, all else to stderr; both are wanted in one file.
+        // The access log goes to stdout and everything else to stderr; both are needed in one file.
         let mut command = Command::new("sh");
         command.args(["-c", "exec docker-registry serve \"$0\" >>\"$1\" 2>&1"]).arg(&config).arg(&log);
         let mut server = Server::start(&command, &log);
@@ -77,13 +77,13 @@ impl DockerRegistry {
 
     fn listening(server: &mut Server) -> String {
         let mut address = None;
-        wait_until("docker-registry (a Debian package) listens", || {
+        wait_until("docker-registry (a Debian package) accepts connections", || {
             let log = server.log();
             let after = log.split("listening on ").nth(1);
             address = after.and_then(|rest| rest.split(['"', ' ', ',', '\n']).next()).map(str::to_owned);
             address.is_some()
         });
-        address.expect("the loop above ends with an address")
+        address.expect("the wait above ends with an address")
     }
 
     /// `127.0.0.1:PORT`.
@@ -91,12 +91,12 @@ impl DockerRegistry {
         &self.address
     }
 
-    /// The reference of a repository (and tag) in this registry.
+    /// The reference of `REPOSITORY:TAG` or `REPOSITORY@DIGEST` in this registry.
     pub fn reference(&self, rest: &str) -> String {
         format!("{}/{rest}", self.address)
     }
 
-    /// Copies an image, named as skopeo names it, to `REPOSITORY:TAG` here, and returns the digest of what was pushed.
+    /// Copies an image, named in skopeo's syntax, to `REPOSITORY:TAG` in this registry. Returns the digest of its manifest.
     pub fn push(&self, image: &str, to: &str, options: &[&str]) -> String {
         let digest_file = self.dir.path().join("pushed");
         let file = digest_file.display().to_string();
@@ -107,7 +107,7 @@ impl DockerRegistry {
         if self.password {
             arguments.push(&credentials);
         }
-        // Else skopeo compresses what it takes for uncompressed.
+        // Without this, skopeo recompresses layers that it takes for uncompressed ones.
         if !options.contains(&"--format") {
             arguments.push("--preserve-digests");
         }
@@ -117,12 +117,12 @@ impl DockerRegistry {
         fs::read_to_string(digest_file).expect("skopeo wrote the digest").trim().to_owned()
     }
 
-    /// Pushes an image of a layout.
+    /// Pushes an image of a layout. Returns the digest of its manifest.
     pub fn push_from(&self, layout: &Layout, tag: &str, to: &str) -> String {
         self.push(&layout.image(tag), to, &[])
     }
 
-    /// The file that holds a blob or manifest.
+    /// The file in which the registry stores a blob or manifest.
     pub fn blob(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").expect("a digest starts with its algorithm");
         self.storage().join("blobs/sha256").join(&hex[..2]).join(hex).join("data")
@@ -132,12 +132,12 @@ impl DockerRegistry {
         self.dir.path().join("data/docker/registry/v2")
     }
 
-    /// The requests answered so far.
+    /// All requests answered so far.
     pub fn requests(&self) -> Vec<Request> {
         self.server.log().lines().filter_map(Request::parse).collect()
     }
 
-    /// The number of requests answered so far, to look only at later ones.
+    /// The number of requests answered so far: a starting point for [`Self::downloads`].
     pub fn mark(&self) -> usize {
         self.requests().len()
     }
@@ -153,7 +153,7 @@ impl DockerRegistry {
 }
 
 impl Request {
-    /// Reads a line of the access log (combined log format); `None` for any other line.
+    /// Parses a line of the access log (combined log format). Returns `None` for any other line.
     fn parse(line: &str) -> Option<Self> {
         let mut quoted = line.split('"');
         let before = quoted.next()?;

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::docker_registry::DockerRegistry;
-use crate::images::{Images, OwnLayout};
+use crate::images::{Images, LayoutCopy};
 use crate::program::{Program, TestMount};
 
 /// A loopback registry with images of `scripts/test-images`, and the program with an empty store.
@@ -71,7 +71,7 @@ impl MountedFixture {
     }
 
     /// A copy of the small image that the test may damage.
-    pub fn copy(&self) -> OwnLayout {
+    pub fn copy(&self) -> LayoutCopy {
         self.images.layout().copy_of("small")
     }
 

@@ -1,4 +1,4 @@
-//! The real images that `scripts/test-images` makes, and ways to damage a copy of one.
+//! The real images that `scripts/test-images` makes, and copies of them that a test may damage.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,22 +10,23 @@ use tempfile::TempDir;
 
 use crate::repository;
 
-/// Annotation that carries the tag in an OCI layout's `index.json`.
+/// The annotation with the tag of an image in an OCI layout's `index.json`.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
-/// The directory of images that tests share; nothing in it is ever changed by a test.
+/// The directory of images that all tests share. Tests must not change anything in it.
 #[derive(Debug, Clone)]
 pub struct Images {
     dir: PathBuf,
 }
 
 impl Images {
-    /// Makes what is not there yet of the named images. Other test processes wait meanwhile, for the script takes a lock.
+    /// Makes those of the named images that do not exist yet. Takes minutes the first time; other test processes wait for the
+    /// script's lock.
     pub fn make(names: &[&str]) -> Self {
         let script = repository().join("scripts/test-images");
         let output = Command::new(script).args(names).output().expect("scripts/test-images runs");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "scripts/test-images {names:?}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "scripts/test-images {names:?}: {stderr}");
         Self { dir: PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()) }
     }
 
@@ -34,7 +35,7 @@ impl Images {
         Layout { dir: self.dir.join("oci") }
     }
 
-    /// The root directory that `umoci unpack` made of an image; needs `unpacked-NAME` among the names made.
+    /// The root directory that `umoci unpack` made of an image. [`Self::make`] must have been called with `unpacked-NAME`.
     pub fn unpacked(&self, name: &str) -> PathBuf {
         self.dir.join("unpacked").join(name).join("rootfs")
     }
@@ -52,20 +53,20 @@ impl Layout {
         &self.dir
     }
 
-    /// What skopeo calls an image of this layout.
+    /// The name of an image of this layout in skopeo's syntax.
     pub fn image(&self, tag: &str) -> String {
         format!("oci:{}:{tag}", self.dir.display())
     }
 
-    /// Copies one image into a layout of the caller's own, to be damaged there.
-    pub fn copy_of(&self, tag: &str) -> OwnLayout {
-        let own = tempfile::Builder::new().prefix("rcx-layout").tempdir().expect("temporary directory");
-        let layout = Layout { dir: own.path().to_owned() };
+    /// Copies one image into a new layout that the caller may change.
+    pub fn copy_of(&self, tag: &str) -> LayoutCopy {
+        let dir = tempfile::Builder::new().prefix("rcx-layout").tempdir().expect("temporary directory");
+        let layout = Layout { dir: dir.path().to_owned() };
         run("skopeo", &["copy", "--quiet", "--insecure-policy", &self.image(tag), &layout.image(tag)]);
-        OwnLayout { layout, tag: tag.to_owned(), own }
+        LayoutCopy { layout, tag: tag.to_owned(), dir }
     }
 
-    /// The digest (`sha256:...`) of the manifest or index that a tag stands for.
+    /// The digest (`sha256:...`) of the manifest or index with this tag.
     pub fn digest(&self, tag: &str) -> String {
         let index = json(&self.dir.join("index.json"));
         let manifests = index["manifests"].as_array().expect("index.json lists manifests");
@@ -73,17 +74,17 @@ impl Layout {
         text(&found.unwrap_or_else(|| panic!("no {tag} in {}", self.dir.display()))["digest"])
     }
 
-    /// Where a blob is stored.
+    /// The file of a blob.
     pub fn blob(&self, digest: &str) -> PathBuf {
         self.dir.join("blobs").join(digest.replace(':', "/"))
     }
 
-    /// The manifest of a tag.
+    /// The manifest with this tag.
     pub fn manifest(&self, tag: &str) -> Value {
         json(&self.blob(&self.digest(tag)))
     }
 
-    /// The digests of an image's layers, lowest first.
+    /// The digests of an image's layers, from the lowest up.
     pub fn layers(&self, tag: &str) -> Vec<String> {
         let manifest = self.manifest(tag);
         manifest["layers"]
@@ -94,45 +95,45 @@ impl Layout {
             .collect()
     }
 
-    /// The size of an image's layers together, as they are stored.
+    /// The total size of an image's layer blobs.
     pub fn layer_bytes(&self, tag: &str) -> u64 {
         let sizes = self.layers(tag).into_iter().map(|layer| fs::metadata(self.blob(&layer)));
         sizes.map(|blob| blob.expect("the blob exists").len()).sum()
     }
 }
 
-/// A copy of one image that a test may change; removed on drop.
+/// A copy of one image that a test may change. Removed on drop.
 #[derive(Debug)]
-pub struct OwnLayout {
+pub struct LayoutCopy {
     layout: Layout,
     tag: String,
-    own: TempDir,
+    dir: TempDir,
 }
 
-impl OwnLayout {
-    /// The layout itself.
+impl LayoutCopy {
+    /// The layout of the copy.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// What skopeo calls the image.
+    /// The name of the image in skopeo's syntax.
     pub fn image(&self) -> String {
         self.layout.image(&self.tag)
     }
 
-    /// Changes the manifest and names it anew, so that its digest is right again.
+    /// Changes the manifest, and `index.json` to its new digest.
     pub fn change_manifest(&self, change: impl FnOnce(&mut Value)) {
         let mut manifest = self.layout.manifest(&self.tag);
         change(&mut manifest);
         let (digest, size) = self.add_blob(manifest.to_string().as_bytes());
-        let path = self.own.path().join("index.json");
+        let path = self.dir.path().join("index.json");
         let mut index = json(&path);
         index["manifests"][0]["digest"] = digest.into();
         index["manifests"][0]["size"] = size.into();
         fs::write(path, index.to_string()).expect("write index.json");
     }
 
-    /// Changes the image configuration; digests of configuration and manifest are right again afterwards.
+    /// Changes the image configuration, and manifest and `index.json` to the new digests.
     pub fn change_config(&self, change: impl FnOnce(&mut Value)) {
         let manifest = self.layout.manifest(&self.tag);
         let mut config = json(&self.layout.blob(&text(&manifest["config"]["digest"])));
@@ -144,7 +145,7 @@ impl OwnLayout {
         });
     }
 
-    /// Replaces a layer's bytes; with `digest_too`, the manifest names the new bytes.
+    /// Replaces the blob of a layer, and its digest in the manifest. The diff ID in the configuration stays.
     pub fn change_layer(&self, number: usize, bytes: &[u8]) {
         let (digest, size) = self.add_blob(bytes);
         self.change_manifest(|manifest| {
@@ -153,7 +154,7 @@ impl OwnLayout {
         });
     }
 
-    /// Puts a layer's bytes beside the others, for a manifest that names them.
+    /// Adds a blob without naming it in the manifest.
     pub fn add_layer_blob(&self, bytes: &[u8]) {
         self.add_blob(bytes);
     }
@@ -169,17 +170,17 @@ impl OwnLayout {
 pub fn sha256(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
-        write!(hex, "{byte:02x}").expect("a string takes every write");
+        write!(hex, "{byte:02x}").expect("writing to a string cannot fail");
         hex
     })
 }
 
-/// Runs a program that must succeed and returns what it printed.
+/// Runs a program, which must succeed. Returns its standard output.
 pub fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output();
     let output = output.unwrap_or_else(|error| panic!("{program} is needed for this test: {error}"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {stderr}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 

@@ -1,4 +1,4 @@
-//! Layers written as text, in the syntax of `tree::dump`, and the way from there to a merged tree.
+//! Layers written as text in the syntax of `tree::dump`: parsing, writing as tar, indexing and merging.
 
 use std::fmt::Write as _;
 
@@ -6,9 +6,9 @@ use rcx_imagefs::image::LayerDigest;
 use rcx_imagefs::index::{BuildOptions, Index, Layer, LayerBytes, build};
 use rcx_imagefs::tree::{self, Tree};
 
-/// What a line of a layer stands for.
+/// The kind of a line, with the content or target of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
+pub enum EntryKind {
     Directory,
     File(Vec<u8>),
     Symlink(Vec<u8>),
@@ -20,12 +20,12 @@ pub enum What {
     Opaque,
 }
 
-/// One line of a layer.
+/// One line of a layer: an entry or a marker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
-    /// As written: it may have `..`, or a slash in front. Of a marker, what it hides.
+    /// The path as written, possibly with `..` or a leading slash. A marker has the path that it hides.
     pub path: Vec<u8>,
-    pub what: What,
+    pub kind: EntryKind,
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
@@ -34,40 +34,40 @@ pub struct Line {
 }
 
 impl Line {
-    pub fn new(path: &[u8], what: What) -> Self {
-        let mode = match what {
-            What::Directory => 0o755,
-            What::Symlink(_) => 0o777,
+    pub fn new(path: &[u8], kind: EntryKind) -> Self {
+        let mode = match kind {
+            EntryKind::Directory => 0o755,
+            EntryKind::Symlink(_) => 0o777,
             _ => 0o644,
         };
-        Self { path: path.to_vec(), what, mode, uid: 0, gid: 0, mtime: (0, 0), xattrs: Vec::new() }
+        Self { path: path.to_vec(), kind, mode, uid: 0, gid: 0, mtime: (0, 0), xattrs: Vec::new() }
     }
 
     fn parse(text: &str) -> Self {
         let mut words = text.split_ascii_whitespace();
-        let kind = words.next().expect("a kind");
+        let letter = words.next().expect("a letter for the kind");
         let (attributes, fields): (Vec<_>, Vec<_>) =
             words.partition(|word| word.split_once('=').is_some_and(|(key, _)| is_attribute(key)));
         let mut fields = fields.into_iter().map(unescape);
         let path = fields.next().unwrap_or_else(|| panic!("no path in `{text}`"));
-        let what = match kind {
-            "d" => What::Directory,
-            "f" => What::File(fields.next().unwrap_or_default()),
-            "l" => What::Symlink(fields.next().expect("a symlink's target")),
-            "h" => What::Hardlink(fields.next().expect("a hard link's target")),
+        let kind = match letter {
+            "d" => EntryKind::Directory,
+            "f" => EntryKind::File(fields.next().unwrap_or_default()),
+            "l" => EntryKind::Symlink(fields.next().expect("the target of a symlink")),
+            "h" => EntryKind::Hardlink(fields.next().expect("the target of a hard link")),
             "c" | "b" => {
                 let numbers = String::from_utf8(fields.next().expect("device numbers")).unwrap();
                 let (major, minor) = numbers.split_once(':').expect("MAJOR:MINOR");
                 let (major, minor) = (major.parse().unwrap(), minor.parse().unwrap());
-                if kind == "c" { What::Char(major, minor) } else { What::Block(major, minor) }
+                if letter == "c" { EntryKind::Char(major, minor) } else { EntryKind::Block(major, minor) }
             }
-            "p" => What::Fifo,
-            "w" => What::Whiteout,
-            "o" => What::Opaque,
+            "p" => EntryKind::Fifo,
+            "w" => EntryKind::Whiteout,
+            "o" => EntryKind::Opaque,
             _ => panic!("unknown kind in `{text}`"),
         };
         assert!(fields.next().is_none(), "too many fields in `{text}`");
-        let mut line = Self::new(&path, what);
+        let mut line = Self::new(&path, kind);
         for (key, value) in attributes.iter().filter_map(|word| word.split_once('=')) {
             match key {
                 "mode" => line.mode = u32::from_str_radix(value, 8).unwrap(),
@@ -92,7 +92,7 @@ fn parse_time(text: &str) -> (i64, u32) {
     if text.starts_with('-') && nsec > 0 { (sec - 1, 1_000_000_000 - nsec) } else { (sec, nsec) }
 }
 
-/// The bytes that a field of a line stands for.
+/// Decodes the escapes of a field.
 pub fn unescape(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
@@ -114,7 +114,7 @@ pub fn unescape(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// Reads layers, the lowest first.
+/// Parses layers, from the lowest up, separated by `---`.
 pub fn parse(text: &str) -> Vec<Vec<Line>> {
     let mut layers = vec![Vec::new()];
     for line in text.lines().map(str::trim) {
@@ -127,7 +127,7 @@ pub fn parse(text: &str) -> Vec<Vec<Line>> {
     layers
 }
 
-/// Writes a layer's tar.
+/// Writes a layer as a tar.
 pub fn tar(lines: &[Line]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for line in lines {
@@ -135,16 +135,18 @@ pub fn tar(lines: &[Line]) -> Vec<u8> {
             let split = line.path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
             [&line.path[..split], b".wh.", &line.path[split..], name].concat()
         };
-        let (typeflag, path, link, data): (_, Vec<u8>, &[u8], &[u8]) = match &line.what {
-            What::Directory => (tar::EntryType::Directory, [&line.path[..], b"/"].concat(), b"", b""),
-            What::File(data) => (tar::EntryType::Regular, line.path.clone(), b"", data),
-            What::Symlink(target) => (tar::EntryType::Symlink, line.path.clone(), target, b""),
-            What::Hardlink(target) => (tar::EntryType::Link, line.path.clone(), target, b""),
-            What::Char(..) => (tar::EntryType::Char, line.path.clone(), b"", b""),
-            What::Block(..) => (tar::EntryType::Block, line.path.clone(), b"", b""),
-            What::Fifo => (tar::EntryType::Fifo, line.path.clone(), b"", b""),
-            What::Whiteout => (tar::EntryType::Regular, marker(b""), b"", b""),
-            What::Opaque => (tar::EntryType::Regular, [&line.path[..], b"/.wh..wh..opq"].concat(), b"", b""),
+        let (typeflag, path, link, data): (_, Vec<u8>, &[u8], &[u8]) = match &line.kind {
+            EntryKind::Directory => (tar::EntryType::Directory, [&line.path[..], b"/"].concat(), b"", b""),
+            EntryKind::File(data) => (tar::EntryType::Regular, line.path.clone(), b"", data),
+            EntryKind::Symlink(target) => (tar::EntryType::Symlink, line.path.clone(), target, b""),
+            EntryKind::Hardlink(target) => (tar::EntryType::Link, line.path.clone(), target, b""),
+            EntryKind::Char(..) => (tar::EntryType::Char, line.path.clone(), b"", b""),
+            EntryKind::Block(..) => (tar::EntryType::Block, line.path.clone(), b"", b""),
+            EntryKind::Fifo => (tar::EntryType::Fifo, line.path.clone(), b"", b""),
+            EntryKind::Whiteout => (tar::EntryType::Regular, marker(b""), b"", b""),
+            EntryKind::Opaque => {
+                (tar::EntryType::Regular, [&line.path[..], b"/.wh..wh..opq"].concat(), b"", b"")
+            }
         };
         let mut pax: Vec<(String, Vec<u8>)> =
             line.xattrs.iter().map(|(name, value)| (format!("SCHILY.xattr.{name}"), value.clone())).collect();
@@ -165,11 +167,11 @@ pub fn tar(lines: &[Line]) -> Vec<u8> {
                 pax.push(("mtime".to_owned(), format!("{sign}{sec}.{nsec:09}").into_bytes()));
             }
         }
-        if let What::Char(major, minor) | What::Block(major, minor) = line.what {
+        if let EntryKind::Char(major, minor) | EntryKind::Block(major, minor) = line.kind {
             header.set_device_major(major).unwrap();
             header.set_device_minor(minor).unwrap();
         }
-        // Set as bytes: the builder's own functions refuse the paths that tests are about.
+        // Set as bytes: the functions of `tar` refuse some of the paths that are to be tested.
         match path.len() {
             0..=100 => header.as_old_mut().name[..path.len()].copy_from_slice(&path),
             _ => pax.push(("path".to_owned(), path)),
@@ -187,7 +189,7 @@ pub fn tar(lines: &[Line]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-/// Indexes a layer's tar (or compressed tar) in memory.
+/// Indexes a layer in memory: a tar, compressed or not.
 pub fn open(blob: Vec<u8>) -> Result<Layer<Vec<u8>>, String> {
     let options = BuildOptions::default();
     let (built, _) = build(&blob[..], &options, || Ok(std::io::sink())).map_err(|error| chain(&error))?;
@@ -195,14 +197,14 @@ pub fn open(blob: Vec<u8>) -> Result<Layer<Vec<u8>>, String> {
     Ok(Layer::new(Index::open(index).unwrap(), LayerBytes::Memory(blob), None))
 }
 
-/// A tree with the layers that it is made of.
+/// A merged tree and its layers.
 pub struct Merged {
     pub layers: Vec<Layer<Vec<u8>>>,
     pub tree: Tree,
 }
 
 impl Merged {
-    /// The tree as text, with the content of the files.
+    /// The tree as text, with the content of its files.
     pub fn dump(&self) -> String {
         let indexes: Vec<_> = self.layers.iter().map(Layer::index).collect();
         tree::dump(&self.tree, &indexes, |layer, entry| {
@@ -211,7 +213,7 @@ impl Merged {
     }
 }
 
-/// Merges layers given as text.
+/// Merges layers written as text.
 pub fn merge_text(text: &str) -> Result<Merged, String> {
     merge_lines(&parse(text))
 }

@@ -1,4 +1,4 @@
-//! Images of cases in an OCI layout.
+//! Writes images into an OCI layout.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::case::Case;
 
-/// Writes a layout with an image for each case, tagged with its name. Returns the digests of their manifests.
+/// Writes a layout with an image for each case, tagged with the name of the case. Returns the digests of the manifests.
 pub fn write<'a>(dir: &Path, cases: impl IntoIterator<Item = &'a Case>) -> Vec<Digest> {
     fs::create_dir_all(dir.join("blobs/sha256")).expect("make the layout");
     fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("write oci-layout");
@@ -37,7 +37,7 @@ fn manifest(dir: &Path, case: &Case) -> Value {
         .iter()
         .map(|_| json!({"created": "1970-01-01T00:00:00Z", "created_by": case.name}))
         .collect();
-    // The name makes the image one of its own, even where another case has the same layers.
+    // The author makes images distinct even where two cases have the same layers.
     let config = json!({
         "created": "1970-01-01T00:00:00Z", "author": case.name, "os": host.os(), "architecture": host.architecture(),
         "config": {}, "rootfs": {"type": "layers", "diff_ids": diff_ids}, "history": history,

@@ -9,6 +9,7 @@ pub mod child;
 pub mod compare;
 pub mod disk;
 pub mod docker_registry;
+pub mod engine_dump;
 pub mod escape;
 pub mod fixture;
 pub mod images;
@@ -16,7 +17,7 @@ pub mod layers;
 pub mod layout;
 pub mod model;
 pub mod program;
-pub mod shown;
+
 pub mod stored;
 pub mod text;
 pub mod tmpfs;

@@ -1,4 +1,4 @@
-//! The program under test, with a store of its own, and its mount.
+//! Runs the program under test, with its own store and mount.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -22,7 +22,7 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// `rcx-imagefs` with an empty store, an empty home, and no configuration but its own.
+/// `rcx-imagefs` with an empty store, an empty home directory and its own configuration file.
 #[derive(Debug)]
 pub struct Program {
     dir: TempDir,
@@ -30,16 +30,16 @@ pub struct Program {
 }
 
 impl Program {
-    /// A fresh store in a temporary directory.
+    /// Makes a temporary directory, in which the store will be.
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("rcx-test").tempdir().expect("temporary directory");
-        // Other users look into the mount and run the program.
+        // Some tests access the mount and the program as other users.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
         let store = dir.path().join("store");
         Self { dir, store }
     }
 
-    /// The same with the store elsewhere.
+    /// The same with another place for the store.
     pub fn with_store(store: &Path) -> Self {
         Self { store: store.to_owned(), ..Self::new() }
     }
@@ -49,17 +49,17 @@ impl Program {
         &self.store
     }
 
-    /// A directory for what else the test needs.
+    /// The temporary directory, also for other files of the test.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Where a blob is stored.
+    /// The file of a blob in the store.
     pub fn blob(&self, digest: &str) -> PathBuf {
         self.store.join("blobs").join(digest.replace(':', "/"))
     }
 
-    /// The command line, ready to run.
+    /// Prepares a command: environment, global options, arguments.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
         let mut command = Command::new(binary("rcx-imagefs"));
         self.set_up(&mut command);
@@ -67,7 +67,7 @@ impl Program {
         command
     }
 
-    /// The environment and the global options.
+    /// Sets the environment and the global options of a command.
     pub fn set_up(&self, command: &mut Command) {
         for variable in ["RUST_LOG", "NO_COLOR", "DOCKER_CONFIG", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
             command.env_remove(variable).env_remove(variable.to_lowercase());
@@ -86,7 +86,7 @@ impl Program {
         self.command(arguments).output().expect("the program starts")
     }
 
-    /// Runs a command that must succeed, and returns its standard output without the last line end.
+    /// Runs a command, which must succeed. Returns its standard output without the final newline.
     pub fn ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -94,30 +94,33 @@ impl Program {
         out.trim_end().to_owned()
     }
 
-    /// Runs a command that must succeed with `--json` and returns what it printed.
+    /// Runs a command with `--json`, which must succeed. Returns the parsed output.
     pub fn json(&self, arguments: &[&str]) -> Value {
         let text = self.ok(&[arguments, &["--json"]].concat());
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?} --json: {error}: {text}"))
     }
 
-    /// Runs a command that must fail with exit code 2, and returns the error it printed.
+    /// Runs a command, which must fail with exit code 2. Returns its standard error.
     pub fn fails(&self, arguments: &[&str]) -> String {
         failure(&self.run(arguments), arguments)
     }
 
-    /// Pulls an image and returns the `NAME@DIGEST` that was printed.
+    /// Pulls an image. Returns its `NAME@DIGEST`.
     pub fn pull(&self, reference: &str) -> String {
         self.ok(&["pull", reference])
     }
 
-    /// Mounts the store.
+    /// Mounts the store at `images` in the temporary directory.
     pub fn mount(&self) -> TestMount {
         let dir = self.dir.path().join("images");
         fs::create_dir_all(&dir).expect("make the mountpoint");
         self.mount_at(&dir).unwrap_or_else(|error| panic!("mount: {error}"))
     }
 
-    /// Mounts the store at a directory; an error is the end of the daemon with its log.
+    /// Mounts the store at a directory.
+    ///
+    /// # Errors
+    /// The exit status and log of the daemon, if it ended.
     pub fn mount_at(&self, dir: &Path) -> Result<TestMount, String> {
         let log = self.dir.path().join("daemon.log");
         let mut server = Server::start(&self.command(&[OsStr::new("mount"), dir.as_os_str()]), &log);
@@ -126,21 +129,21 @@ impl Program {
     }
 }
 
-/// Checks that a command failed as commands do: exit code 2, nothing on stdout, one error on stderr. Returns the error.
+/// Checks that a command failed with exit code 2, nothing on stdout and one error on stderr. Returns the standard error.
 pub fn failure(output: &Output, arguments: &[&str]) -> String {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert_eq!(output.status.code(), Some(2), "{arguments:?} should end with exit code 2\n{out}{err}");
+    assert_eq!(output.status.code(), Some(2), "{arguments:?} should fail with exit code 2\n{out}{err}");
     assert_eq!(out, "", "{arguments:?} should print nothing on stdout");
     assert_eq!(
         err.lines().filter(|line| line.starts_with("error:")).count(),
         1,
-        "one error is wanted:\n{err}"
+        "there should be one error:\n{err}"
     );
     assert!(!err.contains("panicked"), "{err}");
     err.into_owned()
 }
 
-/// A mounted store, served by a daemon in a process of its own; unmounted on drop.
+/// A mounted store, served by a daemon in its own process. Unmounted on drop.
 #[derive(Debug)]
 pub struct TestMount {
     dir: PathBuf,
@@ -158,17 +161,17 @@ impl TestMount {
         self.dir.join(rest)
     }
 
-    /// What the daemon has logged.
+    /// The log of the daemon.
     pub fn log(&self) -> String {
         self.server.log()
     }
 
-    /// The daemon.
+    /// The process of the daemon.
     pub fn server(&mut self) -> &mut Server {
         &mut self.server
     }
 
-    /// Ends the daemon in good order; the mount must be gone afterwards.
+    /// Stops the daemon with SIGTERM and checks that it exits with success and unmounts.
     pub fn stop(mut self) {
         self.server.signal("TERM");
         let status = self.server.wait();
@@ -180,7 +183,7 @@ impl TestMount {
 impl Drop for TestMount {
     fn drop(&mut self) {
         self.server.signal("TERM");
-        // The daemon unmounts; when it cannot, or was killed by the test, the mount goes here.
+        // The daemon unmounts. If it cannot, or if the test killed it, the mount is removed below.
         for _ in 0..100 {
             if !is_mounted(&self.dir) {
                 return;
@@ -191,7 +194,7 @@ impl Drop for TestMount {
     }
 }
 
-/// Whether a mount has this mountpoint.
+/// Whether something is mounted at this directory.
 pub fn is_mounted(dir: &Path) -> bool {
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read /proc/self/mountinfo");
     mounts.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(dir))

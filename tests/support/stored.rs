@@ -1,4 +1,4 @@
-//! Images of layers written as text, in a store on disk, and what [`ImageFs`] shows of them.
+//! A store with images whose layers are written as text, and access to them through [`ImageFs`].
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -10,16 +10,18 @@ use rcx_imagefs::layer::SpanLimits;
 use rcx_imagefs::store::Store;
 use tempfile::TempDir;
 
-use crate::layers::{Line, What, parse, tar};
+use crate::layers::{EntryKind, Line, parse, tar};
 
-/// How a layer's blob is made of its tar.
+/// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
+    /// Not compressed.
     Tar,
+    /// One gzip member.
     Gzip,
-    /// gzip in members of this many bytes of tar.
+    /// gzip members of this many bytes of tar each.
     Members(usize),
-    /// zstd in frames of this many bytes of tar.
+    /// zstd frames of this many bytes of tar each.
     Frames(usize),
     /// One zstd frame.
     Zstd,
@@ -53,24 +55,24 @@ impl Packing {
 }
 
 /// A store in a temporary directory.
-pub struct Stored {
+pub struct TestStore {
     _dir: TempDir,
     pub store: Store,
 }
 
-impl Stored {
+impl TestStore {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(&dir.path().join("store")).unwrap();
         Self { _dir: dir, store }
     }
 
-    /// Adds an image of layers written as text, as `name:tag`.
+    /// Adds an image as `NAME:TAG`, from layers written as text.
     pub fn add_text(&self, reference: &str, layers: &str) -> (ManifestDigest, Vec<LayerDigest>) {
         self.add(reference, &parse(layers), Packing::Tar)
     }
 
-    /// Adds an image, its layers packed in one way and cut into small spans, so that small files cross them.
+    /// Adds an image as `NAME:TAG`. The spans of its layers are small, so that even small files cross them.
     pub fn add(
         &self,
         reference: &str,
@@ -110,7 +112,7 @@ impl Stored {
         (ManifestDigest::from(&descriptor), digests)
     }
 
-    /// A filesystem that shows what is in the store now.
+    /// A filesystem with the images that the store has now.
     pub fn fs(&self) -> ImageFs {
         let fs = ImageFs::new(ImageSource::new(self.store.clone(), None), &FsOptions::default());
         fs.refresh().unwrap();
@@ -118,24 +120,24 @@ impl Stored {
     }
 }
 
-/// Looks a name up that has to be there.
+/// Looks up a name, which must exist.
 #[track_caller]
-pub fn found(fs: &ImageFs, parent: Ino, name: &[u8]) -> InodeAttr {
+pub fn lookup(fs: &ImageFs, parent: Ino, name: &[u8]) -> InodeAttr {
     match fs.lookup(parent, name) {
         Ok(Lookup::Found(attr)) => attr,
         other => panic!("{}: {other:?}", name.escape_ascii()),
     }
 }
 
-/// Follows a path from the root of the mount, through its symlinks but not those of images.
+/// Follows a path from the root of the mount, through the symlinks of tags but not those of images.
 #[track_caller]
 pub fn resolve(fs: &ImageFs, path: &str) -> InodeAttr {
     let mut at = fs.getattr(Ino::ROOT).unwrap();
     let mut rest: Vec<Vec<u8>> = path.split('/').rev().map(|name| name.as_bytes().to_vec()).collect();
     while let Some(name) = rest.pop() {
-        let next = found(fs, at.ino, &name);
+        let next = lookup(fs, at.ino, &name);
         match (next.kind, at.mode) {
-            // Directories of names are 0555, those of the images in these tests are not.
+            // Symlinks of tags are in directories of mode 0555; the images of these tests have none of that mode.
             (FileKind::Symlink, 0o555) => {
                 let target = fs.readlink(next.ino).unwrap();
                 rest.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
@@ -146,7 +148,7 @@ pub fn resolve(fs: &ImageFs, path: &str) -> InodeAttr {
     at
 }
 
-/// All names of a directory but the dots, in the order in which they are listed.
+/// Lists a directory, in order and without `.` and `..`.
 pub fn names(fs: &ImageFs, directory: Ino) -> Vec<Vec<u8>> {
     let mut names = Vec::new();
     fs.readdir(directory, 0, |entry| {
@@ -158,7 +160,7 @@ pub fn names(fs: &ImageFs, directory: Ino) -> Vec<Vec<u8>> {
     names.split_off(2)
 }
 
-/// The whole content of a file, read in pieces of `step` bytes.
+/// Reads a whole file in pieces of `step` bytes.
 pub fn content(fs: &ImageFs, ino: Ino, step: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     loop {
@@ -170,12 +172,12 @@ pub fn content(fs: &ImageFs, ino: Ino, step: u32) -> Vec<u8> {
     }
 }
 
-/// All that an image shows, as lines of one layer in the order of `tree::dump`: directories before what is in them, the
-/// root's line only where it is not as usual.
-pub fn shown(fs: &ImageFs, root: &InodeAttr) -> Vec<Line> {
+/// Reads an image as the lines of one layer, in the order of `tree::dump`. The root has a line only if its attributes are not the
+/// default ones.
+pub fn image_lines(fs: &ImageFs, root: &InodeAttr) -> Vec<Line> {
     let mut lines = Vec::new();
     let root_line = line(fs, b"/", root);
-    if root_line != Line::new(b"/", What::Directory) {
+    if root_line != Line::new(b"/", EntryKind::Directory) {
         lines.push(root_line);
     }
     show_directory(fs, root.ino, b"", &mut lines, &mut HashMap::new());
@@ -190,14 +192,14 @@ fn show_directory(
     first_names: &mut HashMap<Ino, Vec<u8>>,
 ) {
     for name in names(fs, directory) {
-        let attr = found(fs, directory, &name);
-        assert_eq!(fs.getattr(attr.ino).unwrap(), attr, "one inode has one answer");
+        let attr = lookup(fs, directory, &name);
+        assert_eq!(fs.getattr(attr.ino).unwrap(), attr, "lookup and getattr agree");
         let path = if path.is_empty() { name } else { [path, b"/", &name].concat() };
         if attr.kind == FileKind::Directory {
             lines.push(line(fs, &path, &attr));
             show_directory(fs, attr.ino, &path, lines, first_names);
         } else if let Some(first) = first_names.get(&attr.ino) {
-            lines.push(Line::new(&path, What::Hardlink(first.clone())));
+            lines.push(Line::new(&path, EntryKind::Hardlink(first.clone())));
         } else {
             lines.push(line(fs, &path, &attr));
             first_names.insert(attr.ino, path);
@@ -205,20 +207,20 @@ fn show_directory(
     }
 }
 
-/// One line of [`shown`].
+/// Reads one file as a line of [`image_lines`].
 pub fn line(fs: &ImageFs, path: &[u8], attr: &InodeAttr) -> Line {
     let device = |rdev: u32| ((rdev & 0xf_ff00) >> 8, (rdev & 0xff) | (rdev >> 12 & 0xf_ff00));
     let what = match attr.kind {
-        FileKind::Directory => What::Directory,
-        FileKind::Regular => What::File(content(fs, attr.ino, 1 << 20)),
-        FileKind::Symlink => What::Symlink(fs.readlink(attr.ino).unwrap()),
-        FileKind::CharDevice => What::Char(device(attr.rdev).0, device(attr.rdev).1),
-        FileKind::BlockDevice => What::Block(device(attr.rdev).0, device(attr.rdev).1),
-        FileKind::Fifo => What::Fifo,
+        FileKind::Directory => EntryKind::Directory,
+        FileKind::Regular => EntryKind::File(content(fs, attr.ino, 1 << 20)),
+        FileKind::Symlink => EntryKind::Symlink(fs.readlink(attr.ino).unwrap()),
+        FileKind::CharDevice => EntryKind::Char(device(attr.rdev).0, device(attr.rdev).1),
+        FileKind::BlockDevice => EntryKind::Block(device(attr.rdev).0, device(attr.rdev).1),
+        FileKind::Fifo => EntryKind::Fifo,
     };
     let sized = match &what {
-        What::File(bytes) | What::Symlink(bytes) => bytes.len() as u64,
-        What::Directory => 4096,
+        EntryKind::File(bytes) | EntryKind::Symlink(bytes) => bytes.len() as u64,
+        EntryKind::Directory => 4096,
         _ => 0,
     };
     assert_eq!(attr.size, sized);

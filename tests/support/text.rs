@@ -1,4 +1,4 @@
-//! Images whose layers are written as text, in the language of the conformance suite.
+//! Images whose layers are written as text in the language of the conformance suite, loaded into a store.
 
 use std::fs;
 use std::path::Path;
@@ -14,10 +14,10 @@ use crate::layers::{Line, tar};
 use crate::layout;
 use crate::program::Program;
 
-/// The name that images get; their tags are the names that they were made with.
+/// The repository of loaded images. Their tags are the names that they were made with.
 const NAME: &str = "lab/text";
 
-/// Layers of text, the lowest first, with `---` between.
+/// Makes layers, from the lowest up, from texts separated by `---`.
 pub fn layers(text: &str) -> Vec<Blob> {
     let mut layers = vec![String::new()];
     for line in text.lines().map(str::trim) {
@@ -29,19 +29,19 @@ pub fn layers(text: &str) -> Vec<Blob> {
     layers.iter().map(|layer| Blob::of_text(layer)).collect()
 }
 
-/// A layer of lines, for content that is too much for a text.
+/// Makes a layer of lines, for content that is too long for a text.
 pub fn layer_of(lines: &[Line]) -> Blob {
     blob(tar(lines), None, "application/vnd.oci.image.layer.v1.tar")
 }
 
-/// A layer as it is; `tar` is what is compressed in it.
+/// Makes a layer of these bytes. `tar` is their decompressed content.
 pub fn blob(bytes: Vec<u8>, tar: Option<&[u8]>, media_type: &str) -> Blob {
     use rcx_imagefs::image::Digest;
     let digest = Digest::of(&bytes);
     Blob { diff_id: tar.map_or(digest, Digest::of), digest, media_type: media_type.to_owned(), bytes }
 }
 
-/// The one layer of the small image: a static busybox as `/bin/busybox`, `/bin/sh` and `/bin/cat`.
+/// The layer of the small image: a static busybox as `/bin/busybox`, `/bin/sh` and `/bin/cat`.
 pub fn small() -> Blob {
     let layout: Layout = Images::make(&["small"]).layout();
     let read = |digest: &Value| fs::read(layout.blob(digest.as_str().unwrap())).unwrap();
@@ -54,13 +54,13 @@ pub fn small() -> Blob {
     blob
 }
 
-/// An image, to be written into a layout.
+/// Makes an image of layers.
 pub fn image(tag: &str, layers: Vec<Blob>) -> Case {
     let expected = Expected::Tree(String::new());
-    Case { name: tag.to_owned(), rule: 0, says: String::new(), layers, expected }
+    Case { name: tag.to_owned(), rule: 0, description: String::new(), layers, expected }
 }
 
-/// Writes a layout with one image and loads it.
+/// Writes a layout with one image and runs `load` on it.
 pub fn try_load(program: &Program, image: &Case) -> Output {
     let dir = program.dir().join("layouts").join(&image.name);
     layout::write(&dir, [image]);
@@ -71,12 +71,12 @@ fn load_from(program: &Program, dir: &Path) -> Output {
     program.run(&["load", "--name", NAME, dir.to_str().unwrap()])
 }
 
-/// Loads what can be loaded; its `NAME@DIGEST`.
+/// Loads an image. Returns its `NAME@DIGEST`.
 #[track_caller]
 pub fn load(program: &Program, image: &Case) -> String {
     let output = try_load(program, image);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}: {said}", image.name);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {stderr}", image.name);
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 

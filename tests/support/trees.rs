@@ -1,4 +1,4 @@
-//! Compares two directory trees in every respect that a program can see.
+//! Compares two directory trees in everything that a program can see.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -12,15 +12,15 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::RawDir;
 
-/// Differences reported before the comparison gives up.
-const ENOUGH: usize = 40;
+/// The most differences that are reported.
+const DIFFERENCES_MAX: usize = 40;
 
-/// Demands that the tree at `ours` equals the one at `theirs`, and that it holds at least `least` files.
+/// Checks that the trees at `ours` and `theirs` are equal and hold at least `least` files.
 pub fn assert_equal(ours: &Path, theirs: &Path, least: usize) {
     compare(ours, theirs, least, true);
 }
 
-/// The same for two overlays: of a directory that is in several layers, overlayfs counts no links.
+/// The same without the link counts of directories: overlayfs does not compute them for merged directories.
 pub fn assert_equal_but_directory_links(ours: &Path, theirs: &Path, least: usize) {
     compare(ours, theirs, least, false);
 }
@@ -30,7 +30,7 @@ fn compare(ours: &Path, theirs: &Path, least: usize, directory_links: bool) {
         Comparison { ours, theirs, directory_links, links: HashMap::new(), differences: Vec::new() };
     let expected = paths(theirs);
     assert!(expected.len() >= least, "{} holds only {} files", theirs.display(), expected.len());
-    // First by name alone, in an order that no directory has: lookups. Then as listed: readdir.
+    // First lookups by name, in reverse order, before any directory of `ours` has been read. Then readdir.
     for path in expected.iter().rev() {
         comparison.compare(path);
     }
@@ -43,7 +43,7 @@ fn compare(ours: &Path, theirs: &Path, least: usize, directory_links: bool) {
     assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), differences.join("\n"));
 }
 
-/// Every path below a directory, by readdir; the root is the empty path.
+/// Lists every path below a directory with readdir. The root is the empty path.
 pub fn paths(root: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::from([PathBuf::new()]);
     let mut open = vec![PathBuf::new()];
@@ -53,7 +53,7 @@ pub fn paths(root: &Path) -> BTreeSet<PathBuf> {
         for entry in listed {
             let entry = entry.unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
             let path = dir.join(entry.file_name());
-            let is_directory = entry.file_type().expect("the type is known").is_dir();
+            let is_directory = entry.file_type().expect("readdir returns the file type").is_dir();
             assert!(found.insert(path.clone()), "{} is listed twice", path.display());
             if is_directory {
                 open.push(path);
@@ -67,7 +67,7 @@ struct Comparison<'a> {
     ours: &'a Path,
     theirs: &'a Path,
     directory_links: bool,
-    /// Their inode to ours: files are linked in one tree as they are in the other.
+    /// Maps inodes of `theirs` to inodes of `ours`, to compare hard links.
     links: HashMap<(u64, u64), u64>,
     differences: Vec<String>,
 }
@@ -75,7 +75,11 @@ struct Comparison<'a> {
 impl Comparison<'_> {
     fn report(&mut self, path: &Path, difference: String) {
         self.differences.push(format!("/{}: {difference}", path.display()));
-        assert!(self.differences.len() < ENOUGH, "too many differences:\n{}", self.differences.join("\n"));
+        assert!(
+            self.differences.len() < DIFFERENCES_MAX,
+            "too many differences:\n{}",
+            self.differences.join("\n")
+        );
     }
 
     fn compare(&mut self, path: &Path) {
@@ -97,12 +101,12 @@ impl Comparison<'_> {
         }
         let first = *self.links.entry((expected.dev(), expected.ino())).or_insert(found.ino());
         if first != found.ino() {
-            self.report(path, format!("inode {} where its other name has {first}", found.ino()));
+            self.report(path, format!("inode {}, but its other name has inode {first}", found.ino()));
         }
         if expected.is_symlink() {
             let (expected, found) = (fs::read_link(&theirs).unwrap(), fs::read_link(&ours).unwrap());
             if expected != found {
-                self.report(path, format!("leads to {}, expected {}", found.display(), expected.display()));
+                self.report(path, format!("symlink to {}, expected {}", found.display(), expected.display()));
             }
         }
         let (expected_xattrs, found_xattrs) = (xattrs(&theirs), xattrs(&ours));
@@ -117,12 +121,12 @@ impl Comparison<'_> {
     }
 }
 
-/// The path below a root; the root itself for the empty path, without a slash that would follow a symlink.
+/// Joins a path to a root. The empty path gives the root without a trailing slash, which would follow a symlink.
 fn at(root: &Path, path: &Path) -> PathBuf {
     if path.as_os_str().is_empty() { root.to_owned() } else { root.join(path) }
 }
 
-/// All of stat that an image determines, as text to compare and to read.
+/// The fields of stat that an image determines, as text.
 pub fn attributes(of: &Metadata) -> String {
     let mut text = format!(
         "mode {:06o} uid {} gid {} nlink {} mtime {}.{:09}",
@@ -143,7 +147,7 @@ pub fn attributes(of: &Metadata) -> String {
     text
 }
 
-/// Everything that can be seen of a tree: attributes, extended ones, link targets, bytes.
+/// Describes every file of a tree in one line: attributes, extended attributes, symlink target, hash of the content.
 pub fn snapshot(root: &Path) -> Vec<String> {
     let line = |path: &PathBuf| {
         let full = root.join(path);
@@ -160,7 +164,7 @@ pub fn snapshot(root: &Path) -> Vec<String> {
     paths(root).iter().map(line).collect()
 }
 
-/// The extended attributes of a file itself, never of what it leads to.
+/// The extended attributes of a file; symlinks are not followed.
 pub fn xattrs(path: &Path) -> BTreeMap<OsString, Vec<u8>> {
     let mut names = vec![0; 1 << 16];
     let size = rustix::fs::llistxattr(path, &mut names)
@@ -176,7 +180,7 @@ pub fn xattrs(path: &Path) -> BTreeMap<OsString, Vec<u8>> {
         .collect()
 }
 
-/// Says where the contents of two files part.
+/// Describes the first difference between the contents of two files.
 pub fn content_difference(ours: &Path, theirs: &Path) -> Option<String> {
     let mut theirs = File::open(theirs).unwrap_or_else(|error| panic!("{}: {error}", theirs.display()));
     let mut ours = match File::open(ours) {
@@ -190,7 +194,7 @@ pub fn content_difference(ours: &Path, theirs: &Path) -> Option<String> {
         if size == 0 {
             return match ours.read(&mut found) {
                 Ok(0) => None,
-                Ok(more) => Some(format!("{more} bytes more than {position}")),
+                Ok(more) => Some(format!("at least {more} bytes more than the expected {position}")),
                 Err(error) => Some(format!("read at {position}: {error}")),
             };
         }
@@ -205,11 +209,11 @@ pub fn content_difference(ours: &Path, theirs: &Path) -> Option<String> {
     }
 }
 
-/// Demands equal names, types, sizes and contents alone; for trees of tools that restore less.
+/// Checks that names, types and contents are equal, and ignores other attributes.
 pub fn assert_same_content(ours: &Path, theirs: &Path) {
     let (expected, found) = (paths(theirs), paths(ours));
     let different: Vec<_> = expected.symmetric_difference(&found).collect();
-    assert!(different.is_empty(), "not in both: {different:?}");
+    assert!(different.is_empty(), "only in one tree: {different:?}");
     for path in &expected {
         let (ours, theirs) = (at(ours, path), at(theirs, path));
         let (ours_meta, theirs_meta) =
@@ -222,7 +226,7 @@ pub fn assert_same_content(ours: &Path, theirs: &Path) {
     }
 }
 
-/// Names and cookies of a directory from where it stands, in reads of `buffer` bytes.
+/// Reads names and cookies of a directory from its current position on, with a buffer of `buffer` bytes.
 pub fn list(dir: &File, buffer: usize) -> Vec<(String, u64)> {
     let mut buffer = vec![MaybeUninit::uninit(); buffer];
     let mut entries = RawDir::new(dir, &mut buffer);

@@ -35,7 +35,7 @@ fn main() {
             Expected::Error(_) => "refused",
         };
         let [umoci, overlay, vfs] = &verdicts;
-        let (name, says) = (&case.name, &case.says);
+        let (name, says) = (&case.name, &case.description);
         writeln!(rows, "| `{name}` | {} | {says} | {ours} | {umoci} | {overlay} | {vfs} |", case.rule)
             .unwrap();
         all.push(verdicts);

@@ -10,7 +10,7 @@ use rcx_imagefs::fs::{FileKind, FsError, ImageFs, Ino, InodeAttr, Lookup};
 
 use crate::input::Input;
 use support::layers::parse;
-use support::stored::{Packing, Stored, found, names, resolve};
+use support::stored::{Packing, TestStore, lookup, names, resolve};
 
 /// More than a span, in words.
 fn long() -> String {
@@ -21,7 +21,7 @@ struct Scene {
     fs: ImageFs,
     inodes: Vec<InodeAttr>,
     /// Held for its directory.
-    _stored: Stored,
+    _stored: TestStore,
 }
 
 thread_local! {
@@ -31,7 +31,7 @@ thread_local! {
 
 impl Scene {
     fn new() -> Self {
-        let stored = Stored::new();
+        let stored = TestStore::new();
         let base = format!(
             "d etc mode=700\nf etc/hosts 127.0.0.1 xattr.user.a=b xattr.user.empty=\nf etc/long {}\nh etc/alias etc/hosts\n\
              l etc/link /etc/hosts\nc dev/null 1:3\np run/pipe\nf deep/er/file x\nf empty\nl up ..",
@@ -56,7 +56,7 @@ impl Scene {
 
 fn collect(fs: &ImageFs, directory: Ino, inodes: &mut Vec<InodeAttr>) {
     for name in names(fs, directory) {
-        let attr = found(fs, directory, &name);
+        let attr = lookup(fs, directory, &name);
         inodes.push(attr);
         // Images are collected on their own.
         if attr.kind == FileKind::Directory && attr.mode != 0o555 && inodes.len() < 500 {
@@ -186,7 +186,7 @@ fn check_listing(fs: &ImageFs, directory: Ino, input: &mut Input<'_>) {
     let most = input.below(3);
     assert!(list(all[at].1, most).unwrap() == all[at + 1..].iter().take(most).cloned().collect::<Vec<_>>());
     let (name, _, ino, kind) = &all[at];
-    let attr = found(fs, directory, name);
+    let attr = lookup(fs, directory, name);
     assert_eq!((attr.ino, attr.kind), (*ino, *kind), "a listing tells what a look-up tells");
     for (name, ..) in list(input.number(), usize::MAX).unwrap() {
         assert!(all.iter().any(|(other, ..)| *other == name), "a name from nowhere");

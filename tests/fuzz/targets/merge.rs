@@ -5,7 +5,7 @@
 
 use crate::input::Input;
 use support::compare::compare;
-use support::layers::{Line, What};
+use support::layers::{EntryKind, Line};
 use support::model;
 
 /// Few, so that paths meet; some that a text form has to escape.
@@ -49,30 +49,30 @@ fn line(input: &mut Input<'_>) -> Option<Line> {
     }
     let path = path(input);
     let what = match what {
-        0 | 1 => What::Directory,
-        2 | 3 => What::Symlink(target(input)?),
-        4 | 5 => What::Hardlink(target(input)?),
-        6 => What::Fifo,
-        7 => What::Whiteout,
-        8 => What::Opaque,
-        9 => What::Char(1, 3),
-        _ => What::File(input.bytes(2).to_vec()),
+        0 | 1 => EntryKind::Directory,
+        2 | 3 => EntryKind::Symlink(target(input)?),
+        4 | 5 => EntryKind::Hardlink(target(input)?),
+        6 => EntryKind::Fifo,
+        7 => EntryKind::Whiteout,
+        8 => EntryKind::Opaque,
+        9 => EntryKind::Char(1, 3),
+        _ => EntryKind::File(input.bytes(2).to_vec()),
     };
     // Of the root there can be a directory and a marker for what is in it; else such names are refused before the merge.
     let root = model::normal(&path).is_empty();
     let dots = matches!(path.rsplit(|&byte| byte == b'/').next(), Some(b"" | b"." | b".."));
     let refused = match what {
-        What::Directory | What::Opaque => path.is_empty(),
-        What::Whiteout => dots,
+        EntryKind::Directory | EntryKind::Opaque => path.is_empty(),
+        EntryKind::Whiteout => dots,
         // A name with a slash at its end is a directory's.
         _ => root || path.ends_with(b"/"),
     };
     if refused {
-        return Some(Line::new(b"d", What::Directory));
+        return Some(Line::new(b"d", EntryKind::Directory));
     }
     let mut line = Line::new(&path, what);
     let attributes = input.byte();
-    if !matches!(line.what, What::Symlink(_)) {
+    if !matches!(line.kind, EntryKind::Symlink(_)) {
         line.mode = 0o600 + u32::from(attributes & 0o77);
     }
     line.uid = u32::from(attributes >> 6);

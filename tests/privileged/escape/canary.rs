@@ -22,9 +22,10 @@ fn canary_notices_each_change() {
         "chmod 0777 .",
     ] {
         let canary = Canary::new();
-        canary.is_untouched("nothing");
+        canary.assert_untouched("nothing");
         run("sh", &["-euc", &format!("cd $0; {script}"), canary.path()]);
-        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| canary.is_untouched(script)));
+        let found =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| canary.assert_untouched(script)));
         assert!(found.is_err(), "the canary should notice: {script}");
     }
     let mode = fs::metadata(Canary::new().path()).unwrap().permissions().mode();

@@ -41,8 +41,8 @@ impl Lab {
 
     #[track_caller]
     pub(super) fn is_untouched(&self, what: &str, by: &str) {
-        self.near.is_untouched(&format!("{what} by {by}"));
-        self.far.is_untouched(&format!("{what} by {by}"));
+        self.near.assert_untouched(&format!("{what} by {by}"));
+        self.far.assert_untouched(&format!("{what} by {by}"));
     }
 
     /// Judges what came of taking an attempt's image in; its name if it did.
@@ -131,8 +131,8 @@ impl Lab {
 
     pub(super) fn finish(self) {
         self.mount.stop();
-        self.near.is_untouched("the end");
-        self.far.is_untouched("the end");
+        self.near.assert_untouched("the end");
+        self.far.assert_untouched("the end");
     }
 }
 

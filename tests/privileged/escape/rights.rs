@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::engines::Lab;
 use support::images::run;
-use support::layers::{Line, What, parse};
+use support::layers::{EntryKind, Line, parse};
 use support::text;
 
 /// Prints the user and the capabilities that it has.
@@ -40,7 +40,7 @@ pub(crate) fn layer() -> support::blob::Blob {
     run("gcc", &["-static", "-o", program.to_str().unwrap(), source.to_str().unwrap()]);
     let program = fs::read(program).unwrap();
     let file = |path: &[u8], mode| {
-        let mut line = Line::new(path, What::File(program.clone()));
+        let mut line = Line::new(path, EntryKind::File(program.clone()));
         line.mode = mode;
         line
     };
@@ -53,7 +53,7 @@ pub(crate) fn layer() -> support::blob::Blob {
     let mut capable = file(b"bin/capable", 0o755);
     capable.xattrs.push(("security.capability".to_owned(), CAPABILITY.to_vec()));
     lines.push(capable);
-    lines.push(Line::new(b"bin/linked", What::Hardlink(b"bin/set-user".to_vec())));
+    lines.push(Line::new(b"bin/linked", EntryKind::Hardlink(b"bin/set-user".to_vec())));
     text::layer_of(&lines)
 }
 

@@ -41,7 +41,7 @@ fn attempts_of_an_image_find_nothing_of_the_host() {
             assert!(out.ends_with("looked around\n"), "{}: {out}", attempt.name);
             assert!(!out.contains(SECRET), "{} finds the host: {out}", attempt.name);
             for canary in &canaries {
-                canary.is_untouched(attempt.name);
+                canary.assert_untouched(attempt.name);
             }
             host.is_clean();
         }

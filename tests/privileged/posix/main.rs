@@ -19,7 +19,7 @@ use rustix::fs::{Gid, Uid};
 
 use support::blob::Blob;
 use support::images::run;
-use support::layers::{Line, What};
+use support::layers::{EntryKind, Line};
 use support::program::{Program, TestMount};
 use support::text;
 use support::tmpfs::Tmpfs;
@@ -89,7 +89,7 @@ fn big() -> Vec<u8> {
 }
 
 fn image_layers() -> Vec<Blob> {
-    let big = Line::new(BIG.as_bytes(), What::File(big()));
+    let big = Line::new(BIG.as_bytes(), EntryKind::File(big()));
     // Data at 1 MiB and at 3 MiB, of 4 MiB.
     let sparse = "m S holes format=gnu map=1048576:4096,3145728:4096,4194304:0 realsize=4194304 data=";
     let data = format!("{sparse}{}{}", "a".repeat(4096), "b".repeat(4096));

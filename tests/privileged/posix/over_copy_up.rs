@@ -16,7 +16,7 @@ use rustix::io::{Errno, Result};
 
 use super::over::{DONE, Roots, Step, holds, write};
 use support::blob::Blob;
-use support::layers::{Line, What, tar};
+use support::layers::{EntryKind, Line, tar};
 use support::text;
 
 const LARGE: usize = 64 << 20;
@@ -33,7 +33,7 @@ fn large_content() -> Vec<u8> {
 
 /// A layer with a file of 64 MiB, and one as long with three pages of data in it.
 fn large_files() -> Vec<Blob> {
-    let large = Line::new(b"large", What::File(large_content()));
+    let large = Line::new(b"large", EntryKind::File(large_content()));
     let tar = tar(&[large]);
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(&tar).unwrap();

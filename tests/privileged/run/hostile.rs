@@ -36,7 +36,7 @@ pub(super) fn places_in_the_image_lead_nowhere(runner: &Runner) {
         assert!(ran.out.contains("planted\n") && ran.out.contains("busybox\n"), "{name}: {ran:?}");
         assert!(!ran.out.contains(SECRET) && !ran.out.contains("secret"), "{name}: {ran:?}");
         assert_eq!(runner.read("planted"), "planted\n");
-        canary.is_untouched("the run");
+        canary.assert_untouched("the run");
         runner.nothing_is_left();
     }
 }
@@ -64,7 +64,7 @@ pub(super) fn rules_stay_in_the_image(runner: &Runner) {
             let out = runner.ok(&image, &["--dir", &rule(place, "")], &[&program, &file]);
             assert_eq!(out, "shown", "{place} at {place_seen}");
         }
-        canary.is_untouched("the run");
+        canary.assert_untouched("the run");
     }
     // It would be there and not be seen.
     runner.refused(&image, &["--dir", &rule("tmp/sub", "")], &["cat", "/etc/motd"], &["/tmp"]);
@@ -110,7 +110,7 @@ pub(super) fn traps_in_the_box_are_not_stepped_into(runner: &Runner, image: &str
         } else {
             assert_eq!(super::names(&copied), ["good"], "{ran:?}");
         }
-        canary.is_untouched("the run");
+        canary.assert_untouched("the run");
         runner.nothing_is_left();
     }
     // Where the copy would go, there is something already: what a link there leads to is not written to.
@@ -118,7 +118,7 @@ pub(super) fn traps_in_the_box_are_not_stepped_into(runner: &Runner, image: &str
     std::os::unix::fs::symlink(Path::new(canary.path()).join("secret"), &aim).unwrap();
     runner.ok(image, &["--copy-out", "new=aim"], &["sh", "-c", "echo new >new"]);
     assert_eq!(fs::read_to_string(&aim).unwrap(), "new\n");
-    canary.is_untouched("the run");
+    canary.assert_untouched("the run");
     fs::remove_file(aim).unwrap();
     fs::remove_dir_all(runner.program.dir().join("copied")).unwrap();
 }
@@ -146,7 +146,7 @@ pub(super) fn attempts_find_nothing<'a>(runner: &Runner, attempts: impl Iterator
         assert!(ran.out.ends_with("looked around\n"), "{} in {runner:?}: {ran:?}", attempt.name);
         assert!(!ran.out.contains(SECRET), "{} in {runner:?} finds the host: {ran:?}", attempt.name);
         for canary in &canaries {
-            canary.is_untouched(attempt.name);
+            canary.assert_untouched(attempt.name);
         }
         runner.nothing_is_left();
     }

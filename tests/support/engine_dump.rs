@@ -1,4 +1,4 @@
-//! What each engine shows of an image on the real kernel, as text in the syntax of `tree::dump`. Takes root.
+//! Dumps the tree that each engine shows of an image on the real kernel. Needs root.
 
 use std::ffi::CString;
 use std::fs;
@@ -12,16 +12,16 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use crate::disk;
 use crate::program::{Program, TestMount};
 
-/// Nothing is as young as this.
+/// Later than the modification time of any file.
 const NEVER: i64 = i64::MAX;
 
-/// The tree of an image in the mount.
+/// Dumps an image in the mount.
 pub fn in_mount(mount: &TestMount, name: &str) -> String {
     disk::dump(&mount.path(name), NEVER).unwrap_or_else(|error| error.to_string())
 }
 
-/// The tree that overlayfs makes of the layer directories alone, without what a root has above them. Call it in a mount
-/// namespace of its own.
+/// Dumps what overlayfs makes of the layer directories of an image, without the skeleton and the upper directory of a root.
+/// The caller must be in a private mount namespace.
 pub fn overlay2(program: &Program, image: Digest) -> String {
     let store = Store::open(program.store()).unwrap();
     let directories = LayerDirectories::open(&store.layers_path().unwrap()).unwrap();
@@ -38,24 +38,24 @@ pub fn overlay2(program: &Program, image: Digest) -> String {
         .iter()
         .map(|fd| fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap().join("tree"))
         .collect();
-    // overlayfs takes no stack of one; an empty directory at the bottom changes nothing.
+    // overlayfs needs at least two lower directories. An empty one at the bottom changes nothing.
     stack.push(empty);
     let stack: Vec<&str> = stack.iter().map(|path| path.to_str().unwrap()).collect();
     let options = format!("lowerdir={},index=off,xino=off,metacopy=off", stack.join(":"));
     mount("test", &at, "overlay", MountFlags::RDONLY, CString::new(options).unwrap().as_c_str()).unwrap();
-    let shown = disk::dump(&at, NEVER);
+    let dumped = disk::dump(&at, NEVER);
     unmount(&at, UnmountFlags::empty()).unwrap();
-    shown.unwrap()
+    dumped.unwrap()
 }
 
-/// The tree as `unpack` writes it.
+/// Unpacks an image and dumps the copy.
 pub fn unpacked(program: &Program, reference: &str) -> String {
     let at = program.dir().join("unpacked");
     let output = program.run(&["unpack", reference, at.to_str().unwrap()]);
     if !output.status.success() {
         return String::from_utf8_lossy(&output.stderr).into_owned();
     }
-    let shown = disk::dump(&at, NEVER).unwrap_or_else(|error| error.to_string());
+    let dumped = disk::dump(&at, NEVER).unwrap_or_else(|error| error.to_string());
     fs::remove_dir_all(&at).unwrap();
-    shown
+    dumped
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 use crate::error::ErrorCode;
+use crate::index::ReadError;
 use crate::os::ignore_poison;
 
 /// The key of a span in the cache.
@@ -39,12 +40,13 @@ pub enum SpanFault<E> {
     Deadline(Duration),
 }
 
-impl<E> SpanFault<E> {
+impl SpanFault<ReadError> {
     /// The stable code of this error.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Decode(_) | Self::Shared => ErrorCode::Damaged,
+            Self::Decode(error) => error.code(),
+            Self::Shared => ErrorCode::Damaged,
             Self::Deadline(_) => ErrorCode::Timeout,
         }
     }

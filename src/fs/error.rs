@@ -177,7 +177,7 @@ impl LoadError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Store(error) => error.code(),
-            Self::Pipeline(_) => ErrorCode::Damaged,
+            Self::Pipeline(error) => error.code(),
             Self::Io(error) => error.code(),
         }
     }

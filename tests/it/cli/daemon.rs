@@ -166,5 +166,5 @@ fn second_daemon_is_refused_and_told_of_the_first() {
     std::fs::create_dir(&dir).unwrap();
     let (error, hint) = scene.fails(&["mount", dir.to_str().unwrap()]);
     assert!(error.contains("a daemon serves this store already") && error.contains("/mnt/images"), "{error}");
-    assert_eq!(hint.unwrap(), "use its mount, or stop it first");
+    assert_eq!(hint.unwrap(), "use its mount, or stop that daemon first");
 }

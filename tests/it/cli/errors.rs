@@ -22,7 +22,7 @@ fn missing_store_is_told_by_every_command_that_needs_one_and_none_makes_it() {
     for command in commands {
         let (error, hint) = scene.fails(command);
         assert_eq!(error, format!("there is no store at {store}"), "{command:?}");
-        assert_eq!(hint.unwrap(), "`pull` and `load` make a new store; `--store` names another one");
+        assert_eq!(hint.unwrap(), "`pull` and `load` create a store; `--store DIR` selects another one");
     }
     assert!(!scene.program.store().exists());
 }
@@ -85,7 +85,7 @@ fn registry_that_is_not_there_is_told_with_advice() {
     // Nobody listens on the port that nobody may use but the first services of a host.
     let (error, hint) = scene.fails(&["pull", "127.0.0.1:1/lab/a:1"]);
     assert!(error.starts_with("pull 127.0.0.1:1/lab/a:1: 127.0.0.1:1/lab/a:1: cannot connect: "), "{error}");
-    assert_eq!(hint.unwrap(), "is `127.0.0.1:1` the registry, and is it running?");
+    assert_eq!(hint.unwrap(), "check that the registry `127.0.0.1:1` exists and is running");
 }
 
 #[test]

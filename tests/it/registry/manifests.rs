@@ -109,7 +109,7 @@ async fn entry_that_leads_to_something_else_is_refused() {
     let other_bytes = entry(&manifest("wanted"), "linux/amd64");
     for (entry, part) in [
         (other_length, "but the manifest says"),
-        (other_type, "came as"),
+        (other_type, "but was announced as"),
         (other_bytes, "the content has digest"),
     ] {
         let (outer, real) = (index(&[entry]), real.clone());

@@ -52,7 +52,7 @@ fn docker_schema_2_image_equals_umoci_unpack() {
 
 /// The image holds the same files in each sparse form of GNU tar and in full.
 #[test]
-fn sparse_files_of_every_form_equal_plain_ones() {
+fn sparse_files_in_every_format_equal_plain_files() {
     let fixture = Fixture::new(&["sparse"]);
     let pulled = fixture.pull("sparse");
     let mount = fixture.program.mount();
@@ -65,7 +65,7 @@ fn sparse_files_of_every_form_equal_plain_ones() {
 }
 
 #[test]
-fn files_of_a_shared_layer_are_the_same_inodes_in_both_images() {
+fn files_of_a_shared_layer_have_the_same_inodes_in_both_images() {
     use std::os::unix::fs::MetadataExt as _;
     let fixture = Fixture::new(&["python", "app"]);
     let roots = ["python", "app"].map(|image| fixture.pull(image));
@@ -80,7 +80,7 @@ fn files_of_a_shared_layer_are_the_same_inodes_in_both_images() {
 }
 
 #[test]
-fn programs_of_the_image_run_from_the_mount() {
+fn programs_in_the_image_run_from_the_mount() {
     let fixture = Fixture::new(&["app"]);
     let pulled = fixture.pull("app");
     let mount = fixture.program.mount();
@@ -93,7 +93,7 @@ fn programs_of_the_image_run_from_the_mount() {
 
 /// The comparison itself can fail: a check that cannot would prove nothing.
 #[test]
-fn comparison_notices_each_difference() {
+fn tree_comparison_detects_every_kind_of_difference() {
     let dir = tempfile::tempdir().unwrap();
     let (one, two) = (dir.path().join("one"), dir.path().join("two"));
     let differs = |change: &dyn Fn(&Path)| {

@@ -74,7 +74,7 @@ fn more_diff_ids_than_layers_are_refused_without_a_panic() {
 }
 
 #[test]
-fn fewer_diff_ids_than_layers_are_refused_and_lose_no_layer() {
+fn fewer_diff_ids_than_layers_are_refused_without_losing_a_layer() {
     let program = Program::new();
     let foreign = foreign_copy(&program, &two_layers(&program), |ids| {
         ids.pop();
@@ -84,7 +84,7 @@ fn fewer_diff_ids_than_layers_are_refused_and_lose_no_layer() {
 }
 
 #[test]
-fn false_diff_ids_never_share_a_directory_with_the_image_they_belong_to() {
+fn image_with_stolen_diff_ids_never_shares_layer_directories_with_their_owner() {
     let program = Program::new();
     let image = two_layers(&program);
     let other = pull_archives(&program, &[tar_of("other")]);

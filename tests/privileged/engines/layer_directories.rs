@@ -88,7 +88,7 @@ fn tar_of(files: &[(String, String)]) -> Vec<u8> {
 }
 
 #[test]
-fn image_of_more_layers_than_overlayfs_takes_is_the_same_tree() {
+fn image_with_more_layers_than_overlayfs_supports_shows_the_same_tree() {
     let program = Program::new();
     let layers: Vec<Vec<u8>> = (0..510)
         .map(|number| {
@@ -112,7 +112,7 @@ fn image_of_more_layers_than_overlayfs_takes_is_the_same_tree() {
 }
 
 #[test]
-fn overlay2_needs_no_daemon_and_auto_takes_what_is_there() {
+fn overlay2_needs_no_daemon_and_auto_selects_an_available_engine() {
     let fixture = Fixture::new(&["small"]);
     let (program, name) = (&fixture.program, fixture.pull("small"));
     let engine_of = |root: &Root<'_>| {
@@ -133,7 +133,7 @@ fn overlay2_needs_no_daemon_and_auto_takes_what_is_there() {
 }
 
 #[test]
-fn writes_land_in_the_root_and_not_in_the_layers() {
+fn writes_go_to_the_upper_and_leave_the_layers_unchanged() {
     let fixture = Fixture::new(&["small"]);
     let (program, name) = (&fixture.program, fixture.pull("small"));
     for engine in ["overlay2", "unpack"] {
@@ -152,7 +152,7 @@ fn writes_land_in_the_root_and_not_in_the_layers() {
 }
 
 #[test]
-fn four_unpackings_at_once_make_each_layer_once() {
+fn four_concurrent_unpacks_create_each_layer_once() {
     let fixture = Fixture::new(&["python"]);
     let (program, name) = (&fixture.program, fixture.pull("python"));
     let children: Vec<_> = (0..4)
@@ -175,7 +175,7 @@ fn four_unpackings_at_once_make_each_layer_once() {
 }
 
 #[test]
-fn interrupted_unpacking_is_never_taken_for_a_layer() {
+fn interrupted_unpack_is_never_used_as_a_layer() {
     let fixture = Fixture::new(&["python"]);
     let (program, name) = (&fixture.program, fixture.pull("python"));
     let create = ["root", "create", &name, "--engine", "overlay2", "--id", "it"];
@@ -201,7 +201,7 @@ fn interrupted_unpacking_is_never_taken_for_a_layer() {
 }
 
 #[test]
-fn full_disk_leaves_no_half_layer() {
+fn full_disk_leaves_no_partial_layer() {
     let total = Images::make(&["python"]).layout().layer_bytes("python");
     let disk = Tmpfs::new(&format!("{}k", total / 1024 + 30_000));
     let fixture = Fixture::with_program(&["python"], Program::with_store(&disk.path().join("store")));
@@ -215,7 +215,7 @@ fn full_disk_leaves_no_half_layer() {
 }
 
 #[test]
-fn layer_that_was_changed_by_hand_is_found() {
+fn verify_detects_a_layer_directory_changed_by_hand() {
     let fixture = Fixture::new(&["small"]);
     let (program, name) = (&fixture.program, fixture.pull("small"));
     drop(Root::new(program, &name, "overlay2", "none"));
@@ -243,7 +243,7 @@ fn layer_that_was_changed_by_hand_is_found() {
 }
 
 #[test]
-fn gc_removes_unpacked_layers_that_neither_an_image_nor_a_root_needs() {
+fn gc_removes_layer_directories_that_no_image_and_no_root_uses() {
     let fixture = Fixture::new(&["small"]);
     let (program, name) = (&fixture.program, fixture.pull("small"));
     let root = Root::new(program, &name, "overlay2", "dir");

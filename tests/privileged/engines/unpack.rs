@@ -34,17 +34,17 @@ fn assert_copy_equals_umoci(image: &str) {
 }
 
 #[test]
-fn copy_of_a_gzip_image_equals_umoci_unpack() {
+fn unpacked_gzip_image_equals_umoci_unpack() {
     assert_copy_equals_umoci("app");
 }
 
 #[test]
-fn copy_of_an_image_of_many_members_and_frames_equals_umoci_unpack() {
+fn unpacked_image_of_many_members_and_frames_equals_umoci_unpack() {
     assert_copy_equals_umoci("app-members");
 }
 
 #[test]
-fn sparse_files_stay_sparse() {
+fn unpacked_sparse_files_stay_sparse() {
     let fixture = Fixture::new(&["sparse"]);
     let (program, name) = (&fixture.program, fixture.pull("sparse"));
     let copy = program.dir().join("copy");
@@ -58,7 +58,7 @@ fn sparse_files_stay_sparse() {
 }
 
 #[test]
-fn empty_directory_is_filled_and_anything_else_refused() {
+fn unpack_accepts_an_empty_directory_and_refuses_any_other_existing_target() {
     let fixture = Fixture::new(&["small"]);
     let (program, name) = (&fixture.program, fixture.pull("small"));
     let at = |name: &str| program.dir().join(name);
@@ -88,7 +88,7 @@ fn empty_directory_is_filled_and_anything_else_refused() {
 }
 
 #[test]
-fn copy_into_a_mountpoint_is_made_in_place_and_marked_until_it_is_whole() {
+fn unpack_into_a_mountpoint_happens_in_place_and_is_marked_until_complete() {
     let fixture = Fixture::new(&["python"]);
     let (program, name) = (&fixture.program, fixture.pull("python"));
     let small = Tmpfs::new("20m");
@@ -105,7 +105,7 @@ fn copy_into_a_mountpoint_is_made_in_place_and_marked_until_it_is_whole() {
 }
 
 #[test]
-fn full_disk_leaves_nothing() {
+fn unpack_to_a_full_disk_leaves_nothing() {
     let fixture = Fixture::new(&["python"]);
     let (program, name) = (&fixture.program, fixture.pull("python"));
     for options in ["size=20m", "size=600m,nr_inodes=500"] {
@@ -134,7 +134,7 @@ fn regular_files(root: &Path) -> usize {
 }
 
 #[test]
-fn killed_copy_is_never_found_at_its_place_and_the_next_one_clears_it_away() {
+fn killed_unpack_never_appears_at_the_target_and_the_next_unpack_cleans_up() {
     let fixture = Fixture::new(&["python"]);
     let (program, name) = (&fixture.program, fixture.pull("python"));
     let to = program.dir().join("copy");
@@ -179,7 +179,7 @@ impl Drop for Ramfs {
 }
 
 #[test]
-fn filesystem_without_extended_attributes_is_a_clear_refusal() {
+fn unpack_to_a_filesystem_without_extended_attributes_is_refused_with_a_clear_error() {
     let fixture = Fixture::new(&["app"]);
     let (program, name) = (&fixture.program, fixture.pull("app"));
     let disk = Ramfs::new(program.dir().join("disk"));

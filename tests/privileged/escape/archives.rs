@@ -32,7 +32,7 @@ fn names_below(dirs: &[&Path]) -> String {
 }
 
 #[test]
-fn names_and_tags_that_climb_are_passed_over_whichever_annotation_has_them() {
+fn names_and_tags_with_dot_dot_are_skipped_in_every_annotation() {
     let lab = Lab::new();
     let (near, far) = (lab.aim().near.to_owned(), lab.aim().far.to_owned());
     let names = [
@@ -89,7 +89,7 @@ fn names_and_tags_that_climb_are_passed_over_whichever_annotation_has_them() {
 }
 
 #[test]
-fn digests_that_climb_are_refused_wherever_they_stand() {
+fn digests_with_dot_dot_are_refused_in_every_document() {
     let lab = Lab::new();
     let (near, far) = (lab.aim().near.to_owned(), lab.aim().far.to_owned());
     let digests = [
@@ -154,7 +154,7 @@ const REPLACEMENTS: [(&str, &str, &str); 6] = [
 ];
 
 #[test]
-fn links_pipes_and_devices_in_a_layout_are_not_followed_read_or_waited_for() {
+fn links_fifos_and_devices_in_a_layout_are_neither_followed_nor_opened() {
     let lab = Lab::new();
     let outside = tempfile::tempdir_in("/var/tmp").unwrap();
     for (what, script, said) in REPLACEMENTS {
@@ -218,7 +218,7 @@ fn docker_archive(path: &Path, manifest: &Value, files: &[(&str, Vec<u8>)], link
 }
 
 #[test]
-fn docker_archive_reads_nothing_but_its_members() {
+fn docker_archive_import_reads_only_archive_members() {
     let lab = Lab::new();
     // What is outside would do: only that it is outside speaks against it.
     let layer = text::layers("f etc/motd inside").remove(0);
@@ -265,7 +265,7 @@ fn docker_archive_reads_nothing_but_its_members() {
 }
 
 #[test]
-fn commands_refuse_names_that_climb() {
+fn commands_refuse_names_with_dot_dot() {
     let lab = Lab::new();
     let image = text::load(&lab.program, &text::image("1", text::layers("f etc/motd inside")));
     let digest = image.split_once('@').unwrap().1.to_owned();
@@ -324,7 +324,7 @@ fn commands_refuse_names_that_climb() {
 }
 
 #[test]
-fn copy_goes_where_it_is_told_and_through_no_link_that_stands_there() {
+fn unpack_writes_only_to_its_target_and_follows_no_existing_link() {
     let lab = Lab::new();
     let image = text::load(
         &lab.program,

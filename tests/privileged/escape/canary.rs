@@ -7,7 +7,7 @@ use support::canary::Canary;
 use support::images::run;
 
 #[test]
-fn canary_notices_each_change() {
+fn canary_detects_every_change() {
     for script in [
         "touch new",
         "rm linked",

@@ -142,47 +142,47 @@ fn dot_dot_and_absolute_names_stay_inside() {
 }
 
 #[test]
-fn links_on_the_way_lead_to_places_inside() {
+fn parent_links_resolve_inside_the_root() {
     Lab::new().holds(THROUGH_LINKS, &["dir"]);
 }
 
 #[test]
-fn links_swapped_in_for_parents_lead_to_places_inside() {
+fn parents_replaced_by_links_resolve_inside_the_root() {
     Lab::new().holds(SWAPPED, &["dir"]);
 }
 
 #[test]
-fn attributes_are_given_to_nothing_that_a_link_leads_to() {
+fn attributes_are_never_set_through_a_link() {
     Lab::new().holds(ATTRIBUTES, &["dir"]);
 }
 
 #[test]
-fn root_is_replaced_by_nothing() {
+fn root_directory_cannot_be_replaced() {
     Lab::new().holds(ROOT, &["dir"]);
 }
 
 #[test]
-fn hard_links_bind_nothing_outside() {
+fn hard_links_never_reach_outside_the_root() {
     Lab::new().holds(HARD_LINKS, &["dir"]);
 }
 
 #[test]
-fn devices_pipes_and_metadata_of_overlays_do_nothing() {
+fn devices_fifos_and_overlay_metadata_have_no_effect() {
     Lab::new().holds(SPECIAL, &["dir"]);
 }
 
 #[test]
-fn places_that_a_sandbox_mounts_upon_are_directories_of_the_root() {
+fn sandbox_mount_points_are_always_directories_of_the_root() {
     Lab::new().holds(PLACES, &["dir", "none"]);
 }
 
 #[test]
-fn odd_names_are_nothing_but_names() {
+fn unusual_names_are_treated_as_plain_names() {
     Lab::new().holds(NAMES, &["dir"]);
 }
 
 #[test]
-fn attempts_from_a_registry_are_held_as_those_from_a_layout_are() {
+fn escape_attempts_from_a_registry_fail_as_those_from_a_layout() {
     let lab = Lab::new();
     let attempts: Vec<&Attempt> = escape::all().collect();
     let images: Vec<_> = attempts.iter().map(|attempt| attempt.image(lab.aim())).collect();

@@ -105,7 +105,7 @@ fn gives_nothing(root: &Path, what: &str) {
 }
 
 #[test]
-fn set_id_programs_capabilities_and_devices_of_an_image_give_nothing_in_the_mount_or_any_root() {
+fn set_id_programs_capabilities_and_devices_of_an_image_give_no_rights() {
     let lab = Lab::new();
     let image = text::load(&lab.program, &text::image("rights", vec![layer()]));
     gives_nothing(&lab.mount.path(&image), "the mount");

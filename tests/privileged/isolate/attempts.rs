@@ -35,7 +35,7 @@ pub(super) fn compiled(dir: &Path, name: &str, source: &str, further: &[&str]) -
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn path_of_the_caller_chooses_no_isolate() {
+fn path_variable_of_the_caller_does_not_select_isolate() {
     let host = Host::new();
     // Also where the configuration names none.
     for config in [format!("[isolate]\npath = '{}'\n", host.isolate.path.display()), String::new()] {
@@ -55,7 +55,7 @@ fn path_of_the_caller_chooses_no_isolate() {
 }
 
 #[test]
-fn library_of_the_caller_is_not_loaded() {
+fn preloaded_library_of_the_caller_is_not_loaded() {
     let host = Host::with_script("exit 0");
     let told = host.own.join("told");
     let source = format!(
@@ -78,7 +78,7 @@ fn library_of_the_caller_is_not_loaded() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn environment_sets_nothing() {
+fn environment_of_the_caller_changes_no_setting() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
     let config = host.own.join("config.toml");
@@ -114,7 +114,7 @@ fn environment_sets_nothing() {
 }
 
 #[test]
-fn without_an_image_everything_is_done_as_the_caller() {
+fn without_an_image_isolate_runs_with_the_rights_of_the_caller() {
     let host = Host::with_script(WHO);
     let secret = host.program.dir().join("secret");
     fs::create_dir(&secret).unwrap();
@@ -137,7 +137,7 @@ fn without_an_image_everything_is_done_as_the_caller() {
 }
 
 #[test]
-fn other_commands_are_refused() {
+fn set_uid_copy_refuses_all_other_commands() {
     let host = Host::with_script("printf 'isolate %s\\n' \"$1\"");
     let copy = host.program.dir().join("bin/rcx-imagefs");
     fs::copy(env!("CARGO_BIN_EXE_rcx-imagefs"), &copy).unwrap();
@@ -175,7 +175,7 @@ fn other_commands_are_refused() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn closed_standard_descriptors_do_no_harm() {
+fn closed_standard_descriptors_are_harmless() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
     let meta = host.own.join("meta");
@@ -224,7 +224,7 @@ fn end(host: &Host, mut child: Running) {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn guardian_has_no_descriptor_directory_or_session_of_the_caller() {
+fn guardian_inherits_no_descriptor_directory_or_session() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
     let script = "exec 3</etc/passwd 4>own.txt 9<. 200>/dev/full || exit; exec \"$0\" \"$@\"";
@@ -253,7 +253,7 @@ fn guardian_has_no_descriptor_directory_or_session_of_the_caller() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn guardian_can_be_neither_killed_stopped_nor_looked_into() {
+fn caller_cannot_kill_stop_or_trace_the_guardian() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
     let (child, guardian) = running(&host, &sandbox, "exec \"$0\" \"$@\"");
@@ -275,7 +275,7 @@ fn guardian_can_be_neither_killed_stopped_nor_looked_into() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn low_limits_do_no_harm() {
+fn low_resource_limits_are_harmless() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
     let arguments = host.run_arguments(&sandbox, &[], "cat /etc/motd; echo > /tmp/x");
@@ -328,7 +328,7 @@ fn low_limits_do_no_harm() {
 }
 
 #[test]
-fn limits_of_the_caller_are_isolates_again() {
+fn resource_limits_of_the_caller_are_restored_for_isolate() {
     let host = Host::with_script("ulimit -n; ulimit -Hn; ulimit -f; umask; grep dumpable /proc/$$/status");
     for image in [String::new(), format!("--dir=.={}", host.image)] {
         let limits =
@@ -347,7 +347,7 @@ fn limits_of_the_caller_are_isolates_again() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn huge_and_odd_arguments_do_no_harm() {
+fn very_long_and_unusual_arguments_are_harmless() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
     let base = host.run_arguments(&sandbox, &[], "cat /etc/motd");
@@ -372,7 +372,7 @@ fn huge_and_odd_arguments_do_no_harm() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn files_of_a_root_are_closed_to_its_caller_and_to_others() {
+fn files_of_a_root_are_inaccessible_to_its_caller_and_to_others() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
     let (child, _) = running(&host, &sandbox, "exec \"$0\" \"$@\"");

@@ -21,7 +21,7 @@ fn secret(host: &Host) -> PathBuf {
 }
 
 #[test]
-fn image_path_that_climbs_is_refused() {
+fn image_path_with_dot_dot_is_refused() {
     let host = Host::with_script("exit 9");
     let mount = host.program.dir().join("images");
     let mount = mount.display();
@@ -41,7 +41,7 @@ fn image_path_that_climbs_is_refused() {
 }
 
 #[test]
-fn link_of_an_image_is_not_followed_out_of_the_mount() {
+fn link_in_an_image_is_not_followed_out_of_the_mount() {
     let out = tar(|tar| {
         for (name, target) in [("out", "/"), ("up", "../../../../../../.."), ("own", "/tmp")] {
             let mut header = tar::Header::new_gnu();
@@ -58,7 +58,7 @@ fn link_of_an_image_is_not_followed_out_of_the_mount() {
 }
 
 #[test]
-fn meta_file_is_written_with_the_callers_rights_only() {
+fn meta_file_is_written_only_with_the_rights_of_the_caller() {
     let host = Host::with_script("exit 9");
     let secret = secret(&host);
     let link = host.own.join("link");
@@ -90,7 +90,7 @@ fn meta_file_is_written_with_the_callers_rights_only() {
 }
 
 #[test]
-fn link_that_is_swapped_meanwhile_leads_nowhere() {
+fn link_swapped_during_the_call_gives_no_access() {
     let host = Host::with_script("printf '%s\\n' \"$@\"; id -u");
     let secret = secret(&host);
     let (own, link, spare) = (host.own.join("file"), host.own.join("link"), host.own.join("spare"));
@@ -135,7 +135,7 @@ fn link_that_is_swapped_meanwhile_leads_nowhere() {
 }
 
 #[test]
-fn mount_points_are_made_in_the_image_wherever_its_links_lead() {
+fn mount_points_are_made_inside_the_image_whatever_its_links_say() {
     // Not in `/tmp`, which is another one in the box.
     let scratch = tempfile::tempdir_in("/var/tmp").unwrap();
     let target = scratch.path().join("target");
@@ -176,7 +176,7 @@ fn mount_points_are_made_in_the_image_wherever_its_links_lead() {
 }
 
 #[test]
-fn rule_that_climbs_is_refused() {
+fn directory_rule_with_dot_dot_is_refused() {
     let host = Host::with_script("exit 9");
     for rule in [
         "../x=/tmp",
@@ -200,7 +200,7 @@ fn rule_that_climbs_is_refused() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn rule_for_what_only_root_may_see_makes_no_difference_to_isolate() {
+fn maybe_rule_does_not_reveal_files_that_only_root_can_see() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
     let closed = host.program.dir().join("closed");
@@ -216,7 +216,7 @@ fn rule_for_what_only_root_may_see_makes_no_difference_to_isolate() {
 }
 
 #[test]
-fn namespace_of_the_callers_own_gives_no_rights() {
+fn user_namespace_of_the_caller_gives_no_rights() {
     let host = Host::with_script(WHO);
     // Root of a user namespace can put what it likes over the configuration and the mount, and is nobody outside of it.
     let (etc, images) = (host.own.join("etc"), host.program.dir().join("images"));
@@ -252,7 +252,7 @@ fn namespace_of_the_callers_own_gives_no_rights() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn programs_and_devices_of_the_image_give_no_rights() {
+fn set_uid_programs_and_devices_of_the_image_give_no_rights() {
     let scratch = tempfile::tempdir().unwrap();
     let source = "#include <stdio.h>\n#include <unistd.h>\nint main(void) { printf(\"%d\\n\", (int)geteuid()); return 0; }\n";
     let who = fs::read(compiled(scratch.path(), "who", source, &["-static"])).unwrap();
@@ -296,7 +296,7 @@ fn programs_and_devices_of_the_image_give_no_rights() {
 }
 
 #[test]
-fn mountpoint_that_is_not_the_mount_is_refused() {
+fn directory_that_is_not_our_mount_is_refused() {
     let host = Host::with_script("exit 9");
     // As it would be after the daemon has gone, were the mountpoint the caller's.
     let fake = host.own.join("images");
@@ -315,7 +315,7 @@ fn mountpoint_that_is_not_the_mount_is_refused() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn hostile_working_directories_do_no_harm() {
+fn missing_and_unreadable_working_directories_are_harmless() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
     let arguments = host.run_arguments(&sandbox, &[], "cat /etc/motd; pwd; cd ..; pwd");

@@ -15,7 +15,7 @@ fn take(host: &mut Host, image: &support::case::Case) {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn attempts_of_an_image_find_nothing_of_the_host() {
+fn escape_attempts_in_an_image_reach_nothing_of_the_host() {
     for isolate in isolates() {
         let mut host = Host::with_isolate(isolate);
         let sandbox = SandboxBox::new(&host.isolate);

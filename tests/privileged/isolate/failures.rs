@@ -24,7 +24,7 @@ fn host() -> Host {
 }
 
 #[test]
-fn no_daemon_is_told_where_isolate_would() {
+fn missing_daemon_is_reported_on_stderr_and_in_the_meta_file() {
     let mut host = host();
     host.mount.take().unwrap().stop();
     let by_name =
@@ -36,7 +36,7 @@ fn no_daemon_is_told_where_isolate_would() {
 }
 
 #[test]
-fn dead_mount_is_told_where_isolate_would() {
+fn dead_mount_is_reported_on_stderr_and_in_the_meta_file() {
     let mut host = host();
     host.configure(&format!("mountpoint = '{}'\n", host.program.dir().join("images").display()));
     host.mount.as_mut().unwrap().server().signal("KILL");
@@ -47,7 +47,7 @@ fn dead_mount_is_told_where_isolate_would() {
 }
 
 #[test]
-fn image_that_is_not_there_is_told_where_isolate_would() {
+fn missing_image_is_reported_on_stderr_and_in_the_meta_file() {
     let host = host();
     let mount = host.program.dir().join("images");
     let rule = |name: &str| {
@@ -68,7 +68,7 @@ fn image_that_is_not_there_is_told_where_isolate_would() {
 }
 
 #[test]
-fn isolate_that_is_missing_or_too_old_or_no_isolate_is_told() {
+fn missing_old_or_wrong_isolate_is_reported() {
     let mut host = host();
     let script = |host: &Host, text: &str| {
         fs::write(&host.isolate.path, format!("#!/bin/sh\n{text}\n")).unwrap();
@@ -90,7 +90,7 @@ fn isolate_that_is_missing_or_too_old_or_no_isolate_is_told() {
 }
 
 #[test]
-fn configuration_that_is_wrong_is_told() {
+fn invalid_configuration_is_reported() {
     let host = host();
     for (text, words) in [
         ("[isolate]\nno-such = 1\n", ["config.toml", "no-such"]),
@@ -106,7 +106,7 @@ fn configuration_that_is_wrong_is_told() {
 }
 
 #[test]
-fn failure_of_the_meta_file_is_told_on_stderr() {
+fn unwritable_meta_file_is_reported_on_stderr() {
     let host = host();
     let mut command = host.isolate();
     command.arg("--meta=/nonexistent/meta").args(in_image(&host)[..1].iter().map(|rule| format!("{rule}x")));
@@ -124,7 +124,7 @@ fn failure_of_the_meta_file_is_told_on_stderr() {
 }
 
 #[test]
-fn upper_that_cannot_be_made_is_told_and_leaves_nothing() {
+fn upper_that_cannot_be_created_is_reported_and_leaves_nothing() {
     let host = host();
     let file = host.program.dir().join("file");
     fs::write(&file, "").unwrap();

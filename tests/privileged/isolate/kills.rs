@@ -8,7 +8,7 @@ use support::child::wait_until;
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn killing_the_process_that_was_started_ends_the_box() {
+fn killing_the_started_process_ends_the_box() {
     for isolate in isolates() {
         let host = Host::with_isolate(isolate.clone());
         let sandbox = SandboxBox::new(&isolate);
@@ -27,7 +27,7 @@ fn killing_the_process_that_was_started_ends_the_box() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn hundred_in_a_row_leave_nothing() {
+fn one_hundred_isolate_calls_in_a_row_leave_nothing() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
     let arguments = host.run_arguments(&sandbox, &[], "echo > /tmp/x; echo $0");
@@ -49,7 +49,7 @@ impl Numbers {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn sixteen_at_once_leave_nothing_when_half_are_killed() {
+fn sixteen_concurrent_isolate_calls_with_half_killed_leave_nothing() {
     for upper in ["dir", "tmpfs:4M"] {
         let host = Host::new();
         host.configure(&format!("upper = '{upper}'\n"));

@@ -43,7 +43,7 @@ fn keys(meta: &Path) -> Vec<String> {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn three_calls_of_a_worker_give_the_same_meta_file_in_an_image() {
+fn meta_file_has_the_same_keys_with_and_without_an_image() {
     let scripts = ["echo done > made; exit 0", "exit 3", "kill -SEGV $$", "while :; do :; done"];
     for isolate in isolates() {
         let host = Host::with_isolate(isolate.clone());
@@ -85,7 +85,7 @@ fn three_calls_of_a_worker_give_the_same_meta_file_in_an_image() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn image_is_chosen_by_rule_by_variable_and_by_box() {
+fn image_is_selected_by_rule_by_variable_and_by_box() {
     for isolate in isolates() {
         let host = Host::with_isolate(isolate.clone());
         let sandbox = SandboxBox::new(&isolate);
@@ -121,7 +121,7 @@ fn image_is_chosen_by_rule_by_variable_and_by_box() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn environment_of_the_image_comes_last_and_its_path_finds_the_program() {
+fn environment_of_the_image_overrides_and_its_path_finds_the_program() {
     for isolate in isolates() {
         let host = Host::with_isolate(isolate.clone());
         let sandbox = SandboxBox::new(&isolate);
@@ -146,7 +146,7 @@ fn environment_of_the_image_comes_last_and_its_path_finds_the_program() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn nothing_of_the_host_is_in_an_image() {
+fn image_root_reveals_nothing_of_the_host() {
     for isolate in isolates() {
         let host = Host::with_isolate(isolate.clone());
         let sandbox = SandboxBox::new(&isolate);
@@ -164,7 +164,7 @@ fn nothing_of_the_host_is_in_an_image() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn writes_land_in_the_upper_only() {
+fn writes_go_only_to_the_upper() {
     for isolate in isolates() {
         let host = Host::with_isolate(isolate.clone());
         let sandbox = SandboxBox::new(&isolate);
@@ -184,7 +184,7 @@ fn writes_land_in_the_upper_only() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn further_rules_get_mount_points_in_the_upper() {
+fn mount_points_for_more_rules_are_made_in_the_upper() {
     for isolate in isolates() {
         let host = Host::with_isolate(isolate.clone());
         let sandbox = SandboxBox::new(&isolate);
@@ -215,7 +215,7 @@ for fd in /proc/$$/fd/*; do echo "${fd##*/} $(readlink "$fd" | sed 's/:\[.*//')"
 exit 7"#;
 
 #[test]
-fn call_without_an_image_is_untouched() {
+fn call_without_an_image_is_passed_to_isolate_unchanged() {
     let host = Host::with_script(TELL);
     let odd = "--dir=.=/srv\n--env=A=b c --run -- x --dir=.=/images/y";
     let calls = [
@@ -295,7 +295,7 @@ fn root_without_set_uid_uses_the_configured_isolate_too() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn isolate_of_the_usual_places_is_found_without_a_configured_one() {
+fn isolate_is_found_in_the_default_directories_if_none_is_configured() {
     let host = Host::new();
     host.configure_all("");
     let output = host.isolate().arg("--version").output().unwrap();

@@ -12,7 +12,7 @@ use support::program::{Program, binary, failure, is_mounted};
 use support::tmpfs::Tmpfs;
 
 #[test]
-fn pull_that_cannot_fit_fails_before_the_download_and_succeeds_once_there_is_room() {
+fn pull_without_enough_space_fails_before_the_download_and_succeeds_once_there_is_space() {
     let disk = Tmpfs::new("20m");
     let fixture =
         Fixture::with_program(&["python", "small"], Program::with_store(&disk.path().join("store")));
@@ -32,7 +32,7 @@ fn pull_that_cannot_fit_fails_before_the_download_and_succeeds_once_there_is_roo
 }
 
 #[test]
-fn disk_that_fills_during_a_pull_is_an_error_and_the_store_stays_intact() {
+fn disk_that_fills_up_during_a_pull_is_an_error_and_leaves_the_store_intact() {
     let images = Images::make(&["python"]);
     // Room for the blobs and a little more, which the indexes or another program's file will take.
     let disk = Tmpfs::new(&format!("{}k", images.layout().layer_bytes("python") / 1024 + 4096));
@@ -56,7 +56,7 @@ fn disk_that_fills_during_a_pull_is_an_error_and_the_store_stays_intact() {
 }
 
 #[test]
-fn store_without_permission_is_named_in_the_error() {
+fn permission_error_names_the_store() {
     let fixture = Fixture::new(&["small"]);
     let program = &fixture.program;
     fs::create_dir(program.store()).unwrap();
@@ -76,7 +76,7 @@ fn store_without_permission_is_named_in_the_error() {
 }
 
 #[test]
-fn mountpoint_that_is_missing_a_file_a_mount_or_not_empty_is_named_in_the_error() {
+fn unusable_mountpoint_is_an_error_that_names_it_and_the_reason() {
     let program = Program::new();
     let missing = program.dir().join("missing");
     let file = program.dir().join("file");
@@ -94,7 +94,7 @@ fn mountpoint_that_is_missing_a_file_a_mount_or_not_empty_is_named_in_the_error(
 }
 
 #[test]
-fn second_daemon_of_a_store_is_refused_and_the_first_keeps_serving() {
+fn second_daemon_for_a_store_is_refused_and_the_first_keeps_serving() {
     let fixture = MountedFixture::new();
     let other = fixture.program.dir().join("other");
     fs::create_dir(&other).unwrap();

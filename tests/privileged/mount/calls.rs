@@ -109,7 +109,7 @@ fn assert_read_only<T>(result: rustix::io::Result<T>) {
 }
 
 #[test]
-fn every_change_answers_erofs() {
+fn every_change_fails_with_erofs() {
     let (_program, mount, name) = made_and_mounted();
     let root = mount.path(&name);
     let file = root.join("program");
@@ -134,7 +134,7 @@ fn every_change_answers_erofs() {
 }
 
 #[test]
-fn directory_lists_in_tiny_buffers_and_from_every_offset() {
+fn directory_can_be_listed_with_tiny_buffers_and_from_every_offset() {
     let (_program, mount, name) = made_and_mounted();
     let path = mount.path(&name).join("many");
     // Room for one name at a time, and for all at once.
@@ -168,7 +168,7 @@ fn listing_the_mount_opens_no_image() {
 }
 
 #[test]
-fn two_hundred_readers_of_one_cold_span_cause_one_decode() {
+fn two_hundred_readers_of_one_uncached_span_cause_one_decode() {
     let (program, mount, name) = made_and_mounted();
     let many = mount.path(&name).join("many");
     assert_eq!(fs::read_dir(&many).unwrap().count(), FILES);
@@ -195,7 +195,7 @@ fn two_hundred_readers_of_one_cold_span_cause_one_decode() {
 }
 
 #[test]
-fn holes_are_found_and_files_can_be_sent_and_run() {
+fn seek_hole_sendfile_and_exec_work_on_the_mount() {
     let (program, mount, name) = made_and_mounted();
     let root = mount.path(&name);
     let holes = File::open(root.join("holes")).unwrap();
@@ -218,7 +218,7 @@ fn holes_are_found_and_files_can_be_sent_and_run() {
 }
 
 #[test]
-fn tag_that_moves_while_others_look_is_right_as_soon_as_the_daemon_says_so() {
+fn moved_tag_is_visible_to_concurrent_readers_once_the_daemon_confirms_it() {
     let program = Program::new();
     let store = Store::open_or_create(program.store()).unwrap();
     let mount = program.mount();
@@ -257,7 +257,7 @@ fn tag_that_moves_while_others_look_is_right_as_soon_as_the_daemon_says_so() {
 }
 
 #[test]
-fn reader_of_a_daemon_that_hangs_can_be_killed() {
+fn reader_of_a_hung_daemon_can_be_killed() {
     let (_program, mut mount, name) = made_and_mounted();
     let file = mount.path(&name).join("many/file-0000");
     assert!(file.exists());
@@ -274,7 +274,7 @@ fn reader_of_a_daemon_that_hangs_can_be_killed() {
 }
 
 #[test]
-fn readahead_that_is_asked_for_is_what_the_kernel_does() {
+fn readahead_option_sets_the_readahead_of_the_kernel() {
     let program = Program::new();
     made_image(&program);
     let dir = program.dir().join("images");

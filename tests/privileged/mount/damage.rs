@@ -41,7 +41,7 @@ fn assert_absent_or_eio(path: &Path) {
 }
 
 #[test]
-fn image_whose_layer_blob_is_gone_shows_as_an_error_and_the_log_names_the_blob() {
+fn image_with_a_missing_layer_blob_is_an_error_and_the_log_names_the_blob() {
     let (fixture, pulled, layers) = unseen_image();
     fs::remove_file(fixture.program.blob(&layers[1])).unwrap();
     assert_absent_or_eio(&fixture.mount.path(&pulled));
@@ -55,7 +55,7 @@ fn image_whose_layer_blob_is_gone_shows_as_an_error_and_the_log_names_the_blob()
 }
 
 #[test]
-fn image_whose_manifest_is_gone_shows_as_an_error() {
+fn image_with_a_missing_manifest_is_an_error() {
     let (fixture, pulled, _) = unseen_image();
     let (_, digest) = pulled.split_once('@').unwrap();
     fs::remove_file(fixture.program.blob(digest)).unwrap();
@@ -72,7 +72,7 @@ fn index_files(program: &Program) -> Vec<PathBuf> {
 }
 
 #[test]
-fn missing_and_damaged_indexes_are_rebuilt_and_say_so() {
+fn missing_and_damaged_indexes_are_rebuilt_and_logged() {
     let (fixture, pulled, layers) = unseen_image();
     for (number, path) in index_files(&fixture.program).iter().enumerate() {
         if number % 2 == 0 {
@@ -91,7 +91,7 @@ fn missing_and_damaged_indexes_are_rebuilt_and_say_so() {
 }
 
 #[test]
-fn flipped_byte_in_a_stored_blob_gives_eio_and_a_log_line_that_names_blob_and_span() {
+fn flipped_byte_in_a_stored_blob_gives_eio_and_a_log_line_with_blob_and_span() {
     let (fixture, pulled, layers) = unseen_image();
     // The tree is there before the damage; the bytes are not in any cache yet.
     let root = fixture.mount.path(&pulled);

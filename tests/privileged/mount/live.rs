@@ -39,7 +39,7 @@ fn pulled_image_appears_in_the_running_mount_before_pull_returns() {
 }
 
 #[test]
-fn moved_tag_leads_to_the_new_image_at_once() {
+fn moved_tag_names_the_new_image_at_once() {
     let fixture = Fixture::new(&["small", "python"]);
     let reference = fixture.registry.reference("lab/moving:1");
     let old = fixture.push("small", "lab/moving:1");
@@ -78,7 +78,7 @@ fn removed_image_disappears_from_the_running_mount_at_once() {
 }
 
 #[test]
-fn colon_free_names_lead_to_the_same_image_and_are_not_listed() {
+fn colon_free_names_open_the_same_image_and_are_not_listed() {
     let fixture = Fixture::new(&["small"]);
     let pulled = fixture.pull("small");
     let mount = fixture.program.mount();
@@ -93,7 +93,7 @@ fn colon_free_names_lead_to_the_same_image_and_are_not_listed() {
 }
 
 #[test]
-fn daemon_killed_with_sigkill_leaves_nothing_that_stops_the_next_one() {
+fn daemon_killed_with_sigkill_does_not_block_the_next_daemon() {
     let fixture = Fixture::new(&["small"]);
     let pulled = fixture.pull("small");
     let mut first = fixture.program.mount();
@@ -108,7 +108,7 @@ fn daemon_killed_with_sigkill_leaves_nothing_that_stops_the_next_one() {
 }
 
 #[test]
-fn daemon_exits_with_success_when_the_mount_is_unmounted_by_hand() {
+fn daemon_exits_successfully_when_unmounted_by_hand() {
     let fixture = Fixture::new(&["small"]);
     fixture.pull("small");
     let mut mount = fixture.program.mount();
@@ -118,7 +118,7 @@ fn daemon_exits_with_success_when_the_mount_is_unmounted_by_hand() {
 }
 
 #[test]
-fn damaged_index_json_is_logged_and_leaves_the_mount_as_it_was() {
+fn damaged_index_json_is_logged_and_leaves_the_mount_unchanged() {
     let fixture = Fixture::new(&["small"]);
     let program = &fixture.program;
     let pulled = fixture.pull("small");

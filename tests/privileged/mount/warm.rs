@@ -27,7 +27,7 @@ fn read_thousand_files(root: &Path, paths: &[PathBuf]) {
 }
 
 #[test]
-fn warm_find_and_reread_of_a_thousand_files_send_no_request() {
+fn cached_find_and_reread_of_a_thousand_files_send_no_request() {
     let fixture = Fixture::new(&["app"]);
     let program = &fixture.program;
     let pulled = fixture.pull("app");
@@ -56,7 +56,7 @@ fn warm_find_and_reread_of_a_thousand_files_send_no_request() {
 }
 
 #[test]
-fn file_of_a_shared_layer_read_once_is_cached_for_every_image() {
+fn file_in_a_shared_layer_is_cached_for_every_image_after_one_read() {
     let fixture = Fixture::new(&["python", "app"]);
     let program = &fixture.program;
     let roots = ["python", "app"].map(|image| fixture.pull(image));

@@ -32,7 +32,7 @@ fn names(path: &Path, room: usize) -> rustix::io::Result<Vec<String>> {
 }
 
 #[test]
-fn extended_attributes_tell_their_length_and_what_does_not_fit() {
+fn extended_attributes_report_their_length_and_erange_for_small_buffers() {
     let image = Mounted::new();
     let disk = image.on_tmpfs();
     for root in [&image.root, disk.path()] {
@@ -79,7 +79,7 @@ fn extended_attributes_tell_their_length_and_what_does_not_fit() {
 }
 
 #[test]
-fn attributes_that_are_for_the_trusted_are_hidden_from_others() {
+fn trusted_attributes_are_hidden_from_unprivileged_users() {
     let image = Mounted::new();
     let disk = image.on_tmpfs();
     for root in [&image.root, disk.path()] {
@@ -97,7 +97,7 @@ fn attributes_that_are_for_the_trusted_are_hidden_from_others() {
 }
 
 #[test]
-fn figures_of_the_filesystem_are_those_of_a_full_read_only_one() {
+fn statfs_reports_a_full_read_only_filesystem() {
     let image = Mounted::new();
     // Images count when they have been opened.
     fs::metadata(image.path("file")).unwrap();
@@ -122,7 +122,7 @@ fn figures_of_the_filesystem_are_those_of_a_full_read_only_one() {
 }
 
 #[test]
-fn attributes_are_given_as_far_as_they_are_asked_for() {
+fn statx_reports_size_mode_times_and_device_numbers() {
     let image = Mounted::new();
     let file = rustix::fs::statx(CWD, image.path("file"), AtFlags::empty(), StatxFlags::BASIC_STATS).unwrap();
     assert!(StatxFlags::from_bits_retain(file.stx_mask).contains(StatxFlags::BASIC_STATS));
@@ -150,7 +150,7 @@ fn attributes_are_given_as_far_as_they_are_asked_for() {
 }
 
 #[test]
-fn locks_hold_among_those_who_have_opened_the_file() {
+fn locks_exclude_other_open_file_descriptions() {
     let image = Mounted::new();
     let open = || File::open(image.path("file")).unwrap();
     let (one, other) = (open(), open());
@@ -172,7 +172,7 @@ fn locks_hold_among_those_who_have_opened_the_file() {
 }
 
 #[test]
-fn files_and_directories_can_be_watched() {
+fn inotify_reports_opens_and_reads_of_files_and_directories() {
     let image = Mounted::new();
     let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).unwrap();
     let wanted = inotify::WatchFlags::OPEN | inotify::WatchFlags::ACCESS;
@@ -234,7 +234,7 @@ fn open_handle(mount: &OwnedFd, handle: &mut Handle) -> std::io::Result<File> {
 }
 
 #[test]
-fn handle_of_a_file_opens_it_with_or_without_a_cache() {
+fn file_handle_opens_its_file_even_after_caches_are_dropped() {
     let image = Mounted::new();
     let root = File::open(&image.root).unwrap().into();
     for path in ["file", "dir", "dir/inner", "closed/known"] {
@@ -259,7 +259,7 @@ fn handle_of_a_file_opens_it_with_or_without_a_cache() {
 }
 
 #[test]
-fn descriptors_that_ask_for_less_get_it() {
+fn o_path_descriptors_refuse_reads_and_noatime_needs_ownership() {
     let image = Mounted::new();
     let root = &image.root;
     let open = |path: &str, flags| rustix::fs::open(root.join(path), flags | OFlags::CLOEXEC, Mode::empty());

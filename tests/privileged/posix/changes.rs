@@ -279,7 +279,7 @@ fn hold(rows: &[Row], ours: &Path, theirs: &Path, who: &str) {
 }
 
 #[test]
-fn every_change_answers_erofs_after_the_errors_that_come_before() {
+fn every_change_fails_with_erofs_unless_an_earlier_check_fails() {
     let image = Mounted::new();
     let before = support::trees::snapshot(&image.root);
     let disk = image.on_tmpfs();
@@ -315,7 +315,7 @@ const BY_A_USER: &[Row] = &[
 ];
 
 #[test]
-fn user_is_told_of_the_filesystem_before_its_rights_and_of_the_way_before_both() {
+fn path_errors_come_before_erofs_and_erofs_before_permission_errors() {
     let image = Mounted::new();
     let disk = image.on_tmpfs();
     let (ours, theirs) = (&image.root, disk.path());
@@ -324,7 +324,7 @@ fn user_is_told_of_the_filesystem_before_its_rights_and_of_the_way_before_both()
 }
 
 #[test]
-fn names_of_the_mount_itself_are_as_fixed_as_those_of_an_image() {
+fn directories_above_the_images_are_read_only_too() {
     let image = Mounted::new();
     let names = image.mount.path("lab");
     for directory in [image.mount.dir(), &names] {
@@ -345,7 +345,7 @@ fn names_of_the_mount_itself_are_as_fixed_as_those_of_an_image() {
 }
 
 #[test]
-fn writable_mount_of_the_same_filesystem_is_not_writable() {
+fn bind_mount_without_the_read_only_flag_is_still_read_only() {
     let image = Mounted::new();
     let root = image.root.to_str().unwrap();
     let script = "mount --make-rprivate / && mount --bind \"$0\" /mnt && mount -o remount,bind,rw /mnt || exit 9
@@ -360,7 +360,7 @@ fn writable_mount_of_the_same_filesystem_is_not_writable() {
 }
 
 #[test]
-fn filesystem_that_is_remounted_to_write_refuses_all_the_same() {
+fn remounting_read_write_fails_or_still_refuses_writes() {
     let image = Mounted::new();
     let before = support::trees::snapshot(&image.root);
     let remounted = Command::new("mount").args(["-o", "remount,rw"]).arg(image.mount.dir()).output().unwrap();

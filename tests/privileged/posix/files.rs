@@ -27,7 +27,7 @@ fn map(file: &File) -> Mmap {
 }
 
 #[test]
-fn mapped_file_has_its_bytes_and_zeros_behind_its_end() {
+fn mapped_file_shows_its_content_and_zeros_after_its_end() {
     let image = Mounted::new();
     let file = file(&image.path(BIG));
     let expected = big();
@@ -52,7 +52,7 @@ fn mapped_file_has_its_bytes_and_zeros_behind_its_end() {
 }
 
 #[test]
-fn private_mapping_can_be_written_to_and_changes_nothing() {
+fn private_mapping_is_writable_and_does_not_change_the_file() {
     let image = Mounted::new();
     let file = file(&image.path(BIG));
     #[expect(unsafe_code, reason = "mapping a file")]
@@ -76,7 +76,7 @@ fn private_mapping_can_be_written_to_and_changes_nothing() {
 }
 
 #[test]
-fn mapped_program_can_be_run() {
+fn executable_mapping_runs_the_program() {
     let image = Mounted::new();
     let file = file(&image.path(STATIC));
     #[expect(unsafe_code, reason = "mapping a file")]
@@ -87,7 +87,7 @@ fn mapped_program_can_be_run() {
 }
 
 #[test]
-fn reads_that_bypass_the_cache_have_the_same_bytes() {
+fn direct_reads_return_the_same_bytes() {
     let image = Mounted::new();
     let expected = big();
     let direct =
@@ -108,7 +108,7 @@ fn reads_that_bypass_the_cache_have_the_same_bytes() {
 }
 
 #[test]
-fn reads_at_and_behind_the_end_are_short_or_nothing() {
+fn reads_at_the_end_are_short_and_reads_past_it_return_nothing() {
     let image = Mounted::new();
     let file = file(&image.path(BIG));
     let length = BIG_LENGTH as u64;
@@ -140,7 +140,7 @@ fn whole(file: &mut File) -> Vec<u8> {
 }
 
 #[test]
-fn file_is_sent_copied_and_spliced_to_elsewhere() {
+fn sendfile_copy_file_range_and_splice_copy_the_content() {
     let image = Mounted::new();
     let (from, expected) = (file(&image.path(BIG)), big());
     let new = || tempfile::tempfile_in(image.program.dir()).unwrap();
@@ -187,7 +187,7 @@ fn data(file: &File) -> Vec<(u64, u64)> {
 }
 
 #[test]
-fn holes_are_where_a_filesystem_of_the_kernels_has_them() {
+fn holes_are_at_the_same_offsets_as_on_tmpfs() {
     let image = Mounted::new();
     let disk = image.on_tmpfs();
     let expected = [(1 << 20, (1 << 20) + 4096), (3 << 20, (3 << 20) + 4096)];
@@ -224,7 +224,7 @@ fn holes_are_where_a_filesystem_of_the_kernels_has_them() {
 }
 
 #[test]
-fn pipe_of_an_image_joins_those_who_open_it_and_a_device_is_closed_to_all() {
+fn fifo_in_an_image_connects_its_openers_and_devices_cannot_be_opened() {
     let image = Mounted::new();
     let open = |path: &str, flags| rustix::fs::open(image.path(path), flags | OFlags::CLOEXEC, Mode::empty());
     let nonblocking = OFlags::NONBLOCK;

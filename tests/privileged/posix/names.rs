@@ -28,7 +28,7 @@ fn padded(end: &str, length: usize) -> String {
 }
 
 #[test]
-fn name_of_255_bytes_is_found_and_of_256_too_long() {
+fn name_of_255_bytes_is_found_and_256_bytes_is_enametoolong() {
     let program = Program::new();
     let (long, wide) = ("n".repeat(255), "\u{e4}".repeat(127));
     let layers = format!("f {long} long \n d {long}-dir \n f {wide}x wide")
@@ -60,7 +60,7 @@ fn name_of_255_bytes_is_found_and_of_256_too_long() {
 }
 
 #[test]
-fn path_of_4095_bytes_is_taken_and_of_4096_too_long() {
+fn path_of_4095_bytes_is_accepted_and_4096_bytes_is_enametoolong() {
     let image = Mounted::new();
     let root = place(&image.root);
     let open = |path: &str| rustix::fs::openat(&root, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
@@ -72,7 +72,7 @@ fn path_of_4095_bytes_is_taken_and_of_4096_too_long() {
 }
 
 #[test]
-fn tree_deeper_than_any_path_is_walked_step_by_step() {
+fn tree_deeper_than_path_max_can_be_walked_step_by_step() {
     let program = Program::new();
     // 16 times 250 bytes: with the mountpoint in front, too long for a path.
     let deep = vec!["d".repeat(250); 16].join("/");
@@ -102,7 +102,7 @@ fn tree_deeper_than_any_path_is_walked_step_by_step() {
 }
 
 #[test]
-fn paths_are_resolved_as_everywhere() {
+fn paths_resolve_as_on_tmpfs() {
     let image = Mounted::new();
     let disk = image.on_tmpfs();
     for root in [&image.root, disk.path()] {
@@ -143,7 +143,7 @@ fn paths_are_resolved_as_everywhere() {
 }
 
 #[test]
-fn dots_lead_where_they_say_from_inside_an_image_to_outside_of_the_mount() {
+fn dot_dot_resolves_correctly_from_inside_an_image_to_outside_the_mount() {
     let image = Mounted::new();
     let digest = image.name.split_once('@').unwrap().1;
     let tag = image.mount.path("lab/text:posix");
@@ -169,7 +169,7 @@ fn dots_lead_where_they_say_from_inside_an_image_to_outside_of_the_mount() {
 }
 
 #[test]
-fn listing_has_the_number_and_kind_that_stat_has() {
+fn readdir_reports_the_same_inode_and_type_as_stat() {
     let image = Mounted::new();
     for directory in ["", "dir", "bin", "empty-dir"] {
         let directory = if directory.is_empty() { image.root.clone() } else { image.root.join(directory) };
@@ -197,7 +197,7 @@ fn listing_has_the_number_and_kind_that_stat_has() {
 }
 
 #[test]
-fn place_in_a_listing_is_each_descriptors_own_and_can_be_gone_back_to() {
+fn directory_offset_belongs_to_each_open_and_can_be_seeked_back_to() {
     let image = Mounted::new();
     let (one, other) = (File::open(&image.root).unwrap(), File::open(&image.root).unwrap());
     let all = list(&one, 512);
@@ -237,7 +237,7 @@ fn numbers(root: &Path) -> BTreeMap<PathBuf, (u64, u64, i64, i64, u64)> {
 }
 
 #[test]
-fn numbers_stay_over_dropped_caches_a_restart_and_other_images() {
+fn inode_numbers_survive_dropped_caches_restarts_and_new_images() {
     let image = Mounted::new();
     let first = numbers(&image.root);
     let inodes: BTreeSet<_> = first.values().map(|it| it.0).collect();

@@ -244,7 +244,7 @@ const RENAMES: &[Step] = &[
 ];
 
 #[test]
-fn renames_in_a_root_are_those_of_any_filesystem() {
+fn renames_in_a_root_behave_as_on_any_filesystem() {
     let roots = Roots::new(Vec::new());
     roots.take(RENAMES);
     roots.agree();
@@ -330,7 +330,7 @@ const REMOVALS: &[Step] = &[
 ];
 
 #[test]
-fn removals_in_a_root_show_nothing_of_what_was_below() {
+fn removals_in_a_root_never_reveal_lower_entries() {
     let roots = Roots::new(Vec::new());
     roots.take(REMOVALS);
     roots.agree();

@@ -123,7 +123,7 @@ const ATTRIBUTES: &[Step] = &[
 ];
 
 #[test]
-fn attributes_that_are_changed_keep_all_others() {
+fn changing_one_attribute_in_a_root_keeps_all_others() {
     let roots = Roots::new(Vec::new());
     roots.take(ATTRIBUTES);
     roots.agree();
@@ -215,7 +215,7 @@ const CONTENT: &[Step] = &[
 ];
 
 #[test]
-fn content_that_is_changed_is_changed_in_the_root_alone() {
+fn content_changes_affect_only_the_root() {
     let roots = Roots::new(Vec::new());
     roots.take(CONTENT);
     roots.agree();
@@ -266,7 +266,7 @@ const LARGE_FILES: &[Step] = &[
 ];
 
 #[test]
-fn large_and_sparse_files_are_copied_whole_and_sparse() {
+fn copy_up_of_large_and_sparse_files_is_complete_and_keeps_holes() {
     let roots = Roots::new(large_files());
     roots.take(LARGE_FILES);
     roots.agree();

@@ -103,7 +103,7 @@ fn modes_owners_and_groups_decide_who_reads_and_runs() {
 }
 
 #[test]
-fn directory_without_leave_to_go_through_hides_what_is_in_it_even_when_it_is_known() {
+fn directory_without_search_permission_hides_its_entries_even_when_cached() {
     let image = Mounted::new();
     let disk = image.on_tmpfs();
     for root in [&image.root, disk.path()] {
@@ -128,7 +128,7 @@ fn directory_without_leave_to_go_through_hides_what_is_in_it_even_when_it_is_kno
 }
 
 #[test]
-fn access_tells_of_the_filesystem_and_of_the_real_user() {
+fn access_checks_use_the_real_user_and_report_erofs_for_writes() {
     let image = Mounted::new();
     let disk = image.on_tmpfs();
     for root in [&image.root, disk.path()] {
@@ -168,7 +168,7 @@ fn run_as(user: u32, groups: &[u32], program: &Path, argument: &str) -> std::res
 }
 
 #[test]
-fn programs_run_where_they_may_and_are_refused_as_elsewhere() {
+fn programs_run_if_permitted_and_fail_with_the_same_errno_as_on_tmpfs() {
     let image = Mounted::new();
     let disk = image.on_tmpfs();
     for root in [&image.root, disk.path()] {

@@ -9,7 +9,7 @@ use support::fixture::MountedFixture;
 use support::images::{Images, sha256};
 
 #[test]
-fn unknown_tag_repository_and_digest_are_named() {
+fn pull_error_names_an_unknown_tag_repository_or_digest() {
     let fixture = MountedFixture::new();
     let absent = format!("sha256:{}", sha256(b"never pushed"));
     fixture.pull_fails(&[&fixture.reference("lab/good:2")], &["lab/good:2"]);
@@ -24,7 +24,7 @@ fn unknown_tag_repository_and_digest_are_named() {
 }
 
 #[test]
-fn missing_platform_is_named_with_those_there_are() {
+fn missing_platform_error_lists_the_available_platforms() {
     let fixture = MountedFixture::new();
     let images = Images::make(&["multi"]);
     fixture.registry.push(&images.layout().image("multi"), "multi:1", &["--all"]);
@@ -46,7 +46,7 @@ fn assert_damaged_layer_is_refused(damage: impl Fn(&Path)) {
 }
 
 #[test]
-fn truncated_layer_in_the_registry_is_refused_by_name() {
+fn truncated_layer_in_the_registry_is_refused_and_named() {
     assert_damaged_layer_is_refused(|blob| {
         let file = File::options().write(true).open(blob).unwrap();
         file.set_len(file.metadata().unwrap().len() / 2).unwrap();
@@ -54,7 +54,7 @@ fn truncated_layer_in_the_registry_is_refused_by_name() {
 }
 
 #[test]
-fn changed_layer_in_the_registry_is_refused_by_name() {
+fn changed_layer_in_the_registry_is_refused_and_named() {
     assert_damaged_layer_is_refused(|blob| {
         let file = File::options().read(true).write(true).open(blob).unwrap();
         let middle = file.metadata().unwrap().len() / 2;
@@ -65,7 +65,7 @@ fn changed_layer_in_the_registry_is_refused_by_name() {
 }
 
 #[test]
-fn lengthened_layer_in_the_registry_is_refused_by_name() {
+fn lengthened_layer_in_the_registry_is_refused_and_named() {
     assert_damaged_layer_is_refused(|blob| {
         let file = File::options().write(true).open(blob).unwrap();
         file.write_all_at(&[0; 4096], file.metadata().unwrap().len()).unwrap();
@@ -73,7 +73,7 @@ fn lengthened_layer_in_the_registry_is_refused_by_name() {
 }
 
 #[test]
-fn layer_gone_from_the_registry_is_refused_by_name() {
+fn layer_missing_from_the_registry_is_an_error_that_names_it() {
     assert_damaged_layer_is_refused(|blob| fs::remove_file(blob).unwrap());
 }
 
@@ -102,7 +102,7 @@ fn wrong_diff_id_is_refused_with_both_values() {
 }
 
 #[test]
-fn another_number_of_diff_ids_than_layers_is_refused() {
+fn number_of_diff_ids_that_differs_from_the_number_of_layers_is_refused() {
     let fixture = MountedFixture::new();
     let copy = fixture.copy();
     copy.change_config(|config| {
@@ -127,12 +127,12 @@ fn assert_layer_is_refused(bytes: &[u8], words: &[&str]) {
 }
 
 #[test]
-fn layer_that_is_no_gzip_is_refused() {
+fn layer_that_is_not_gzip_is_refused() {
     assert_layer_is_refused(b"<html>this is no layer</html>", &[]);
 }
 
 #[test]
-fn layer_that_ends_within_its_gzip_stream_is_refused() {
+fn layer_that_ends_inside_its_gzip_stream_is_refused() {
     let layout = Images::make(&["small"]).layout();
     let bytes = fs::read(layout.blob(&layout.layers("small")[0])).unwrap();
     assert_layer_is_refused(&bytes[..bytes.len() - 100_000], &["gzip"]);
@@ -147,7 +147,7 @@ fn layer_with_garbage_after_its_gzip_stream_is_refused() {
 }
 
 #[test]
-fn layer_that_decodes_to_more_than_the_configuration_allows_is_refused() {
+fn layer_larger_than_the_configured_limit_is_refused() {
     let fixture = MountedFixture::new();
     let copy = fixture.copy();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));

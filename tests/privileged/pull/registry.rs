@@ -25,7 +25,7 @@ fn bytes_below(dir: &Path) -> u64 {
 }
 
 #[test]
-fn second_pull_says_the_same_and_downloads_no_blob() {
+fn second_pull_prints_the_same_and_downloads_no_blob() {
     let fixture = Fixture::new(&["small"]);
     let Fixture { images, registry, program } = &fixture;
     let reference = fixture.reference("small");
@@ -80,7 +80,7 @@ fn second_image_downloads_only_the_layers_it_does_not_share() {
 
 /// Killed at any moment, a pull leaves a store that the next one takes, and nothing that looks like an image.
 #[test]
-fn killed_pull_shows_nothing_and_the_next_one_goes_on_where_it_was() {
+fn killed_pull_shows_no_image_and_the_next_pull_resumes_the_download() {
     let fixture = Fixture::new(&["app"]);
     let Fixture { images, registry, program } = &fixture;
     let reference = fixture.reference("app");
@@ -160,7 +160,7 @@ fn store_is_an_oci_layout_for_skopeo_and_umoci() {
 }
 
 #[test]
-fn platform_option_chooses_from_an_index_and_the_index_digest_leads_to_the_image() {
+fn platform_option_selects_from_an_index_and_the_index_digest_names_the_image() {
     let images = Images::make(&["multi"]);
     let layout = images.layout();
     let registry = DockerRegistry::start();
@@ -182,7 +182,7 @@ fn platform_option_chooses_from_an_index_and_the_index_digest_leads_to_the_image
 }
 
 #[test]
-fn pull_by_digest_needs_no_tag() {
+fn pull_by_digest_works_without_a_tag() {
     let Fixture { images, registry, program } = Fixture::new(&["small"]);
     let digest = images.layout().digest("small");
     let reference = registry.reference(&format!("lab/small@{digest}"));
@@ -193,7 +193,7 @@ fn pull_by_digest_needs_no_tag() {
 }
 
 #[test]
-fn load_takes_layouts_and_docker_archives() {
+fn load_accepts_oci_layouts_and_docker_archives() {
     let images = Images::make(&["small"]);
     let layout = images.layout();
     let scratch = tempfile::tempdir().unwrap();
@@ -229,7 +229,7 @@ fn basic_auth(password: &str) -> String {
 }
 
 #[test]
-fn registry_with_a_password_is_read_with_the_credentials_of_docker_config() {
+fn pull_uses_the_credentials_in_the_docker_config() {
     let images = Images::make(&["small"]);
     let registry = DockerRegistry::start_with_password();
     let digest = registry.push_from(&images.layout(), "small", "lab/private:1");

@@ -30,7 +30,7 @@ fn names_in(dir: &Path) -> usize {
 }
 
 #[test]
-fn a_full_disk_is_told_and_leaves_the_store_as_it_was() {
+fn full_disk_is_reported_and_leaves_the_store_unchanged() {
     let disk = Tmpfs::with_options("size=2m");
     let store = Store::open_or_create(&store_on(&disk)).unwrap();
     let manifest = put_image(&store);
@@ -85,7 +85,7 @@ fn slots_survive_a_full_disk() {
 }
 
 #[test]
-fn a_read_only_store_can_be_read() {
+fn read_only_store_can_be_read() {
     let disk = Tmpfs::with_options("size=2m");
     let manifest = put_image(&Store::open_or_create(&store_on(&disk)).unwrap());
     disk.remount("ro");
@@ -106,7 +106,7 @@ fn a_read_only_store_can_be_read() {
 }
 
 #[test]
-fn a_user_without_permission_reads_and_is_told_what_else_fails() {
+fn user_without_write_permission_can_read_and_gets_clear_errors_for_writes() {
     let disk = Tmpfs::with_options("size=2m,mode=0755");
     // Directories made by `tempfile` are private.
     fs::set_permissions(disk.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();

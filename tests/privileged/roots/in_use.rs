@@ -14,7 +14,7 @@ use support::images::run;
 use support::program::{failure, is_mounted};
 
 #[test]
-fn live_root_is_left_alone_by_whatever_cleans() {
+fn live_root_survives_every_cleanup() {
     let mut lab = Lab::new();
     let roots = ["dir", "tmpfs:8M", "none"].map(|upper| {
         let id = upper.split(':').next().unwrap();
@@ -56,7 +56,7 @@ fn live_root_is_left_alone_by_whatever_cleans() {
 }
 
 #[test]
-fn death_of_the_daemon_is_told_and_its_roots_can_be_removed() {
+fn dead_daemon_is_reported_and_its_roots_can_be_removed() {
     let mut lab = Lab::new();
     let roots = ["dir", "tmpfs:8M", "none"].map(|upper| lab.create(upper.split(':').next().unwrap(), upper));
     lab.fixture.mount.server().signal("KILL");
@@ -82,7 +82,7 @@ fn death_of_the_daemon_is_told_and_its_roots_can_be_removed() {
 }
 
 #[test]
-fn dead_mount_is_told_from_one_that_is_missing() {
+fn dead_mount_and_missing_mount_give_different_errors() {
     const CONNECTIONS: &str = "/sys/fs/fuse/connections";
     let mut lab = Lab::new();
     if names(Path::new(CONNECTIONS)).is_empty() {
@@ -106,7 +106,7 @@ fn dead_mount_is_told_from_one_that_is_missing() {
 }
 
 #[test]
-fn image_that_is_not_there_is_told() {
+fn missing_image_is_an_error_that_names_it() {
     let lab = Lab::new();
     let error = lab.program().fails(&["root", "create", "lab/absent:1"]);
     assert!(error.contains("lab/absent:1 is not in the store") && error.contains("pull"), "{error}");
@@ -119,7 +119,7 @@ fn image_that_is_not_there_is_told() {
 }
 
 #[test]
-fn root_in_use_is_removed_by_force_only_and_swept_when_it_is_free() {
+fn root_in_use_is_removed_only_by_force_and_swept_once_free() {
     let lab = Lab::new();
     for upper in ["dir", "tmpfs:8M", "none"] {
         let root = lab.create("used", upper);
@@ -164,7 +164,7 @@ fn root_in_use_is_removed_by_force_only_and_swept_when_it_is_free() {
 }
 
 #[test]
-fn root_in_another_mount_namespace_is_told_and_outlives_its_name() {
+fn root_mounted_in_another_namespace_is_reported_and_outlives_its_removal() {
     let lab = Lab::new();
     let root = lab.create("it", "dir");
     let mut command = Command::new("unshare");
@@ -183,7 +183,7 @@ fn root_in_another_mount_namespace_is_told_and_outlives_its_name() {
 }
 
 #[test]
-fn names_that_are_wrong_unknown_or_gone_are_told() {
+fn invalid_unknown_and_removed_root_names_are_errors() {
     let lab = Lab::new();
     lab.create("it", "dir");
     lab.remove("it");
@@ -215,7 +215,7 @@ fn names_that_are_wrong_unknown_or_gone_are_told() {
 }
 
 #[test]
-fn of_several_who_make_one_root_one_wins() {
+fn one_of_several_concurrent_creates_of_one_root_wins() {
     let lab = Lab::new();
     for round in 0..10 {
         let children: Vec<_> = (0..8).map(|_| lab.creating("it", "dir")).collect();
@@ -235,7 +235,7 @@ fn of_several_who_make_one_root_one_wins() {
 }
 
 #[test]
-fn sixteen_at_once_leave_nothing() {
+fn sixteen_concurrent_creates_and_removes_leave_nothing() {
     let lab = Lab::new();
     let outputs = |children: Vec<Child>| {
         for child in children {
@@ -265,7 +265,7 @@ fn sixteen_at_once_leave_nothing() {
 }
 
 #[test]
-fn homes_without_a_mount_are_swept_as_after_a_reboot() {
+fn homes_without_a_mount_are_swept_after_a_reboot() {
     let lab = Lab::new();
     for (id, upper) in [("cut-disk", "dir"), ("cut-memory", "tmpfs:1M"), ("cut-shared", "none")] {
         let root = lab.create(id, upper);
@@ -292,7 +292,7 @@ fn homes_without_a_mount_are_swept_as_after_a_reboot() {
 }
 
 #[test]
-fn roots_of_one_name_in_two_stores_are_two() {
+fn roots_with_the_same_name_in_two_stores_are_independent() {
     let (lab, other) = (Lab::new(), Lab::new());
     let (root, others) = (lab.create("same", "dir"), other.create("same", "dir"));
     let user = Running::in_directory(&others.join("etc"));

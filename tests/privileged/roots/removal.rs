@@ -37,7 +37,7 @@ fn tar_of(entries: &[(&str, Option<&Path>)]) -> Vec<u8> {
 }
 
 #[test]
-fn image_with_links_and_files_in_the_way_leads_nowhere_else() {
+fn links_and_files_at_mount_points_never_redirect_root_creation_outside_the_root() {
     let lab = Lab::new();
     let canary = tempfile::Builder::new().prefix("rcx-canary").tempdir().unwrap();
     fs::write(canary.path().join("passwd"), "of the host").unwrap();
@@ -83,7 +83,7 @@ fn chain(top: &Path, depth: usize) {
 }
 
 #[test]
-fn whatever_a_program_leaves_is_removed() {
+fn root_is_removed_whatever_a_program_leaves_in_it() {
     let lab = Lab::new();
     for upper in ["dir", "tmpfs:256M"] {
         let root = lab.create("it", upper);
@@ -124,7 +124,7 @@ fn whatever_a_program_leaves_is_removed() {
 }
 
 #[test]
-fn killed_at_any_moment_create_leaves_nothing_that_a_sweep_does_not_find() {
+fn sweep_removes_everything_left_by_a_create_killed_at_any_moment() {
     let lab = Lab::new();
     let times = (0..5).map(|_| {
         let started = Instant::now();

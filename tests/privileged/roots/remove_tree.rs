@@ -42,7 +42,7 @@ fn is_gone(dir: &Path) {
 }
 
 #[test]
-fn everything_but_what_links_lead_to_is_removed() {
+fn removal_deletes_the_whole_tree_but_no_link_target() {
     for place in places() {
         let dir = place.path();
         keep(dir);
@@ -65,7 +65,7 @@ fn everything_but_what_links_lead_to_is_removed() {
 }
 
 #[test]
-fn attributes_bar_nothing() {
+fn immutable_and_append_only_files_are_removed() {
     // In memory, only newer kernels have them.
     let place = tempfile::tempdir_in("/var/tmp").unwrap();
     let dir = place.path();
@@ -87,7 +87,7 @@ fn attributes_bar_nothing() {
 }
 
 #[test]
-fn permissions_bar_nothing_for_an_owner_without_privileges() {
+fn owner_without_privileges_removes_directories_it_cannot_read() {
     let place = tempfile::tempdir().unwrap();
     let dir = place.path();
     keep(dir);
@@ -109,7 +109,7 @@ fn permissions_bar_nothing_for_an_owner_without_privileges() {
 }
 
 #[test]
-fn chain_beyond_any_path_is_removed() {
+fn directory_chain_longer_than_path_max_is_removed() {
     for place in places() {
         let dir = place.path();
         keep(dir);
@@ -133,7 +133,7 @@ fn chain_beyond_any_path_is_removed() {
 }
 
 #[test]
-fn directory_of_many_files_is_removed() {
+fn directory_with_many_files_is_removed() {
     for place in places() {
         let dir = place.path();
         keep(dir);
@@ -197,7 +197,7 @@ impl Drop for Ext4 {
 }
 
 #[test]
-fn removal_ends_while_programs_go_on_writing() {
+fn removal_terminates_while_programs_keep_writing() {
     // How long it may take goes by how many files there are, so these are small.
     let (memory, disk) = (Tmpfs::new("256M"), Ext4::new());
     for dir in [memory.path(), &disk.path()] {
@@ -213,7 +213,7 @@ fn removal_ends_while_programs_go_on_writing() {
 }
 
 #[test]
-fn mount_in_a_tree_is_not_entered_and_the_rest_goes() {
+fn removal_does_not_enter_a_mount_and_removes_the_rest() {
     let place = tempfile::tempdir().unwrap();
     let dir = place.path();
     keep(dir);

@@ -15,7 +15,7 @@ use support::tmpfs::Tmpfs;
 use support::trees::{self, snapshot};
 
 #[test]
-fn root_is_made_listed_and_removed_with_each_upper() {
+fn root_can_be_created_listed_and_removed_with_each_upper() {
     let lab = Lab::new();
     for (id, upper) in [("disk", "dir"), ("memory", "tmpfs:8M"), ("shared", "none")] {
         let created =
@@ -48,7 +48,7 @@ fn root_is_made_listed_and_removed_with_each_upper() {
 }
 
 #[test]
-fn root_has_the_images_attributes_and_no_set_id_or_device() {
+fn root_keeps_the_attributes_of_the_image_and_is_nosuid_and_nodev() {
     let lab = Lab::new();
     let image = fs::metadata(lab.image()).unwrap();
     for upper in ["dir", "tmpfs:8M", "none"] {
@@ -80,7 +80,7 @@ fn root_has_the_images_attributes_and_no_set_id_or_device() {
 }
 
 #[test]
-fn mount_table_tells_nothing_of_the_host() {
+fn mount_table_of_a_sandbox_reveals_no_host_path() {
     let lab = Lab::new();
     for upper in ["dir", "tmpfs:8M", "none"] {
         let root = lab.create("it", upper);
@@ -102,7 +102,7 @@ fn mount_table_tells_nothing_of_the_host() {
 }
 
 #[test]
-fn run_directory_that_sandboxes_would_split_is_refused() {
+fn run_directory_with_a_colon_or_comma_is_refused() {
     let lab = Lab::new();
     for name in ["a:b", "a,b"] {
         let dir = lab.program().dir().join(name);
@@ -128,7 +128,7 @@ fn run_directory_that_sandboxes_would_split_is_refused() {
 }
 
 #[test]
-fn writes_land_in_the_upper_and_the_image_stays_as_it_was() {
+fn writes_go_to_the_upper_and_leave_the_image_unchanged() {
     let lab = Lab::new();
     let before = snapshot(&lab.image());
     for upper in ["dir", "tmpfs:8M"] {
@@ -196,7 +196,7 @@ fn root_without_an_upper_is_read_only() {
 }
 
 #[test]
-fn upper_in_memory_is_full_at_its_size_in_bytes_and_in_files() {
+fn tmpfs_upper_enforces_its_limits_on_bytes_and_files() {
     let lab = Lab::new();
     let root = lab.create("it", "tmpfs:4M");
     let written = io::copy(&mut io::repeat(7), &mut fs::File::create(root.join("box/big")).unwrap());
@@ -211,7 +211,7 @@ fn upper_in_memory_is_full_at_its_size_in_bytes_and_in_files() {
 }
 
 #[test]
-fn size_of_an_upper_on_disk_is_refused_where_nothing_keeps_to_it() {
+fn size_of_an_upper_on_disk_is_refused_without_project_quotas() {
     let disk = Tmpfs::new("64m");
     let lab = Lab::with_homes(&disk.path().join("uppers"));
     let error = lab.program().fails(&["root", "create", &lab.fixture.good, "--upper", "dir:16M"]);
@@ -226,7 +226,7 @@ fn size_of_an_upper_on_disk_is_refused_where_nothing_keeps_to_it() {
 }
 
 #[test]
-fn upper_on_disk_is_full_at_its_size_where_quotas_keep_to_it() {
+fn upper_on_disk_enforces_its_size_with_project_quotas() {
     let disk = Tmpfs::new("300m");
     let (image, dir) = (disk.path().join("ext4"), disk.path().join("mounted"));
     fs::File::create(&image).unwrap().set_len(256 << 20).unwrap();
@@ -269,7 +269,7 @@ impl Drop for Unmount {
 }
 
 #[test]
-fn filesystem_that_cannot_hold_an_upper_is_refused_by_name() {
+fn filesystem_that_cannot_hold_an_upper_is_refused_and_named() {
     let disk = Tmpfs::new("16m");
     let at = |name: &str| disk.path().join(name);
     for name in ["lower", "upper", "work", "merged"] {

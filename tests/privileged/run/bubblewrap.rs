@@ -25,7 +25,7 @@ fn bubblewrap_runs_programs_of_real_images() {
 }
 
 #[test]
-fn bubblewrap_shows_nothing_of_the_host() {
+fn bubblewrap_reveals_nothing_of_the_host() {
     let mut runner = Runner::new(386, "bwrap");
     let image = runner.pull("small");
     for engine in ["fuse", "overlay2"] {
@@ -51,7 +51,7 @@ fn bubblewrap_shows_nothing_of_the_host() {
 }
 
 #[test]
-fn bubblewrap_is_refused_limits() {
+fn limits_are_refused_with_bubblewrap() {
     let runner = Runner::new(408, "bwrap");
     let image = runner.pull("small");
     for option in
@@ -80,7 +80,7 @@ fn bubblewrap_leaves_nothing_behind() {
 }
 
 #[test]
-fn without_isolate_bubblewrap_is_taken_and_this_is_said() {
+fn run_falls_back_to_bubblewrap_with_a_notice_if_isolate_is_missing() {
     let mut runner = Runner::new(452, "auto");
     let image = runner.pull("small");
     let programs = runner.program.dir().join("programs");

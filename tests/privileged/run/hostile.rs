@@ -162,7 +162,7 @@ pub(super) fn image_without_a_shell_runs(runner: &Runner) {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn image_that_leads_out_shows_nothing_of_the_host() {
+fn image_with_links_out_of_it_reveals_nothing_of_the_host() {
     let (mut runner, isolates) = Runner::with_isolate(254);
     for isolate in isolates {
         runner.isolate = Some(isolate);
@@ -178,7 +178,7 @@ fn image_that_leads_out_shows_nothing_of_the_host() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn attempts_of_an_image_find_nothing_of_the_host() {
+fn escape_attempts_in_an_image_reach_nothing_of_the_host() {
     let (mut runner, isolates) = Runner::with_isolate(474);
     for isolate in isolates {
         runner.isolate = Some(isolate);
@@ -192,7 +192,7 @@ fn attempts_of_an_image_find_nothing_of_the_host() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn traps_that_a_program_leaves_are_not_followed() {
+fn links_planted_by_a_program_are_not_followed_during_cleanup() {
     let (mut runner, isolates) = Runner::with_isolate(276);
     let image = runner.pull("small");
     for isolate in isolates {

@@ -174,7 +174,7 @@ fn compiler_interpreter_and_shell_of_a_real_image_run() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn program_has_the_images_environment_directory_and_command() {
+fn program_gets_environment_directory_and_command_from_the_image() {
     let (mut runner, isolates) = Runner::with_isolate(122);
     let image = runner.pull("small");
     for isolate in isolates {
@@ -189,7 +189,7 @@ fn program_has_the_images_environment_directory_and_command() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn box_in_use_is_refused_and_left_alone() {
+fn box_in_use_is_refused_and_left_unchanged() {
     let (mut runner, isolates) = Runner::with_isolate(144);
     let image = runner.pull("small");
     for isolate in isolates {

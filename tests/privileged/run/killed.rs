@@ -114,7 +114,7 @@ pub(super) fn killed_while_running(runner: &Runner, image: &str) {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn hundred_runs_in_a_row_leave_nothing() {
+fn one_hundred_runs_in_a_row_leave_nothing() {
     let (mut runner, isolates) = Runner::with_isolate(298);
     let image = runner.pull("small");
     for isolate in isolates {
@@ -130,7 +130,7 @@ fn hundred_runs_in_a_row_leave_nothing() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn sixteen_runs_at_once_half_of_them_killed_leave_nothing() {
+fn sixteen_concurrent_runs_with_half_killed_leave_nothing() {
     let (mut runner, isolates) = Runner::with_isolate(320);
     let image = runner.pull("small");
     for isolate in isolates {
@@ -146,7 +146,7 @@ fn sixteen_runs_at_once_half_of_them_killed_leave_nothing() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn run_that_is_told_to_end_or_killed_leaves_nothing() {
+fn interrupted_or_killed_run_leaves_nothing() {
     let (mut runner, isolates) = Runner::with_isolate(342);
     let image = runner.pull("small");
     for isolate in isolates {

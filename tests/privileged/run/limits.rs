@@ -13,7 +13,7 @@ fn assert_fields(verdict: &Value, expected: &[(&str, Value)]) {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn program_that_breaks_a_limit_has_isolates_verdict() {
+fn program_that_exceeds_a_limit_gets_the_status_from_isolate() {
     let (mut runner, isolates) = Runner::with_isolate(166);
     let (image, python) = (runner.pull("small"), runner.pull("python"));
     for isolate in isolates {
@@ -51,7 +51,7 @@ fn program_that_breaks_a_limit_has_isolates_verdict() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn control_groups_hold_where_there_are_some_and_are_refused_where_not() {
+fn control_group_limits_are_enforced_or_refused_if_unavailable() {
     let (mut runner, isolates) = Runner::with_isolate(188);
     let python = runner.pull("python");
     let forks = "import os; os.fork(); x = bytearray(100 << 20)";
@@ -77,7 +77,7 @@ fn control_groups_hold_where_there_are_some_and_are_refused_where_not() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn option_that_this_isolate_lacks_is_named_with_its_version() {
+fn option_unsupported_by_isolate_is_an_error_that_names_its_version() {
     let (mut runner, isolates) = Runner::with_isolate(210);
     let image = runner.pull("small");
     for isolate in isolates {
@@ -95,7 +95,7 @@ fn option_that_this_isolate_lacks_is_named_with_its_version() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
-fn upper_that_is_full_is_the_programs_error() {
+fn full_upper_is_reported_as_an_error_of_the_program() {
     let (mut runner, isolates) = Runner::with_isolate(232);
     let image = runner.make("scratch", &[Entry::Directory("scratch", 0o1777)], &json!({}));
     for isolate in isolates {

@@ -1,27 +1,27 @@
-//! One entry of a layer, as its index tells it.
+//! Entries of a layer, as the index has them.
 
 use super::format::TAR_BLOCK;
 use super::records::{EntryAttr, u16_at, u32_at};
 use crate::layer::{TarOffset, Timestamp};
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IndexedKind<'a> {
     /// Directory.
     Directory,
     /// Regular file.
     Regular {
-        /// Its length in bytes.
+        /// The length in bytes.
         size: u64,
     },
     /// Symbolic link.
     Symlink {
-        /// What it points to, as it stands in the tar.
+        /// The target, unchanged from the tar.
         target: &'a [u8],
     },
-    /// One more name for another entry.
+    /// Another name of an earlier entry.
     Hardlink {
-        /// Normalised path of the other name.
+        /// The normalized path of the other name.
         target: &'a [u8],
     },
     /// Character device.
@@ -42,7 +42,7 @@ pub enum IndexedKind<'a> {
     Fifo,
 }
 
-/// One entry of a layer, as its index tells it.
+/// An entry of a layer.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry<'a> {
     pub(super) dir: &'a [u8],
@@ -55,55 +55,55 @@ pub struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// Path of the directory it stands in, normalised; empty for the root.
+    /// The normalized path of its directory; empty for the root.
     #[must_use]
     pub fn dir(&self) -> &'a [u8] {
         self.dir
     }
 
-    /// Last component of its path; empty for the root directory itself.
+    /// The last component of its path; empty for the root directory itself.
     #[must_use]
     pub fn name(&self) -> &'a [u8] {
         self.name
     }
 
-    /// Its whole path, normalised.
+    /// The whole path, normalized.
     #[must_use]
     pub fn path(&self) -> Vec<u8> {
         if self.dir.is_empty() { self.name.to_vec() } else { [self.dir, b"/", self.name].concat() }
     }
 
-    /// What it is.
+    /// The kind of the entry.
     #[must_use]
     pub fn kind(&self) -> IndexedKind<'a> {
         self.kind
     }
 
-    /// Permission bits with set-uid, set-gid and sticky: 0 to 07777.
+    /// The permission bits with set-uid, set-gid and sticky: 0 to 07777.
     #[must_use]
     pub fn mode(&self) -> u16 {
         self.attr.mode
     }
 
-    /// Owner.
+    /// The user ID of the owner.
     #[must_use]
     pub fn uid(&self) -> u32 {
         self.attr.uid
     }
 
-    /// Group.
+    /// The group ID.
     #[must_use]
     pub fn gid(&self) -> u32 {
         self.attr.gid
     }
 
-    /// Time of the last change of content.
+    /// The time of the last modification.
     #[must_use]
     pub fn mtime(&self) -> Timestamp {
         self.attr.mtime
     }
 
-    /// Extended attributes as (name, value), names ascending.
+    /// Extended attributes as (name, value), sorted by name.
     #[must_use = "iterators are lazy"]
     pub fn xattrs(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
         let mut rest = self.set;
@@ -117,18 +117,18 @@ impl<'a> Entry<'a> {
         })
     }
 
-    /// Where its header starts in the tar (the last one, behind PAX and GNU extension headers).
+    /// The offset of its header in the tar (the last header, after PAX and GNU extension headers).
     #[must_use]
     pub fn offset(&self) -> TarOffset {
         TarOffset::new(self.header)
     }
 
-    /// Where its content starts in the tar, if it is in one piece right behind the header.
+    /// The offset of its content in the tar, if the content is in one piece right after the header.
     pub(super) fn content_start(&self) -> u64 {
         self.header + TAR_BLOCK
     }
 
-    /// Ordinal of its extent record, where it has one.
+    /// The ordinal of its extent record, if it has one.
     pub(super) fn extent(&self) -> Option<u32> {
         self.extent
     }

@@ -1,9 +1,9 @@
-//! The index file, byte by byte. This text and the constants below are its specification.
+//! The specification of the index file: this text and the constants below.
 //!
-//! All numbers are little-endian. The file is a header and then sections, one behind the other in the order of
-//! [`Section`], each padded with zero bytes to a multiple of 8. Lengths stand in the header; nothing else tells where a
-//! section starts. A reader takes exactly [`VERSION`]: an index is derived data, so one of another version is made anew
-//! from the blob and never migrated.
+//! All numbers are little-endian. The file is a header followed by the sections in the order of [`Section`], each padded
+//! with zero bytes to a multiple of 8. Only the lengths in the header determine where a section starts. A reader accepts
+//! exactly [`VERSION`]: an index is derived data, so an index of another version is built again from the blob and never
+//! migrated.
 //!
 //! # Header, [`HEADER_LEN`] bytes
 //!
@@ -15,46 +15,47 @@
 //! | 13..16 | zero |
 //! | 16..48 | SHA-256 of the file from byte 48 to its end |
 //! | 48..80 | digest of the blob |
-//! | 80..112 | diffID: digest of the tar |
+//! | 80..112 | diff ID: digest of the tar |
 //! | 112..120 | length of the blob |
 //! | 120..128 | length of the tar |
-//! | 128..136 | length of the seekable file, 0 where there is none |
+//! | 128..136 | length of the seekable file, 0 if there is none |
 //! | 136..256 | bytes of each section without its padding, 15 × u64 |
 //!
 //! # Sections
 //!
-//! **Spans**, [`SPAN_LEN`] bytes each, ascending; together they cover the tar from 0 to its end without gaps:
+//! **Spans**, [`SPAN_LEN`] bytes each, ascending; together they cover the whole tar without gaps:
 //! tar offset u64 · offset of the first byte to read u64 · bytes to read u64 · CRC-32 of the decoded bytes u32 ·
 //! kind u8 · skip bits u8 · ordinal of the window in its group u16 · window group u32 ([`NO_WINDOW`]: none) ·
 //! bits of the block header u32 · position of the block header in the blob, in bits, u64 ([`NO_BLOCK`]: none) ·
-//! bytes of a stored block in front of the span u16 · 6 zero bytes.
+//! bytes of a stored block before the span u16 · 6 zero bytes.
 //!
-//! The kinds are 0 stored, 1 gzip member, 2 deflate, 3 zstd frames, 4 a zstd frame of the seekable file. What resuming
-//! takes for each is told at [`crate::layer::Checkpoint`].
+//! The kinds are 0 stored, 1 gzip member, 2 deflate, 3 zstd frames, 4 a zstd frame of the seekable file. [`crate::layer::Checkpoint`]
+//! describes how to resume at each.
 //!
 //! **Window groups**, [`GROUP_LEN`] bytes each: offset in the window heap u64 · bytes there u32 · bytes uncompressed u32.
-//! A group is one zstd frame holding the windows of neighbouring spans. Uncompressed: the number of windows, then for each
-//! its number of runs and the runs as (gap since the end of the last run, length), all LEB128; then the bytes of all runs of
-//! all windows. Only bytes that the span refers to are kept, a tenth of the 32 KiB.
+//! A group is one zstd frame with the windows of neighbouring spans. Uncompressed: the number of windows; for each window
+//! the number of runs, and the runs as (gap since the end of the last run, length), all LEB128; then the bytes of all runs of
+//! all windows. A window has only the bytes that its span refers to, about a tenth of the 32 KiB.
 //!
 //! **Entries**, [`ENTRY_LEN`] bytes each, in the order of the tar: directory u32 · end of the name in the name heap u32
-//! (it starts where the one before ends) · attributes u32 · header's offset in the tar in blocks of 512 u32 · payload u32.
+//! (a name starts where the previous one ends) · attributes u32 · offset of the header in the tar, in blocks of 512, u32 · payload
+//! u32.
 //!
-//! The payload is by kind: the size of a regular file whose bytes stand right behind its header; the ordinal in
-//! *extents* for one that is sparse or of 4 GiB and more; the offset in the text heap of a link's target (u16 length, bytes);
-//! a device number as the kernel packs it (major in the upper 12 bits, minor in the lower 20); 0 for the rest.
+//! The payload depends on the kind: the size of a regular file whose content follows its header; the ordinal in *extents* of a
+//! regular file that is sparse or at least 4 GiB long; the offset of a link's target in the text heap (u16 length, bytes);
+//! a device number as the kernel packs it (major in the upper 12 bits, minor in the lower 20); 0 for other kinds.
 //!
-//! **Attributes**, [`ATTR_LEN`] bytes each, every combination once: kind u8 · zero u8 · mode u16 · uid u32 · gid u32 ·
+//! **Attributes**, [`ATTR_LEN`] bytes each, each combination once: kind u8 · zero u8 · mode u16 · uid u32 · gid u32 ·
 //! mtime's nanoseconds u32 · mtime's seconds i64 · ordinal of the xattr set u32 ([`NO_XATTRS`]: none).
 //!
-//! **Directories**, 4 bytes each: end of the path in the directory heap. Paths are normalised, without a leading slash.
+//! **Directories**, 4 bytes each: end of the path in the directory heap. Paths are normalized and have no leading slash.
 //!
 //! **Extents**, [`EXTENT_LEN`] bytes each: size u64 · offset of the content in the tar u64 · first segment u32 · number of
 //! segments u32 ([`NOT_SPARSE`]: the content is one piece at that offset).
-//! **Segments**, [`SEGMENT_LEN`] bytes each: offset in the file u64 · offset in the tar u64 · length u64. In the tar, those of
-//! one file stand one right behind the other.
+//! **Segments**, [`SEGMENT_LEN`] bytes each: offset in the file u64 · offset in the tar u64 · length u64. In the tar, the
+//! segments of a file follow each other without a gap.
 //!
-//! **Links**, 8 bytes each, ascending: entry u32 · number of names that it has within this layer u32, where that is not 1.
+//! **Links**, 8 bytes each, ascending: entry u32 · number of its names within this layer u32. Only entries with several names.
 //!
 //! **Xattr sets**, 4 bytes each: end of the set in the xattr heap. A set is a sequence of name length u16, name, value length
 //! u32, value; names ascending.
@@ -65,43 +66,43 @@
 //!
 //! # The seekable file
 //!
-//! A zstd frame longer than a span can only be decoded from its start. Such a frame's content is written once more, at
-//! pull, into a file beside the index: one zstd frame for each span, one behind the other, nothing else. The blob stays as
-//! it was served, so its digest can be verified at any time; spans of smaller frames still point into the blob.
+//! A zstd frame longer than a span can only be decoded from its start. The content of such a frame is written a second time,
+//! at pull, to a file beside the index: one zstd frame for each span, and nothing else. The blob stays as it was served, so
+//! its digest can be verified at any time; the spans of smaller frames refer to the blob.
 
-/// First bytes of every index.
+/// The first bytes of every index.
 pub const MAGIC: [u8; 8] = *b"RCXINDEX";
-/// Changes with every change of this format, *of what an entry's ordinal means* (inode numbers follow from it), or of what is
-/// taken from a tar.
+/// The version. Changes with this format, *with the meaning of an entry's ordinal* (inode numbers depend on it), and with the
+/// data that is taken from a tar.
 pub const VERSION: u32 = 2;
-/// Bytes of the header.
+/// The length of the header in bytes.
 pub const HEADER_LEN: usize = 256;
-/// Where the checksummed part starts.
+/// The offset at which the checksummed part starts.
 pub const CHECKED_FROM: usize = 48;
-/// Bytes of a span record.
+/// The length of a span record in bytes.
 pub const SPAN_LEN: usize = 56;
-/// Bytes of a window group record.
+/// The length of a window group record in bytes.
 pub const GROUP_LEN: usize = 16;
-/// Bytes of an entry record.
+/// The length of an entry record in bytes.
 pub const ENTRY_LEN: usize = 20;
-/// Bytes of an attribute record.
+/// The length of an attribute record in bytes.
 pub const ATTR_LEN: usize = 28;
-/// Bytes of an extent record.
+/// The length of an extent record in bytes.
 pub const EXTENT_LEN: usize = 24;
-/// Bytes of a segment record.
+/// The length of a segment record in bytes.
 pub const SEGMENT_LEN: usize = 24;
-/// Window group of a span that refers to nothing before it.
+/// The window group of a span that does not refer to earlier bytes.
 pub const NO_WINDOW: u32 = u32::MAX;
-/// Block header position of a span that does not start inside a block.
+/// The block header position of a span that does not start inside a block.
 pub const NO_BLOCK: u64 = u64::MAX;
-/// Xattr set of an entry without xattrs.
+/// The xattr set of an entry without xattrs.
 pub const NO_XATTRS: u32 = u32::MAX;
-/// Number of segments of a file that is not sparse.
+/// The number of segments of a file that is not sparse.
 pub const NOT_SPARSE: u32 = u32::MAX;
-/// Unit of an entry's header offset (POSIX.1-2017, pax, "ustar Interchange Format").
+/// The unit of an entry's header offset, in bytes (POSIX.1-2017, pax, "ustar Interchange Format").
 pub const TAR_BLOCK: u64 = 512;
 
-/// The sections, in the order in which they stand in the file.
+/// The sections, in the order of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Section {
@@ -129,7 +130,7 @@ pub enum Section {
     Names,
     /// Directory paths, without separators between them.
     Paths,
-    /// Link targets and marker paths, each with its length in front.
+    /// Link targets and marker paths, each preceded by its length.
     Texts,
     /// Xattr sets.
     Xattrs,
@@ -137,10 +138,10 @@ pub enum Section {
     Windows,
 }
 
-/// How many sections there are.
+/// The number of sections.
 pub const SECTIONS: usize = 15;
 
-/// What an attribute record says an entry is.
+/// The kind of an entry in an attribute record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum KindByte {
@@ -163,7 +164,7 @@ pub enum KindByte {
 }
 
 impl KindByte {
-    /// The kind of an attribute record's first byte.
+    /// Decodes the first byte of an attribute record.
     #[must_use]
     pub const fn of(byte: u8) -> Option<Self> {
         Some(match byte {
@@ -184,11 +185,11 @@ impl KindByte {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum SpanKind {
-    /// The blob's bytes are the tar's.
+    /// The blob is not compressed.
     Stored,
     /// From the start of a gzip member.
     GzipMember,
-    /// From inside a deflate stream.
+    /// From the middle of a deflate stream.
     Deflate,
     /// Whole zstd frames of the blob.
     ZstdFrame,
@@ -197,7 +198,7 @@ pub enum SpanKind {
 }
 
 impl SpanKind {
-    /// The kind of a span record's kind byte.
+    /// Decodes the kind byte of a span record.
     #[must_use]
     pub const fn of(byte: u8) -> Option<Self> {
         Some(match byte {
@@ -211,7 +212,7 @@ impl SpanKind {
     }
 }
 
-/// `length` rounded up to the alignment of sections.
+/// Rounds `length` up to the alignment of sections; `None` on overflow.
 #[must_use]
 pub const fn padded(length: u64) -> Option<u64> {
     match length.checked_add(7) {

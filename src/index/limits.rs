@@ -1,33 +1,33 @@
-//! How large the tar in a layer may be.
+//! Limits on the size of a layer's tar.
 //!
-//! A blob of some kilobytes can decode to terabytes: time, entries, and for zstd disk, since a frame that is longer than a
-//! span is written once more. So the tar is limited twice: as such, and by what its blob is worth.
+//! A blob of a few kilobytes can decode to terabytes, which costs time, entries and, for zstd, disk: a frame longer than a
+//! span is written a second time. So the tar has two limits: an absolute one, and a ratio to the size of its blob.
 
 use std::fmt;
 
-/// What the ratio is not applied to, in bytes of tar: a layer of this size does no harm, and many a small one is a file of
-/// zeros (1,000 times what gzip makes of it).
+/// The length of tar in bytes up to which the ratio does not apply. A layer of this size does no harm, and some small layers
+/// are a file of zeros, which gzip compresses to a thousandth.
 pub const RATIO_FROM: u64 = 1 << 30;
 
-/// What layers may come to when they are decoded.
+/// Limits on the size of decoded layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerLimits {
     /// The longest tar, in bytes.
     pub tar_bytes: u64,
-    /// The most bytes of tar for each byte of the blob, in layers whose tar is longer than [`RATIO_FROM`].
+    /// The most bytes of tar per byte of blob, for tars longer than [`RATIO_FROM`].
     pub ratio: u64,
 }
 
 impl Default for LayerLimits {
-    /// 64 GiB, some five times what the largest layers in use have (model weights, CUDA); and 200, where layers of programs
-    /// and data reach 20.
+    /// 64 GiB, some five times the largest layers in use (model weights, CUDA); and a ratio of 200, while layers of programs and
+    /// data reach 20.
     fn default() -> Self {
         Self { tar_bytes: 64 << 30, ratio: 200 }
     }
 }
 
 impl LayerLimits {
-    /// What holds for the layer in a blob of this length.
+    /// The limit for the layer in a blob of this length.
     #[must_use]
     pub fn of_blob(&self, blob_bytes: u64) -> TarLimit {
         let by_ratio = self.ratio.saturating_mul(blob_bytes).max(RATIO_FROM);
@@ -38,7 +38,7 @@ impl LayerLimits {
     }
 }
 
-/// How long the tar of one layer may be, and which setting says so.
+/// The limit for the tar of one layer, and the setting that it comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TarLimit {
     bytes: u64,
@@ -65,7 +65,7 @@ impl Default for TarLimit {
     }
 }
 
-/// Names the key in the configuration, too: whoever trusts the image can raise it.
+/// Includes the configuration key, so that a user who trusts the image can raise it.
 impl fmt::Display for TarLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.bytes)?;
@@ -73,11 +73,14 @@ impl fmt::Display for TarLimit {
             TarLimitReason::Size => f.write_str(" (`layer-size-mib` in `[limits]` of the configuration)"),
             TarLimitReason::Ratio(ratio) if self.bytes == RATIO_FROM => write!(
                 f,
-                ", which is as far as a tar may go that is more than {ratio} times its blob (`layer-ratio` in `[limits]` of \
-                 the configuration)"
+                ", the limit for a tar of more than {ratio} times the size of its blob (`layer-ratio` in `[limits]` of the \
+                 configuration)"
             ),
             TarLimitReason::Ratio(ratio) => {
-                write!(f, ", {ratio} times its blob (`layer-ratio` in `[limits]` of the configuration)")
+                write!(
+                    f,
+                    ", {ratio} times the size of its blob (`layer-ratio` in `[limits]` of the configuration)"
+                )
             }
         }
     }
@@ -88,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lower_limit_holds_and_small_tars_have_no_ratio() {
+    fn lower_limit_applies_and_small_tars_have_no_ratio() {
         let limits = LayerLimits { tar_bytes: 64 << 30, ratio: 200 };
         for (blob, bytes, reason) in [
             (0, RATIO_FROM, TarLimitReason::Ratio(200)),
@@ -99,7 +102,7 @@ mod tests {
         ] {
             assert_eq!(limits.of_blob(blob), TarLimit { bytes, reason }, "{blob}");
         }
-        // Below what the ratio begins at, the size is all that counts.
+        // Below `RATIO_FROM`, only the size counts.
         let small = LayerLimits { tar_bytes: 1 << 20, ratio: 1 };
         assert_eq!(small.of_blob(0), TarLimit { bytes: 1 << 20, reason: TarLimitReason::Size });
     }

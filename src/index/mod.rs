@@ -1,8 +1,8 @@
-//! The index of one layer: a memory-mapped file with all that stat, readdir, readlink and getxattr need, and the
-//! checkpoints that let any byte of the layer be read without decoding from the start.
+//! The index of one layer: a memory-mapped file with the metadata for stat, readdir, readlink and getxattr, and with
+//! checkpoints, from which any byte of the layer can be read without decoding the blob from its start.
 //!
-//! [`build()`] makes it in the one pass in which a blob is downloaded; [`Index::open`] validates the whole file once,
-//! after which look-ups cannot fail; [`Layer`] reads content through it. [`format`](mod@format) is the file's specification.
+//! [`build()`] makes it in one pass while the blob is downloaded. [`Index::open`] validates the whole file once, after which
+//! lookups cannot fail. [`Layer`] reads content through it. [`format`](mod@format) specifies the file.
 
 mod build;
 mod entry;
@@ -27,11 +27,11 @@ pub use read::{Layer, LayerBytes, Piece, ReadError};
 pub use tables::TABLES_MAX;
 pub use thin::SPAN_MAX;
 
-/// One entry of a layer that is not a marker: its ordinal in the tar. A pure function of the layer's bytes.
+/// An entry of a layer that is not a marker, as its ordinal in the tar. A pure function of the layer's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryId(u32);
 
-/// One span of a layer: its ordinal in the index.
+/// A span of a layer, as its ordinal in the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpanId(u32);
 
@@ -50,7 +50,7 @@ macro_rules! ordinal {
                 self.0
             }
 
-            /// The ordinal as an index into memory (`usize` has at least 32 bits on every host with FUSE).
+            /// The ordinal as an index into memory (`usize` has at least 32 bits on every supported host).
             #[must_use]
             pub const fn index(self) -> usize {
                 self.0 as usize

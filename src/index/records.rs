@@ -1,5 +1,5 @@
-//! Reads the fixed-size records of an index file. Only slicing and little-endian numbers; what they mean is checked in
-//! `validate.rs`, before anything else reads them.
+//! Reads the fixed-size records of an index file: slicing and little-endian numbers only. `validate.rs` checks their meaning
+//! before anything else reads them.
 
 use std::ops::Range;
 
@@ -22,18 +22,18 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array(bytes, at))
 }
 
-/// Record `ordinal` of a section whose records have `length` bytes.
+/// Returns record `ordinal` of a section whose records have `length` bytes.
 pub(super) fn record(section: &[u8], ordinal: usize, length: usize) -> &[u8] {
     &section[ordinal * length..(ordinal + 1) * length]
 }
 
-/// The element of a heap whose ends stand in `end(ordinal)`.
+/// Returns the range of an element of a heap. `end` returns the end of an element.
 pub(super) fn between(end: impl Fn(usize) -> u32, ordinal: usize) -> Range<usize> {
     let start = if ordinal == 0 { 0 } else { end(ordinal - 1) };
     start as usize..end(ordinal) as usize
 }
 
-/// One span record, decoded.
+/// A decoded span record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SpanRecord {
     pub(super) tar: u64,
@@ -49,13 +49,14 @@ pub(super) struct SpanRecord {
     pub(super) stored_before: u16,
 }
 
-/// One window group record, decoded.
+/// A decoded window group record.
 #[derive(Debug, Clone)]
 pub(super) struct GroupRecord {
     pub(super) heap: Range<usize>,
     pub(super) raw_len: usize,
 }
 
+/// A decoded attribute record.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EntryAttr {
     pub(super) kind: KindByte,

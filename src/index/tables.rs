@@ -1,17 +1,17 @@
-//! Collects the entries of a layer into the sections of its index: names and paths, attributes, links, extents, xattrs.
+//! Collects the entries of a layer in the sections of its index: names and paths, attributes, links, extents, xattrs.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::format::{ENTRY_LEN, KindByte, NO_XATTRS, NOT_SPARSE, SECTIONS, Section, TAR_BLOCK};
 use crate::layer::{EntryKind, FileContent, LayerPath, MemberName, TarEntry, Xattrs};
 
-/// What the entries of one layer may take in its index, in bytes. An entry has some 60, so this is more than eight million
-/// of them, four times what the largest images have. While an index is built there are up to four copies of parts of it
-/// (keys to find what is there already, the file that is put together), so the memory for it stays below 2 GiB, whatever
-/// the layer: a blob of a few megabytes can hold a path of 4 KiB for each of a million entries.
+/// Most bytes that the entries of one layer may take in its index. An entry takes some 60, so the limit allows more than eight
+/// million entries, four times as many as the largest images have. A build holds up to four copies of parts of the index (keys
+/// for deduplication, the assembled file), so this limits its memory to 2 GiB for any layer: a blob of a few megabytes can
+/// contain a path of 4 KiB for each of a million entries.
 pub const TABLES_MAX: usize = 512 << 20;
 
-/// An attribute record before it is written; equal ones are written once.
+/// An attribute record before it is written. Equal records are written once.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct AttrKey {
     kind: KindByte,
@@ -23,7 +23,7 @@ struct AttrKey {
     xattrs: u32,
 }
 
-/// Everything of the index but its spans.
+/// All sections of an index except its spans.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     pub(super) sections: [Vec<u8>; SECTIONS],
@@ -34,7 +34,7 @@ pub(super) struct Tables {
     entries: u32,
     extents: u32,
     segments: u32,
-    /// Each with the offset of its target in the texts.
+    /// The hard links: entry, and offset of the target in the texts.
     hardlinks: Vec<(u32, u32)>,
 }
 
@@ -48,19 +48,19 @@ impl Tables {
         fields.iter().for_each(|field| bytes.extend_from_slice(&field.to_le_bytes()));
     }
 
-    /// Adds an entry or a marker. An error is what there is too much of.
+    /// Adds an entry or a marker. An error names the quantity that exceeds its limit.
     pub(super) fn add(&mut self, entry: &TarEntry) -> Result<(), &'static str> {
         match &entry.member {
             MemberName::Whiteout(path) => self.marker(path.as_bytes(), 0).ok_or("text")?,
             MemberName::Opaque(path) => self.marker(path.as_bytes(), 1).ok_or("text")?,
             MemberName::Dropped => {}
-            MemberName::Plain(path) => self.plain(path, entry)?,
+            MemberName::Plain(path) => self.add_plain(path, entry)?,
         }
         let size: usize = self.sections.iter().map(Vec::len).sum();
         if size > TABLES_MAX { Err("metadata of all entries together (512 MiB)") } else { Ok(()) }
     }
 
-    fn plain(&mut self, path: &LayerPath, entry: &TarEntry) -> Result<(), &'static str> {
+    fn add_plain(&mut self, path: &LayerPath, entry: &TarEntry) -> Result<(), &'static str> {
         let dir = self.dir(path.parent()).ok_or("directory")?;
         let block = u32::try_from(entry.offset.get() / TAR_BLOCK).map_err(|_| "tar")?;
         let (kind, payload) = match &entry.kind {
@@ -184,7 +184,8 @@ impl Tables {
         if let Some(&ordinal) = self.attrs.get(&key) {
             return ordinal;
         }
-        let ordinal = u32::try_from(self.attrs.len()).expect("no more attributes than entries");
+        let ordinal =
+            u32::try_from(self.attrs.len()).expect("there are at most as many attributes as entries");
         let bytes = self.section(Section::Attrs);
         bytes.extend_from_slice(&[key.kind as u8, 0]);
         bytes.extend_from_slice(&key.mode.to_le_bytes());
@@ -197,15 +198,15 @@ impl Tables {
         ordinal
     }
 
-    /// Ends the tables: counts links, and lets go of what only helped to find what is there already.
+    /// Counts links, and frees the maps that were needed for deduplication. The caller must call this after the last `add`.
     pub(super) fn close(&mut self) {
         self.count_links();
         self.hardlinks = Vec::new();
         (self.dirs, self.attrs, self.xattr_sets) = Default::default();
     }
 
-    /// Counts the names of entries within the layer, by path. Where the layer's own symlinks or duplicates make the merge
-    /// see it otherwise, the two counts differ and the image numbers the file itself: slower, never wrong.
+    /// Counts the names of entries within the layer, by path. Symlinks or duplicates in the layer can lead the merge to another
+    /// count; then the two differ, and the image gives the file an inode number of its own: slower, but never wrong.
     fn count_links(&mut self) {
         if self.hardlinks.is_empty() {
             return;
@@ -213,7 +214,7 @@ impl Tables {
         let (names, texts) =
             (&self.sections[Section::Names as usize], &self.sections[Section::Texts as usize]);
         let number = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        // A path is its directory's ordinal and its name: whole paths would take 4 KiB for each link in a deep directory.
+        // Represent a path as the ordinal of its directory and a name: a whole path can take 4 KiB for each link.
         let target = |text: u32| -> Option<(u32, &[u8])> {
             let (length, text) = texts[text as usize..].split_at(2);
             let path = &text[..usize::from(u16::from_le_bytes([length[0], length[1]]))];
@@ -225,7 +226,7 @@ impl Tables {
         };
         let wanted: HashSet<(u32, &[u8])> =
             self.hardlinks.iter().filter_map(|(_, text)| target(*text)).collect();
-        // Latest entry of each path that is linked to, and of each link.
+        // The latest entry at each path that is the target of a link, and at each link.
         let mut entry_of: HashMap<(u32, &[u8]), u32> = HashMap::new();
         let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
         let mut links = self.hardlinks.iter().peekable();
@@ -254,7 +255,7 @@ impl Tables {
     }
 }
 
-/// A device number as the kernel packs it (`include/linux/kdev_t.h`, `MKDEV`).
+/// Packs a device number as the kernel does (`include/linux/kdev_t.h`, `MKDEV`).
 fn device(major: u32, minor: u32) -> Option<u32> {
     (major < 1 << 12 && minor < 1 << 20).then_some(major << 20 | minor)
 }

@@ -1,8 +1,8 @@
 //! Drops checkpoints until an index meets its size budget.
 //!
-//! Layers are decoded with a checkpoint every 256 KiB. Where the windows of all of them take too much room, the dearest go
-//! first and their spans join the ones before: every byte of budget buys as fine a grain as it can. No span grows beyond
-//! [`SPAN_MAX`].
+//! Layers are decoded with a checkpoint every 256 KiB. If the windows of all checkpoints exceed the budget, the largest are
+//! dropped first, and their spans join the previous ones: so the budget keeps as many checkpoints as possible. No span grows
+//! beyond [`SPAN_MAX`].
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,29 +13,27 @@ use crate::layer::Checkpoint;
 /// Longest span after thinning, in bytes of tar.
 pub const SPAN_MAX: u64 = 1 << 20;
 
-/// What joined spans take of the blob at most, in bytes: more than anything needs that fits a span (15 bits for a byte, and
-/// block headers). Blocks that hold nothing may stand between two spans, gigabytes of them in a hostile blob, and a
-/// read has to have all of a span's bytes in memory.
+/// Most bytes of the blob in a joined span: more than any content of that length needs (15 bits per byte, and block headers).
+/// A hostile blob can have gigabytes of empty blocks between two spans, and a read holds all bytes of a span in memory.
 const DATA_MAX: u64 = 2 * SPAN_MAX + (64 << 10);
 
 /// A span before it is written.
 #[derive(Debug)]
 pub(super) struct SpanDraft {
-    /// Offset in the tar.
+    /// The offset in the tar.
     pub(super) tar: u64,
-    /// Bytes of the tar.
+    /// The length in the tar in bytes.
     pub(super) tar_len: u64,
-    /// Bytes to read, of the blob or of the seekable file.
+    /// The range to read, in the blob or the seekable file.
     pub(super) data: std::ops::Range<u64>,
-    /// CRC-32 of the bytes of the tar.
+    /// The CRC-32 of the decoded bytes.
     pub(super) crc: crc32fast::Hasher,
-    /// How to resume; `None`: one frame of the seekable file.
+    /// The state to resume decoding from; `None` for a frame of the seekable file.
     pub(super) checkpoint: Option<Checkpoint>,
 }
 
 impl SpanDraft {
-    /// Bytes that its checkpoint takes in the file, about: windows compress to some 5/8. Zero where nothing would be
-    /// saved without it.
+    /// The approximate size of the checkpoint in the file: windows compress to about 5/8. Zero if dropping it saves nothing.
     pub(super) fn cost(&self) -> u64 {
         match &self.checkpoint {
             Some(Checkpoint::Deflate { window, .. }) => {
@@ -46,7 +44,7 @@ impl SpanDraft {
         }
     }
 
-    /// Whether `next` can be decoded from this span's checkpoint.
+    /// Whether `next` can be decoded from the checkpoint of this span.
     fn continues_into(&self, next: &Self) -> bool {
         self.tar_len + next.tar_len <= SPAN_MAX
             && next.data.end.saturating_sub(self.data.start) <= DATA_MAX
@@ -55,7 +53,7 @@ impl SpanDraft {
     }
 }
 
-/// Joins spans until their checkpoints take at most `budget` bytes, or none can be joined any more.
+/// Joins spans until their checkpoints take at most `budget` bytes, or no more spans can be joined.
 pub(super) fn thin(drafts: Vec<SpanDraft>, budget: u64) -> Vec<SpanDraft> {
     let mut total: u64 = drafts.iter().map(SpanDraft::cost).sum();
     if total <= budget {
@@ -63,7 +61,7 @@ pub(super) fn thin(drafts: Vec<SpanDraft>, budget: u64) -> Vec<SpanDraft> {
     }
     let mut heap: BinaryHeap<(u64, Reverse<usize>)> =
         drafts.iter().enumerate().map(|(at, draft)| (draft.cost(), Reverse(at))).collect();
-    // previous[n]: the span that n would join; a span that has joined another leaves a hole.
+    // previous[n] is the span that n would join. A span that was joined leaves `None`.
     let mut previous: Vec<usize> = (0..drafts.len()).map(|at| at.wrapping_sub(1)).collect();
     let mut next: Vec<usize> = (1..=drafts.len()).collect();
     let mut drafts: Vec<Option<SpanDraft>> = drafts.into_iter().map(Some).collect();
@@ -114,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dearest_checkpoints_go_and_the_rest_still_tiles_the_layer() {
+    fn largest_checkpoints_are_dropped_and_spans_still_cover_the_layer() {
         let drafts: Vec<SpanDraft> = (0..40).map(|n| draft(n, if n % 2 == 1 { 8000 } else { 100 })).collect();
         let all: Vec<u8> = (0..40u8).flat_map(|n| vec![n; 256 << 10]).collect();
         let thinned = thin(drafts, 5000);
@@ -133,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_with_much_that_holds_nothing_between_them_stay_apart() {
+    fn spans_with_gigabytes_of_empty_blocks_between_them_are_not_joined() {
         let mut drafts: Vec<SpanDraft> = (0..4).map(|n| draft(n, 8000)).collect();
         for draft in &mut drafts[2..] {
             draft.data = draft.data.start + (1 << 30)..draft.data.end + (1 << 30);
@@ -144,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_stop_growing_at_the_maximum() {
+    fn joined_spans_do_not_exceed_the_maximum() {
         let thinned = thin((0..40).map(|n| draft(n, 8000)).collect(), 0);
         assert_eq!(thinned.len(), 10);
         assert!(thinned.iter().all(|draft| draft.tar_len == SPAN_MAX));

@@ -1,4 +1,4 @@
-//! Validates an index file as a whole, with checked arithmetic. Every check names the look-up that relies on it.
+//! Validates a whole index file, with checked arithmetic. Each check names the lookup that relies on it.
 
 use super::format::{
     ATTR_LEN, ENTRY_LEN, EXTENT_LEN, GROUP_LEN, KindByte, NO_BLOCK, NO_WINDOW, NO_XATTRS, NOT_SPARSE,
@@ -7,7 +7,7 @@ use super::format::{
 use super::open::{Index, IndexError};
 use super::records::{attr_of, between, record, u16_at, u32_at, u64_at};
 
-/// Longest span that a reader takes, in bytes of tar; the builder stays below. A decode allocates this much at most.
+/// Longest span that a reader accepts, in bytes of tar; the builder makes shorter ones. Limits the allocation of a decode.
 const SPAN_LIMIT: u64 = 2 << 20;
 
 impl<D: AsRef<[u8]>> Index<D> {
@@ -38,7 +38,7 @@ impl<D: AsRef<[u8]>> Index<D> {
         };
         all("window group", self.count(Section::Groups, GROUP_LEN), &|n| self.group_is_valid(n))?;
         all("span", self.span_count(), &|n| self.span_is_valid(n))?;
-        // `span_is_valid` saw that the last one ends with the tar.
+        // `span_is_valid` checks that the last span ends at the end of the tar.
         if self.span_count() == 0 && self.tar_size() > 0 {
             return Err(IndexError::Inconsistent { what: "tar size", ordinal: 0 });
         }
@@ -65,7 +65,7 @@ impl<D: AsRef<[u8]>> Index<D> {
         all("entry", self.len(), &|n| self.entry_is_valid(n))?;
         all("link count", self.count(Section::Links, 8), &|n| {
             let entry = |n| u32_at(record(self.section(Section::Links), n, 8), 0);
-            // `own_nlink` searches by bisection.
+            // `own_nlink` uses bisection.
             Some((entry(n) as usize) < self.len() && (n == 0 || entry(n - 1) < entry(n)))
         })?;
         all("marker", self.count(Section::Markers, 8), &|n| {
@@ -97,7 +97,7 @@ impl<D: AsRef<[u8]>> Index<D> {
         let block_is_valid = span.block_start == NO_BLOCK
             || span.block_start.checked_add(span.block_bits.into())? <= self.blob_size().checked_mul(8)?;
         Some(
-            // `span_at` searches by bisection, `decode_span` allocates the length.
+            // `span_at` uses bisection; `decode_span` allocates the length.
             (ordinal > 0 || span.tar == 0)
                 && span.tar < end
                 && end - span.tar <= SPAN_LIMIT
@@ -105,7 +105,7 @@ impl<D: AsRef<[u8]>> Index<D> {
                 && span.skip_bits < 8
                 && (span.window_group == NO_WINDOW || (span.window_group as usize) < groups)
                 && block_is_valid
-                // `decode_span` reads the header whole; 320 code lengths of at most 7 + 7 bits are far below.
+                // `decode_span` reads the whole header; 320 code lengths of at most 7 + 7 bits are far shorter.
                 && span.block_bits <= 1 << 16,
         )
     }
@@ -137,7 +137,7 @@ impl<D: AsRef<[u8]>> Index<D> {
         let (mut covered, mut stored) = (0, None);
         for segment in first..end {
             let (logical, tar, length) = self.segment(segment);
-            // What a file stores is told from its first and its last segment alone (`stored_size`).
+            // `stored_size` relies on segments without gaps: it uses only the first and the last one.
             if logical < covered || stored.is_some_and(|end| end != tar) {
                 return None;
             }

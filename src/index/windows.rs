@@ -1,17 +1,17 @@
-//! Encodes the windows of deflate checkpoints in groups, and finds one again.
+//! Encodes the windows of deflate checkpoints in groups, and decodes them.
 //!
-//! Neighbouring windows hold the same kind of text, so a group compresses better than each alone; and a group of this
-//! size is decoded in some 50 us, a tenth of what the span behind it takes.
+//! Neighbouring windows contain similar text, so a group compresses better than each window alone. A group of this size is
+//! decoded in some 50 us, a tenth of the time for its span.
 
 use super::open::IndexError;
 use crate::layer::Window;
 
-/// A group is closed once this many bytes of windows are in it.
+/// Bytes of windows at which a group is closed.
 const GROUP_TARGET: usize = 32 << 10;
-/// What no group exceeds uncompressed: the target and one window with all of its runs.
+/// Largest uncompressed group in bytes: the target and one more window with all of its runs.
 pub(super) const GROUP_LIMIT: u32 = 256 << 10;
-/// zstd level. All of a layer's windows are compressed when its last byte has come, so that a pull waits for it: 12 would
-/// save 6 % of them and take six times as long.
+/// zstd level. The windows are compressed after the last byte of a layer arrives, so a pull waits for it. Level 12 saves 6 % and
+/// takes six times as long.
 const LEVEL: i32 = 3;
 
 /// Collects windows into groups.
@@ -20,12 +20,13 @@ pub(super) struct WindowGroups {
     open_runs: Vec<u8>,
     open_bytes: Vec<u8>,
     open_count: u16,
-    /// WindowGroups that are closed: (offset in the heap, bytes there, bytes uncompressed).
+    /// The closed groups: (offset in the heap, bytes there, bytes uncompressed).
     pub(super) records: Vec<(u64, u32, u32)>,
     /// The closed groups, compressed.
     pub(super) heap: Vec<u8>,
 }
 
+/// Appends a number in LEB128.
 fn put_number(out: &mut Vec<u8>, mut number: u32) {
     while number >= 0x80 {
         out.push(number.to_le_bytes()[0] | 0x80);
@@ -34,6 +35,7 @@ fn put_number(out: &mut Vec<u8>, mut number: u32) {
     out.push(number.to_le_bytes()[0]);
 }
 
+/// Removes a number in LEB128 from the start of `bytes`; `None` if it is truncated or too long.
 fn take_number(bytes: &mut &[u8]) -> Option<u32> {
     let mut number = 0;
     for shift in [0, 7, 14] {
@@ -48,11 +50,16 @@ fn take_number(bytes: &mut &[u8]) -> Option<u32> {
 }
 
 impl WindowGroups {
-    /// Adds a window; returns its group and its ordinal there.
+    /// Adds a window, and returns its group and its ordinal there.
     pub(super) fn push(&mut self, window: &Window) -> std::io::Result<(u32, u16)> {
-        let place =
-            (u32::try_from(self.records.len()).expect("at most one group for each span"), self.open_count);
-        put_number(&mut self.open_runs, u32::try_from(window.runs.len()).expect("runs lie in 32 KiB"));
+        let position = (
+            u32::try_from(self.records.len()).expect("there are at most as many groups as spans"),
+            self.open_count,
+        );
+        put_number(
+            &mut self.open_runs,
+            u32::try_from(window.runs.len()).expect("the runs are within 32 KiB"),
+        );
         let mut end = 0;
         for &(start, length) in &window.runs {
             put_number(&mut self.open_runs, u32::from(start - end));
@@ -64,10 +71,10 @@ impl WindowGroups {
         if self.open_bytes.len() + self.open_runs.len() >= GROUP_TARGET || self.open_count == u16::MAX {
             self.close()?;
         }
-        Ok(place)
+        Ok(position)
     }
 
-    /// Closes the last group. Call it once behind the last `push`.
+    /// Closes the last group. The caller must call this after the last `push`.
     pub(super) fn close(&mut self) -> std::io::Result<()> {
         if self.open_count == 0 {
             return Ok(());
@@ -85,7 +92,7 @@ impl WindowGroups {
     }
 }
 
-/// Decodes one window of a group; `None` where the group is damaged.
+/// Decodes one window of a group; `None` if the group is damaged.
 pub(super) fn window_of(group: &[u8], ordinal: u16) -> Option<Window> {
     let mut rest = group;
     let count = take_number(&mut rest)?;
@@ -114,7 +121,7 @@ pub(super) fn window_of(group: &[u8], ordinal: u16) -> Option<Window> {
     Some(window)
 }
 
-/// Decompresses a group of `raw_len` bytes.
+/// Decompresses a group to `raw_len` bytes.
 pub(super) fn decompress(frame: &[u8], raw_len: usize, ordinal: u32) -> Result<Vec<u8>, IndexError> {
     match zstd::bulk::decompress(frame, raw_len) {
         Ok(raw) if raw.len() == raw_len => Ok(raw),
@@ -132,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn every_window_of_every_group_is_found_again() {
+    fn every_window_round_trips() {
         let windows: Vec<Window> = (0..200u8)
             .map(|n| match n % 4 {
                 0 => window(&[], n),

@@ -11,46 +11,46 @@ use super::windows::WindowGroups;
 use crate::image::{DiffId, Digest, LayerDigest};
 use crate::layer::{Checkpoint, Codec};
 
-/// What an index should take at most of its blob: one part in this many.
+/// The size budget of an index: this fraction of its blob, as a divisor.
 const BUDGET_PART: u64 = 100;
-/// What checkpoints may take even where the entries alone use up the budget: one part in this many of the blob.
+/// The budget of checkpoints if the entries use up the whole budget: this fraction of the blob, as a divisor.
 const CHECKPOINTS_PART: u64 = 250;
 
 impl BuiltIndex {
-    /// Digest of the tar.
+    /// The digest of the tar.
     #[must_use]
     pub fn diff_id(&self) -> &DiffId {
         &self.diff_id
     }
 
-    /// Bytes of the blob.
+    /// The length of the blob in bytes.
     #[must_use]
     pub fn blob_size(&self) -> u64 {
         self.blob_size
     }
 
-    /// Bytes of the tar.
+    /// The length of the tar in bytes.
     #[must_use]
     pub fn tar_size(&self) -> u64 {
         self.tar_size
     }
 
-    /// Bytes of the seekable file.
+    /// The length of the seekable file in bytes.
     #[must_use]
     pub fn seekable_size(&self) -> u64 {
         self.seekable_size
     }
 
-    /// How the blob is compressed.
+    /// The compression of the blob.
     #[must_use]
     pub fn codec(&self) -> Codec {
         self.codec
     }
 
-    /// The index file of the layer, once its blob's digest is known.
+    /// Returns the bytes of the index file. `layer` is the digest of the blob, which is known only at the end of a download.
     ///
     /// # Errors
-    /// Compressing the windows, for want of memory.
+    /// The windows cannot be compressed, because memory is exhausted.
     pub fn finish(self, layer: &LayerDigest) -> Result<Vec<u8>, BuildError> {
         let Self {
             codec,
@@ -94,7 +94,7 @@ impl BuiltIndex {
             file.extend_from_slice(&(section.len() as u64).to_le_bytes());
         }
         debug_assert_eq!(file.len(), HEADER_LEN);
-        // Each is dropped once it is copied: a large layer's are not in memory twice.
+        // Each section is dropped after it is copied, so that those of a large layer are not in memory twice.
         for section in tables.sections {
             file.extend_from_slice(&section);
             file.resize(file.len().next_multiple_of(8), 0);
@@ -106,7 +106,7 @@ impl BuiltIndex {
 }
 
 fn span_record(draft: &SpanDraft, groups: &mut WindowGroups) -> io::Result<[u8; SPAN_LEN]> {
-    let (mut skip, mut header, mut place) = (0, (0, NO_BLOCK, 0), (NO_WINDOW, 0));
+    let (mut skip, mut header, mut window_position) = (0, (0, NO_BLOCK, 0), (NO_WINDOW, 0));
     let kind = match &draft.checkpoint {
         Some(Checkpoint::Stored) => SpanKind::Stored,
         Some(Checkpoint::GzipMember) => SpanKind::GzipMember,
@@ -118,7 +118,7 @@ fn span_record(draft: &SpanDraft, groups: &mut WindowGroups) -> io::Result<[u8; 
                 header = (block.bits, block.start_bit, block.stored_before);
             }
             if !window.runs.is_empty() {
-                place = groups.push(window)?;
+                window_position = groups.push(window)?;
             }
             SpanKind::Deflate
         }
@@ -130,8 +130,8 @@ fn span_record(draft: &SpanDraft, groups: &mut WindowGroups) -> io::Result<[u8; 
     record[24..28].copy_from_slice(&draft.crc.clone().finalize().to_le_bytes());
     record[28] = kind as u8;
     record[29] = skip;
-    record[30..32].copy_from_slice(&place.1.to_le_bytes());
-    record[32..36].copy_from_slice(&place.0.to_le_bytes());
+    record[30..32].copy_from_slice(&window_position.1.to_le_bytes());
+    record[32..36].copy_from_slice(&window_position.0.to_le_bytes());
     record[36..40].copy_from_slice(&header.0.to_le_bytes());
     record[40..48].copy_from_slice(&header.1.to_le_bytes());
     record[48..50].copy_from_slice(&header.2.to_le_bytes());

@@ -1,11 +1,11 @@
-//! Takes one layer into the store in one pass.
+//! Stores one layer in one pass.
 //!
 //! ```text
 //!  source --chunks--> [write to disk, hash blob] --chunks--> [decode, CRC, walk tar] --spans--> [hash tar]
 //! ```
 //!
-//! Each bracket is a thread, so a layer uses two cores where one decodes. An interrupted download stays as a partial file;
-//! the next attempt sends what is there through the same way and then goes on where it ended.
+//! Each bracket is a thread, so a layer uses a second core while one core decodes. An interrupted download leaves a partial
+//! file; the next attempt processes that file in the same way, and then continues the download where it ended.
 
 use std::io::{self, BufRead, Read, Write as _};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -24,19 +24,19 @@ use crate::store::{BlobLock, PartialBlob, Store, StoreError, TempFile};
 
 /// Chunks between two threads, of some 400 KiB each: enough to keep both busy, and few enough to stay in the cache.
 const QUEUE: usize = 4;
-/// How much of a partial file goes through at once, in bytes.
+/// Bytes of a partial file that are read at once.
 const REPLAY: usize = 256 << 10;
 
-/// After this time at most, a thread that waits for another process sees that it is to stop.
-const STOP_SEEN: Duration = Duration::from_millis(200);
+/// The interval at which a thread that waits for another process checks whether it should stop.
+const STOP_CHECK: Duration = Duration::from_millis(200);
 
-/// Where the bytes of a blob come from: called with the offset from which on they are wanted.
+/// The source of a blob: returns its bytes from an offset.
 pub(super) type BlobFetcher<'a> = dyn Fn(u64) -> mpsc::Receiver<Result<Bytes, PipelineError>> + Sync + 'a;
 
-/// Takes a layer in, unless it is there; returns how many bytes were fetched.
+/// Stores a layer unless the store has it, and returns the number of bytes fetched.
 ///
-/// Blocks: for another process that has the layer at hand (until `stopped`), for the source, for the disk.
-pub(super) fn ensure(
+/// Blocks on the disk, on the source, and on another process that holds the lock of the layer (until `stopped`).
+pub(super) fn store_layer(
     store: &Store,
     layer: &ImageLayer,
     fetch: &BlobFetcher<'_>,
@@ -54,7 +54,7 @@ pub(super) fn ensure(
         }
     };
     let mut fetched = 0;
-    if is_there(store, layer, &lock, progress)? {
+    if is_stored(store, layer, &lock, progress)? {
         tracing::debug!("layer {digest} is in the store");
     } else {
         let mut partial = store.partial(&lock)?;
@@ -64,14 +64,16 @@ pub(super) fn ensure(
         }
         let resumed = partial.len();
         fetched = size - resumed;
-        match take_in(store, layer, partial, fetch, progress) {
-            // What an earlier attempt left may be what is wrong: once more from the start.
+        match receive_and_index(store, layer, partial, fetch, progress) {
+            // The bytes of the earlier attempt may be damaged: fetch the layer again from the start.
             Err(PipelineError::WrongDigest { .. } | PipelineError::Layer { .. }) if resumed > 0 => {
-                tracing::warn!("layer {digest}: what an earlier download left is damaged, fetching it again");
+                tracing::warn!(
+                    "layer {digest}: the partial file of an earlier download is damaged; fetching the layer again"
+                );
                 let mut partial = store.partial(&lock)?;
                 partial.restart()?;
                 fetched = size;
-                take_in(store, layer, partial, fetch, progress)?;
+                receive_and_index(store, layer, partial, fetch, progress)?;
             }
             result => result?,
         }
@@ -80,22 +82,22 @@ pub(super) fn ensure(
     Ok(fetched)
 }
 
-/// Waits for as long as another process has the blob: that one's own deadlines end it. Once `stopped`, it is an error.
+/// Waits for the lock of a blob until `stopped`. The deadlines of the other process limit the wait.
 fn wait_for_lock(
     store: &Store,
     blob: &Digest,
     stopped: &dyn Fn() -> bool,
 ) -> Result<BlobLock, PipelineError> {
     loop {
-        match store.lock_blob(blob, Some(STOP_SEEN)) {
+        match store.lock_blob(blob, Some(STOP_CHECK)) {
             Err(StoreError::Busy { .. }) if !stopped() => {}
             result => return Ok(result?),
         }
     }
 }
 
-/// Whether the store has the layer whole; a damaged blob is removed, so that it is fetched anew.
-fn is_there(
+/// Whether the store has the whole layer. Removes a damaged blob, so that it is fetched again.
+fn is_stored(
     store: &Store,
     layer: &ImageLayer,
     lock: &BlobLock,
@@ -106,7 +108,7 @@ fn is_there(
     let index = match store.has_blob(&blob, Some(layer.size())) {
         Ok(false) => return Ok(false),
         Ok(true) => open_index(store, &digest, Some(lock), progress),
-        // It may be this image's manifest that is wrong, and the blob one that other images use: the digest tells.
+        // The manifest of this image may declare a wrong size, and other images may use the blob: check its digest first.
         Err(damaged @ StoreError::Damaged { .. }) => match store.verify_blob(&blob, |_| ()) {
             Ok(()) => {
                 let actual = store.blob_size(&blob)?;
@@ -131,7 +133,7 @@ fn is_there(
     }
 }
 
-/// Checks what only the decoded blob shows: that it is what the image's documents say.
+/// Checks that an indexed blob is the layer that the image's documents describe.
 pub(super) fn check_index<D: AsRef<[u8]>>(layer: &ImageLayer, index: &Index<D>) -> Result<(), PipelineError> {
     let (actual, declared) = (index.blob_size(), layer.size());
     if actual != declared {
@@ -162,7 +164,7 @@ pub(super) fn check_diff_id(layer: &ImageLayer, actual: DiffId) -> Result<(), Pi
     Err(PipelineError::WrongDiffId { layer: layer.digest(), actual, declared })
 }
 
-fn take_in(
+fn receive_and_index(
     store: &Store,
     layer: &ImageLayer,
     partial: PartialBlob,
@@ -178,9 +180,10 @@ fn take_in(
             .spawn_scoped(scope, || receive(store, layer, partial, fetch, sender, progress))
             .map_err(PipelineError::Thread)?;
         let indexed = index_blob(store, digest, size, Some(declared_codec(layer)), &mut input);
-        // After an error in the layer, the rest still has to be seen: a wrong digest explains it better.
+        // After an error in the layer, read the rest of the blob nevertheless: a wrong digest is the better explanation.
         drop(input);
-        let received = receiving.join().map_err(|_| PipelineError::Thread(io::Error::other("panicked")))?;
+        let received =
+            receiving.join().map_err(|_| PipelineError::Thread(io::Error::other("the thread panicked")))?;
         Ok::<_, PipelineError>((received, indexed))
     })?;
     let (partial, actual, length) = received?;
@@ -208,12 +211,12 @@ fn take_in(
     Ok(())
 }
 
-/// Gives up what a partial file holds: nothing in it would help the next attempt.
+/// Empties a partial file whose content would not help the next attempt.
 fn discard(mut partial: PartialBlob) -> Result<(), PipelineError> {
     Ok(partial.restart()?)
 }
 
-/// Writes what was derived from a blob: the index last, since a reader takes an index as the sign that all is there.
+/// Writes the files derived from a blob. The index is written last: readers rely on the seekable file if there is an index.
 pub(super) fn commit_derived(
     store: &Store,
     digest: &LayerDigest,
@@ -227,7 +230,7 @@ pub(super) fn commit_derived(
     Ok(store.put_index(digest, &index)?)
 }
 
-/// Indexes a blob of `size` bytes that streams in. `declared` is the codec that its media type names, where that is known.
+/// Indexes a blob of `size` bytes while it arrives. `declared` is the codec in its media type, if known.
 pub(super) fn index_blob(
     store: &Store,
     digest: LayerDigest,
@@ -236,7 +239,7 @@ pub(super) fn index_blob(
     input: &mut impl BufRead,
 ) -> Result<(BuiltIndex, Option<TempFile>), PipelineError> {
     let layer_error = |source| PipelineError::Layer { layer: digest, source };
-    // The first chunk shows the codec, so a wrong media type is reported before anything is decoded.
+    // The first chunk reveals the codec: report a wrong media type before decoding.
     let first = input.fill_buf().map_err(|source| {
         layer_error(BuildError::Layer(LayerError::Read { at: BlobOffset::new(0), source }))
     })?;
@@ -247,8 +250,8 @@ pub(super) fn index_blob(
     build(input, &options, || store.create_seekable(&digest).map_err(io::Error::other)).map_err(layer_error)
 }
 
-/// Writes and hashes a blob's bytes as they arrive, and passes them on. A receiver that has gone does not end it: the
-/// digest tells whether the layer is broken at its source.
+/// Writes and hashes the bytes of a blob as they arrive, and passes them to the decoder. Continues if the decoder has failed:
+/// the digest shows whether the layer is already damaged at its source.
 fn receive(
     store: &Store,
     layer: &ImageLayer,
@@ -287,7 +290,7 @@ fn receive(
         match outcome {
             Ok(bytes) => pass_on(bytes),
             Err(error) => {
-                let _ = sender.send(Err(io::Error::other("the blob did not arrive")));
+                let _ = sender.send(Err(io::Error::other("the download failed")));
                 return Err(error);
             }
         }
@@ -295,7 +298,7 @@ fn receive(
     Ok((partial, Digest::new(hash.finalize().into()), total))
 }
 
-/// Chunks from another thread as one stream.
+/// Reads chunks from another thread as one stream.
 #[derive(Debug)]
 struct ChunkReader {
     receiver: Receiver<io::Result<Bytes>>,
@@ -335,7 +338,7 @@ mod tests {
     use super::*;
     use crate::image::{Descriptor, Image, Manifest, ManifestDigest, media};
 
-    /// The layer whose blob is `bytes`, an uncompressed tar, as an image declares it that gives its size as `size`.
+    /// A layer whose blob is `bytes`, an uncompressed tar, in an image that declares the size `size`.
     fn layer_of(bytes: &[u8], size: u64) -> ImageLayer {
         let digest = Digest::of(bytes);
         let config = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":["{digest}"]}}}}"#);
@@ -354,8 +357,8 @@ mod tests {
         (bytes, layer)
     }
 
-    /// Takes a layer in from `bytes`; returns the result and how often the bytes were fetched.
-    fn take(store: &Store, layer: &ImageLayer, bytes: &[u8]) -> (Result<u64, PipelineError>, usize) {
+    /// Stores a layer from `bytes`. Returns the result and how often the bytes were fetched.
+    fn try_store(store: &Store, layer: &ImageLayer, bytes: &[u8]) -> (Result<u64, PipelineError>, usize) {
         let fetches = AtomicUsize::new(0);
         let fetch = |from: u64| {
             fetches.fetch_add(1, Ordering::Relaxed);
@@ -364,45 +367,45 @@ mod tests {
             sender.try_send(Ok(Bytes::from(rest))).unwrap();
             receiver
         };
-        let result = ensure(store, layer, &fetch, &|| false, &ProgressSink::none());
+        let result = store_layer(store, layer, &fetch, &|| false, &ProgressSink::none());
         (result, fetches.into_inner())
     }
 
     #[test]
-    fn a_wrong_size_in_a_manifest_does_not_cost_a_blob_that_is_whole() {
+    fn wrong_size_in_a_manifest_does_not_remove_an_intact_blob() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(dir.path()).unwrap();
         let (bytes, layer) = empty_layer();
-        assert!(matches!(take(&store, &layer, &bytes), (Ok(1024), 1)));
-        let (result, fetches) = take(&store, &layer_of(&bytes, 1025), &bytes);
+        assert!(matches!(try_store(&store, &layer, &bytes), (Ok(1024), 1)));
+        let (result, fetches) = try_store(&store, &layer_of(&bytes, 1025), &bytes);
         assert!(
             matches!(result, Err(PipelineError::WrongSize { actual: 1024, declared: 1025, .. })),
             "{result:?}"
         );
         assert_eq!(fetches, 0);
         store.verify_blob(&layer.digest().digest(), |_| ()).unwrap();
-        assert!(matches!(take(&store, &layer, &bytes), (Ok(0), 0)));
+        assert!(matches!(try_store(&store, &layer, &bytes), (Ok(0), 0)));
     }
 
     #[test]
-    fn a_truncated_blob_is_fetched_again() {
+    fn truncated_blob_is_fetched_again() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(dir.path()).unwrap();
         let (bytes, layer) = empty_layer();
-        take(&store, &layer, &bytes).0.unwrap();
+        try_store(&store, &layer, &bytes).0.unwrap();
         std::fs::write(store.blob_path(&layer.digest().digest()), b"short").unwrap();
-        assert!(matches!(take(&store, &layer, &bytes), (Ok(1024), 1)));
+        assert!(matches!(try_store(&store, &layer, &bytes), (Ok(1024), 1)));
         store.verify_blob(&layer.digest().digest(), |_| ()).unwrap();
     }
 
     #[test]
-    fn waiting_for_another_process_ends_when_it_is_stopped() {
+    fn stopping_ends_the_wait_for_another_process() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(dir.path()).unwrap();
         let (_, layer) = empty_layer();
         let _other = store.lock_blob(&layer.digest().digest(), None).unwrap();
-        let fetch = |_| unreachable!("nobody may fetch without the lock");
-        let result = ensure(&store, &layer, &fetch, &|| true, &ProgressSink::none());
+        let fetch = |_| unreachable!("a fetch needs the lock");
+        let result = store_layer(&store, &layer, &fetch, &|| true, &ProgressSink::none());
         assert!(matches!(result, Err(PipelineError::Store(StoreError::Busy { .. }))), "{result:?}");
     }
 }

@@ -1,42 +1,43 @@
-//! From a file or directory into the store.
+//! Loads the images of a file or directory into the store.
 
 use std::io::Read as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::layer::ensure;
+use super::layer::store_layer;
 use super::open::validate;
 use super::pull::IncomingImage;
 use super::{PipelineError, ProgressSink, StoredImage};
 use crate::image::{CONFIG_MAX, Descriptor, ImageLayer, Name, Reference, Tag};
 use crate::import::{Archive, ImportImage};
+use crate::os::ignore_poison;
 use crate::store::Store;
 
 /// Bytes read of an archive at once.
 const READ: usize = 256 << 10;
-/// Chunks of an archive that wait for the disk.
+/// Chunks of an archive in the queue to the disk.
 const QUEUE: usize = 4;
 
-/// What to load and how.
+/// The options of [`load()`].
 #[derive(Debug, Clone)]
 pub struct LoadJob {
-    /// Where to.
+    /// The store that receives the images.
     pub store: Store,
-    /// Name in place of the archive's; without a tag, the archive's tags stay.
+    /// The name to use instead of the names in the archive. If it has no tag, the images keep their tags.
     pub name: Option<Reference>,
-    /// Who is told how far it is.
+    /// Receives progress events.
     pub progress: ProgressSink,
 }
 
 /// Loads all images of an archive.
 ///
 /// # Errors
-/// The first image that does not come in; those before it are in the store.
+/// The error of the first image that fails. The images before it are in the store.
 pub fn load(job: &LoadJob, archive: &Archive) -> Result<Vec<StoredImage>, PipelineError> {
     let _lease = job.store.lease(None)?;
-    let mut arrived = Vec::new();
+    let mut stored = Vec::new();
     for image in archive.images() {
         let names = names_of(image, job.name.as_ref());
         if names.is_empty() {
@@ -47,13 +48,13 @@ pub fn load(job: &LoadJob, archive: &Archive) -> Result<Vec<StoredImage>, Pipeli
             return Err(PipelineError::SeveralImages { count: archive.images().len() });
         }
         for (name, tags) in names {
-            arrived.push(load_one(job, archive, image, name, tags)?);
+            stored.push(load_one(job, archive, image, name, tags)?);
         }
     }
-    Ok(arrived)
+    Ok(stored)
 }
 
-/// The names that an image gets, each with its tags.
+/// Returns the names of an image, each with its tags. `given` is the name that the user gave.
 fn names_of(image: &ImportImage, given: Option<&Reference>) -> Vec<(Name, Vec<Tag>)> {
     if let Some(given) = given {
         let own =
@@ -64,7 +65,7 @@ fn names_of(image: &ImportImage, given: Option<&Reference>) -> Vec<(Name, Vec<Ta
     }
     let mut names: Vec<(Name, Vec<Tag>)> = Vec::new();
     for reference in &image.names {
-        // A name with a digest only stays without a tag.
+        // A name with a digest and no tag gets no tag.
         let tag = (reference.digest.is_none() || reference.tag.is_some()).then(|| reference.tag_or_latest());
         match names.iter_mut().find(|(name, _)| *name == reference.name) {
             Some((_, tags)) => tags.extend(tag),
@@ -95,10 +96,10 @@ fn load_one(
     incoming.require_space(store, &layers)?;
     let fetched = load_layers(job, archive, &layers, progress)?;
     incoming.publish(store)?;
-    Ok(incoming.arrived(&fetched))
+    Ok(incoming.into_stored(&fetched))
 }
 
-/// Reads a configuration that is not checked yet.
+/// Reads a configuration from the archive, without checking it.
 fn read_config(archive: &Archive, config: &Descriptor) -> Result<Vec<u8>, PipelineError> {
     let mut bytes = Vec::new();
     let reader = archive.open_blob(&config.digest)?;
@@ -109,7 +110,7 @@ fn read_config(archive: &Archive, config: &Descriptor) -> Result<Vec<u8>, Pipeli
     Ok(bytes)
 }
 
-/// Takes layers in, as many at once as there are cores.
+/// Stores layers, in one thread per core.
 fn load_layers(
     job: &LoadJob,
     archive: &Archive,
@@ -118,10 +119,10 @@ fn load_layers(
 ) -> Result<Vec<u64>, PipelineError> {
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(layers.len().max(1));
     let queue = Mutex::new(layers.iter());
-    let next = || locked(&queue).next();
-    // The first error: others may only come of its having stopped them.
+    let next = || ignore_poison(queue.lock()).next();
+    // The first error: it stops the other threads, which may cause further errors.
     let failed = Mutex::new(None);
-    let stopped = || locked(&failed).is_some();
+    let stopped = || ignore_poison(failed.lock()).is_some();
     let work = || {
         let mut fetched = Vec::new();
         while !stopped()
@@ -130,7 +131,7 @@ fn load_layers(
             match load_layer(job, archive, layer, &stopped, progress) {
                 Ok(bytes) => fetched.push(bytes),
                 Err(error) => {
-                    locked(&failed).get_or_insert(error);
+                    ignore_poison(failed.lock()).get_or_insert(error);
                 }
             }
         }
@@ -141,15 +142,11 @@ fn load_layers(
         let ended = running.into_iter().map(std::thread::ScopedJoinHandle::join);
         ended.collect::<Result<Vec<_>, _>>()
     });
-    let fetched = fetched.map_err(|_| PipelineError::Thread(std::io::Error::other("panicked")))?;
-    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    let fetched = fetched.map_err(|_| PipelineError::Thread(std::io::Error::other("the thread panicked")))?;
+    match ignore_poison(failed.into_inner()) {
         Some(error) => Err(error),
         None => Ok(fetched.concat()),
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn load_layer(
@@ -182,6 +179,6 @@ fn load_layer(
             });
             receiver
         };
-        ensure(&job.store, layer, &fetch, &stopped, progress)
+        store_layer(&job.store, layer, &fetch, &stopped, progress)
     })
 }

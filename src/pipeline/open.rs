@@ -1,4 +1,4 @@
-//! Opens what is in the store: a layer through its index, an image through its layers.
+//! Opens layers and images of the store.
 
 use std::io::BufReader;
 use std::sync::Arc;
@@ -16,26 +16,27 @@ use crate::index::{Index, IndexError, Layer, LayerBytes, open_file, recorded_dif
 use crate::store::{BlobLock, Store};
 use crate::tree::{Tree, merge};
 
-/// Bytes read at once when an index is built from a blob in the store.
+/// Bytes read at once while an index is built from a blob in the store.
 const READ: usize = 1 << 20;
 
-/// How long opening a layer waits for another process that works on it: a daemon's lookup must come to an end.
+/// How long opening a layer waits for another process that holds its lock: a lookup in the mount must end.
 const REBUILD_WAIT: Duration = Duration::from_secs(60);
 
-/// An image that can be served.
+/// An opened image.
 #[derive(Debug)]
 pub struct OpenImage {
-    /// Its manifest's digest.
+    /// The digest of its manifest.
     pub digest: ManifestDigest,
-    /// Its layers, the lowest first.
+    /// Its layers, lowest first.
     pub layers: Vec<Arc<Layer>>,
-    /// Their merged tree.
+    /// The merged tree of the layers.
     pub tree: Tree,
 }
 
-/// The index of a layer; one that is missing, damaged, outdated or foreign is built anew from the blob.
+/// Opens the index of a layer. An index that is missing, damaged or outdated is built again from the blob, while holding the
+/// lock of the blob.
 ///
-/// Takes the blob's lock for that, unless the caller holds it: `lock`.
+/// `lock` is that lock if the caller holds it.
 pub(super) fn open_index(
     store: &Store,
     digest: &LayerDigest,
@@ -48,7 +49,7 @@ pub(super) fn open_index(
     };
     match why {
         Some(error) => tracing::warn!("layer {digest}: {error}; building its index from the blob"),
-        None => tracing::warn!("layer {digest}: has no index; building it from the blob"),
+        None => tracing::warn!("layer {digest}: index is missing; building its index from the blob"),
     }
     progress.send(ProgressEvent::Rebuilding { digest: *digest });
     let blob = digest.digest();
@@ -56,7 +57,7 @@ pub(super) fn open_index(
         Some(lock) => lock.clone(),
         None => store.lock_blob(&blob, Some(REBUILD_WAIT))?,
     };
-    // Another process may have done it meanwhile.
+    // Another process may have built it meanwhile.
     if let Ok(index) = usable_index(store, digest)? {
         return Ok(index);
     }
@@ -70,7 +71,7 @@ pub(super) fn open_index(
     })
 }
 
-/// The index if it can be used, or else what is wrong with it (`None`: there is none).
+/// Returns the index if it can be used, or else the reason why not (`None` if there is no index).
 fn usable_index(
     store: &Store,
     digest: &LayerDigest,
@@ -87,14 +88,13 @@ fn usable_index(
     };
     match seekable_size {
         Ok(size) if size >= index.seekable_size() => Ok(Ok(index)),
-        // Without its seekable file the index is of no use, and both are made together.
+        // Without its seekable file the index is useless; both are built together.
         Ok(actual) => Ok(Err(Some(IndexError::Seekable { actual, declared: index.seekable_size() }))),
         Err(error) => Ok(Err(Some(error))),
     }
 }
 
-/// Builds the index of a blob in the store. The blob's own digest is checked on the way: what is derived from a damaged
-/// blob would be damaged too.
+/// Builds the index of a blob in the store. Checks the blob's digest first, since an index of a damaged blob would be wrong.
 fn rebuild(store: &Store, digest: &LayerDigest) -> Result<(), PipelineError> {
     let blob = digest.digest();
     if !store.has_blob(&blob, None)? {
@@ -102,7 +102,7 @@ fn rebuild(store: &Store, digest: &LayerDigest) -> Result<(), PipelineError> {
     }
     store.verify_blob(&blob, |_| {})?;
     let mut input = BufReader::with_capacity(READ, store.open_blob(&blob)?);
-    // Diff ID and media type belong to images: whoever opens an image compares them with the index.
+    // Diff ID and media type are properties of an image: `OpenImage::open` compares them with the index.
     let (built, seekable) = index_blob(store, *digest, store.blob_size(&blob)?, None, &mut input)?;
     commit_derived(store, digest, built, seekable)
 }
@@ -110,7 +110,7 @@ fn rebuild(store: &Store, digest: &LayerDigest) -> Result<(), PipelineError> {
 /// Opens a layer of the store for reading.
 ///
 /// # Errors
-/// Its blob is missing or has another length than was indexed, or its index cannot be built anew.
+/// The blob is missing or has another length than the index declares, or the index cannot be built.
 pub fn open_layer(store: &Store, layer: LayerDigest) -> Result<Arc<Layer>, PipelineError> {
     let blob = layer.digest();
     if !store.has_blob(&blob, None)? {
@@ -130,10 +130,10 @@ pub fn open_layer(store: &Store, layer: LayerDigest) -> Result<Arc<Layer>, Pipel
 /// Reads the manifest of an image in the store.
 ///
 /// # Errors
-/// It is missing, damaged, or not one.
+/// The manifest is missing, damaged or invalid.
 pub fn read_manifest(store: &Store, digest: &ManifestDigest) -> Result<Manifest, PipelineError> {
     let bytes = store.read_small(&digest.digest(), MANIFEST_MAX)?;
-    // Another tool may have entered a multi-platform index into the layout; `pull` and `load` choose from it.
+    // Another tool may have put a multi-platform index into the layout; `pull` and `load` would have chosen a manifest.
     let contradiction = ManifestError::Contradiction {
         kind: DocumentKind::Index,
         declared: "an image of the store".to_owned(),

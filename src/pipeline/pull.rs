@@ -1,4 +1,4 @@
-//! From a reference to an image in the store.
+//! Pulls an image from a registry into the store.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -6,31 +6,31 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::layer::ensure;
+use super::layer::store_layer;
 use super::open::{OpenImage, validate};
 use super::{PipelineError, ProgressSink, StoredImage};
 use crate::image::{CONFIG_MAX, Descriptor, Digest, Image, ImageLayer, Name, Reference, Tag};
 use crate::registry::{Registry, Resolved, ResolvedIndex};
 use crate::store::{Store, StoreError};
 
-/// Chunks of a download that wait for the disk.
+/// Chunks of a download in the queue to the disk.
 const DOWNLOAD_QUEUE: usize = 2;
-/// Layers at work at once, at least: one decodes while another waits for the network. More than there are cores only keep
-/// the largest, which ends last, from its core.
+/// Least number of layers in parallel: one is decoded while another waits for the network. More layers than cores would only
+/// slow down the largest one, which ends last.
 const PARALLEL_LAYERS: usize = 2;
 
-/// What to pull and how.
+/// The options of [`pull()`].
 #[derive(Debug, Clone)]
 pub struct PullJob {
-    /// Where to.
+    /// The store that receives the image.
     pub store: Store,
-    /// Where from.
+    /// The registry.
     pub registry: Arc<Registry>,
-    /// Who is told how far it is.
+    /// Receives progress events.
     pub progress: ProgressSink,
 }
 
-/// An image that is being taken into the store.
+/// An image that is being stored.
 #[derive(Debug, Clone)]
 pub(super) struct IncomingImage {
     pub(super) name: Name,
@@ -44,7 +44,7 @@ pub(super) struct IncomingImage {
 impl IncomingImage {
     /// The layers to fetch, each once, largest first: with few cores, this order ends earliest.
     ///
-    /// A layer that the image lists twice with different diff IDs stays twice, so that the wrong diff ID is noticed.
+    /// If the image lists a layer twice with different diff IDs, both stay, so that the wrong diff ID is found.
     pub(super) fn layers(&self) -> Vec<ImageLayer> {
         let mut seen = HashSet::new();
         let mut layers = self.image.layers().to_vec();
@@ -53,28 +53,28 @@ impl IncomingImage {
         layers
     }
 
-    /// Asks for room for what is missing, the indexes included.
+    /// Checks that the disk has room for the missing layers and their indexes.
     pub(super) fn require_space(&self, store: &Store, layers: &[ImageLayer]) -> Result<(), PipelineError> {
         let mut needed: u64 = 1 << 20;
         for layer in layers {
-            let there = match store.has_blob(&layer.digest().digest(), Some(layer.size())) {
-                // It is fetched again.
+            let is_stored = match store.has_blob(&layer.digest().digest(), Some(layer.size())) {
+                // A damaged blob is fetched again.
                 Err(StoreError::Damaged { .. }) => false,
                 answer => answer?,
             };
-            if !there {
+            if !is_stored {
                 needed = needed.saturating_add(layer.size()).saturating_add(layer.size() / 50);
             }
         }
         Ok(store.require_space(needed)?)
     }
 
-    /// Makes the image visible, once all of its layers are there: merges them first, so that an image whose layers do not
-    /// go together is refused here and not at its first use.
+    /// Makes the image visible. All of its layers must be stored. Merges them first, so that an image whose layers do not fit
+    /// together is refused here and not at its first use.
     pub(super) fn publish(&self, store: &Store) -> Result<(), PipelineError> {
         OpenImage::open(store, &self.image, |_| None)?;
         let (digest, manifest) = (self.image.digest(), self.image.manifest());
-        // Slots are given out here, where one more fsync does not matter, and not at the first lookup in the mount.
+        // Slots are assigned here, where one more fsync does not matter, and not at the first lookup in the mount.
         store.image_slot(&digest)?;
         for layer in self.image.layers() {
             store.layer_slot(&layer.digest())?;
@@ -96,8 +96,8 @@ impl IncomingImage {
         Ok(())
     }
 
-    /// What to tell about it, given the bytes fetched for each layer.
-    pub(super) fn arrived(self, fetched: &[u64]) -> StoredImage {
+    /// Describes the image that was stored. `fetched` has the number of bytes fetched for each layer.
+    pub(super) fn into_stored(self, fetched: &[u64]) -> StoredImage {
         StoredImage {
             name: self.name,
             digest: self.image.digest(),
@@ -109,10 +109,11 @@ impl IncomingImage {
     }
 }
 
-/// Pulls an image that a reference was resolved to: fetches what the store lacks, verifies all of it, and makes it visible.
+/// Pulls the image that a reference was resolved to: fetches the missing layers, verifies them, and makes the image visible.
 ///
 /// # Errors
-/// Whatever stands in the way, named. What had arrived whole stays for the next attempt; the image is not visible then.
+/// The registry or the store fails, or the image is not valid. Complete layers stay for the next attempt; the image is not
+/// visible.
 pub async fn pull(
     pull: &PullJob,
     reference: &Reference,
@@ -130,7 +131,7 @@ pub async fn pull(
         Some(bytes) => bytes,
         None => registry.fetch_small(&name, &config, CONFIG_MAX).await?,
     };
-    // By digest alone, an image gets no tag.
+    // An image that was pulled by digest gets no tag.
     let tags = match (&reference.tag, &reference.digest) {
         (None, Some(_)) => Vec::new(),
         _ => vec![reference.tag_or_latest()],
@@ -154,16 +155,16 @@ pub async fn pull(
         move || incoming.publish(&store)
     };
     blocking(published).await?;
-    Ok(incoming.arrived(&fetched))
+    Ok(incoming.into_stored(&fetched))
 }
 
 async fn local_config(store: &Store, digest: Digest) -> Result<Option<Vec<u8>>, PipelineError> {
     let store = store.clone();
-    // One that is there but damaged is fetched anew: `put_small` replaces it.
+    // A damaged configuration is fetched again, and `put_small` replaces it.
     blocking(move || Ok(store.read_small(&digest, CONFIG_MAX).ok())).await
 }
 
-/// Fetches layers in parallel; returns the bytes fetched for each. The first error ends the others' downloads.
+/// Fetches layers in parallel, and returns the bytes fetched for each. The first error stops the other downloads.
 async fn fetch_layers(
     pull: &PullJob,
     name: &Name,
@@ -200,7 +201,7 @@ async fn fetch_layers(
     failed.map_or(Ok(fetched), Err)
 }
 
-/// Fetches one layer, in a thread that may block; an end of the download before its time where `stopped` says so.
+/// Fetches one layer, in a thread that may block. `stopped` ends the download early.
 fn fetch_layer(
     pull: &PullJob,
     name: &Name,
@@ -232,10 +233,10 @@ fn fetch_layer(
         });
         receiver
     };
-    ensure(&pull.store, layer, &fetch, &|| *stopped.borrow(), progress)
+    store_layer(&pull.store, layer, &fetch, &|| *stopped.borrow(), progress)
 }
 
-/// Runs blocking work of the store off the async threads.
+/// Runs blocking work of the store outside the async threads.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PipelineError> + Send + 'static,
 ) -> Result<T, PipelineError> {

@@ -1,6 +1,6 @@
-//! A tree as text: debug output, snapshot and test language in one.
+//! A tree as text: debug output, snapshot format and test language in one.
 //!
-//! One node a line, `KIND PATH [WHAT] [KEY=VALUE]...`, each directory before what is in it, names in byte order:
+//! One node per line, `KIND PATH [CONTENT] [KEY=VALUE]...`, each directory before its children, names in byte order:
 //!
 //! ```text
 //! d etc mode=700
@@ -12,10 +12,10 @@
 //! p run/pipe
 //! ```
 //!
-//! `f` has the content (none for an empty file), `l` the target, `h` the first name of the same node, devices their
-//! numbers. Attributes are left out where they are usual: mode 755 for directories, 777 for symlinks and 644 for all
-//! else, owner 0, group 0, mtime 0, no xattrs. The root has a line, `d /`, only if one of its attributes is not usual.
-//! Space, `=`, `\`, control characters and what is not UTF-8 are escaped as in Rust, byte by byte.
+//! `f` has the content (nothing for an empty file), `l` the target, `h` the first name of the same node, devices their
+//! numbers. Attributes with default values are left out: mode 755 for directories, 777 for symlinks and 644 for all
+//! others, owner 0, group 0, mtime 0, no xattrs. The root has a line, `d /`, only if one of its attributes has another value.
+//! Space, `=`, `\`, control characters and bytes that are not UTF-8 are escaped as in Rust, byte by byte.
 //!
 //! Layers are written the same way, with `w PATH` for a whiteout, `o PATH` for an opaque directory, and `---` between two.
 
@@ -26,7 +26,7 @@ use super::{LayerNo, NodeId, NodeSource, Tree};
 use crate::index::{EntryId, Index, IndexedKind};
 use crate::layer::{Printable, Timestamp};
 
-/// Writes a tree as text. `content` reads a regular file; what it returns stands in the file's line.
+/// Formats a tree as text. `content` returns the content to print for a regular file.
 pub fn dump<D: AsRef<[u8]>>(
     tree: &Tree,
     layers: &[&Index<D>],
@@ -34,7 +34,7 @@ pub fn dump<D: AsRef<[u8]>>(
 ) -> String {
     let mut text = String::new();
     let mut first_names: HashMap<NodeId, String> = HashMap::new();
-    // Directories on the way down: node, length of its path, next child. A tree is deeper than the stack, so no recursion.
+    // The directories above the current node: node, length of its path, next child. A tree can be too deep for recursion.
     let mut stack = vec![(NodeId::ROOT, 0, 0)];
     let mut path = String::new();
     let root = attributes(tree, layers, NodeId::ROOT, 0o755);
@@ -59,7 +59,7 @@ pub fn dump<D: AsRef<[u8]>>(
             let _ = writeln!(text, "h {path} {first}");
             continue;
         }
-        let (kind, what, usual) = match tree.source(node) {
+        let (kind, detail, default_mode) = match tree.source(node) {
             NodeSource::Implied => ('?', String::new(), 0o644),
             NodeSource::Entry { layer, entry } => match layers[layer.index()].entry(entry).kind() {
                 IndexedKind::Regular { .. } => ('f', field(&content(layer, entry)), 0o644),
@@ -67,15 +67,15 @@ pub fn dump<D: AsRef<[u8]>>(
                 IndexedKind::CharDevice { major, minor } => ('c', format!("{major}:{minor}"), 0o644),
                 IndexedKind::BlockDevice { major, minor } => ('b', format!("{major}:{minor}"), 0o644),
                 IndexedKind::Fifo => ('p', String::new(), 0o644),
-                // A tree has neither here; a dump that says so is more use than none.
+                // Cannot occur in a tree; a dump helps more than a panic.
                 IndexedKind::Directory | IndexedKind::Hardlink { .. } => ('?', String::new(), 0o644),
             },
         };
         let _ = write!(text, "{kind} {path}");
-        if !what.is_empty() {
-            let _ = write!(text, " {what}");
+        if !detail.is_empty() {
+            let _ = write!(text, " {detail}");
         }
-        let _ = writeln!(text, "{}", attributes(tree, layers, node, usual));
+        let _ = writeln!(text, "{}", attributes(tree, layers, node, default_mode));
         if tree.nlink(node) > 1 {
             first_names.insert(node, path.clone());
         }
@@ -83,12 +83,12 @@ pub fn dump<D: AsRef<[u8]>>(
     text
 }
 
-/// What is not usual about a node, with a space before each.
-fn attributes<D: AsRef<[u8]>>(tree: &Tree, layers: &[&Index<D>], node: NodeId, usual: u16) -> String {
+/// The attributes of a node that do not have their default value, each preceded by a space.
+fn attributes<D: AsRef<[u8]>>(tree: &Tree, layers: &[&Index<D>], node: NodeId, default_mode: u16) -> String {
     let mut text = String::new();
     let NodeSource::Entry { layer, entry } = tree.source(node) else { return text };
     let entry = layers[layer.index()].entry(entry);
-    if entry.mode() != usual {
+    if entry.mode() != default_mode {
         let _ = write!(text, " mode={:o}", entry.mode());
     }
     if entry.uid() != 0 {
@@ -105,7 +105,7 @@ fn attributes<D: AsRef<[u8]>>(tree: &Tree, layers: &[&Index<D>], node: NodeId, u
         Timestamp { sec, nsec } if sec >= 0 => {
             let _ = write!(text, " mtime={sec}.{nsec:09}");
         }
-        // Seconds are rounded down; as people write it, the fraction of a negative number counts down too.
+        // `sec` is rounded down, but in decimal notation the fraction of a negative number is negative too.
         Timestamp { sec, nsec } => {
             let _ = write!(text, " mtime=-{}.{:09}", -(sec + 1), 1_000_000_000 - nsec);
         }

@@ -1,10 +1,10 @@
-//! Packs a merged tree: numbers what can be reached from the root, sorts the names, leaves the rest behind.
+//! Packs a merged tree: numbers the reachable nodes, sorts the names, and drops the rest.
 
 use super::merge::{MergeFault, MergeState};
 use super::{NodeId, Tree, TreeChild, TreeDirectory};
 
 impl MergeState<'_> {
-    /// Numbers what can be reached and packs it.
+    /// Numbers the nodes that can be reached from the root, and packs them.
     pub(super) fn freeze(self) -> Result<Tree, MergeFault> {
         let too_many = |_| MergeFault::TooMany("nodes");
         let ranks = self.ranks();
@@ -16,7 +16,7 @@ impl MergeState<'_> {
         let mut text_at = vec![u32::MAX; self.names.len()];
         let mut children = Vec::new();
         let mut directories = Vec::new();
-        // By draft: number among the directories, or among the others.
+        // For each draft, its number among the directories or among the other nodes.
         let mut number = vec![u32::MAX; self.drafts.len()];
         let mut queue = vec![(self.root, NodeId::ROOT)];
         let mut others: Vec<(u32, u32)> = Vec::new();
@@ -35,7 +35,7 @@ impl MergeState<'_> {
                     text.push(u8::try_from(name.len()).map_err(|_| MergeFault::LongName(name.len()))?);
                     text.extend_from_slice(name);
                 }
-                // Numbered below, when the number of directories is known.
+                // Replaced by the final number below, when the number of directories is known.
                 children.push(TreeChild { name: *at, node: NodeId(child) });
                 let number = &mut number[child as usize];
                 if self.is_directory(child) {
@@ -54,7 +54,7 @@ impl MergeState<'_> {
         let directory_count = u32::try_from(directories.len()).map_err(too_many)?;
         let end = u32::try_from(children.len()).map_err(too_many)?;
         directories.push(TreeDirectory { first: end, parent: NodeId::ROOT, subdirectories: 0 });
-        // Checked here, so that no number below overflows.
+        // This check ensures that no number below overflows.
         u32::try_from(queue.len() + others.len()).map_err(too_many)?;
         for child in &mut children {
             let draft = child.node.get();
@@ -79,7 +79,7 @@ impl MergeState<'_> {
         })
     }
 
-    /// For each name its place in the order of all names.
+    /// The rank of each name in the order of all names.
     fn ranks(&self) -> Vec<u32> {
         let mut sorted: Vec<u32> = (0..).take(self.names.len()).collect();
         sorted.sort_unstable_by_key(|&name| self.names[name as usize]);

@@ -2,21 +2,21 @@
 //!
 //! A layer's markers apply to the layers below it and never to its own entries, wherever they stand in the tar
 //! (image-spec, layer.md, "Whiteouts"). So each layer is applied in two steps: first its markers to the tree so far,
-//! then its entries in the order of the tar. What else there is to decide:
+//! then its entries in the order of the tar. Further rules:
 //!
-//! - Markers act in the order of what they hide, so that a marker finds nothing below a name that another one hides.
+//! - Markers act in the order of the paths that they hide, so that a marker below a hidden name finds nothing.
 //! - A marker below a symlink acts on the symlink's target, unless this layer has a directory entry at the symlink's own
-//!   path. That directory takes the symlink's place, and its markers mean what is in *it*: `lib -> usr/lib` below, with
-//!   `lib/` and `lib/.wh..wh..opq` above (what a builder writes when a program replaced the link by a directory), must
+//!   path. That directory replaces the symlink, and its markers refer to *its* content: `lib -> usr/lib` below, with
+//!   `lib/` and `lib/.wh..wh..opq` above (as a builder writes when a program replaced the link by a directory), must
 //!   not empty `usr/lib`.
-//! - Markers make nothing: one with missing parents, or below a file, hides nothing.
-//! - Of an entry below a file (`a` is a file, `a/b` comes, nothing makes `a` a directory) a sequential application fails
-//!   with ENOTDIR. So does this one.
-//! - An entry replaces what its name stood for before a hard link's target is looked up, as programs do that unlink first.
-//! - `..` behind a missing component of a symlink's target takes that component back; only what is left is made.
+//! - Markers create nothing: a marker with missing parents, or below a file, hides nothing.
+//! - An entry below a file is an error (`a` is a file, `a/b` follows, and nothing makes `a` a directory): unpacking the
+//!   layers one by one fails there with ENOTDIR.
+//! - An entry replaces the node at its path before the target of a hard link is looked up, like a program that unlinks first.
+//! - `..` after a missing component of a symlink's target cancels that component; only the components that remain are created.
 //!
-//! Nothing is ever taken out of the tables here, a name is only cut off from what it stood for. So removing a directory
-//! costs the same whatever is in it.
+//! Nodes are never removed from the tables; removing a name only unlinks its node. So removing a directory costs the same
+//! whatever its size.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
@@ -27,22 +27,22 @@ use crate::image::{Digest, LayerDigest};
 use crate::index::{EntryId, Index, IndexedKind};
 use crate::layer::{Printable, TarOffset};
 
-/// How many symlinks one path may lead through (`MAXSYMLINKS`, linux/namei.h).
+/// Most symlinks in one path (`MAXSYMLINKS`, linux/namei.h).
 pub const MAX_LINKS: usize = 40;
 
-/// How many components of symlink targets a merge goes through, for all entries together. Real layers have paths through a
-/// few links of a few components; 40 links of 2,000 components before each of a million entries would take an hour.
+/// Most components of symlink targets that a merge walks, for all entries together. Paths in real layers lead through a few
+/// links of a few components; 40 links of 2,000 components in the path of each of a million entries would take an hour.
 const MAX_LINK_STEPS: u32 = 1 << 24;
 
-/// How many nodes a merge makes, removed ones too: some 100 bytes each while it runs. The largest images have two million
-/// files; a path of 4,000 bytes can make two thousand directories, so that a small layer could take all memory.
+/// Most nodes that a merge creates, including removed ones. Each takes some 100 bytes during the merge. The largest images
+/// have two million files; a path of 4,000 bytes can create two thousand directories, so a small layer could use all memory.
 const MAX_NODES: usize = 1 << 24;
 
-/// How many entries and markers the layers of an image have together, a layer that is there twice counted twice. What they
-/// make may be few nodes, but each takes its time: a thousand times one layer of a million directories would take an hour.
+/// Most entries and markers in all layers of an image; a layer that occurs twice counts twice. Even if they create few nodes,
+/// each takes time: a thousand times the same layer of a million directories would take an hour.
 const MAX_ENTRIES: usize = 1 << 25;
 
-/// What a name may have, in bytes (`NAME_MAX`). Names of entries were checked; components of symlink targets were not.
+/// Longest name in bytes (`NAME_MAX`). The names of entries are checked before; components of symlink targets are not.
 const MAX_NAME: usize = 255;
 
 /// Why the layers of an image cannot be merged.
@@ -106,15 +106,15 @@ pub enum MergeFault {
     TooMany(&'static str),
 }
 
-/// Merges an image's layers, the lowest first.
+/// Merges the layers of an image, lowest first.
 ///
 /// # Errors
-/// Names the layer and the entry that break a rule; then there is no tree.
+/// A layer breaks a rule; the error names the layer and the entry.
 pub fn merge<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<Tree, MergeError> {
     let mut merge = MergeState::new();
     require_few_entries(layers)?;
     for (number, &layer) in layers.iter().enumerate() {
-        // The last number stands for no layer.
+        // `IMPLIED` is reserved for nodes without a layer.
         let number = u16::try_from(number).ok().filter(|number| *number != IMPLIED);
         let fail = |at, path: Vec<u8>, fault| MergeError {
             layer: LayerNo(number.unwrap_or(IMPLIED)),
@@ -130,14 +130,14 @@ pub fn merge<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<Tree, MergeError> {
             .map_err(|(path, fault)| MergeError { marker: true, ..fail(None, path.to_vec(), fault) })?;
         merge.reserve(layer.len());
         for (id, entry) in layer.entries() {
-            let placed = EntryName { dir: entry.dir(), name: entry.name(), layer: number, entry: id };
+            let name = EntryName { dir: entry.dir(), name: entry.name(), layer: number, entry: id };
             merge
-                .apply(placed, entry.kind())
+                .apply(name, entry.kind())
                 .map_err(|fault| fail(Some(entry.offset()), entry.path(), fault))?;
         }
     }
     let layer = LayerNo(u16::try_from(layers.len().saturating_sub(1)).unwrap_or(IMPLIED));
-    // Without a layer there is only the root, which is not too much of anything.
+    // An image without layers has only the root, so this digest never shows up in an error.
     let digest = layers.last().map_or_else(|| LayerDigest::new(Digest::of(&[])), |layer| *layer.layer());
     merge.freeze().map_err(|fault| MergeError {
         layer,
@@ -169,10 +169,10 @@ fn require_few_entries<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<(), Merge
     Ok(())
 }
 
-/// Symlinks that a layer puts directories in place of, by directory and name: a symlink may have other names, which stay.
+/// Symlinks that a layer replaces by directories, as directory and name: other names of the same symlink stay.
 type ReplacedLinks<'a> = HashSet<(u32, &'a [u8])>;
 
-/// An entry without what it is.
+/// Name and origin of an entry, without its kind.
 #[derive(Debug, Clone, Copy)]
 struct EntryName<'a> {
     dir: &'a [u8],
@@ -181,7 +181,7 @@ struct EntryName<'a> {
     entry: EntryId,
 }
 
-/// A node in the making.
+/// A node during the merge.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct NodeDraft<'a> {
     what: DraftKind<'a>,
@@ -191,7 +191,7 @@ pub(super) struct NodeDraft<'a> {
 
 #[derive(Debug, Clone, Copy)]
 enum DraftKind<'a> {
-    /// Where it stands (the root in itself): a directory has one name only.
+    /// A directory has one parent and one name; the root is its own parent.
     Directory {
         parent: u32,
         name: u32,
@@ -202,31 +202,31 @@ enum DraftKind<'a> {
     Other,
 }
 
-/// Where a path leads.
+/// The result of resolving a path.
 #[derive(Debug)]
 enum ResolvedPath<'a> {
-    /// To a directory.
+    /// The path leads to a directory.
     Directory(u32),
-    /// Nowhere yet: these components are missing in a directory.
+    /// These components are missing in a directory.
     Missing(u32, Vec<&'a [u8]>),
-    /// Through something that is not a directory.
+    /// The path leads through a node that is not a directory.
     Blocked,
 }
 
-/// The tree so far. Nodes and names are ordinals here.
+/// The tree so far. Nodes and names are represented by ordinals.
 #[derive(Debug)]
 pub(super) struct MergeState<'a> {
     pub(super) drafts: Vec<NodeDraft<'a>>,
     pub(super) root: u32,
     pub(super) names: Vec<&'a [u8]>,
     name_ordinals: HashMap<&'a [u8], u32>,
-    /// By directory and name. Directories that were removed keep theirs: nothing leads there.
+    /// By directory and name. Removed directories keep their children, which are then unreachable.
     pub(super) children: HashMap<(u32, u32), u32>,
-    /// Directory of the entry before, as its path and its node: neighbours in a tar mostly share it.
+    /// The directory of the previous entry, as path and node. Neighbours in a tar mostly share their directory.
     last: Option<(&'a [u8], u32)>,
-    /// Symlinks that the path resolved last went through.
+    /// The number of symlinks in the path that was resolved last.
     followed: usize,
-    /// Components of symlink targets so far.
+    /// The number of components of symlink targets so far.
     link_steps: u32,
 }
 
@@ -250,7 +250,7 @@ impl<'a> MergeState<'a> {
         merge
     }
 
-    /// Makes room for a layer's entries at once. An upper layer mostly brings names that are known.
+    /// Reserves memory for the entries of a layer. Most names of an upper layer are known already.
     fn reserve(&mut self, entries: usize) {
         self.drafts.reserve(entries);
         self.children.reserve(entries);
@@ -284,7 +284,7 @@ impl<'a> MergeState<'a> {
         Ok(node)
     }
 
-    /// Gives a name in a directory to a node, and takes it from what had it.
+    /// Gives a name in a directory to a node, instead of the node that had it.
     fn bind(&mut self, directory: u32, name: u32, node: u32) {
         let former = self.children.insert((directory, name), node);
         self.forget(former);
@@ -295,14 +295,14 @@ impl<'a> MergeState<'a> {
         self.forget(former);
     }
 
-    /// Paths may have led through a node that is gone now.
+    /// Drops the cached directory if its path may have led through a node that is now unlinked.
     fn forget(&mut self, former: Option<u32>) {
         if former.is_some_and(|former| !matches!(self.draft(former).what, DraftKind::Other)) {
             self.last = None;
         }
     }
 
-    /// Follows a path from the root through symlinks, the last component's too. `replaced` are symlinks that block it.
+    /// Resolves a path from the root and follows symlinks, also in the last component. The symlinks in `replaced` block it.
     fn resolve(
         &mut self,
         path: &'a [u8],
@@ -311,7 +311,7 @@ impl<'a> MergeState<'a> {
         let mut at = self.root;
         let mut missing: Vec<&[u8]> = Vec::new();
         let mut links = 0;
-        // Rests of the path and of targets on the way, the innermost last.
+        // The remaining parts of the path and of symlink targets, innermost last.
         let mut rests = vec![path];
         while let Some(rest) = rests.pop() {
             let name = match rest.iter().position(|&byte| byte == b'/') {
@@ -366,7 +366,7 @@ impl<'a> MergeState<'a> {
         Ok(if missing.is_empty() { ResolvedPath::Directory(at) } else { ResolvedPath::Missing(at, missing) })
     }
 
-    /// The directory at a path, made with its parents where there is none.
+    /// Returns the directory at a path; creates it and its parents if they are missing.
     fn directory(&mut self, path: &'a [u8]) -> Result<u32, MergeFault> {
         if let Some((last, directory)) = self.last
             && last == path
@@ -383,19 +383,19 @@ impl<'a> MergeState<'a> {
                 for name in missing {
                     let name = self.intern(name)?;
                     let what = DraftKind::Directory { parent: at, name };
-                    let made = self.add(NodeDraft { what, layer: IMPLIED, entry: 0 })?;
-                    self.bind(at, name, made);
-                    at = made;
+                    let node = self.add(NodeDraft { what, layer: IMPLIED, entry: 0 })?;
+                    self.bind(at, name, node);
+                    at = node;
                 }
                 at
             }
         };
-        // Where symlinks lead can change with any name that comes: `c/..` leads on until `c` is a file.
+        // Do not cache a path with symlinks: any new name can change where it leads (`c/..` works until `c` is a file).
         self.last = (self.followed == 0).then_some((path, directory));
         Ok(directory)
     }
 
-    /// What stands at a path; the last component is not followed.
+    /// Returns the directory and the node at a path; a symlink in the last component is not followed.
     fn find(
         &mut self,
         path: &'a [u8],
@@ -409,7 +409,7 @@ impl<'a> MergeState<'a> {
         Ok(self.child(directory, name).map(|child| (directory, child)))
     }
 
-    /// First step: what a layer hides of the tree so far.
+    /// First step: applies the markers of a layer to the tree so far.
     fn apply_markers<D: AsRef<[u8]>>(&mut self, layer: &'a Index<D>) -> Result<(), (&'a [u8], MergeFault)> {
         let whiteouts = layer.whiteouts().map(|path| (path, false));
         let mut markers: Vec<_> = whiteouts.chain(layer.opaques().map(|path| (path, true))).collect();
@@ -417,7 +417,7 @@ impl<'a> MergeState<'a> {
             return Ok(());
         }
         self.last = None;
-        // Byte order has each path behind its parents.
+        // In byte order, each path follows its parents.
         markers.sort_unstable();
         let replaced = self.replaced_links(layer);
         for (path, opaque) in markers {
@@ -435,14 +435,14 @@ impl<'a> MergeState<'a> {
         Ok(())
     }
 
-    /// The symlinks that this layer puts directories in place of.
+    /// Finds the symlinks that this layer replaces by directories.
     fn replaced_links<D: AsRef<[u8]>>(&mut self, layer: &'a Index<D>) -> ReplacedLinks<'a> {
         let directories = layer.entries().filter(|(_, entry)| entry.kind() == IndexedKind::Directory);
         let mut directories: Vec<_> = directories.map(|(_, entry)| (entry.dir(), entry.name())).collect();
         directories.sort_unstable_by(|a, b| by_path(*a, *b));
         let mut replaced = ReplacedLinks::new();
         for (dir, name) in directories {
-            // What is wrong with an entry's path shows when the entry is applied.
+            // Errors are reported when the entry is applied.
             if let Ok(ResolvedPath::Directory(directory)) = self.resolve(dir, &replaced)
                 && let Some(child) = self.child(directory, name)
                 && matches!(self.draft(child).what, DraftKind::Symlink { .. })
@@ -453,7 +453,7 @@ impl<'a> MergeState<'a> {
         replaced
     }
 
-    /// Takes everything out of a directory: an empty one takes its place.
+    /// Empties a directory by putting an empty copy in its place.
     fn empty(&mut self, directory: u32) -> Result<(), MergeFault> {
         let former = *self.draft(directory);
         let empty = self.add(former)?;
@@ -468,9 +468,9 @@ impl<'a> MergeState<'a> {
         Ok(())
     }
 
-    /// Second step: one entry.
-    fn apply(&mut self, placed: EntryName<'a>, kind: IndexedKind<'a>) -> Result<(), MergeFault> {
-        let EntryName { dir, name, layer, entry } = placed;
+    /// Second step: applies one entry.
+    fn apply(&mut self, entry_name: EntryName<'a>, kind: IndexedKind<'a>) -> Result<(), MergeFault> {
+        let EntryName { dir, name, layer, entry } = entry_name;
         let entry = entry.get();
         if name.is_empty() {
             let root = &mut self.drafts[self.root as usize];
@@ -491,8 +491,7 @@ impl<'a> MergeState<'a> {
             },
             IndexedKind::Hardlink { target } => {
                 self.unbind(parent, name);
-                let found = self.find(target, &ReplacedLinks::new())?;
-                return match found {
+                return match self.find(target, &ReplacedLinks::new())? {
                     _ if target.is_empty() => Err(MergeFault::DirectoryTarget(b"/".as_slice().into())),
                     None => Err(MergeFault::NoTarget(target.into())),
                     Some((_, node)) if self.is_directory(node) => {
@@ -516,8 +515,8 @@ impl<'a> MergeState<'a> {
     }
 }
 
-/// Compares paths, each in two parts, as if they were put together: a million entries of one directory of 4,000 bytes share
-/// that, and would take 4 GB apart.
+/// Compares paths that are split into directory and name as if they were whole. A million entries can share a directory path
+/// of 4,000 bytes; whole paths would take 4 GB.
 fn by_path(a: (&[u8], &[u8]), b: (&[u8], &[u8])) -> Ordering {
     fn bytes<'b>((dir, name): (&'b [u8], &'b [u8])) -> impl Iterator<Item = &'b u8> {
         dir.iter().chain(if dir.is_empty() { &[][..] } else { b"/" }).chain(name)

@@ -1,7 +1,7 @@
-//! All layers of an image as one tree of nodes: what every engine shows.
+//! All layers of an image merged into one tree of nodes, which every engine shows.
 //!
-//! [`merge()`] makes it from the layers' indexes and nothing else. A [`Tree`] never changes and holds names and
-//! structure only; what a node is like (mode, size, link target) is in the entry that it comes from, in the index.
+//! [`merge()`] makes it from the indexes of the layers alone. A [`Tree`] is immutable and holds only names and structure;
+//! mode, size, link target and other attributes of a node are in its entry in the index.
 
 mod dump;
 mod freeze;
@@ -15,14 +15,14 @@ use crate::layer::Timestamp;
 pub use dump::dump;
 pub use merge::{MAX_LINKS, MergeError, MergeFault, merge};
 
-/// Permission bits of a directory that no layer has an entry for. It belongs to root:root and has no xattrs.
+/// The permission bits of a directory without an entry in any layer. It belongs to root:root and has no xattrs.
 pub const IMPLIED_MODE: u16 = 0o755;
 
-/// Last change of a directory that no layer has an entry for: a fixed time, so that a tree is a function of its layers.
+/// The mtime of a directory without an entry in any layer: a fixed time, so that a tree is a function of its layers.
 pub const IMPLIED_MTIME: Timestamp = Timestamp { sec: 0, nsec: 0 };
 
-/// One node of a tree: its ordinal. Directories come first, breadth first in the order of their names; then all
-/// other nodes, each where its first name is found in the same order. So the numbers depend on the layers alone.
+/// A node of a tree, as its ordinal. Directories come first, breadth first in the order of their names; then all other nodes,
+/// in the order of their first names in that walk. So the numbers depend on the layers alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(u32);
 
@@ -42,7 +42,7 @@ impl NodeId {
         self.0
     }
 
-    /// The ordinal as an index into memory (`usize` has at least 32 bits on every host with FUSE).
+    /// The ordinal as an index into memory (`usize` has at least 32 bits on every supported host).
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
@@ -55,7 +55,7 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// One layer of an image: 0 is the lowest.
+/// A layer of an image, as its number: 0 is the lowest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LayerNo(u16);
 
@@ -66,54 +66,54 @@ impl LayerNo {
         Self(number)
     }
 
-    /// The number as an index into the image's layers.
+    /// The number as an index into the layers of the image.
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// Counts from 1, as people do.
+/// Counts from 1, for messages.
 impl fmt::Display for LayerNo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", u32::from(self.0) + 1)
     }
 }
 
-/// Where a node's attributes and content come from.
+/// The origin of a node's attributes and content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NodeSource {
-    /// An entry of a layer; for a directory that of the last layer that names it. Never a hard link.
+    /// An entry of a layer; for a directory, the entry in the highest layer that has one. Never a hard link.
     Entry {
         /// The layer.
         layer: LayerNo,
         /// The entry in the layer's index.
         entry: EntryId,
     },
-    /// A directory that is only there because of what is in it: see [`IMPLIED_MODE`] and [`IMPLIED_MTIME`].
+    /// A directory without an entry, which exists because a path leads through it: see [`IMPLIED_MODE`] and [`IMPLIED_MTIME`].
     Implied,
 }
 
 /// The merged tree of an image.
 ///
-/// Methods that take a [`NodeId`] expect one of this tree; numbers from outside are checked with [`Tree::contains`] first.
+/// Methods that take a [`NodeId`] expect a node of this tree. Check numbers from outside with [`Tree::contains`] first.
 #[derive(Debug)]
 pub struct Tree {
-    /// Each name once, a byte for its length before it, in the order in which the nodes are found.
+    /// Each name once, preceded by its length in one byte.
     names: Box<[u8]>,
-    /// The children of all directories, one directory behind the other; within one sorted by name.
+    /// The children of all directories, in the order of the directories; within a directory sorted by name.
     children: Box<[TreeChild]>,
-    /// One for each directory, and one more for where the last one's children end.
+    /// One record for each directory, and a last one that marks the end of the children.
     directories: Box<[TreeDirectory]>,
-    /// By node: the layer, or [`IMPLIED`].
+    /// The layer of each node, or [`IMPLIED`].
     layers: Box<[u16]>,
-    /// By node: the entry in that layer.
+    /// The entry of each node in its layer.
     entries: Box<[u32]>,
-    /// Nodes with more than one name, ascending, with how many they have.
+    /// Nodes with more than one name, ascending, with the number of names.
     links: Box<[(NodeId, u32)]>,
 }
 
-/// Stands in [`Tree::layers`] for no layer.
+/// The value in [`Tree::layers`] for a node without a layer.
 const IMPLIED: u16 = u16::MAX;
 
 #[derive(Debug, Clone, Copy)]
@@ -125,21 +125,21 @@ struct TreeChild {
 
 #[derive(Debug, Clone, Copy)]
 struct TreeDirectory {
-    /// First of its children; the next directory's first is behind its last.
+    /// The position of its first child. The children end where those of the next directory start.
     first: u32,
     parent: NodeId,
     subdirectories: u32,
 }
 
 impl Tree {
-    /// How many nodes there are; at least the root.
+    /// The number of nodes, at least 1: the root.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a tree is never empty")]
     pub fn len(&self) -> usize {
         self.layers.len()
     }
 
-    /// Whether there is such a node.
+    /// Whether the tree has this node.
     #[must_use]
     pub fn contains(&self, node: NodeId) -> bool {
         node.index() < self.len()
@@ -151,7 +151,7 @@ impl Tree {
         node.index() < self.directories.len() - 1
     }
 
-    /// The node with this name in a directory; `None` if there is none, or if `directory` is not one.
+    /// The node with this name in a directory; `None` if there is none, or if `directory` is not a directory.
     #[must_use]
     pub fn lookup(&self, directory: NodeId, name: &[u8]) -> Option<NodeId> {
         let children = self.children_of(directory);
@@ -159,31 +159,31 @@ impl Tree {
         Some(children[position].node)
     }
 
-    /// What a directory holds, in the order of the names' bytes; nothing for what is not a directory.
+    /// The children of a directory, in byte order of their names. Other nodes have no children.
     pub fn children(&self, directory: NodeId) -> impl ExactSizeIterator<Item = (&[u8], NodeId)> {
         self.children_of(directory).iter().map(|child| (self.name(child), child.node))
     }
 
-    /// The child at a position of that order, `None` behind the last.
+    /// The child at a position in that order; `None` after the last one.
     #[must_use]
     pub fn child_at(&self, directory: NodeId, position: usize) -> Option<(&[u8], NodeId)> {
         self.children_of(directory).get(position).map(|child| (self.name(child), child.node))
     }
 
-    /// The directory that holds a directory; the root holds itself.
+    /// The parent of a directory; the root is its own parent.
     ///
     /// # Panics
-    /// When `directory` is not one: a node with several names has no one parent.
+    /// `directory` is not a directory: other nodes can have several parents.
     #[must_use]
     pub fn parent(&self, directory: NodeId) -> NodeId {
-        assert!(self.is_directory(directory), "only directories have one parent");
+        assert!(self.is_directory(directory), "only directories have exactly one parent");
         self.directories[directory.index()].parent
     }
 
-    /// Where a node's attributes and content come from.
+    /// The origin of a node's attributes and content.
     ///
     /// # Panics
-    /// When `node` is not of this tree.
+    /// `node` is not a node of this tree.
     #[must_use]
     pub fn source(&self, node: NodeId) -> NodeSource {
         match self.layers[node.index()] {
@@ -194,7 +194,7 @@ impl Tree {
         }
     }
 
-    /// How many names a node has in this tree; of a directory its own, its `.` and the `..` of each directory in it.
+    /// The number of names of a node in this tree. A directory has its own name, its `.` and the `..` of each subdirectory.
     #[must_use]
     pub fn nlink(&self, node: NodeId) -> u32 {
         if self.is_directory(node) {
@@ -203,7 +203,7 @@ impl Tree {
         self.links.binary_search_by_key(&node, |(node, _)| *node).map_or(1, |position| self.links[position].1)
     }
 
-    /// Bytes of memory that the tree takes.
+    /// The memory that the tree takes, in bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
         size_of_val(&*self.names)

@@ -150,10 +150,10 @@ fn tar_is_cut_off_at_its_size_with_the_key_that_allows_more() {
         let BuildError::TooLong { at, .. } = &error else { panic!("{error}") };
         assert!(at.get() <= length);
         assert!(written <= 64 * MIB + MIB, "{written} bytes of the seekable form were written");
-        let told = format!(
+        let expected = format!(
             "tar is longer than 67108864 bytes (`layer-size-mib` in `[limits]` of the configuration), at byte {at}"
         );
-        assert!(error.to_string().starts_with(&told), "{error}");
+        assert!(error.to_string().starts_with(&expected), "{error}");
     }
     for blob in [gzip(63, false), zstd(63, 63), noise(63)] {
         indexed(blob, limits).0.unwrap();
@@ -168,8 +168,8 @@ fn tar_is_cut_off_at_its_ratio_from_a_gibibyte_on() {
     for blob in [gzip(1024, true), zstd(1024, 1024)] {
         let error = indexed(blob, default).0.unwrap_err();
         assert!(matches!(error, BuildError::TooLong { .. }), "{error}");
-        let told = "tar is longer than 1073741824 bytes, which is as far as a tar may go that is more than 200 times its blob \
-                    (`layer-ratio` in `[limits]` of the configuration), at byte ";
-        assert!(error.to_string().starts_with(told), "{error}");
+        let expected = "tar is longer than 1073741824 bytes, the limit for a tar of more than 200 times the size of its \
+                    blob (`layer-ratio` in `[limits]` of the configuration), at byte ";
+        assert!(error.to_string().starts_with(expected), "{error}");
     }
 }

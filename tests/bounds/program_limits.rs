@@ -80,7 +80,7 @@ fn ratio_of_the_configuration_holds_from_a_gibibyte_on_and_can_be_raised() {
     write_layout(&layout, tar);
     let load = ["load", layout.to_str().unwrap(), "--name", "lab/zeros:1"];
     let error = program.fails(&load);
-    for part in ["more than 200 times its blob", "`layer-ratio` in `[limits]`", "hint: "] {
+    for part in ["more than 200 times the size of its blob", "`layer-ratio` in `[limits]`", "hint: "] {
         assert!(error.contains(part), "{part} is not told: {error}");
     }
     assert_nothing_is_left(&program);

@@ -21,12 +21,12 @@ use crate::sandbox::shim::{Caller, Rights, ShimError, ShimSettings, become_isola
 /// The name under which the program is a stand-in for isolate.
 const NAME: &str = "isolate";
 
-/// Become isolate, in a root of an image where one is chosen
+/// Become isolate, in a root of an image if the call is for one
 ///
-/// For workers that run isolate themselves: takes isolate's arguments. A run is in an image when a rule binds one to the box's
-/// root (--dir=.=/images/NAME@DIGEST), with --env=RCX_IMAGEFS_IMAGE=REF, or by the table [isolate.images] of the
-/// configuration; all other calls are the real isolate's. The program does the same when it is called under the name `isolate`.
-/// See also `run`, which needs no worker.
+/// A stand-in for workers that call isolate themselves. It takes the arguments of isolate. A call is for an image if a directory
+/// rule binds one to the root of the box (--dir=.=/images/NAME@DIGEST), if it has --env=RCX_IMAGEFS_IMAGE=REF, or if the table
+/// [isolate.images] of the configuration has an image for the box. The real isolate gets all other calls unchanged. The program
+/// does the same when it is called under the name `isolate`. To run a command without a worker, use `run`.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true)]
 pub(super) struct ShimArgs {

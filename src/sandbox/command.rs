@@ -12,7 +12,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::User;
-use super::view::{ResolvedPath, RootView};
+use super::view::{RootView, ViewedPath};
 use crate::error::ErrorCode;
 use crate::image::ImageConfig;
 
@@ -113,8 +113,8 @@ impl RootView {
     /// Checks that a file can be executed. Returns false if that cannot be known before the sandbox has mounted it.
     fn check_program(&self, path: &Path, directory: &Path, user: User) -> Result<bool, ProgramFault> {
         let mode = match self.resolve(path, directory, user) {
-            Ok(ResolvedPath::File { mode, .. }) => mode,
-            Ok(ResolvedPath::Unknown) => return Ok(false),
+            Ok(ViewedPath::File { mode, .. }) => mode,
+            Ok(ViewedPath::Unknown) => return Ok(false),
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(ProgramFault::Missing),
             Err(errno) => return Err(ProgramFault::Path(errno)),
         };

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::copy::make_directories;
 use super::error::SandboxError;
 use super::isolate::{DirRule, RuleTarget, components};
-use super::view::{MountContent, ResolvedPath, RootView};
+use super::view::{MountContent, RootView, ViewedPath};
 use super::{BOX, RunSpec, User};
 use crate::image::ImageConfig;
 use crate::os::AtPath as _;
@@ -82,7 +82,7 @@ impl RootPreparation<'_> {
         let resolve = |path: &Path| {
             let resolved = view.resolve(path, Path::new("/"), self.user);
             match resolved {
-                Ok(ResolvedPath::File { mode, .. }) if !is_directory(mode) => Err(Errno::NOTDIR),
+                Ok(ViewedPath::File { mode, .. }) if !is_directory(mode) => Err(Errno::NOTDIR),
                 other => other,
             }
         };
@@ -101,9 +101,9 @@ impl RootPreparation<'_> {
             Ok(BOX.into())
         };
         match resolve(&path) {
-            Ok(ResolvedPath::Unknown) => Ok(path),
-            Ok(ResolvedPath::File { path, searchable: true, .. }) => Ok(path),
-            Ok(ResolvedPath::File { .. }) => in_box("the program's user may not enter it"),
+            Ok(ViewedPath::Unknown) => Ok(path),
+            Ok(ViewedPath::File { path, searchable: true, .. }) => Ok(path),
+            Ok(ViewedPath::File { .. }) => in_box("the program's user may not enter it"),
             Err(Errno::NOENT) => match self.make_working_directory(view, &path)? {
                 Some(made) => Ok(made),
                 None => in_box("it does not exist and cannot be made"),

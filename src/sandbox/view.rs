@@ -42,7 +42,7 @@ pub(super) enum MountContent {
 
 /// The result of resolving a path.
 #[derive(Debug)]
-pub(super) enum ResolvedPath {
+pub(super) enum ViewedPath {
     /// A file of the root or of a mount.
     File {
         /// Absolute, without links.
@@ -120,7 +120,7 @@ impl RootView {
     }
 
     /// Resolves a path; a relative one starts at `directory`.
-    pub(super) fn resolve(&self, path: &Path, directory: &Path, user: User) -> Result<ResolvedPath, Errno> {
+    pub(super) fn resolve(&self, path: &Path, directory: &Path, user: User) -> Result<ViewedPath, Errno> {
         let mut walk = PathWalk::new(path, directory, LINKS_MAX);
         let mut file = self.look_up(walk.at())?.ok_or(Errno::NOENT)?;
         let mut searchable = true;
@@ -133,16 +133,16 @@ impl RootView {
             if !is_directory {
                 return Err(Errno::NOTDIR);
             }
-            let Some(next) = self.look_up(walk.at())? else { return Ok(ResolvedPath::Unknown) };
+            let Some(next) = self.look_up(walk.at())? else { return Ok(ViewedPath::Unknown) };
             file = next;
             if file.file_type() == FileType::Symlink {
                 let target = self.read_link(walk.at())?;
                 walk.follow(&target).map_err(|_| Errno::LOOP)?;
-                let Some(directory) = self.look_up(walk.at())? else { return Ok(ResolvedPath::Unknown) };
+                let Some(directory) = self.look_up(walk.at())? else { return Ok(ViewedPath::Unknown) };
                 file = directory;
             }
         }
-        Ok(ResolvedPath::File { path: walk.into_path(), mode: file.mode, searchable })
+        Ok(ViewedPath::File { path: walk.into_path(), mode: file.mode, searchable })
     }
 
     /// Returns the attributes of a file; a link is not followed, and other components of `path` are no links. `None` if
@@ -239,8 +239,8 @@ pub(super) mod tests {
         let (_dir, view) = view_with_programs();
         let searchable = |path: &str, user| match view.resolve(Path::new(path), Path::new("/"), user).unwrap()
         {
-            ResolvedPath::File { searchable, .. } => searchable,
-            ResolvedPath::Unknown => panic!("{path} is unknown"),
+            ViewedPath::File { searchable, .. } => searchable,
+            ViewedPath::Unknown => panic!("{path} is unknown"),
         };
         let root = User { uid: 0, gid: 0 };
         assert!(searchable("/private", root) && searchable("/usr/bin", root));

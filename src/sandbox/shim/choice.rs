@@ -70,7 +70,7 @@ pub fn choose(
 }
 
 /// Whether arguments that cannot be parsed may request an image.
-pub fn may_be_for_an_image(arguments: &[OsString], images: &BoxImages, mountpoint: Option<&Path>) -> bool {
+pub fn may_request_image(arguments: &[OsString], images: &BoxImages, mountpoint: Option<&Path>) -> bool {
     let holds = |argument: &OsString, text: &[u8]| {
         argument.as_bytes().windows(text.len()).any(|window| window == text)
     };
@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn malformed_arguments_may_request_an_image_if_one_is_named_or_configured() {
         let may = |line: &str, images: &BoxImages| {
-            may_be_for_an_image(&words(line), images, Some(Path::new("/images")))
+            may_request_image(&words(line), images, Some(Path::new("/images")))
         };
         let none = BoxImages::default();
         assert!(!may("--new-option --run -- a", &none));

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::choice::{ImageChoice, choose, may_be_for_an_image};
+use super::choice::{ImageChoice, choose, may_request_image};
 use super::guardian::Guardian;
 use super::real_isolate::RealIsolate;
 use super::rewrite::CallRewrite;
@@ -110,7 +110,7 @@ fn parse(
         Err(error) => error,
     };
     let mountpoint = mountpoint(settings).unwrap_or_default();
-    if !may_be_for_an_image(arguments, &settings.images, mountpoint.as_deref()) {
+    if !may_request_image(arguments, &settings.images, mountpoint.as_deref()) {
         return Ok(None);
     }
     if let IsolateError::AmbiguousOption(_) = error {
@@ -144,22 +144,23 @@ fn make_root(
     caller.raise_limits()?;
     let version = real.version(&settings.run_dir)?;
     let rewrite = CallRewrite::new(call, version)?;
-    let further = without_missing(caller, rewrite.further())?;
+    let additional = without_missing(caller, rewrite.additional_rules())?;
     let mountpoint = mountpoint(settings)?.ok_or_else(|| ShimError::NoDaemon(settings.store.clone()))?;
     // The steps that are likely to fail come first, before anything is made.
     let lower = Lower::in_mount(&mountpoint, name)?;
     let roots = Roots::open(&settings.homes, &settings.run_dir)?;
     // Mount points for the caller's rules are made in the upper.
-    let upper = if writable || !further.is_empty() { settings.upper } else { Upper::None };
+    let upper = if writable || !additional.is_empty() { settings.upper } else { Upper::None };
     let (guardian, lease) = Guardian::start(&roots, roots.lease(&upper)?)?;
     // The guardian detaches itself from the caller meanwhile.
     let environment = environment(settings, &lower)?;
     enter_private_namespace()?;
     let root = lease.mount(&lower)?;
     guardian.watch(&root)?;
-    let further = resolve_rules(&root, &rewrite, further)?;
-    let program = find_program(&root, &rewrite, &further, &environment);
-    let arguments = rewrite.arguments(root.path(), writable, &further, &environment, program.as_deref())?;
+    let additional = resolve_rules(&root, &rewrite, additional)?;
+    let program = find_program(&root, &rewrite, &additional, &environment);
+    let arguments =
+        rewrite.arguments(root.path(), writable, &additional, &environment, program.as_deref())?;
     guardian.wait()?;
     // The root stays mounted until isolate's namespace ends. execve(2) closes its descriptor.
     let _ = ManuallyDrop::new(root);
@@ -201,7 +202,7 @@ fn resolve_rules(
     let inside = |rule: &DirRule| components(&rule.inside).collect::<PathBuf>();
     // The mounts so far: each path as the rule has it, and resolved.
     let mut mounted: Vec<(PathBuf, PathBuf)> =
-        rewrite.standard(root.path()).iter().map(|rule| (inside(rule), inside(rule))).collect();
+        rewrite.standard_rules(root.path()).iter().map(|rule| (inside(rule), inside(rule))).collect();
     let mut resolved_rules = Vec::new();
     for rule in rules {
         let path = inside(&rule);
@@ -236,13 +237,13 @@ fn resolve_rules(
 fn find_program(
     root: &PrivateRoot,
     rewrite: &CallRewrite,
-    further: &[DirRule],
+    additional: &[DirRule],
     environment: &[String],
 ) -> Option<PathBuf> {
     let word =
         rewrite.program().filter(|word| !word.is_empty() && !word.as_encoded_bytes().contains(&b'/'))?;
     let mut view = RootView::new(root.fd().try_clone_to_owned().ok()?);
-    for rule in rewrite.standard(root.path()).iter().chain(further) {
+    for rule in rewrite.standard_rules(root.path()).iter().chain(additional) {
         let at: PathBuf = std::iter::once(OsStr::new("/")).chain(components(&rule.inside)).collect();
         view.mount(&at, MountContent::Unknown, false);
     }

@@ -28,7 +28,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use caller::{Caller, Rights};
-pub use choice::{ImageChoice, choose, may_be_for_an_image};
+pub use choice::{ImageChoice, choose, may_request_image};
 pub use exec::{ShimSettings, become_isolate, meta_file, require_trusted};
 pub use images::{BoxImages, ImageName};
 pub use rewrite::CallRewrite;

@@ -19,7 +19,7 @@ pub struct CallRewrite {
     /// The caller's rules for paths that have a rule in every root.
     overriding: Vec<DirRule>,
     /// The caller's other rules, in their order.
-    further: Vec<DirRule>,
+    additional: Vec<DirRule>,
     command: Vec<OsString>,
 }
 
@@ -43,7 +43,7 @@ impl CallRewrite {
     pub fn new(call: &IsolateCall, version: IsolateVersion) -> Result<Self, IsolateError> {
         let given: Result<Vec<DirRule>, _> = call.values(IsolateOption::Dir).map(DirRule::parse).collect();
         let standard = root_rules(version, Path::new("/"), false);
-        let (mut overriding, mut further) = (Vec::new(), Vec::new());
+        let (mut overriding, mut additional) = (Vec::new(), Vec::new());
         for rule in effective_rules(given?) {
             if is_root(&rule.inside) || is_hosts_etc(&rule) {
                 continue;
@@ -51,7 +51,7 @@ impl CallRewrite {
             if standard.iter().any(|standard| has_same_path(standard, &rule)) {
                 overriding.push(rule);
             } else if rule.target != RuleTarget::Nothing {
-                further.push(rule);
+                additional.push(rule);
             }
         }
         let is_kept = |given: &&GivenOption| match given.option {
@@ -62,11 +62,11 @@ impl CallRewrite {
             _ => true,
         };
         let options = call.options.iter().filter(is_kept).cloned().collect();
-        Ok(Self { version, options, overriding, further, command: call.arguments.clone() })
+        Ok(Self { version, options, overriding, additional, command: call.arguments.clone() })
     }
 
     /// Returns the rules that every root has, without the one for the root itself, with the caller's replacements.
-    pub fn standard(&self, root: &Path) -> Vec<DirRule> {
+    pub fn standard_rules(&self, root: &Path) -> Vec<DirRule> {
         let mut standard = root_rules(self.version, root, false);
         standard.retain(|rule| !is_root(&rule.inside));
         let is_unchanged = |standard: &[DirRule], inside: &str| {
@@ -91,8 +91,8 @@ impl CallRewrite {
     }
 
     /// Returns the caller's rules for paths without a standard rule. Each needs a mount point.
-    pub fn further(&self) -> &[DirRule] {
-        &self.further
+    pub fn additional_rules(&self) -> &[DirRule] {
+        &self.additional
     }
 
     /// The first word of the command, which isolate takes as a path.
@@ -102,7 +102,7 @@ impl CallRewrite {
 
     /// Returns the arguments for isolate.
     ///
-    /// `root` is the mounted root. `further` are the caller's rules with resolved paths. `environment` are the image's
+    /// `root` is the mounted root. `additional` are the caller's rules with resolved paths. `environment` are the image's
     /// `NAME=VALUE` pairs; they come last and so override all others. `program` replaces the first word of the command.
     ///
     /// # Errors
@@ -111,7 +111,7 @@ impl CallRewrite {
         &self,
         root: &Path,
         writable: bool,
-        further: &[DirRule],
+        additional: &[DirRule],
         environment: &[String],
         program: Option<&Path>,
     ) -> Result<Vec<OsString>, IsolateError> {
@@ -120,7 +120,7 @@ impl CallRewrite {
             |option, value: OsString| arguments.push(GivenOption { option, value: Some(value) }.argument());
         // Never with the flag `dev`: device nodes of an image must not work.
         let top = DirRule::directory(".", root, RuleFlags { rw: writable, ..RuleFlags::default() });
-        for rule in std::iter::once(&top).chain(&self.standard(root)).chain(further) {
+        for rule in std::iter::once(&top).chain(&self.standard_rules(root)).chain(additional) {
             add(IsolateOption::Dir, rule.to_value()?);
         }
         for pair in environment.iter().filter(|pair| is_pair(pair)) {
@@ -189,11 +189,12 @@ mod tests {
     fn rewritten(line: &str, version: IsolateVersion, environment: &[&str]) -> String {
         let environment: Vec<String> = environment.iter().map(|pair| (*pair).to_owned()).collect();
         let rewrite = CallRewrite::new(&call(line), version).unwrap();
-        let further = rewrite.further().to_vec();
+        let additional = rewrite.additional_rules().to_vec();
         let root = Path::new("/run/r");
-        let arguments = rewrite.arguments(root, false, &further, &environment, None).unwrap();
+        let arguments = rewrite.arguments(root, false, &additional, &environment, None).unwrap();
         let text = arguments.join(OsStr::new(" ")).into_string().unwrap();
-        let standard = rewrite.standard(root).iter().map(|rule| format!("--dir={rule} ")).collect::<String>();
+        let standard =
+            rewrite.standard_rules(root).iter().map(|rule| format!("--dir={rule} ")).collect::<String>();
         assert!(text.contains(&standard), "{text}");
         text.replace(&standard, "").replace("--dir=.=/run/r ", "R ").replace("--no-default-dirs ", "")
     }
@@ -220,8 +221,11 @@ mod tests {
     fn rules_of_the_caller_replace_standard_ones_for_the_same_path() {
         let standard = |line: &str| {
             let rewrite = CallRewrite::new(&call(&format!("{line} --run -- a")), V2).unwrap();
-            let rules = rewrite.standard(Path::new("/r"));
-            (rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "), rewrite.further().len())
+            let rules = rewrite.standard_rules(Path::new("/r"));
+            (
+                rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+                rewrite.additional_rules().len(),
+            )
         };
         let tmp = "./tmp:tmp";
         let (dev, shm) = ("./dev=/dev:dev:norec", "./dev/shm=tmpfs:fs:rw");
@@ -244,10 +248,10 @@ mod tests {
     }
 
     #[test]
-    fn hosts_etc_is_left_out_and_nothing_else() {
-        let further = |line: &str| {
+    fn only_rules_for_the_etc_of_the_host_are_dropped() {
+        let additional = |line: &str| {
             let rewrite = CallRewrite::new(&call(&format!("{line} --run -- a")), V2).unwrap();
-            rewrite.further().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+            rewrite.additional_rules().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         };
         for (line, expected) in [
             ("--dir=/etc", ""),
@@ -261,13 +265,13 @@ mod tests {
             ("--dir=a=/a --dir=a=", ""),
             ("--dir=s=sysfs:fs --dir=t:tmp", "s=sysfs:fs t:tmp"),
         ] {
-            assert_eq!(further(line), expected, "{line}");
+            assert_eq!(additional(line), expected, "{line}");
         }
         assert!(CallRewrite::new(&call("--dir=a/../b=/x --run -- a"), V2).is_err());
     }
 
     #[test]
-    fn root_is_given_as_asked_and_never_with_device_nodes() {
+    fn root_is_writable_only_on_request_and_never_allows_devices() {
         let rewrite = CallRewrite::new(&call("--dir=.=/images/x:dev:noexec --run -- prog -x"), V2).unwrap();
         let arguments = |writable, program| {
             let arguments = rewrite.arguments(Path::new("/r"), writable, &[], &[], program).unwrap();
@@ -282,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_are_searched_for_in_the_path_that_is_set_last() {
+    fn search_path_is_the_path_variable_that_is_set_last() {
         let rewrite = CallRewrite::new(&call("--env=PATH=/a --env=PATH=/b --run -- x"), V2).unwrap();
         assert_eq!(rewrite.search_path(&["PATH=/c".to_owned(), "X=1".to_owned()]), Some("/c".into()));
         assert_eq!(rewrite.search_path(&[]), Some("/b".into()));

@@ -14,7 +14,7 @@ use rcx_imagefs::sandbox::isolate::{
     DirRule, IsolateCall, IsolateError, IsolateMeta, IsolateMode, IsolateOption, IsolateVersion, components,
     failure_text, is_root,
 };
-use rcx_imagefs::sandbox::shim::{BoxImages, CallRewrite, ImageChoice, choose, may_be_for_an_image};
+use rcx_imagefs::sandbox::shim::{BoxImages, CallRewrite, ImageChoice, choose, may_request_image};
 
 use crate::glibc::{self, Takes};
 use crate::input::Input;
@@ -237,7 +237,7 @@ fn check_call(words: &[OsString]) {
             assert!(name.as_bytes().starts_with(b"-"));
         }
     }
-    let _ = may_be_for_an_image(words, &BoxImages::default(), Some(Path::new("/images")));
+    let _ = may_request_image(words, &BoxImages::default(), Some(Path::new("/images")));
 }
 
 fn check_plan(call: &IsolateCall) {
@@ -250,8 +250,9 @@ fn check_plan(call: &IsolateCall) {
     for version in [IsolateVersion::new(1, 8, 1), IsolateVersion::new(2, 6, 0)] {
         let Ok(plan) = CallRewrite::new(call, version) else { continue };
         let environment = ["PATH=/image".to_owned(), "HOME".to_owned(), "X=\0".to_owned()];
-        let further = plan.further().to_vec();
-        let Ok(arguments) = plan.arguments(Path::new("/run/root"), true, &further, &environment, None) else {
+        let additional = plan.additional_rules().to_vec();
+        let Ok(arguments) = plan.arguments(Path::new("/run/root"), true, &additional, &environment, None)
+        else {
             continue;
         };
         let made = IsolateCall::parse(&arguments, Some(version), false).expect("it is for isolate to read");

@@ -220,8 +220,8 @@ impl RootsError {
             Self::Exists(_) => ErrorCode::Exists,
             Self::Missing(_) => ErrorCode::NoRoot,
             Self::Locked(_) | Self::InUse { .. } | Self::Alive(_) => ErrorCode::InUse,
-            Self::StoredImage { .. } => ErrorCode::NoImage,
-            Self::Merge { .. } => ErrorCode::Merge,
+            Self::StoredImage { source, .. } => source.code(),
+            Self::Merge { source, .. } => source.code(),
             Self::Copy { source, .. } | Self::Unpack { source, .. } => source.code(),
             Self::LayerVersion { .. } => ErrorCode::StoreFormat,
         }

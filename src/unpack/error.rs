@@ -66,7 +66,7 @@ impl UnpackError {
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Read { .. } => ErrorCode::Damaged,
+            Self::Read { source, .. } => source.code(),
             Self::Exists(_) => ErrorCode::Exists,
             Self::NoSpace { .. } => ErrorCode::DiskFull,
             Self::Xattr { .. } => ErrorCode::Filesystem,

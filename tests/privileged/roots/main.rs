@@ -83,7 +83,7 @@ impl Lab {
     fn remove(&self, id: &str) {
         assert_eq!(
             self.program().json(&["root", "remove", id]),
-            json!([{"id": id, "removed": true, "holders": []}])
+            json!([{"id": id, "removed": true, "holders": [], "error": null, "code": null}])
         );
     }
 

@@ -1,34 +1,34 @@
-//! What a hostile caller of the set-uid program may try: its environment, arguments, descriptors and limits.
+//! Attacks by a hostile caller of the set-uid program: environment, arguments, descriptors and resource limits.
 
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::host::{CALLER, Host, OTHER, Running, SandboxBox, failed, said, succeeded};
+use super::host::{CALLER, Host, OTHER, RunningProcess, SandboxBox, describe, failure_message, stdout_of};
 use support::child::wait_until;
 use support::images::run;
 
-/// A script as the isolate: who it runs as.
-pub(super) const WHO: &str = "grep -E '^(Uid|CapPrm|CapEff)' /proc/$$/status";
+/// A script that stands for isolate and prints its user IDs and capabilities.
+pub(super) const PRINT_IDS: &str = "grep -E '^(Uid|CapPrm|CapEff)' /proc/$$/status";
 
-/// What [`WHO`] says of the caller without any rights.
+/// The output of [`PRINT_IDS`] run as the caller without any privileges.
 pub(super) fn caller_without_rights() -> String {
     let none = "0".repeat(16);
     format!("Uid:\t{CALLER}\t{CALLER}\t{CALLER}\t{CALLER}\nCapPrm:\t{none}\nCapEff:\t{none}\n")
 }
 
-/// A shell script.
-pub(super) fn program(path: &Path, script: &str) {
+/// Writes an executable shell script.
+pub(super) fn write_script(path: &Path, script: &str) {
     fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// A C program; `further` are options of the compiler.
-pub(super) fn compiled(dir: &Path, name: &str, source: &str, further: &[&str]) -> PathBuf {
+/// Compiles a C program with the compiler options `options`.
+pub(super) fn compile(dir: &Path, name: &str, source: &str, options: &[&str]) -> PathBuf {
     let (file, path) = (dir.join(format!("{name}.c")), dir.join(name));
     fs::write(&file, source).unwrap();
-    let arguments = [&["-o", path.to_str().unwrap(), file.to_str().unwrap()], further].concat();
+    let arguments = [&["-o", path.to_str().unwrap(), file.to_str().unwrap()], options].concat();
     run("gcc", &arguments);
     path
 }
@@ -37,19 +37,19 @@ pub(super) fn compiled(dir: &Path, name: &str, source: &str, further: &[&str]) -
 #[ignore = "needs isolate on PATH"]
 fn path_variable_of_the_caller_does_not_select_isolate() {
     let host = Host::new();
-    // Also where the configuration names none.
+    // Also if the configuration does not name an isolate.
     for config in [format!("[isolate]\npath = '{}'\n", host.isolate.path.display()), String::new()] {
         host.configure_all(&config);
-        let mark = host.own.join("called");
-        program(&host.own.join("isolate"), &format!("id -u >> {}", mark.display()));
+        let mark = host.caller_dir.join("called");
+        write_script(&host.caller_dir.join("isolate"), &format!("id -u >> {}", mark.display()));
         let mut command = host.shell("PATH=$PWD:$PATH exec \"$0\" \"$@\"");
         let output = command
             .args([&format!("--dir=.={}", host.image), "--box-id=900", "--run", "--", "x"])
             .output()
             .unwrap();
-        assert!(!mark.exists(), "{}", said(&output));
-        // The way that such a program would be found.
-        succeeded(&host.by(CALLER, "sh").args(["-c", "PATH=$PWD:$PATH isolate"]).output().unwrap());
+        assert!(!mark.exists(), "{}", describe(&output));
+        // Control: a plain shell does find the program through `PATH`.
+        stdout_of(&host.command_as(CALLER, "sh").args(["-c", "PATH=$PWD:$PATH isolate"]).output().unwrap());
         fs::remove_file(&mark).unwrap();
     }
 }
@@ -57,22 +57,22 @@ fn path_variable_of_the_caller_does_not_select_isolate() {
 #[test]
 fn preloaded_library_of_the_caller_is_not_loaded() {
     let host = Host::with_script("exit 0");
-    let told = host.own.join("told");
+    let record = host.caller_dir.join("record");
     let source = format!(
-        "#include <stdio.h>\n#include <unistd.h>\n__attribute__((constructor)) static void told(void) {{\n\
+        "#include <stdio.h>\n#include <unistd.h>\n__attribute__((constructor)) static void record(void) {{\n\
          FILE *f = fopen(\"{}\", \"a\"); if (f) {{ fprintf(f, \"%d\\n\", (int)geteuid()); fclose(f); }} }}\n",
-        told.display()
+        record.display()
     );
-    let library = compiled(&host.own, "library.so", &source, &["-shared", "-fPIC"]);
+    let library = compile(&host.caller_dir, "library.so", &source, &["-shared", "-fPIC"]);
     let uids = || -> Vec<String> {
-        fs::read_to_string(&told).unwrap_or_default().lines().map(str::to_owned).collect()
+        fs::read_to_string(&record).unwrap_or_default().lines().map(str::to_owned).collect()
     };
     let load = "LD_PRELOAD=$1 LD_LIBRARY_PATH=$PWD LD_AUDIT=$1 GLIBC_TUNABLES=glibc.malloc.check=3 exec \"$2\" --init";
     for name in ["true", host.shim.to_str().unwrap()] {
         let mut command = host.shell(load);
         command.arg(&library).arg(name).output().unwrap();
     }
-    // The caller's own programs load it, and nothing else did.
+    // Programs without set-uid load the library as the caller; the stand-in does not.
     assert!(!uids().is_empty() && uids().iter().all(|uid| *uid == CALLER.to_string()), "{:?}", uids());
 }
 
@@ -81,59 +81,60 @@ fn preloaded_library_of_the_caller_is_not_loaded() {
 fn environment_of_the_caller_changes_no_setting() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
-    let config = host.own.join("config.toml");
-    fs::write(&config, format!("[isolate]\npath = '{}'\n", host.own.join("isolate").display())).unwrap();
+    let config = host.caller_dir.join("config.toml");
+    fs::write(&config, format!("[isolate]\npath = '{}'\n", host.caller_dir.join("isolate").display()))
+        .unwrap();
     let variables = [
-        ("RCX_IMAGEFS_STORE", host.own.as_os_str()),
-        ("RCX_IMAGEFS_RUN", host.own.as_os_str()),
+        ("RCX_IMAGEFS_STORE", host.caller_dir.as_os_str()),
+        ("RCX_IMAGEFS_RUN", host.caller_dir.as_os_str()),
         ("RCX_IMAGEFS_CONFIG", config.as_os_str()),
         ("RCX_IMAGEFS_IMAGE", "lab/other".as_ref()),
         ("RUST_LOG", "trace".as_ref()),
         ("RUST_BACKTRACE", "full".as_ref()),
         ("RUST_MIN_STACK", "18446744073709551615".as_ref()),
-        ("HOME", host.own.as_os_str()),
-        ("TMPDIR", host.own.as_os_str()),
+        ("HOME", host.caller_dir.as_os_str()),
+        ("TMPDIR", host.caller_dir.as_os_str()),
         ("TZ", "/etc/shadow".as_ref()),
         ("NO_COLOR", "1".as_ref()),
-        ("MALLOC_TRACE", host.own.as_os_str()),
+        ("MALLOC_TRACE", host.caller_dir.as_os_str()),
     ];
     let mut command = host.isolate();
     command.args(host.run_arguments(&sandbox, &[], "cat /etc/motd; env")).envs(variables);
     let output = command.output().unwrap();
-    assert_eq!(succeeded(&output).lines().next(), Some("a small image"), "{}", said(&output));
+    assert_eq!(stdout_of(&output).lines().next(), Some("a small image"), "{}", describe(&output));
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(error.starts_with("OK (") && error.lines().count() == 1, "{error}");
     let mut names: Vec<_> =
-        fs::read_dir(&host.own).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        fs::read_dir(&host.caller_dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["config.toml"]);
-    // What fails says no more than one line.
+    // A failing call prints exactly one line.
     let mut command = host.isolate();
     command.envs(variables).args([&format!("--dir=.={}x", host.image), "--run", "--", "x"]);
-    failed(&command.output().unwrap());
+    failure_message(&command.output().unwrap());
 }
 
 #[test]
 fn without_an_image_isolate_runs_with_the_rights_of_the_caller() {
-    let host = Host::with_script(WHO);
+    let host = Host::with_script(PRINT_IDS);
     let secret = host.program.dir().join("secret");
     fs::create_dir(&secret).unwrap();
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o700)).unwrap();
-    // A path outside the mount, one that only starts like it, and a link into it: none is for this program.
-    let link = host.own.join("link");
+    // A path outside the mount, a path that only shares its prefix and a link into it do not select an image.
+    let link = host.caller_dir.join("link");
     std::os::unix::fs::symlink(&host.image, &link).unwrap();
-    let alike = format!("{}x/image", host.program.dir().join("images").display());
-    for outside in [secret.to_str().unwrap(), "/", link.to_str().unwrap(), &alike, "images"] {
+    let same_prefix = format!("{}x/image", host.program.dir().join("images").display());
+    for outside in [secret.to_str().unwrap(), "/", link.to_str().unwrap(), &same_prefix, "images"] {
         let output =
             host.isolate().args([&format!("--dir=.={outside}"), "--run", "--", "x"]).output().unwrap();
-        assert_eq!(succeeded(&output), caller_without_rights(), "{outside}");
+        assert_eq!(stdout_of(&output), caller_without_rights(), "{outside}");
         assert_eq!(host.guardians(), Vec::<u32>::new());
     }
-    // Nor has isolate more rights in an image.
+    // isolate has no more rights in an image.
     let output =
         host.isolate().args([&format!("--dir=.={}", host.image), "--run", "--", "x"]).output().unwrap();
-    assert_eq!(succeeded(&output), caller_without_rights());
-    host.is_clean();
+    assert_eq!(stdout_of(&output), caller_without_rights());
+    host.assert_clean();
 }
 
 #[test]
@@ -149,28 +150,28 @@ fn set_uid_copy_refuses_all_other_commands() {
         vec!["root", "create", &host.name],
         vec!["run", &host.name, "--", "x"],
         vec!["isolate-shim", "--run"],
-        vec!["man", host.own.to_str().unwrap()],
+        vec!["man", host.caller_dir.to_str().unwrap()],
     ] {
-        let message = failed(&host.by(CALLER, &copy).args(&arguments).output().unwrap());
+        let message = failure_message(&host.command_as(CALLER, &copy).args(&arguments).output().unwrap());
         assert!(message.contains("only stands in for isolate"), "{message}");
-        // Under the other name they are isolate's arguments.
+        // Under the name `isolate` they are arguments for isolate.
         let output = host.isolate().args(&arguments).output().unwrap();
-        assert_eq!(succeeded(&output), format!("isolate {}\n", arguments[0]));
+        assert_eq!(stdout_of(&output), format!("isolate {}\n", arguments[0]));
     }
-    // The caller chooses the name under which a program is called. That of the stand-in alone makes no difference.
+    // The caller controls `argv[0]`. Only the name of the stand-in passes the arguments to isolate.
     for name in ["rcx-imagefs", "", "isolate/", "/isolate/.."] {
-        let mut command = host.by(CALLER, "bash");
+        let mut command = host.command_as(CALLER, "bash");
         command.args(["-c", "exec -a \"$0\" \"$@\"", name]).arg(&copy).arg("gc");
         let output = command.output().unwrap();
         match name {
-            "isolate/" => assert_eq!(succeeded(&output), "isolate gc\n"),
-            _ => assert!(failed(&output).contains("only stands in for isolate"), "{name}"),
+            "isolate/" => assert_eq!(stdout_of(&output), "isolate gc\n"),
+            _ => assert!(failure_message(&output).contains("only stands in for isolate"), "{name}"),
         }
     }
     let none =
         "#include <unistd.h>\nint main(int c, char **v) { char *n[] = {0}; return execve(v[1], n, n); }\n";
-    let none = compiled(&host.own, "none", none, &[]);
-    failed(&host.by(CALLER, none).arg(&copy).output().unwrap());
+    let none = compile(&host.caller_dir, "none", none, &[]);
+    failure_message(&host.command_as(CALLER, none).arg(&copy).output().unwrap());
 }
 
 #[test]
@@ -178,48 +179,55 @@ fn set_uid_copy_refuses_all_other_commands() {
 fn closed_standard_descriptors_are_harmless() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
-    let meta = host.own.join("meta");
+    let meta = host.caller_dir.join("meta");
     let option = format!("--meta={}", meta.display());
     for closed in ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"] {
         let mut command = host.shell(&format!("exec \"$0\" \"$@\" {closed}"));
         command.args(host.run_arguments(&sandbox, &[&option], "cat /etc/motd > /box/made"));
         let output = command.output().unwrap();
-        let told = fs::read_to_string(&meta).unwrap();
-        assert!(output.status.success() && told.contains("exitcode:0"), "{closed}: {}{told}", said(&output));
+        let written = fs::read_to_string(&meta).unwrap();
+        assert!(
+            output.status.success() && written.contains("exitcode:0"),
+            "{closed}: {}{written}",
+            describe(&output)
+        );
         assert_eq!(fs::read_to_string(sandbox.dir.join("made")).unwrap(), "a small image\n");
         fs::remove_file(&meta).unwrap();
         fs::remove_file(sandbox.dir.join("made")).unwrap();
-        host.is_clean();
+        host.assert_clean();
 
         let mut command = host.shell(&format!("exec \"$0\" \"$@\" {closed}"));
         command.args([&option, &format!("--dir=.={}x", host.image), "--run", "--", "x"]);
         assert_eq!(command.output().unwrap().status.code(), Some(2), "{closed}");
-        let told = fs::read_to_string(&meta).unwrap();
-        assert!(told.starts_with("status:XX\nmessage:rcx-imagefs: ") && told.lines().count() == 2, "{told}");
+        let written = fs::read_to_string(&meta).unwrap();
+        assert!(
+            written.starts_with("status:XX\nmessage:rcx-imagefs: ") && written.lines().count() == 2,
+            "{written}"
+        );
         fs::remove_file(&meta).unwrap();
     }
 }
 
-/// A run in the image that does not end by itself, and its guardian.
-fn running(host: &Host, sandbox: &SandboxBox, script: &str) -> (Running, u32) {
-    let mut command = host.by(CALLER, "bash");
+/// Starts a run in the image that does not end by itself. Returns it and its guardian.
+fn start_run(host: &Host, sandbox: &SandboxBox, script: &str) -> (RunningProcess, u32) {
+    let mut command = host.command_as(CALLER, "bash");
     command.args(["-c", script]).arg(&host.shim).args(host.run_arguments(sandbox, &[], "sleep 1000"));
-    let mut child = Running::start(&mut command);
+    let mut child = RunningProcess::start(&mut command);
     wait_until("the program runs", || {
         if child.0.try_wait().unwrap().is_some() {
-            let mut said = String::new();
-            child.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-            panic!("it has ended: {said}");
+            let mut error = String::new();
+            child.0.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+            panic!("the run ended early: {error}");
         }
         !sandbox.processes().is_empty()
     });
-    let [guardian] = host.guardians()[..] else { panic!("one guardian is wanted: {:?}", host.guardians()) };
+    let [guardian] = host.guardians()[..] else { panic!("expected one guardian: {:?}", host.guardians()) };
     (child, guardian)
 }
 
-fn end(host: &Host, mut child: Running) {
+fn end_run(host: &Host, mut child: RunningProcess) {
     child.kill();
-    host.is_clean();
+    host.assert_clean();
 }
 
 #[test]
@@ -228,7 +236,7 @@ fn guardian_inherits_no_descriptor_directory_or_session() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
     let script = "exec 3</etc/passwd 4>own.txt 9<. 200>/dev/full || exit; exec \"$0\" \"$@\"";
-    let (child, guardian) = running(&host, &sandbox, &format!("ulimit -Sn 300; {script}"));
+    let (child, guardian) = start_run(&host, &sandbox, &format!("ulimit -Sn 300; {script}"));
     let proc = PathBuf::from(format!("/proc/{guardian}"));
     let mut others = Vec::new();
     for fd in fs::read_dir(proc.join("fd")).unwrap() {
@@ -248,7 +256,7 @@ fn guardian_inherits_no_descriptor_directory_or_session() {
     let stat = fs::read_to_string(proc.join("stat")).unwrap();
     let session = stat.rsplit(") ").next().unwrap().split(' ').nth(3).unwrap();
     assert_eq!(session, guardian.to_string());
-    end(&host, child);
+    end_run(&host, child);
 }
 
 #[test]
@@ -256,21 +264,24 @@ fn guardian_inherits_no_descriptor_directory_or_session() {
 fn caller_cannot_kill_stop_or_trace_the_guardian() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
-    let (child, guardian) = running(&host, &sandbox, "exec \"$0\" \"$@\"");
+    let (child, guardian) = start_run(&host, &sandbox, "exec \"$0\" \"$@\"");
     for signal in ["KILL", "STOP", "TERM", "CONT", "SEGV"] {
-        let output =
-            host.by(CALLER, "/bin/kill").args(["-s", signal, &guardian.to_string()]).output().unwrap();
-        assert!(said(&output).contains("not permitted"), "{signal}: {}", said(&output));
+        let output = host
+            .command_as(CALLER, "/bin/kill")
+            .args(["-s", signal, &guardian.to_string()])
+            .output()
+            .unwrap();
+        assert!(describe(&output).contains("not permitted"), "{signal}: {}", describe(&output));
     }
     for file in ["environ", "mem", "fd", "maps", "root"] {
         let path = format!("/proc/{guardian}/{file}");
-        let output = host.by(CALLER, "ls").args(["-L", &path]).output().unwrap();
-        let read = host.by(CALLER, "head").args(["-c1", &path]).output().unwrap();
-        assert!(!output.status.success() || !read.status.success(), "{file}: {}", said(&read));
+        let output = host.command_as(CALLER, "ls").args(["-L", &path]).output().unwrap();
+        let read = host.command_as(CALLER, "head").args(["-c1", &path]).output().unwrap();
+        assert!(!output.status.success() || !read.status.success(), "{file}: {}", describe(&read));
     }
-    // What runs in the box has not even its number, or may as little.
+    // The guardian is still alive after all attempts.
     assert_eq!(host.guardians(), [guardian]);
-    end(&host, child);
+    end_run(&host, child);
 }
 
 #[test]
@@ -310,20 +321,28 @@ fn low_resource_limits_are_harmless() {
         "--rttime=1",
         "--nice=0",
     ] {
-        let output =
-            host.by(CALLER, "prlimit").args([limit, "--"]).arg(&host.shim).args(&arguments).output().unwrap();
+        let output = host
+            .command_as(CALLER, "prlimit")
+            .args([limit, "--"])
+            .arg(&host.shim)
+            .args(&arguments)
+            .output()
+            .unwrap();
         let out = String::from_utf8_lossy(&output.stdout);
-        // isolate itself, with the caller's limits again, may fail at its own files after the run.
-        let whole = out == "a small image\n";
-        assert!(whole || out.is_empty() && !output.status.success(), "{limit}: {}", said(&output));
+        // isolate runs with the caller's limits again and may fail to write its own files after the run.
+        let complete = out == "a small image\n";
+        assert!(complete || out.is_empty() && !output.status.success(), "{limit}: {}", describe(&output));
         if output.status.success() {
             worked.push(limit);
         }
         wait_until("the box is empty", || sandbox.processes().is_empty());
-        host.is_clean();
+        host.assert_clean();
     }
     for harmless in ["--fsize=200000:", "--nofile=30:", "--core=0", "--memlock=0"] {
-        assert!(worked.contains(&harmless), "{harmless} should do no harm: {worked:?}");
+        assert!(
+            worked.contains(&harmless),
+            "the run should succeed with {harmless}; it succeeded only with {worked:?}"
+        );
     }
 }
 
@@ -333,16 +352,16 @@ fn resource_limits_of_the_caller_are_restored_for_isolate() {
     for image in [String::new(), format!("--dir=.={}", host.image)] {
         let limits =
             ["--nofile=40:200", "--fsize=512000:2048000", "--", "sh", "-c", "umask 013; exec \"$0\" \"$@\""];
-        let mut command = host.by(CALLER, "prlimit");
+        let mut command = host.command_as(CALLER, "prlimit");
         command.args(limits).arg(&host.shim).args(["--run", "--", "x"].iter().copied());
         if !image.is_empty() {
-            command = host.by(CALLER, "prlimit");
+            command = host.command_as(CALLER, "prlimit");
             command.args(limits).arg(&host.shim).args([&image, "--run", "--", "x"]);
         }
         let out = String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned();
         assert_eq!(out, "40\n200\n1000\n0013\n", "{image}");
     }
-    host.is_clean();
+    host.assert_clean();
 }
 
 #[test]
@@ -356,17 +375,17 @@ fn very_long_and_unusual_arguments_are_harmless() {
     let rules: Vec<String> =
         (0..300).map(|number| format!("--dir=m{number}/{}:tmp", "d/".repeat(50))).collect();
     let deep = vec![format!("--dir={}=/tmp", "d/".repeat(2500))];
-    let nul_free: Vec<String> =
+    let control_characters: Vec<String> =
         ["--dir=\u{1}=/tmp", "--env=\n=\n", "--dir==", "--dir=", "--meta="].map(str::to_owned).to_vec();
-    for further in [many, long, rules, deep, nul_free] {
-        let output = host.isolate().args(further.iter().chain(&base)).output().unwrap();
+    for extra in [many, long, rules, deep, control_characters] {
+        let output = host.isolate().args(extra.iter().chain(&base)).output().unwrap();
         let out = String::from_utf8_lossy(&output.stdout).into_owned();
         match output.status.code() {
             Some(0) => assert_eq!(out, "a small image\n"),
-            Some(1 | 2) => assert_eq!(out, "", "{}", said(&output)),
-            _ => panic!("{}: {}", &further[0][..20.min(further[0].len())], said(&output)),
+            Some(1 | 2) => assert_eq!(out, "", "{}", describe(&output)),
+            _ => panic!("{}: {}", &extra[0][..20.min(extra[0].len())], describe(&output)),
         }
-        host.is_clean();
+        host.assert_clean();
     }
 }
 
@@ -375,26 +394,27 @@ fn very_long_and_unusual_arguments_are_harmless() {
 fn files_of_a_root_are_inaccessible_to_its_caller_and_to_others() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
-    let (child, _) = running(&host, &sandbox, "exec \"$0\" \"$@\"");
+    let (child, _) = start_run(&host, &sandbox, "exec \"$0\" \"$@\"");
     let home = fs::read_dir(host.homes())
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .find(|path| path.join("upper").exists());
-    let home = home.expect("the run's home");
+    let home = home.expect("the run has a home directory");
     assert_eq!(fs::metadata(&home).unwrap().permissions().mode() & 0o777, 0o700);
     let root = format!("/proc/{}/root", child.0.id());
     for user in [CALLER, OTHER] {
         for path in [home.join("upper"), home.join("lock"), root.clone().into()] {
-            let output = host.by(user, "ls").arg("-L").arg(&path).arg(path.join(".")).output().unwrap();
+            let output =
+                host.command_as(user, "ls").arg("-L").arg(&path).arg(path.join(".")).output().unwrap();
             assert!(
-                said(&output).contains("Permission denied"),
+                describe(&output).contains("Permission denied"),
                 "{user} {}: {}",
                 path.display(),
-                said(&output)
+                describe(&output)
             );
         }
     }
-    // The root itself is in the run's namespace alone.
+    // The root is mounted only in the namespace of the run.
     assert_eq!(fs::read_dir(host.run_dir().join("root")).unwrap().count(), 0);
-    end(&host, child);
+    end_run(&host, child);
 }

@@ -1,18 +1,18 @@
-//! What a hostile caller of the set-uid program may try: paths and races.
+//! Attacks by a hostile caller of the set-uid program: paths and races.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::attempts::{WHO, compiled, program};
-use super::host::{CALLER, Host, SandboxBox, failed, said, succeeded, tar};
+use super::attempts::{PRINT_IDS, compile, write_script};
+use super::host::{CALLER, Host, SandboxBox, describe, failure_message, stdout_of, tar};
 
 fn arguments(rule: &str) -> Vec<String> {
     [&format!("--dir=.={rule}"), "--run", "--", "x"].map(str::to_owned).to_vec()
 }
 
-/// A file that only root may read or write.
+/// Makes a file that only root can read or write.
 fn secret(host: &Host) -> PathBuf {
     let path = host.program.dir().join("secret");
     fs::write(&path, "secret\n").unwrap();
@@ -34,7 +34,7 @@ fn image_path_with_dot_dot_is_refused() {
         let message = host.fails(&mut host.isolate(), &named);
         assert!(message.contains("not of the form"), "{message}");
     }
-    // A link of the image that leads out of it.
+    // A link in the image that leads out of it.
     for inside in ["etc/../../..", "proc/self/root", "."] {
         host.fails(&mut host.isolate(), &arguments(&format!("{}/x/{inside}", host.image)));
     }
@@ -50,7 +50,7 @@ fn link_in_an_image_is_not_followed_out_of_the_mount() {
             tar.append_link(&mut header, name, target).unwrap();
         }
     });
-    let host = Host::with_script_and("exit 9", &out);
+    let host = Host::with_script_and_layer("exit 9", &out);
     for name in ["out", "up", "own", "out/etc", "up/etc", "etc", "bin"] {
         let message = host.fails(&mut host.isolate(), &arguments(&format!("{}/{name}", host.image)));
         assert!(message.contains("not an image"), "{name}: {message}");
@@ -61,43 +61,44 @@ fn link_in_an_image_is_not_followed_out_of_the_mount() {
 fn meta_file_is_written_only_with_the_rights_of_the_caller() {
     let host = Host::with_script("exit 9");
     let secret = secret(&host);
-    let link = host.own.join("link");
+    let link = host.caller_dir.join("link");
     symlink(&secret, &link).unwrap();
     let closed = host.program.dir().join("closed");
     fs::create_dir(&closed).unwrap();
-    let dangling = host.own.join("dangling");
+    let dangling = host.caller_dir.join("dangling");
     symlink(closed.join("new"), &dangling).unwrap();
     for meta in
         [&secret, &link, &closed.join("new"), &dangling, &host.run_dir().join("x"), &host.homes().join("x")]
     {
         let mut command = host.isolate();
         command.arg(format!("--meta={}", meta.display())).args(arguments(&format!("{}x", host.image)));
-        let message = failed(&command.output().unwrap());
+        let message = failure_message(&command.output().unwrap());
         assert!(message.contains("meta file") && message.contains("ermission denied"), "{message}");
     }
     assert_eq!(fs::read_to_string(&secret).unwrap(), "secret\n");
     assert_eq!(fs::read_dir(closed).unwrap().count(), 0);
-    // What is the caller's is written, through a link too.
-    let own = host.own.join("own-meta");
+    // Files of the caller are written, also through a link.
+    let own = host.caller_dir.join("own-meta");
     fs::write(&own, "old\n").unwrap();
     chown(&own, Some(CALLER), None).unwrap();
-    symlink(&own, host.own.join("to-own")).unwrap();
+    symlink(&own, host.caller_dir.join("to-own")).unwrap();
     let mut command = host.isolate();
-    command.arg(format!("--meta={}", host.own.join("to-own").display()));
-    failed(&command.args(arguments(&format!("{}x", host.image))).output().unwrap());
+    command.arg(format!("--meta={}", host.caller_dir.join("to-own").display()));
+    failure_message(&command.args(arguments(&format!("{}x", host.image))).output().unwrap());
     assert!(fs::read_to_string(own).unwrap().starts_with("status:XX\n"));
-    host.is_clean();
+    host.assert_clean();
 }
 
 #[test]
 fn link_swapped_during_the_call_gives_no_access() {
     let host = Host::with_script("printf '%s\\n' \"$@\"; id -u");
     let secret = secret(&host);
-    let (own, link, spare) = (host.own.join("file"), host.own.join("link"), host.own.join("spare"));
+    let (own, link, spare) =
+        (host.caller_dir.join("file"), host.caller_dir.join("link"), host.caller_dir.join("spare"));
     fs::write(&own, "").unwrap();
     chown(&own, Some(CALLER), None).unwrap();
     symlink(&own, &link).unwrap();
-    let rule = host.own.join("rule");
+    let rule = host.caller_dir.join("rule");
     symlink(&host.image, &rule).unwrap();
     let swap = |link: &Path, to: &Path| {
         let _ = fs::remove_file(&spare);
@@ -114,29 +115,29 @@ fn link_swapped_during_the_call_gives_no_access() {
                 swap(&rule, Path::new(&host.image));
             }
         });
-        let mut told = 0;
+        let mut written = 0;
         for _ in 0..60 {
             let mut command = host.isolate();
             command.arg(format!("--meta={}", link.display())).args(arguments(&format!("{}x", host.image)));
             let output = command.output().unwrap();
-            told += usize::from(!said(&output).contains("meta file"));
-            assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-            // A rule that leads into the mount by a link is not for this program, wherever it leads at last.
-            let given = arguments(rule.to_str().unwrap());
-            let output = host.isolate().args(&given).output().unwrap();
-            assert_eq!(succeeded(&output), format!("{}\n{CALLER}\n", given.join("\n")));
+            written += usize::from(!describe(&output).contains("meta file"));
+            assert_eq!(output.status.code(), Some(2), "{}", describe(&output));
+            // A rule that reaches the mount through a link selects no image, whatever the link names at the time.
+            let unchanged = arguments(rule.to_str().unwrap());
+            let output = host.isolate().args(&unchanged).output().unwrap();
+            assert_eq!(stdout_of(&output), format!("{}\n{CALLER}\n", unchanged.join("\n")));
         }
         done.store(true, Ordering::Relaxed);
-        assert!(told > 0, "the caller's own file was never met");
+        assert!(written > 0, "no call ever opened the file of the caller");
     });
     assert_eq!(fs::read_to_string(&secret).unwrap(), "secret\n");
     assert!(fs::read_to_string(&own).unwrap().starts_with("status:XX\n"));
-    host.is_clean();
+    host.assert_clean();
 }
 
 #[test]
 fn mount_points_are_made_inside_the_image_whatever_its_links_say() {
-    // Not in `/tmp`, which is another one in the box.
+    // Not in `/tmp`: the box has its own.
     let scratch = tempfile::tempdir_in("/var/tmp").unwrap();
     let target = scratch.path().join("target");
     fs::create_dir(&target).unwrap();
@@ -147,7 +148,7 @@ fn mount_points_are_made_inside_the_image_whatever_its_links_say() {
             ("absolute", text.clone()),
             ("climbing", format!("../../../../../../../..{text}")),
             ("loop", "loop".to_owned()),
-            // Mounted over by isolate, so that what the link leads to now is not what it will lead to.
+            // isolate mounts over these targets, so the links resolve differently once the box runs.
             ("magic", "/proc/self/root/etc".to_owned()),
             ("covered", "/dev".to_owned()),
         ];
@@ -158,20 +159,20 @@ fn mount_points_are_made_inside_the_image_whatever_its_links_say() {
             tar.append_link(&mut header, name, to).unwrap();
         }
     });
-    let host = Host::with_script_and("printf '%s\\n' \"$@\" | grep from", &layer);
+    let host = Host::with_script_and_layer("printf '%s\\n' \"$@\" | grep from", &layer);
     for name in ["absolute", "climbing"] {
         let mut command = host.isolate();
         command.args([&format!("--dir={name}/made=/from:rw")]).args(arguments(&host.image));
-        let out = succeeded(&command.output().unwrap());
+        let out = stdout_of(&command.output().unwrap());
         assert_eq!(out, format!("--dir=.{text}/made=/from:rw\n"), "{name}");
     }
     for name in ["loop/x", "magic/x", "covered/x", "etc/motd", "etc/motd/x"] {
-        let given = [vec![format!("--dir={name}=/from")], arguments(&host.image)].concat();
-        let message = host.fails(&mut host.isolate(), &given);
+        let arguments = [vec![format!("--dir={name}=/from")], arguments(&host.image)].concat();
+        let message = host.fails(&mut host.isolate(), &arguments);
         assert!(message.contains(name.split("/x").next().unwrap()), "{message}");
     }
-    host.is_clean();
-    assert_eq!(fs::read_dir(&target).unwrap().count(), 0, "something was made on the host");
+    host.assert_clean();
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 0, "a directory was made on the host");
     assert!(!Path::new("/etc/x").exists());
 }
 
@@ -188,13 +189,13 @@ fn directory_rule_with_dot_dot_is_refused() {
         "/../x=/tmp",
         "a/..=/",
     ] {
-        let given = [vec![format!("--dir={rule}")], arguments(&host.image)].concat();
-        let message = host.fails(&mut host.isolate(), &given);
+        let arguments = [vec![format!("--dir={rule}")], arguments(&host.image)].concat();
+        let message = host.fails(&mut host.isolate(), &arguments);
         assert!(message.contains("not a path in the box"), "{rule}: {message}");
     }
     for rule in ["=/tmp", "/=/tmp", "a=/tmp:suid", "a=proc:fs:tmp"] {
-        let given = [vec![format!("--dir={rule}")], arguments(&host.image)].concat();
-        host.fails(&mut host.isolate(), &given);
+        let arguments = [vec![format!("--dir={rule}")], arguments(&host.image)].concat();
+        host.fails(&mut host.isolate(), &arguments);
     }
 }
 
@@ -206,48 +207,51 @@ fn maybe_rule_does_not_reveal_files_that_only_root_can_see() {
     let closed = host.program.dir().join("closed");
     fs::create_dir_all(closed.join("below")).unwrap();
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
-    // Whether it is there cannot be found out by `maybe`.
-    let told = ["below", "nothing"].map(|name| {
+    // `maybe` does not reveal whether the directory exists.
+    let outputs = ["below", "nothing"].map(|name| {
         let rule = format!("--dir=x={}:maybe", closed.join(name).display());
         host.run(&sandbox, &[&rule], "ls -d /x 2>&1; true")
     });
-    assert_eq!(told[0], told[1]);
-    host.is_clean();
+    assert_eq!(outputs[0], outputs[1]);
+    host.assert_clean();
 }
 
 #[test]
 fn user_namespace_of_the_caller_gives_no_rights() {
-    let host = Host::with_script(WHO);
-    // Root of a user namespace can put what it likes over the configuration and the mount, and is nobody outside of it.
-    let (etc, images) = (host.own.join("etc"), host.program.dir().join("images"));
+    let host = Host::with_script(PRINT_IDS);
+    // Root of a user namespace can mount over the configuration and the mountpoint, but has no rights outside it.
+    let (etc, images) = (host.caller_dir.join("etc"), host.program.dir().join("images"));
     fs::create_dir(&etc).unwrap();
-    let mark = host.own.join("called");
-    program(
-        &host.own.join("evil"),
+    let mark = host.caller_dir.join("called");
+    write_script(
+        &host.caller_dir.join("evil"),
         &format!("cat {} > {} 2>&1; id -u", host.program.dir().join("secret").display(), mark.display()),
     );
     fs::write(host.program.dir().join("secret"), "secret").unwrap();
     fs::set_permissions(host.program.dir().join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
-    fs::write(etc.join("config.toml"), format!("[isolate]\npath = '{}'\n", host.own.join("evil").display()))
-        .unwrap();
+    fs::write(
+        etc.join("config.toml"),
+        format!("[isolate]\npath = '{}'\n", host.caller_dir.join("evil").display()),
+    )
+    .unwrap();
     let script = format!(
         "mount --bind {} /etc/rcx-imagefs && mount --bind {} {} && exec \"$0\" --dir=.={}/x --run -- x",
         etc.display(),
-        host.own.display(),
+        host.caller_dir.display(),
         images.display(),
         images.display()
     );
-    let mut command = host.by(CALLER, "unshare");
+    let mut command = host.command_as(CALLER, "unshare");
     let output = command
         .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
         .arg(&host.shim)
         .output()
         .unwrap();
-    let told = fs::read_to_string(&mark).unwrap_or_default();
-    // Where users may make such namespaces at all, what it names is called, with no more than the caller's own rights.
-    let refused = !output.status.success() && told.is_empty();
-    assert!(refused || told.contains("Permission denied"), "{told}: {}", said(&output));
-    host.is_clean();
+    let printed = fs::read_to_string(&mark).unwrap_or_default();
+    // If users can create such namespaces, the named program runs, but only with the rights of the caller.
+    let refused = !output.status.success() && printed.is_empty();
+    assert!(refused || printed.contains("Permission denied"), "{printed}: {}", describe(&output));
+    host.assert_clean();
 }
 
 #[test]
@@ -255,7 +259,7 @@ fn user_namespace_of_the_caller_gives_no_rights() {
 fn set_uid_programs_and_devices_of_the_image_give_no_rights() {
     let scratch = tempfile::tempdir().unwrap();
     let source = "#include <stdio.h>\n#include <unistd.h>\nint main(void) { printf(\"%d\\n\", (int)geteuid()); return 0; }\n";
-    let who = fs::read(compiled(scratch.path(), "who", source, &["-static"])).unwrap();
+    let who = fs::read(compile(scratch.path(), "who", source, &["-static"])).unwrap();
     let layer = tar(|tar| {
         let mut header = tar::Header::new_gnu();
         header.set_size(who.len() as u64);
@@ -269,7 +273,7 @@ fn set_uid_programs_and_devices_of_the_image_give_no_rights() {
         header.set_mode(0o666);
         tar.append_data(&mut header, "nodes/zero", std::io::empty()).unwrap();
     });
-    for isolate in super::host::isolates() {
+    for isolate in super::host::all_isolates() {
         let host = Host::with(isolate.clone(), &layer);
         let sandbox = SandboxBox::new(&isolate);
         let uid = sandbox.uid;
@@ -284,29 +288,29 @@ fn set_uid_programs_and_devices_of_the_image_give_no_rights() {
                 "{flags}"
             );
         }
-        // Where nothing holds it back, the program does gain rights.
+        // Control: outside the mount, the program does gain rights.
         let free = host.program.dir().join("who");
         fs::write(&free, &who).unwrap();
         fs::set_permissions(&free, fs::Permissions::from_mode(0o4755)).unwrap();
-        assert_eq!(succeeded(&host.by(CALLER, &free).output().unwrap()), "0\n");
+        assert_eq!(stdout_of(&host.command_as(CALLER, &free).output().unwrap()), "0\n");
         let in_mount = Path::new(&host.image).join("bin/rights");
-        assert_eq!(succeeded(&host.by(CALLER, in_mount).output().unwrap()), format!("{CALLER}\n"));
-        host.is_clean();
+        assert_eq!(stdout_of(&host.command_as(CALLER, in_mount).output().unwrap()), format!("{CALLER}\n"));
+        host.assert_clean();
     }
 }
 
 #[test]
 fn directory_that_is_not_our_mount_is_refused() {
     let host = Host::with_script("exit 9");
-    // As it would be after the daemon has gone, were the mountpoint the caller's.
-    let fake = host.own.join("images");
+    // The state after the daemon has exited, if the caller owned the mountpoint.
+    let fake = host.caller_dir.join("images");
     fs::create_dir_all(fake.join("lab/x@sha256-00/etc")).unwrap();
     host.configure(&format!("mountpoint = '{}'\n", fake.display()));
     let arguments =
         [format!("--dir=.={}/lab/x@sha256-00", fake.display()), "--run".into(), "--".into(), "x".into()];
     let message = host.fails(&mut host.isolate(), &arguments);
     assert!(message.contains(fake.to_str().unwrap()), "{message}");
-    // Nor is a directory in the mount one, or a link to the mount's inside.
+    // A directory inside the mount is not the mountpoint either.
     let inside = host.mount.as_ref().unwrap().path(host.image.rsplit_once('/').unwrap().0);
     host.configure(&format!("mountpoint = '{}'\n", inside.display()));
     let rule = format!("--dir=.={}", host.image);
@@ -329,32 +333,32 @@ fn missing_and_unreadable_working_directories_are_harmless() {
     ] {
         let mut command = host.shell(&format!("{enter}; exec \"$0\" \"$@\""));
         let output = command.args(&arguments).output().unwrap();
-        assert_eq!(succeeded(&output), "a small image\n/box\n/\n", "{enter}: {}", said(&output));
-        host.is_clean();
+        assert_eq!(stdout_of(&output), "a small image\n/box\n/\n", "{enter}: {}", describe(&output));
+        host.assert_clean();
     }
 }
 
 #[test]
 fn configuration_that_others_can_write_is_refused() {
-    let host = Host::with_script(WHO);
+    let host = Host::with_script(PRINT_IDS);
     let (file, dir) = (host.config(), host.config().parent().unwrap().to_owned());
     let refused = |why: &str| {
         let message = host.fails(&mut host.isolate(), &["--run".into(), "--".into(), "x".into()]);
         assert!(message.contains("not to be trusted") && message.contains(why), "{message}");
     };
     let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    for (path, sound) in [(&file, 0o644), (&dir, 0o755)] {
-        for spoiled in [sound | 0o002, sound | 0o020] {
-            mode(path, spoiled);
+    for (path, good) in [(&file, 0o644), (&dir, 0o755)] {
+        for bad in [good | 0o002, good | 0o020] {
+            mode(path, bad);
             refused("users other than root can write it");
         }
-        mode(path, sound);
+        mode(path, good);
         chown(path, Some(CALLER), None).unwrap();
         refused("it does not belong to root");
         chown(path, Some(0), None).unwrap();
     }
-    assert_eq!(succeeded(&host.isolate().output().unwrap()), super::attempts::caller_without_rights());
-    // The same for the isolate that it names.
+    assert_eq!(stdout_of(&host.isolate().output().unwrap()), super::attempts::caller_without_rights());
+    // The same checks apply to the configured isolate.
     mode(&host.isolate.path, 0o777);
     refused("users other than root can write it");
 }

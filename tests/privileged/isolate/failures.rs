@@ -1,4 +1,4 @@
-//! Failures of the stand-in itself: as isolate tells its own.
+//! Failures of the stand-in itself are reported the way isolate reports its own.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,11 +14,11 @@ fn in_image(host: &Host) -> Vec<String> {
 fn assert_fails(host: &Host, arguments: &[String], words: &[&str]) {
     let message = host.fails(&mut host.isolate(), arguments);
     for word in words {
-        assert!(message.contains(word), "the message should name {word:?}: {message}");
+        assert!(message.contains(word), "the message should contain {word:?}: {message}");
     }
 }
 
-/// An isolate that must not be called.
+/// Makes a host whose isolate must not be called.
 fn host() -> Host {
     Host::with_script("echo called >&2; exit 9")
 }
@@ -30,7 +30,7 @@ fn missing_daemon_is_reported_on_stderr_and_in_the_meta_file() {
     let by_name =
         vec![format!("--env=RCX_IMAGEFS_IMAGE={}", host.reference), "--run".into(), "--".into(), "x".into()];
     assert_fails(&host, &by_name, &["no daemon serves the store", "rcx-imagefs mount"]);
-    // Where the mountpoint is configured, the path alone tells.
+    // With a configured mountpoint, the path alone identifies the image.
     host.configure(&format!("mountpoint = '{}'\n", host.program.dir().join("images").display()));
     assert_fails(&host, &in_image(&host), &["images"]);
 }
@@ -100,7 +100,7 @@ fn invalid_configuration_is_reported() {
     ] {
         host.configure_all(text);
         assert_fails(&host, &in_image(&host), &words);
-        // Also where no image is wanted: the configuration could have said that one is.
+        // Also without an image option: the configuration might have assigned an image to the box.
         assert_fails(&host, &["--run".into(), "--".into(), "x".into()], &words);
     }
 }
@@ -110,16 +110,16 @@ fn unwritable_meta_file_is_reported_on_stderr() {
     let host = host();
     let mut command = host.isolate();
     command.arg("--meta=/nonexistent/meta").args(in_image(&host)[..1].iter().map(|rule| format!("{rule}x")));
-    let message = super::host::failed(&command.args(["--run", "--", "x"]).output().unwrap());
+    let message = super::host::failure_message(&command.args(["--run", "--", "x"]).output().unwrap());
     assert!(message.contains("meta file /nonexistent/meta"), "{message}");
-    // As isolate has it, `-` is standard output.
+    // As in isolate, `-` means standard output.
     let mut command = host.isolate();
     let output =
         command.args(["--meta=-", &format!("--dir=.={}x", host.image), "--run", "--", "x"]).output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
+    let meta = String::from_utf8_lossy(&output.stdout);
     assert!(
-        output.status.code() == Some(2) && told.starts_with("status:XX\nmessage:rcx-imagefs: "),
-        "{told}"
+        output.status.code() == Some(2) && meta.starts_with("status:XX\nmessage:rcx-imagefs: "),
+        "{meta}"
     );
 }
 

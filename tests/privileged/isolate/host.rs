@@ -1,4 +1,4 @@
-//! A host with the stand-in installed as administrators do: set-uid, called by somebody who is not root.
+//! A test host with the stand-in installed as administrators install it: set-uid, called by an unprivileged user.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,20 +13,21 @@ use support::docker_registry::DockerRegistry;
 use support::images::{Images, run, sha256};
 use support::program::{Program, TestMount};
 
-/// Who calls.
+/// The user who calls the stand-in.
 pub(super) const CALLER: u32 = 12_345;
-/// Somebody else.
+/// Another unprivileged user.
 pub(super) const OTHER: u32 = 12_346;
 
-/// Puts a directory over `/etc` in a mount namespace of its own, so that the host keeps its configuration, and becomes a user there.
+/// Overlays the directory `$1` on `/etc` in a private mount namespace, switches to the user `$2` and runs the remaining arguments.
+/// The configuration of the real host stays untouched.
 const AS_USER: &str = r#"mount -t overlay -o "lowerdir=$1:/etc" rcx-test-etc /etc && user=$2 && shift 2 &&
     exec setpriv --reuid "$user" --regid "$user" --clear-groups -- "$@""#;
 
-/// A real isolate.
+/// An installed isolate.
 #[derive(Debug, Clone)]
 pub(super) struct Isolate {
     pub(super) path: PathBuf,
-    /// Whether it can use control groups here.
+    /// Whether it supports control groups on this machine.
     pub(super) cg: bool,
 }
 
@@ -34,15 +35,15 @@ impl Isolate {
     fn new(path: PathBuf) -> Self {
         let mut isolate = Self { path, cg: true };
         let lock = lock_box();
-        let probe = |isolate: &Self, mode| isolate.as_caller(lock.0, mode).output().unwrap();
+        let probe = |isolate: &Self, mode| isolate.box_command(lock.0, mode).output().unwrap();
         isolate.cg = probe(&isolate, "--init").status.success();
-        // Also what a failed try may have begun.
+        // A failed `--init` may leave a partial box.
         probe(&isolate, "--cleanup");
         isolate
     }
 
-    /// A call that is about the box itself, by the caller.
-    fn as_caller(&self, id: u32, mode: &str) -> Command {
+    /// Builds a call as the caller that manages the box `id`, such as `--init`.
+    fn box_command(&self, id: u32, mode: &str) -> Command {
         let user = CALLER.to_string();
         let mut command = Command::new("setpriv");
         command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "--"]).arg(&self.path);
@@ -51,36 +52,36 @@ impl Isolate {
     }
 }
 
-/// The isolate of the `PATH`, and those that `RCX_IMAGEFS_TEST_ISOLATES` lists.
-pub(super) fn isolates() -> Vec<Isolate> {
-    let further = std::env::var_os("RCX_IMAGEFS_TEST_ISOLATES").unwrap_or_default();
-    let further = std::env::split_paths(&further).filter(|path| !path.as_os_str().is_empty());
-    std::iter::once(isolate_of_the_path()).chain(further.map(Isolate::new)).collect()
+/// The isolate on `PATH`, and those listed in `RCX_IMAGEFS_TEST_ISOLATES`.
+pub(super) fn all_isolates() -> Vec<Isolate> {
+    let others = std::env::var_os("RCX_IMAGEFS_TEST_ISOLATES").unwrap_or_default();
+    let others = std::env::split_paths(&others).filter(|path| !path.as_os_str().is_empty());
+    std::iter::once(isolate_on_path()).chain(others.map(Isolate::new)).collect()
 }
 
-/// The isolate of the `PATH`.
-pub(super) fn isolate_of_the_path() -> Isolate {
+/// The isolate on `PATH`.
+pub(super) fn isolate_on_path() -> Isolate {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::env::split_paths(&path).map(|place| place.join("isolate"));
-    Isolate::new(places.into_iter().find(|path| path.is_file()).expect("isolate is on the PATH"))
+    let candidates = std::env::split_paths(&path).map(|dir| dir.join("isolate"));
+    Isolate::new(candidates.into_iter().find(|path| path.is_file()).expect("isolate is on the PATH"))
 }
 
-/// The number of a box that no other test has. The kernel gives it back when the test ends, however that is.
+/// Reserves the number of a box that no other test uses. The kernel releases the reservation when the test process ends.
 fn lock_box() -> (u32, UnixListener) {
     let free = |id: &u32| {
         let name = SocketAddr::from_abstract_name(format!("rcx-imagefs-test-box-{id}")).unwrap();
         UnixListener::bind_addr(&name).ok()
     };
-    (500..900).find_map(|id| free(&id).map(|lock| (id, lock))).expect("a box is free")
+    (500..900).find_map(|id| free(&id).map(|lock| (id, lock))).expect("one of the boxes 500 to 899 is free")
 }
 
-/// A box that is initialised, by the caller; cleaned up when dropped.
+/// A box initialised by the caller. Dropping it runs `isolate --cleanup`.
 #[derive(Debug)]
 pub(super) struct SandboxBox {
     pub(super) id: u32,
-    /// The box's user, which isolate's configuration says.
+    /// The user ID of the box, from the configuration of isolate.
     pub(super) uid: u32,
-    /// The box's directory.
+    /// The directory of the box.
     pub(super) dir: PathBuf,
     isolate: Isolate,
     _lock: UnixListener,
@@ -89,21 +90,21 @@ pub(super) struct SandboxBox {
 impl SandboxBox {
     pub(super) fn new(isolate: &Isolate) -> Self {
         let (id, lock) = lock_box();
-        let output = isolate.as_caller(id, "--init").output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        let output = isolate.box_command(id, "--init").output().unwrap();
+        assert!(output.status.success(), "{}", describe(&output));
         let dir = Path::new(String::from_utf8_lossy(&output.stdout).trim()).join("box");
-        let asked = isolate.as_caller(id, "--run").args(["--silent", "--", "/usr/bin/id", "-u"]).output();
-        let uid = String::from_utf8_lossy(&asked.unwrap().stdout).trim().parse().expect("isolate runs `id`");
+        let uid = isolate.box_command(id, "--run").args(["--silent", "--", "/usr/bin/id", "-u"]).output();
+        let uid = String::from_utf8_lossy(&uid.unwrap().stdout).trim().parse().expect("isolate runs `id`");
         Self { id, uid, dir, isolate: isolate.clone(), _lock: lock }
     }
 
-    /// The options that a call about this box needs.
+    /// The options that every call for this box needs.
     pub(super) fn options(&self) -> Vec<String> {
         let cg = self.isolate.cg.then(|| "--cg".to_owned());
         cg.into_iter().chain([format!("--box-id={}", self.id)]).collect()
     }
 
-    /// Processes that are in the box.
+    /// The processes in the box.
     pub(super) fn processes(&self) -> Vec<u32> {
         processes().into_iter().filter(|(_, uid)| *uid == self.uid).map(|(pid, _)| pid).collect()
     }
@@ -111,54 +112,55 @@ impl SandboxBox {
 
 impl Drop for SandboxBox {
     fn drop(&mut self) {
-        let _ = self.isolate.as_caller(self.id, "--cleanup").output();
+        let _ = self.isolate.box_command(self.id, "--cleanup").output();
     }
 }
 
-/// All processes, and whose each is.
+/// All processes as (pid, uid).
 fn processes() -> Vec<(u32, u32)> {
     let entries = fs::read_dir("/proc").unwrap().map_while(Result::ok);
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter_map(|pid: u32| Some((pid, fs::metadata(format!("/proc/{pid}")).ok()?.uid()))).collect()
 }
 
-/// The host.
+/// A host with a mounted image, the stand-in and its configuration.
 #[derive(Debug)]
 pub(super) struct Host {
-    // Dropped first: the other fields' directories cannot be removed below a mount.
+    // Dropped first: the directories of the other fields cannot be removed below a mount.
     pub(super) mount: Option<TestMount>,
     pub(super) program: Program,
     pub(super) isolate: Isolate,
-    /// The image, `NAME@DIGEST`.
+    /// The image as `NAME@DIGEST`.
     pub(super) name: String,
-    /// The image, as it was pulled.
+    /// The reference that the image was pulled by.
     pub(super) reference: String,
-    /// The image in the mount, without a colon.
+    /// The path of the image in the mount, without a colon.
     pub(super) image: String,
-    /// The stand-in.
+    /// The path of the stand-in.
     pub(super) shim: PathBuf,
-    /// A directory of the caller's.
-    pub(super) own: PathBuf,
-    before: Vec<String>,
+    /// A directory that belongs to the caller.
+    pub(super) caller_dir: PathBuf,
+    /// The files in the run directory and the root homes before the test.
+    initial_files: Vec<String>,
 }
 
 impl Host {
-    /// With the isolate of the `PATH`, and an image of busybox.
+    /// Makes a host with the isolate on `PATH` and a busybox image.
     pub(super) fn new() -> Self {
-        Self::with(isolate_of_the_path(), &[])
+        Self::with(isolate_on_path(), &[])
     }
 
     pub(super) fn with_isolate(isolate: Isolate) -> Self {
         Self::with(isolate, &[])
     }
 
-    /// With a shell script as the isolate.
+    /// Makes a host with a shell script as its isolate.
     pub(super) fn with_script(script: &str) -> Self {
-        Self::with_script_and(script, &[])
+        Self::with_script_and_layer(script, &[])
     }
 
-    /// The same with a further layer in the image.
-    pub(super) fn with_script_and(script: &str, layer: &[u8]) -> Self {
+    /// Like [`Self::with_script`], with one more layer (a tar) in the image.
+    pub(super) fn with_script_and_layer(script: &str, layer: &[u8]) -> Self {
         let mut host = Self::with(Isolate { path: "/nonexistent".into(), cg: false }, layer);
         let path = host.program.dir().join("real-isolate");
         let version = "[ \"$1\" = --version ] && echo 'The process isolator 2.6' && exit";
@@ -169,7 +171,7 @@ impl Host {
         host
     }
 
-    /// With a further layer, a tar, in the image, and the variables `PATH` and `OF_IMAGE`.
+    /// Makes a host whose image has one more layer (a tar, may be empty) and sets `PATH` and `OF_IMAGE`.
     pub(super) fn with(isolate: Isolate, layer: &[u8]) -> Self {
         let images = Images::make(&["small"]);
         let layout = images.layout().copy_of("small");
@@ -195,39 +197,48 @@ impl Host {
         let name = program.pull(&reference);
         let mount = program.mount();
         let image = program.ok(&["path", "--no-colon", &name]);
-        let (bin, own) = (program.dir().join("bin"), program.dir().join("own"));
+        let (bin, caller_dir) = (program.dir().join("bin"), program.dir().join("own"));
         let shim = bin.join("isolate");
         fs::create_dir(bin).unwrap();
         fs::copy(env!("CARGO_BIN_EXE_rcx-imagefs-isolate"), &shim).unwrap();
         fs::set_permissions(&shim, fs::Permissions::from_mode(0o4755)).unwrap();
-        fs::create_dir(&own).unwrap();
-        chown(&own, Some(CALLER), Some(CALLER)).unwrap();
+        fs::create_dir(&caller_dir).unwrap();
+        chown(&caller_dir, Some(CALLER), Some(CALLER)).unwrap();
         let mount = Some(mount);
-        let mut host =
-            Self { mount, program, isolate, name, reference, image, shim, own, before: Vec::new() };
+        let mut host = Self {
+            mount,
+            program,
+            isolate,
+            name,
+            reference,
+            image,
+            shim,
+            caller_dir,
+            initial_files: Vec::new(),
+        };
         host.configure("");
-        // The first root makes what all share.
+        // The first root creates the directories that all roots share.
         host.program.ok(&["root", "create", &host.name, "--id", "first"]);
         host.program.ok(&["root", "remove", "first"]);
-        host.before = host.files();
+        host.initial_files = host.files();
         host
     }
 
-    /// Where the configuration is in the caller's namespace, seen from outside of it.
+    /// The file that the caller's namespace shows as the configuration.
     pub(super) fn config(&self) -> PathBuf {
         self.program.dir().join("etc/rcx-imagefs/config.toml")
     }
 
-    /// Writes the configuration, with `isolate` as the further lines of the table.
-    pub(super) fn configure(&self, isolate: &str) {
-        self.configure_all(&format!("[isolate]\npath = '{}'\n{isolate}", self.isolate.path.display()));
+    /// Writes the configuration with `lines` added to its `[isolate]` table.
+    pub(super) fn configure(&self, lines: &str) {
+        self.configure_all(&format!("[isolate]\npath = '{}'\n{lines}", self.isolate.path.display()));
     }
 
-    /// Writes the configuration, with all but the places.
-    pub(super) fn configure_all(&self, further: &str) {
+    /// Writes the configuration: the store, the run directory and `lines`.
+    pub(super) fn configure_all(&self, lines: &str) {
         fs::create_dir_all(self.config().parent().unwrap()).unwrap();
         let (store, run_dir) = (self.program.store().display(), self.run_dir());
-        let text = format!("store = '{store}'\nrun-dir = '{}'\n{further}", run_dir.display());
+        let text = format!("store = '{store}'\nrun-dir = '{}'\n{lines}", run_dir.display());
         fs::write(self.config(), text).unwrap();
     }
 
@@ -239,29 +250,29 @@ impl Host {
         self.program.store().join("rcx-imagefs/roots")
     }
 
-    /// A program, called by somebody.
-    pub(super) fn by(&self, user: u32, program: impl AsRef<OsStr>) -> Command {
+    /// Builds a call of a program by a user.
+    pub(super) fn command_as(&self, user: u32, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "--", "sh", "-c", AS_USER, "sh"]);
         command.arg(self.program.dir().join("etc")).arg(user.to_string()).arg(program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.current_dir(&self.own).stdin(Stdio::null());
+        command.current_dir(&self.caller_dir).stdin(Stdio::null());
         command
     }
 
-    /// The stand-in, called by the caller.
+    /// Builds a call of the stand-in by the caller.
     pub(super) fn isolate(&self) -> Command {
-        self.by(CALLER, &self.shim)
+        self.command_as(CALLER, &self.shim)
     }
 
-    /// A shell of the caller's, whose `$0` is the stand-in.
+    /// Builds a call of a shell by the caller, with the stand-in as `$0`.
     pub(super) fn shell(&self, script: &str) -> Command {
-        let mut command = self.by(CALLER, "sh");
+        let mut command = self.command_as(CALLER, "sh");
         command.args(["-c", script]).arg(&self.shim);
         command
     }
 
-    /// The arguments of a run in the image.
+    /// The arguments that run a shell script in the image.
     pub(super) fn run_arguments(&self, sandbox: &SandboxBox, options: &[&str], script: &str) -> Vec<String> {
         let mut arguments = sandbox.options();
         arguments.push(format!("--dir=.={}:rw", self.image));
@@ -271,47 +282,48 @@ impl Host {
         arguments
     }
 
-    /// Runs a shell's script in the image, and returns what it printed. It must succeed.
+    /// Runs a shell script in the image and returns its output. The run must succeed.
     #[track_caller]
     pub(super) fn run(&self, sandbox: &SandboxBox, options: &[&str], script: &str) -> String {
-        succeeded(&self.isolate().args(self.run_arguments(sandbox, options, script)).output().unwrap())
+        stdout_of(&self.isolate().args(self.run_arguments(sandbox, options, script)).output().unwrap())
     }
 
-    /// Calls the stand-in, which must fail by itself: exit code 2, one line on stderr, and the same in the meta file. Returns
+    /// Runs the stand-in, which must itself fail: exit code 2, one line on stderr and the same message in the meta file. Returns
     /// the message.
     #[track_caller]
     pub(super) fn fails(&self, command: &mut Command, arguments: &[String]) -> String {
-        let meta = self.own.join("meta.failed");
+        let meta = self.caller_dir.join("meta.failed");
         let _ = fs::remove_file(&meta);
         command.arg(format!("--meta={}", meta.display())).args(arguments);
-        let message = failed(&command.output().unwrap());
-        let told = fs::read_to_string(&meta).expect("a meta file");
-        assert_eq!(told, format!("status:XX\nmessage:{message}\n"));
+        let message = failure_message(&command.output().unwrap());
+        let content = fs::read_to_string(&meta).expect("the stand-in writes the meta file");
+        assert_eq!(content, format!("status:XX\nmessage:{message}\n"));
         assert_eq!(fs::metadata(&meta).unwrap().uid(), CALLER);
-        self.is_clean();
+        self.assert_clean();
         message
     }
 
-    /// Guardians of runs in this host's images.
+    /// The running guardians of this host.
     pub(super) fn guardians(&self) -> Vec<u32> {
-        let is_one = |pid: &u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == self.shim);
-        processes().into_iter().map(|(pid, _)| pid).filter(is_one).collect()
+        let is_guardian =
+            |pid: &u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == self.shim);
+        processes().into_iter().map(|(pid, _)| pid).filter(is_guardian).collect()
     }
 
-    /// Waits for the guardians, and checks that they have left nothing.
+    /// Waits for the guardians to exit and checks that no file and no mount is left behind.
     #[track_caller]
-    pub(super) fn is_clean(&self) {
-        wait_until("the guardians are done", || self.guardians().is_empty());
-        assert_eq!(self.files(), self.before, "files are left");
+    pub(super) fn assert_clean(&self) {
+        wait_until("the guardians have exited", || self.guardians().is_empty());
+        assert_eq!(self.files(), self.initial_files, "files are left behind");
         let root = self.run_dir().join("root");
         let mounts = |pid: u32| fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
         let root = format!(" {} ", root.display());
-        let holding: Vec<_> =
+        let holders: Vec<_> =
             processes().into_iter().filter(|(pid, _)| mounts(*pid).contains(&root)).collect();
-        assert_eq!(holding, [], "mounts are left");
+        assert_eq!(holders, [], "processes still hold mounts of roots");
     }
 
-    /// What is in the run directory, and below the homes.
+    /// Lists the files in the run directory and in the root homes.
     fn files(&self) -> Vec<String> {
         let (run_dir, homes) = (self.run_dir(), self.homes());
         let found = run("find", &[run_dir.to_str().unwrap(), homes.to_str().unwrap(), "-printf", "%P %y\n"]);
@@ -325,42 +337,42 @@ impl Host {
     }
 }
 
-/// What a process said.
-pub(super) fn said(output: &Output) -> String {
+/// Describes how a process ended: its status, stdout and stderr.
+pub(super) fn describe(output: &Output) -> String {
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     format!("{}\n{}{}", output.status, text(&output.stdout), text(&output.stderr))
 }
 
-/// What a call printed, which must have succeeded.
+/// The stdout of a call, which must have succeeded.
 #[track_caller]
-pub(super) fn succeeded(output: &Output) -> String {
-    assert!(output.status.success(), "{}", said(output));
+pub(super) fn stdout_of(output: &Output) -> String {
+    assert!(output.status.success(), "{}", describe(output));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The message of a call that must have failed by itself: exit code 2, nothing on stdout, one line on stderr.
+/// The message of a call in which the stand-in itself must have failed: exit code 2, nothing on stdout, one line on stderr.
 #[track_caller]
-pub(super) fn failed(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(2), "{}", said(output));
-    assert!(output.stdout.is_empty(), "{}", said(output));
+pub(super) fn failure_message(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(2), "{}", describe(output));
+    assert!(output.stdout.is_empty(), "{}", describe(output));
     let error = String::from_utf8_lossy(&output.stderr);
     let message = error.strip_prefix("error: ").and_then(|rest| rest.strip_suffix('\n'));
     let message = message.filter(|message| message.starts_with("rcx-imagefs: ") && !message.contains('\n'));
-    message.unwrap_or_else(|| panic!("one line, an error: {error:?}")).to_owned()
+    message.unwrap_or_else(|| panic!("stderr should be one error line: {error:?}")).to_owned()
 }
 
-/// A tar of what `add` adds.
+/// Makes a tar of the entries that `add` adds.
 pub(super) fn tar(add: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     add(&mut builder);
     builder.into_inner().unwrap()
 }
 
-/// A process that is killed when dropped: a test that fails leaves no box that is in use.
+/// A process that is killed when dropped, so that a failing test leaves no box in use.
 #[derive(Debug)]
-pub(super) struct Running(pub(super) std::process::Child);
+pub(super) struct RunningProcess(pub(super) std::process::Child);
 
-impl Running {
+impl RunningProcess {
     pub(super) fn start(command: &mut Command) -> Self {
         Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
     }
@@ -371,7 +383,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();

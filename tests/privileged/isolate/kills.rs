@@ -1,27 +1,27 @@
-//! Ends at any moment: what is left once the guardians are done.
+//! Calls killed at any moment leave nothing behind once their guardians have exited.
 
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::host::{Host, Running, SandboxBox, isolates, said, succeeded};
+use super::host::{Host, RunningProcess, SandboxBox, all_isolates, describe, stdout_of};
 use support::child::wait_until;
 
 #[test]
 #[ignore = "needs isolate on PATH"]
 fn killing_the_started_process_ends_the_box() {
-    for isolate in isolates() {
+    for isolate in all_isolates() {
         let host = Host::with_isolate(isolate.clone());
         let sandbox = SandboxBox::new(&isolate);
         let script = "echo > /tmp/x; sleep 1000 & sleep 1000 & sleep 1000";
-        let mut child = Running::start(host.isolate().args(host.run_arguments(&sandbox, &[], script)));
+        let mut child = RunningProcess::start(host.isolate().args(host.run_arguments(&sandbox, &[], script)));
         wait_until("the box has processes", || sandbox.processes().len() >= 3);
         assert_eq!(host.guardians().len(), 1);
         child.kill();
-        wait_until("the box's processes are dead", || sandbox.processes().is_empty());
-        host.is_clean();
+        wait_until("the processes in the box are dead", || sandbox.processes().is_empty());
+        host.assert_clean();
         // The box can be used again.
         assert_eq!(host.run(&sandbox, &[], "echo again"), "again\n");
-        host.is_clean();
+        host.assert_clean();
     }
 }
 
@@ -32,15 +32,15 @@ fn one_hundred_isolate_calls_in_a_row_leave_nothing() {
     let sandbox = SandboxBox::new(&host.isolate);
     let arguments = host.run_arguments(&sandbox, &[], "echo > /tmp/x; echo $0");
     for _ in 0..100 {
-        assert_eq!(succeeded(&host.isolate().args(&arguments).output().unwrap()), "/bin/sh\n");
+        assert_eq!(stdout_of(&host.isolate().args(&arguments).output().unwrap()), "/bin/sh\n");
     }
-    host.is_clean();
+    host.assert_clean();
 }
 
-/// Numbers that look random, and are the same each time.
-struct Numbers(u64);
+/// A deterministic source of pseudo-random numbers.
+struct PseudoRandom(u64);
 
-impl Numbers {
+impl PseudoRandom {
     fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % end
@@ -55,7 +55,7 @@ fn sixteen_concurrent_isolate_calls_with_half_killed_leave_nothing() {
         host.configure(&format!("upper = '{upper}'\n"));
         let boxes: Vec<_> = (0..16).map(|_| SandboxBox::new(&host.isolate)).collect();
         let finished: usize = std::thread::scope(|scope| {
-            let at_once: Vec<_> = boxes
+            let threads: Vec<_> = boxes
                 .iter()
                 .zip(1..)
                 .map(|(sandbox, seed)| {
@@ -63,7 +63,7 @@ fn sixteen_concurrent_isolate_calls_with_half_killed_leave_nothing() {
                     let mut command = host.isolate();
                     command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
                     scope.spawn(move || {
-                        let mut numbers = Numbers(seed);
+                        let mut numbers = PseudoRandom(seed);
                         let mut finished = 0;
                         for _ in 0..6 {
                             let mut child = command.spawn().unwrap();
@@ -74,7 +74,7 @@ fn sixteen_concurrent_isolate_calls_with_half_killed_leave_nothing() {
                                 wait_until("the box is empty", || sandbox.processes().is_empty());
                             } else {
                                 let output = child.wait_with_output().unwrap();
-                                assert_eq!(succeeded(&output), "end\n", "{}", said(&output));
+                                assert_eq!(stdout_of(&output), "end\n", "{}", describe(&output));
                                 finished += 1;
                             }
                         }
@@ -82,11 +82,11 @@ fn sixteen_concurrent_isolate_calls_with_half_killed_leave_nothing() {
                     })
                 })
                 .collect();
-            at_once.into_iter().map(|thread| thread.join().unwrap()).sum()
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
-        assert!((20..80).contains(&finished), "{finished} of 96");
-        // Who was killed before it had a guardian has left files to the next one.
+        assert!((20..80).contains(&finished), "{finished} of 96 calls finished");
+        // A call killed before its guardian started leaves files. The next call removes them.
         host.run(&boxes[0], &[], "true");
-        host.is_clean();
+        host.assert_clean();
     }
 }

@@ -1,4 +1,4 @@
-//! The stand-in for isolate, as workers call it.
+//! Tests of the stand-in for isolate, called the way judge workers call it.
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 

@@ -1,14 +1,15 @@
-//! What a worker sees: the same as with isolate itself, but for the root.
+//! A worker sees the same as with isolate itself, except for the root.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use super::host::{
-    CALLER, Host, Isolate, Running, SandboxBox, failed, isolate_of_the_path, isolates, said, succeeded,
+    CALLER, Host, Isolate, RunningProcess, SandboxBox, all_isolates, describe, failure_message,
+    isolate_on_path, stdout_of,
 };
 
-/// The arguments of a worker's run, in its order. `option` is where its job's directories are.
+/// The arguments that a worker passes to isolate, in its order. `rule` is one more `--dir` option.
 fn worker_arguments(
     isolate: &Isolate,
     sandbox: &SandboxBox,
@@ -45,19 +46,19 @@ fn keys(meta: &Path) -> Vec<String> {
 #[ignore = "needs isolate on PATH"]
 fn meta_file_has_the_same_keys_with_and_without_an_image() {
     let scripts = ["echo done > made; exit 0", "exit 3", "kill -SEGV $$", "while :; do :; done"];
-    for isolate in isolates() {
+    for isolate in all_isolates() {
         let host = Host::with_isolate(isolate.clone());
-        let meta = host.own.join("meta.log");
+        let meta = host.caller_dir.join("meta.log");
         let rule = format!("--dir=.={}", host.image);
         for script in scripts {
-            let told = [None, Some(rule.as_str())].map(|rule| {
+            let results = [None, Some(rule.as_str())].map(|rule| {
                 let sandbox = SandboxBox::new(&isolate);
-                let about = |mode: &str| {
+                let manage_box = |mode: &str| {
                     let output = host.isolate().args(sandbox.options()).arg(mode).output().unwrap();
-                    succeeded(&output)
+                    stdout_of(&output)
                 };
-                about("--cleanup");
-                let dir = about("--init");
+                manage_box("--cleanup");
+                let dir = manage_box("--init");
                 assert_eq!(Path::new(dir.trim()).join("box"), sandbox.dir);
                 fs::write(sandbox.dir.join("data"), "data").unwrap();
                 let command = ["/bin/sh", "-c", &format!("cat data; {script}")];
@@ -65,20 +66,20 @@ fn meta_file_has_the_same_keys_with_and_without_an_image() {
                 if script.starts_with("while") {
                     arguments
                         .iter_mut()
-                        .filter(|one| *one == "--time=5")
-                        .for_each(|one| "--time=0.1".clone_into(one));
+                        .filter(|argument| *argument == "--time=5")
+                        .for_each(|argument| "--time=0.1".clone_into(argument));
                 }
                 let output = host.isolate().args(arguments).output().unwrap();
                 let out = fs::read_to_string(sandbox.dir.join("out.txt")).unwrap();
-                assert_eq!(out, "data", "{}", said(&output));
+                assert_eq!(out, "data", "{}", describe(&output));
                 assert_eq!(sandbox.dir.join("made").exists(), script.contains("made"));
-                let told = (output.status.code(), keys(&meta));
-                about("--cleanup");
+                let result = (output.status.code(), keys(&meta));
+                manage_box("--cleanup");
                 assert!(!sandbox.dir.exists());
-                told
+                result
             });
-            assert_eq!(told[0], told[1], "{}: {script}", isolate.path.display());
-            host.is_clean();
+            assert_eq!(results[0], results[1], "{}: {script}", isolate.path.display());
+            host.assert_clean();
         }
     }
 }
@@ -86,7 +87,7 @@ fn meta_file_has_the_same_keys_with_and_without_an_image() {
 #[test]
 #[ignore = "needs isolate on PATH"]
 fn image_is_selected_by_rule_by_variable_and_by_box() {
-    for isolate in isolates() {
+    for isolate in all_isolates() {
         let host = Host::with_isolate(isolate.clone());
         let sandbox = SandboxBox::new(&isolate);
         let id = sandbox.id;
@@ -112,17 +113,17 @@ fn image_is_selected_by_rule_by_variable_and_by_box() {
         ] {
             host.configure(&format!("[isolate.images]\n{boxes}\n"));
             assert_eq!(motd(&[]) == image, expected, "{boxes}");
-            // A box that has one can be told to have none.
+            // An empty variable turns off the image that is configured for the box.
             assert_ne!(motd(&["--env=RCX_IMAGEFS_IMAGE="]), image, "{boxes}");
         }
-        host.is_clean();
+        host.assert_clean();
     }
 }
 
 #[test]
 #[ignore = "needs isolate on PATH"]
 fn environment_of_the_image_overrides_and_its_path_finds_the_program() {
-    for isolate in isolates() {
+    for isolate in all_isolates() {
         let host = Host::with_isolate(isolate.clone());
         let sandbox = SandboxBox::new(&isolate);
         let mut command = host.isolate();
@@ -137,17 +138,17 @@ fn environment_of_the_image_overrides_and_its_path_finds_the_program() {
             "-c",
             "/bin/busybox env",
         ]);
-        let mut told: Vec<_> = succeeded(&command.output().unwrap()).lines().map(str::to_owned).collect();
-        told.sort();
-        told.retain(|line| line.starts_with("OF_") || line.starts_with("PATH="));
-        assert_eq!(told, ["OF_IMAGE=image", "OF_JOB=job", "PATH=/bin:/opt/of-image"]);
+        let mut lines: Vec<_> = stdout_of(&command.output().unwrap()).lines().map(str::to_owned).collect();
+        lines.sort();
+        lines.retain(|line| line.starts_with("OF_") || line.starts_with("PATH="));
+        assert_eq!(lines, ["OF_IMAGE=image", "OF_JOB=job", "PATH=/bin:/opt/of-image"]);
     }
 }
 
 #[test]
 #[ignore = "needs isolate on PATH"]
 fn image_root_reveals_nothing_of_the_host() {
-    for isolate in isolates() {
+    for isolate in all_isolates() {
         let host = Host::with_isolate(isolate.clone());
         let sandbox = SandboxBox::new(&isolate);
         let rules = ["--dir=/etc", "--dir=etc/alternatives=/etc/alternatives:maybe", "--share-net"];
@@ -165,16 +166,16 @@ fn image_root_reveals_nothing_of_the_host() {
 #[test]
 #[ignore = "needs isolate on PATH"]
 fn writes_go_only_to_the_upper() {
-    for isolate in isolates() {
+    for isolate in all_isolates() {
         let host = Host::with_isolate(isolate.clone());
         let sandbox = SandboxBox::new(&isolate);
-        // The box's user is nobody in the image, and may write where all may.
+        // The user of the box has no rights in the image and can write only to world-writable directories.
         let script = "echo x > /tmp/x && echo y > /box/y && cat /etc/motd && \
             { echo spoiled > /etc/motd || mkdir /new; } 2>/dev/null; cat /etc/motd; sleep 0.1";
         let out = host.run(&sandbox, &[], script);
         assert_eq!(out, "a small image\na small image\n");
         assert_eq!(fs::read_to_string(sandbox.dir.join("y")).unwrap(), "y\n");
-        host.is_clean();
+        host.assert_clean();
         assert_eq!(
             host.program.ok(&["verify", "--deep"]).lines().last().unwrap().split(": ").last(),
             Some("0 problems")
@@ -185,10 +186,10 @@ fn writes_go_only_to_the_upper() {
 #[test]
 #[ignore = "needs isolate on PATH"]
 fn mount_points_for_more_rules_are_made_in_the_upper() {
-    for isolate in isolates() {
+    for isolate in all_isolates() {
         let host = Host::with_isolate(isolate.clone());
         let sandbox = SandboxBox::new(&isolate);
-        let data = host.own.join("data");
+        let data = host.caller_dir.join("data");
         fs::create_dir(&data).unwrap();
         fs::write(data.join("file"), "of the job\n").unwrap();
         let rules = [
@@ -200,12 +201,12 @@ fn mount_points_for_more_rules_are_made_in_the_upper() {
         let script =
             "cat /deep/down/data/file; ls -d /nowhere 2>/dev/null; echo > /scratch/x && echo scratch";
         assert_eq!(host.run(&sandbox, &rules, script), "of the job\nscratch\n");
-        host.is_clean();
+        host.assert_clean();
     }
 }
 
-/// Tells all that a process inherits, but what differs from one process to the next.
-const TELL: &str = r#"printf '%s\n' "$#" "$@"
+/// Prints everything that a process inherits, except what differs in every process.
+const PRINT_INHERITED: &str = r#"printf '%s\n' "$#" "$@"
 pwd; umask; id; ulimit -a; ulimit -Ha
 tr '\0' '\n' </proc/$$/environ | sort
 while read -r line; do
@@ -216,8 +217,8 @@ exit 7"#;
 
 #[test]
 fn call_without_an_image_is_passed_to_isolate_unchanged() {
-    let host = Host::with_script(TELL);
-    let odd = "--dir=.=/srv\n--env=A=b c --run -- x --dir=.=/images/y";
+    let host = Host::with_script(PRINT_INHERITED);
+    let unusual = "--dir=.=/srv\n--env=A=b c --run -- x --dir=.=/images/y";
     let calls = [
         "--init",
         "--cleanup",
@@ -227,27 +228,27 @@ fn call_without_an_image_is_passed_to_isolate_unchanged() {
         "--no-such-option --run -- a",
         "--run -- a",
         "--dir=.=relative --dir=a=b=c:rw --run -- a",
-        odd,
+        unusual,
         "",
     ];
     for call in calls {
-        let told = [&host.isolate.path, &host.shim].map(|program| {
+        let results = [&host.isolate.path, &host.shim].map(|program| {
             let limited = ["--nofile=300:400", "--stack=1000000:2000000", "--", "sh", "-c"];
-            let mut command = host.by(CALLER, "prlimit");
+            let mut command = host.command_as(CALLER, "prlimit");
             command.args(limited).arg("umask 027; exec \"$0\" \"$@\" 5</dev/null 7>/dev/null").arg(program);
             command.args(call.split(' ').filter(|word| !word.is_empty()));
             command.env("A", "b").env("NOT_UTF8", "\u{fffd}").env("RUST_LOG", "trace");
             command.output().unwrap()
         });
         if call != "--version" {
-            assert_eq!(told[0].status.code(), Some(7), "{}", said(&told[0]));
+            assert_eq!(results[0].status.code(), Some(7), "{}", describe(&results[0]));
         }
-        let [bare, ours] = told.map(|output| said(&output));
+        let [bare, ours] = results.map(|output| describe(&output));
         let bare = bare.replace(host.isolate.path.to_str().unwrap(), "isolate");
         let ours = ours.replace(host.isolate.path.to_str().unwrap(), "isolate");
         assert_eq!(bare, ours, "{call}");
     }
-    host.is_clean();
+    host.assert_clean();
 }
 
 #[test]
@@ -255,21 +256,21 @@ fn call_without_an_image_is_passed_to_isolate_unchanged() {
 fn guardian_keeps_no_pipe_of_the_caller_open() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);
-    // What is left behind in the box ends with isolate; reading to the end of the pipes does too.
+    // A background process in the box ends with isolate. So do the pipes that it inherited.
     let script = "sleep 1000 & echo out; echo err >&2";
     let mut command = host.shell("exec 9>&1; exec \"$0\" \"$@\"");
     command.args(host.run_arguments(&sandbox, &[], script));
     let output = command.output().unwrap();
-    assert_eq!(succeeded(&output), "out\n");
+    assert_eq!(stdout_of(&output), "out\n");
     assert!(String::from_utf8_lossy(&output.stderr).starts_with("err\n"));
 
     let arguments = host.run_arguments(&sandbox, &[], "sleep 1000");
-    let mut child = Running::start(host.shell("exec 9>&1; exec \"$0\" \"$@\"").args(arguments));
+    let mut child = RunningProcess::start(host.shell("exec 9>&1; exec \"$0\" \"$@\"").args(arguments));
     support::child::wait_until("the program runs", || !sandbox.processes().is_empty());
-    let (mut out, mut read) = (child.0.stdout.take().unwrap(), Vec::new());
+    let (mut out, mut content) = (child.0.stdout.take().unwrap(), Vec::new());
     child.kill();
-    std::io::Read::read_to_end(&mut out, &mut read).unwrap();
-    host.is_clean();
+    std::io::Read::read_to_end(&mut out, &mut content).unwrap();
+    host.assert_clean();
 }
 
 #[test]
@@ -278,9 +279,9 @@ fn root_without_set_uid_uses_the_configured_isolate_too() {
     let config = host.config();
     let mut command = Command::new(env!("CARGO_BIN_EXE_rcx-imagefs"));
     command.arg("--config").arg(&config).args(["isolate-shim", "--box-id=3", "--run", "--", "/bin/true"]);
-    assert_eq!(succeeded(&command.output().unwrap()), "--box-id=3\n--run\n--\n/bin/true\n0\n");
-    // And who is neither root nor called set-uid can have no image.
-    let mut command = host.by(CALLER, env!("CARGO_BIN_EXE_rcx-imagefs"));
+    assert_eq!(stdout_of(&command.output().unwrap()), "--box-id=3\n--run\n--\n/bin/true\n0\n");
+    // A caller that is neither root nor runs a set-uid copy cannot use an image.
+    let mut command = host.command_as(CALLER, env!("CARGO_BIN_EXE_rcx-imagefs"));
     command.arg("--config").arg(&config).args([
         "isolate-shim",
         &format!("--dir=.={}", host.image),
@@ -299,10 +300,10 @@ fn isolate_is_found_in_the_default_directories_if_none_is_configured() {
     let host = Host::new();
     host.configure_all("");
     let output = host.isolate().arg("--version").output().unwrap();
-    let usual = ["/usr/local/bin", "/usr/bin"].map(|place| Path::new(place).join("isolate"));
-    if usual.contains(&isolate_of_the_path().path) {
-        assert!(succeeded(&output).contains("isolat"));
+    let default_paths = ["/usr/local/bin", "/usr/bin"].map(|dir| Path::new(dir).join("isolate"));
+    if default_paths.contains(&isolate_on_path().path) {
+        assert!(stdout_of(&output).contains("isolat"));
     } else {
-        assert!(failed(&output).contains("there is no isolate at"));
+        assert!(failure_message(&output).contains("there is no isolate at"));
     }
 }

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use clap::{Args, Command};
 use clap_mangen::Man;
 
-use crate::manual::{ManualPage, to_roff};
+use crate::manual::{ManualPage, man_page_head, to_roff};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -81,12 +81,8 @@ impl CommandPage {
     }
 
     fn to_man_page(&self) -> anyhow::Result<Vec<u8>> {
-        let man = Man::new(self.command.clone())
-            .title(self.name().to_uppercase())
-            .source(concat!("rcx-imagefs ", env!("CARGO_PKG_VERSION")))
-            .manual("rcx-imagefs manual");
-        let mut page = Vec::new();
-        man.render_title(&mut page)?;
+        let man = Man::new(self.command.clone());
+        let mut page = man_page_head(&self.name(), 1).into_bytes();
         man.render_name_section(&mut page)?;
         man.render_synopsis_section(&mut page)?;
         man.render_description_section(&mut page)?;

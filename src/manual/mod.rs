@@ -7,7 +7,7 @@
 mod roff;
 mod table;
 
-pub use roff::to_roff;
+pub use roff::{man_page_head, to_roff};
 
 /// A page of the manual.
 #[derive(Debug, Clone, Copy)]
@@ -76,13 +76,11 @@ impl ManualPage {
     #[must_use]
     pub fn to_man_page(&self) -> String {
         let (_, body) = self.markdown.split_once('\n').unwrap_or_default();
-        let name = roff::escape(&format!("rcx-imagefs-{}", self.name));
-        // The first line asks man for the preprocessor of tables.
+        let name = format!("rcx-imagefs-{}", self.name);
         format!(
-            "'\\\" t\n.TH {} {} \"\" \"rcx\\-imagefs {}\" \"rcx\\-imagefs manual\"\n.SH NAME\n{name} \\- {}\n{}",
-            name.to_uppercase(),
-            self.section,
-            env!("CARGO_PKG_VERSION"),
+            "{}.SH NAME\n{} \\- {}\n{}",
+            man_page_head(&name, self.section),
+            roff::escape(&name),
             roff::escape(self.summary()),
             to_roff(body),
         )

@@ -7,6 +7,18 @@ use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 
 use super::table::TableBuilder;
 
+/// Returns the lines that every man page starts with: title, and left-aligned text without hyphenation, so that options and
+/// paths are neither torn apart nor hyphenated.
+#[must_use]
+pub fn man_page_head(name: &str, section: u8) -> String {
+    let title = escape(&name.to_uppercase());
+    let version = env!("CARGO_PKG_VERSION");
+    // The first line asks man for tbl.
+    format!(
+        "'\\\" t\n.TH {title} {section} \"\" \"rcx\\-imagefs {version}\" \"rcx\\-imagefs manual\"\n.nr HY 0\n.nh\n.ad l\n"
+    )
+}
+
 /// Converts the body of a page: sections, paragraphs, lists, tables and code.
 #[must_use]
 pub fn to_roff(markdown: &str) -> String {
@@ -200,7 +212,7 @@ impl RoffWriter {
         let capitals = self.in_section_heading && self.fonts.is_empty();
         let text = if capitals { text.to_uppercase() } else { text.to_owned() };
         match &mut self.table {
-            Some(table) => table.text(&escape(&text), &text),
+            Some(table) => table.text(&text),
             None => push_escaped(&mut self.out, &text),
         }
     }
@@ -284,7 +296,7 @@ impl RoffWriter {
         }
         let escape = self.fonts.last().copied().unwrap_or(Font::Roman).escape();
         match &mut self.table {
-            Some(table) => table.text(escape, ""),
+            Some(table) => table.font(escape),
             None => self.out.push_str(escape),
         }
     }

@@ -1,12 +1,16 @@
-//! Tables of the manual as input of tbl(1).
+//! Converts tables to input of tbl(1).
 //!
 //! tbl does not wrap cells by itself. Columns of a table that is too wide for a terminal of 80 columns get a width, and their
 //! cells become text blocks, which roff fills to that width.
+
+use super::roff::escape;
 
 /// Characters that a table may take: a line of 80 columns without the man page's indentation of 7 and its margin.
 const WIDTH_MAX: usize = 70;
 /// Characters between two columns, as tbl leaves them.
 const GAP: usize = 3;
+/// Words longer than this may be broken after `_` and `/`.
+const WORD_MAX: usize = 20;
 
 /// One cell.
 #[derive(Debug, Default)]
@@ -22,9 +26,18 @@ impl TableCell {
         self.plain.chars().count()
     }
 
-    /// Length of the longest word, below which the cell cannot be wrapped.
-    fn word(&self) -> usize {
-        self.plain.split_whitespace().map(|word| word.chars().count()).max().unwrap_or(0)
+    /// Length of the longest part that cannot be broken: the least width of a column.
+    fn least_width(&self) -> usize {
+        let parts = self.plain.split_whitespace().flat_map(parts);
+        parts.map(|part| part.chars().count()).max().unwrap_or(0)
+    }
+}
+
+/// The parts of a word between which a line may be broken.
+fn parts(word: &str) -> Vec<&str> {
+    match word.chars().count() > WORD_MAX {
+        true => word.split_inclusive(['_', '/']).collect(),
+        false => vec![word],
     }
 }
 
@@ -37,10 +50,19 @@ pub(super) struct TableBuilder {
 }
 
 impl TableBuilder {
-    /// Adds text to the present cell: `roff` is printed as `plain`.
-    pub(super) fn text(&mut self, roff: &str, plain: &str) {
-        self.cell.roff.push_str(roff);
-        self.cell.plain.push_str(plain);
+    /// Adds text to the present cell.
+    pub(super) fn text(&mut self, text: &str) {
+        for word in text.split_inclusive(' ') {
+            // `\:` is a place where a line may be broken, without a hyphen.
+            let parts: Vec<String> = parts(word).into_iter().map(escape).collect();
+            self.cell.roff.push_str(&parts.join("\\:"));
+        }
+        self.cell.plain.push_str(text);
+    }
+
+    /// Changes the font, by an escape sequence of roff.
+    pub(super) fn font(&mut self, sequence: &str) {
+        self.cell.roff.push_str(sequence);
     }
 
     pub(super) fn end_cell(&mut self) {
@@ -64,7 +86,8 @@ impl TableBuilder {
             (0..columns).map(column).collect()
         };
         let natural = widest(TableCell::width);
-        let widths = fit(&natural, &widest(TableCell::word), WIDTH_MAX.saturating_sub(GAP * (columns - 1)));
+        let widths =
+            fit(&natural, &widest(TableCell::least_width), WIDTH_MAX.saturating_sub(GAP * (columns - 1)));
         let wrapped: Vec<bool> =
             natural.iter().zip(&widths).map(|(natural, width)| width < natural).collect();
         let formats = |letter: &str| {
@@ -74,11 +97,10 @@ impl TableBuilder {
             };
             (0..columns).map(of).collect::<Vec<_>>().join(" ")
         };
-        let mut out = format!(".TS\ntab(\t);\n{}\n{}.\n", formats("lB"), formats("l"));
+        let mut out = format!(".TS\nnokeep tab(\t);\n{}\n{}.\n", formats("lB"), formats("l"));
         for (number, row) in self.rows.iter().enumerate() {
             let cells = row.iter().zip(&wrapped).map(|(cell, &wrapped)| match wrapped {
-                // `.ad l`: filling a narrow column to both margins tears holes into it. `.nh`: options are not hyphenated.
-                true => format!("T{{\n.ad l\n.nh\n\\&{}\nT}}", cell.roff.trim()),
+                true => format!("T{{\n.nh\n\\&{}\nT}}", cell.roff.trim()),
                 false => format!("\\&{}", cell.roff.trim()),
             });
             out.push_str(&cells.collect::<Vec<_>>().join("\t"));
@@ -112,7 +134,7 @@ mod tests {
     #[test]
     fn narrow_table_has_no_text_blocks() {
         let roff = super::super::to_roff("| a | b |\n|---|---|\n| `c` | .d |\n");
-        let expected = ".TS\ntab(\t);\nlB lB\nl l.\n\\&a\t\\&b\n_\n\\&\\fBc\\fR\t\\&\\&.d\n.TE\n";
+        let expected = ".TS\nnokeep tab(\t);\nlB lB\nl l.\n\\&a\t\\&b\n_\n\\&\\fBc\\fR\t\\&\\&.d\n.TE\n";
         assert_eq!(roff, expected);
     }
 
@@ -122,5 +144,8 @@ mod tests {
         assert_eq!(fit(&[50, 100], &[50, 40], 60), [50, 40]);
         let roff = super::super::to_roff(&format!("| a | b |\n|---|---|\n| c | {} |\n", "word ".repeat(40)));
         assert!(roff.contains("lB lBw(66n)\nl lw(66n).\n") && roff.contains("\tT{\n"), "{roff}");
+        let name = ["long", "test", "name"].join("_").repeat(3);
+        let roff = super::super::to_roff(&format!("| a |\n|---|\n| {name} |\n"));
+        assert!(roff.contains("long_\\:test_\\:name"), "{roff}");
     }
 }

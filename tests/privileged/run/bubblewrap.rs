@@ -98,7 +98,7 @@ fn run_falls_back_to_bubblewrap_with_a_notice_if_isolate_is_missing() {
     let output = run(&runner, &[]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && output.stdout == b"a small image\n", "{said}");
-    assert!(said.contains("note: bubblewrap isolates the program, and enforces no limits"), "{said}");
+    assert!(said.contains("note: bubblewrap isolates the program, but enforces no limits"), "{said}");
     let error = support::program::failure(&run(&runner, &["--time", "1"]), &["run"]);
     assert!(error.contains("bubblewrap enforces no limits"), "{error}");
     runner.sandbox = "isolate";

@@ -11,13 +11,19 @@ use serde::Serialize;
 use super::output::{self, plain};
 use crate::daemon::{ControlError, DaemonError};
 use crate::error::{ErrorCode, chain, chain_text};
+use crate::fs::{FsError, LoadError};
 use crate::fuse::SessionError;
 use crate::import::ImportError;
+use crate::layer::{LayerError, NameError, TarError};
+use crate::os::PathError;
 use crate::pipeline::PipelineError;
-use crate::registry::RegistryError;
+use crate::registry::{AuthError, RegistryError};
 use crate::roots::RootsError;
-use crate::sandbox::SandboxError;
+use crate::sandbox::isolate::IsolateError;
+use crate::sandbox::shim::ShimError;
+use crate::sandbox::{CopyError, SandboxError};
 use crate::store::StoreError;
+use crate::unpack::{StagingError, UnpackError};
 
 /// Exit code of a command that failed.
 pub(super) const EXIT_FAILURE: u8 = 2;
@@ -107,12 +113,28 @@ pub(super) fn fail_with_hint(
     CliError { code, message: message.into(), hint: Some(hint.into()) }.into()
 }
 
+impl CliError {
+    fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
 /// An error in the configuration file, or of reading it.
 #[derive(Debug, thiserror::Error)]
 #[error("configuration {}", .path.display())]
 pub(super) struct ConfigurationError {
     pub(super) path: PathBuf,
     pub(super) source: anyhow::Error,
+}
+
+impl ConfigurationError {
+    fn code(&self) -> ErrorCode {
+        ErrorCode::Configuration
+    }
 }
 
 /// What an error knows besides its message.
@@ -127,37 +149,26 @@ struct Explanation {
 /// and `hint` of the outer type must delegate to it.
 fn explain(cause: &(dyn StdError + 'static)) -> Option<Explanation> {
     macro_rules! first_of {
-        ($($error:ty => $explanation:expr,)+) => {
-            $(if let Some(error) = cause.downcast_ref::<$error>() {
-                let explanation: fn(&$error) -> Explanation = $explanation;
-                return Some(explanation(error));
+        (hint: $($hinting:ty),+; no hint: $($plain:ty),+; no code: $($no_code:ty),+;) => {
+            $(if let Some(error) = cause.downcast_ref::<$hinting>() {
+                return Some(Explanation { code: Some(error.code()), hint: error.hint().map(Into::into) });
+            })+
+            $(if let Some(error) = cause.downcast_ref::<$plain>() {
+                return Some(Explanation { code: Some(error.code()), hint: None });
+            })+
+            $(if let Some(error) = cause.downcast_ref::<$no_code>() {
+                return Some(Explanation { code: None, hint: error.hint().map(Into::into) });
             })+
         };
     }
     first_of! {
-        CliError => |error| Explanation { code: Some(error.code), hint: error.hint.clone() },
-        ConfigurationError => |_| Explanation { code: Some(ErrorCode::Configuration), hint: None },
-        StoreError => |error| hint_only(error.hint()),
-        Box<StoreError> => |error| hint_only(error.hint()),
-        RegistryError => |error| hint_only(error.hint()),
-        ImportError => |error| hint_only(error.hint()),
-        RootsError => |error| hint_only(error.hint()),
-        SandboxError => |error| hint_only(error.hint()),
-        SessionError => |error| Explanation { code: Some(error.code()), hint: error.hint() },
-        ControlError => |error| Explanation { code: Some(error.code()), hint: error.hint() },
-        DaemonError => |error| Explanation { code: Some(error.code()), hint: error.hint() },
-        PipelineError => |error| match error {
-            PipelineError::Store(error) => hint_only(error.hint()),
-            PipelineError::Registry(error) => hint_only(error.hint()),
-            PipelineError::Import(error) => hint_only(error.hint()),
-            error => hint_only(error.hint()),
-        },
+        hint: CliError, StoreError, Box<StoreError>, RegistryError, AuthError, ImportError, LoadError, SessionError,
+            DaemonError, ControlError, SandboxError;
+        no hint: ConfigurationError, PathError, LayerError, NameError, TarError, UnpackError, StagingError, FsError,
+            IsolateError, CopyError;
+        no code: PipelineError, RootsError, ShimError;
     }
     None
-}
-
-fn hint_only(hint: Option<impl Into<String>>) -> Explanation {
-    Explanation { code: None, hint: hint.map(Into::into) }
 }
 
 /// The code of an error of the operating system that no type of this crate explains.

@@ -224,13 +224,11 @@ impl CommandPage {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn every_command_has_examples_of_itself() {
-        for page in CommandPage::all(super::super::Cli::command()) {
+        for page in CommandPage::all(super::super::command()) {
             let examples = page.examples();
             assert!(
                 examples.contains(format!("rcx-imagefs {}", page.path).trim_end()),

@@ -276,8 +276,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&context, &args),
         Command::IsolateShim(args) => shim::run(&context, &args),
         Command::Manual(args) => manual::run(&args),
-        Command::Completions(args) => completions::run(&args, Cli::command()),
-        Command::Man(args) => man::run(&args, Cli::command()),
+        Command::Completions(args) => completions::run(&args, command()),
+        Command::Man(args) => man::run(&args, command()),
     }?;
     Ok(ExitCode::SUCCESS)
 }
@@ -299,6 +299,12 @@ fn start_log(verbose: u8) {
         .init();
 }
 
+/// The definition of the command line.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Checks the text of a configuration file as every command does.
 ///
 /// # Errors
@@ -314,6 +320,6 @@ mod tests {
 
     #[test]
     fn command_line_definition_passes_clap_checks() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }

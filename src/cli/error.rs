@@ -13,7 +13,9 @@ use crate::daemon::{ControlError, DaemonError};
 use crate::error::{ErrorCode, chain, chain_text};
 use crate::fs::{FsError, LoadError};
 use crate::fuse::SessionError;
+use crate::image::{DigestError, ManifestError, PlatformError, ReferenceError};
 use crate::import::ImportError;
+use crate::index::{BuildError, IndexError, ReadError};
 use crate::layer::{LayerError, NameError, TarError};
 use crate::os::PathError;
 use crate::pipeline::PipelineError;
@@ -23,6 +25,7 @@ use crate::sandbox::isolate::IsolateError;
 use crate::sandbox::shim::ShimError;
 use crate::sandbox::{CopyError, SandboxError};
 use crate::store::StoreError;
+use crate::tree::MergeError;
 use crate::unpack::{StagingError, UnpackError};
 
 /// Exit code of a command that failed.
@@ -148,6 +151,15 @@ struct Explanation {
 /// A transparent variant is followed in the chain by the source of the error in it, so that error is never seen here: `code`
 /// and `hint` of the outer type must delegate to it.
 fn explain(cause: &(dyn StdError + 'static)) -> Option<Explanation> {
+    if let Some(error) = cause.downcast_ref::<PipelineError>() {
+        let hint = match error {
+            PipelineError::Store(error) => error.hint().map(str::to_owned),
+            PipelineError::Registry(error) => error.hint(),
+            PipelineError::Import(error) => error.hint(),
+            error => error.hint().map(str::to_owned),
+        };
+        return Some(Explanation { code: Some(error.code()), hint });
+    }
     macro_rules! first_of {
         (hint: $($hinting:ty),+; no hint: $($plain:ty),+; no code: $($no_code:ty),+;) => {
             $(if let Some(error) = cause.downcast_ref::<$hinting>() {
@@ -163,10 +175,11 @@ fn explain(cause: &(dyn StdError + 'static)) -> Option<Explanation> {
     }
     first_of! {
         hint: CliError, StoreError, Box<StoreError>, RegistryError, AuthError, ImportError, LoadError, SessionError,
-            DaemonError, ControlError, SandboxError;
+            DaemonError, ControlError, SandboxError, RootsError;
         no hint: ConfigurationError, PathError, LayerError, NameError, TarError, UnpackError, StagingError, FsError,
-            IsolateError, CopyError;
-        no code: PipelineError, RootsError, ShimError;
+            IsolateError, CopyError, ReferenceError, DigestError, PlatformError, ManifestError, BuildError, IndexError,
+            ReadError, MergeError;
+        no code: ShimError;
     }
     None
 }

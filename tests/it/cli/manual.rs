@@ -122,7 +122,7 @@ fn every_command_and_option_is_described_on_a_man_page() {
     let scene = Scene::new();
     let dir = man_pages(&scene);
     let read = |path: &str| fs::read_to_string(dir.join(format!("{}.1", path.replace(' ', "-")))).unwrap();
-    let escaped = |text: &str| text.replace('-', "\\-");
+    let escaped = |text: &str| text.replace('-', "\\-").replace('\'', "\\*(Aq");
     for (path, command) in commands() {
         let about = command.get_about().unwrap_or_else(|| panic!("{path} has no help")).to_string();
         let page = read(&path);

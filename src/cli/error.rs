@@ -84,7 +84,7 @@ impl ErrorJson {
 
     pub(super) fn of(error: &(dyn StdError + 'static)) -> Self {
         let explanations = || chain(error).filter_map(explain);
-        let code = explanations().find_map(|explanation| explanation.code);
+        let code = explanations().next().map(|explanation| explanation.code);
         Self {
             code: code.or_else(|| code_of_io(error)).unwrap_or(ErrorCode::Internal).as_str(),
             message: chain_text(error),
@@ -142,7 +142,7 @@ impl ConfigurationError {
 
 /// What an error knows besides its message.
 struct Explanation {
-    code: Option<ErrorCode>,
+    code: ErrorCode,
     hint: Option<String>,
 }
 
@@ -158,28 +158,24 @@ fn explain(cause: &(dyn StdError + 'static)) -> Option<Explanation> {
             PipelineError::Import(error) => error.hint(),
             error => error.hint().map(str::to_owned),
         };
-        return Some(Explanation { code: Some(error.code()), hint });
+        return Some(Explanation { code: error.code(), hint });
     }
     macro_rules! first_of {
-        (hint: $($hinting:ty),+; no hint: $($plain:ty),+; no code: $($no_code:ty),+;) => {
+        (hint: $($hinting:ty),+; no hint: $($plain:ty),+;) => {
             $(if let Some(error) = cause.downcast_ref::<$hinting>() {
-                return Some(Explanation { code: Some(error.code()), hint: error.hint().map(Into::into) });
+                return Some(Explanation { code: error.code(), hint: error.hint().map(Into::into) });
             })+
             $(if let Some(error) = cause.downcast_ref::<$plain>() {
-                return Some(Explanation { code: Some(error.code()), hint: None });
-            })+
-            $(if let Some(error) = cause.downcast_ref::<$no_code>() {
-                return Some(Explanation { code: None, hint: error.hint().map(Into::into) });
+                return Some(Explanation { code: error.code(), hint: None });
             })+
         };
     }
     first_of! {
         hint: CliError, StoreError, Box<StoreError>, RegistryError, AuthError, ImportError, LoadError, SessionError,
-            DaemonError, ControlError, SandboxError, RootsError;
+            DaemonError, ControlError, SandboxError, RootsError, ShimError;
         no hint: ConfigurationError, PathError, LayerError, NameError, TarError, UnpackError, StagingError, FsError,
             IsolateError, CopyError, ReferenceError, DigestError, PlatformError, ManifestError, BuildError, IndexError,
             ReadError, MergeError;
-        no code: ShimError;
     }
     None
 }
@@ -196,7 +192,7 @@ mod tests {
     use crate::image::Digest;
 
     #[test]
-    fn hint_is_found_anywhere_in_the_chain() {
+    fn hint_and_code_are_found_anywhere_in_the_chain() {
         let missing = || StoreError::NoBlob { digest: Digest::of(b"x") };
         let boxed = DaemonError::Store { path: "/store".into(), source: Box::new(missing()) };
         let errors = [
@@ -206,8 +202,9 @@ mod tests {
             fail_with_hint(ErrorCode::NoBlob, "message", "pull or load the image again"),
         ];
         for error in errors {
-            let hint = ErrorJson::new(&error).hint;
-            assert_eq!(hint.as_deref(), Some("pull or load the image again"), "{error:?}");
+            let explained = ErrorJson::new(&error);
+            assert_eq!(explained.hint.as_deref(), Some("pull or load the image again"), "{error:?}");
+            assert_eq!(explained.code, "no-blob", "{error:?}");
         }
         assert_eq!(ErrorJson::new(&anyhow::anyhow!("no hint")).hint, None);
     }

@@ -21,6 +21,11 @@ use crate::sandbox::shim::{Caller, Rights, ShimError, ShimSettings, become_isola
 /// The name under which the program is a stand-in for isolate.
 const NAME: &str = "isolate";
 
+const EXAMPLES: &str = "\
+Examples:
+  Run a command in an image, in a box that was made with `isolate --init`:
+    rcx-imagefs isolate-shim --box-id=7 --env=RCX_IMAGEFS_IMAGE=python:3.12 --run -- /usr/bin/env";
+
 /// Become isolate, in a root of an image if the call is for one
 ///
 /// A stand-in for workers that call isolate themselves. It takes the arguments of isolate. A call is for an image if a directory
@@ -28,7 +33,7 @@ const NAME: &str = "isolate";
 /// [isolate.images] of the configuration has an image for the box. The real isolate gets all other calls unchanged. The program
 /// does the same when it is called under the name `isolate`. To run a command without a worker, use `run`.
 #[derive(Debug, Args)]
-#[command(disable_help_flag = true)]
+#[command(disable_help_flag = true, after_long_help = EXAMPLES)]
 pub(super) struct ShimArgs {
     /// Arguments of isolate
     #[arg(value_name = "ARG", trailing_var_arg = true, allow_hyphen_values = true)]

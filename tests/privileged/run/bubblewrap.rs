@@ -1,4 +1,4 @@
-//! Runs under bubblewrap, which Debian has: the same but for limits, which are refused.
+//! Runs with bubblewrap work as with isolate, except that limits are refused.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -16,11 +16,11 @@ fn bubblewrap_runs_programs_of_real_images() {
         runner.engine = engine;
         isolate::real_programs_run(&runner, &image);
     }
-    isolate::configuration_is_honoured(&runner);
-    isolate::program_starts_where_it_can_be(&runner);
-    isolate::programs_are_searched_for_in_the_image(&runner);
+    isolate::image_configuration_is_applied(&runner);
+    isolate::working_directory_falls_back_to_the_box(&runner);
+    isolate::programs_are_looked_up_in_the_image(&runner);
     let small = runner.pull("small");
-    isolate::result_is_told(&runner, &small);
+    isolate::result_is_reported(&runner, &small);
     runner.mount.stop();
 }
 
@@ -30,19 +30,19 @@ fn bubblewrap_reveals_nothing_of_the_host() {
     let image = runner.pull("small");
     for engine in ["fuse", "overlay2"] {
         runner.engine = engine;
-        hostile::places_in_the_image_lead_nowhere(&runner);
+        hostile::links_at_mount_points_reach_nothing(&runner);
     }
     runner.engine = "fuse";
-    hostile::attempts_find_nothing(&runner, support::escape::about_the_sandbox());
-    hostile::rules_stay_in_the_image(&runner);
+    hostile::attempts_reach_nothing_of_the_host(&runner, support::escape::about_the_sandbox());
+    hostile::rules_mount_inside_the_image(&runner);
     hostile::image_without_a_shell_runs(&runner);
-    hostile::traps_in_the_box_are_not_stepped_into(&runner, &image);
+    hostile::copy_out_follows_no_link(&runner, &image);
     let scratch = runner.make("scratch", &[Entry::Directory("scratch", 0o1777)], &json!({}));
-    limits::is_full(&runner, &scratch);
-    // No rights, no other processes, no network but its own loopback.
-    let look = "busybox id -u; busybox grep CapEff /proc/self/status; busybox ls /sys; busybox ls -d /proc/[0-9]* | busybox wc -l; \
+    limits::full_upper_fails_the_program(&runner, &scratch);
+    // The program has no capabilities, sees no other processes and has no network except its own loopback.
+    let script = "busybox id -u; busybox grep CapEff /proc/self/status; busybox ls /sys; busybox ls -d /proc/[0-9]* | busybox wc -l; \
         busybox ip -o link | busybox wc -l";
-    let seen = runner.ok(&image, &[], &["sh", "-c", look]);
+    let seen = runner.ok(&image, &[], &["sh", "-c", script]);
     let seen: Vec<&str> = seen.lines().map(str::trim).collect();
     assert_eq!(seen[..2], ["60999", "CapEff:\t0000000000000000"], "{seen:?}");
     assert!(seen[2].parse::<u32>().unwrap() <= 5, "processes: {seen:?}");
@@ -58,10 +58,10 @@ fn limits_are_refused_with_bubblewrap() {
         ["--time=1", "--wall-time=1", "--mem=1000", "--cg", "--processes=5", "--fsize=5", "--stack=5"]
     {
         let name = option.split('=').next().unwrap();
-        let said = [&format!("`{name}`"), "bubblewrap enforces no limits"];
-        runner.refused(&image, &[option], &["cat", "/etc/motd"], &said);
+        let parts = [&format!("`{name}`"), "bubblewrap enforces no limits"];
+        runner.assert_refused(&image, &[option], &["cat", "/etc/motd"], &parts);
     }
-    runner.refused(&image, &["--box-id=5"], &["cat"], &["the boxes are isolate's"]);
+    runner.assert_refused(&image, &["--box-id=5"], &["cat"], &["the boxes are isolate's"]);
     runner.mount.stop();
 }
 
@@ -69,12 +69,12 @@ fn limits_are_refused_with_bubblewrap() {
 fn bubblewrap_leaves_nothing_behind() {
     let mut runner = Runner::new(430, "bwrap");
     let image = runner.pull("small");
-    killed::told_to_end(&runner, &image);
-    killed::killed_while_running(&runner, &image);
+    killed::interrupted_run_leaves_nothing(&runner, &image);
+    killed::killed_run_is_cleaned_up_by_the_next(&runner, &image);
     for engine in ["fuse", "overlay2"] {
         runner.engine = engine;
-        killed::hundred_in_a_row(&runner, &image, &[]);
-        killed::half_of_sixteen_killed(&runner, &image, &[]);
+        killed::run_one_hundred_in_a_row(&runner, &image, &[]);
+        killed::run_sixteen_and_kill_half(&runner, &image, &[]);
     }
     runner.mount.stop();
 }
@@ -96,14 +96,14 @@ fn run_falls_back_to_bubblewrap_with_a_notice_if_isolate_is_missing() {
         .find(|path| Path::new(path).exists());
     symlink(found.expect("bubblewrap is installed"), programs.join("bwrap")).unwrap();
     let output = run(&runner, &[]);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && output.stdout == b"a small image\n", "{said}");
-    assert!(said.contains("note: bubblewrap isolates the program, but enforces no limits"), "{said}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && output.stdout == b"a small image\n", "{errors}");
+    assert!(errors.contains("note: bubblewrap isolates the program, but enforces no limits"), "{errors}");
     let error = support::program::failure(&run(&runner, &["--time", "1"]), &["run"]);
     assert!(error.contains("bubblewrap enforces no limits"), "{error}");
     runner.sandbox = "isolate";
     let error = support::program::failure(&run(&runner, &[]), &["run"]);
     assert!(error.contains("`isolate` is not on the PATH"), "{error}");
-    runner.nothing_is_left();
+    runner.assert_clean();
     runner.mount.stop();
 }

@@ -1,4 +1,4 @@
-//! Images that are made to lead out to the host, and programs that leave traps behind.
+//! Images whose links point to the host, and programs that leave malicious files behind.
 
 use std::fs;
 use std::path::Path;
@@ -14,14 +14,14 @@ fn run_chmod(path: &Path, mode: &str) {
     support::images::run("chmod", &[mode, path.to_str().unwrap()]);
 }
 
-/// What stands where the sandbox mounts things cannot lead it anywhere else.
-pub(super) fn places_in_the_image_lead_nowhere(runner: &Runner) {
+/// Links and files at the mount points of the sandbox cannot redirect its mounts.
+pub(super) fn links_at_mount_points_reach_nothing(runner: &Runner) {
     let canary = Canary::new();
-    let places = ["box", "dev", "proc", "tmp", "sys", "etc"];
-    let links: Vec<Entry<'_>> = places.iter().map(|place| Entry::Link(place, canary.path())).collect();
+    let mount_points = ["box", "dev", "proc", "tmp", "sys", "etc"];
+    let links: Vec<Entry<'_>> = mount_points.iter().map(|path| Entry::Link(path, canary.path())).collect();
     let up = format!("../../../../../../../..{}", canary.path());
-    let up: Vec<Entry<'_>> = places.iter().map(|place| Entry::Link(place, &up)).collect();
-    let files: Vec<Entry<'_>> = places.iter().map(|place| Entry::File(place, "a file")).collect();
+    let up: Vec<Entry<'_>> = mount_points.iter().map(|path| Entry::Link(path, &up)).collect();
+    let files: Vec<Entry<'_>> = mount_points.iter().map(|path| Entry::File(path, "a file")).collect();
     let script = "echo planted >/box/planted; busybox cat /box/planted; echo x >/dev/null; busybox cat /etc/secret; \
         busybox ls /box /etc/ /tmp; echo x >/tmp/x; echo x >/etc/planted; busybox cat /proc/self/comm; \
         busybox cat /etc/hostname";
@@ -37,12 +37,12 @@ pub(super) fn places_in_the_image_lead_nowhere(runner: &Runner) {
         assert!(!ran.out.contains(SECRET) && !ran.out.contains("secret"), "{name}: {ran:?}");
         assert_eq!(runner.read("planted"), "planted\n");
         canary.assert_untouched("the run");
-        runner.nothing_is_left();
+        runner.assert_clean();
     }
 }
 
-/// Rules for directories of the host are put in the image, whatever links are on the way.
-pub(super) fn rules_stay_in_the_image(runner: &Runner) {
+/// `--dir` rules mount inside the image, whatever links are on the path.
+pub(super) fn rules_mount_inside_the_image(runner: &Runner) {
     let canary = Canary::new();
     runner.file("shown/file", "shown");
     let shown = runner.program.dir().join("shown");
@@ -66,10 +66,10 @@ pub(super) fn rules_stay_in_the_image(runner: &Runner) {
         }
         canary.assert_untouched("the run");
     }
-    // It would be there and not be seen.
-    runner.refused(&image, &["--dir", &rule("tmp/sub", "")], &["cat", "/etc/motd"], &["/tmp"]);
-    runner.refused(&image, &["--dir", &rule("taken", "")], &["cat", "/etc/motd"], &["taken"]);
-    // Read-only unless it is said.
+    // A mount below `/tmp` would be hidden by the sandbox.
+    runner.assert_refused(&image, &["--dir", &rule("tmp/sub", "")], &["cat", "/etc/motd"], &["/tmp"]);
+    runner.assert_refused(&image, &["--dir", &rule("taken", "")], &["cat", "/etc/motd"], &["taken"]);
+    // Rules are read-only by default.
     run_chmod(&shown, "0777");
     let write = ["sh", "-c", "echo written >/data/new"];
     assert_eq!(runner.verdict(&image, &["--dir", &rule("data", "")], &write)["status"], "RE");
@@ -78,15 +78,15 @@ pub(super) fn rules_stay_in_the_image(runner: &Runner) {
     assert_eq!(runner.read("shown/new"), "written\n");
     fs::remove_dir_all(&shown).unwrap();
     let absent = "data=/nonexistent/directory";
-    runner.refused(&image, &["--dir", absent], &["cat", "/etc/motd"], &["/nonexistent/directory"]);
+    runner.assert_refused(&image, &["--dir", absent], &["cat", "/etc/motd"], &["/nonexistent/directory"]);
     runner.ok(&image, &["--dir", &format!("{absent}:maybe")], &["cat", "/etc/motd"]);
-    runner.nothing_is_left();
+    runner.assert_clean();
 }
 
-/// What a program leaves in the box is copied as what it is, or not at all.
-pub(super) fn traps_in_the_box_are_not_stepped_into(runner: &Runner, image: &str) {
+/// `--copy-out` copies regular files and directories only and follows no link.
+pub(super) fn copy_out_follows_no_link(runner: &Runner, image: &str) {
     let canary = Canary::new();
-    let traps = format!(
+    let script = format!(
         "busybox ln -s {0}/secret link; busybox ln -s {0} dir; busybox mkfifo fifo; busybox mkdir tree; \
          busybox ln -s {0}/secret tree/link; echo good >tree/good",
         canary.path()
@@ -95,12 +95,12 @@ pub(super) fn traps_in_the_box_are_not_stepped_into(runner: &Runner, image: &str
     if runner.sandbox == "isolate" {
         options.push("--processes");
     }
-    for (name, whole) in [("link", true), ("dir/secret", true), ("fifo", true), ("tree", false)] {
+    for (name, refused) in [("link", true), ("dir/secret", true), ("fifo", true), ("tree", false)] {
         let copy = format!("{name}=copied");
         let options = [&options[..], &["--copy-out", &copy]].concat();
-        let ran = runner.run(image, &options, &["sh", "-c", &traps]);
+        let ran = runner.run(image, &options, &["sh", "-c", &script]);
         let copied = runner.program.dir().join("copied");
-        if whole {
+        if refused {
             assert_eq!(ran.code, Some(2), "{name}: {ran:?}");
             assert!(
                 ran.err.contains("is missing after the run") || ran.err.contains("are copied"),
@@ -111,53 +111,60 @@ pub(super) fn traps_in_the_box_are_not_stepped_into(runner: &Runner, image: &str
             assert_eq!(super::names(&copied), ["good"], "{ran:?}");
         }
         canary.assert_untouched("the run");
-        runner.nothing_is_left();
+        runner.assert_clean();
     }
-    // Where the copy would go, there is something already: what a link there leads to is not written to.
-    let aim = runner.program.dir().join("aim");
-    std::os::unix::fs::symlink(Path::new(canary.path()).join("secret"), &aim).unwrap();
-    runner.ok(image, &["--copy-out", "new=aim"], &["sh", "-c", "echo new >new"]);
-    assert_eq!(fs::read_to_string(&aim).unwrap(), "new\n");
+    // An existing link at the target is replaced, not followed.
+    let target = runner.program.dir().join("target");
+    std::os::unix::fs::symlink(Path::new(canary.path()).join("secret"), &target).unwrap();
+    runner.ok(image, &["--copy-out", "new=target"], &["sh", "-c", "echo new >new"]);
+    assert_eq!(fs::read_to_string(&target).unwrap(), "new\n");
     canary.assert_untouched("the run");
-    fs::remove_file(aim).unwrap();
+    fs::remove_file(target).unwrap();
     fs::remove_dir_all(runner.program.dir().join("copied")).unwrap();
 }
 
-/// Programs in the images of all attempts find nothing of the host, however they look for it and write.
-pub(super) fn attempts_find_nothing<'a>(runner: &Runner, attempts: impl Iterator<Item = &'a Attempt>) {
+/// A program in the image of each attempt that searches and writes everywhere reaches nothing of the host.
+pub(super) fn attempts_reach_nothing_of_the_host<'a>(
+    runner: &Runner,
+    attempts: impl Iterator<Item = &'a Attempt>,
+) {
     let canaries = [Canary::in_directory(runner.program.dir()), Canary::new()];
     let aim = Aim { near: canaries[0].name(), far: canaries[1].path() };
     let mut options = vec!["--stderr-to-stdout"];
     if runner.sandbox == "isolate" {
         options.extend(["--processes", "--wall-time", "60"]);
     }
-    // With a canary handed to it, the same script finds and changes what it can.
-    let given = Canary::new();
-    let image = text::image("given", [vec![text::small()], text::layers("d mnt \n l out /mnt")].concat());
+    // Control: with a canary mounted into the box, the same script finds and changes it.
+    let exposed = Canary::new();
+    let image = text::image("exposed", [vec![text::small()], text::layers("d mnt \n l out /mnt")].concat());
     let image = text::load(&runner.program, &image);
-    let rule = format!("mnt={}:rw", given.path());
+    let rule = format!("mnt={}:rw", exposed.path());
     let ran = runner.run(&image, &[&options[..], &["--dir", &rule]].concat(), &["sh", "-c", LOOK_AROUND]);
     assert!(ran.out.contains(SECRET) && ran.out.ends_with("looked around\n"), "{runner:?}: {ran:?}");
-    assert!(Path::new(given.path()).join("planted").exists(), "{runner:?}: {ran:?}");
+    assert!(Path::new(exposed.path()).join("planted").exists(), "{runner:?}: {ran:?}");
 
     for attempt in attempts {
         let image = text::load(&runner.program, &attempt.image_with_programs(aim));
         let ran = runner.run(&image, &options, &["sh", "-c", LOOK_AROUND]);
         assert!(ran.out.ends_with("looked around\n"), "{} in {runner:?}: {ran:?}", attempt.name);
-        assert!(!ran.out.contains(SECRET), "{} in {runner:?} finds the host: {ran:?}", attempt.name);
+        assert!(
+            !ran.out.contains(SECRET),
+            "{} in {runner:?} reads a file of the host: {ran:?}",
+            attempt.name
+        );
         for canary in &canaries {
             canary.assert_untouched(attempt.name);
         }
-        runner.nothing_is_left();
+        runner.assert_clean();
     }
 }
 
-/// An image of one program, without a shell.
+/// An image without a shell runs its program.
 pub(super) fn image_without_a_shell_runs(runner: &Runner) {
-    let image = runner.make("shell-less", &[Entry::Gone("bin/.wh.sh")], &json!({}));
+    let image = runner.make("shell-less", &[Entry::Empty("bin/.wh.sh")], &json!({}));
     assert_eq!(runner.ok(&image, &[], &["busybox", "echo", "no shell"]), "no shell\n");
-    runner.refused(&image, &[], &[], &["`/bin/sh`", "no such file in the image"]);
-    runner.refused(&image, &[], &["sh"], &["`sh`", "not found in any directory of PATH"]);
+    runner.assert_refused(&image, &[], &[], &["`/bin/sh`", "no such file in the image"]);
+    runner.assert_refused(&image, &[], &["sh"], &["`sh`", "not found in any directory of PATH"]);
 }
 
 #[test]
@@ -168,9 +175,9 @@ fn image_with_links_out_of_it_reveals_nothing_of_the_host() {
         runner.isolate = Some(isolate);
         for engine in ["fuse", "overlay2"] {
             runner.engine = engine;
-            places_in_the_image_lead_nowhere(&runner);
+            links_at_mount_points_reach_nothing(&runner);
         }
-        rules_stay_in_the_image(&runner);
+        rules_mount_inside_the_image(&runner);
         image_without_a_shell_runs(&runner);
     }
     runner.mount.stop();
@@ -183,9 +190,9 @@ fn escape_attempts_in_an_image_reach_nothing_of_the_host() {
     for isolate in isolates {
         runner.isolate = Some(isolate);
         runner.engine = "fuse";
-        attempts_find_nothing(&runner, escape::kept());
+        attempts_reach_nothing_of_the_host(&runner, escape::kept());
         runner.engine = "overlay2";
-        attempts_find_nothing(&runner, escape::about_the_sandbox());
+        attempts_reach_nothing_of_the_host(&runner, escape::about_the_sandbox());
     }
     runner.mount.stop();
 }
@@ -197,7 +204,7 @@ fn links_planted_by_a_program_are_not_followed_during_cleanup() {
     let image = runner.pull("small");
     for isolate in isolates {
         runner.isolate = Some(isolate);
-        traps_in_the_box_are_not_stepped_into(&runner, &image);
+        copy_out_follows_no_link(&runner, &image);
     }
     runner.mount.stop();
 }

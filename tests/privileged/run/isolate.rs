@@ -1,10 +1,10 @@
-//! What the program gets: compilers and interpreters that work, the image's configuration, its own PATH.
+//! Programs of real images work, and the configuration of the image applies: environment, directory, command, PATH.
 
 use serde_json::json;
 
 use super::{Entry, Runner, on_host};
 
-/// A compiler, an interpreter and a shell of a real image do their work.
+/// The compiler, interpreter and shell of a real image work.
 pub(super) fn real_programs_run(runner: &Runner, image: &str) {
     let source =
         runner.file("main.c", "#include <stdio.h>\nint main(void) { puts(\"compiled\"); return 0; }\n");
@@ -17,16 +17,16 @@ pub(super) fn real_programs_run(runner: &Runner, image: &str) {
     assert_eq!(on_host(&runner.program.dir().join("compiled")).stdout, b"compiled\n");
     let numpy = "import numpy; print(numpy.arange(10).sum())";
     assert_eq!(runner.ok(image, &[], &["python3", "-c", numpy]), "45\n");
-    // The image's own command is its interpreter.
+    // The default command of the image is its interpreter.
     let script = runner.file("script.py", "print(6 * 7)\n");
     assert_eq!(runner.ok(image, &["--copy-in", &script, "--stdin", "script.py"], &[]), "42\n");
     let shell = "echo $((6 * 7)) >box.txt; read line <box.txt; echo $line; echo $0";
     assert_eq!(runner.ok(image, &[], &["/bin/sh", "-c", shell]), "42\n/bin/sh\n");
-    runner.nothing_is_left();
+    runner.assert_clean();
 }
 
-/// The image's configuration, as the program sees it.
-pub(super) fn configuration_is_honoured(runner: &Runner) {
+/// The program sees the environment, directory and command from the configuration of the image.
+pub(super) fn image_configuration_is_applied(runner: &Runner) {
     let config = json!({
         "Env": ["PATH=/opt/tools:/bin", "FROM_IMAGE=image", "BOTH=image", "GONE=image"],
         "WorkingDir": "/srv/work",
@@ -45,50 +45,55 @@ pub(super) fn configuration_is_honoured(runner: &Runner) {
     assert_eq!(runner.ok(&image, &options, &["word"]), "entry word\n/box\nimage call more\n");
     assert_eq!(runner.ok(&image, &["--entrypoint", "tool"], &[]).lines().next(), Some(""));
     assert_eq!(runner.ok(&image, &["--entrypoint", ""], &["cat", "/etc/motd"]), "a small image\n");
-    // PATH of the caller's goes before the image's, for the search too.
-    runner.refused(&image, &["--env", "PATH=/bin"], &[], &["`tool`", "not found in any directory of PATH"]);
-    // What the sandbox mounts has nothing of the image's, and hides nothing behind it.
+    // `--env PATH` replaces the PATH of the image, also for the lookup of the program.
+    runner.assert_refused(
+        &image,
+        &["--env", "PATH=/bin"],
+        &[],
+        &["`tool`", "not found in any directory of PATH"],
+    );
+    // PATH directories that the sandbox mounts over are skipped; the search continues with the next.
     assert_eq!(
         runner.ok(&image, &["--env", "PATH=/tmp:/proc/no:/bin", "--entrypoint", ""], &["cat", "/etc/motd"]),
         "a small image\n"
     );
-    runner.nothing_is_left();
+    runner.assert_clean();
 }
 
-/// The program starts in the image's directory, made where that can be, and else in the box.
-pub(super) fn program_starts_where_it_can_be(runner: &Runner) {
-    for (wanted, found, read_only) in [
+/// The program starts in the working directory of the image, which is made if possible. Otherwise it starts in the box.
+pub(super) fn working_directory_falls_back_to_the_box(runner: &Runner) {
+    for (configured, actual, read_only) in [
         ("/made/new", "/made/new", "/box"),
         ("/box/new", "/box/new", "/box/new"),
         ("made", "/made", "/box"),
         ("/tmp", "/tmp", "/tmp"),
-        // Behind what the sandbox mounts there.
+        // Hidden by the mount of the sandbox on `/tmp`.
         ("/tmp/new", "/box", "/box"),
         ("/link/new", "/box", "/box"),
         ("/private", "/box", "/box"),
     ] {
         let entries = [Entry::Directory("private", 0o700), Entry::Link("link", "/tmp")];
-        let name = format!("starts{}", wanted.replace('/', "-"));
-        let image = runner.make(&name, &entries, &json!({ "WorkingDir": wanted }));
-        assert_eq!(runner.ok(&image, &[], &["sh", "-c", "pwd"]), format!("{found}\n"), "{wanted}");
+        let name = format!("starts{}", configured.replace('/', "-"));
+        let image = runner.make(&name, &entries, &json!({ "WorkingDir": configured }));
+        assert_eq!(runner.ok(&image, &[], &["sh", "-c", "pwd"]), format!("{actual}\n"), "{configured}");
         let pwd = runner.ok(&image, &["--upper", "none"], &["sh", "-c", "pwd"]);
-        assert_eq!(pwd, format!("{read_only}\n"), "{wanted}");
-        if found.starts_with("/box") {
+        assert_eq!(pwd, format!("{read_only}\n"), "{configured}");
+        if actual.starts_with("/box") {
             runner.ok(&image, &[], &["sh", "-c", "echo >written"]);
         }
     }
     let image = runner.make("starts", &[], &json!({}));
     let expected = ["cannot start the program in /box/nowhere: No such file"];
-    runner.refused(&image, &["--chdir", "nowhere"], &["cat", "/etc/motd"], &expected);
-    runner.refused(&image, &["--chdir", "/etc/motd"], &["cat"], &["/etc/motd: Not a directory"]);
+    runner.assert_refused(&image, &["--chdir", "nowhere"], &["cat", "/etc/motd"], &expected);
+    runner.assert_refused(&image, &["--chdir", "/etc/motd"], &["cat"], &["/etc/motd: Not a directory"]);
     assert_eq!(runner.ok(&image, &["--chdir", "/etc"], &["cat", "motd"]), "a small image\n");
-    runner.nothing_is_left();
+    runner.assert_clean();
 }
 
-/// Programs are those of the image.
-pub(super) fn programs_are_searched_for_in_the_image(runner: &Runner) {
+/// The program and its links are looked up in the image, not on the host.
+pub(super) fn programs_are_looked_up_in_the_image(runner: &Runner) {
     let entries = [
-        // Absolute: outside of the image it would be something else.
+        // An absolute target that exists in the image but not on the host.
         Entry::Link("bin/linked", "/opt/real"),
         Entry::Link("bin/nowhere", "/usr/bin/env"),
         Entry::Link("bin/circle", "/bin/circle"),
@@ -99,7 +104,7 @@ pub(super) fn programs_are_searched_for_in_the_image(runner: &Runner) {
     assert_eq!(runner.ok(&image, &[], &["linked"]), "of the image\n");
     assert_eq!(runner.ok(&image, &[], &["/bin/linked"]), "of the image\n");
     let missing = "no such file in the image";
-    for (program, said) in [
+    for (program, reason) in [
         ("mount", "not found in any directory of PATH"),
         ("nowhere", "not found in any directory of PATH"),
         ("directory", "not found in any directory of PATH"),
@@ -110,12 +115,12 @@ pub(super) fn programs_are_searched_for_in_the_image(runner: &Runner) {
         ("/etc/motd", "not executable"),
         ("./absent", missing),
     ] {
-        runner.refused(&image, &[], &[program], &[program, said]);
+        runner.assert_refused(&image, &[], &[program], &[program, reason]);
     }
 }
 
-/// Exit codes of `run`, and what it prints.
-pub(super) fn result_is_told(runner: &Runner, image: &str) {
+/// The exit codes, messages, JSON and meta files of `run` agree with the result of the program.
+pub(super) fn result_is_reported(runner: &Runner, image: &str) {
     let ran = runner.run(image, &[], &["sh", "-c", "echo out; echo err >&2; exit 3"]);
     assert_eq!((ran.code, ran.out.as_str()), (Some(1), "out\n"), "{ran:?}");
     assert!(ran.err.contains("err\n") && ran.err.contains("Exited with error status 3"), "{ran:?}");
@@ -147,14 +152,14 @@ pub(super) fn result_is_told(runner: &Runner, image: &str) {
     assert_eq!((&verdict["errors"], &verdict["message"]), (&json!([]), &json!(null)), "{verdict}");
     assert!(!runner.read("meta").contains("status:"));
 
-    // What is no result of the program's.
+    // A failure before the program starts.
     let ran = runner.run(image, &["--json", "--meta", "meta"], &["absent"]);
     let verdict: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!((ran.code, &verdict["status"]), (Some(2), &json!("XX")), "{ran:?}");
     assert!(verdict["message"].as_str().unwrap().contains("`absent`"), "{verdict}");
     let meta = runner.read("meta");
     assert!(meta.starts_with("status:XX\nmessage:") && meta.contains("`absent`"), "{meta}");
-    runner.nothing_is_left();
+    runner.assert_clean();
 }
 
 #[test]
@@ -179,10 +184,10 @@ fn program_gets_environment_directory_and_command_from_the_image() {
     let image = runner.pull("small");
     for isolate in isolates {
         runner.isolate = Some(isolate);
-        configuration_is_honoured(&runner);
-        program_starts_where_it_can_be(&runner);
-        programs_are_searched_for_in_the_image(&runner);
-        result_is_told(&runner, &image);
+        image_configuration_is_applied(&runner);
+        working_directory_falls_back_to_the_box(&runner);
+        programs_are_looked_up_in_the_image(&runner);
+        result_is_reported(&runner, &image);
     }
     runner.mount.stop();
 }
@@ -199,13 +204,13 @@ fn box_in_use_is_refused_and_left_unchanged() {
         let output = runner.command(&image, &["--box-id", id], &["cat", "/etc/motd"]).output().unwrap();
         let error = support::program::failure(&output, &["run"]);
         assert!(error.contains("box 150 is in use"), "{error}");
-        // Another box is free meanwhile.
+        // Other boxes are still free.
         assert_eq!(runner.ok(&image, &[], &["cat", "/etc/motd"]), "a small image\n");
         other.kill().unwrap();
         other.wait().unwrap();
-        // The killed run's box can be had again at once.
+        // The box of the killed run can be used again at once.
         assert_eq!(runner.verdict(&image, &["--box-id", id], &["cat", "/etc/motd"])["box_id"], 150);
-        runner.swept();
+        runner.sweep_until_clean();
     }
     runner.mount.stop();
 }

@@ -1,4 +1,4 @@
-//! Many runs, at once and in a row, and runs that are killed: nothing stays.
+//! Sequential, concurrent, interrupted and killed runs leave nothing behind.
 
 use std::process::{Child, Stdio};
 use std::thread;
@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use super::Runner;
 use support::child::wait_until;
 
-/// Starts a run of a program that does not end, and waits until it runs.
+/// Starts a run of a program that does not end and waits until the program is running.
 pub(super) fn start(runner: &Runner, image: &str, options: &[&str], name: &str) -> Child {
     let options = [options, &["--env", super::MARK]].concat();
     let mut command = runner.command(image, &options, &["busybox", "sleep", "1000"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    wait_until("the program runs", || runner.processes().iter().any(|(_, found)| found == name));
+    wait_until("the program runs", || runner.processes().iter().any(|(_, command)| command == name));
     child
 }
 
-/// Numbers that look random and are the same each time (xorshift).
-struct Numbers(u64);
+/// A deterministic source of pseudo-random numbers (xorshift).
+struct PseudoRandom(u64);
 
-impl Numbers {
+impl PseudoRandom {
     fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -28,7 +28,7 @@ impl Numbers {
     }
 }
 
-pub(super) fn hundred_in_a_row(runner: &Runner, image: &str, options: &[&str]) {
+pub(super) fn run_one_hundred_in_a_row(runner: &Runner, image: &str, options: &[&str]) {
     let uppers = ["dir", "tmpfs:4M", "none"];
     for number in 0..100 {
         let options = [options, &["--upper", uppers[number % uppers.len()]]].concat();
@@ -36,19 +36,19 @@ pub(super) fn hundred_in_a_row(runner: &Runner, image: &str, options: &[&str]) {
         let out = runner.ok(image, &options, &["busybox", "echo", &text]);
         assert_eq!(out.trim_end(), text);
     }
-    runner.nothing_is_left();
+    runner.assert_clean();
 }
 
-/// Sixteen at once, again and again; every other one is killed within the time that a run takes.
-pub(super) fn half_of_sixteen_killed(runner: &Runner, image: &str, options: &[&str]) {
-    let mut numbers = Numbers(0x5eed);
+/// Starts sixteen concurrent runs, four times. Kills every second run at a random moment of its usual duration.
+pub(super) fn run_sixteen_and_kill_half(runner: &Runner, image: &str, options: &[&str]) {
+    let mut numbers = PseudoRandom(0x5eed);
     let begin = Instant::now();
     runner.ok(image, options, &["busybox", "echo", "first"]);
-    // Sixteen share the processors.
-    let span = u64::try_from(begin.elapsed().as_micros()).unwrap() * 12;
+    // Sixteen runs share the processors, so each takes longer than one run alone.
+    let duration = u64::try_from(begin.elapsed().as_micros()).unwrap() * 12;
     for _ in 0..4 {
         let mut kills: Vec<(Duration, usize)> =
-            (0..8).map(|index| (Duration::from_micros(numbers.below(span)), 2 * index)).collect();
+            (0..8).map(|index| (Duration::from_micros(numbers.below(duration)), 2 * index)).collect();
         kills.sort();
         let begin = Instant::now();
         let mut children: Vec<Child> = (0..16)
@@ -59,7 +59,7 @@ pub(super) fn half_of_sixteen_killed(runner: &Runner, image: &str, options: &[&s
             })
             .collect();
         for (moment, index) in kills {
-            // The moment itself is what is tested.
+            // The test needs the kill at this random moment, so there is no condition to wait for.
             thread::sleep((begin + moment).saturating_duration_since(Instant::now()));
             children[index].kill().unwrap();
         }
@@ -74,38 +74,38 @@ pub(super) fn half_of_sixteen_killed(runner: &Runner, image: &str, options: &[&s
         }
     }
     assert_eq!(runner.ok(image, options, &["busybox", "echo", "last"]), "last\n");
-    runner.swept();
+    runner.sweep_until_clean();
 }
 
-/// A run that is told to end ends its program, and removes what it has made.
-pub(super) fn told_to_end(runner: &Runner, image: &str) {
+/// A run that gets a termination signal ends its program and removes all traces of the run.
+pub(super) fn interrupted_run_leaves_nothing(runner: &Runner, image: &str) {
     for signal in ["TERM", "INT", "HUP"] {
         let child = start(runner, image, &["--json", "--meta", "meta"], "busybox");
         support::images::run("kill", &[&format!("-{signal}"), &child.id().to_string()]);
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         let verdict: serde_json::Value =
-            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{runner:?}: {error}: {text}{said}"));
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{runner:?}: {error}: {text}{errors}"));
         assert_eq!(verdict["status"], "SG", "{runner:?}: {verdict}");
         assert_eq!(verdict["message"], "Interrupted", "{runner:?}: {verdict}");
         assert_eq!(output.status.code(), Some(1));
         assert!(runner.read("meta").contains("status:SG\n"));
-        runner.nothing_is_left();
+        runner.assert_clean();
     }
 }
 
-/// A run that is killed leaves at most files, and these go with the next run.
-pub(super) fn killed_while_running(runner: &Runner, image: &str) {
+/// A killed run leaves at most files, and the next run removes them.
+pub(super) fn killed_run_is_cleaned_up_by_the_next(runner: &Runner, image: &str) {
     for upper in ["dir", "tmpfs:4M"] {
         let mut child = start(runner, image, &["--upper", upper], "busybox");
         child.kill().unwrap();
         child.wait().unwrap();
-        wait_until("its processes are gone", || runner.processes().is_empty());
+        wait_until("the processes of the run are gone", || runner.processes().is_empty());
         let mounts = runner.traces().into_iter().filter(|trace| trace.contains(" overlay "));
         assert_eq!(mounts.collect::<Vec<_>>(), Vec::<String>::new());
-        // The kernel may take some moments more to let go of the root.
-        wait_until("the next run has removed what was left", || {
+        // The kernel may take a moment to release the root.
+        wait_until("the next run removes the files of the killed run", || {
             assert_eq!(runner.ok(image, &[], &["busybox", "echo", "next"]), "next\n");
             runner.traces().is_empty()
         });
@@ -122,7 +122,7 @@ fn one_hundred_runs_in_a_row_leave_nothing() {
         runner.isolate = Some(isolate);
         for engine in ["fuse", "overlay2"] {
             runner.engine = engine;
-            hundred_in_a_row(&runner, &image, options);
+            run_one_hundred_in_a_row(&runner, &image, options);
         }
     }
     runner.mount.stop();
@@ -138,7 +138,7 @@ fn sixteen_concurrent_runs_with_half_killed_leave_nothing() {
         runner.isolate = Some(isolate);
         for engine in ["fuse", "overlay2"] {
             runner.engine = engine;
-            half_of_sixteen_killed(&runner, &image, options);
+            run_sixteen_and_kill_half(&runner, &image, options);
         }
     }
     runner.mount.stop();
@@ -151,8 +151,8 @@ fn interrupted_or_killed_run_leaves_nothing() {
     let image = runner.pull("small");
     for isolate in isolates {
         runner.isolate = Some(isolate);
-        told_to_end(&runner, &image);
-        killed_while_running(&runner, &image);
+        interrupted_run_leaves_nothing(&runner, &image);
+        killed_run_is_cleaned_up_by_the_next(&runner, &image);
     }
     runner.mount.stop();
 }

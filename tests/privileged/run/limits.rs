@@ -1,4 +1,4 @@
-//! Limits: whoever breaks one has isolate's verdict, and an isolate that cannot hold one is refused.
+//! Limits: a program that exceeds one gets the status from isolate, and an unsupported limit is refused.
 
 use serde_json::{Value, json};
 
@@ -44,7 +44,7 @@ fn program_that_exceeds_a_limit_gets_the_status_from_isolate() {
         assert_eq!(runner.verdict(&image, &["--processes=2"], &forks)["status"], "OK");
         assert_eq!(runner.verdict(&image, &["--processes"], &forks)["status"], "OK");
         assert_eq!(runner.ok(&image, &["--stack", "4096"], &["sh", "-c", "ulimit -s"]), "4096\n");
-        runner.nothing_is_left();
+        runner.assert_clean();
     }
     runner.mount.stop();
 }
@@ -66,11 +66,11 @@ fn control_group_limits_are_enforced_or_refused_if_unavailable() {
             assert!(verdict["cg_mem_kib"].as_u64().unwrap() > 40_000, "{verdict}");
             let verdict = runner.verdict(&python, &["--cg", "--time", "5"], &["python3", "-c", "print(1)"]);
             assert!(verdict["cg_mem_kib"].is_u64(), "{verdict}");
-            runner.nothing_is_left();
+            runner.assert_clean();
         } else {
-            runner.refused(&python, &options, &["python3", "-c", forks], &["isolate --init", "roup"]);
+            runner.assert_refused(&python, &options, &["python3", "-c", forks], &["isolate --init", "roup"]);
         }
-        runner.refused(&python, &["--cg-mem", "50000"], &["python3"], &["`--cg-mem` needs `--cg`"]);
+        runner.assert_refused(&python, &["--cg-mem", "50000"], &["python3"], &["`--cg-mem` needs `--cg`"]);
     }
     runner.mount.stop();
 }
@@ -86,8 +86,8 @@ fn option_unsupported_by_isolate_is_an_error_that_names_its_version() {
         if is_2 {
             runner.ok(&image, &["--syscalls", "0"], &["cat", "/etc/motd"]);
         } else {
-            let said = ["`--syscalls`", &version, "is not supported by isolate"];
-            runner.refused(&image, &["--syscalls", "0"], &["cat", "/etc/motd"], &said);
+            let parts = ["`--syscalls`", &version, "is not supported by isolate"];
+            runner.assert_refused(&image, &["--syscalls", "0"], &["cat", "/etc/motd"], &parts);
         }
     }
     runner.mount.stop();
@@ -102,14 +102,14 @@ fn full_upper_is_reported_as_an_error_of_the_program() {
         runner.isolate = Some(isolate);
         for engine in ["fuse", "overlay2"] {
             runner.engine = engine;
-            is_full(&runner, &image);
+            full_upper_fails_the_program(&runner, &image);
         }
     }
     runner.mount.stop();
 }
 
-/// A program that writes more than the upper takes.
-pub(super) fn is_full(runner: &Runner, image: &str) {
+/// A program that writes more than the size of the upper fails with ENOSPC.
+pub(super) fn full_upper_fails_the_program(runner: &Runner, image: &str) {
     let fill = ["busybox", "dd", "if=/dev/zero", "of=/scratch/big", "bs=4096", "count=1000"];
     let ran = runner.run(image, &["--upper", "tmpfs:1M"], &fill);
     assert_eq!(ran.code, Some(1), "{ran:?}");
@@ -118,5 +118,5 @@ pub(super) fn is_full(runner: &Runner, image: &str) {
     assert_eq!(runner.verdict(image, &["--upper", "tmpfs:8M"], &fill)["status"], "OK");
     let ran = runner.run(image, &["--upper", "none"], &fill);
     assert!(ran.code == Some(1) && ran.err.contains("Read-only file system"), "{ran:?}");
-    runner.nothing_is_left();
+    runner.assert_clean();
 }

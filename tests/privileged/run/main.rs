@@ -1,7 +1,7 @@
-//! `run`, under the real isolate and the real bubblewrap.
+//! Tests of `run` with real isolate and real bubblewrap.
 //!
-//! Tests of isolate are left out where it is not installed; `RCX_IMAGEFS_TEST_ISOLATES` names further ones, with colons
-//! between, beside the one on PATH.
+//! The isolate tests are ignored by default because isolate may not be installed. They use the isolate on PATH and all
+//! isolates in `RCX_IMAGEFS_TEST_ISOLATES`, a colon-separated list.
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
@@ -24,33 +24,33 @@ use support::docker_registry::DockerRegistry;
 use support::images::{Images, sha256};
 use support::program::{Program, TestMount, failure};
 
-/// In the environment of all processes of a test's runs.
+/// An environment variable that marks all processes of the runs of a test.
 const MARK: &str = "RCX_TEST_RUN";
-/// Boxes that each test has for itself: isolate 1 takes a box from whoever has it. Other tests of
-/// isolate have theirs from 500 on.
+/// The number of boxes reserved for each test, because isolate 1 takes a box away from its user. The tests of the
+/// stand-in use the boxes from 500 on.
 const BOXES: u32 = 22;
 
-/// An isolate that is installed.
+/// An installed isolate.
 #[derive(Debug, Clone)]
 struct Isolate {
     program: PathBuf,
-    /// As in `2.6`.
+    /// The version, such as `2.6`.
     version: String,
     /// Whether it can use control groups on this machine.
     cg: bool,
-    /// Where it has its boxes.
+    /// The directory of its boxes.
     boxes: PathBuf,
 }
 
 impl Isolate {
-    fn new(program: &Path, a_box: u32) -> Self {
+    fn new(program: &Path, box_id: u32) -> Self {
         let call = |arguments: &[&str]| {
             let output = Command::new(program).args(arguments).output().unwrap();
             (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
         };
-        let id = format!("--box-id={a_box}");
-        let (made, path) = call(&[&id, "--init"]);
-        assert!(made, "{} makes no box", program.display());
+        let id = format!("--box-id={box_id}");
+        let (initialized, path) = call(&[&id, "--init"]);
+        assert!(initialized, "{} --init failed", program.display());
         call(&[&id, "--cleanup"]);
         let (cg, _) = call(&["--cg", &id, "--init"]);
         call(&["--cg", &id, "--cleanup"]);
@@ -65,45 +65,45 @@ impl Isolate {
     }
 }
 
-/// All that are there: the one on PATH, and those that the environment names.
-fn isolates(a_box: u32) -> Vec<Isolate> {
+/// The isolate on PATH and those listed in the environment.
+fn all_isolates(box_id: u32) -> Vec<Isolate> {
     let path = env::var_os("PATH").unwrap();
     let first = env::split_paths(&path).map(|dir| dir.join("isolate")).find(|program| program.is_file());
-    let further = env::var_os("RCX_IMAGEFS_TEST_ISOLATES").unwrap_or_default();
-    let further = env::split_paths(&further).filter(|path| !path.as_os_str().is_empty()).collect::<Vec<_>>();
-    let all: Vec<_> = first.into_iter().chain(further).map(|program| Isolate::new(&program, a_box)).collect();
+    let others = env::var_os("RCX_IMAGEFS_TEST_ISOLATES").unwrap_or_default();
+    let others = env::split_paths(&others).filter(|path| !path.as_os_str().is_empty()).collect::<Vec<_>>();
+    let all: Vec<_> = first.into_iter().chain(others).map(|program| Isolate::new(&program, box_id)).collect();
     assert!(!all.is_empty(), "there is no isolate on PATH");
     all
 }
 
-/// What a run came to.
+/// The exit code and the output of a run.
 #[derive(Debug)]
-struct Ran {
+struct RunResult {
     code: Option<i32>,
     out: String,
     err: String,
 }
 
-/// A mounted store, and runs of its images.
+/// Runs programs in the images of a mounted store.
 struct Runner {
-    // Dropped first: what follows cannot be removed below a mount.
+    // Dropped first: the directories of the other fields cannot be removed below a mount.
     mount: TestMount,
     program: Program,
     registry: DockerRegistry,
     images: Images,
-    /// Of this test alone.
+    /// The first of the boxes reserved for this test.
     first_box: u32,
     sandbox: &'static str,
     isolate: Option<Isolate>,
     engine: &'static str,
 }
 
-/// Something that a layer adds.
+/// An entry of a layer.
 enum Entry<'a> {
     File(&'a str, &'a str),
     Directory(&'a str, u32),
     Link(&'a str, &'a str),
-    Gone(&'a str),
+    Empty(&'a str),
 }
 
 impl Runner {
@@ -118,7 +118,7 @@ impl Runner {
     }
 
     fn with_isolate(first_box: u32) -> (Self, Vec<Isolate>) {
-        (Self::new(first_box, "isolate"), isolates(first_box))
+        (Self::new(first_box, "isolate"), all_isolates(first_box))
     }
 
     /// Pulls one of the images that all tests share.
@@ -128,7 +128,7 @@ impl Runner {
         self.program.pull(&self.registry.reference(&format!("lab/{image}:1")))
     }
 
-    /// Pulls a variant of the small image: with further entries, and a configuration of its own.
+    /// Pulls a variant of the small image with more entries and its own configuration.
     fn make(&self, name: &str, entries: &[Entry<'_>], config: &Value) -> String {
         let layout = self.images.layout().copy_of("small");
         let mut tar = tar::Builder::new(Vec::new());
@@ -148,7 +148,7 @@ impl Runner {
                     tar.append_link(&mut header, path, target).unwrap();
                     continue;
                 }
-                Entry::Gone(path) => (*path, ""),
+                Entry::Empty(path) => (*path, ""),
             };
             header.set_size(content.len() as u64);
             tar.append_data(&mut header, path, content.as_bytes()).unwrap();
@@ -171,7 +171,7 @@ impl Runner {
         self.program.pull(&self.registry.reference(&format!("made/{name}:1")))
     }
 
-    /// `run` with options, the image, and the command.
+    /// Builds a call of `run`.
     fn command(&self, image: &str, options: &[&str], words: &[&str]) -> Command {
         let mut command = self.program.command(&["run", "--sandbox", self.sandbox, "--engine", self.engine]);
         command.args(options).arg(image);
@@ -182,13 +182,13 @@ impl Runner {
         command
     }
 
-    /// Another command of the program's, with what runs have.
+    /// Sets up the environment of any call of the program as for runs.
     fn set_up(&self, command: &mut Command) {
         if let Some(isolate) = &self.isolate {
             let path = env::var_os("PATH").unwrap();
-            let mut places = vec![isolate.program.parent().unwrap().to_owned()];
-            places.extend(env::split_paths(&path));
-            command.env("PATH", env::join_paths(places).unwrap());
+            let mut dirs = vec![isolate.program.parent().unwrap().to_owned()];
+            dirs.extend(env::split_paths(&path));
+            command.env("PATH", env::join_paths(dirs).unwrap());
         }
         command.env(MARK, self.mark()).current_dir(self.program.dir()).stdin(Stdio::null());
     }
@@ -197,13 +197,13 @@ impl Runner {
         self.program.dir().display().to_string()
     }
 
-    fn run(&self, image: &str, options: &[&str], words: &[&str]) -> Ran {
+    fn run(&self, image: &str, options: &[&str], words: &[&str]) -> RunResult {
         let output = self.command(image, options, words).output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ran { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+        RunResult { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
     }
 
-    /// Runs what must end with 0; its standard output.
+    /// Runs a program that must exit with 0 and returns its standard output.
     #[track_caller]
     fn ok(&self, image: &str, options: &[&str], words: &[&str]) -> String {
         let ran = self.run(image, options, words);
@@ -211,7 +211,7 @@ impl Runner {
         ran.out
     }
 
-    /// Runs with `--json` what takes place; the result.
+    /// Runs a program with `--json` and returns the result. The run itself must succeed.
     #[track_caller]
     fn verdict(&self, image: &str, options: &[&str], words: &[&str]) -> Value {
         let ran = self.run(image, &[options, &["--json"]].concat(), words);
@@ -222,32 +222,32 @@ impl Runner {
         verdict
     }
 
-    /// Runs what cannot be run: the error must hold all of `said`, and nothing may be left.
+    /// Makes a run that must be refused with an error that contains all of `parts`, and leave nothing behind.
     #[track_caller]
-    fn refused(&self, image: &str, options: &[&str], words: &[&str], said: &[&str]) {
+    fn assert_refused(&self, image: &str, options: &[&str], words: &[&str], parts: &[&str]) {
         let output = self.command(image, options, words).output().unwrap();
         let error = failure(&output, &[options, words].concat());
-        for text in said {
-            assert!(error.contains(text), "the error should say {text:?}: {error}");
+        for part in parts {
+            assert!(error.contains(part), "the error should contain {part:?}: {error}");
         }
-        self.nothing_is_left();
+        self.assert_clean();
     }
 
-    /// The boxes that isolate has from `first_box` on, the roots, mounts, processes and control groups of this test.
+    /// Lists everything that exists of this test's runs: boxes, roots, mounts, processes and control groups.
     fn traces(&self) -> Vec<String> {
         let mut traces = Vec::new();
         let run_dir = self.program.dir().join("run");
-        let ours = self.program.store().join("rcx-imagefs");
-        for place in [
+        let state_dir = self.program.store().join("rcx-imagefs");
+        for dir in [
             run_dir.join("boxes"),
             run_dir.join("roots"),
             run_dir.join("root"),
-            ours.join("roots"),
-            ours.join("boxes"),
+            state_dir.join("roots"),
+            state_dir.join("boxes"),
         ] {
-            traces.extend(names(&place).into_iter().map(|name| place.join(name).display().to_string()));
+            traces.extend(names(&dir).into_iter().map(|name| dir.join(name).display().to_string()));
         }
-        // The last is what isolate's version is remembered in.
+        // `isolate-version` caches the version of isolate.
         let is_known = |name: &str| {
             ["boxes", "roots", "root", "skeleton", "isolate-version"].contains(&name)
                 || name.ends_with(".sock")
@@ -256,27 +256,27 @@ impl Runner {
         };
         traces.extend(names(&run_dir).into_iter().filter(|name| !is_known(name)));
         for id in self.first_box..self.first_box + BOXES {
-            let places = self.isolate.iter().map(|isolate| isolate.boxes.join(id.to_string()));
+            let boxes = self.isolate.iter().map(|isolate| isolate.boxes.join(id.to_string()));
             let groups = names(Path::new("/sys/fs/cgroup")).into_iter();
             let groups = groups.map(|name| Path::new("/sys/fs/cgroup").join(name).join(format!("box-{id}")));
             traces.extend(
-                places.chain(groups).filter(|path| path.exists()).map(|path| path.display().to_string()),
+                boxes.chain(groups).filter(|path| path.exists()).map(|path| path.display().to_string()),
             );
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let place = format!(" {}/", self.mark());
-        let daemons = format!(" {} ", self.mount.dir().display());
+        let below_test_dir = format!(" {}/", self.mark());
+        let daemon_mount = format!(" {} ", self.mount.dir().display());
         traces.extend(
             mounts
                 .lines()
-                .filter(|line| line.contains(&place) && !line.contains(&daemons))
+                .filter(|line| line.contains(&below_test_dir) && !line.contains(&daemon_mount))
                 .map(str::to_owned),
         );
         traces.extend(self.processes().into_iter().map(|(pid, name)| format!("process {pid} {name}")));
         traces
     }
 
-    /// The processes of this test's runs that are alive, and what they call themselves.
+    /// The live processes of this test's runs as (pid, command name).
     fn processes(&self) -> Vec<(u32, String)> {
         let mark = format!("{MARK}={}\0", self.mark());
         let found = names(Path::new("/proc")).into_iter().filter_map(|name| {
@@ -290,14 +290,14 @@ impl Runner {
     }
 
     #[track_caller]
-    fn nothing_is_left(&self) {
+    fn assert_clean(&self) {
         assert_eq!(self.traces(), Vec::<String>::new(), "{self:?}");
     }
 
-    /// Sweeps, until nothing is left: processes that were killed may take some moments to be gone.
+    /// Sweeps until nothing is left. Killed processes may take a moment to disappear.
     #[track_caller]
-    fn swept(&self) {
-        wait_until("nothing is left", || {
+    fn sweep_until_clean(&self) {
+        wait_until("all runs are cleaned up", || {
             let mut command = self.program.command(&["root", "sweep"]);
             self.set_up(&mut command);
             let output = command.output().unwrap();
@@ -310,7 +310,7 @@ impl Runner {
         });
     }
 
-    /// A file of the host's for a run, by its path.
+    /// Writes a file on the host and returns its path.
     fn file(&self, name: &str, content: &str) -> String {
         let path = self.program.dir().join(name);
         let mut builder = fs::DirBuilder::new();
@@ -336,7 +336,7 @@ fn names(directory: &Path) -> Vec<String> {
     entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
 }
 
-/// A command that must succeed outside of any sandbox.
+/// Runs a program on the host, outside any sandbox.
 fn on_host(program: &Path) -> Output {
     Command::new(program).output().unwrap()
 }

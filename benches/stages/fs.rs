@@ -52,7 +52,7 @@ impl Images {
         let manifest = Manifest::new(config, layers).unwrap().to_bytes();
         let manifest = Descriptor::new(media::OCI_MANIFEST, put(&manifest), manifest.len() as u64);
         let tag = "1".parse().unwrap();
-        self.store.tag(&Name::given(name).unwrap(), Some(&tag), &manifest, None).unwrap();
+        self.store.tag(&Name::from_archive(name).unwrap(), Some(&tag), &manifest, None).unwrap();
     }
 
     /// Shows them; a forward reader's next span is not decoded ahead, so that each read pays for its own.

@@ -40,7 +40,7 @@ pub(super) struct LoadArgs {
 
 pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
     let platform = context.config.platform(args.platform.as_deref())?;
-    let name = args.name.as_deref().map(Reference::given).transpose()?;
+    let name = args.name.as_deref().map(Reference::from_archive).transpose()?;
     let at = || format!("load {}", args.path.display());
     Store::exists(&context.store)?;
     let archive = Archive::open(&args.path, &platform).with_context(at)?;

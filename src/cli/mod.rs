@@ -195,7 +195,7 @@ impl Context {
     /// Finds the image of a reference in the store.
     fn find(&self, store: &Store, text: &str) -> anyhow::Result<FoundImage> {
         let refs = store.refs()?;
-        let meanings = Reference::meanings(text, self.default_registry())?;
+        let meanings = Reference::candidates(text, self.default_registry())?;
         for reference in &meanings {
             let tag = reference.tag_or_latest();
             let found = match reference.digest {

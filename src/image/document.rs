@@ -133,7 +133,7 @@ fn agreed_type(
     });
     match (own, announced) {
         (Some(own), Some(announced)) if own != announced => {
-            Err(ManifestError::AnnouncedOtherwise { own: own.to_owned(), announced: announced.to_owned() })
+            Err(ManifestError::MediaTypeMismatch { own: own.to_owned(), announced: announced.to_owned() })
         }
         (None, Some(announced)) if kind_of(announced) != Some(kind) => Err(contradiction(announced)),
         (Some(declared), _) | (None, Some(declared)) => Ok(declared.to_owned()),
@@ -270,7 +270,7 @@ mod tests {
             (with(manifest(), "mediaType", json!(media::OCI_INDEX)), None, |e| {
                 matches!(e, E::Contradiction { kind: DocumentKind::Manifest, .. })
             }),
-            (manifest(), Some(media::DOCKER_MANIFEST), |e| matches!(e, E::AnnouncedOtherwise { .. })),
+            (manifest(), Some(media::DOCKER_MANIFEST), |e| matches!(e, E::MediaTypeMismatch { .. })),
             (without(index(&[]), "mediaType"), Some(media::OCI_MANIFEST), |e| {
                 matches!(e, E::Contradiction { kind: DocumentKind::Index, .. })
             }),

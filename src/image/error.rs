@@ -44,7 +44,7 @@ pub enum ManifestError {
     },
     /// The media type in the document differs from the announced one.
     #[error("manifest has the media type `{own}`, but was announced as `{announced}`")]
-    AnnouncedOtherwise {
+    MediaTypeMismatch {
         /// The media type in the document.
         own: String,
         /// The media type of the response or the descriptor.
@@ -136,7 +136,7 @@ impl ManifestError {
             | Self::Both
             | Self::SchemaVersion(_)
             | Self::Contradiction { .. }
-            | Self::AnnouncedOtherwise { .. }
+            | Self::MediaTypeMismatch { .. }
             | Self::TooMany { .. }
             | Self::Size { .. }
             | Self::RootfsType(_)

@@ -63,7 +63,7 @@ impl Name {
     ///
     /// # Errors
     /// The part that does not follow the grammar.
-    pub fn given(text: &str) -> Result<Self, ReferenceError> {
+    pub fn from_archive(text: &str) -> Result<Self, ReferenceError> {
         match split_host(text) {
             (None, repository) if repository.contains('/') => Self::checked("", repository, text),
             _ => Self::normalized(text, None),
@@ -243,7 +243,7 @@ impl FromStr for Name {
     type Err = ReferenceError;
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        Self::given(text)
+        Self::from_archive(text)
     }
 }
 

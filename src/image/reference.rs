@@ -112,12 +112,12 @@ impl Reference {
         Self::with_name(text, |name| Name::normalized(name, default_registry))
     }
 
-    /// Parses the name that an archive gives to an image; see [`Name::given`].
+    /// Parses the name that an archive gives to an image; see [`Name::from_archive`].
     ///
     /// # Errors
     /// As [`Reference::parse`].
-    pub fn given(text: &str) -> Result<Self, ReferenceError> {
-        Self::with_name(text, Name::given)
+    pub fn from_archive(text: &str) -> Result<Self, ReferenceError> {
+        Self::with_name(text, Name::from_archive)
     }
 
     /// Returns all references that a text may stand for among the images of the store, the most likely first: one of the
@@ -125,13 +125,15 @@ impl Reference {
     ///
     /// # Errors
     /// As [`Reference::parse`].
-    pub fn meanings(text: &str, default_registry: Option<&str>) -> Result<Vec<Self>, ReferenceError> {
+    pub fn candidates(text: &str, default_registry: Option<&str>) -> Result<Vec<Self>, ReferenceError> {
         let first = Self::parse(text, default_registry);
         let mut all: Vec<Self> = Vec::new();
         // With one host the name can be too long, and with another or without a host not.
-        for meaning in [first.clone(), Self::given(text), Self::parse(text, None)].into_iter().flatten() {
-            if !all.contains(&meaning) {
-                all.push(meaning);
+        for candidate in
+            [first.clone(), Self::from_archive(text), Self::parse(text, None)].into_iter().flatten()
+        {
+            if !all.contains(&candidate) {
+                all.push(candidate);
             }
         }
         if all.is_empty() {
@@ -246,7 +248,7 @@ mod tests {
             ("python:1", "docker.io/library/python:1", "python"),
             ("reg.example/lab/python:1", "reg.example/lab/python:1", "reg.example/lab/python"),
         ] {
-            let reference = Reference::given(text).unwrap();
+            let reference = Reference::from_archive(text).unwrap();
             assert_eq!(reference.to_string(), canonical, "{text}");
             assert_eq!(reference.name.familiar(None), shown, "{text}");
         }
@@ -266,31 +268,31 @@ mod tests {
         ] {
             let name = Reference::parse(text, None).unwrap().name;
             assert_eq!(name.familiar(Some("reg:1")), shown, "{text}");
-            let meanings = Reference::meanings(shown, Some("reg:1")).unwrap();
-            assert!(meanings.iter().any(|meaning| meaning.name == name), "{text}: {meanings:?}");
+            let candidates = Reference::candidates(shown, Some("reg:1")).unwrap();
+            assert!(candidates.iter().any(|candidate| candidate.name == name), "{text}: {candidates:?}");
         }
     }
 
     #[test]
     fn names_round_trip_through_their_canonical_text() {
         for text in ["python", "lab/python", "reg:5000/a/b", "localhost/a", "[::1]:80/a", "Reg/a"] {
-            for reference in Reference::meanings(text, Some("default.example")).unwrap() {
+            for reference in Reference::candidates(text, Some("default.example")).unwrap() {
                 assert_eq!(reference.name.as_str().parse::<Name>().unwrap(), reference.name, "{text}");
             }
         }
     }
 
     #[test]
-    fn meanings_start_with_the_default_registry() {
-        let meanings = |text, default| -> Vec<String> {
-            Reference::meanings(text, default).unwrap().iter().map(Reference::to_string).collect()
+    fn candidates_start_with_the_default_registry() {
+        let candidates = |text, default| -> Vec<String> {
+            Reference::candidates(text, default).unwrap().iter().map(Reference::to_string).collect()
         };
-        assert_eq!(meanings("a/b", Some("reg:1")), ["reg:1/a/b", "a/b", "docker.io/a/b"]);
-        assert_eq!(meanings("a/b", None), ["docker.io/a/b", "a/b"]);
-        assert_eq!(meanings("reg:1/b", None), ["reg:1/b"]);
+        assert_eq!(candidates("a/b", Some("reg:1")), ["reg:1/a/b", "a/b", "docker.io/a/b"]);
+        assert_eq!(candidates("a/b", None), ["docker.io/a/b", "a/b"]);
+        assert_eq!(candidates("reg:1/b", None), ["reg:1/b"]);
         let long = "b".repeat(240);
-        assert_eq!(meanings(&long, Some("reg:1")), [format!("reg:1/{long}")]);
-        assert!(Reference::meanings("B", Some("reg:1")).is_err());
+        assert_eq!(candidates(&long, Some("reg:1")), [format!("reg:1/{long}")]);
+        assert!(Reference::candidates("B", Some("reg:1")).is_err());
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl ListedImage {
         let texts = self.repo_tags.iter().flatten();
         texts
             .filter_map(|text| {
-                Reference::given(text)
+                Reference::from_archive(text)
                     .inspect_err(|error| tracing::warn!(%error, "ignoring an invalid image name"))
                     .ok()
             })

@@ -172,7 +172,7 @@ fn with_names(
     }
     let (full, reference) = (entry.annotation(IMAGE_NAME), entry.annotation(REF_NAME));
     for text in full.into_iter().chain(reference.filter(|_| full.is_none())) {
-        match (text.contains(['/', ':', '@']), Reference::given(text), text.parse::<Tag>()) {
+        match (text.contains(['/', ':', '@']), Reference::from_archive(text), text.parse::<Tag>()) {
             (true, Ok(name), _) => image.names.push(name),
             (false, _, Ok(tag)) => image.tags.push(tag),
             (true, Err(error), _) | (false, _, Err(error)) => {

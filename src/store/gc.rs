@@ -232,7 +232,7 @@ mod tests {
     }
 
     fn name() -> Name {
-        Name::given("python").unwrap()
+        Name::from_archive("python").unwrap()
     }
 
     #[test]

@@ -181,11 +181,11 @@ impl IndexJsonEntry {
 
     /// The name and the tag; `None` if the entry has no valid name.
     pub(super) fn identity(&self) -> Option<(Name, Option<Tag>)> {
-        match self.annotation(REF_NAME).and_then(|text| Reference::given(text).ok()) {
+        match self.annotation(REF_NAME).and_then(|text| Reference::from_archive(text).ok()) {
             // `NAME@DIGEST` has no tag. A name alone stands for its tag `latest`.
             Some(reference) if reference.digest.is_some() => Some((reference.name, reference.tag)),
             Some(reference) => Some((reference.name.clone(), Some(reference.tag_or_latest()))),
-            None => Some((Name::given(self.annotation(NAME)?).ok()?, None)),
+            None => Some((Name::from_archive(self.annotation(NAME)?).ok()?, None)),
         }
     }
 

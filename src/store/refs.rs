@@ -169,7 +169,7 @@ mod tests {
     use crate::store::tests::new_store;
 
     fn name(text: &str) -> Name {
-        Name::given(text).unwrap()
+        Name::from_archive(text).unwrap()
     }
 
     fn tag(text: &str) -> Tag {

@@ -74,7 +74,7 @@ fn a_million_files_take_250_bytes_each_and_are_listed_once_one_at_a_time() {
     write_layout(&dir.path().join("layout"), million());
     let store = Store::open_or_create(&dir.path().join("store")).unwrap();
     let archive = Archive::open(&dir.path().join("layout"), &Platform::host()).unwrap();
-    let name_of_image = Some(Reference::given("lab/many").unwrap());
+    let name_of_image = Some(Reference::from_archive("lab/many").unwrap());
     let job = LoadJob { store: store.clone(), name: name_of_image, progress: ProgressSink::none() };
     // The tables of the index, the file that is made of them, then the tree in the making.
     within(250 * FILES, || load(&job, &archive).unwrap());

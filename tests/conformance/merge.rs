@@ -18,7 +18,7 @@ fn shown(store: &Store, case: &Case) -> Result<String, String> {
     let dir = tempfile::tempdir().unwrap();
     layout::write(dir.path(), [case]);
     let result = (|| -> Result<String, Box<dyn Error>> {
-        let name = Some(Reference::given("conformance")?);
+        let name = Some(Reference::from_archive("conformance")?);
         let archive = Archive::open(dir.path(), &Platform::host())?;
         let arrived =
             load(&LoadJob { store: store.clone(), name, progress: ProgressSink::none() }, &archive)?;

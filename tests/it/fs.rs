@@ -231,7 +231,7 @@ fn removed_image_is_gone_by_name_and_what_is_in_use_still_answers() {
     let fs = stored.fs();
     let root = resolve(&fs, "lab/a:1").ino;
     let file = lookup(&fs, lookup(&fs, root, b"etc").ino, b"plain").ino;
-    stored.store.remove_image(&Name::given("lab/a").unwrap(), digest).unwrap();
+    stored.store.remove_image(&Name::from_archive("lab/a").unwrap(), digest).unwrap();
     let changes = fs.refresh().unwrap();
     let gone: Vec<_> = changes.names.iter().map(|(_, name)| &**name).collect();
     assert!(gone.contains(&"a:1") && gone.contains(&&*format!("a@{digest}")), "{gone:?}");

@@ -107,7 +107,7 @@ impl TestStore {
         let bytes = manifest.to_bytes();
         let descriptor = Descriptor::new(manifest.media_type(), put(&bytes), bytes.len() as u64);
         let (name, tag) = reference.rsplit_once(':').unwrap();
-        let (name, tag) = (Name::given(name).unwrap(), tag.parse().unwrap());
+        let (name, tag) = (Name::from_archive(name).unwrap(), tag.parse().unwrap());
         self.store.tag(&name, Some(&tag), &descriptor, None).unwrap();
         (ManifestDigest::from(&descriptor), digests)
     }

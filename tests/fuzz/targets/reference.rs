@@ -88,11 +88,11 @@ fn check_reference(text: &str, default: Option<&str>) {
         let tag = reference.tag_or_latest();
         assert_eq!(tag.as_str().parse::<Tag>().as_ref(), Ok(&tag));
     }
-    if let Ok(given) = Reference::given(text) {
+    if let Ok(given) = Reference::from_archive(text) {
         check_name(&given.name);
-        assert_eq!(Reference::given(&given.to_string()), Ok(given));
+        assert_eq!(Reference::from_archive(&given.to_string()), Ok(given));
     }
-    if let Ok(meanings) = Reference::meanings(text, default) {
+    if let Ok(meanings) = Reference::candidates(text, default) {
         if let Ok(first) = &parsed {
             assert_eq!(meanings.first(), Some(first), "the default registry's comes first");
         }
@@ -106,7 +106,7 @@ fn check_name(name: &Name) {
     assert!(name.as_str().len() <= 255);
     for default in [None, Some("reg.example"), name.host()] {
         let familiar = name.familiar(default);
-        match Reference::meanings(&familiar, default) {
+        match Reference::candidates(&familiar, default) {
             Ok(meanings) => {
                 assert!(meanings.iter().any(|meaning| meaning.name == *name), "{familiar} is not {name:?}")
             }

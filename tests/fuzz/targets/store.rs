@@ -97,7 +97,7 @@ fn check_refs(text: Vec<u8>, input: &mut Input<'_>) {
         let file = path.join("index.json");
         std::fs::write(&file, &text).unwrap();
         if store.refs().is_err() {
-            let name = Name::given("lab/a").unwrap();
+            let name = Name::from_archive("lab/a").unwrap();
             let descriptor = Descriptor::new(media::OCI_MANIFEST, digest(1), 1);
             assert!(store.tag(&name, None, &descriptor, None).is_err());
             assert!(std::fs::read(&file).unwrap() == text, "a damaged file does not stay as it is");
@@ -128,7 +128,7 @@ fn check_refs(text: Vec<u8>, input: &mut Input<'_>) {
 }
 
 fn change(store: &Store, input: &mut Input<'_>) {
-    let name = Name::given(input.pick(&["lab/a", "a", "lab/b"])).unwrap();
+    let name = Name::from_archive(input.pick(&["lab/a", "a", "lab/b"])).unwrap();
     let tag: Tag = input.pick(&["1", "2", "latest"]).parse().unwrap();
     let own = (name.to_string(), tag.to_string());
     let (mut before, images_before) = (tags(store), images(store));

@@ -103,7 +103,9 @@ fn configuration_that_says_another_tar_is_told_for_a_shared_layer_too() {
     manifest["config"]["digest"] = json!(config.digest.to_string());
     manifest["config"]["size"] = json!(config.size);
     let manifest = put(media::OCI_MANIFEST, &manifest);
-    store.tag(&Name::given("lab/wrong").unwrap(), Some(&"1".parse().unwrap()), &manifest, None).unwrap();
+    store
+        .tag(&Name::from_archive("lab/wrong").unwrap(), Some(&"1".parse().unwrap()), &manifest, None)
+        .unwrap();
     let found = problems(&scene, &[]);
     assert_eq!(found.len(), 1, "{found:?}");
     let layer = scene.layer(&digest, 1);

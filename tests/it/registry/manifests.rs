@@ -164,7 +164,7 @@ async fn what_is_no_manifest_is_named() {
     let contradiction = resolve_to(200, &[("Content-Type", media::OCI_INDEX)], manifest("")).await;
     assert!(
         matches!(&contradiction, RegistryError::Document { source, .. }
-            if matches!(**source, ManifestError::AnnouncedOtherwise { .. })),
+            if matches!(**source, ManifestError::MediaTypeMismatch { .. })),
         "{}",
         message(&contradiction)
     );
@@ -231,6 +231,6 @@ async fn hanging_manifest_ends_in_time() {
 
 #[tokio::test]
 async fn local_name_has_no_registry_to_ask() {
-    let error = registry().resolve(&Reference::given("lab/app:1").unwrap()).await.unwrap_err();
+    let error = registry().resolve(&Reference::from_archive("lab/app:1").unwrap()).await.unwrap_err();
     assert!(matches!(error, RegistryError::Local(_)), "{error}");
 }

@@ -39,7 +39,9 @@ fn foreign_copy(program: &Program, image: &str, change: impl FnOnce(&mut Vec<Val
     let config = put(media::OCI_CONFIG, &config);
     manifest["config"] = serde_json::to_value(&config).unwrap();
     let manifest = put(media::OCI_MANIFEST, &manifest);
-    store.tag(&Name::given("lab/foreign").unwrap(), Some(&"1".parse().unwrap()), &manifest, None).unwrap();
+    store
+        .tag(&Name::from_archive("lab/foreign").unwrap(), Some(&"1".parse().unwrap()), &manifest, None)
+        .unwrap();
     format!("lab/foreign@{}", manifest.digest)
 }
 

@@ -223,7 +223,7 @@ fn moved_tag_is_visible_to_concurrent_readers_once_the_daemon_confirms_it() {
     let store = Store::open_or_create(program.store()).unwrap();
     let mount = program.mount();
     let socket = daemon_of(&program).socket;
-    let name: Name = Name::given("lab/moving").unwrap();
+    let name: Name = Name::from_archive("lab/moving").unwrap();
     let digests = [0, 1].map(|number| ManifestDigest::new(Digest::of(&[number])));
     let lab = mount.path("lab");
     let tag = lab.join("moving:1");

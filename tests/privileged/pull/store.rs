@@ -14,7 +14,7 @@ fn store_on(disk: &Tmpfs) -> PathBuf {
 }
 
 fn name() -> Name {
-    Name::given("python").unwrap()
+    Name::from_archive("python").unwrap()
 }
 
 fn put_image(store: &Store) -> Descriptor {

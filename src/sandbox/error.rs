@@ -186,3 +186,28 @@ impl SandboxError {
         Self::Step { step: step.into(), source: source.into() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrapped_error_keeps_its_code() {
+        let path = || PathBuf::from("/x");
+        let version = IsolateVersion::new(1, 2, 0);
+        let denied = PathError::new("open", path(), io::ErrorKind::PermissionDenied);
+        for (error, code) in [
+            (IsolateError::TooOld { path: path(), version }.into(), ErrorCode::NoSandbox),
+            (IsolateError::MissingValue("meta").into(), ErrorCode::Usage),
+            (CopyError::Missing(path()).into(), ErrorCode::Copy),
+            (denied.into(), ErrorCode::Permission),
+            (
+                SandboxError::Program { program: "sh".into(), fault: ProgramFault::Missing },
+                ErrorCode::Program,
+            ),
+        ] {
+            let error: SandboxError = error;
+            assert_eq!(error.code(), code, "{error}");
+        }
+    }
+}

@@ -27,7 +27,7 @@ fn image_path_with_dot_dot_is_refused() {
     let mount = mount.display();
     for climbing in ["..", "../own", "x/../../../etc", "lab/..", "./../own"] {
         let message = host.fails(&mut host.isolate(), &arguments(&format!("{mount}/{climbing}")));
-        assert!(message.contains("`..` in a path of the mount"), "{message}");
+        assert!(message.contains("must not contain `..`"), "{message}");
     }
     for climbing in ["../own", "lab/../../own:1", "..", "x/.."] {
         let named = [&format!("--env=RCX_IMAGEFS_IMAGE={climbing}"), "--run", "--", "x"].map(str::to_owned);
@@ -344,7 +344,7 @@ fn configuration_that_others_can_write_is_refused() {
     let (file, dir) = (host.config(), host.config().parent().unwrap().to_owned());
     let refused = |why: &str| {
         let message = host.fails(&mut host.isolate(), &["--run".into(), "--".into(), "x".into()]);
-        assert!(message.contains("not to be trusted") && message.contains(why), "{message}");
+        assert!(message.contains("is not trusted") && message.contains(why), "{message}");
     };
     let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     for (path, good) in [(&file, 0o644), (&dir, 0o755)] {

@@ -1,7 +1,7 @@
 //! Packs a merged tree: numbers the reachable nodes, sorts the names, and drops the rest.
 
-use super::merge::{MergeFault, MergeState};
-use super::{NodeId, Tree, TreeChild, TreeDirectory};
+use super::merge::MergeState;
+use super::{MergeFault, NodeId, Tree, TreeChild, TreeDirectory};
 
 impl MergeState<'_> {
     /// Numbers the nodes that can be reached from the root, and packs them.

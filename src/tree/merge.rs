@@ -21,14 +21,9 @@
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 
-use super::{IMPLIED, LayerNo, Tree};
-use crate::error::ErrorCode;
+use super::{IMPLIED, LayerNo, MAX_LINKS, MAX_NAME, MergeError, MergeFault, Tree};
 use crate::image::{Digest, LayerDigest};
 use crate::index::{EntryId, Index, IndexedKind};
-use crate::layer::{Printable, TarOffset};
-
-/// Most symlinks in one path (`MAXSYMLINKS`, linux/namei.h).
-pub const MAX_LINKS: usize = 40;
 
 /// Most components of symlink targets that a merge walks, for all entries together. Paths in real layers lead through a few
 /// links of a few components; 40 links of 2,000 components in the path of each of a million entries would take an hour.
@@ -41,70 +36,6 @@ const MAX_NODES: usize = 1 << 24;
 /// Most entries and markers in all layers of an image; a layer that occurs twice counts twice. Even if they create few nodes,
 /// each takes time: a thousand times the same layer of a million directories would take an hour.
 const MAX_ENTRIES: usize = 1 << 25;
-
-/// Longest name in bytes (`NAME_MAX`). The names of entries are checked before; components of symlink targets are not.
-const MAX_NAME: usize = 255;
-
-/// Why the layers of an image cannot be merged.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "layer {layer}: {} `{}`: {fault} (in {digest}{})",
-    if *.marker { "marker for" } else { "entry" },
-    Printable(.path),
-    .at.map_or(String::new(), |at| format!(", at byte {at} of the tar"))
-)]
-pub struct MergeError {
-    /// The layer that cannot be applied.
-    pub layer: LayerNo,
-    /// The digest of its blob.
-    pub digest: LayerDigest,
-    /// The offset of the entry's header; `None` for markers, for which the index does not record it.
-    pub at: Option<TarOffset>,
-    /// The path of the entry, or the path that the marker hides.
-    pub path: Box<[u8]>,
-    /// Whether `path` is of a marker.
-    pub marker: bool,
-    /// The rule that is broken.
-    pub fault: MergeFault,
-}
-
-impl MergeError {
-    /// The stable code of this error.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
-        match self.fault {
-            MergeFault::Loop
-            | MergeFault::NotADirectory
-            | MergeFault::LongName(_)
-            | MergeFault::NoTarget(_)
-            | MergeFault::DirectoryTarget(_) => ErrorCode::Merge,
-            MergeFault::TooMany(_) => ErrorCode::LayerLimit,
-        }
-    }
-}
-
-/// Why an entry or marker cannot be applied.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum MergeFault {
-    /// The path leads through more than [`MAX_LINKS`] symlinks, or loops.
-    #[error("too many symbolic links in its path")]
-    Loop,
-    /// A component before the last is neither a directory nor a symlink to one.
-    #[error("its parent is not a directory")]
-    NotADirectory,
-    /// The target of a symlink is missing and cannot be created, because one of its components is too long.
-    #[error("a symbolic link in its path has a component of {0} bytes (at most {MAX_NAME})")]
-    LongName(usize),
-    /// The target of a hard link is missing, comes later, was removed by this layer, or is the link itself.
-    #[error("hard link to `{}`, which does not exist", Printable(.0))]
-    NoTarget(Box<[u8]>),
-    /// The target of a hard link is a directory.
-    #[error("hard link to `{}`, which is a directory", Printable(.0))]
-    DirectoryTarget(Box<[u8]>),
-    /// There are more layers, nodes or names than the limit.
-    #[error("too many {0}")]
-    TooMany(&'static str),
-}
 
 /// Merges the layers of an image, lowest first.
 ///

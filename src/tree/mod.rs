@@ -4,6 +4,7 @@
 //! mode, size, link target and other attributes of a node are in its entry in the index.
 
 mod dump;
+mod error;
 mod freeze;
 mod merge;
 
@@ -13,7 +14,10 @@ use crate::index::EntryId;
 use crate::layer::Timestamp;
 
 pub use dump::dump;
-pub use merge::{MAX_LINKS, MergeError, MergeFault, merge};
+pub use error::{MAX_LINKS, MergeError, MergeFault};
+pub use merge::merge;
+
+use error::MAX_NAME;
 
 /// The permission bits of a directory without an entry in any layer. It belongs to root:root and has no xattrs.
 pub const IMPLIED_MODE: u16 = 0o755;

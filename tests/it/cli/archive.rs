@@ -19,7 +19,7 @@ impl Layout {
         Self::with_config(layers, |_| ())
     }
 
-    /// The same with something else in its configuration.
+    /// The same, with a changed configuration.
     pub(super) fn with_config(layers: &str, change: impl FnOnce(&mut Value)) -> Self {
         let layout = Self { dir: tempfile::tempdir().unwrap() };
         fs::create_dir_all(layout.dir.path().join("blobs/sha256")).unwrap();
@@ -68,7 +68,7 @@ impl Layout {
     }
 }
 
-/// This host's, in the words of the OCI: what `load` chooses.
+/// The architecture of this host, as OCI names it; `load` selects it.
 fn architecture() -> String {
     rcx_imagefs::image::Platform::host().to_string().split('/').nth(1).unwrap().to_owned()
 }

@@ -1,4 +1,4 @@
-//! The configuration file, the environment and the options, and which goes before which.
+//! The configuration file, environment variables and options, and their order of precedence.
 
 use std::fs;
 use std::process::Command;
@@ -16,7 +16,7 @@ fn bare(arguments: &[&str]) -> Command {
 }
 
 #[test]
-fn unknown_key_is_an_error_that_names_file_and_line_and_every_command_finds_it() {
+fn unknown_key_is_an_error_with_file_and_line_in_every_command() {
     let scene = Scene::new();
     let file = scene.program.dir().join("config.toml");
     fs::write(&file, "platform = 'linux/amd64'\n[mount]\nthreds = 3\n").unwrap();
@@ -29,7 +29,7 @@ fn unknown_key_is_an_error_that_names_file_and_line_and_every_command_finds_it()
 }
 
 #[test]
-fn wrong_values_are_named_before_anything_is_done() {
+fn invalid_value_is_an_error_before_anything_is_done() {
     let scene = Scene::new();
     let file = scene.program.dir().join("config.toml");
     for (text, wanted) in [
@@ -47,13 +47,13 @@ fn wrong_values_are_named_before_anything_is_done() {
 }
 
 #[test]
-fn named_file_has_to_be_there() {
+fn file_of_the_config_option_must_exist() {
     let (error, _) = failed(&bare(&["--config", "/nonexistent/c.toml", "images"]).output().unwrap());
     assert!(error.starts_with("configuration /nonexistent/c.toml: No such file"), "{error}");
 }
 
 #[test]
-fn option_goes_before_environment_and_environment_before_file() {
+fn option_overrides_environment_and_environment_overrides_file() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("c.toml");
     fs::write(&config, "store = '/nonexistent/of-file'\n").unwrap();
@@ -73,7 +73,7 @@ fn option_goes_before_environment_and_environment_before_file() {
 }
 
 #[test]
-fn default_registry_is_left_out_of_names_and_understood_without() {
+fn default_registry_is_left_out_of_names_and_optional_in_references() {
     let scene = Scene::new();
     fs::write(scene.program.dir().join("config.toml"), "default-registry = 'reg.example:5000'\n").unwrap();
     let digest = scene.load("other.example/lab/b:1", super::LAYERS);
@@ -89,21 +89,21 @@ fn default_registry_is_left_out_of_names_and_understood_without() {
 }
 
 #[test]
-fn verbose_says_more_and_the_results_stay_the_same() {
+fn verbose_logs_more_and_does_not_change_the_output() {
     let (scene, image) = Scene::with("lab/a:1");
     fs::remove_dir_all(scene.program.store().join("rcx-imagefs/indexes")).unwrap();
-    let said = |arguments: &[&str]| {
+    let outputs = |arguments: &[&str]| {
         let output = scene.program.run(arguments);
         assert!(output.status.success());
         texts(&output)
     };
-    let (out, err) = said(&["verify"]);
+    let (out, err) = outputs(&["verify"]);
     assert!(out.contains("0 problems"), "{out}");
     assert_eq!(err.lines().count(), 2, "a warning for each layer: {err}");
     assert!(err.contains(&scene.layer(&image, 0)), "{err}");
-    let (quiet, nothing) = said(&["verify"]);
+    let (quiet, nothing) = outputs(&["verify"]);
     assert_eq!((quiet.as_str(), nothing.as_str()), (out.as_str(), ""));
     for verbose in ["-v", "-vv"] {
-        assert_eq!(said(&["verify", verbose]).0, out);
+        assert_eq!(outputs(&["verify", verbose]).0, out);
     }
 }

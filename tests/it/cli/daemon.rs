@@ -1,4 +1,4 @@
-//! `path` and `status`, and what a change tells the daemon. The daemon is one of the test's own, without a mount.
+//! `path`, `status`, and notifications of the daemon. The daemon is a part of the test and has no mount.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -80,11 +80,11 @@ fn path_is_below_the_mount_and_has_an_alias_without_colons() {
 }
 
 #[test]
-fn status_is_what_the_daemon_says() {
+fn status_shows_the_answer_of_the_daemon() {
     let (scene, _) = Scene::with("lab/a:1");
-    let mut said = status(&scene);
-    said.filesystem.failed = vec!["lab/b: it is\ngone".to_owned()];
-    let daemon = Daemon::new(&scene, Some(said));
+    let mut answer = status(&scene);
+    answer.filesystem.failed = vec!["lab/b: it is\ngone".to_owned()];
+    let daemon = Daemon::new(&scene, Some(answer));
     let shown = scene.program.json(&["status"]);
     let all = [
         "errors",
@@ -122,7 +122,7 @@ fn status_is_what_the_daemon_says() {
 }
 
 #[test]
-fn commands_that_change_the_store_tell_the_daemon_and_others_do_not() {
+fn only_commands_that_change_the_store_notify_the_daemon() {
     let (scene, _) = Scene::with("lab/a:1");
     let daemon = Daemon::new(&scene, Some(status(&scene)));
     for command in [&["images"][..], &["inspect", "lab/a:1"], &["verify"], &["path", "lab/a:1"]] {
@@ -137,7 +137,7 @@ fn commands_that_change_the_store_tell_the_daemon_and_others_do_not() {
 }
 
 #[test]
-fn store_that_nobody_serves_is_told_with_advice() {
+fn missing_daemon_is_an_error_with_a_hint() {
     let (scene, _) = Scene::with("lab/a:1");
     let store = scene.program.store().display().to_string();
     for command in [&["status"][..], &["path", "lab/a:1"]] {
@@ -148,7 +148,7 @@ fn store_that_nobody_serves_is_told_with_advice() {
 }
 
 #[test]
-fn daemon_that_does_not_answer_is_told_and_keeps_no_change_back() {
+fn dead_daemon_is_an_error_for_status_but_does_not_stop_changes() {
     let (scene, _) = Scene::with("lab/a:1");
     let _daemon = Daemon::new(&scene, None);
     let socket = scene.program.dir().join("control.sock");
@@ -159,7 +159,7 @@ fn daemon_that_does_not_answer_is_told_and_keeps_no_change_back() {
 }
 
 #[test]
-fn second_daemon_is_refused_and_told_of_the_first() {
+fn second_daemon_is_refused_with_the_mountpoint_of_the_first() {
     let (scene, _) = Scene::with("lab/a:1");
     let _daemon = Daemon::new(&scene, Some(status(&scene)));
     let dir = scene.program.dir().join("images");

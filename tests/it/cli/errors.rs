@@ -1,4 +1,4 @@
-//! What cannot be done is told in one sentence, with advice where there is some.
+//! Errors are one line, with a hint where something can be done; with `--json` they are also an object with a code.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use super::{Scene, failed};
 use support::program::Program;
 
 #[test]
-fn missing_store_is_told_by_every_command_that_needs_one_and_none_makes_it() {
+fn missing_store_is_an_error_and_no_command_creates_it() {
     let scene = Scene::new();
     let store = scene.program.store().display().to_string();
     let commands: [&[&str]; 8] = [
@@ -28,7 +28,7 @@ fn missing_store_is_told_by_every_command_that_needs_one_and_none_makes_it() {
 }
 
 #[test]
-fn directory_of_somebody_else_is_not_taken_for_a_store() {
+fn foreign_directory_is_not_used_as_a_store() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("diary.txt"), "private").unwrap();
     let program = Program::with_store(dir.path());
@@ -41,7 +41,7 @@ fn directory_of_somebody_else_is_not_taken_for_a_store() {
 }
 
 #[test]
-fn wrong_references_are_named_with_what_is_wrong() {
+fn error_about_an_invalid_reference_names_the_reference_and_the_fault() {
     let (scene, _) = Scene::with("lab/a:1");
     for (reference, wanted) in [
         ("", "has no name"),
@@ -63,7 +63,7 @@ fn wrong_references_are_named_with_what_is_wrong() {
 }
 
 #[test]
-fn image_that_is_not_there_comes_with_what_is() {
+fn missing_image_is_an_error_with_the_tags_that_exist() {
     let (scene, digest) = Scene::with("reg.example/lab/a:1");
     scene.load("reg.example/lab/a:two", super::LAYERS);
     for command in ["inspect", "path", "rm", "verify"] {
@@ -80,16 +80,16 @@ fn image_that_is_not_there_comes_with_what_is() {
 }
 
 #[test]
-fn registry_that_is_not_there_is_told_with_advice() {
+fn unreachable_registry_is_an_error_with_a_hint() {
     let scene = Scene::new();
-    // Nobody listens on the port that nobody may use but the first services of a host.
+    // Port 1 (tcpmux) is closed on every host.
     let (error, hint) = scene.fails(&["pull", "127.0.0.1:1/lab/a:1"]);
     assert!(error.starts_with("pull 127.0.0.1:1/lab/a:1: 127.0.0.1:1/lab/a:1: cannot connect: "), "{error}");
     assert_eq!(hint.unwrap(), "check that the registry `127.0.0.1:1` exists and is running");
 }
 
 #[test]
-fn store_is_made_when_there_is_something_to_store_and_not_before() {
+fn store_is_created_only_when_there_is_something_to_store() {
     let scene = Scene::new();
     let nowhere = scene.program.dir().join("nowhere").display().to_string();
     for command in [["pull", "127.0.0.1:1/lab/a:1"], ["load", &nowhere], ["mount", &nowhere]] {
@@ -99,7 +99,7 @@ fn store_is_made_when_there_is_something_to_store_and_not_before() {
 }
 
 #[test]
-fn mountpoint_that_is_not_there_is_named() {
+fn missing_mountpoint_is_an_error() {
     let (scene, _) = Scene::with("lab/a:1");
     let dir = scene.program.dir().join("nowhere");
     let (error, _) = scene.fails(&["mount", dir.to_str().unwrap()]);
@@ -114,5 +114,30 @@ fn mountpoint_that_would_hide_the_store_is_refused() {
         let (error, _) = scene.fails(&["mount", "--allow-nonempty", dir.to_str().unwrap()]);
         let wanted = format!("mountpoint {} would hide {}", dir.display(), store.display());
         assert!(error.starts_with(&wanted), "{error}");
+    }
+}
+
+#[test]
+fn failed_command_prints_an_object_with_its_code() {
+    let (scene, _) = Scene::with("lab/a:1");
+    let missing = scene.program.dir().join("nowhere").display().to_string();
+    for (arguments, code) in [
+        (&["inspect", "lab/b:1", "--json"][..], "no-image"),
+        (&["inspect", "a b", "--json"], "reference"),
+        (&["status", "--json"], "no-daemon"),
+        (&["load", &missing, "--json"], "io"),
+        (&["root", "remove", "--json", "-x"], "usage"),
+        (&["images", "--json", "extra"], "usage"),
+        (&["run", "--json", "lab/b:1", "--", "true"], "no-image"),
+    ] {
+        let output = scene.program.run(arguments);
+        let (out, err) = super::texts(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {out}{err}");
+        let printed: serde_json::Value =
+            serde_json::from_str(&out).unwrap_or_else(|_| panic!("{arguments:?}: {out}"));
+        let object = if arguments[0] == "run" { &printed } else { &printed["error"] };
+        assert_eq!(object["code"], code, "{arguments:?}: {out}");
+        let message = object["message"].as_str().unwrap();
+        assert!(!message.is_empty() && !message.contains('\n'), "{arguments:?}: {out}");
     }
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Scene, keys};
 
 #[test]
-fn only_what_no_image_refers_to_is_freed() {
+fn gc_frees_only_files_that_no_image_refers_to() {
     let (scene, digest) = Scene::with("lab/a:1");
     let layers = [scene.layer(&digest, 0), scene.layer(&digest, 1)];
     let size: u64 = {
@@ -42,7 +42,7 @@ fn only_what_no_image_refers_to_is_freed() {
 }
 
 #[test]
-fn manifest_that_is_missing_is_told() {
+fn missing_manifest_is_reported() {
     let (scene, digest) = Scene::with("lab/a:1");
     fs::remove_file(scene.blob(&digest)).unwrap();
     let output = scene.program.run(&["gc", "--dry-run", "--json"]);

@@ -50,7 +50,7 @@ fn version_is_that_of_the_package() {
 }
 
 #[test]
-fn wrong_words_end_with_2_and_say_where_help_is() {
+fn invalid_arguments_exit_with_2_and_point_to_the_help() {
     let scene = Scene::new();
     let wrong: [&[&str]; 6] = [
         &["pul"],
@@ -72,7 +72,7 @@ fn wrong_words_end_with_2_and_say_where_help_is() {
 }
 
 #[test]
-fn completions_know_the_commands_of_each_shell() {
+fn completions_of_each_shell_contain_all_commands() {
     let scene = Scene::new();
     for shell in ["bash", "zsh", "fish"] {
         let script = scene.program.ok(&["completions", shell]);
@@ -83,7 +83,7 @@ fn completions_know_the_commands_of_each_shell() {
 }
 
 #[test]
-fn manual_has_a_page_for_each_command() {
+fn each_command_has_a_man_page() {
     let scene = Scene::new();
     let dir = scene.program.dir().join("share/man/man1");
     assert_eq!(scene.program.ok(&["man", dir.to_str().unwrap()]), "");

@@ -33,7 +33,7 @@ fn every_image_is_listed_once_with_its_tags() {
 }
 
 #[test]
-fn image_whose_manifest_is_gone_is_listed_with_the_reason_and_others_are_as_ever() {
+fn image_without_its_manifest_is_listed_with_an_error() {
     let (scene, gone) = Scene::with("lab/a:1");
     scene.load("lab/b:1", "f other x");
     fs::remove_file(scene.blob(&gone)).unwrap();

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Layout, Scene, keys};
 
 #[test]
-fn inspect_tells_what_the_image_is_made_of() {
+fn inspect_shows_all_parts_of_an_image() {
     let (scene, digest) = Scene::with("lab/a:1");
     let shown = scene.program.json(&["inspect", "lab/a:1"]);
     let all = ["config", "created", "digest", "index", "layers", "media_type", "name", "platform", "tags"];

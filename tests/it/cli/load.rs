@@ -37,7 +37,7 @@ fn image_without_a_name_needs_one() {
 }
 
 #[test]
-fn what_is_no_archive_is_named() {
+fn file_that_is_not_an_archive_is_named() {
     let scene = Scene::new();
     let file = scene.program.dir().join("notes.txt");
     fs::write(&file, "not an archive").unwrap();

@@ -22,7 +22,7 @@ const PRINTING: [&[&str]; 12] = [
 ];
 
 #[test]
-fn reader_that_has_gone_is_no_error() {
+fn closed_pipe_is_not_an_error() {
     let (scene, _) = Scene::with("lab/a:1");
     for arguments in PRINTING {
         let (reader, writer) = std::io::pipe().unwrap();
@@ -34,7 +34,7 @@ fn reader_that_has_gone_is_no_error() {
 }
 
 #[test]
-fn output_that_could_not_be_written_is_an_error() {
+fn failed_write_to_stdout_is_an_error() {
     let (scene, _) = Scene::with("lab/a:1");
     for arguments in &PRINTING[..9] {
         let full = File::options().write(true).open("/dev/full").unwrap();

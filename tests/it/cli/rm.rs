@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{LAYERS, Scene};
 
 #[test]
-fn tag_goes_alone_while_the_image_has_another() {
+fn rm_of_the_last_tag_removes_the_image() {
     let (scene, digest) = Scene::with("lab/a:1");
     scene.load("lab/a:2", LAYERS);
     let done = scene.program.json(&["rm", "lab/a:1"]);
@@ -16,7 +16,7 @@ fn tag_goes_alone_while_the_image_has_another() {
 }
 
 #[test]
-fn digest_takes_all_tags_with_it_and_leaves_the_blobs() {
+fn rm_of_a_digest_removes_all_tags_and_leaves_the_blobs() {
     let (scene, digest) = Scene::with("lab/a:1");
     scene.load("lab/a:2", LAYERS);
     let other = scene.load("lab/b:1", "f other x");
@@ -24,7 +24,7 @@ fn digest_takes_all_tags_with_it_and_leaves_the_blobs() {
     assert_eq!(done, json!([{ "name": "lab/a", "digest": digest, "untagged": ["1", "2"], "removed": true }]));
     let left = scene.program.json(&["images"]);
     assert_eq!((left.as_array().unwrap().len(), &left[0]["digest"]), (1, &json!(other)));
-    assert!(scene.blob(&digest).exists(), "gc frees what rm leaves");
+    assert!(scene.blob(&digest).exists(), "only gc removes blobs");
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn kept_image_stays_under_its_digest() {
 }
 
 #[test]
-fn one_reference_that_is_not_there_keeps_all() {
+fn missing_reference_among_several_removes_nothing() {
     let (scene, _) = Scene::with("lab/a:1");
     let (error, _) = scene.fails(&["rm", "lab/a:1", "lab/none:1"]);
     assert!(error.contains("lab/none:1"), "{error}");

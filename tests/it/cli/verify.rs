@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{LAYERS, Scene, keys, texts};
 
-/// Runs `verify --json`, which must find something, and returns its report.
+/// Runs `verify --json`, which must find problems, and returns them.
 #[track_caller]
 fn problems(scene: &Scene, arguments: &[&str]) -> Vec<String> {
     let output = scene.program.run(&[&["verify", "--json"], arguments].concat());
@@ -22,7 +22,7 @@ fn problems(scene: &Scene, arguments: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn whole_store_is_read_once() {
+fn verify_reads_each_blob_once() {
     let (scene, digest) = Scene::with("lab/a:1");
     scene.load("lab/b:1", LAYERS.split("---").next().unwrap());
     let report = scene.program.json(&["verify"]);
@@ -41,7 +41,7 @@ fn whole_store_is_read_once() {
 }
 
 #[test]
-fn damage_is_told_once_and_only_for_the_images_that_have_it() {
+fn damage_is_reported_once_and_only_for_the_images_with_it() {
     let (scene, digest) = Scene::with("lab/a:1");
     let other = scene.load("lab/b:1", LAYERS.split("---").next().unwrap());
     scene.load("lab/c:1", "f other x");
@@ -60,7 +60,7 @@ fn damage_is_told_once_and_only_for_the_images_that_have_it() {
 }
 
 #[test]
-fn documents_that_are_gone_or_damaged_are_told_once() {
+fn missing_and_damaged_documents_are_reported_once() {
     let (scene, digest) = Scene::with("lab/a:1");
     let config = scene.manifest(&digest)["config"]["digest"].as_str().unwrap().to_owned();
     scene.damage(&config);
@@ -72,7 +72,7 @@ fn documents_that_are_gone_or_damaged_are_told_once() {
 }
 
 #[test]
-fn damaged_index_is_built_anew() {
+fn damaged_index_is_rebuilt() {
     let (scene, _) = Scene::with("lab/a:1");
     for file in fs::read_dir(scene.program.store().join("rcx-imagefs/indexes")).unwrap() {
         fs::write(file.unwrap().path(), "damaged").unwrap();
@@ -85,9 +85,9 @@ fn damaged_index_is_built_anew() {
 }
 
 #[test]
-fn configuration_that_says_another_tar_is_told_for_a_shared_layer_too() {
+fn wrong_diff_id_is_reported_for_a_shared_layer_too() {
     let (scene, digest) = Scene::with("lab/a:1");
-    // No command lets such an image in; another program may.
+    // No command takes such an image in; another program may write it into the store.
     let store = scene.store();
     let put = |media_type: &str, document: &Value| {
         let bytes = document.to_string().into_bytes();

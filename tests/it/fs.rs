@@ -1,4 +1,4 @@
-//! The filesystem without a kernel: what images, names and numbers answer, and what damage does.
+//! The filesystem without a kernel: names, inode numbers, listings, reads, and damage.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -23,7 +23,7 @@ const BASE: &str = "\
     ";
 
 #[test]
-fn image_shows_what_its_layers_merge_to() {
+fn image_shows_the_merged_tree_of_its_layers() {
     let layers = [BASE, "w etc/alias\nf top 1\n", "o dev\nc dev/zero 1:5\nd deep mode=711\n"].join("---\n");
     for packing in [Packing::Tar, Packing::Gzip, Packing::Members(1000), Packing::Frames(1000), Packing::Zstd]
     {
@@ -37,7 +37,7 @@ fn image_shows_what_its_layers_merge_to() {
 }
 
 #[test]
-fn root_of_an_image_shows_its_own_attributes() {
+fn root_of_an_image_has_the_attributes_of_its_entry() {
     let stored = TestStore::new();
     stored.add_text("lab/a:1", "d / mode=1777 uid=5 mtime=77\nf x");
     let fs = stored.fs();
@@ -46,7 +46,7 @@ fn root_of_an_image_shows_its_own_attributes() {
 }
 
 #[test]
-fn absence_lasts_in_an_image_and_not_among_the_names() {
+fn negative_lookups_are_cacheable_within_an_image_only() {
     let stored = TestStore::new();
     stored.add_text("lab/a:1", "d d\nf f");
     let fs = stored.fs();
@@ -78,19 +78,19 @@ fn file_of_a_shared_layer_is_one_inode_in_every_image() {
     for name in [&b"plain"[..], b"link"] {
         assert_eq!(ino("lab/a:1", b"etc", name), ino("lab/b:1", b"etc", name));
     }
-    // In the second image it has one name only: another answer, so another inode.
+    // In the second image the file has one name only. Its link count differs, so it must be another inode.
     let (two, one) = (ino("lab/a:1", b"etc", b"hosts"), ino("lab/b:1", b"etc", b"hosts"));
     assert_eq!((two.nlink, one.nlink), (2, 1));
     assert_ne!(two.ino, one.ino);
     assert_eq!(*fs.read(two.ino, 0, 99).unwrap(), *fs.read(one.ino, 0, 99).unwrap());
-    // Directories are each image's own.
+    // Every image has its own directories.
     let etc = |image| lookup(&fs, resolve(&fs, image).ino, b"etc").ino;
     assert_ne!(etc("lab/a:1"), etc("lab/b:1"));
     assert_eq!(lookup(&fs, etc("lab/b:1"), b"..").ino, resolve(&fs, "lab/b:1").ino);
     assert_eq!(lookup(&fs, resolve(&fs, "lab/b:1").ino, b"..").ino, resolve(&fs, "lab").ino);
 }
 
-/// Every inode of an image with what `getattr` says of it.
+/// Collects the attributes of every file below a directory.
 fn inodes(fs: &ImageFs, directory: Ino, into: &mut Vec<rcx_imagefs::fs::InodeAttr>) {
     for name in names(fs, directory) {
         let attr = lookup(fs, directory, &name);
@@ -102,7 +102,7 @@ fn inodes(fs: &ImageFs, directory: Ino, into: &mut Vec<rcx_imagefs::fs::InodeAtt
 }
 
 #[test]
-fn numbers_survive_a_restart_and_mean_the_same_without_a_lookup() {
+fn inode_numbers_survive_a_restart_and_need_no_lookup_first() {
     let stored = TestStore::new();
     stored.add_text("lab/a:1", &format!("{BASE}\n---\nw etc/alias"));
     let fs = stored.fs();
@@ -121,7 +121,7 @@ fn numbers_survive_a_restart_and_mean_the_same_without_a_lookup() {
 }
 
 #[test]
-fn numbers_that_stand_for_nothing_are_stale_whatever_is_asked() {
+fn unknown_inode_numbers_are_stale_in_every_call() {
     let stored = TestStore::new();
     stored.add_text("lab/a:1", BASE);
     let fs = stored.fs();
@@ -144,8 +144,8 @@ fn numbers_that_stand_for_nothing_are_stale_whatever_is_asked() {
             fs.listxattr(ino).err(),
         ];
         for error in answers {
-            let error = error.unwrap_or_else(|| panic!("{number:#x} is answered"));
-            // A layer's number is never a directory, so a lookup in it needs no look at the layer.
+            let error = error.unwrap_or_else(|| panic!("a call for {number:#x} succeeds"));
+            // Inodes of layers are never directories, so a lookup in one fails without opening the layer.
             let expected = matches!(error, FsError::Stale(_) | FsError::NotADirectory(_));
             assert!(expected, "{number:#x}: {error}");
         }
@@ -153,7 +153,7 @@ fn numbers_that_stand_for_nothing_are_stale_whatever_is_asked() {
 }
 
 #[test]
-fn numbers_that_nothing_was_given_are_stale_though_they_name_a_file() {
+fn inode_numbers_that_were_never_returned_are_stale_even_if_they_name_a_file() {
     let stored = TestStore::new();
     stored.add_text("lab/a:1", "d d\nf f content\nh g f\n");
     let fs = stored.fs();
@@ -161,7 +161,7 @@ fn numbers_that_nothing_was_given_are_stale_though_they_name_a_file() {
     let (directory, file) = (lookup(&fs, root, b"d").ino.get(), lookup(&fs, root, b"f").ino.get());
     let image = root.get() & !u64::from(u32::MAX);
     let layer = file & !u64::from(u32::MAX);
-    // Behind the root and the directory, the file is the image's third node; in its layer, the entry behind the directory's.
+    // The file is the third node of the image, after the root and the directory, and the second entry of its layer.
     assert_eq!((root.get(), directory, file), (image + 1, image + 2, layer + 2));
     for made_up in [image + 3, layer + 1, layer + 3] {
         let ino = Ino::from_kernel(made_up);
@@ -171,7 +171,7 @@ fn numbers_that_nothing_was_given_are_stale_though_they_name_a_file() {
 }
 
 #[test]
-fn listing_goes_on_at_every_offset() {
+fn listing_can_continue_at_every_offset() {
     let stored = TestStore::new();
     stored.add_text("lab/a:1", BASE);
     stored.add_text("lab/b:1", BASE);
@@ -199,7 +199,7 @@ fn listing_goes_on_at_every_offset() {
 }
 
 #[test]
-fn listing_opens_no_image_and_gives_the_number_that_a_lookup_gives() {
+fn listing_opens_no_image_and_returns_the_inode_number_of_a_lookup() {
     let stored = TestStore::new();
     let (digest, _) = stored.add_text("lab/a:1", BASE);
     let fs = stored.fs();
@@ -215,8 +215,8 @@ fn listing_opens_no_image_and_gives_the_number_that_a_lookup_gives() {
         .unwrap();
         image.unwrap()
     };
-    let (ino, lasts) = listed(&fs);
-    assert!(!lasts);
+    let (ino, complete) = listed(&fs);
+    assert!(!complete);
     assert_eq!(fs.status().open, []);
     assert_eq!(resolve(&fs, &format!("lab/a@{digest}")).ino, ino);
     assert_eq!(fs.status().open, [Some(format!("lab/a@{digest}"))]);
@@ -224,7 +224,7 @@ fn listing_opens_no_image_and_gives_the_number_that_a_lookup_gives() {
 }
 
 #[test]
-fn removed_image_is_gone_by_name_and_what_is_in_use_still_answers() {
+fn removed_image_loses_its_names_and_keeps_serving_open_files() {
     let stored = TestStore::new();
     let (digest, _) = stored.add_text("lab/a:1", BASE);
     stored.add_text("lab/b:1", "f other");
@@ -247,7 +247,7 @@ fn blob(stored: &TestStore, layer: &LayerDigest) -> std::path::PathBuf {
 }
 
 #[test]
-fn image_without_a_blob_is_an_error_until_the_blob_is_back_and_others_are_untouched() {
+fn image_with_a_missing_blob_fails_until_the_blob_is_back_and_other_images_work() {
     let stored = TestStore::new();
     let (digest, layers) = stored.add_text("lab/a:1", BASE);
     stored.add_text("lab/b:1", "f other fine");
@@ -273,7 +273,7 @@ fn image_without_a_blob_is_an_error_until_the_blob_is_back_and_others_are_untouc
 }
 
 #[test]
-fn flipped_bit_is_an_error_for_its_span_and_never_other_bytes() {
+fn flipped_bit_fails_reads_of_its_span_and_never_returns_wrong_bytes() {
     let text: String = (0..40_u8)
         .map(|n| format!("f f{n:02} {}\n", char::from(b'a' + n % 26).to_string().repeat(3000)))
         .collect();
@@ -298,13 +298,13 @@ fn flipped_bit_is_an_error_for_its_span_and_never_other_bytes() {
     }
     assert!((1..=4).contains(&errors), "{errors} of 40 files of one span");
     file.write_all_at(&byte, middle).unwrap();
-    let mended =
+    let repaired =
         names(&fs, root).iter().all(|name| content(&fs, lookup(&fs, root, name).ino, 777).len() == 3000);
-    assert!(mended, "a failure is not remembered");
+    assert!(repaired, "the failure is remembered");
 }
 
 #[test]
-fn blob_that_was_fetched_again_is_read_by_whoever_has_the_layer_open() {
+fn blob_that_is_fetched_again_is_used_by_layers_that_are_already_open() {
     let stored = TestStore::new();
     let (_, layers) = stored.add_text("lab/a:1", "f a right\nf b b\n---\nh c b");
     let fs = stored.fs();

@@ -1,4 +1,4 @@
-//! Archives that GNU tar writes, in all its formats, against the files that it read.
+//! Compares archives of GNU tar, in all its formats, with the files that they were made of.
 
 use std::collections::HashMap;
 use std::fs::{self, File, FileTimes};
@@ -12,7 +12,7 @@ use rcx_imagefs::layer::{EntryKind, FileContent, MemberName, TarEntry, TarWalk};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use tempfile::TempDir;
 
-/// A directory with one of everything that an unprivileged user can make and the format can say.
+/// A directory with one file of each kind that an unprivileged user can make and the format can store.
 fn tree(long_names: bool) -> TempDir {
     let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let at = |name: &str| temp.path().join(name);
@@ -63,7 +63,7 @@ fn entries(tar: &[u8]) -> HashMap<PathBuf, TarEntry> {
     entries
 }
 
-/// Compares a file's bytes, those in its holes too, without reading a terabyte of zeros.
+/// Compares the bytes of a file, including its holes, without reading a terabyte of zeros.
 fn assert_same_content(file: &Path, tar: &[u8], size: u64, content: &FileContent) {
     let file = File::open(file).unwrap();
     assert_eq!(file.metadata().unwrap().len(), size);
@@ -76,7 +76,7 @@ fn assert_same_content(file: &Path, tar: &[u8], size: u64, content: &FileContent
         file.read_exact_at(&mut expected, logical).unwrap();
         assert!(expected == tar[usize::try_from(at).unwrap()..][..expected.len()]);
     }
-    // Data that the filesystem has must be in a segment, unless it is zeros.
+    // Data outside of the segments must be zeros.
     let mut at = 0;
     while let Ok(data) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
         let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(data)).unwrap();
@@ -90,7 +90,7 @@ fn assert_same_content(file: &Path, tar: &[u8], size: u64, content: &FileContent
     }
 }
 
-/// Whether all of a directory is in a tar as it is; returns how many sparse files there were.
+/// Checks that a tar holds exactly the files of a directory. Returns the number of sparse files.
 fn assert_same(dir: &Path, tar: &[u8], nanoseconds: bool) -> usize {
     let mut entries = entries(tar);
     let mut sparse = 0;
@@ -122,7 +122,7 @@ fn assert_same(dir: &Path, tar: &[u8], nanoseconds: bool) -> usize {
                 assert_same_content(&file, tar, *size, content);
             }
             EntryKind::Fifo => assert!(meta.file_type().is_fifo()),
-            kind => panic!("{path:?} is no {kind:?}"),
+            kind => panic!("{path:?} is unexpectedly {kind:?}"),
         }
     }
     assert!(entries.is_empty(), "{entries:?}");
@@ -130,9 +130,9 @@ fn assert_same(dir: &Path, tar: &[u8], nanoseconds: bool) -> usize {
 }
 
 #[test]
-fn every_format_says_what_the_files_are() {
+fn every_format_gives_the_same_files() {
     let temp = tree(true);
-    // Without -S the big file would be a terabyte.
+    // Without -S, tar would write a terabyte for this file.
     fs::remove_file(temp.path().join("holes")).unwrap();
     for format in ["gnu", "oldgnu", "pax"] {
         let tar = archive(temp.path(), &["--format", format]);
@@ -172,7 +172,7 @@ fn every_sparse_format_gives_the_same_bytes() {
 }
 
 #[test]
-fn xattrs_come_through() {
+fn xattrs_are_read() {
     let temp = tree(true);
     let file = temp.path().join("d/file");
     let values: [(&str, &[u8]); 3] =
@@ -183,7 +183,7 @@ fn xattrs_come_through() {
     let tar = archive(temp.path(), &["-S", "--format=pax", "--xattrs"]);
     assert_same(temp.path(), &tar, true);
     let entries = entries(&tar);
-    // The first of two names carries them.
+    // The first of the two hard links has them.
     let named = entries.values().find(|entry| !entry.xattrs.is_empty()).unwrap();
     let mut expected: Vec<_> = values.iter().map(|(name, value)| (name.as_bytes(), *value)).collect();
     expected.sort_unstable();
@@ -193,7 +193,7 @@ fn xattrs_come_through() {
 }
 
 #[test]
-fn a_truncated_archive_is_an_error_except_between_entries() {
+fn truncated_archive_is_an_error_except_between_entries() {
     let temp = tree(true);
     let tar = archive(temp.path(), &["-S", "--format=pax"]);
     let mut boundaries = vec![0];

@@ -1,4 +1,4 @@
-//! Archives as skopeo and docker write them, and as somebody might who means harm.
+//! Reads archives of skopeo and docker, and hostile ones.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -11,7 +11,7 @@ use rcx_imagefs::import::{Archive, ImportError, ImportImage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// An OCI layout written by hand, with one image of two gzip layers.
+/// A handwritten OCI layout with one image of two gzip layers.
 struct Layout {
     dir: TempDir,
     tars: Vec<Vec<u8>>,
@@ -57,7 +57,7 @@ impl Layout {
         Self { dir, tars }
     }
 
-    /// With the image in it under this tag.
+    /// A layout with the image under this tag.
     fn with(tag: &str) -> Self {
         let layout = Self::new();
         let mut entry = layout.image("amd64");
@@ -81,7 +81,7 @@ impl Layout {
         fs::write(self.path().join("index.json"), index.to_string()).unwrap();
     }
 
-    /// Writes the image for an architecture; the entry that points at it.
+    /// Writes the image for an architecture. Returns its entry for `index.json`.
     fn image(&self, architecture: &str) -> Value {
         let diff_ids: Vec<_> = self.tars.iter().map(|tar| Digest::of(tar)).collect();
         let config = json!({
@@ -119,7 +119,7 @@ impl Layout {
         path
     }
 
-    /// The directory in another form that skopeo writes.
+    /// Converts the layout to another format with skopeo.
     fn skopeo(&self, tag: &str, to: &str, rest: &str) -> PathBuf {
         let path = self.path().join(to);
         let source = format!("oci:{}:{tag}", self.path().display());
@@ -132,7 +132,7 @@ impl Layout {
         path
     }
 
-    /// Checks that an archive has this layout's image: config and layers read as they should.
+    /// Checks that an archive holds the image of this layout: configuration and layers.
     fn check(&self, archive: &Archive) {
         let [image] = archive.images() else { panic!("{:?}", archive.images()) };
         self.check_image(archive, image);
@@ -189,7 +189,7 @@ fn layout_is_read_as_directory_and_as_tar() {
 }
 
 #[test]
-fn skopeos_archives_are_read() {
+fn archives_of_skopeo_are_read() {
     let layout = Layout::with("1.0");
     let oci = open(&layout.skopeo("1.0", "oci-archive", ":lab/app:1.0")).unwrap();
     layout.check(&oci);
@@ -197,14 +197,14 @@ fn skopeos_archives_are_read() {
     let path = layout.skopeo("1.0", "docker-archive", ":lab/app:1.0");
     let docker = open(&path).unwrap();
     layout.check(&docker);
-    // skopeo writes docker's own name for it.
+    // skopeo writes the full name.
     assert_eq!(names(&docker.images()[0]), ["docker.io/lab/app:1.0"]);
     assert_eq!(docker.images()[0].manifest.layers()[0].media_type, media::OCI_LAYER);
     let again = open(&path).unwrap();
     assert_eq!(again.images()[0].manifest_bytes, docker.images()[0].manifest_bytes);
 }
 
-/// A `docker save` archive as docker wrote it before it wrote layouts too.
+/// A `docker save` archive in the form from before docker added OCI layouts.
 fn docker_save(dir: &Path, layout: &Layout, manifest: &Value) -> PathBuf {
     let path = dir.join("save.tar");
     let mut builder = tar::Builder::new(fs::File::create(&path).unwrap());
@@ -267,7 +267,7 @@ fn docker_archive_with_wrong_paths_is_refused() {
 }
 
 #[test]
-fn todays_docker_archive_keeps_the_names_of_its_list() {
+fn current_docker_archive_keeps_the_names_of_its_manifest_json() {
     let layout = Layout::new();
     let mut entry = layout.image("amd64");
     let manifest =
@@ -312,7 +312,7 @@ fn platform_is_chosen_in_nested_and_in_flat_layouts() {
 }
 
 #[test]
-fn artifacts_beside_an_image_are_passed_over() {
+fn artifacts_beside_an_image_are_skipped() {
     let layout = Layout::new();
     let image = layout.image("amd64");
     let artifact = json!({
@@ -377,7 +377,7 @@ fn links_out_of_a_directory_are_not_followed() {
     fs::rename(&layer, outside.path().join(&name)).unwrap();
     symlink(outside.path().join(&name), &layer).unwrap();
     assert!(matches!(refused(layout.path()), ImportError::Link(_)));
-    // Within the directory a link is as good as a file.
+    // Links within the directory are followed.
     fs::rename(outside.path().join(&name), layout.path().join("kept")).unwrap();
     fs::remove_file(&layer).unwrap();
     symlink("../../kept", &layer).unwrap();
@@ -385,7 +385,7 @@ fn links_out_of_a_directory_are_not_followed() {
 }
 
 #[test]
-fn what_is_no_archive_is_said_to_be_what_it_is() {
+fn file_that_is_no_archive_is_an_error_that_says_what_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     assert!(matches!(refused(&path), ImportError::Open(_)));

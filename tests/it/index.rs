@@ -1,4 +1,4 @@
-//! The index: what is built from a blob answers as the blob does, and a damaged file is never believed.
+//! The index: it agrees with the blob that it was built from, and damaged files are detected.
 
 use std::io::{Cursor, Write as _};
 
@@ -8,7 +8,7 @@ use rcx_imagefs::index::{
 };
 use rcx_imagefs::layer::SpanLimits;
 
-/// Spans so small that small files cross them.
+/// Options with spans so small that even small files cross them.
 fn small() -> BuildOptions {
     BuildOptions { limits: SpanLimits { target: 4096, max: 5120 }, thin: false, ..BuildOptions::default() }
 }
@@ -24,7 +24,7 @@ fn header(kind: tar::EntryType, size: u64) -> tar::Header {
     header
 }
 
-/// Bytes that compress, but not to nothing.
+/// Bytes with a moderate compression ratio.
 fn content(seed: u32, length: usize) -> Vec<u8> {
     let mut state = seed;
     let mut bytes = Vec::with_capacity(length + 16);
@@ -36,7 +36,7 @@ fn content(seed: u32, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// A tar with something of each kind.
+/// A tar with an entry of each kind.
 fn sample() -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
     let mut dir = header(tar::EntryType::Directory, 0);
@@ -88,8 +88,8 @@ fn layer_of(blob: &[u8], options: &BuildOptions) -> Layer<Vec<u8>> {
     Layer::new(index, LayerBytes::Memory(blob.to_vec()), seekable.map(LayerBytes::Memory))
 }
 
-/// Everything that an index tells, as text.
-fn described<D: AsRef<[u8]>>(index: &Index<D>) -> String {
+/// Describes everything in an index as text.
+fn describe<D: AsRef<[u8]>>(index: &Index<D>) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let mut out = String::new();
     for (id, entry) in index.entries() {
@@ -119,7 +119,7 @@ fn described<D: AsRef<[u8]>>(index: &Index<D>) -> String {
     out
 }
 
-const DESCRIBED: &str = "\
+const DESCRIPTION: &str = "\
 0 etc Directory 755 1000:100 1700000000.0 [] 1
 1 etc/empty Regular { size: 0 } 644 1000:100 1700000000.0 [] 1
 2 etc/short Regular { size: 10 } 644 1000:100 1700000000.0 [] 1
@@ -136,10 +136,10 @@ o opaque
 ";
 
 #[test]
-fn an_index_tells_what_the_tar_says() {
+fn index_describes_every_entry_and_marker_of_the_tar() {
     let tar = sample();
     for blob in [tar.clone(), gzip(&tar), zstd::bulk::compress(&tar, 3).unwrap()] {
-        assert_eq!(described(layer_of(&blob, &small()).index()), DESCRIBED);
+        assert_eq!(describe(layer_of(&blob, &small()).index()), DESCRIPTION);
     }
 }
 
@@ -172,7 +172,7 @@ fn every_byte_is_read_back_through_every_codec_and_form() {
 }
 
 #[test]
-fn one_frame_of_zstd_is_kept_in_a_seekable_form() {
+fn single_zstd_frame_gets_a_seekable_form() {
     let tar = sample();
     let blob = zstd::bulk::compress(&tar, 3).unwrap();
     let (built, seekable) = built(&blob, &small());
@@ -182,7 +182,7 @@ fn one_frame_of_zstd_is_kept_in_a_seekable_form() {
 }
 
 #[test]
-fn thinning_keeps_every_byte_within_reach() {
+fn every_byte_can_be_read_after_thinning() {
     let mut archive = tar::Builder::new(Vec::new());
     for file in 0..40 {
         let bytes = content(file, 200_000);
@@ -200,7 +200,7 @@ fn thinning_keeps_every_byte_within_reach() {
 }
 
 #[test]
-fn a_flipped_bit_in_the_blob_is_an_error_and_never_other_bytes() {
+fn flipped_bit_in_the_blob_is_an_error_and_never_wrong_bytes() {
     let tar = sample();
     for blob in [tar.clone(), gzip(&tar), zstd::bulk::compress(&tar, 3).unwrap()] {
         let (built, seekable) = built(&blob, &small());
@@ -229,7 +229,7 @@ fn a_flipped_bit_in_the_blob_is_an_error_and_never_other_bytes() {
 }
 
 #[test]
-fn a_flipped_bit_in_the_index_is_an_error_or_changes_nothing() {
+fn flipped_bit_in_the_index_is_an_error_or_changes_nothing() {
     let blob = gzip(&sample());
     let good = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
     for at in 0..good.len() {
@@ -237,7 +237,7 @@ fn a_flipped_bit_in_the_index_is_an_error_or_changes_nothing() {
             let mut damaged = good.clone();
             damaged[at] ^= 1 << bit;
             if let Ok(index) = Index::open(damaged) {
-                assert_eq!(described(&index), DESCRIBED, "byte {at}");
+                assert_eq!(describe(&index), DESCRIPTION, "byte {at}");
             }
         }
     }
@@ -247,9 +247,9 @@ fn a_flipped_bit_in_the_index_is_an_error_or_changes_nothing() {
     assert!(Index::open([&good[..], b"x"].concat()).is_err());
 }
 
-/// With the checksum put right, only the validation stands between a hostile file and the look-ups.
+/// The checksum is corrected, so only validation protects lookups from a hostile file.
 #[test]
-fn records_that_contradict_each_other_never_make_a_look_up_panic() {
+fn contradictory_records_never_make_a_lookup_panic() {
     let blob = gzip(&sample());
     let good = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
     let mut refused = 0;
@@ -262,7 +262,7 @@ fn records_that_contradict_each_other_never_make_a_look_up_panic() {
             match Index::open(hostile) {
                 Err(_) => refused += 1,
                 Ok(index) => {
-                    let _ = described(&index);
+                    let _ = describe(&index);
                     let layer = Layer::new(index, LayerBytes::Memory(blob.clone()), None);
                     for (id, _) in layer.index().entries() {
                         let _ = layer.pieces(id, 0, 100);
@@ -279,10 +279,10 @@ fn records_that_contradict_each_other_never_make_a_look_up_panic() {
 }
 
 #[test]
-fn span_that_is_said_to_be_longer_than_the_blob_is_an_error_and_not_so_much_memory() {
+fn span_longer_than_the_blob_is_an_error_and_is_not_allocated() {
     let blob = gzip(&sample());
     let mut hostile = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
-    // The blob's length, and of the first span the bytes to read.
+    // The length of the blob, and the length of the first span in it.
     hostile[112..120].copy_from_slice(&(1_u64 << 46).to_le_bytes());
     hostile[256 + 16..256 + 24].copy_from_slice(&(1_u64 << 45).to_le_bytes());
     let checksum = Digest::of(&hostile[48..]);
@@ -293,7 +293,7 @@ fn span_that_is_said_to_be_longer_than_the_blob_is_an_error_and_not_so_much_memo
 }
 
 #[test]
-fn other_files_and_other_versions_are_told_apart() {
+fn foreign_files_other_versions_and_damage_are_distinguished() {
     let blob = gzip(&sample());
     let good = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
     assert!(matches!(Index::open(&b"hello"[..]), Err(IndexError::Foreign)));
@@ -306,7 +306,7 @@ fn other_files_and_other_versions_are_told_apart() {
     assert!(matches!(Index::open(other), Err(IndexError::Checksum)));
 }
 
-/// A tar with one file of 20,000 bytes, of which two stretches are stored, and those.
+/// A tar with one sparse file of 20,000 bytes, and the bytes of its two segments.
 fn sparse_sample() -> (Vec<u8>, Vec<u8>) {
     let mut archive = tar::Builder::new(Vec::new());
     archive
@@ -327,7 +327,7 @@ fn sparse_sample() -> (Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn holes_are_told_from_data() {
+fn holes_are_distinguished_from_data() {
     let (tar, stored) = sparse_sample();
     let layer = layer_of(&tar, &small());
     let (id, entry) = layer.index().entries().next().unwrap();
@@ -345,11 +345,11 @@ fn holes_are_told_from_data() {
 }
 
 #[test]
-fn stretches_of_a_file_that_are_apart_in_the_tar_are_no_index() {
+fn segments_of_a_file_that_are_not_adjacent_in_the_tar_are_refused() {
     let (tar, _) = sparse_sample();
     let blob = gzip(&tar);
     let mut hostile = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
-    // The second stretch: where it is in the file, and behind that where it is in the tar.
+    // The record of the second segment: its position in the file, then its position in the tar.
     let logical = 10_000_u64.to_le_bytes();
     let record = hostile.windows(8).position(|window| window == logical).unwrap();
     hostile[record + 8] ^= 1;
@@ -359,10 +359,10 @@ fn stretches_of_a_file_that_are_apart_in_the_tar_are_no_index() {
     assert!(error.contains("extent"), "{error}");
 }
 
-/// The format is what `fixtures/golden.idx` holds. A change of a single byte is a change of the format: it takes a new
-/// `VERSION`, and then `RCX_BLESS=1 cargo test golden` writes the files anew.
+/// `fixtures/golden.idx` defines the format. A change of a single byte is a change of the format: increase `VERSION`, then run
+/// `RCX_BLESS=1 cargo test golden` to write the files again.
 #[test]
-fn the_golden_index_is_what_build_writes() {
+fn golden_index_equals_what_build_writes() {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let (blob_path, index_path) = (dir.join("golden.tar.gz"), dir.join("golden.idx"));
     if std::env::var_os("RCX_BLESS").is_some() {
@@ -373,7 +373,7 @@ fn the_golden_index_is_what_build_writes() {
     }
     let blob = std::fs::read(blob_path).unwrap();
     let golden = std::fs::read(index_path).unwrap();
-    assert_eq!(described(&Index::open(golden.as_slice()).unwrap()), DESCRIBED);
+    assert_eq!(describe(&Index::open(golden.as_slice()).unwrap()), DESCRIPTION);
     let index = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
-    assert!(index == golden, "the format has changed: see this test's comment");
+    assert!(index == golden, "the index format has changed: see the comment of this test");
 }

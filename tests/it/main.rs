@@ -1,4 +1,4 @@
-//! Tests that need neither privileges nor a kernel's mount: they run as any user.
+//! Tests of the library and the command line that need neither root nor a mount.
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 

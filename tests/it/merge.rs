@@ -1,31 +1,31 @@
-//! What layers make of each other: semantics of layer application, case by case.
+//! Semantics of layer application, case by case.
 
 use rcx_imagefs::tree::NodeId;
 
 use support::layers::merge_text;
 
-/// Layers and trees of a case stand in one line each: `; ` for a new line, ` --- ` for a new layer.
+/// Expands a case from its one-line form: `; ` separates lines, ` --- ` separates layers.
 fn lines(compact: &str) -> String {
     compact.replace(" --- ", "\n---\n").replace("; ", "\n")
 }
 
-fn shown(layers: &str) -> String {
+fn merged(layers: &str) -> String {
     match merge_text(&lines(layers)) {
         Ok(merged) => merged.dump().trim_end().replace('\n', "; "),
-        // Where the layer's bytes come from is not what these tests are about.
+        // The digest of the layer is irrelevant here.
         Err(error) => format!("error: {}", error.split(" (in sha256:").next().unwrap()),
     }
 }
 
 fn check(cases: &[(&str, &str, &str)]) {
     for (name, layers, expected) in cases {
-        assert_eq!(&shown(layers), expected, "{name}: {layers}");
+        assert_eq!(&merged(layers), expected, "{name}: {layers}");
     }
 }
 
 #[test]
 #[rustfmt::skip]
-fn one_layer_is_shown_as_it_is() {
+fn single_layer_is_shown_unchanged() {
     check(&[
         ("nothing", "", ""),
         ("no layer has entries", " --- ", ""),
@@ -135,7 +135,7 @@ fn parents_are_found_through_symlinks() {
         ("`..` takes one missing component back", "l a m/n/../b --- f a/x 1", "l a m/n/../b; d m; d m/b; f m/b/x 1"),
         ("`..` through a directory link", "d x/y; l s x/y; l t s/../z --- f t/f 1", "l s x/y; l t s/../z; d x; d x/y; d x/z; f x/z/f 1"),
         ("a target with odd slashes", "l a ./b//./c/ ; d b/c --- f a/x 1", "l a ./b//./c/; d b; d b/c; f b/c/x 1"),
-        ("what is a link on every host is a name in the image", "l a /proc/self; l b ../dev/fd --- f a/x 1; f b/y 2", "l a /proc/self; l b ../dev/fd; d dev; d dev/fd; f dev/fd/y 2; d proc; d proc/self; f proc/self/x 1"),
+        ("a path that is a link on every host is an ordinary name in the image", "l a /proc/self; l b ../dev/fd --- f a/x 1; f b/y 2", "l a /proc/self; l b ../dev/fd; d dev; d dev/fd; f dev/fd/y 2; d proc; d proc/self; f proc/self/x 1"),
         ("to the root", "l a / --- f a/x 1; l b . --- f b/y 2", "l a /; l b .; f x 1; f y 2"),
         ("a directory below a link", "l lib usr/lib; d usr/lib mode=700 --- d lib/x mode=711", "l lib usr/lib; d usr; d usr/lib mode=700; d usr/lib/x mode=711"),
         ("a directory over the link replaces it", "d usr/lib; f usr/lib/x; l lib usr/lib --- d lib; f lib/y", "d lib; f lib/y; d usr; d usr/lib; f usr/lib/x"),
@@ -152,7 +152,7 @@ fn parents_are_found_through_symlinks() {
     ]);
     let chain = |links: usize| {
         let chain: Vec<_> = (0..links).map(|n| format!("l s{n:02} s{:02}", n + 1)).collect();
-        shown(&format!("{}; d s{links:02} --- f s00/x 1", chain.join("; ")))
+        merged(&format!("{}; d s{links:02} --- f s00/x 1", chain.join("; ")))
     };
     assert!(chain(40).ends_with("d s40; f s40/x 1"));
     assert_eq!(chain(41), "error: layer 2: entry `s00/x`: too many symbolic links in its path");
@@ -167,7 +167,7 @@ fn markers_are_found_through_symlinks() {
         ("opaque through the last component", "d t; f t/x; l s t --- o s; f t/y", "l s t; d t; f t/y"),
         ("opaque through a link to the root", "f a; d d; l d/s / --- o d/s; f b", "f b"),
         ("whiteout through a missing target", "l s m; f a --- w s/x; o s", "f a; l s m"),
-        ("whiteout through what is a link on every host", "f proc/self/x; f proc/self/y; l s /proc/self --- w s/x", "d proc; d proc/self; f proc/self/y; l s /proc/self"),
+        ("whiteout through a path that is a link on every host", "f proc/self/x; f proc/self/y; l s /proc/self --- w s/x", "d proc; d proc/self; f proc/self/y; l s /proc/self"),
         ("whiteout through a circle", "l s s; f a --- w s/x", "error: layer 2: marker for `s/x`: too many symbolic links in its path"),
         ("a directory in place of the link takes the opaque marker", "d usr/lib; f usr/lib/x; l lib usr/lib --- d lib; o lib; f lib/y", "d lib; f lib/y; d usr; d usr/lib; f usr/lib/x"),
         ("wherever that directory's entry stands", "d usr/lib; f usr/lib/x; l lib usr/lib --- o lib; w lib/x; d lib", "d lib; d usr; d usr/lib; f usr/lib/x"),
@@ -331,7 +331,7 @@ fn long_winded_links_are_refused() {
     // Every entry goes through 40 links of 2,000 components each; the directories alternate, so that none can be remembered.
     let chain: Vec<_> = (0..40).map(|n| format!("l s{n} {}s{}", "./".repeat(2000), n + 1)).collect();
     let entries: Vec<_> = (0..300).map(|n| format!("f s0/d{n}/x")).collect();
-    let shown = shown(&format!("{}; d s40; {}", chain.join("; "), entries.join("; ")));
+    let shown = merged(&format!("{}; d s40; {}", chain.join("; "), entries.join("; ")));
     let expected = "error: layer 1: entry `s0/d209/x`: too many components of symbolic links";
     assert_eq!(shown, expected);
 }

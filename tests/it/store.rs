@@ -53,7 +53,7 @@ fn put_image(store: &Store, name: &Name, tag: &str) -> (Descriptor, LayerDigest)
 }
 
 #[test]
-fn skopeo_and_umoci_read_the_store_as_it_is() {
+fn skopeo_and_umoci_read_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
     let store = Store::open_or_create(&path).unwrap();
@@ -78,7 +78,7 @@ fn skopeo_and_umoci_read_the_store_as_it_is() {
 }
 
 #[test]
-fn what_other_tools_change_in_the_store_is_seen_and_leaves_our_files_alone() {
+fn changes_by_other_tools_are_seen_and_keep_our_files() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
     let store = Store::open_or_create(&path).unwrap();
@@ -109,7 +109,7 @@ fn what_other_tools_change_in_the_store_is_seen_and_leaves_our_files_alone() {
 }
 
 #[test]
-fn a_layout_that_umoci_made_is_a_store() {
+fn layout_made_by_umoci_is_a_store() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("layout");
     run("umoci", &["init", "--layout", text(&path)]);
@@ -128,12 +128,12 @@ fn a_layout_that_umoci_made_is_a_store() {
     assert_eq!(run("umoci", &["ls", "--layout", text(&path)]).trim(), "docker.io/library/latest:latest");
 }
 
-/// Set for the processes that `killed_writers_leave_a_store_that_the_next_takes` starts of itself.
+/// Set in the processes that `killed_writers_leave_a_usable_store` starts from its own binary.
 const WRITER: &str = "RCX_IMAGEFS_TEST_WRITER";
 
-/// Enters images without end, and says so in the middle of downloads and between all other steps.
+/// Adds images until it is killed. Prints a line during downloads and between all other steps.
 fn write_until_killed(path: &Path) -> ! {
-    let say = || println!("step");
+    let report = || println!("step");
     let store = Store::open_or_create(path).unwrap();
     let name: Name = "registry.test:5000/lab/hello".parse().unwrap();
     for round in 0.. {
@@ -141,33 +141,33 @@ fn write_until_killed(path: &Path) -> ! {
         let bytes = format!("layer {round} ").repeat(1000);
         let layer = Digest::of(bytes.as_bytes());
         let lock = store.lock_blob(&layer, None).unwrap();
-        say();
+        report();
         if !store.has_blob(&layer, Some(bytes.len() as u64)).unwrap() {
             let mut partial = store.partial(&lock).unwrap();
-            // Of what another left only the length is looked at: the bytes are checked below.
+            // Only the length of a partial download is used here; its bytes are checked below.
             let rest = &bytes.as_bytes()[usize::try_from(partial.len()).unwrap()..];
             for part in rest.chunks(3000) {
                 partial.write_all(part).unwrap();
-                say();
+                report();
             }
             let whole = std::io::read_to_string(partial.reader().unwrap()).unwrap();
             partial.commit(Digest::of(whole.as_bytes()), whole.len() as u64).unwrap();
-            say();
+            report();
         }
         drop(lock);
         store.put_index(&LayerDigest::new(layer), bytes.as_bytes()).unwrap();
-        say();
+        report();
         store.layer_slot(&LayerDigest::new(layer)).unwrap();
-        say();
+        report();
         put_image(&store, &name, &format!("{}", round % 5));
-        say();
+        report();
     }
-    unreachable!("the loop has no end");
+    unreachable!("the loop is infinite");
 }
 
 fn start_writer(path: &Path) -> (Child, impl Iterator<Item = ()>) {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "store::killed_writers_leave_a_store_that_the_next_takes", "--nocapture"])
+        .args(["--exact", "store::killed_writers_leave_a_usable_store", "--nocapture"])
         .env(WRITER, path)
         .stdout(Stdio::piped())
         .spawn()
@@ -177,22 +177,22 @@ fn start_writer(path: &Path) -> (Child, impl Iterator<Item = ()>) {
 }
 
 #[test]
-fn killed_writers_leave_a_store_that_the_next_takes() {
+fn killed_writers_leave_a_usable_store() {
     if let Some(path) = std::env::var_os(WRITER) {
         write_until_killed(Path::new(&path));
     }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
     for steps in 1..=24 {
-        // Two that do the same work at once; both die after so many steps of the first.
-        let (mut first, mut said) = start_writer(&path);
-        let (mut second, _said) = start_writer(&path);
-        assert_eq!(said.by_ref().take(steps).count(), steps);
+        // Two writers do the same work at once. Both are killed after this many steps of the first.
+        let (mut first, mut reports) = start_writer(&path);
+        let (mut second, _reports) = start_writer(&path);
+        assert_eq!(reports.by_ref().take(steps).count(), steps);
         first.kill().unwrap();
         second.kill().unwrap();
         for mut writer in [first, second] {
             let status = writer.wait().unwrap();
-            assert_eq!(status.signal(), Some(9), "a writer gave up by itself: {status}");
+            assert_eq!(status.signal(), Some(9), "a writer ended by itself: {status}");
         }
 
         let store = Store::open_or_create(&path).unwrap();
@@ -206,9 +206,9 @@ fn killed_writers_leave_a_store_that_the_next_takes() {
         }
         let slot = store.layer_slot(&LayerDigest::new(Digest::of(&steps.to_le_bytes()))).unwrap();
         assert_eq!(Store::open(&path).unwrap().layer_of(slot).unwrap(), store.layer_of(slot).unwrap());
-        // Of the dead nobody holds a lock.
+        // The killed processes hold no lock.
         store.gc(false).unwrap();
     }
     let text = std::fs::read_to_string(path.join("rcx-imagefs/slots")).unwrap();
-    assert!(text.lines().count() > 24 + 1, "the writers were killed before they got anywhere");
+    assert!(text.lines().count() > 24 + 1, "the writers were killed before they added anything");
 }

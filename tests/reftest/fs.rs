@@ -53,8 +53,8 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// All of an image, looked up by the model's paths and never listed; and names that no directory has.
-fn looked_up(fs: &ImageFs, root: InodeAttr, model: &Model) -> Result<(), TestCaseError> {
+/// Checks an image by lookups of the model's paths, without listing, and lookups of names that do not exist.
+fn check_lookups(fs: &ImageFs, root: InodeAttr, model: &Model) -> Result<(), TestCaseError> {
     let lines: BTreeMap<Vec<u8>, Line> =
         model.lines().into_iter().map(|line| (line.path.clone(), line)).collect();
     let mut nodes: BTreeMap<usize, Ino> = BTreeMap::new();
@@ -63,7 +63,7 @@ fn looked_up(fs: &ImageFs, root: InodeAttr, model: &Model) -> Result<(), TestCas
     for (path, node, nlink) in paths {
         let attr = path.iter().fold(root, |at, name| lookup(fs, at.ino, name));
         prop_assert_eq!(attr.nlink as usize, nlink);
-        prop_assert_eq!(*nodes.entry(node).or_insert(attr.ino), attr.ino, "one node, one inode");
+        prop_assert_eq!(*nodes.entry(node).or_insert(attr.ino), attr.ino, "names of one node are one inode");
         let text = if path.is_empty() { b"/".to_vec() } else { path.join(&b'/') };
         let usual = Line::new(&text, EntryKind::Directory);
         let mut expected = lines.get(&text).unwrap_or(&usual);
@@ -81,12 +81,12 @@ fn looked_up(fs: &ImageFs, root: InodeAttr, model: &Model) -> Result<(), TestCas
         }
     }
     let different: BTreeSet<_> = nodes.values().collect();
-    prop_assert_eq!(different.len(), nodes.len(), "two nodes, two inodes");
+    prop_assert_eq!(different.len(), nodes.len(), "distinct nodes are distinct inodes");
     Ok(())
 }
 
-/// The copy that `unpack` writes of an image, read back.
-fn copied(stored: &TestStore, image: ManifestDigest) -> String {
+/// Unpacks an image and dumps the copy.
+fn dump_of_copy(stored: &TestStore, image: ManifestDigest) -> String {
     let dir = tempfile::tempdir().unwrap();
     let image = open_image(&stored.store, image, |_| None).unwrap();
     let layers: Vec<_> = image.layers.iter().map(AsRef::as_ref).collect();
@@ -96,7 +96,7 @@ fn copied(stored: &TestStore, image: ManifestDigest) -> String {
     disk::dump(dir.path(), i64::MAX).unwrap()
 }
 
-/// A place in a file: one of its edges, and so many bytes from it.
+/// A position in a file: one of its edges, and an offset from it.
 #[derive(Debug, Clone, Copy)]
 struct Edge(prop::sample::Index, i64);
 
@@ -112,7 +112,7 @@ fn read() -> impl Strategy<Value = Read> {
     (any::<prop::sample::Index>(), edge(), edge()).prop_map(|(file, from, to)| Read { file, from, to })
 }
 
-/// For each file of a layer the offsets at which it or a span begins or ends, and some in the middle of spans.
+/// For each file of a layer, the offsets where the file or a span starts or ends, and the middles between them.
 fn span_edges(stored: &TestStore, layer: LayerDigest) -> Vec<Vec<u64>> {
     let layer = open_layer(&stored.store, layer).unwrap();
     let spans: Vec<Range<u64>> = layer.index().spans().map(|span| layer.index().span_range(span)).collect();
@@ -143,24 +143,24 @@ proptest! {
         let fs = stored.fs();
         let root = resolve(&fs, "lab/a:1");
         prop_assert_eq!(image_lines(&fs, &root), model.lines());
-        // A second one has cached nothing: what it shows comes from lookups alone.
+        // A second filesystem has empty caches, so its answers come from lookups alone.
         let fs = stored.fs();
-        looked_up(&fs, resolve(&fs, "lab/a:1"), &model)?;
+        check_lookups(&fs, resolve(&fs, "lab/a:1"), &model)?;
     }
 
-    /// Needs root, as whoever makes devices does.
+    /// Needs root, because it makes devices.
     #[test]
     fn copy_agrees_with_the_model(stack in crate::stack(), packing in packing()) {
         let (stack, model) = sound(stack);
         let stored = TestStore::new();
         let (image, _) = stored.add("lab/a:1", &stack, packing);
-        let shown = copied(&stored, image);
-        prop_assert!(!shown.contains(" nlink="), "{shown}");
-        prop_assert_eq!(parse(&shown).remove(0), model.lines());
+        let dump = dump_of_copy(&stored, image);
+        prop_assert!(!dump.contains(" nlink="), "{dump}");
+        prop_assert_eq!(parse(&dump).remove(0), model.lines());
     }
 
     #[test]
-    fn reads_give_the_bytes_that_were_put_in(
+    fn reads_return_the_bytes_of_the_files(
         sizes in prop::collection::vec(0..30_000_usize, 1..5),
         seed in any::<u64>(),
         packing in packing(),

@@ -1,4 +1,4 @@
-//! Random images on the real kernel, against the model: in the mount, as an overlay of unpacked layers, and as a plain copy.
+//! Random images on the real kernel, compared with the model: in the mount, as overlays of layer directories, and as plain copies.
 //! Needs root.
 
 use std::fs;
@@ -19,7 +19,7 @@ use support::model::Model;
 use support::program::Program;
 use support::stored::Packing;
 
-/// One store and one daemon have all of them.
+/// The number of images. They share one store and one daemon.
 const IMAGES: usize = 100;
 
 fn blob(lines: &[Line], packing: Packing) -> Blob {
@@ -38,11 +38,11 @@ fn blob(lines: &[Line], packing: Packing) -> Blob {
     }
 }
 
-/// What is shown has to be what the model says, links counted.
-fn assert_shows(engine: &str, shown: &str, model: &Model, stack: &[Vec<Line>]) {
-    let odd = shown.lines().find(|line| line.starts_with('?') || line.contains(" nlink="));
-    assert_eq!(odd, None, "{engine} shows\n{shown}\nof {stack:?}");
-    assert_eq!(parse(shown).remove(0), model.lines(), "{engine} shows\n{shown}\nof {stack:?}");
+/// Compares the dump of an engine with the model, including link counts.
+fn assert_shows(engine: &str, dump: &str, model: &Model, stack: &[Vec<Line>]) {
+    let odd = dump.lines().find(|line| line.starts_with('?') || line.contains(" nlink="));
+    assert_eq!(odd, None, "{engine} shows\n{dump}\nfor {stack:?}");
+    assert_eq!(parse(dump).remove(0), model.lines(), "{engine} shows\n{dump}\nfor {stack:?}");
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn engines_agree_with_the_model_on_the_real_kernel() {
     program.ok(&["load", "--name", "random", dir.to_str().unwrap()]);
     fs::remove_dir_all(&dir).unwrap();
     let served = program.mount();
-    enter_private_namespace().expect("this test takes root");
+    enter_private_namespace().expect("this test needs root");
     for ((stack, model, _), digest) in images.iter().zip(digests) {
         let name = format!("random@{digest}");
         assert_shows("the mount", &in_mount(&served, &name), model, stack);

@@ -1,4 +1,4 @@
-//! Random layers, merged by the program and by a naive model of the same rules: both must give the same tree.
+//! Random layers: the merge, the filesystem and the engines must give the tree of the naive reference model.
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use support::layers::{EntryKind, Line};
 use support::{compare, model};
 
-/// Names that somebody on the way may take for something else.
+/// Names that a program could misinterpret.
 const ODD: [&[u8]; 14] = [
     b"\n",
     b"\t",
@@ -28,12 +28,12 @@ const ODD: [&[u8]; 14] = [
     &[b'n'; 255],
 ];
 
-/// All names that paths are made of, and some that none has.
+/// All names that occur in paths, and some that do not.
 fn names() -> impl Iterator<Item = &'static [u8]> {
     [&b"a"[..], b"b", b"c", b"d", b"A", b".wh.a", b".wh..wh..opq"].into_iter().chain(ODD)
 }
 
-/// Paths of few names, so that they meet: often the same, often below one another, sometimes in odd spelling.
+/// Paths made of few names, so that they are often equal or below each other, and sometimes oddly spelled.
 fn path() -> impl Strategy<Value = Vec<u8>> {
     let odd = prop::sample::select(&ODD[..]).prop_map(<[u8]>::to_vec);
     let name = prop_oneof![
@@ -60,7 +60,7 @@ fn line() -> impl Strategy<Value = Line> {
         2 => Just(EntryKind::Opaque),
     ];
     let fields = (path(), what, 0o600..0o700u32, any::<bool>());
-    fields.prop_filter_map("a name of its own", |(path, what, mode, xattr)| {
+    fields.prop_filter_map("an entry that the tar can store", |(path, what, mode, xattr)| {
         let mut line = Line::new(&path, what);
         if !matches!(line.kind, EntryKind::Symlink(_)) {
             line.mode = mode;
@@ -68,12 +68,12 @@ fn line() -> impl Strategy<Value = Line> {
         if xattr {
             line.xattrs.push(("trusted.a".to_owned(), vec![b'x'; mode as usize % 3]));
         }
-        // Of the root there can be a directory and a marker for what is in it; else such names are refused before the merge.
+        // For the root, only a directory and an opaque marker are valid; other entries are refused before the merge.
         let root = model::normal(&path).is_empty();
         let dots = matches!(path.rsplit(|&byte| byte == b'/').next(), Some(b"." | b".."));
         match line.kind {
             EntryKind::Directory | EntryKind::Opaque => Some(line),
-            // The marker's name would be too long.
+            // With the prefix `.wh.` the name would be too long.
             EntryKind::Whiteout if dots || path.ends_with(&[b'n'; 255]) => None,
             _ => (!root).then_some(line),
         }

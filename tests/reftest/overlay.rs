@@ -1,4 +1,4 @@
-//! Differences of trees, put together again by a naive model of overlayfs: the tree that the layers give must come of it.
+//! Layer directories, stacked by a naive model of overlayfs, must give the merged tree of the layers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,14 +10,14 @@ use support::layers::{Line, merge_lines, merge_text};
 
 type Path = Vec<Vec<u8>>;
 
-/// What stands in one directory of an overlay.
+/// An entry of a layer directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Thing {
+enum OverlayEntry {
     Directory {
         source: NodeSource,
         opaque: bool,
     },
-    /// Anything else: where it comes from, and which file of the layer directory it is a name of.
+    /// Anyentry else: where it comes from, and which file of the layer directory it is a name of.
     Node {
         source: NodeSource,
         file: usize,
@@ -25,11 +25,11 @@ enum Thing {
     Whiteout,
 }
 
-/// One lower directory, written as planned.
+/// A layer directory, as its plan describes it.
 #[derive(Debug)]
 struct LayerDirectory {
-    things: BTreeMap<Path, Thing>,
-    /// Names of each file.
+    entries: BTreeMap<Path, OverlayEntry>,
+    /// The number of names of each file.
     names: HashMap<usize, u32>,
     replaces_all: bool,
 }
@@ -37,8 +37,8 @@ struct LayerDirectory {
 impl LayerDirectory {
     fn write(plan: &UnpackPlan) -> Self {
         let mut paths: HashMap<DirectoryNo, Path> = HashMap::new();
-        let mut things = BTreeMap::new();
-        let mut put = |path: Path, thing| assert!(things.insert(path.clone(), thing).is_none(), "{path:?}");
+        let mut entries = BTreeMap::new();
+        let mut put = |path: Path, entry| assert!(entries.insert(path.clone(), entry).is_none(), "{path:?}");
         let place = |paths: &HashMap<DirectoryNo, Path>, name: &PlanName| {
             let mut path = paths[&name.directory].clone();
             path.push(name.name.to_vec());
@@ -50,77 +50,77 @@ impl LayerDirectory {
                 _ => place(&paths, &directory.place),
             };
             paths.insert(number, path.clone());
-            put(path, Thing::Directory { source: directory.source, opaque: directory.opaque });
+            put(path, OverlayEntry::Directory { source: directory.source, opaque: directory.opaque });
         }
         let mut names = HashMap::new();
         for (file, node) in plan.nodes.iter().enumerate() {
             for name in &node.names {
-                put(place(&paths, name), Thing::Node { source: node.source, file });
+                put(place(&paths, name), OverlayEntry::Node { source: node.source, file });
                 *names.entry(file).or_insert(0) += 1;
             }
         }
         for name in &plan.whiteouts {
-            put(place(&paths, name), Thing::Whiteout);
+            put(place(&paths, name), OverlayEntry::Whiteout);
         }
-        Self { things, names, replaces_all: plan.replaces_all }
+        Self { entries, names, replaces_all: plan.replaces_all }
     }
 
     fn children<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = &'a Vec<u8>> {
         let inside = move |other: &&Path| other.len() == path.len() + 1 && other.starts_with(path);
-        self.things.keys().filter(inside).map(|child| child.last().expect("it has a parent"))
+        self.entries.keys().filter(inside).map(|child| child.last().expect("the path is not empty"))
     }
 }
 
-/// What is shown at a path: a directory, or a node as (layer directory, file of it) with its number of links.
-type Shown = BTreeMap<Path, (NodeSource, Option<(usize, usize, u32)>)>;
+/// The visible tree: for each path its source and, except for directories, its layer directory, file number and link count.
+type VisibleTree = BTreeMap<Path, (NodeSource, Option<(usize, usize, u32)>)>;
 
-/// Shows directories as overlayfs does; the topmost first.
-fn show(lowers: &[LayerDirectory]) -> Shown {
+/// Stacks layer directories as overlayfs does, the topmost first.
+fn stack(lowers: &[LayerDirectory]) -> VisibleTree {
     let cut = lowers.iter().position(|lower| lower.replaces_all).map_or(lowers.len(), |at| at + 1);
-    let mut shown = Shown::new();
-    show_directory(lowers, &(0..cut).collect::<Vec<_>>(), Path::new(), &mut shown);
+    let mut shown = VisibleTree::new();
+    stack_directory(lowers, &(0..cut).collect::<Vec<_>>(), Path::new(), &mut shown);
     shown
 }
 
-fn show_directory(lowers: &[LayerDirectory], merged: &[usize], path: Path, shown: &mut Shown) {
-    let Thing::Directory { source, .. } = lowers[merged[0]].things[&path] else { panic!("{path:?}") };
+fn stack_directory(lowers: &[LayerDirectory], merged: &[usize], path: Path, shown: &mut VisibleTree) {
+    let OverlayEntry::Directory { source, .. } = lowers[merged[0]].entries[&path] else { panic!("{path:?}") };
     shown.insert(path.clone(), (source, None));
     let names: BTreeSet<&Vec<u8>> = merged.iter().flat_map(|at| lowers[*at].children(&path)).collect();
     for name in names {
         let mut child = path.clone();
         child.push(name.clone());
         let having: Vec<usize> =
-            merged.iter().copied().filter(|at| lowers[*at].things.contains_key(&child)).collect();
-        match &lowers[having[0]].things[&child] {
-            // overlayfs shows the device itself where there is nothing to merge with.
-            Thing::Whiteout => assert!(having.len() > 1, "a whiteout hides nothing: {child:?}"),
-            Thing::Node { source, file } => {
+            merged.iter().copied().filter(|at| lowers[*at].entries.contains_key(&child)).collect();
+        match &lowers[having[0]].entries[&child] {
+            // overlayfs shows the device itself where there is noentry to merge with.
+            OverlayEntry::Whiteout => assert!(having.len() > 1, "a whiteout hides noentry: {child:?}"),
+            OverlayEntry::Node { source, file } => {
                 let nlink = lowers[having[0]].names[file];
                 shown.insert(child, (*source, Some((having[0], *file, nlink))));
             }
-            Thing::Directory { .. } => {
+            OverlayEntry::Directory { .. } => {
                 let mut below = Vec::new();
                 for at in having {
-                    let Thing::Directory { opaque, .. } = lowers[at].things[&child] else { break };
+                    let OverlayEntry::Directory { opaque, .. } = lowers[at].entries[&child] else { break };
                     below.push(at);
                     if opaque {
                         break;
                     }
                 }
-                show_directory(lowers, &below, child, shown);
+                stack_directory(lowers, &below, child, shown);
             }
         }
     }
 }
 
-/// The tree, path by path, compared with what overlayfs shows.
-fn assert_shows(shown: &Shown, tree: &Tree) {
+/// Compares the merged tree with the visible tree, path by path.
+fn assert_shows(shown: &VisibleTree, tree: &Tree) {
     let mut open = vec![(NodeId::ROOT, Path::new())];
     let mut nodes: HashMap<NodeId, (usize, usize)> = HashMap::new();
     let mut count = 0;
     while let Some((node, path)) = open.pop() {
         count += 1;
-        let (source, file) = shown.get(&path).unwrap_or_else(|| panic!("{path:?} is not shown"));
+        let (source, file) = shown.get(&path).unwrap_or_else(|| panic!("{path:?} is not visible"));
         assert_eq!(*source, tree.source(node), "{path:?}");
         match file {
             None => assert!(tree.is_directory(node), "{path:?}"),
@@ -137,9 +137,9 @@ fn assert_shows(shown: &Shown, tree: &Tree) {
     assert_eq!(count, shown.len(), "{shown:?}");
 }
 
-/// Plans a directory for each layer, or for several layers where `joined` says that the layer goes with the next.
+/// Plans one directory for each layer. A layer whose bit in `joined` is set shares a directory with the next layer.
 fn compare(stack: &[Vec<Line>], joined: u8) {
-    // A stack that breaks a rule is the merge's business.
+    // Stacks that break a rule are tested by the merge.
     let trees: Result<Vec<_>, _> = (1..=stack.len()).map(|count| merge_lines(&stack[..count])).collect();
     let Ok(trees) = trees else { return };
     let mut lowers: Vec<LayerDirectory> = Vec::new();
@@ -156,7 +156,7 @@ fn compare(stack: &[Vec<Line>], joined: u8) {
         if lowers.is_empty() || !plan.is_empty() {
             lowers.insert(0, LayerDirectory::write(&plan));
         }
-        assert_shows(&show(&lowers), &merged.tree);
+        assert_shows(&stack(&lowers), &merged.tree);
     }
 }
 
@@ -164,7 +164,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn differences_put_together_by_overlayfs_give_the_tree(stack in crate::stack(), joined: u8) {
+    fn stacked_layer_directories_give_the_merged_tree(stack in crate::stack(), joined: u8) {
         compare(&stack, joined);
     }
 }
@@ -179,12 +179,12 @@ fn plan_of(layers: &str) -> UnpackPlan {
 }
 
 #[test]
-fn a_whiteout_of_nothing_is_not_planned() {
+fn a_whiteout_of_noentry_is_not_planned() {
     assert!(plan_of("d a; f a/b --- w a/c; w x/y").is_empty());
 }
 
 #[test]
-fn a_removal_below_a_link_is_planned_where_it_leads() {
+fn removal_through_a_symlink_is_planned_at_its_target() {
     let plan = plan_of("d usr; d usr/lib; f usr/lib/a; f usr/lib/b; l lib usr/lib --- w lib/a");
     assert_eq!(plan.whiteouts.len(), 1);
     assert_eq!(
@@ -194,7 +194,7 @@ fn a_removal_below_a_link_is_planned_where_it_leads() {
 }
 
 #[test]
-fn a_file_that_loses_a_name_is_written_with_those_it_keeps() {
+fn file_that_loses_a_name_is_written_with_its_remaining_names() {
     let plan = plan_of("f a 1; h b a; h c a; f kept --- w b");
     assert_eq!(plan.nodes.len(), 1);
     assert_eq!(plan.nodes[0].names.iter().map(|it| &*it.name).collect::<Vec<_>>(), [&b"a"[..], b"c"]);
@@ -202,14 +202,14 @@ fn a_file_that_loses_a_name_is_written_with_those_it_keeps() {
 }
 
 #[test]
-fn a_directory_that_is_emptied_is_marked_once() {
+fn emptied_directory_gets_one_opaque_marker() {
     let many: String = (0..50).map(|n| format!("; f a/{n}")).collect();
     let plan = plan_of(&format!("d a{many} --- o a; f a/new"));
     assert!(plan.whiteouts.is_empty() && plan.directories[1].opaque);
 }
 
 #[test]
-fn an_opaque_root_cuts_what_is_below() {
+fn opaque_root_hides_all_lower_layers() {
     let plan = plan_of("f a; f b --- o /; f c");
     assert!(plan.replaces_all && plan.whiteouts.is_empty());
 }

@@ -1,4 +1,4 @@
-//! OCI layouts written by hand.
+//! Handwritten OCI layouts.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// An image of layers written as text, compressed with gzip.
+    /// Makes an image of layers written as text, compressed with gzip.
     pub(super) fn new(layers: &str) -> Self {
         Self::with_config(layers, |_| ())
     }

@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use super::{Scene, failed};
+use super::{Fixture, failed};
 use support::program::Program;
 
 #[test]
 fn missing_store_is_an_error_and_no_command_creates_it() {
-    let scene = Scene::new();
-    let store = scene.program.store().display().to_string();
+    let fixture = Fixture::new();
+    let store = fixture.program.store().display().to_string();
     let commands: [&[&str]; 8] = [
         &["images"],
         &["images", "--json"],
@@ -20,11 +20,11 @@ fn missing_store_is_an_error_and_no_command_creates_it() {
         &["status"],
     ];
     for command in commands {
-        let (error, hint) = scene.fails(command);
+        let (error, hint) = fixture.fails(command);
         assert_eq!(error, format!("there is no store at {store}"), "{command:?}");
         assert_eq!(hint.unwrap(), "`pull` and `load` create a store; `--store DIR` selects another one");
     }
-    assert!(!scene.program.store().exists());
+    assert!(!fixture.program.store().exists());
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn foreign_directory_is_not_used_as_a_store() {
 
 #[test]
 fn error_about_an_invalid_reference_names_the_reference_and_the_fault() {
-    let (scene, _) = Scene::with("lab/a:1");
+    let (fixture, _) = Fixture::with("lab/a:1");
     for (reference, wanted) in [
         ("", "has no name"),
         ("https://reg.example/a", "https://"),
@@ -51,11 +51,11 @@ fn error_about_an_invalid_reference_names_the_reference_and_the_fault() {
         ("a:b c", "b c"),
     ] {
         for command in ["inspect", "path", "rm", "verify", "pull"] {
-            let (error, _) = scene.fails(&[command, reference]);
+            let (error, _) = fixture.fails(&[command, reference]);
             assert!(error.contains(wanted), "{command} {reference}: {error}");
         }
     }
-    let (error, _) = scene.fails(&["pull", "--platform", "linux", "127.0.0.1:1/a"]);
+    let (error, _) = fixture.fails(&["pull", "--platform", "linux", "127.0.0.1:1/a"]);
     assert_eq!(
         error,
         "platform `linux` is not of the form OS/ARCH[/VARIANT], as in linux/amd64 or linux/arm/v7"
@@ -64,54 +64,54 @@ fn error_about_an_invalid_reference_names_the_reference_and_the_fault() {
 
 #[test]
 fn missing_image_is_an_error_with_the_tags_that_exist() {
-    let (scene, digest) = Scene::with("reg.example/lab/a:1");
-    scene.load("reg.example/lab/a:two", super::LAYERS);
+    let (fixture, digest) = Fixture::with("reg.example/lab/a:1");
+    fixture.load("reg.example/lab/a:two", super::LAYERS);
     for command in ["inspect", "path", "rm", "verify"] {
-        let (error, hint) = scene.fails(&[command, "reg.example/lab/a:3"]);
+        let (error, hint) = fixture.fails(&[command, "reg.example/lab/a:3"]);
         assert_eq!(error, "image reg.example/lab/a:3 is not in the store");
         assert_eq!(hint.unwrap(), "the store has this image with other tags: 1, two");
-        let (error, hint) = scene.fails(&[command, "reg.example/lab/b"]);
+        let (error, hint) = fixture.fails(&[command, "reg.example/lab/b"]);
         assert_eq!(error, "image reg.example/lab/b:latest is not in the store");
         assert!(hint.unwrap().starts_with("`rcx-imagefs pull reg.example/lab/b` fetches it"));
     }
     let other = digest.replace(|c: char| c.is_ascii_digit(), "0");
-    let (error, _) = scene.fails(&["inspect", &format!("reg.example/lab/a@{other}")]);
+    let (error, _) = fixture.fails(&["inspect", &format!("reg.example/lab/a@{other}")]);
     assert!(error.contains(&other), "{error}");
 }
 
 #[test]
 fn unreachable_registry_is_an_error_with_a_hint() {
-    let scene = Scene::new();
+    let fixture = Fixture::new();
     // Port 1 (tcpmux) is closed on every host.
-    let (error, hint) = scene.fails(&["pull", "127.0.0.1:1/lab/a:1"]);
+    let (error, hint) = fixture.fails(&["pull", "127.0.0.1:1/lab/a:1"]);
     assert!(error.starts_with("pull 127.0.0.1:1/lab/a:1: 127.0.0.1:1/lab/a:1: cannot connect: "), "{error}");
     assert_eq!(hint.unwrap(), "check that the registry `127.0.0.1:1` exists and is running");
 }
 
 #[test]
 fn store_is_created_only_when_there_is_something_to_store() {
-    let scene = Scene::new();
-    let nowhere = scene.program.dir().join("nowhere").display().to_string();
+    let fixture = Fixture::new();
+    let nowhere = fixture.program.dir().join("nowhere").display().to_string();
     for command in [["pull", "127.0.0.1:1/lab/a:1"], ["load", &nowhere], ["mount", &nowhere]] {
-        scene.fails(&command);
-        assert!(!scene.program.store().exists(), "{command:?}");
+        fixture.fails(&command);
+        assert!(!fixture.program.store().exists(), "{command:?}");
     }
 }
 
 #[test]
 fn missing_mountpoint_is_an_error() {
-    let (scene, _) = Scene::with("lab/a:1");
-    let dir = scene.program.dir().join("nowhere");
-    let (error, _) = scene.fails(&["mount", dir.to_str().unwrap()]);
+    let (fixture, _) = Fixture::with("lab/a:1");
+    let dir = fixture.program.dir().join("nowhere");
+    let (error, _) = fixture.fails(&["mount", dir.to_str().unwrap()]);
     assert_eq!(error, format!("mountpoint {} does not exist", dir.display()));
 }
 
 #[test]
 fn mountpoint_that_would_hide_the_store_is_refused() {
-    let (scene, _) = Scene::with("lab/a:1");
-    let store = scene.program.store().canonicalize().unwrap();
+    let (fixture, _) = Fixture::with("lab/a:1");
+    let store = fixture.program.store().canonicalize().unwrap();
     for dir in [store.as_path(), store.parent().unwrap()] {
-        let (error, _) = scene.fails(&["mount", "--allow-nonempty", dir.to_str().unwrap()]);
+        let (error, _) = fixture.fails(&["mount", "--allow-nonempty", dir.to_str().unwrap()]);
         let wanted = format!("mountpoint {} would hide {}", dir.display(), store.display());
         assert!(error.starts_with(&wanted), "{error}");
     }
@@ -119,8 +119,8 @@ fn mountpoint_that_would_hide_the_store_is_refused() {
 
 #[test]
 fn failed_command_prints_an_object_with_its_code() {
-    let (scene, _) = Scene::with("lab/a:1");
-    let missing = scene.program.dir().join("nowhere").display().to_string();
+    let (fixture, _) = Fixture::with("lab/a:1");
+    let missing = fixture.program.dir().join("nowhere").display().to_string();
     for (arguments, code) in [
         (&["inspect", "lab/b:1", "--json"][..], "no-image"),
         (&["inspect", "a b", "--json"], "reference"),
@@ -130,7 +130,7 @@ fn failed_command_prints_an_object_with_its_code() {
         (&["images", "--json", "extra"], "usage"),
         (&["run", "--json", "lab/b:1", "--", "true"], "no-image"),
     ] {
-        let output = scene.program.run(arguments);
+        let output = fixture.program.run(arguments);
         let (out, err) = super::texts(&output);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {out}{err}");
         let printed: serde_json::Value =

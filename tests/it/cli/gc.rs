@@ -4,38 +4,41 @@ use std::fs;
 
 use serde_json::json;
 
-use super::{Scene, keys};
+use super::{Fixture, keys};
 
 #[test]
 fn gc_frees_only_files_that_no_image_refers_to() {
-    let (scene, digest) = Scene::with("lab/a:1");
-    let layers = [scene.layer(&digest, 0), scene.layer(&digest, 1)];
+    let (fixture, digest) = Fixture::with("lab/a:1");
+    let layers = [fixture.layer(&digest, 0), fixture.layer(&digest, 1)];
     let size: u64 = {
-        let blobs = fs::read_dir(scene.program.store().join("blobs/sha256")).unwrap();
+        let blobs = fs::read_dir(fixture.program.store().join("blobs/sha256")).unwrap();
         blobs.map(|blob| blob.unwrap().metadata().unwrap().len()).sum()
     };
     // Shares its first layer with the other image.
-    let kept = scene.load("lab/b:1", super::LAYERS.split("---").next().unwrap());
-    assert_eq!(scene.layer(&kept, 0), layers[0]);
-    let nothing = scene.program.json(&["gc"]);
+    let kept = fixture.load("lab/b:1", super::LAYERS.split("---").next().unwrap());
+    assert_eq!(fixture.layer(&kept, 0), layers[0]);
+    let nothing = fixture.program.json(&["gc"]);
     let all = ["blobs", "bytes", "derived", "dry_run", "layers", "missing", "partials", "roots", "temporary"];
     assert_eq!(keys(&nothing), all);
     assert_eq!((&nothing["blobs"], &nothing["bytes"]), (&json!(0), &json!(0)));
 
-    scene.program.ok(&["rm", "lab/a:1"]);
-    let mut would = scene.program.json(&["gc", "--dry-run"]);
-    assert_eq!(would["dry_run"], true);
-    assert!(scene.blob(&digest).exists());
-    let did = scene.program.json(&["gc"]);
-    would["dry_run"] = json!(false);
-    assert_eq!(did, would);
+    fixture.program.ok(&["rm", "lab/a:1"]);
+    let mut preview = fixture.program.json(&["gc", "--dry-run"]);
+    assert_eq!(preview["dry_run"], true);
+    assert!(fixture.blob(&digest).exists());
+    let result = fixture.program.json(&["gc"]);
+    preview["dry_run"] = json!(false);
+    assert_eq!(result, preview);
     // Manifest, configuration and one layer with its index.
-    assert_eq!((&did["blobs"], &did["derived"], &did["missing"]), (&json!(3), &json!(1), &json!([])));
-    assert!((1..size * 10).contains(&did["bytes"].as_u64().unwrap()), "{did}");
-    assert!(!scene.blob(&digest).exists() && !scene.blob(&layers[1]).exists());
-    assert!(scene.program.ok(&["verify", "--deep"]).ends_with(": 0 problems"));
     assert_eq!(
-        scene.program.ok(&["gc"]),
+        (&result["blobs"], &result["derived"], &result["missing"]),
+        (&json!(3), &json!(1), &json!([]))
+    );
+    assert!((1..size * 10).contains(&result["bytes"].as_u64().unwrap()), "{result}");
+    assert!(!fixture.blob(&digest).exists() && !fixture.blob(&layers[1]).exists());
+    assert!(fixture.program.ok(&["verify", "--deep"]).ends_with(": 0 problems"));
+    assert_eq!(
+        fixture.program.ok(&["gc"]),
         "freed 0 B: 0 blobs, 0 derived files, 0 interrupted downloads, 0 temporary files, 0 dead roots, \
          0 unpacked layers"
     );
@@ -43,9 +46,9 @@ fn gc_frees_only_files_that_no_image_refers_to() {
 
 #[test]
 fn missing_manifest_is_reported() {
-    let (scene, digest) = Scene::with("lab/a:1");
-    fs::remove_file(scene.blob(&digest)).unwrap();
-    let output = scene.program.run(&["gc", "--dry-run", "--json"]);
+    let (fixture, digest) = Fixture::with("lab/a:1");
+    fs::remove_file(fixture.blob(&digest)).unwrap();
+    let output = fixture.program.run(&["gc", "--dry-run", "--json"]);
     let (out, err) = super::texts(&output);
     assert!(output.status.success(), "{err}");
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();

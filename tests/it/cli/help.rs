@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{Scene, texts};
+use super::{Fixture, texts};
 
 const COMMANDS: [&str; 13] = [
     "pull",
@@ -21,9 +21,9 @@ const COMMANDS: [&str; 13] = [
 ];
 
 #[test]
-fn help_lists_every_command_and_each_has_its_own() {
-    let scene = Scene::new();
-    let all = scene.program.ok(&["--help"]);
+fn help_lists_every_command_and_every_command_has_help() {
+    let fixture = Fixture::new();
+    let all = fixture.program.ok(&["--help"]);
     for command in COMMANDS {
         let listed = all.lines().any(|line| {
             let mut words = line.split_whitespace();
@@ -31,27 +31,27 @@ fn help_lists_every_command_and_each_has_its_own() {
         });
         assert!(listed, "{command} is not in:\n{all}");
         for flag in ["--help", "-h"] {
-            let help = scene.program.ok(&[command, flag]);
+            let help = fixture.program.ok(&[command, flag]);
             assert!(help.contains(&format!("Usage: rcx-imagefs {command}")), "{help}");
             assert!(help.contains("--store <DIR>") && help.contains("--config <FILE>"), "{help}");
         }
         if !matches!(command, "mount" | "manual" | "completions" | "man") {
-            let help = scene.program.ok(&[command, "--help"]);
-            assert!(help.contains("--json"), "{command} prints data: {help}");
+            let help = fixture.program.ok(&[command, "--help"]);
+            assert!(help.contains("--json"), "{command} prints data and lacks --json: {help}");
         }
     }
-    assert!(!scene.program.store().exists(), "help makes no store");
+    assert!(!fixture.program.store().exists(), "help created a store");
 }
 
 #[test]
-fn version_is_that_of_the_package() {
-    let version = Scene::new().program.ok(&["--version"]);
+fn version_is_the_package_version() {
+    let version = Fixture::new().program.ok(&["--version"]);
     assert_eq!(version, concat!("rcx-imagefs ", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
 fn invalid_arguments_exit_with_2_and_point_to_the_help() {
-    let scene = Scene::new();
+    let fixture = Fixture::new();
     let wrong: [&[&str]; 6] = [
         &["pul"],
         &["images", "--jso"],
@@ -61,21 +61,21 @@ fn invalid_arguments_exit_with_2_and_point_to_the_help() {
         &["completions", "tcl"],
     ];
     for arguments in wrong {
-        let output = scene.program.run(arguments);
+        let output = fixture.program.run(arguments);
         let (out, err) = texts(&output);
         assert_eq!((output.status.code(), out.as_str()), (Some(2), ""), "{arguments:?}: {err}");
         assert!(err.starts_with("error: ") && err.contains("try '--help'"), "{arguments:?}: {err}");
     }
-    let output = scene.program.run(&[]);
+    let output = fixture.program.run(&[]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(texts(&output).1.contains("Usage: rcx-imagefs"), "no command: help, and not done");
+    assert!(texts(&output).1.contains("Usage: rcx-imagefs"), "without a command, help is printed");
 }
 
 #[test]
 fn completions_of_each_shell_contain_all_commands() {
-    let scene = Scene::new();
+    let fixture = Fixture::new();
     for shell in ["bash", "zsh", "fish"] {
-        let script = scene.program.ok(&["completions", shell]);
+        let script = fixture.program.ok(&["completions", shell]);
         for word in COMMANDS.into_iter().chain(["dry-run", "plain-http", "run-dir"]) {
             assert!(script.contains(word), "{shell}: {word}");
         }
@@ -84,17 +84,17 @@ fn completions_of_each_shell_contain_all_commands() {
 
 #[test]
 fn each_command_has_a_man_page() {
-    let scene = Scene::new();
-    let dir = scene.program.dir().join("share/man/man1");
-    assert_eq!(scene.program.ok(&["man", dir.to_str().unwrap()]), "");
+    let fixture = Fixture::new();
+    let dir = fixture.program.dir().join("share/man/man1");
+    assert_eq!(fixture.program.ok(&["man", dir.to_str().unwrap()]), "");
     for command in COMMANDS {
         let page = fs::read_to_string(dir.join(format!("rcx-imagefs-{command}.1"))).unwrap();
         assert!(page.contains(".TH ") && page.contains(".SH SYNOPSIS"), "{command}: {page}");
     }
     assert!(fs::read_to_string(dir.join("rcx-imagefs.1")).unwrap().contains("rcx\\-imagefs"));
 
-    let file = scene.program.dir().join("file");
+    let file = fixture.program.dir().join("file");
     fs::write(&file, "").unwrap();
-    let (error, _) = scene.fails(&["man", file.join("below").to_str().unwrap()]);
+    let (error, _) = fixture.fails(&["man", file.join("below").to_str().unwrap()]);
     assert!(error.starts_with(&format!("directory {}/below: ", file.display())), "{error}");
 }

@@ -4,12 +4,12 @@ use std::fs;
 
 use serde_json::json;
 
-use super::{Layout, Scene, keys};
+use super::{Fixture, Layout, keys};
 
 #[test]
 fn inspect_shows_all_parts_of_an_image() {
-    let (scene, digest) = Scene::with("lab/a:1");
-    let shown = scene.program.json(&["inspect", "lab/a:1"]);
+    let (fixture, digest) = Fixture::with("lab/a:1");
+    let shown = fixture.program.json(&["inspect", "lab/a:1"]);
     let all = ["config", "created", "digest", "index", "layers", "media_type", "name", "platform", "tags"];
     assert_eq!(keys(&shown), all);
     assert_eq!(shown["name"], "lab/a");
@@ -21,7 +21,7 @@ fn inspect_shows_all_parts_of_an_image() {
     assert_eq!(shown["created"], "2024-05-06T07:08:09Z");
     assert_eq!(shown["config"]["config"]["User"], "7:8");
 
-    let manifest = scene.manifest(&digest);
+    let manifest = fixture.manifest(&digest);
     let layers = shown["layers"].as_array().unwrap();
     assert_eq!(layers.len(), 2);
     for (at, (layer, blob)) in layers.iter().zip(manifest["layers"].as_array().unwrap()).enumerate() {
@@ -47,21 +47,21 @@ fn inspect_shows_all_parts_of_an_image() {
         assert_eq!((&layer["error"], &layer["seekable_size"]), (&json!(null), &json!(0)));
         assert!(layer["tar_size"].as_u64() > layer["size"].as_u64() && layer["spans"] == 1, "{layer}");
         let name = layer["digest"].as_str().unwrap().replace("sha256:", "");
-        let dir = fs::read_dir(scene.program.store().join("rcx-imagefs/indexes")).unwrap();
+        let dir = fs::read_dir(fixture.program.store().join("rcx-imagefs/indexes")).unwrap();
         let index = dir.map(Result::unwrap).find(|file| file.file_name().to_string_lossy().contains(&name));
         assert_eq!(layer["index_size"], index.unwrap().metadata().unwrap().len());
     }
     // A whiteout is a marker, not an entry.
     assert_eq!((&layers[0]["entries"], &layers[1]["entries"]), (&json!(3), &json!(2)));
 
-    let by_digest = scene.program.json(&["inspect", &format!("lab/a@{digest}")]);
+    let by_digest = fixture.program.json(&["inspect", &format!("lab/a@{digest}")]);
     assert_eq!(by_digest, shown);
 }
 
 #[test]
-fn text_says_the_same_for_people() {
-    let (scene, digest) = Scene::with("lab/a:1");
-    let text = scene.program.ok(&["inspect", "lab/a:1"]);
+fn text_output_has_the_same_fields() {
+    let (fixture, digest) = Fixture::with("lab/a:1");
+    let text = fixture.program.ok(&["inspect", "lab/a:1"]);
     let fields: Vec<(&str, &str)> = text
         .lines()
         .map_while(|line| line.split_once(' ').map(|(name, value)| (name, value.trim_start())))
@@ -78,42 +78,42 @@ fn text_says_the_same_for_people() {
         assert!(fields.contains(&expected), "{expected:?}: {text}");
     }
     for number in 0..2 {
-        assert!(text.contains(&scene.layer(&digest, number)), "{text}");
+        assert!(text.contains(&fixture.layer(&digest, number)), "{text}");
     }
 }
 
 #[test]
-fn nothing_in_an_image_commands_the_terminal() {
-    let scene = Scene::new();
+fn control_characters_of_an_image_are_escaped_in_text_output() {
+    let fixture = Fixture::new();
     let layout = Layout::with_config("f x", |config| {
         config["config"]["Env"] = json!(["A=\u{1b}]0;title\u{7}", "B=one\ntwo"]);
         config["created"] = json!("\u{9b}2J");
     });
-    scene.program.ok(&["load", layout.path(), "--name", "lab/a:1"]);
-    let text = scene.program.ok(&["inspect", "lab/a:1"]);
+    fixture.program.ok(&["load", layout.path(), "--name", "lab/a:1"]);
+    let text = fixture.program.ok(&["inspect", "lab/a:1"]);
     assert!(text.contains("A=\\u{1b}]0;title\\u{7}\n") && text.contains("B=one\\ntwo\n"), "{text}");
     assert!(!text.chars().any(|character| character.is_control() && character != '\n'), "{text:?}");
-    let shown = scene.program.json(&["inspect", "lab/a:1"]);
-    assert_eq!(shown["config"]["config"]["Env"][1], "B=one\ntwo", "programs get what is there");
+    let shown = fixture.program.json(&["inspect", "lab/a:1"]);
+    assert_eq!(shown["config"]["config"]["Env"][1], "B=one\ntwo", "JSON has the original text");
 }
 
 #[test]
-fn layer_without_its_blob_is_shown_with_the_reason_and_the_rest_is_too() {
-    let (scene, digest) = Scene::with("lab/a:1");
-    let layer = scene.layer(&digest, 1);
-    fs::remove_file(scene.blob(&layer)).unwrap();
-    let shown = scene.program.json(&["inspect", "lab/a:1"]);
+fn layer_with_a_missing_blob_is_shown_with_the_error_beside_the_others() {
+    let (fixture, digest) = Fixture::with("lab/a:1");
+    let layer = fixture.layer(&digest, 1);
+    fs::remove_file(fixture.blob(&layer)).unwrap();
+    let shown = fixture.program.json(&["inspect", "lab/a:1"]);
     assert_eq!(shown["layers"][0]["error"], json!(null));
     assert_eq!(shown["layers"][1]["entries"], json!(null));
     assert!(shown["layers"][1]["error"].as_str().unwrap().contains(&layer), "{shown}");
-    assert!(scene.program.ok(&["inspect", "lab/a:1"]).contains(&format!("{layer}: ")));
+    assert!(fixture.program.ok(&["inspect", "lab/a:1"]).contains(&format!("{layer}: ")));
 }
 
 #[test]
-fn image_without_its_manifest_is_an_error_with_advice() {
-    let (scene, digest) = Scene::with("lab/a:1");
-    fs::remove_file(scene.blob(&digest)).unwrap();
-    let (error, hint) = scene.fails(&["inspect", "lab/a:1"]);
+fn image_with_a_missing_manifest_is_an_error_with_a_hint() {
+    let (fixture, digest) = Fixture::with("lab/a:1");
+    fs::remove_file(fixture.blob(&digest)).unwrap();
+    let (error, hint) = fixture.fails(&["inspect", "lab/a:1"]);
     assert_eq!(error, format!("blob {digest} is not in the store"));
     assert_eq!(hint.unwrap(), "pull or load the image again");
 }

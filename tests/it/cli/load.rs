@@ -1,16 +1,16 @@
-//! `load`, as a command; what archives can be is told by the tests of `import`.
+//! The command `load`. The tests of `import` cover the formats of archives.
 
 use std::fs;
 
 use serde_json::json;
 
-use super::{LAYERS, Layout, Scene, keys};
+use super::{Fixture, LAYERS, Layout, keys};
 
 #[test]
-fn load_prints_what_came_in_and_a_second_one_fetches_nothing() {
-    let scene = Scene::new();
+fn load_prints_the_images_and_a_second_load_copies_nothing() {
+    let fixture = Fixture::new();
     let layout = Layout::new(LAYERS);
-    let load = |name: &str| scene.program.json(&["load", layout.path(), "--name", name]);
+    let load = |name: &str| fixture.program.json(&["load", layout.path(), "--name", name]);
     let first = load("lab/a:1");
     assert_eq!(first.as_array().unwrap().len(), 1);
     let all = ["bytes_fetched", "digest", "layers", "layers_fetched", "name", "tags"];
@@ -24,25 +24,25 @@ fn load_prints_what_came_in_and_a_second_one_fetches_nothing() {
 }
 
 #[test]
-fn image_without_a_name_needs_one() {
-    let scene = Scene::new();
+fn image_without_a_name_is_an_error_with_a_hint() {
+    let fixture = Fixture::new();
     let layout = Layout::new(LAYERS);
-    let (error, hint) = scene.fails(&["load", layout.path()]);
+    let (error, hint) = fixture.fails(&["load", layout.path()]);
     assert!(
         error.starts_with(&format!("load {}: ", layout.path())) && error.contains("has no name"),
         "{error}"
     );
     assert_eq!(hint.unwrap(), "name the image with --name NAME[:TAG]");
-    assert_eq!(scene.program.json(&["images"]), json!([]));
+    assert_eq!(fixture.program.json(&["images"]), json!([]));
 }
 
 #[test]
 fn file_that_is_not_an_archive_is_named() {
-    let scene = Scene::new();
-    let file = scene.program.dir().join("notes.txt");
+    let fixture = Fixture::new();
+    let file = fixture.program.dir().join("notes.txt");
     fs::write(&file, "not an archive").unwrap();
     for path in [file.to_str().unwrap(), "/nonexistent/archive.tar"] {
-        let (error, _) = scene.fails(&["load", path]);
+        let (error, _) = fixture.fails(&["load", path]);
         assert!(error.starts_with(&format!("load {path}: ")), "{error}");
     }
 }

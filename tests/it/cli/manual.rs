@@ -10,7 +10,7 @@ use rcx_imagefs::cli;
 use rcx_imagefs::error::ErrorCode;
 use rcx_imagefs::manual::ManualPage;
 
-use super::Scene;
+use super::Fixture;
 
 /// All commands with their paths: `rcx-imagefs`, `rcx-imagefs pull`, `rcx-imagefs root create`.
 fn commands() -> Vec<(String, clap::Command)> {
@@ -46,16 +46,16 @@ fn section<'a>(markdown: &'a str, heading: &str) -> &'a str {
 }
 
 /// Writes the man pages.
-fn man_pages(scene: &Scene) -> PathBuf {
-    let dir = scene.program.dir().join("man");
-    scene.program.ok(&["man", dir.to_str().unwrap()]);
+fn man_pages(fixture: &Fixture) -> PathBuf {
+    let dir = fixture.program.dir().join("man");
+    fixture.program.ok(&["man", dir.to_str().unwrap()]);
     dir
 }
 
 #[test]
 fn manual_lists_its_pages_and_prints_their_source() {
-    let scene = Scene::new();
-    let list = scene.program.ok(&["manual"]);
+    let fixture = Fixture::new();
+    let list = fixture.program.ok(&["manual"]);
     assert_eq!(list.lines().count(), ManualPage::ALL.len(), "{list}");
     for page in ManualPage::ALL {
         let listed = list.lines().any(|line| {
@@ -64,18 +64,18 @@ fn manual_lists_its_pages_and_prints_their_source() {
         });
         assert!(listed, "{}:\n{list}", page.name);
         for name in [page.name, &page.title(), &format!("rcx-imagefs-{}", page.name)] {
-            assert_eq!(scene.program.ok(&["manual", name]), page.markdown.trim_end(), "{name}");
+            assert_eq!(fixture.program.ok(&["manual", name]), page.markdown.trim_end(), "{name}");
         }
     }
-    let (error, hint) = scene.fails(&["manual", "nothing"]);
+    let (error, hint) = fixture.fails(&["manual", "nothing"]);
     assert_eq!(error, "the manual has no page `nothing`");
     assert!(hint.unwrap().contains("images, run, isolate, config"));
 }
 
 #[test]
 fn every_page_of_the_manual_and_every_command_has_a_man_page() {
-    let scene = Scene::new();
-    let dir = man_pages(&scene);
+    let fixture = Fixture::new();
+    let dir = man_pages(&fixture);
     let mut expected: BTreeSet<String> = ManualPage::ALL.iter().map(ManualPage::file_name).collect();
     expected.extend(commands().iter().map(|(path, _)| format!("{}.1", path.replace(' ', "-"))));
     let written = fs::read_dir(&dir).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
@@ -98,8 +98,8 @@ fn every_page_of_the_manual_and_every_command_has_a_man_page() {
 
 #[test]
 fn every_man_page_renders_without_a_warning() {
-    let scene = Scene::new();
-    let dir = man_pages(&scene);
+    let fixture = Fixture::new();
+    let dir = man_pages(&fixture);
     for file in fs::read_dir(&dir).unwrap() {
         let path = file.unwrap().path();
         let output = Command::new("man")
@@ -119,8 +119,8 @@ fn every_man_page_renders_without_a_warning() {
 
 #[test]
 fn every_command_and_option_is_described_on_a_man_page() {
-    let scene = Scene::new();
-    let dir = man_pages(&scene);
+    let fixture = Fixture::new();
+    let dir = man_pages(&fixture);
     let read = |path: &str| fs::read_to_string(dir.join(format!("{}.1", path.replace(' ', "-")))).unwrap();
     let escaped = |text: &str| text.replace('-', "\\-").replace('\'', "\\*(Aq");
     for (path, command) in commands() {

@@ -40,23 +40,23 @@ const LAYERS: &str = "\
     ";
 
 /// The program with images in its store.
-struct Scene {
+struct Fixture {
     program: Program,
 }
 
-impl Scene {
+impl Fixture {
     fn new() -> Self {
         Self { program: Program::new() }
     }
 
-    /// With one image.
+    /// A store with one image.
     fn with(reference: &str) -> (Self, String) {
-        let scene = Self::new();
-        let digest = scene.load(reference, LAYERS);
-        (scene, digest)
+        let fixture = Self::new();
+        let digest = fixture.load(reference, LAYERS);
+        (fixture, digest)
     }
 
-    /// Loads an image of layers written as text and returns its digest.
+    /// Loads an image of layers written as text. Returns its digest.
     fn load(&self, reference: &str, layers: &str) -> String {
         let layout = Layout::new(layers);
         let printed = self.program.ok(&["load", layout.path(), "--name", reference]);
@@ -65,7 +65,7 @@ impl Scene {
         digest.to_owned()
     }
 
-    /// The store, as the library opens it.
+    /// Opens the store with the library.
     fn store(&self) -> Store {
         Store::open(self.program.store()).unwrap()
     }
@@ -79,7 +79,7 @@ impl Scene {
         serde_json::from_slice(&fs::read(self.blob(digest)).unwrap()).unwrap()
     }
 
-    /// Digest of a layer.
+    /// The digest of a layer.
     fn layer(&self, image: &str, number: usize) -> String {
         self.manifest(image)["layers"][number]["digest"].as_str().unwrap().to_owned()
     }
@@ -100,7 +100,7 @@ impl Scene {
     }
 }
 
-/// Checks the output of a failed command; see [`Scene::fails`].
+/// Checks the output of a failed command; see [`Fixture::fails`].
 #[track_caller]
 fn failed(output: &Output) -> (String, Option<String>) {
     let (out, err) = texts(output);
@@ -138,7 +138,7 @@ fn sha256(bytes: &[u8]) -> String {
     Digest::of(bytes).to_string()
 }
 
-/// A gzip stream, as most layers are.
+/// Compresses with gzip.
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
     encoder.write_all(bytes).unwrap();

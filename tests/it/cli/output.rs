@@ -1,9 +1,9 @@
-//! Standard output that is closed, or full.
+//! Standard output that is closed or full.
 
 use std::fs::File;
 use std::process::Stdio;
 
-use super::{Scene, failed, texts};
+use super::{Fixture, failed, texts};
 
 /// Every command that prints, as text and as JSON.
 const PRINTING: [&[&str]; 12] = [
@@ -23,11 +23,11 @@ const PRINTING: [&[&str]; 12] = [
 
 #[test]
 fn closed_pipe_is_not_an_error() {
-    let (scene, _) = Scene::with("lab/a:1");
+    let (fixture, _) = Fixture::with("lab/a:1");
     for arguments in PRINTING {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let output = scene.program.command(arguments).stdout(writer).output().unwrap();
+        let output = fixture.program.command(arguments).stdout(writer).output().unwrap();
         let (_, err) = texts(&output);
         assert_eq!((output.status.code(), err.as_str()), (Some(0), ""), "{arguments:?}");
     }
@@ -35,10 +35,10 @@ fn closed_pipe_is_not_an_error() {
 
 #[test]
 fn failed_write_to_stdout_is_an_error() {
-    let (scene, _) = Scene::with("lab/a:1");
+    let (fixture, _) = Fixture::with("lab/a:1");
     for arguments in &PRINTING[..9] {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let output = scene.program.command(arguments).stdout(Stdio::from(full)).output().unwrap();
+        let output = fixture.program.command(arguments).stdout(Stdio::from(full)).output().unwrap();
         let (error, _) = failed(&output);
         assert!(error.starts_with("standard output: No space left on device"), "{arguments:?}: {error}");
     }

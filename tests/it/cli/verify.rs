@@ -5,17 +5,17 @@ use std::fs;
 use rcx_imagefs::image::{Descriptor, Digest, Name, media};
 use serde_json::{Value, json};
 
-use super::{LAYERS, Scene, keys, texts};
+use super::{Fixture, LAYERS, keys, texts};
 
 /// Runs `verify --json`, which must find problems, and returns them.
 #[track_caller]
-fn problems(scene: &Scene, arguments: &[&str]) -> Vec<String> {
-    let output = scene.program.run(&[&["verify", "--json"], arguments].concat());
+fn problems(fixture: &Fixture, arguments: &[&str]) -> Vec<String> {
+    let output = fixture.program.run(&[&["verify", "--json"], arguments].concat());
     let (out, err) = texts(&output);
     assert_eq!(output.status.code(), Some(2), "{out}{err}");
     let report: Value = serde_json::from_str(&out).unwrap();
     let problems: Vec<String> = serde_json::from_value(report["problems"].clone()).unwrap();
-    let store = scene.program.store().display();
+    let store = fixture.program.store().display();
     assert_eq!(report["error"]["code"], "damaged");
     assert!(err.contains(&format!("error: store {store}: {} problems\nhint: ", problems.len())), "{err}");
     problems
@@ -23,80 +23,80 @@ fn problems(scene: &Scene, arguments: &[&str]) -> Vec<String> {
 
 #[test]
 fn verify_reads_each_blob_once() {
-    let (scene, digest) = Scene::with("lab/a:1");
-    scene.load("lab/b:1", LAYERS.split("---").next().unwrap());
-    let report = scene.program.json(&["verify"]);
+    let (fixture, digest) = Fixture::with("lab/a:1");
+    fixture.load("lab/b:1", LAYERS.split("---").next().unwrap());
+    let report = fixture.program.json(&["verify"]);
     assert_eq!(keys(&report), ["blobs", "bytes", "damaged", "error", "images", "problems", "spans"]);
     // Two manifests, two configurations, and two layers, one of them shared.
     assert_eq!((&report["images"], &report["blobs"]), (&json!(2), &json!(6)));
     assert_eq!((&report["spans"], &report["problems"]), (&json!(0), &json!([])));
-    let size: u64 = fs::read_dir(scene.program.store().join("blobs/sha256"))
+    let size: u64 = fs::read_dir(fixture.program.store().join("blobs/sha256"))
         .unwrap()
         .map(|blob| blob.unwrap().metadata().unwrap().len())
         .sum();
     assert_eq!(report["bytes"], size);
-    assert_eq!(scene.program.json(&["verify", "--deep"])["spans"], 2);
-    let one = scene.program.json(&["verify", &format!("lab/a@{digest}")]);
+    assert_eq!(fixture.program.json(&["verify", "--deep"])["spans"], 2);
+    let one = fixture.program.json(&["verify", &format!("lab/a@{digest}")]);
     assert_eq!((&one["images"], &one["blobs"]), (&json!(1), &json!(4)));
 }
 
 #[test]
 fn damage_is_reported_once_and_only_for_the_images_with_it() {
-    let (scene, digest) = Scene::with("lab/a:1");
-    let other = scene.load("lab/b:1", LAYERS.split("---").next().unwrap());
-    scene.load("lab/c:1", "f other x");
-    let layer = scene.layer(&digest, 0);
-    scene.damage(&layer);
-    let found = problems(&scene, &[]);
+    let (fixture, digest) = Fixture::with("lab/a:1");
+    let other = fixture.load("lab/b:1", LAYERS.split("---").next().unwrap());
+    fixture.load("lab/c:1", "f other x");
+    let layer = fixture.layer(&digest, 0);
+    fixture.damage(&layer);
+    let found = problems(&fixture, &[]);
     assert_eq!(found.len(), 1, "two images share the layer: {found:?}");
     assert!(found[0].starts_with(&format!("blob {layer} is damaged")), "{found:?}");
-    assert_eq!(problems(&scene, &["lab/b:1"]), found);
-    assert!(scene.program.ok(&["verify", "lab/c:1"]).ends_with(": 0 problems"));
-    let text = texts(&scene.program.run(&["verify"])).0;
+    assert_eq!(problems(&fixture, &["lab/b:1"]), found);
+    assert!(fixture.program.ok(&["verify", "lab/c:1"]).ends_with(": 0 problems"));
+    let text = texts(&fixture.program.run(&["verify"])).0;
     assert!(text.starts_with(&found[0]) && text.trim_end().ends_with(": 1 problems"), "{text}");
     // All of them have to go before the blob does.
-    let err = texts(&scene.program.run(&["verify"])).1;
+    let err = texts(&fixture.program.run(&["verify"])).1;
     assert!(err.contains(&format!("`rcx-imagefs rm lab/a@{digest} lab/b@{other}`, then `gc`")), "{err}");
 }
 
 #[test]
 fn missing_and_damaged_documents_are_reported_once() {
-    let (scene, digest) = Scene::with("lab/a:1");
-    let config = scene.manifest(&digest)["config"]["digest"].as_str().unwrap().to_owned();
-    scene.damage(&config);
-    let found = problems(&scene, &[]);
+    let (fixture, digest) = Fixture::with("lab/a:1");
+    let config = fixture.manifest(&digest)["config"]["digest"].as_str().unwrap().to_owned();
+    fixture.damage(&config);
+    let found = problems(&fixture, &[]);
     assert!(found.len() == 1 && found[0].starts_with(&format!("blob {config} is damaged")), "{found:?}");
-    fs::remove_file(scene.blob(&digest)).unwrap();
-    let found = problems(&scene, &[]);
+    fs::remove_file(fixture.blob(&digest)).unwrap();
+    let found = problems(&fixture, &[]);
     assert_eq!(found, [format!("blob {digest} is not in the store")]);
 }
 
 #[test]
 fn damaged_index_is_rebuilt() {
-    let (scene, _) = Scene::with("lab/a:1");
-    for file in fs::read_dir(scene.program.store().join("rcx-imagefs/indexes")).unwrap() {
+    let (fixture, _) = Fixture::with("lab/a:1");
+    for file in fs::read_dir(fixture.program.store().join("rcx-imagefs/indexes")).unwrap() {
         fs::write(file.unwrap().path(), "damaged").unwrap();
     }
-    let output = scene.program.run(&["verify", "--deep"]);
+    let output = fixture.program.run(&["verify", "--deep"]);
     let (out, err) = texts(&output);
     assert!(output.status.success() && out.trim_end().ends_with(": 0 problems"), "{out}{err}");
     assert_eq!(err.matches("building its index from the blob").count(), 2, "{err}");
-    assert_eq!(texts(&scene.program.run(&["verify", "--deep"])).1, "");
+    assert_eq!(texts(&fixture.program.run(&["verify", "--deep"])).1, "");
 }
 
 #[test]
 fn wrong_diff_id_is_reported_for_a_shared_layer_too() {
-    let (scene, digest) = Scene::with("lab/a:1");
+    let (fixture, digest) = Fixture::with("lab/a:1");
     // No command takes such an image in; another program may write it into the store.
-    let store = scene.store();
+    let store = fixture.store();
     let put = |media_type: &str, document: &Value| {
         let bytes = document.to_string().into_bytes();
         let digest = Digest::of(&bytes);
         store.put_small(&digest, &bytes).unwrap();
         Descriptor::new(media_type, digest, bytes.len() as u64)
     };
-    let mut manifest = scene.manifest(&digest);
-    let mut config = scene.manifest(manifest["config"]["digest"].as_str().unwrap());
+    let mut manifest = fixture.manifest(&digest);
+    let mut config = fixture.manifest(manifest["config"]["digest"].as_str().unwrap());
     let wrong = Digest::of(b"wrong").to_string();
     config["rootfs"]["diff_ids"][1] = json!(wrong);
     let config = put(media::OCI_CONFIG, &config);
@@ -106,8 +106,8 @@ fn wrong_diff_id_is_reported_for_a_shared_layer_too() {
     store
         .tag(&Name::from_archive("lab/wrong").unwrap(), Some(&"1".parse().unwrap()), &manifest, None)
         .unwrap();
-    let found = problems(&scene, &[]);
+    let found = problems(&fixture, &[]);
     assert_eq!(found.len(), 1, "{found:?}");
-    let layer = scene.layer(&digest, 1);
+    let layer = fixture.layer(&digest, 1);
     assert!(found[0].starts_with(&format!("layer {layer}: ")) && found[0].ends_with(&wrong), "{found:?}");
 }

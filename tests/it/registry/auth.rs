@@ -1,4 +1,4 @@
-//! Tokens and passwords: sent to whom they belong, and fetched anew when they have expired.
+//! Tokens and passwords: sent only to their registry, and renewed when they expire.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::server::{Answer, Request, Server};
 use super::{content, descriptor, download, options, registry};
 
-/// Options with the credentials `lab`, `secret` for a registry.
+/// Options with the user `lab` and the password `secret` for a registry.
 pub(super) fn with_password(directory: &TempDir, address: &str) -> RegistryOptions {
     let path = directory.path().join("config.json");
     // `lab:secret` in base64.
@@ -18,7 +18,7 @@ pub(super) fn with_password(directory: &TempDir, address: &str) -> RegistryOptio
     RegistryOptions { auth: AuthFiles::new(vec![path]), ..options() }
 }
 
-/// A registry with a token server of its own address, of which each token is good for `uses` requests.
+/// A registry with a token server at the same address. Each token is valid for `uses` requests.
 async fn token_registry(content: Vec<u8>, uses: usize, password: Option<&'static str>) -> Server {
     let used = Arc::new(AtomicUsize::new(0));
     let tokens = AtomicUsize::new(0);
@@ -37,14 +37,14 @@ async fn token_registry(content: Vec<u8>, uses: usize, password: Option<&'static
             let number = tokens.fetch_add(1, Ordering::SeqCst) + 1;
             return Answer::new(200, &[], format!(r#"{{"token":"t{number}"}}"#).as_bytes());
         }
-        let good = format!("Bearer t{}", tokens.load(Ordering::SeqCst));
-        let authorized = request.header("authorization") == Some(&good);
+        let valid = format!("Bearer t{}", tokens.load(Ordering::SeqCst));
+        let authorized = request.header("authorization") == Some(&valid);
         if !authorized || used.fetch_add(1, Ordering::SeqCst) >= uses {
             return unauthorized();
         }
         let from = request.from().unwrap_or(0);
         let range = format!("bytes {from}-{}/{}", content.len() - 1, content.len());
-        // Every answer breaks off after 40,000 bytes, so that one blob takes several requests.
+        // Every answer ends after 40,000 bytes, so that one blob needs several requests.
         let length = (content.len() - from).to_string();
         let headers = [("Content-Range", range.as_str()), ("Content-Length", length.as_str())];
         let end = content.len().min(from + 40_000);
@@ -59,7 +59,7 @@ fn tokens_fetched(requests: &[Request]) -> usize {
 }
 
 #[tokio::test]
-async fn anonymous_token_is_fetched_once_and_used_on() {
+async fn anonymous_token_is_fetched_once_and_reused() {
     let content = content(100_000);
     let server = token_registry(content.clone(), usize::MAX, None).await;
     let registry = registry();
@@ -70,7 +70,7 @@ async fn anonymous_token_is_fetched_once_and_used_on() {
 }
 
 #[tokio::test]
-async fn token_that_expires_midway_is_renewed() {
+async fn token_that_expires_during_a_download_is_renewed() {
     let content = content(200_000);
     let server = token_registry(content.clone(), 2, None).await;
     assert!(download(&registry(), &server.address, &descriptor(&content), 0).await.unwrap() == content);
@@ -109,11 +109,11 @@ async fn refused_password_is_reported_with_the_reason_and_a_hint() {
     assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
     assert!(error.to_string().contains("wrong user name or password"), "{error}");
     assert!(error.hint().unwrap().contains("docker login"));
-    assert_eq!(tokens_fetched(&server.requests()), 1, "a password is not tried again and again");
+    assert_eq!(tokens_fetched(&server.requests()), 1, "a wrong password is not retried");
 }
 
 #[tokio::test]
-async fn token_that_is_never_good_ends_in_an_error() {
+async fn token_that_is_never_accepted_is_an_error() {
     let server = token_registry(vec![1; 10], 0, None).await;
     let error = download(&registry(), &server.address, &descriptor(&[1; 10]), 0).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
@@ -121,7 +121,7 @@ async fn token_that_is_never_good_ends_in_an_error() {
 }
 
 #[tokio::test]
-async fn basic_auth_is_used_where_there_is_no_token_server() {
+async fn basic_auth_is_used_without_a_token_server() {
     let server = Server::start(|request, _| match request.header("authorization") {
         Some("Basic bGFiOnNlY3JldA==") => Answer::new(200, &[], b"hello"),
         _ => Answer::new(401, &[("WWW-Authenticate", "Basic realm=\"registry\"")], b""),
@@ -132,13 +132,13 @@ async fn basic_auth_is_used_where_there_is_no_token_server() {
     for _ in 0..2 {
         assert_eq!(download(&registry, &server.address, &descriptor(b"hello"), 0).await.unwrap(), b"hello");
     }
-    assert_eq!(server.requests().len(), 4, "refused, asked how, granted; then granted at once");
+    assert_eq!(server.requests().len(), 4, "refused, challenge, granted; then granted at once");
     let error = download(&super::registry(), &server.address, &descriptor(b"hello"), 0).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
 }
 
 #[tokio::test]
-async fn hanging_token_server_ends_in_time() {
+async fn hanging_token_server_ends_in_a_deadline_error() {
     let token = Server::start(|_, _| Answer::nothing()).await;
     let challenge = format!(r#"Bearer realm="http://{}/token",service="reg""#, token.address);
     let server = Server::start(move |_, _| Answer::new(401, &[("WWW-Authenticate", &challenge)], b"")).await;
@@ -147,7 +147,7 @@ async fn hanging_token_server_ends_in_time() {
 }
 
 #[tokio::test]
-async fn broken_credentials_are_named_when_they_are_needed_and_not_before() {
+async fn broken_credentials_are_an_error_only_when_they_are_needed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
     std::fs::write(&path, r#"{"credsStore": "is-not-there"}"#).unwrap();

@@ -1,4 +1,4 @@
-//! Blobs: whatever breaks, the bytes are the blob's, in order and once; or an error names the blob.
+//! Blob downloads: whatever fails, the bytes of the blob arrive in order and once, or an error names the blob.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use super::server::{Answer, Request, Server};
 use super::{content, descriptor, download, name, options, registry, tagged};
 
-/// A well-behaved answer to a request for a blob or its rest.
+/// A correct answer to a request for a blob or the rest of it.
 fn blob(request: &Request, content: &[u8]) -> Answer {
     match request.from() {
         None => Answer::new(200, &[], content),
@@ -20,13 +20,13 @@ fn blob(request: &Request, content: &[u8]) -> Answer {
     }
 }
 
-/// The head that belongs to the whole of `content`, with less of it behind.
+/// An answer that announces the length of `content` but ends early.
 fn cut(content: &[u8], at: usize) -> Answer {
     Answer::raw(200, &[("Content-Length", &content.len().to_string())], &content[..at])
 }
 
 #[tokio::test]
-async fn whole_blob_and_rest_of_a_blob_arrive() {
+async fn whole_blobs_and_rests_of_blobs_are_downloaded() {
     let content = content(300_000);
     let served = content.clone();
     let server = Server::start(move |request, _| blob(request, &served)).await;
@@ -36,13 +36,13 @@ async fn whole_blob_and_rest_of_a_blob_arrive() {
         let rest = download(&registry, &server.address, &layer, from).await.unwrap();
         assert!(rest == content[usize::try_from(from).unwrap()..], "from {from}");
     }
-    assert_eq!(server.requests().len(), 3, "nothing is requested when nothing is missing");
+    assert_eq!(server.requests().len(), 3, "no request is sent when no byte is missing");
     assert_eq!(server.requests()[0].path(), format!("/v2/lab/app/blobs/{}", layer.digest));
     assert_eq!(server.requests()[1].header("range"), Some("bytes=1-"));
 }
 
 #[tokio::test]
-async fn small_blob_is_checked() {
+async fn digest_and_length_of_a_small_blob_are_checked() {
     let content = content(1000);
     let mut served = content.clone();
     served[500] ^= 1;
@@ -62,7 +62,7 @@ async fn small_blob_is_checked() {
 }
 
 #[tokio::test]
-async fn lost_connection_is_resumed_where_it_broke() {
+async fn lost_connection_is_resumed_at_the_same_byte() {
     let content = content(300_000);
     let served = content.clone();
     let server = Server::start(move |request, before| match before {
@@ -77,7 +77,7 @@ async fn lost_connection_is_resumed_where_it_broke() {
 }
 
 #[tokio::test]
-async fn tries_are_counted_anew_after_progress() {
+async fn attempts_are_counted_from_zero_after_progress() {
     let content = content(1_000_000);
     let served = content.clone();
     let server = Server::start(move |request, _| {
@@ -101,7 +101,7 @@ async fn tries_are_counted_anew_after_progress() {
 async fn blob_that_always_ends_early_is_an_error_with_both_lengths() {
     let content = content(1000);
     let served = content.clone();
-    // Without a length in its head, the end of the connection is the end of the body.
+    // Without a `Content-Length`, the end of the connection is the end of the body.
     let server = Server::start(move |request, _| match request.from() {
         None => Answer::raw(200, &[], &served[..400]),
         Some(_) => Answer::raw(206, &[("Content-Range", "bytes 400-999/1000")], b""),
@@ -109,11 +109,11 @@ async fn blob_that_always_ends_early_is_an_error_with_both_lengths() {
     .await;
     let error = download(&registry(), &server.address, &descriptor(&content), 0).await.unwrap_err();
     assert!(error.to_string().contains("ends after 400 of 1000 bytes"), "{error}");
-    assert_eq!(server.requests().len(), 6, "it is tried a bounded number of times");
+    assert_eq!(server.requests().len(), 6, "the number of attempts is bounded");
 }
 
 #[tokio::test]
-async fn hanging_before_or_within_the_answer_ends_in_time() {
+async fn hang_before_or_within_the_answer_ends_in_a_deadline_error() {
     let content = content(200_000);
     let served = content.clone();
     for (in_head, part) in [(true, "no answer"), (false, "no further bytes")] {
@@ -133,7 +133,7 @@ async fn hanging_before_or_within_the_answer_ends_in_time() {
 }
 
 #[tokio::test]
-async fn hang_midway_is_resumed() {
+async fn hang_within_the_body_is_resumed() {
     let content = content(200_000);
     let served = content.clone();
     let server = Server::start(move |request, before| match before {
@@ -146,7 +146,7 @@ async fn hang_midway_is_resumed() {
 }
 
 #[tokio::test]
-async fn errors_that_pass_are_waited_out() {
+async fn temporary_server_errors_are_retried() {
     let content = content(1000);
     let served = content.clone();
     let server = Server::start(move |request, before| match before {
@@ -160,7 +160,7 @@ async fn errors_that_pass_are_waited_out() {
 }
 
 #[tokio::test]
-async fn lasting_server_error_is_named() {
+async fn persistent_server_error_is_reported() {
     let server = Server::start(|_, _| Answer::new(502, &[], b"<html>bad gateway")).await;
     let blob = descriptor(b"x");
     let error = download(&registry(), &server.address, &blob, 0).await.unwrap_err();
@@ -259,19 +259,19 @@ async fn another_length_than_the_manifests_is_an_error() {
         let error = download(&registry(), &server.address, &layer, from).await.unwrap_err();
         assert!(matches!(error, RegistryError::Length { .. }), "{error}");
         assert!(error.to_string().contains(part), "{error}");
-        assert_eq!(server.requests().len(), 1, "{part}: it would be the same again");
+        assert_eq!(server.requests().len(), 1, "{part}: a retry would give the same result");
     }
 }
 
 #[tokio::test]
-async fn web_page_in_place_of_a_blob_is_named() {
+async fn web_page_in_place_of_a_blob_is_reported() {
     let server = Server::start(|_, _| Answer::new(200, &[("Content-Type", "text/html")], b"<html>")).await;
     let error = download(&registry(), &server.address, &descriptor(b"<html>"), 0).await.unwrap_err();
     assert!(matches!(error, RegistryError::Html { .. }), "{error}");
 }
 
 #[tokio::test]
-async fn missing_blob_is_named() {
+async fn missing_blob_is_reported() {
     let body = br#"{"errors":[{"code":"BLOB_UNKNOWN","message":"blob unknown to registry"}]}"#;
     let server = Server::start(|_, _| Answer::new(404, &[], body)).await;
     let layer = descriptor(b"x");
@@ -304,11 +304,11 @@ async fn redirect_is_followed_without_the_credentials() {
     let at_storage = storage.requests();
     assert_eq!(at_storage.len(), 1);
     assert_eq!(at_storage[0].header("authorization"), None);
-    assert_eq!(at_storage[0].from(), Some(400), "the range goes along");
+    assert_eq!(at_storage[0].from(), Some(400), "the range is sent after the redirect");
 }
 
 #[tokio::test]
-async fn endless_redirect_ends() {
+async fn endless_redirects_are_an_error() {
     let server = Server::start(|_, _| Answer::new(302, &[("Location", "/again")], b"")).await;
     let error = download(&registry(), &server.address, &descriptor(b"x"), 0).await.unwrap_err();
     assert!(matches!(error, RegistryError::Redirect { .. }), "{error}");
@@ -316,7 +316,7 @@ async fn endless_redirect_ends() {
 }
 
 #[tokio::test]
-async fn nobody_listening_is_said_soon() {
+async fn refused_connection_is_reported_without_retries() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     drop(listener);
@@ -327,7 +327,7 @@ async fn nobody_listening_is_said_soon() {
 }
 
 #[tokio::test]
-async fn tls_to_a_plain_server_is_named() {
+async fn tls_to_a_plain_http_server_is_reported_with_a_hint() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let server = tokio::spawn(async move {

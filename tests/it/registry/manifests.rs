@@ -1,4 +1,4 @@
-//! References: what is taken for the manifest is what was asked for, or an error names the reference.
+//! Resolving references: the manifest is the requested one, or an error names the reference.
 
 use std::error::Error as _;
 
@@ -42,7 +42,7 @@ fn message(error: &RegistryError) -> String {
     text
 }
 
-/// What resolving gives when the registry sends this for a tag.
+/// The error of resolving a tag when the registry sends this answer.
 async fn resolve_to(status: u16, headers: &'static [(&str, &str)], body: Vec<u8>) -> RegistryError {
     let server = Server::start(move |_, _| Answer::new(status, headers, &body)).await;
     let error = registry().resolve(&tagged(&server.address)).await.unwrap_err();
@@ -94,7 +94,7 @@ async fn index_leads_to_the_platforms_manifest() {
 }
 
 #[tokio::test]
-async fn entry_that_leads_to_something_else_is_refused() {
+async fn index_entry_that_contradicts_its_manifest_is_refused() {
     let real = manifest("real");
     let other_length = {
         let mut entry = entry(&real, "linux/amd64");
@@ -124,7 +124,7 @@ async fn entry_that_leads_to_something_else_is_refused() {
 }
 
 #[tokio::test]
-async fn missing_platform_lists_what_there_is() {
+async fn missing_platform_is_reported_with_the_available_ones() {
     let bytes =
         index(&[entry(b"x", "linux/arm64"), entry(b"y", "linux/s390x"), entry(b"z", "unknown/unknown")]);
     let error = resolve_to(200, &[], bytes).await;
@@ -133,7 +133,7 @@ async fn missing_platform_lists_what_there_is() {
 }
 
 #[tokio::test]
-async fn wrong_digest_is_refused_by_tag_and_by_digest() {
+async fn manifest_with_a_wrong_digest_is_refused() {
     let wrong = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     let error = resolve_to(
         200,
@@ -153,7 +153,7 @@ async fn wrong_digest_is_refused_by_tag_and_by_digest() {
 }
 
 #[tokio::test]
-async fn what_is_no_manifest_is_named() {
+async fn answers_that_are_no_manifest_are_reported() {
     let page = resolve_to(200, &[("Content-Type", "text/html")], b"<html>log in</html>".to_vec()).await;
     assert!(message(&page).contains("HTML"), "{}", message(&page));
     let page =
@@ -173,7 +173,7 @@ async fn what_is_no_manifest_is_named() {
 }
 
 #[tokio::test]
-async fn endless_manifest_is_cut_off() {
+async fn manifest_over_the_length_limit_is_refused() {
     let error = resolve_to(200, &[], vec![b' '; (4 << 20) + 1]).await;
     assert!(matches!(error, RegistryError::TooLong { .. }), "{error}");
     let server = Server::start(|_, _| Answer::raw(200, &[], &vec![b' '; 8 << 20])).await;
@@ -182,7 +182,7 @@ async fn endless_manifest_is_cut_off() {
 }
 
 #[tokio::test]
-async fn each_status_is_told_apart() {
+async fn every_http_status_has_its_own_error() {
     let body = |code: &str| format!(r#"{{"errors":[{{"code":"{code}","message":"m"}}]}}"#).into_bytes();
     let error = resolve_to(404, &[], body("MANIFEST_UNKNOWN")).await;
     assert!(matches!(error, RegistryError::NotFound { .. }), "{error}");
@@ -201,7 +201,7 @@ async fn each_status_is_told_apart() {
 }
 
 #[tokio::test]
-async fn passing_errors_are_waited_out() {
+async fn temporary_errors_are_retried() {
     let server = Server::start(|_, before| match before {
         0 => Answer::new(500, &[], b""),
         1 => Answer::raw(200, &[("Content-Length", "1000")], b"{"),
@@ -210,13 +210,13 @@ async fn passing_errors_are_waited_out() {
     })
     .await;
     let error = registry().resolve(&tagged(&server.address)).await;
-    // The hang comes as the third failure, and a deadline is only tried again as the first.
+    // The hang is the third failure; a deadline is retried only if it is the first.
     assert!(matches!(error, Err(RegistryError::Deadline { .. })), "{error:?}");
     assert!(registry().resolve(&tagged(&server.address)).await.is_ok());
 }
 
 #[tokio::test]
-async fn hanging_manifest_ends_in_time() {
+async fn hanging_manifest_ends_in_a_deadline_error() {
     for midway in [false, true] {
         let server = Server::start(move |_, _| match midway {
             false => Answer::nothing(),
@@ -230,7 +230,7 @@ async fn hanging_manifest_ends_in_time() {
 }
 
 #[tokio::test]
-async fn local_name_has_no_registry_to_ask() {
+async fn local_name_cannot_be_resolved_in_a_registry() {
     let error = registry().resolve(&Reference::from_archive("lab/app:1").unwrap()).await.unwrap_err();
     assert!(matches!(error, RegistryError::Local(_)), "{error}");
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rcx_imagefs::image::{Descriptor, Digest, Name, Reference, media};
 use rcx_imagefs::registry::{AuthFiles, Deadlines, Registry, RegistryError, RegistryOptions};
 
-/// Deadlines that a test can wait for.
+/// Options with deadlines that are short enough for tests.
 fn options() -> RegistryOptions {
     RegistryOptions {
         deadlines: Deadlines {
@@ -39,7 +39,7 @@ fn tagged(address: &str) -> Reference {
     Reference::parse(&format!("{address}/lab/app:1"), None).unwrap()
 }
 
-/// Bytes of which no two stretches are alike.
+/// Bytes without repetitions.
 fn content(length: usize) -> Vec<u8> {
     (0_u32..).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).take(length).collect()
 }

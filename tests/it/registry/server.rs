@@ -1,4 +1,4 @@
-//! A hand-written HTTP server on loopback that misbehaves as a test tells it to.
+//! A handwritten HTTP server on loopback that misbehaves as a test requires.
 
 use std::sync::{Arc, Mutex};
 
@@ -6,21 +6,21 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// What is sent in answer to one request, byte by byte as given.
+/// The bytes that are sent in answer to one request.
 pub(super) struct Answer {
     bytes: Vec<u8>,
     hang: bool,
 }
 
 impl Answer {
-    /// A response of which the body is what the head says; the connection ends with it.
+    /// A response with a correct `Content-Length`. The connection is closed after it.
     pub(super) fn new(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Self {
         let length = body.len().to_string();
         let all: Vec<_> = headers.iter().copied().chain([("Content-Length", length.as_str())]).collect();
         Self::raw(status, &all, body)
     }
 
-    /// A response of which the head says what is given and nothing else.
+    /// A response with these headers only.
     pub(super) fn raw(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Self {
         let mut head = format!("HTTP/1.1 {status} Status\r\nConnection: close\r\n");
         for (name, value) in headers {
@@ -29,19 +29,19 @@ impl Answer {
         Self { bytes: [head.as_bytes(), b"\r\n", body].concat(), hang: false }
     }
 
-    /// No byte at all, and no end.
+    /// No response; the connection stays open.
     pub(super) fn nothing() -> Self {
         Self { bytes: Vec::new(), hang: true }
     }
 
-    /// The same, but the connection stays open until the client closes it.
+    /// Keeps the connection open after the response until the client closes it.
     pub(super) fn then_hang(mut self) -> Self {
         self.hang = true;
         self
     }
 }
 
-/// One request as it came.
+/// The head of a request.
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     head: String,
@@ -59,13 +59,13 @@ impl Request {
         })
     }
 
-    /// First byte of the range asked for.
+    /// The first byte of the requested range.
     pub(super) fn from(&self) -> Option<usize> {
         self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
     }
 }
 
-/// The server; it ends when dropped.
+/// The server. Stopped on drop.
 pub(super) struct Server {
     pub(super) address: String,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -73,7 +73,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Answers each request by what `handler` makes of it and of the number of requests before it.
+    /// Starts a server that answers each request with the result of `handler` for the request and the number of earlier requests.
     pub(super) async fn start(handler: impl Fn(&Request, usize) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -83,7 +83,7 @@ impl Server {
             while let Ok((stream, _)) = listener.accept().await {
                 let (seen, handler) = (Arc::clone(&seen), Arc::clone(&handler));
                 tokio::spawn(async move {
-                    // A client that goes away is what many tests are about.
+                    // Clients disconnect in many tests.
                     let _ = talk(stream, &seen, &*handler).await;
                 });
             }
@@ -91,7 +91,7 @@ impl Server {
         Self { address, requests, task }
     }
 
-    /// All requests so far.
+    /// All requests received so far.
     pub(super) fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
@@ -121,7 +121,7 @@ async fn talk(
     let answer = handler(&request, before);
     stream.write_all(&answer.bytes).await?;
     if answer.hang {
-        // Ends when the client has closed its side.
+        // Returns when the client closes the connection.
         stream.read_to_end(&mut head).await?;
     }
     stream.shutdown().await

@@ -1,4 +1,4 @@
-//! A registry with a certificate of its own: refused, unless that is trusted.
+//! A registry with a self-signed certificate is refused unless the certificate is trusted.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -50,7 +50,7 @@ impl TlsServer {
 
 impl Drop for TlsServer {
     fn drop(&mut self) {
-        // It may have ended by itself already.
+        // The server may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -63,7 +63,7 @@ fn openssl(dir: &TempDir, arguments: &str) -> Command {
 }
 
 #[tokio::test]
-async fn certificate_counts_only_when_its_authority_is_trusted() {
+async fn self_signed_certificate_is_refused_unless_it_is_trusted() {
     let manifest = super::manifests::manifest("");
     let server = TlsServer::start("v2/lab/app/manifests/1", &manifest);
     let untrusting = Registry::new(RegistryOptions { plain_http: PlainHttp::Never, ..options() }).unwrap();

@@ -17,7 +17,7 @@ enum OverlayEntry {
         source: NodeSource,
         opaque: bool,
     },
-    /// Anyentry else: where it comes from, and which file of the layer directory it is a name of.
+    /// A name of any other file: its source, and the number of the file in the layer directory.
     Node {
         source: NodeSource,
         file: usize,
@@ -75,7 +75,7 @@ impl LayerDirectory {
 type VisibleTree = BTreeMap<Path, (NodeSource, Option<(usize, usize, u32)>)>;
 
 /// Stacks layer directories as overlayfs does, the topmost first.
-fn stack(lowers: &[LayerDirectory]) -> VisibleTree {
+fn stack_all(lowers: &[LayerDirectory]) -> VisibleTree {
     let cut = lowers.iter().position(|lower| lower.replaces_all).map_or(lowers.len(), |at| at + 1);
     let mut shown = VisibleTree::new();
     stack_directory(lowers, &(0..cut).collect::<Vec<_>>(), Path::new(), &mut shown);
@@ -92,8 +92,8 @@ fn stack_directory(lowers: &[LayerDirectory], merged: &[usize], path: Path, show
         let having: Vec<usize> =
             merged.iter().copied().filter(|at| lowers[*at].entries.contains_key(&child)).collect();
         match &lowers[having[0]].entries[&child] {
-            // overlayfs shows the device itself where there is noentry to merge with.
-            OverlayEntry::Whiteout => assert!(having.len() > 1, "a whiteout hides noentry: {child:?}"),
+            // Without a directory to merge with, overlayfs would show the device itself.
+            OverlayEntry::Whiteout => assert!(having.len() > 1, "the whiteout hides nothing: {child:?}"),
             OverlayEntry::Node { source, file } => {
                 let nlink = lowers[having[0]].names[file];
                 shown.insert(child, (*source, Some((having[0], *file, nlink))));
@@ -156,7 +156,7 @@ fn compare(stack: &[Vec<Line>], joined: u8) {
         if lowers.is_empty() || !plan.is_empty() {
             lowers.insert(0, LayerDirectory::write(&plan));
         }
-        assert_shows(&stack(&lowers), &merged.tree);
+        assert_shows(&stack_all(&lowers), &merged.tree);
     }
 }
 
@@ -179,7 +179,7 @@ fn plan_of(layers: &str) -> UnpackPlan {
 }
 
 #[test]
-fn a_whiteout_of_noentry_is_not_planned() {
+fn whiteout_of_a_missing_name_is_not_planned() {
     assert!(plan_of("d a; f a/b --- w a/c; w x/y").is_empty());
 }
 

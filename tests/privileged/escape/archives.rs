@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::engines::Lab;
+use super::engines::EscapeFixture;
 use support::case::Case;
 use support::images::run;
 use support::program::failure;
@@ -33,8 +33,8 @@ fn names_below(dirs: &[&Path]) -> String {
 
 #[test]
 fn names_and_tags_with_dot_dot_are_skipped_in_every_annotation() {
-    let lab = Lab::new();
-    let (near, far) = (lab.aim().near.to_owned(), lab.aim().far.to_owned());
+    let fixture = EscapeFixture::new();
+    let (near, far) = (fixture.aim().near.to_owned(), fixture.aim().far.to_owned());
     let names = [
         "../x:1",
         "..:1",
@@ -53,8 +53,8 @@ fn names_and_tags_with_dot_dot_are_skipped_in_every_annotation() {
         "..",
         "../..",
         "lab/x\n:1",
-        "lab\0/x:1",
-        "lab\\..\\x:1",
+        "fixture\0/x:1",
+        "fixture\\..\\x:1",
         "~/x:1",
         "lab/x:a/../b",
         "host:1/../x:1",
@@ -68,30 +68,30 @@ fn names_and_tags_with_dot_dot_are_skipped_in_every_annotation() {
         format!("{far}/made:1"),
         format!("lab/x:../../{near}"),
     ]);
-    let before = names_below(&[lab.mount.dir()]);
+    let before = names_below(&[fixture.mount.dir()]);
     for (number, name) in names.enumerate() {
         for key in ["org.opencontainers.image.ref.name", "io.containerd.image.name"] {
-            let dir = lab.program.dir().join(format!("layouts/{number}"));
+            let dir = fixture.program.dir().join(format!("layouts/{number}"));
             layout_with(&dir, |entry| entry["annotations"] = json!({key: name}));
-            let output = lab.program.run(&["load", dir.to_str().unwrap()]);
-            lab.is_untouched(&name, "load");
+            let output = fixture.program.run(&["load", dir.to_str().unwrap()]);
+            fixture.assert_untouched(&name, "load");
             let error = failure(&output, &["load", &name]);
             assert!(error.contains("--name"), "{name:?} in {key}: {error}");
-            assert_eq!(names_below(&[lab.mount.dir()]), before, "{name:?} in {key} shows in the mount");
+            assert_eq!(names_below(&[fixture.mount.dir()]), before, "{name:?} in {key} shows in the mount");
             // With a name of the caller's own, the archive's is nothing.
-            let loaded = lab.program.ok(&["load", "--name", "lab/given:1", dir.to_str().unwrap()]);
+            let loaded = fixture.program.ok(&["load", "--name", "lab/given:1", dir.to_str().unwrap()]);
             assert!(loaded.starts_with("lab/given@sha256:"), "{loaded}");
-            lab.is_untouched(&name, "load under another name");
-            lab.program.ok(&["rm", &loaded]);
+            fixture.assert_untouched(&name, "load under another name");
+            fixture.program.ok(&["rm", &loaded]);
         }
     }
-    lab.finish();
+    fixture.finish();
 }
 
 #[test]
 fn digests_with_dot_dot_are_refused_in_every_document() {
-    let lab = Lab::new();
-    let (near, far) = (lab.aim().near.to_owned(), lab.aim().far.to_owned());
+    let fixture = EscapeFixture::new();
+    let (near, far) = (fixture.aim().near.to_owned(), fixture.aim().far.to_owned());
     let digests = [
         format!("sha256:../../../{near}/secret"),
         format!("sha256:{far}/secret"),
@@ -99,10 +99,10 @@ fn digests_with_dot_dot_are_refused_in_every_document() {
         { format!("sha256:{:.<64}", format!("../../../../{near}/")) },
     ];
     for (number, digest) in digests.iter().enumerate() {
-        let dir = lab.program.dir().join(format!("layouts/{number}"));
+        let dir = fixture.program.dir().join(format!("layouts/{number}"));
         let load = |what: &str| {
-            let output = lab.program.run(&["load", "--name", "lab/x:1", dir.to_str().unwrap()]);
-            lab.is_untouched(digest, what);
+            let output = fixture.program.run(&["load", "--name", "lab/x:1", dir.to_str().unwrap()]);
+            fixture.assert_untouched(digest, what);
             let error = failure(&output, &[what, digest]);
             assert!(!error.contains(support::canary::SECRET), "{what} {digest}: {error}");
         };
@@ -124,7 +124,7 @@ fn digests_with_dot_dot_are_refused_in_every_document() {
             load(place);
         }
     }
-    lab.finish();
+    fixture.finish();
 }
 
 /// What may stand in the place of a file of a layout. Each gets the file's path.
@@ -155,7 +155,7 @@ const REPLACEMENTS: [(&str, &str, &str); 6] = [
 
 #[test]
 fn links_fifos_and_devices_in_a_layout_are_neither_followed_nor_opened() {
-    let lab = Lab::new();
+    let fixture = EscapeFixture::new();
     let outside = tempfile::tempdir_in("/var/tmp").unwrap();
     for (what, script, said) in REPLACEMENTS {
         for file in ["oci-layout", "index.json", "manifest", "config", "layer", "blobs", "blobs/sha256"] {
@@ -165,7 +165,7 @@ fn links_fifos_and_devices_in_a_layout_are_neither_followed_nor_opened() {
                 continue;
             }
             let dir =
-                lab.program.dir().join("layouts").join(format!("{what}-{file}").replace([' ', '/'], "-"));
+                fixture.program.dir().join("layouts").join(format!("{what}-{file}").replace([' ', '/'], "-"));
             let mut digests = Vec::new();
             layout_with(&dir, |entry| {
                 let digest = |of: &Value| of["digest"].as_str().unwrap()["sha256:".len()..].to_owned();
@@ -185,13 +185,13 @@ fn links_fifos_and_devices_in_a_layout_are_neither_followed_nor_opened() {
             };
             let _ = fs::remove_dir_all(outside.path().join("moved"));
             run("sh", &["-euc", script, path.to_str().unwrap(), outside.path().to_str().unwrap()]);
-            let error = lab.program.fails(&["load", "--name", "lab/x:1", dir.to_str().unwrap()]);
+            let error = fixture.program.fails(&["load", "--name", "lab/x:1", dir.to_str().unwrap()]);
             assert!(error.contains(said), "{file} as {what} should be refused for {said:?}: {error}");
             assert!(!error.contains("root:"), "{file} as {what}: {error}");
             let _ = fs::remove_file(outside.path().join("moved"));
         }
     }
-    lab.finish();
+    fixture.finish();
 }
 
 /// A link's name, kind and target.
@@ -219,7 +219,7 @@ fn docker_archive(path: &Path, manifest: &Value, files: &[(&str, Vec<u8>)], link
 
 #[test]
 fn docker_archive_import_reads_only_archive_members() {
-    let lab = Lab::new();
+    let fixture = EscapeFixture::new();
     // What is outside would do: only that it is outside speaks against it.
     let layer = text::layers("f etc/motd inside").remove(0);
     let config = json!({
@@ -231,7 +231,7 @@ fn docker_archive_import_reads_only_archive_members() {
     fs::write(outside.path().join("config.json"), config.to_string()).unwrap();
     let outside = outside.path().to_str().unwrap();
     let climb = format!("../../../../../../../..{outside}");
-    let dir = lab.program.dir().join("archives");
+    let dir = fixture.program.dir().join("archives");
     fs::create_dir(&dir).unwrap();
     let good = vec![("config.json", config.to_string().into_bytes()), ("layer.tar", layer.bytes.clone())];
     let load = |config: &str, layer: &str, links: &[Link<'_>]| {
@@ -239,7 +239,7 @@ fn docker_archive_import_reads_only_archive_members() {
         let manifest =
             json!([{"Config": config, "RepoTags": ["../../x:1", "lab/saved:../../1"], "Layers": [layer]}]);
         docker_archive(&path, &manifest, &good, links);
-        lab.program.run(&["load", "--name", "lab/saved:1", path.to_str().unwrap()])
+        fixture.program.run(&["load", "--name", "lab/saved:1", path.to_str().unwrap()])
     };
     use tar::EntryType::{Link as HardLink, Symlink};
     // The names are passed over, the archive is as good as any.
@@ -259,20 +259,20 @@ fn docker_archive_import_reads_only_archive_members() {
     for (what, config, layer, links) in rows {
         let error = failure(&load(config, layer, &links), &["load", what]);
         assert!(error.contains("save.tar"), "{what}: {error}");
-        lab.is_untouched(what, "load");
+        fixture.assert_untouched(what, "load");
     }
-    lab.finish();
+    fixture.finish();
 }
 
 #[test]
 fn commands_refuse_names_with_dot_dot() {
-    let lab = Lab::new();
-    let image = text::load(&lab.program, &text::image("1", text::layers("f etc/motd inside")));
+    let fixture = EscapeFixture::new();
+    let image = text::load(&fixture.program, &text::image("1", text::layers("f etc/motd inside")));
     let digest = image.split_once('@').unwrap().1.to_owned();
-    let (near, far) = (lab.aim().near.to_owned(), lab.aim().far.to_owned());
-    let copy = lab.program.dir().join("copy");
+    let (near, far) = (fixture.aim().near.to_owned(), fixture.aim().far.to_owned());
+    let copy = fixture.program.dir().join("copy");
     let copy = copy.to_str().unwrap();
-    let before = lab.program.ok(&["images"]);
+    let before = fixture.program.ok(&["images"]);
     for name in [
         format!("../{near}"),
         format!("{far}:1"),
@@ -298,14 +298,14 @@ fn commands_refuse_names_with_dot_dot() {
             &["verify", &name],
         ];
         for call in calls {
-            lab.program.fails(call);
-            lab.is_untouched(&name, call[0]);
+            fixture.program.fails(call);
+            fixture.assert_untouched(&name, call[0]);
         }
-        let error = lab.program.fails(&[
+        let error = fixture.program.fails(&[
             "load",
             "--name",
             &name,
-            lab.program.dir().join("layouts/1").to_str().unwrap(),
+            fixture.program.dir().join("layouts/1").to_str().unwrap(),
         ]);
         assert!(!error.contains("panicked"), "{error}");
     }
@@ -314,34 +314,34 @@ fn commands_refuse_names_with_dot_dot() {
             &["root", "create", &image, "--engine", "overlay2", "--id", id][..],
             &["root", "remove", "--force", id],
         ] {
-            lab.program.fails(call);
-            lab.is_untouched(id, call[1]);
+            fixture.program.fails(call);
+            fixture.assert_untouched(id, call[1]);
         }
     }
-    assert_eq!(lab.program.ok(&["images"]), before);
+    assert_eq!(fixture.program.ok(&["images"]), before);
     assert!(!Path::new(copy).exists());
-    lab.finish();
+    fixture.finish();
 }
 
 #[test]
 fn unpack_writes_only_to_its_target_and_follows_no_existing_link() {
-    let lab = Lab::new();
+    let fixture = EscapeFixture::new();
     let image = text::load(
-        &lab.program,
+        &fixture.program,
         &text::image("1", text::layers("d dir \n f dir/inner x \n f secret x \n f link x")),
     );
-    let at = |name: &str| lab.program.dir().join(name);
+    let at = |name: &str| fixture.program.dir().join(name);
     // The place is a link to the canary, which is not empty; or to nothing in it; or what is beside it is one.
-    symlink(lab.aim().far, at("full")).unwrap();
-    symlink(format!("{}/new", lab.aim().far), at("dangling")).unwrap();
-    symlink(lab.aim().far, at(".copy.rcx-imagefs-partial-1")).unwrap();
+    symlink(fixture.aim().far, at("full")).unwrap();
+    symlink(format!("{}/new", fixture.aim().far), at("dangling")).unwrap();
+    symlink(fixture.aim().far, at(".copy.rcx-imagefs-partial-1")).unwrap();
     for place in ["full", "dangling"] {
-        lab.program.fails(&["unpack", &image, at(place).to_str().unwrap()]);
-        lab.is_untouched(place, "unpack");
+        fixture.program.fails(&["unpack", &image, at(place).to_str().unwrap()]);
+        fixture.assert_untouched(place, "unpack");
     }
-    lab.program.ok(&["unpack", &image, at("copy").to_str().unwrap()]);
-    lab.is_untouched("a link with the name of an interrupted copy", "unpack");
+    fixture.program.ok(&["unpack", &image, at("copy").to_str().unwrap()]);
+    fixture.assert_untouched("a link with the name of an interrupted copy", "unpack");
     assert_eq!(fs::read_to_string(at("copy/secret")).unwrap(), "x");
     assert!(fs::symlink_metadata(at(".copy.rcx-imagefs-partial-1")).unwrap().is_symlink());
-    lab.finish();
+    fixture.finish();
 }

@@ -1,4 +1,4 @@
-//! The attempts through `load`, `pull`, `unpack`, the mount, and roots of every engine.
+//! Runs the attempts through `load`, `pull`, `unpack`, the mount, and roots of every engine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,20 +15,20 @@ use support::escape::{self, Aim, is_inside};
 use support::program::{Program, TestMount, failure};
 use support::{disk, images, layout, text};
 
-/// Nothing is as young as this.
+/// Later than the modification time of any file.
 const NEVER: i64 = i64::MAX;
 const ENGINES: [&str; 3] = ["fuse", "overlay2", "unpack"];
 
-/// A mounted store between two canaries.
-pub(super) struct Lab {
-    // Dropped first: what follows cannot be removed below a mount.
+/// A mounted store with two canaries: one beside the store, one far from it.
+pub(super) struct EscapeFixture {
+    // Dropped first: the directories of the other fields cannot be removed while they hold a mount.
     pub(super) mount: TestMount,
     near: Canary,
     far: Canary,
     pub(super) program: Program,
 }
 
-impl Lab {
+impl EscapeFixture {
     pub(super) fn new() -> Self {
         let program = Program::new();
         let near = Canary::in_directory(program.dir());
@@ -40,17 +40,17 @@ impl Lab {
     }
 
     #[track_caller]
-    pub(super) fn is_untouched(&self, what: &str, by: &str) {
+    pub(super) fn assert_untouched(&self, what: &str, by: &str) {
         self.near.assert_untouched(&format!("{what} by {by}"));
         self.far.assert_untouched(&format!("{what} by {by}"));
     }
 
-    /// Judges what came of taking an attempt's image in; its name if it did.
+    /// Checks the output of `load` or `pull` for an attempt. Returns the image's name if it was accepted.
     #[track_caller]
-    fn came_in(&self, attempt: &Attempt, by: &'static str, output: &Output) -> Option<String> {
-        self.is_untouched(attempt.name, by);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!said.contains(SECRET), "{} by {by}: {said}", attempt.name);
+    fn check_import(&self, attempt: &Attempt, by: &'static str, output: &Output) -> Option<String> {
+        self.assert_untouched(attempt.name, by);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!stderr.contains(SECRET), "{} by {by}: {stderr}", attempt.name);
         match attempt.outcome {
             Outcome::Refused(part) => {
                 assert!(!output.status.success(), "{} by {by} should be refused", attempt.name);
@@ -63,69 +63,69 @@ impl Lab {
                 None
             }
             Outcome::Kept(_) => {
-                assert!(output.status.success(), "{} by {by}: {said}", attempt.name);
+                assert!(output.status.success(), "{} by {by}: {stderr}", attempt.name);
                 Some(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
             }
         }
     }
 
-    /// What a tree shows. All that the attempt made is inside of it, and nothing of the host is.
+    /// Checks that a tree holds everything that the attempt made, and nothing of the host. Returns its dump.
     #[track_caller]
-    fn shown(&self, attempt: &Attempt, by: &str, root: &Path) -> String {
+    fn check_tree(&self, attempt: &Attempt, by: &str, root: &Path) -> String {
         let Outcome::Kept(paths) = attempt.outcome else { panic!("{} has no tree", attempt.name) };
         for path in paths {
             let path = self.aim().inside(path);
             let path = if path.is_empty() { "." } else { &path };
-            assert!(is_inside(root, path), "{} by {by}: {path:?} is not inside of the tree", attempt.name);
+            assert!(is_inside(root, path), "{} by {by}: {path:?} is not inside the tree", attempt.name);
         }
         let shown =
             disk::dump(root, NEVER).unwrap_or_else(|error| panic!("{} by {by}: {error}", attempt.name));
         assert!(!shown.contains(SECRET), "{} by {by} shows the host:\n{shown}", attempt.name);
-        self.is_untouched(attempt.name, by);
+        self.assert_untouched(attempt.name, by);
         shown
     }
 
-    /// A root, looked at and removed.
+    /// Makes a root, checks it and removes it. Returns its dump.
     #[track_caller]
-    fn root_shows(&self, attempt: &Attempt, image: &str, engine: &str, upper: &str) -> String {
+    fn check_root(&self, attempt: &Attempt, image: &str, engine: &str, upper: &str) -> String {
         let by = format!("a root of {engine} with {upper}");
         let create = ["root", "create", image, "--engine", engine, "--upper", upper, "--id", "it"];
         let root = PathBuf::from(self.program.ok(&create));
-        let shown = self.shown(attempt, &by, &root);
+        let shown = self.check_tree(attempt, &by, &root);
         self.program.ok(&["root", "remove", "it"]);
-        self.is_untouched(attempt.name, "removing a root");
+        self.assert_untouched(attempt.name, "removing a root");
         shown
     }
 
-    /// Every way to show an image shows the same, and nothing of the host.
+    /// Checks that every engine shows the same tree, and nothing of the host.
     #[track_caller]
-    fn every_engine_shows(&self, attempt: &Attempt, image: &str, uppers: &[&str]) {
-        let mounted = self.shown(attempt, "the mount", &self.mount.path(image));
+    fn check_engines(&self, attempt: &Attempt, image: &str, uppers: &[&str]) {
+        let mounted = self.check_tree(attempt, "the mount", &self.mount.path(image));
         let copy = self.program.dir().join("copy");
         self.program.ok(&["unpack", image, copy.to_str().unwrap()]);
-        assert_eq!(self.shown(attempt, "unpack", &copy), mounted, "{}: unpack and mount", attempt.name);
+        assert_eq!(self.check_tree(attempt, "unpack", &copy), mounted, "{}: unpack and mount", attempt.name);
         fs::remove_dir_all(&copy).unwrap();
         for upper in uppers {
             let [fuse, others @ ..] =
-                ENGINES.map(|engine| (engine, self.root_shows(attempt, image, engine, upper)));
+                ENGINES.map(|engine| (engine, self.check_root(attempt, image, engine, upper)));
             for (engine, shown) in others {
                 assert_eq!(shown, fuse.1, "{}: roots of {engine} and of fuse, upper {upper}", attempt.name);
             }
         }
     }
 
-    /// Takes the attempts in, shows them, and throws them away.
+    /// Loads the attempts, checks them in every engine, and removes them.
     #[track_caller]
-    fn holds(self, attempts: &[Attempt], uppers: &[&str]) {
+    fn check(self, attempts: &[Attempt], uppers: &[&str]) {
         for attempt in attempts {
             let output = text::try_load(&self.program, &attempt.image(self.aim()));
-            if let Some(image) = self.came_in(attempt, "load", &output) {
-                self.every_engine_shows(attempt, &image, uppers);
+            if let Some(image) = self.check_import(attempt, "load", &output) {
+                self.check_engines(attempt, &image, uppers);
                 self.program.ok(&["rm", &image]);
             }
         }
         self.program.ok(&["gc"]);
-        self.is_untouched("what was there", "gc");
+        self.assert_untouched("the store", "gc");
         self.finish();
     }
 
@@ -138,57 +138,57 @@ impl Lab {
 
 #[test]
 fn dot_dot_and_absolute_names_stay_inside() {
-    Lab::new().holds(DOT_DOT, &["dir"]);
+    EscapeFixture::new().check(DOT_DOT, &["dir"]);
 }
 
 #[test]
 fn parent_links_resolve_inside_the_root() {
-    Lab::new().holds(THROUGH_LINKS, &["dir"]);
+    EscapeFixture::new().check(THROUGH_LINKS, &["dir"]);
 }
 
 #[test]
 fn parents_replaced_by_links_resolve_inside_the_root() {
-    Lab::new().holds(SWAPPED, &["dir"]);
+    EscapeFixture::new().check(SWAPPED, &["dir"]);
 }
 
 #[test]
 fn attributes_are_never_set_through_a_link() {
-    Lab::new().holds(ATTRIBUTES, &["dir"]);
+    EscapeFixture::new().check(ATTRIBUTES, &["dir"]);
 }
 
 #[test]
 fn root_directory_cannot_be_replaced() {
-    Lab::new().holds(ROOT, &["dir"]);
+    EscapeFixture::new().check(ROOT, &["dir"]);
 }
 
 #[test]
 fn hard_links_never_reach_outside_the_root() {
-    Lab::new().holds(HARD_LINKS, &["dir"]);
+    EscapeFixture::new().check(HARD_LINKS, &["dir"]);
 }
 
 #[test]
 fn devices_fifos_and_overlay_metadata_have_no_effect() {
-    Lab::new().holds(SPECIAL, &["dir"]);
+    EscapeFixture::new().check(SPECIAL, &["dir"]);
 }
 
 #[test]
 fn sandbox_mount_points_are_always_directories_of_the_root() {
-    Lab::new().holds(PLACES, &["dir", "none"]);
+    EscapeFixture::new().check(PLACES, &["dir", "none"]);
 }
 
 #[test]
 fn unusual_names_are_treated_as_plain_names() {
-    Lab::new().holds(NAMES, &["dir"]);
+    EscapeFixture::new().check(NAMES, &["dir"]);
 }
 
 #[test]
 fn escape_attempts_from_a_registry_fail_as_those_from_a_layout() {
-    let lab = Lab::new();
+    let fixture = EscapeFixture::new();
     let attempts: Vec<&Attempt> = escape::all().collect();
-    let images: Vec<_> = attempts.iter().map(|attempt| attempt.image(lab.aim())).collect();
-    let dir = lab.program.dir().join("layouts");
+    let images: Vec<_> = attempts.iter().map(|attempt| attempt.image(fixture.aim())).collect();
+    let dir = fixture.program.dir().join("layouts");
     let digests = layout::write(&dir, &images);
-    // One index of all of them, so that one copy brings all.
+    // One index of all images, so that one copy pushes all of them.
     let mut index: serde_json::Value =
         serde_json::from_slice(&fs::read(dir.join("index.json")).unwrap()).unwrap();
     for (number, one) in index["manifests"].as_array_mut().unwrap().iter_mut().enumerate() {
@@ -207,10 +207,10 @@ fn escape_attempts_from_a_registry_fail_as_those_from_a_layout() {
     registry.push(&format!("oci:{}:all", dir.display()), "lab/attempts:1", &["--all"]);
     for (attempt, digest) in attempts.into_iter().zip(digests) {
         let reference = registry.reference(&format!("lab/attempts@{digest}"));
-        let image = lab.came_in(attempt, "pull", &lab.program.run(&["pull", &reference]));
+        let image = fixture.check_import(attempt, "pull", &fixture.program.run(&["pull", &reference]));
         if let Some(image) = image {
-            lab.shown(attempt, "the mount", &lab.mount.path(&image));
+            fixture.check_tree(attempt, "the mount", &fixture.mount.path(&image));
         }
     }
-    lab.finish();
+    fixture.finish();
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::engines::Lab;
+use super::engines::EscapeFixture;
 use support::images::run;
 use support::layers::{EntryKind, Line, parse};
 use support::text;
@@ -106,13 +106,13 @@ fn gives_nothing(root: &Path, what: &str) {
 
 #[test]
 fn set_id_programs_capabilities_and_devices_of_an_image_give_no_rights() {
-    let lab = Lab::new();
-    let image = text::load(&lab.program, &text::image("rights", vec![layer()]));
-    gives_nothing(&lab.mount.path(&image), "the mount");
+    let fixture = EscapeFixture::new();
+    let image = text::load(&fixture.program, &text::image("rights", vec![layer()]));
+    gives_nothing(&fixture.mount.path(&image), "the mount");
     for engine in ["fuse", "overlay2", "unpack"] {
         for upper in ["dir", "tmpfs:32M", "none"] {
             let create = ["root", "create", &image, "--engine", engine, "--upper", upper, "--id", "it"];
-            let root = PathBuf::from(lab.program.ok(&create));
+            let root = PathBuf::from(fixture.program.ok(&create));
             gives_nothing(&root, &format!("a root of {engine}, upper {upper}"));
             if upper != "none" {
                 // Nor when it has been copied up with all that it has.
@@ -125,16 +125,16 @@ fn set_id_programs_capabilities_and_devices_of_an_image_give_no_rights() {
                 fs::set_permissions(&made, fs::Permissions::from_mode(0o6755)).unwrap();
                 assert_eq!(told(&root, "plain"), NONE, "{engine}, {upper}");
             }
-            lab.program.ok(&["root", "remove", "it"]);
+            fixture.program.ok(&["root", "remove", "it"]);
         }
     }
     // Where nothing holds it back, each of them does give something: on a disk of the host, as `unpack` makes it.
-    let copy = lab.program.dir().join("copy");
-    lab.program.ok(&["unpack", &image, copy.to_str().unwrap()]);
+    let copy = fixture.program.dir().join("copy");
+    fixture.program.ok(&["unpack", &image, copy.to_str().unwrap()]);
     assert_eq!(told(&copy, "plain"), NONE);
     assert_eq!(told(&copy, "set-user").split(' ').next(), Some("0"));
     assert_eq!(told(&copy, "set-group").split(' ').nth(1), Some("0"));
     assert_eq!(told(&copy, "capable"), "12345 12345 0000000000000082");
     assert!(fs::File::open(copy.join("nodes/null")).is_ok());
-    lab.finish();
+    fixture.finish();
 }

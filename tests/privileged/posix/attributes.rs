@@ -13,7 +13,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::{BIG_LENGTH, Mounted, USER, as_user, place};
+use super::{BIG_LENGTH, MountedImage, USER, as_user, open_path};
 
 fn get(path: &Path, name: &str, room: usize) -> rustix::io::Result<Vec<u8>> {
     let mut value = vec![0; room];
@@ -33,7 +33,7 @@ fn names(path: &Path, room: usize) -> rustix::io::Result<Vec<String>> {
 
 #[test]
 fn extended_attributes_report_their_length_and_erange_for_small_buffers() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let disk = image.on_tmpfs();
     for root in [&image.root, disk.path()] {
         let file = root.join("file");
@@ -80,7 +80,7 @@ fn extended_attributes_report_their_length_and_erange_for_small_buffers() {
 
 #[test]
 fn trusted_attributes_are_hidden_from_unprivileged_users() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let disk = image.on_tmpfs();
     for root in [&image.root, disk.path()] {
         let file = root.join("file");
@@ -98,7 +98,7 @@ fn trusted_attributes_are_hidden_from_unprivileged_users() {
 
 #[test]
 fn statfs_reports_a_full_read_only_filesystem() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     // Images count when they have been opened.
     fs::metadata(image.path("file")).unwrap();
     let figures = rustix::fs::statvfs(&image.root).unwrap();
@@ -123,7 +123,7 @@ fn statfs_reports_a_full_read_only_filesystem() {
 
 #[test]
 fn statx_reports_size_mode_times_and_device_numbers() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let file = rustix::fs::statx(CWD, image.path("file"), AtFlags::empty(), StatxFlags::BASIC_STATS).unwrap();
     assert!(StatxFlags::from_bits_retain(file.stx_mask).contains(StatxFlags::BASIC_STATS));
     assert_eq!((file.stx_size, file.stx_nlink, file.stx_blksize, file.stx_mode), (5, 1, 4096, 0o100_644));
@@ -151,7 +151,7 @@ fn statx_reports_size_mode_times_and_device_numbers() {
 
 #[test]
 fn locks_exclude_other_open_file_descriptions() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let open = || File::open(image.path("file")).unwrap();
     let (one, other) = (open(), open());
     let lock = |file: &File, operation| rustix::fs::flock(file, operation);
@@ -173,7 +173,7 @@ fn locks_exclude_other_open_file_descriptions() {
 
 #[test]
 fn inotify_reports_opens_and_reads_of_files_and_directories() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).unwrap();
     let wanted = inotify::WatchFlags::OPEN | inotify::WatchFlags::ACCESS;
     let file = inotify::add_watch(&watch, image.path("file"), wanted).unwrap();
@@ -235,7 +235,7 @@ fn open_handle(mount: &OwnedFd, handle: &mut Handle) -> std::io::Result<File> {
 
 #[test]
 fn file_handle_opens_its_file_even_after_caches_are_dropped() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let root = File::open(&image.root).unwrap().into();
     for path in ["file", "dir", "dir/inner", "closed/known"] {
         let path = image.path(path);
@@ -260,7 +260,7 @@ fn file_handle_opens_its_file_even_after_caches_are_dropped() {
 
 #[test]
 fn o_path_descriptors_refuse_reads_and_noatime_needs_ownership() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let root = &image.root;
     let open = |path: &str, flags| rustix::fs::open(root.join(path), flags | OFlags::CLOEXEC, Mode::empty());
     for path in ["file", "link", "dir", "null", "pipe", "closed"] {
@@ -275,13 +275,13 @@ fn o_path_descriptors_refuse_reads_and_noatime_needs_ownership() {
     let link = open("link", OFlags::PATH | OFlags::NOFOLLOW).unwrap();
     assert_eq!(rustix::fs::readlinkat(&link, "", []).unwrap().to_str().unwrap(), "file");
     // Opened again with more, what stands there is opened.
-    let again = format!("/proc/self/fd/{}", place(&image.path("file")).as_raw_fd());
+    let again = format!("/proc/self/fd/{}", open_path(&image.path("file")).as_raw_fd());
     assert_eq!(
         rustix::fs::open(&again, OFlags::RDONLY, Mode::empty()).err(),
         Some(Errno::NOENT),
         "it is closed again"
     );
-    let only = place(&image.path("file"));
+    let only = open_path(&image.path("file"));
     assert_eq!(fs::read_to_string(format!("/proc/self/fd/{}", only.as_raw_fd())).unwrap(), "hello");
     // Without a trace: for the owner and root alone.
     assert!(open("file", OFlags::RDONLY | OFlags::NOATIME).is_ok());

@@ -11,7 +11,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, Result};
 
-use super::{Mounted, USER, as_user, place};
+use super::{MountedImage, USER, as_user, open_path};
 
 /// What is tried in a tree.
 type Attempt = fn(&Path) -> Result<()>;
@@ -66,7 +66,7 @@ const CHANGES: &[Row] = &[
     ("link", EROFS, |r| rustix::fs::link(r.join("file"), r.join("new"))),
     ("link of a directory", EROFS, |r| rustix::fs::link(r.join("dir"), r.join("new"))),
     ("link of a descriptor", EROFS, |r| {
-        rustix::fs::linkat(place(&r.join("file")), "", CWD, r.join("new"), AtFlags::EMPTY_PATH)
+        rustix::fs::linkat(open_path(&r.join("file")), "", CWD, r.join("new"), AtFlags::EMPTY_PATH)
     }),
     ("rename", EROFS, |r| rustix::fs::rename(r.join("file"), r.join("new"))),
     ("rename over a file", EROFS, |r| rustix::fs::rename(r.join("file"), r.join("empty"))),
@@ -220,7 +220,7 @@ const BEFORE: &[Row] = &[
     ("chmod of a link that dangles", ENOENT, |r| rustix::fs::chmod(r.join("dangling"), MODE)),
     ("chmod of a loop", ELOOP, |r| rustix::fs::chmod(r.join("loop"), MODE)),
     ("chmod with a slash behind", ENOTDIR, |r| rustix::fs::chmod(r.join("file/"), MODE)),
-    ("fchmod of a place", EBADF, |r| rustix::fs::fchmod(place(&r.join("file")), MODE)),
+    ("fchmod of a place", EBADF, |r| rustix::fs::fchmod(open_path(&r.join("file")), MODE)),
     ("chown in a file", ENOTDIR, |r| rustix::fs::chown(r.join("file/x"), None, None)),
     ("utimensat of nothing", ENOENT, |r| {
         rustix::fs::utimensat(CWD, r.join("missing"), &TIMES, AtFlags::empty())
@@ -280,7 +280,7 @@ fn hold(rows: &[Row], ours: &Path, theirs: &Path, who: &str) {
 
 #[test]
 fn every_change_fails_with_erofs_unless_an_earlier_check_fails() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let before = support::trees::snapshot(&image.root);
     let disk = image.on_tmpfs();
     hold(CHANGES, &image.root, disk.path(), "root");
@@ -316,7 +316,7 @@ const BY_A_USER: &[Row] = &[
 
 #[test]
 fn path_errors_come_before_erofs_and_erofs_before_permission_errors() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let disk = image.on_tmpfs();
     let (ours, theirs) = (&image.root, disk.path());
     as_user(USER, &[], || hold(BY_A_USER, ours, theirs, "a user"));
@@ -325,7 +325,7 @@ fn path_errors_come_before_erofs_and_erofs_before_permission_errors() {
 
 #[test]
 fn directories_above_the_images_are_read_only_too() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let names = image.mount.path("lab");
     for directory in [image.mount.dir(), &names] {
         for (what, changed) in [
@@ -346,7 +346,7 @@ fn directories_above_the_images_are_read_only_too() {
 
 #[test]
 fn bind_mount_without_the_read_only_flag_is_still_read_only() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let root = image.root.to_str().unwrap();
     let script = "mount --make-rprivate / && mount --bind \"$0\" /mnt && mount -o remount,bind,rw /mnt || exit 9
         touch /mnt/new; echo x >/mnt/file; rm /mnt/file; chmod 0 /mnt/file; ln /mnt/file /mnt/new; mkdir /mnt/new
@@ -361,7 +361,7 @@ fn bind_mount_without_the_read_only_flag_is_still_read_only() {
 
 #[test]
 fn remounting_read_write_fails_or_still_refuses_writes() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let before = support::trees::snapshot(&image.root);
     let remounted = Command::new("mount").args(["-o", "remount,rw"]).arg(image.mount.dir()).output().unwrap();
     let (mut wrong, mut written) = (Vec::new(), 0);

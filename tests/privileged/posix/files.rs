@@ -11,7 +11,7 @@ use rustix::fs::{Advice, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 
-use super::{BIG, BIG_LENGTH, Mounted, STATIC, big};
+use super::{BIG, BIG_LENGTH, MountedImage, STATIC, big};
 use support::images::sha256;
 
 const PAGE: usize = 4096;
@@ -28,7 +28,7 @@ fn map(file: &File) -> Mmap {
 
 #[test]
 fn mapped_file_shows_its_content_and_zeros_after_its_end() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let file = file(&image.path(BIG));
     let expected = big();
     let mapped = map(&file);
@@ -53,7 +53,7 @@ fn mapped_file_shows_its_content_and_zeros_after_its_end() {
 
 #[test]
 fn private_mapping_is_writable_and_does_not_change_the_file() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let file = file(&image.path(BIG));
     #[expect(unsafe_code, reason = "mapping a file")]
     // SAFETY: the file is in a read-only mount; what is written is this mapping's own.
@@ -77,7 +77,7 @@ fn private_mapping_is_writable_and_does_not_change_the_file() {
 
 #[test]
 fn executable_mapping_runs_the_program() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let file = file(&image.path(STATIC));
     #[expect(unsafe_code, reason = "mapping a file")]
     // SAFETY: the file is in a read-only mount; nothing of it is run here.
@@ -88,7 +88,7 @@ fn executable_mapping_runs_the_program() {
 
 #[test]
 fn direct_reads_return_the_same_bytes() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let expected = big();
     let direct =
         rustix::fs::open(image.path(BIG), OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty());
@@ -109,7 +109,7 @@ fn direct_reads_return_the_same_bytes() {
 
 #[test]
 fn reads_at_the_end_are_short_and_reads_past_it_return_nothing() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let file = file(&image.path(BIG));
     let length = BIG_LENGTH as u64;
     let mut bytes = [0; 100];
@@ -141,7 +141,7 @@ fn whole(file: &mut File) -> Vec<u8> {
 
 #[test]
 fn sendfile_copy_file_range_and_splice_copy_the_content() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let (from, expected) = (file(&image.path(BIG)), big());
     let new = || tempfile::tempfile_in(image.program.dir()).unwrap();
     let mut sent = new();
@@ -188,7 +188,7 @@ fn data(file: &File) -> Vec<(u64, u64)> {
 
 #[test]
 fn holes_are_at_the_same_offsets_as_on_tmpfs() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let disk = image.on_tmpfs();
     let expected = [(1 << 20, (1 << 20) + 4096), (3 << 20, (3 << 20) + 4096)];
     for root in [&image.root, disk.path()] {
@@ -225,7 +225,7 @@ fn holes_are_at_the_same_offsets_as_on_tmpfs() {
 
 #[test]
 fn fifo_in_an_image_connects_its_openers_and_devices_cannot_be_opened() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let open = |path: &str, flags| rustix::fs::open(image.path(path), flags | OFlags::CLOEXEC, Mode::empty());
     let nonblocking = OFlags::NONBLOCK;
     assert_eq!(open("pipe", OFlags::WRONLY | nonblocking).err(), Some(Errno::NXIO));

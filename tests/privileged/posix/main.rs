@@ -1,7 +1,6 @@
-//! What POSIX and Linux say of a read-only filesystem, asked of the mount; and of an overlay on it, asked of roots.
+//! POSIX and Linux semantics of a read-only filesystem, tested on the mount, and of overlays of it, tested on roots.
 //!
-//! Where the kernel's own filesystems answer the same question, they are asked too: the errno of a row is what the row says
-//! and what a read-only tmpfs with the same tree answers.
+//! Where possible, the same calls are made on a read-only tmpfs with the same tree: both must return the errno of the table.
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
@@ -24,11 +23,12 @@ use support::program::{Program, TestMount};
 use support::text;
 use support::tmpfs::Tmpfs;
 
-/// Who is not root, of a group of its own, and what stands for its further group.
+/// A user other than root, who has a group with the same number.
 const USER: u32 = 12_345;
+/// A supplementary group of that user.
 const GROUP: u32 = 12_346;
 
-/// The image that these tests look at.
+/// The image of these tests.
 const TREE: &str = "
     d / mode=755 mtime=1000
     f file hello mtime=1234567890.123456789 xattr.user.one=1 xattr.user.two=22 xattr.trusted.three=333
@@ -73,9 +73,9 @@ const TREE: &str = "
     p pipe mode=666
 ";
 
-/// How long [`BIG`] is: more than one span, and no whole number of pages.
+/// Length of [`BIG`]: more than one span, and not a multiple of the page size.
 const BIG_LENGTH: usize = (1 << 20) + 12_345;
-/// A file with content that differs from page to page.
+/// A file whose pages all differ.
 const BIG: &str = "big";
 /// A static busybox.
 const STATIC: &str = "bin/busybox";
@@ -97,16 +97,16 @@ fn image_layers() -> Vec<Blob> {
 }
 
 /// The image, mounted.
-struct Mounted {
-    // Dropped first: what follows cannot be removed below a mount.
+struct MountedImage {
+    // Dropped first: the directories of the other fields cannot be removed while they hold a mount.
     mount: TestMount,
     program: Program,
     name: String,
-    /// Where the image is in the mount.
+    /// The directory of the image in the mount.
     root: PathBuf,
 }
 
-impl Mounted {
+impl MountedImage {
     fn new() -> Self {
         let program = Program::new();
         let name = text::load(&program, &text::image("posix", image_layers()));
@@ -115,7 +115,7 @@ impl Mounted {
         Self { mount, program, name, root }
     }
 
-    /// The same tree on a filesystem of the kernel's, read-only as the mount is.
+    /// The same tree on a tmpfs, read-only like the mount.
     fn on_tmpfs(&self) -> Tmpfs {
         let disk = Tmpfs::new("64m");
         let path = disk.path().to_str().unwrap();
@@ -129,7 +129,7 @@ impl Mounted {
     }
 }
 
-/// Does something as somebody else: a thread's own user, groups and capabilities.
+/// Runs `work` in a thread with another user, other groups and no capabilities.
 fn as_user<T: Send>(user: u32, groups: &[u32], work: impl FnOnce() -> T + Send) -> T {
     let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
     std::thread::scope(|scope| {
@@ -144,8 +144,8 @@ fn as_user<T: Send>(user: u32, groups: &[u32], work: impl FnOnce() -> T + Send) 
     })
 }
 
-/// A descriptor that only stands for a place.
-fn place(path: &Path) -> rustix::fd::OwnedFd {
+/// Opens a file with `O_PATH`.
+fn open_path(path: &Path) -> rustix::fd::OwnedFd {
     use rustix::fs::{Mode, OFlags};
     rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Dir, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::{Mounted, place};
+use super::{MountedImage, open_path};
 use support::program::Program;
 use support::trees::list;
 use support::{text, trees};
@@ -61,8 +61,8 @@ fn name_of_255_bytes_is_found_and_256_bytes_is_enametoolong() {
 
 #[test]
 fn path_of_4095_bytes_is_accepted_and_4096_bytes_is_enametoolong() {
-    let image = Mounted::new();
-    let root = place(&image.root);
+    let image = MountedImage::new();
+    let root = open_path(&image.root);
     let open = |path: &str| rustix::fs::openat(&root, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     for end in ["file", "dir/inner", "link-to-dir/inner"] {
         assert!(open(&padded(end, 4095)).is_ok(), "{end}");
@@ -85,9 +85,9 @@ fn tree_deeper_than_path_max_can_be_walked_step_by_step() {
     assert!(whole.as_os_str().len() > 4095);
     assert_eq!(stat(&whole).err(), Some(Errno::NAMETOOLONG));
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let inside = rustix::fs::openat(place(&root), format!("{deep}/file"), flags, Mode::empty());
+    let inside = rustix::fs::openat(open_path(&root), format!("{deep}/file"), flags, Mode::empty());
     assert_eq!(std::io::read_to_string(File::from(inside.unwrap())).unwrap(), "deep");
-    let mut at = place(&root);
+    let mut at = open_path(&root);
     let mut up = Vec::new();
     for name in deep.split('/') {
         up.push(rustix::fs::fstat(&at).unwrap().st_ino);
@@ -103,7 +103,7 @@ fn tree_deeper_than_path_max_can_be_walked_step_by_step() {
 
 #[test]
 fn paths_resolve_as_on_tmpfs() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let disk = image.on_tmpfs();
     for root in [&image.root, disk.path()] {
         for (path, found) in [
@@ -144,7 +144,7 @@ fn paths_resolve_as_on_tmpfs() {
 
 #[test]
 fn dot_dot_resolves_correctly_from_inside_an_image_to_outside_the_mount() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let digest = image.name.split_once('@').unwrap().1;
     let tag = image.mount.path("lab/text:posix");
     let dash = image.mount.path(&format!("lab/text@{}", digest.replace(':', "-")));
@@ -160,7 +160,7 @@ fn dot_dot_resolves_correctly_from_inside_an_image_to_outside_the_mount() {
     // And the mount's own is the directory that it is mounted in.
     assert_eq!(ino(&image.mount.dir().join("..")), ino(image.program.dir()));
     // By descriptor too, from where the kernel has no path in its cache.
-    let mut at = place(&image.path("dir/sub"));
+    let mut at = open_path(&image.path("dir/sub"));
     for expected in ["dir", "", "..", "../.."] {
         at = rustix::fs::openat(&at, "..", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let here = if expected.is_empty() { image.root.clone() } else { image.root.join(expected) };
@@ -170,7 +170,7 @@ fn dot_dot_resolves_correctly_from_inside_an_image_to_outside_the_mount() {
 
 #[test]
 fn readdir_reports_the_same_inode_and_type_as_stat() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     for directory in ["", "dir", "bin", "empty-dir"] {
         let directory = if directory.is_empty() { image.root.clone() } else { image.root.join(directory) };
         let mut names = BTreeSet::new();
@@ -198,7 +198,7 @@ fn readdir_reports_the_same_inode_and_type_as_stat() {
 
 #[test]
 fn directory_offset_belongs_to_each_open_and_can_be_seeked_back_to() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let (one, other) = (File::open(&image.root).unwrap(), File::open(&image.root).unwrap());
     let all = list(&one, 512);
     assert!(all.len() > 20);
@@ -238,7 +238,7 @@ fn numbers(root: &Path) -> BTreeMap<PathBuf, (u64, u64, i64, i64, u64)> {
 
 #[test]
 fn inode_numbers_survive_dropped_caches_restarts_and_new_images() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let first = numbers(&image.root);
     let inodes: BTreeSet<_> = first.values().map(|it| it.0).collect();
     // `linked` has two names, as busybox has.
@@ -250,7 +250,7 @@ fn inode_numbers_survive_dropped_caches_restarts_and_new_images() {
     }
     fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
     assert_eq!(numbers(&image.root), first);
-    let Mounted { mount, program, name, root } = image;
+    let MountedImage { mount, program, name, root } = image;
     mount.stop();
     // Another image comes in between, and is looked at first.
     let other = text::load(&program, &text::image("other", text::layers("f file hello \n d dir")));

@@ -7,7 +7,7 @@ use std::process::Command;
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use rustix::io::{Errno, Result};
 
-use super::{GROUP, Mounted, STATIC, USER, as_user};
+use super::{GROUP, MountedImage, STATIC, USER, as_user};
 
 const ALLOWED: Result<()> = Ok(());
 const DENIED: Result<()> = Err(Errno::ACCESS);
@@ -83,7 +83,7 @@ const RIGHTS: &[Right] = &[
 
 #[test]
 fn modes_owners_and_groups_decide_who_reads_and_runs() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let disk = image.on_tmpfs();
     let (ours, theirs) = (&image.root, disk.path());
     let mut wrong = Vec::new();
@@ -104,7 +104,7 @@ fn modes_owners_and_groups_decide_who_reads_and_runs() {
 
 #[test]
 fn directory_without_search_permission_hides_its_entries_even_when_cached() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let disk = image.on_tmpfs();
     for root in [&image.root, disk.path()] {
         // Root has looked, so that the kernel has both in its cache.
@@ -129,7 +129,7 @@ fn directory_without_search_permission_hides_its_entries_even_when_cached() {
 
 #[test]
 fn access_checks_use_the_real_user_and_report_erofs_for_writes() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let disk = image.on_tmpfs();
     for root in [&image.root, disk.path()] {
         for (path, wanted, found) in [
@@ -169,7 +169,7 @@ fn run_as(user: u32, groups: &[u32], program: &Path, argument: &str) -> std::res
 
 #[test]
 fn programs_run_if_permitted_and_fail_with_the_same_errno_as_on_tmpfs() {
-    let image = Mounted::new();
+    let image = MountedImage::new();
     let disk = image.on_tmpfs();
     for root in [&image.root, disk.path()] {
         let script = root.join("program");

@@ -8,24 +8,24 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use super::{Lab, Running, names};
+use super::{RootsFixture, RunningProcess, names};
 use support::child::wait_until;
 use support::images::run;
 use support::program::{failure, is_mounted};
 
 #[test]
 fn live_root_survives_every_cleanup() {
-    let mut lab = Lab::new();
+    let mut fixture = RootsFixture::new();
     let roots = ["dir", "tmpfs:8M", "none"].map(|upper| {
         let id = upper.split(':').next().unwrap();
-        (id, lab.create(id, upper))
+        (id, fixture.create(id, upper))
     });
     for (id, root) in &roots[..2] {
         fs::write(root.join("box/mine"), id).unwrap();
     }
-    let are_there = |lab: &Lab| {
+    let are_there = |fixture: &RootsFixture| {
         for (id, root) in &roots {
-            assert_eq!(lab.state(id).as_deref(), Some("mounted"));
+            assert_eq!(fixture.state(id).as_deref(), Some("mounted"));
             assert!(is_mounted(root));
         }
         for (id, root) in &roots[..2] {
@@ -33,103 +33,104 @@ fn live_root_survives_every_cleanup() {
             fs::write(root.join("box/more"), "more").unwrap();
         }
     };
-    assert_eq!(lab.sweep(), json!([]));
-    assert_eq!(lab.program().json(&["gc"])["roots"], 0);
-    assert_eq!(lab.program().json(&["gc", "--dry-run"])["roots"], 0);
-    are_there(&lab);
-    let error = lab.program().fails(&["root", "create", &lab.fixture.good, "--id", "dir"]);
+    assert_eq!(fixture.sweep(), json!([]));
+    assert_eq!(fixture.program().json(&["gc"])["roots"], 0);
+    assert_eq!(fixture.program().json(&["gc", "--dry-run"])["roots"], 0);
+    are_there(&fixture);
+    let error = fixture.program().fails(&["root", "create", &fixture.mounted.good, "--id", "dir"]);
     assert!(error.contains("root dir already exists"), "{error}");
-    are_there(&lab);
+    are_there(&fixture);
     // The daemon ends in good order, and another one begins, which sweeps too.
-    lab.fixture.mount.server().signal("TERM");
-    assert!(lab.fixture.mount.server().wait().success());
-    are_there(&lab);
-    lab.mount_again();
-    are_there(&lab);
+    fixture.mounted.mount.server().signal("TERM");
+    assert!(fixture.mounted.mount.server().wait().success());
+    are_there(&fixture);
+    fixture.mount_again();
+    are_there(&fixture);
     // A new root is of the new mount. The old ones have lost their image with its daemon; they can be removed.
-    let new = lab.create("new", "dir");
+    let new = fixture.create("new", "dir");
     assert_eq!(fs::read_to_string(new.join("etc/motd")).unwrap(), "a small image\n");
     for id in ["new", "dir", "tmpfs", "none"] {
-        lab.remove(id);
+        fixture.remove(id);
     }
-    lab.finish();
+    fixture.finish();
 }
 
 #[test]
 fn dead_daemon_is_reported_and_its_roots_can_be_removed() {
-    let mut lab = Lab::new();
-    let roots = ["dir", "tmpfs:8M", "none"].map(|upper| lab.create(upper.split(':').next().unwrap(), upper));
-    lab.fixture.mount.server().signal("KILL");
-    lab.fixture.mount.server().wait();
+    let mut fixture = RootsFixture::new();
+    let roots =
+        ["dir", "tmpfs:8M", "none"].map(|upper| fixture.create(upper.split(':').next().unwrap(), upper));
+    fixture.mounted.mount.server().signal("KILL");
+    fixture.mounted.mount.server().wait();
     let dead = fs::read_dir(roots[0].join("bin")).and_then(|mut dir| dir.next().transpose());
     assert_eq!(dead.unwrap_err().kind(), io::ErrorKind::NotConnected);
-    let error = lab.program().fails(&["root", "create", &lab.fixture.good]);
+    let error = fixture.program().fails(&["root", "create", &fixture.mounted.good]);
     assert!(
         error.contains("no daemon serves the store") && error.contains("rcx-imagefs mount DIR"),
         "{error}"
     );
-    assert_eq!(lab.sweep(), json!([]));
+    assert_eq!(fixture.sweep(), json!([]));
     for id in ["dir", "tmpfs", "none"] {
-        assert_eq!(lab.state(id).as_deref(), Some("mounted"));
-        lab.remove(id);
+        assert_eq!(fixture.state(id).as_deref(), Some("mounted"));
+        fixture.remove(id);
     }
-    lab.is_clean();
+    fixture.assert_clean();
     // The next daemon replaces the dead mount.
-    lab.mount_again();
-    lab.create("it", "dir");
-    lab.remove("it");
-    lab.finish();
+    fixture.mount_again();
+    fixture.create("it", "dir");
+    fixture.remove("it");
+    fixture.finish();
 }
 
 #[test]
 fn dead_mount_and_missing_mount_give_different_errors() {
     const CONNECTIONS: &str = "/sys/fs/fuse/connections";
-    let mut lab = Lab::new();
+    let mut fixture = RootsFixture::new();
     if names(Path::new(CONNECTIONS)).is_empty() {
         run("mount", &["-t", "fusectl", "fusectl", CONNECTIONS]);
     }
-    let device = fs::metadata(lab.fixture.mount.dir()).unwrap().dev();
+    let device = fs::metadata(fixture.mounted.mount.dir()).unwrap().dev();
     // The daemon is there, has the store's lock, and does not see that its connection ends.
-    lab.fixture.mount.server().signal("STOP");
+    fixture.mounted.mount.server().signal("STOP");
     let abort = format!("{CONNECTIONS}/{}/abort", rustix::fs::minor(device));
     fs::write(abort, "1").unwrap();
-    let error = lab.program().fails(&["root", "create", &lab.fixture.good]);
-    let mountpoint = lab.fixture.mount.dir().to_str().unwrap();
+    let error = fixture.program().fails(&["root", "create", &fixture.mounted.good]);
+    let mountpoint = fixture.mounted.mount.dir().to_str().unwrap();
     for word in [mountpoint, "is dead: its daemon is gone", "Transport endpoint", "rcx-imagefs mount DIR"] {
         assert!(error.contains(word), "{word}: {error}");
     }
-    lab.is_clean();
-    lab.fixture.mount.server().signal("KILL");
-    lab.fixture.mount.server().wait();
-    lab.mount_again();
-    lab.finish();
+    fixture.assert_clean();
+    fixture.mounted.mount.server().signal("KILL");
+    fixture.mounted.mount.server().wait();
+    fixture.mount_again();
+    fixture.finish();
 }
 
 #[test]
 fn missing_image_is_an_error_that_names_it() {
-    let lab = Lab::new();
-    let error = lab.program().fails(&["root", "create", "lab/absent:1"]);
+    let fixture = RootsFixture::new();
+    let error = fixture.program().fails(&["root", "create", "lab/absent:1"]);
     assert!(error.contains("lab/absent:1 is not in the store") && error.contains("pull"), "{error}");
-    let digest = format!("{}@sha256:{}", lab.fixture.reference("lab/good"), "0".repeat(64));
-    let error = lab.program().fails(&["root", "create", &digest]);
+    let digest = format!("{}@sha256:{}", fixture.mounted.reference("lab/good"), "0".repeat(64));
+    let error = fixture.program().fails(&["root", "create", &digest]);
     assert!(error.contains("is not in the store"), "{error}");
-    lab.create("it", "dir");
-    lab.remove("it");
-    lab.finish();
+    fixture.create("it", "dir");
+    fixture.remove("it");
+    fixture.finish();
 }
 
 #[test]
 fn root_in_use_is_removed_only_by_force_and_swept_once_free() {
-    let lab = Lab::new();
+    let fixture = RootsFixture::new();
     for upper in ["dir", "tmpfs:8M", "none"] {
-        let root = lab.create("used", upper);
-        let user = Running::in_directory(&root.join("etc"));
-        let error = lab.program().fails(&["root", "remove", "used"]);
+        let root = fixture.create("used", upper);
+        let user = RunningProcess::in_directory(&root.join("etc"));
+        let error = fixture.program().fails(&["root", "remove", "used"]);
         let named = format!("root used is in use by process {} (sleep)", user.pid());
         assert!(error.contains(&named) && error.contains("--force"), "{error}");
-        assert_eq!(lab.state("used").as_deref(), Some("mounted"));
+        assert_eq!(fixture.state("used").as_deref(), Some("mounted"));
 
-        let output = lab.program().run(&["root", "remove", "used", "--force", "--json"]);
+        let output = fixture.program().run(&["root", "remove", "used", "--force", "--json"]);
         assert!(output.status.success());
         assert!(!is_mounted(&root) && !root.exists());
         let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -139,86 +140,87 @@ fn root_in_use_is_removed_only_by_force_and_swept_once_free() {
         );
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains("root used is detached"), "{said}");
-        assert_eq!(lab.state("used").as_deref(), Some("detached"));
+        assert_eq!(fixture.state("used").as_deref(), Some("detached"));
         // Not as long as it is used, and not the name either.
-        let used = |lab: &Lab| {
-            assert_eq!(lab.sweep(), json!([]));
-            assert_eq!(lab.program().json(&["gc"])["roots"], 0);
-            let error = lab.program().fails(&["root", "create", &lab.fixture.good, "--id", "used"]);
+        let used = |fixture: &RootsFixture| {
+            assert_eq!(fixture.sweep(), json!([]));
+            assert_eq!(fixture.program().json(&["gc"])["roots"], 0);
+            let error = fixture.program().fails(&["root", "create", &fixture.mounted.good, "--id", "used"]);
             assert!(error.contains("root used already exists"), "{error}");
         };
         if upper == "dir" {
-            used(&lab);
+            used(&fixture);
             let process = PathBuf::from(format!("/proc/{}/cwd/../box/late", user.pid()));
             fs::write(&process, "late").unwrap();
-            used(&lab);
+            used(&fixture);
         }
         user.end();
         wait_until("the root is swept", || {
-            lab.sweep();
-            lab.state("used").is_none()
+            fixture.sweep();
+            fixture.state("used").is_none()
         });
-        lab.is_clean();
+        fixture.assert_clean();
     }
-    lab.finish();
+    fixture.finish();
 }
 
 #[test]
 fn root_mounted_in_another_namespace_is_reported_and_outlives_its_removal() {
-    let lab = Lab::new();
-    let root = lab.create("it", "dir");
+    let fixture = RootsFixture::new();
+    let root = fixture.create("it", "dir");
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sleep", "1000"]);
-    let holder = Running(command.spawn().unwrap());
+    let holder = RunningProcess(command.spawn().unwrap());
     let pid = holder.pid();
     let comm = format!("/proc/{pid}/comm");
     wait_until("it has its namespace", || fs::read_to_string(&comm).unwrap() == "sleep\n");
     // It has a copy of every mount. That alone is no use of the root, and the copy goes with the mountpoint.
-    lab.remove("it");
+    fixture.remove("it");
     assert!(!root.exists());
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
     assert!(!mounts.contains("rcx-root-it"), "{mounts}");
     holder.end();
-    lab.finish();
+    fixture.finish();
 }
 
 #[test]
 fn invalid_unknown_and_removed_root_names_are_errors() {
-    let lab = Lab::new();
-    lab.create("it", "dir");
-    lab.remove("it");
+    let fixture = RootsFixture::new();
+    fixture.create("it", "dir");
+    fixture.remove("it");
     for id in ["it", "unknown"] {
-        let error = lab.program().fails(&["root", "remove", id]);
+        let error = fixture.program().fails(&["root", "remove", id]);
         assert!(error.contains(&format!("there is no root {id}")) && error.contains("root list"), "{error}");
     }
     let long = "x".repeat(65);
     for id in ["..", "a/b", "a:b", "a,b", "A", "", ".a", &long] {
-        for arguments in [&["root", "remove", id][..], &["root", "create", &lab.fixture.good, "--id", id]] {
-            let error = lab.program().fails(arguments);
+        for arguments in [&["root", "remove", id][..], &["root", "create", &fixture.mounted.good, "--id", id]]
+        {
+            let error = fixture.program().fails(arguments);
             assert!(error.contains("1 to 64 characters of"), "{error}");
         }
     }
     for upper in ["ram", "tmpfs", "tmpfs:0", "dir:x", "none:1"] {
-        let error = lab.program().fails(&["root", "create", &lab.fixture.good, "--upper", upper]);
+        let error = fixture.program().fails(&["root", "create", &fixture.mounted.good, "--upper", upper]);
         assert!(error.contains(&format!("upper `{upper}`")), "{error}");
     }
     // Of several, those that can be removed are.
-    lab.create("one", "dir");
-    lab.create("two", "none");
-    let output = lab.program().run(&["root", "remove", "one", "unknown", "two", "--json"]);
+    fixture.create("one", "dir");
+    fixture.create("two", "none");
+    let output = fixture.program().run(&["root", "remove", "one", "unknown", "two", "--json"]);
     assert_eq!(output.status.code(), Some(2));
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     let removed = |id: &str| json!({"id": id, "removed": true, "holders": [], "error": null, "code": null});
     assert_eq!((&answer[0], &answer[2]), (&removed("one"), &removed("two")));
     assert_eq!((&answer[1]["id"], &answer[1]["code"]), (&json!("unknown"), &json!("no-root")));
-    lab.finish();
+    fixture.finish();
 }
 
 #[test]
 fn one_of_several_concurrent_creates_of_one_root_wins() {
-    let lab = Lab::new();
+    let fixture = RootsFixture::new();
     for round in 0..10 {
-        let children: Vec<_> = (0..8).map(|_| lab.creating("it", "dir")).collect();
+        let children: Vec<_> = (0..8).map(|_| fixture.creating("it", "dir")).collect();
         let outputs: Vec<Output> =
             children.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
         let (won, lost): (Vec<_>, Vec<_>) = outputs.iter().partition(|output| output.status.success());
@@ -227,16 +229,16 @@ fn one_of_several_concurrent_creates_of_one_root_wins() {
             let error = failure(output, &["root", "create"]);
             assert!(error.contains("root it already exists"), "{error}");
         }
-        fs::write(lab.run_dir().join("roots/it/box/file"), "").unwrap();
-        lab.remove("it");
-        lab.is_clean();
+        fs::write(fixture.run_dir().join("roots/it/box/file"), "").unwrap();
+        fixture.remove("it");
+        fixture.assert_clean();
     }
-    lab.finish();
+    fixture.finish();
 }
 
 #[test]
 fn sixteen_concurrent_creates_and_removes_leave_nothing() {
-    let lab = Lab::new();
+    let fixture = RootsFixture::new();
     let outputs = |children: Vec<Child>| {
         for child in children {
             let output = child.wait_with_output().unwrap();
@@ -246,64 +248,64 @@ fn sixteen_concurrent_creates_and_removes_leave_nothing() {
     for _ in 0..3 {
         let id = |number: usize| format!("many-{number}");
         let upper = |number: usize| ["dir", "tmpfs:1M", "none"][number % 3];
-        outputs((0..16).map(|number| lab.creating(&id(number), upper(number))).collect());
+        outputs((0..16).map(|number| fixture.creating(&id(number), upper(number))).collect());
         for number in (0..16).filter(|number| number % 3 != 2) {
-            fs::write(lab.run_dir().join("roots").join(id(number)).join("box/file"), "").unwrap();
+            fs::write(fixture.run_dir().join("roots").join(id(number)).join("box/file"), "").unwrap();
         }
-        assert_eq!(lab.program().json(&["root", "list"]).as_array().unwrap().len(), 16);
+        assert_eq!(fixture.program().json(&["root", "list"]).as_array().unwrap().len(), 16);
         let remove = |number| {
             let id = id(number);
             // Sweeps among them find nothing to do, and disturb nobody.
             let arguments = if number < 16 { vec!["root", "remove", &id] } else { vec!["root", "sweep"] };
-            let mut command = lab.program().command(&arguments);
+            let mut command = fixture.program().command(&arguments);
             command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
         };
         outputs((0..20).map(remove).collect());
-        lab.is_clean();
+        fixture.assert_clean();
     }
-    lab.finish();
+    fixture.finish();
 }
 
 #[test]
 fn homes_without_a_mount_are_swept_after_a_reboot() {
-    let lab = Lab::new();
+    let fixture = RootsFixture::new();
     for (id, upper) in [("cut-disk", "dir"), ("cut-memory", "tmpfs:1M"), ("cut-shared", "none")] {
-        let root = lab.create(id, upper);
+        let root = fixture.create(id, upper);
         if upper == "dir" {
             fs::write(root.join("box/file"), "").unwrap();
         }
         run("umount", &[root.to_str().unwrap()]);
-        assert_eq!(lab.state(id).as_deref(), Some("detached"));
+        assert_eq!(fixture.state(id).as_deref(), Some("detached"));
     }
     // What no root can be called is not ours.
-    let foreign = lab.homes().join("Not Ours");
+    let foreign = fixture.homes().join("Not Ours");
     fs::create_dir(&foreign).unwrap();
-    assert_eq!(lab.program().json(&["gc", "--dry-run"])["roots"], 3);
-    assert_eq!(lab.sweep(), json!(["cut-disk", "cut-memory", "cut-shared"]));
+    assert_eq!(fixture.program().json(&["gc", "--dry-run"])["roots"], 3);
+    assert_eq!(fixture.sweep(), json!(["cut-disk", "cut-memory", "cut-shared"]));
     fs::remove_dir(foreign).unwrap();
-    lab.is_clean();
+    fixture.assert_clean();
     // A dead one is not in the way of a new one, nor of its removal.
-    let root = lab.create("after", "dir");
+    let root = fixture.create("after", "dir");
     run("umount", &[root.to_str().unwrap()]);
-    lab.create("after", "tmpfs:1M");
+    fixture.create("after", "tmpfs:1M");
     run("umount", &[root.to_str().unwrap()]);
-    lab.remove("after");
-    lab.finish();
+    fixture.remove("after");
+    fixture.finish();
 }
 
 #[test]
 fn roots_with_the_same_name_in_two_stores_are_independent() {
-    let (lab, other) = (Lab::new(), Lab::new());
-    let (root, others) = (lab.create("same", "dir"), other.create("same", "dir"));
-    let user = Running::in_directory(&others.join("etc"));
+    let (fixture, other) = (RootsFixture::new(), RootsFixture::new());
+    let (root, others) = (fixture.create("same", "dir"), other.create("same", "dir"));
+    let user = RunningProcess::in_directory(&others.join("etc"));
     fs::write(root.join("box/file"), "").unwrap();
     assert_eq!(names(&others.join("box")), Vec::<String>::new());
-    lab.remove("same");
+    fixture.remove("same");
     assert_eq!(other.sweep(), json!([]));
     let error = other.program().fails(&["root", "remove", "same"]);
     assert!(error.contains(&format!("in use by process {}", user.pid())), "{error}");
     user.end();
     other.remove("same");
-    lab.finish();
+    fixture.finish();
     other.finish();
 }

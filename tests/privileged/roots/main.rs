@@ -1,4 +1,4 @@
-//! Named roots: what is written in them stays in them, and nothing of them stays.
+//! Named roots: writes stay within the root, and removal leaves nothing behind.
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
@@ -17,36 +17,36 @@ use support::images::run;
 use support::program::Program;
 use support::trees;
 
-/// A fixture in which roots are made. Dropped first, it takes down what a failed test has left.
-struct Lab {
-    fixture: MountedFixture,
-    /// Where uppers are, if not in the store.
+/// A mounted store in which roots are made. Dropping it unmounts the roots that a failed test has left.
+struct RootsFixture {
+    mounted: MountedFixture,
+    /// The directory of the uppers, if it is not in the store.
     homes: Option<PathBuf>,
 }
 
-impl Lab {
+impl RootsFixture {
     fn new() -> Self {
-        Self { fixture: MountedFixture::new(), homes: None }
+        Self { mounted: MountedFixture::new(), homes: None }
     }
 
-    /// With uppers in a directory of the test's own.
+    /// With uppers in another directory.
     fn with_homes(homes: &Path) -> Self {
-        let lab = Self { fixture: MountedFixture::new(), homes: Some(homes.to_owned()) };
+        let fixture = Self { mounted: MountedFixture::new(), homes: Some(homes.to_owned()) };
         let config = format!("[root]\nupper-dir = '{}'\n", homes.display());
-        fs::write(lab.fixture.program.dir().join("config.toml"), config).unwrap();
-        lab
+        fs::write(fixture.mounted.program.dir().join("config.toml"), config).unwrap();
+        fixture
     }
 
     fn program(&self) -> &Program {
-        &self.fixture.program
+        &self.mounted.program
     }
 
-    /// Another daemon after one that has ended.
+    /// Starts another daemon after the first has ended.
     fn mount_again(&mut self) {
-        let dir = self.fixture.mount.dir().to_owned();
-        let again = self.fixture.program.mount_at(&dir).unwrap();
-        // Dropped, the former would take this mount for its own.
-        std::mem::forget(std::mem::replace(&mut self.fixture.mount, again));
+        let dir = self.mounted.mount.dir().to_owned();
+        let again = self.mounted.program.mount_at(&dir).unwrap();
+        // Dropping the old one would unmount the new mount.
+        std::mem::forget(std::mem::replace(&mut self.mounted.mount, again));
     }
 
     fn run_dir(&self) -> PathBuf {
@@ -57,15 +57,15 @@ impl Lab {
         self.homes.clone().unwrap_or_else(|| self.program().store().join("rcx-imagefs/roots"))
     }
 
-    /// The image in the mount.
+    /// The intact image in the mount.
     fn image(&self) -> PathBuf {
-        self.fixture.mount.path(&self.fixture.good)
+        self.mounted.mount.path(&self.mounted.good)
     }
 
-    /// Makes a root of the fixture's image.
+    /// Makes a root of the intact image.
     #[track_caller]
     fn create(&self, id: &str, upper: &str) -> PathBuf {
-        self.create_of(&self.fixture.good, id, upper)
+        self.create_of(&self.mounted.good, id, upper)
     }
 
     #[track_caller]
@@ -74,7 +74,7 @@ impl Lab {
     }
 
     fn creating(&self, id: &str, upper: &str) -> Child {
-        let arguments = ["root", "create", &self.fixture.good, "--id", id, "--upper", upper];
+        let arguments = ["root", "create", &self.mounted.good, "--id", id, "--upper", upper];
         let mut command = self.program().command(&arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
@@ -97,9 +97,9 @@ impl Lab {
         Some(found["state"].as_str().unwrap().to_owned())
     }
 
-    /// Nothing of any root is there: no mount, no mountpoint, no home, and a skeleton that nobody wrote in.
+    /// Checks that no root has left a mount, a mountpoint or a home, and that the skeleton is unchanged.
     #[track_caller]
-    fn is_clean(&self) {
+    fn assert_clean(&self) {
         let run = self.run_dir();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let ours: Vec<_> = mounts.lines().filter(|line| line.contains(&*run.to_string_lossy())).collect();
@@ -115,30 +115,30 @@ impl Lab {
         assert_eq!(self.program().json(&["root", "list"]), json!([]));
     }
 
-    /// The end of a test: everything is as it was before.
+    /// Ends a test: checks that everything is as before.
     #[track_caller]
     fn finish(self) {
-        self.is_clean();
-        self.fixture.assert_unaffected();
+        self.assert_clean();
+        self.mounted.assert_unaffected();
     }
 }
 
-impl Drop for Lab {
+impl Drop for RootsFixture {
     fn drop(&mut self) {
         for name in fs::read_dir(self.run_dir().join("roots")).into_iter().flatten().flatten() {
             let _ = Command::new("umount").arg("--lazy").arg(name.path()).stderr(Stdio::null()).status();
         }
-        // What a temporary directory's own removal cannot.
+        // Files with these attributes cannot be removed with the temporary directory.
         let _ =
             Command::new("chattr").args(["-R", "-f", "-ia"]).arg(self.homes()).stderr(Stdio::null()).status();
     }
 }
 
-/// A process that is ended with its owner.
-struct Running(Child);
+/// A process that is killed on drop.
+struct RunningProcess(Child);
 
-impl Running {
-    /// A process whose current directory is `dir`, in a mount namespace of its own or in everybody's.
+impl RunningProcess {
+    /// Starts a process with `dir` as its current directory.
     fn in_directory(dir: &Path) -> Self {
         Self(Command::new("sleep").arg("1000").current_dir(dir).spawn().unwrap())
     }
@@ -153,7 +153,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -167,21 +167,21 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Runs a line of shell in a root.
+/// Runs a shell command in a root.
 #[track_caller]
 fn shell(root: &Path, line: &str) -> String {
     run("chroot", &[root.to_str().unwrap(), "/bin/sh", "-c", line])
 }
 
-/// The mount of a root, as everybody sees it.
+/// The line of a root in the mountinfo of the test.
 fn mount_of(root: &Path) -> String {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let found = mounts.lines().find(|line| line.split(' ').nth(4).map(Path::new) == Some(root));
     found.unwrap_or_else(|| panic!("{} is not mounted:\n{mounts}", root.display())).to_owned()
 }
 
-/// Numbers that look random and are the same in each run.
-fn numbers(seed: u64) -> impl Iterator<Item = u64> {
+/// Pseudo-random numbers, the same in each run.
+fn pseudo_random(seed: u64) -> impl Iterator<Item = u64> {
     let mut state = seed;
     std::iter::repeat_with(move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::{Lab, names, numbers};
+use super::{RootsFixture, names, pseudo_random};
 use support::images::run;
 use support::program::is_mounted;
 use support::text::pull_archives;
@@ -38,7 +38,7 @@ fn tar_of(entries: &[(&str, Option<&Path>)]) -> Vec<u8> {
 
 #[test]
 fn links_and_files_at_mount_points_never_redirect_root_creation_outside_the_root() {
-    let lab = Lab::new();
+    let fixture = RootsFixture::new();
     let canary = tempfile::Builder::new().prefix("rcx-canary").tempdir().unwrap();
     fs::write(canary.path().join("passwd"), "of the host").unwrap();
     let before = snapshot(canary.path());
@@ -47,10 +47,10 @@ fn links_and_files_at_mount_points_never_redirect_root_creation_outside_the_root
     let link = |target| -> Vec<_> { places.iter().chain(&["etc"]).map(|name| (*name, target)).collect() };
     let images = [link(Some(canary.path())), link(Some(&up)), link(Some(Path::new("tmp"))), link(None)];
     for (number, entries) in images.iter().enumerate() {
-        let image = pull_archives(lab.program(), &[tar_of(entries)]);
-        let shown = snapshot(&lab.fixture.mount.path(&image));
+        let image = pull_archives(fixture.program(), &[tar_of(entries)]);
+        let shown = snapshot(&fixture.mounted.mount.path(&image));
         for upper in ["dir", "tmpfs:1M", "none"] {
-            let root = lab.create_of(&image, "it", upper);
+            let root = fixture.create_of(&image, "it", upper);
             for name in places {
                 let path = root.join(name);
                 assert!(fs::symlink_metadata(&path).unwrap().is_dir(), "image {number}: {name}");
@@ -62,13 +62,13 @@ fn links_and_files_at_mount_points_never_redirect_root_creation_outside_the_root
             // Everything else is as the image says: it is for the sandbox to look at it with the root as its root.
             let etc = fs::symlink_metadata(root.join("etc")).unwrap();
             assert_eq!((etc.is_symlink(), etc.is_file()), (entries[0].1.is_some(), entries[0].1.is_none()));
-            lab.remove("it");
+            fixture.remove("it");
         }
         assert_eq!(snapshot(canary.path()), before);
-        assert_eq!(snapshot(&lab.fixture.mount.path(&image)), shown);
-        lab.program().ok(&["rm", &image]);
+        assert_eq!(snapshot(&fixture.mounted.mount.path(&image)), shown);
+        fixture.program().ok(&["rm", &image]);
     }
-    lab.finish();
+    fixture.finish();
 }
 
 /// Makes a directory in a directory, and so on, `depth` times; in the last one a file.
@@ -84,9 +84,9 @@ fn chain(top: &Path, depth: usize) {
 
 #[test]
 fn root_is_removed_whatever_a_program_leaves_in_it() {
-    let lab = Lab::new();
+    let fixture = RootsFixture::new();
     for upper in ["dir", "tmpfs:256M"] {
-        let root = lab.create("it", upper);
+        let root = fixture.create("it", upper);
         chain(&root.join("box"), 3000);
         for number in 0..20_000 {
             fs::write(root.join(format!("tmp/{number}")), "").unwrap();
@@ -104,7 +104,7 @@ fn root_is_removed_whatever_a_program_leaves_in_it() {
         symlink("/etc", root.join("box/link")).unwrap();
         fs::write(root.join("box/odd\n\u{fffd} name"), "").unwrap();
         // Through the overlay, as a program with the rights would, and behind it, on the disk.
-        let behind = lab.homes().join("it/upper");
+        let behind = fixture.homes().join("it/upper");
         let both = [Some(root.clone()), behind.exists().then_some(behind)];
         for top in both.into_iter().flatten() {
             for (attribute, name) in [("+i", "kept"), ("+a", "grows")] {
@@ -117,32 +117,32 @@ fn root_is_removed_whatever_a_program_leaves_in_it() {
         }
         let refused = fs::remove_file(root.join("box/kept/file")).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
-        lab.remove("it");
-        lab.is_clean();
+        fixture.remove("it");
+        fixture.assert_clean();
     }
-    lab.finish();
+    fixture.finish();
 }
 
 #[test]
 fn sweep_removes_everything_left_by_a_create_killed_at_any_moment() {
-    let lab = Lab::new();
+    let fixture = RootsFixture::new();
     let times = (0..5).map(|_| {
         let started = Instant::now();
-        lab.create("it", "dir");
+        fixture.create("it", "dir");
         let time = started.elapsed();
-        lab.remove("it");
+        fixture.remove("it");
         time
     });
     // As long as one takes: kills come before and between all steps, and some after.
     let most = u64::try_from(times.min().unwrap().as_micros()).unwrap();
     let (mut mounted, mut died) = (0, 0);
-    for (number, random) in numbers(20_261_124).take(90).enumerate() {
+    for (number, random) in pseudo_random(20_261_124).take(90).enumerate() {
         let id = format!("making-{number}");
-        let mut child = lab.creating(&id, ["dir", "tmpfs:1M", "none"][number % 3]);
+        let mut child = fixture.creating(&id, ["dir", "tmpfs:1M", "none"][number % 3]);
         std::thread::sleep(Duration::from_micros(random % most));
         child.kill().unwrap();
         child.wait().unwrap();
-        let path = lab.run_dir().join("roots").join(&id);
+        let path = fixture.run_dir().join("roots").join(&id);
         if is_mounted(&path) {
             mounted += 1;
         } else {
@@ -151,35 +151,35 @@ fn sweep_removes_everything_left_by_a_create_killed_at_any_moment() {
     }
     assert!(died > 10, "{mounted} were made before they were killed, {died} were not");
     // A root that was mounted is one, whatever became of who made it.
-    lab.sweep();
-    let left = lab.program().json(&["root", "list"]);
+    fixture.sweep();
+    let left = fixture.program().json(&["root", "list"]);
     let left: Vec<_> =
         left.as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect();
     assert_eq!(left.len(), mounted, "{left:?}");
     for id in &left {
-        lab.remove(id);
+        fixture.remove(id);
     }
-    lab.finish();
+    fixture.finish();
 }
 
 #[test]
 fn killed_remove_can_be_repeated() {
-    let lab = Lab::new();
-    for (number, random) in numbers(7).take(20).enumerate() {
+    let fixture = RootsFixture::new();
+    for (number, random) in pseudo_random(7).take(20).enumerate() {
         let id = format!("removing-{number}");
-        let root = lab.create(&id, "dir");
+        let root = fixture.create(&id, "dir");
         for number in 0..200 {
             fs::write(root.join(format!("tmp/{number}")), "").unwrap();
         }
         let mut child =
-            lab.program().command(&["root", "remove", &id]).stderr(Stdio::null()).spawn().unwrap();
+            fixture.program().command(&["root", "remove", &id]).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_micros(random % 12_000));
         child.kill().unwrap();
         child.wait().unwrap();
-        if lab.state(&id).as_deref() == Some("mounted") {
-            lab.remove(&id);
+        if fixture.state(&id).as_deref() == Some("mounted") {
+            fixture.remove(&id);
         }
     }
-    lab.sweep();
-    lab.finish();
+    fixture.sweep();
+    fixture.finish();
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use super::{Lab, mount_of, names, shell};
+use super::{RootsFixture, mount_of, names, shell};
 use support::images::run;
 use support::program::{failure, is_mounted};
 use support::tmpfs::Tmpfs;
@@ -16,43 +16,43 @@ use support::trees::{self, snapshot};
 
 #[test]
 fn root_can_be_created_listed_and_removed_with_each_upper() {
-    let lab = Lab::new();
+    let fixture = RootsFixture::new();
     for (id, upper) in [("disk", "dir"), ("memory", "tmpfs:8M"), ("shared", "none")] {
         let created =
-            lab.program().json(&["root", "create", &lab.fixture.good, "--id", id, "--upper", upper]);
-        let path = lab.run_dir().join("roots").join(id);
+            fixture.program().json(&["root", "create", &fixture.mounted.good, "--id", id, "--upper", upper]);
+        let path = fixture.run_dir().join("roots").join(id);
         let seconds = created["created"].as_u64().unwrap();
         assert!(seconds > 1_700_000_000, "{seconds}");
         let wanted = json!({
-            "id": id, "state": "mounted", "path": path, "image": lab.fixture.good, "engine": "fuse", "upper": upper,
+            "id": id, "state": "mounted", "path": path, "image": fixture.mounted.good, "engine": "fuse", "upper": upper,
             "created": seconds,
         });
         assert_eq!(created, wanted);
-        assert_eq!(lab.program().json(&["root", "list"]), json!([wanted]));
-        let table = lab.program().ok(&["root", "list"]);
+        assert_eq!(fixture.program().json(&["root", "list"]), json!([wanted]));
+        let table = fixture.program().ok(&["root", "list"]);
         let row: Vec<_> = table.lines().nth(1).unwrap().split_whitespace().collect();
-        assert_eq!(row, [id, "mounted", upper, path.to_str().unwrap(), &lab.fixture.good]);
+        assert_eq!(row, [id, "mounted", upper, path.to_str().unwrap(), &fixture.mounted.good]);
         assert_eq!(fs::read_to_string(path.join("etc/motd")).unwrap(), "a small image\n");
-        assert_eq!(fs::metadata(lab.homes().join(id)).unwrap().mode() & 0o7777, 0o700);
-        lab.remove(id);
+        assert_eq!(fs::metadata(fixture.homes().join(id)).unwrap().mode() & 0o7777, 0o700);
+        fixture.remove(id);
         assert!(!path.exists());
-        lab.is_clean();
+        fixture.assert_clean();
     }
     // Without any options: on disk, under a name of its own. Its path can be handed to what splits on `:` and `,`.
-    let path = lab.program().ok(&["root", "create", &lab.fixture.good]);
+    let path = fixture.program().ok(&["root", "create", &fixture.mounted.good]);
     assert!(is_mounted(Path::new(&path)) && !path.contains([':', ',', ' ']), "{path}");
     let id = path.rsplit('/').next().unwrap();
-    assert_eq!((id.len(), lab.state(id).as_deref()), (16, Some("mounted")));
-    assert_eq!(lab.program().ok(&["root", "remove", id]), "");
-    lab.finish();
+    assert_eq!((id.len(), fixture.state(id).as_deref()), (16, Some("mounted")));
+    assert_eq!(fixture.program().ok(&["root", "remove", id]), "");
+    fixture.finish();
 }
 
 #[test]
 fn root_keeps_the_attributes_of_the_image_and_is_nosuid_and_nodev() {
-    let lab = Lab::new();
-    let image = fs::metadata(lab.image()).unwrap();
+    let fixture = RootsFixture::new();
+    let image = fs::metadata(fixture.image()).unwrap();
     for upper in ["dir", "tmpfs:8M", "none"] {
-        let root = lab.create("it", upper);
+        let root = fixture.create("it", upper);
         assert_eq!(trees::attributes(&fs::metadata(&root).unwrap()).replace("nlink 1 ", ""), {
             let nlink = fs::metadata(&root).unwrap().nlink();
             trees::attributes(&image).replace(
@@ -74,20 +74,25 @@ fn root_keeps_the_attributes_of_the_image_and_is_nosuid_and_nodev() {
         for wanted in ["nosuid", "nodev", if upper == "none" { "ro" } else { "rw" }] {
             assert!(options.contains(&wanted), "{mount}");
         }
-        lab.remove("it");
+        fixture.remove("it");
     }
-    lab.finish();
+    fixture.finish();
 }
 
 #[test]
 fn mount_table_of_a_sandbox_reveals_no_host_path() {
-    let lab = Lab::new();
+    let fixture = RootsFixture::new();
     for upper in ["dir", "tmpfs:8M", "none"] {
-        let root = lab.create("it", upper);
+        let root = fixture.create("it", upper);
         let mount = mount_of(&root);
         let (_, shown) = mount.split_once(" - ").unwrap();
         assert!(shown.starts_with("overlay rcx-root-it "), "{shown}");
-        let hosts = [lab.program().dir(), lab.program().store(), lab.fixture.mount.dir(), &lab.homes()];
+        let hosts = [
+            fixture.program().dir(),
+            fixture.program().store(),
+            fixture.mounted.mount.dir(),
+            &fixture.homes(),
+        ];
         for host in hosts.map(|path| path.to_str().unwrap()).into_iter().chain(["/tmp", "rcx-test", "sha256"])
         {
             assert!(!shown.contains(host), "{host} is in: {shown}");
@@ -96,43 +101,43 @@ fn mount_table_of_a_sandbox_reveals_no_host_path() {
         for path in shown.split([',', '=']).filter(|part| part.starts_with('/')) {
             assert!(path.starts_with("/proc/self/fd/"), "{shown}");
         }
-        lab.remove("it");
+        fixture.remove("it");
     }
-    lab.finish();
+    fixture.finish();
 }
 
 #[test]
 fn run_directory_with_a_colon_or_comma_is_refused() {
-    let lab = Lab::new();
+    let fixture = RootsFixture::new();
     for name in ["a:b", "a,b"] {
-        let dir = lab.program().dir().join(name);
-        let arguments = [lab.program().store(), Path::new("--run-dir"), &dir];
+        let dir = fixture.program().dir().join(name);
+        let arguments = [fixture.program().store(), Path::new("--run-dir"), &dir];
         let mut command = Command::new(env!("CARGO_BIN_EXE_rcx-imagefs"));
-        command.arg("--store").args(arguments).args(["root", "create", &lab.fixture.good]);
+        command.arg("--store").args(arguments).args(["root", "create", &fixture.mounted.good]);
         let error = failure(&command.output().unwrap(), &["root", "create"]);
         assert!(error.contains(dir.to_str().unwrap()) && error.contains("--run-dir"), "{error}");
         assert!(error.contains(&format!("may not contain `{}`", &name[1..2])), "{error}");
         assert!(!dir.exists(), "it is not made");
         // Nor behind a link of a harmless name.
         fs::create_dir(&dir).unwrap();
-        let link = lab.program().dir().join("link");
+        let link = fixture.program().dir().join("link");
         symlink(&dir, &link).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_rcx-imagefs"));
-        command.arg("--store").arg(lab.program().store()).arg("--run-dir").arg(&link);
-        let output = command.args(["root", "create", &lab.fixture.good]).output().unwrap();
+        command.arg("--store").arg(fixture.program().store()).arg("--run-dir").arg(&link);
+        let output = command.args(["root", "create", &fixture.mounted.good]).output().unwrap();
         assert!(failure(&output, &["root", "create"]).contains("may not contain"));
         assert_eq!(names(&dir), Vec::<String>::new());
         fs::remove_file(link).unwrap();
     }
-    lab.finish();
+    fixture.finish();
 }
 
 #[test]
 fn writes_go_to_the_upper_and_leave_the_image_unchanged() {
-    let lab = Lab::new();
-    let before = snapshot(&lab.image());
+    let fixture = RootsFixture::new();
+    let before = snapshot(&fixture.image());
     for upper in ["dir", "tmpfs:8M"] {
-        let (root, other) = (lab.create("it", upper), lab.create("other", upper));
+        let (root, other) = (fixture.create("it", upper), fixture.create("other", upper));
         let untouched = snapshot(&other);
         shell(
             &root,
@@ -154,7 +159,7 @@ fn writes_go_to_the_upper_and_leave_the_image_unchanged() {
         assert!(fs::symlink_metadata(root.join("bin/cat")).is_err() && root.join("bin/box").exists());
         assert!(!root.join("bin/busybox").exists());
         assert!(fs::symlink_metadata(root.join("tmp/fifo")).unwrap().file_type().is_fifo());
-        let home = lab.homes().join("it");
+        let home = fixture.homes().join("it");
         if upper == "dir" {
             let upper = home.join("upper");
             assert_eq!(fs::read_to_string(upper.join("box/file")).unwrap(), "box\n");
@@ -163,19 +168,19 @@ fn writes_go_to_the_upper_and_leave_the_image_unchanged() {
         } else {
             assert_eq!(names(&home), ["root.json"], "what is in memory is not on disk");
         }
-        assert!(snapshot(&lab.image()) == before, "the image has changed");
+        assert!(snapshot(&fixture.image()) == before, "the image has changed");
         assert!(snapshot(&other) == untouched, "another root has changed");
-        lab.program().ok(&["root", "remove", "it", "other"]);
-        lab.is_clean();
+        fixture.program().ok(&["root", "remove", "it", "other"]);
+        fixture.assert_clean();
     }
-    lab.program().ok(&["verify", &lab.fixture.good, "--deep"]);
-    lab.finish();
+    fixture.program().ok(&["verify", &fixture.mounted.good, "--deep"]);
+    fixture.finish();
 }
 
 #[test]
 fn root_without_an_upper_is_read_only() {
-    let lab = Lab::new();
-    let root = lab.create("it", "none");
+    let fixture = RootsFixture::new();
+    let root = fixture.create("it", "none");
     let failed = [
         fs::write(root.join("etc/motd"), ""),
         fs::write(root.join("tmp/new"), ""),
@@ -191,14 +196,14 @@ fn root_without_an_upper_is_read_only() {
     let remounted = Command::new("mount").args(["-o", "remount,rw"]).arg(&root).output().unwrap();
     assert!(!remounted.status.success());
     assert!(fs::write(root.join("tmp/new"), "").is_err());
-    lab.remove("it");
-    lab.finish();
+    fixture.remove("it");
+    fixture.finish();
 }
 
 #[test]
 fn tmpfs_upper_enforces_its_limits_on_bytes_and_files() {
-    let lab = Lab::new();
-    let root = lab.create("it", "tmpfs:4M");
+    let fixture = RootsFixture::new();
+    let root = fixture.create("it", "tmpfs:4M");
     let written = io::copy(&mut io::repeat(7), &mut fs::File::create(root.join("box/big")).unwrap());
     assert_eq!(written.unwrap_err().kind(), io::ErrorKind::StorageFull);
     let size = fs::metadata(root.join("box/big")).unwrap().len();
@@ -206,23 +211,24 @@ fn tmpfs_upper_enforces_its_limits_on_bytes_and_files() {
     fs::remove_file(root.join("box/big")).unwrap();
     let full = (0..100_000).find_map(|number| fs::File::create(root.join(format!("box/{number}"))).err());
     assert_eq!(full.unwrap().kind(), io::ErrorKind::StorageFull);
-    lab.remove("it");
-    lab.finish();
+    fixture.remove("it");
+    fixture.finish();
 }
 
 #[test]
 fn size_of_an_upper_on_disk_is_refused_without_project_quotas() {
     let disk = Tmpfs::new("64m");
-    let lab = Lab::with_homes(&disk.path().join("uppers"));
-    let error = lab.program().fails(&["root", "create", &lab.fixture.good, "--upper", "dir:16M"]);
-    for word in ["tmpfs has no project quotas", lab.homes().to_str().unwrap(), "use `tmpfs:SIZE`", "prjquota"]
+    let fixture = RootsFixture::with_homes(&disk.path().join("uppers"));
+    let error = fixture.program().fails(&["root", "create", &fixture.mounted.good, "--upper", "dir:16M"]);
+    for word in
+        ["tmpfs has no project quotas", fixture.homes().to_str().unwrap(), "use `tmpfs:SIZE`", "prjquota"]
     {
         assert!(error.contains(word), "{word}: {error}");
     }
-    lab.is_clean();
-    lab.create("it", "dir");
-    lab.remove("it");
-    lab.finish();
+    fixture.assert_clean();
+    fixture.create("it", "dir");
+    fixture.remove("it");
+    fixture.finish();
 }
 
 #[test]
@@ -240,22 +246,22 @@ fn upper_on_disk_enforces_its_size_with_project_quotas() {
         run("mount", &["-o", "loop", device, target]);
     }
     let mounted = Unmount(dir.clone());
-    let lab = Lab::with_homes(&dir.join("uppers"));
+    let fixture = RootsFixture::with_homes(&dir.join("uppers"));
     if !quotas.status.success() {
-        let error = lab.program().fails(&["root", "create", &lab.fixture.good, "--upper", "dir:8M"]);
+        let error = fixture.program().fails(&["root", "create", &fixture.mounted.good, "--upper", "dir:8M"]);
         assert!(error.contains("ext4 has no project quotas") && error.contains("tmpfs:SIZE"), "{error}");
-        lab.finish();
+        fixture.finish();
         drop(mounted);
         return;
     }
-    let (root, other) = (lab.create("it", "dir:8M"), lab.create("other", "dir:8M"));
+    let (root, other) = (fixture.create("it", "dir:8M"), fixture.create("other", "dir:8M"));
     let written = io::copy(&mut io::repeat(7), &mut fs::File::create(root.join("box/big")).unwrap());
     assert!(matches!(written.unwrap_err().kind(), io::ErrorKind::QuotaExceeded | io::ErrorKind::StorageFull));
     let size = fs::metadata(root.join("box/big")).unwrap().len();
     assert!((6 << 20..=8 << 20).contains(&size), "{size}");
     fs::write(other.join("box/file"), vec![0; 4 << 20]).unwrap();
-    lab.program().ok(&["root", "remove", "it", "other"]);
-    lab.finish();
+    fixture.program().ok(&["root", "remove", "it", "other"]);
+    fixture.finish();
     drop(mounted);
 }
 
@@ -279,20 +285,20 @@ fn filesystem_that_cannot_hold_an_upper_is_refused_and_named() {
     let options = ["lower", "upper", "work"].map(option).join(",");
     run("mount", &["-t", "overlay", "-o", &options, "overlay", at("merged").to_str().unwrap()]);
     let mounted = Unmount(at("merged"));
-    let lab = Lab::with_homes(&at("merged").join("uppers"));
-    let error = lab.program().fails(&["root", "create", &lab.fixture.good]);
+    let fixture = RootsFixture::with_homes(&at("merged").join("uppers"));
+    let error = fixture.program().fails(&["root", "create", &fixture.mounted.good]);
     for word in
-        ["overlay cannot be the upper layer", "upper-dir", "tmpfs:SIZE", lab.homes().to_str().unwrap()]
+        ["overlay cannot be the upper layer", "upper-dir", "tmpfs:SIZE", fixture.homes().to_str().unwrap()]
     {
         assert!(error.contains(word), "{word}: {error}");
     }
-    lab.is_clean();
+    fixture.assert_clean();
     // What is not written there can be made.
     for upper in ["tmpfs:1M", "none"] {
-        lab.create("it", upper);
-        lab.remove("it");
+        fixture.create("it", upper);
+        fixture.remove("it");
     }
-    lab.finish();
+    fixture.finish();
     drop(mounted);
 }
 
@@ -300,12 +306,12 @@ fn filesystem_that_cannot_hold_an_upper_is_refused_and_named() {
 fn full_disk_leaves_nothing_of_a_root() {
     let disk = Tmpfs::new("1m");
     let homes = disk.path().join("uppers");
-    let lab = Lab::with_homes(&homes);
-    lab.create("it", "dir");
-    lab.remove("it");
+    let fixture = RootsFixture::with_homes(&homes);
+    fixture.create("it", "dir");
+    fixture.remove("it");
     let filled = io::copy(&mut io::repeat(7), &mut fs::File::create(disk.path().join("big")).unwrap());
     assert_eq!(filled.unwrap_err().kind(), io::ErrorKind::StorageFull);
-    let error = lab.program().fails(&["root", "create", &lab.fixture.good]);
+    let error = fixture.program().fails(&["root", "create", &fixture.mounted.good]);
     assert!(error.contains(homes.to_str().unwrap()) && error.contains("No space left"), "{error}");
-    lab.finish();
+    fixture.finish();
 }

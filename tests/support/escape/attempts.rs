@@ -1,23 +1,23 @@
 //! The attempts, each as the layers of an image.
 //!
-//! `{far}` is the path of a canary, `{up}` the same with many `..` in front; a line with `{near}` stands for lines with ever
-//! more `..` in front of a canary's name.
+//! `{far}` is the absolute path of a canary, `{up}` the same path after many `..`. A line with `{near}` is expanded to lines with an
+//! increasing number of `..` before the name of a canary.
 
 use Outcome::{Kept, Refused};
 
-/// What must come of an attempt.
+/// The expected result of an attempt.
 #[derive(Debug, Clone, Copy)]
 pub enum Outcome {
-    /// It comes in, and these paths are inside of its tree.
+    /// The image is accepted, and these paths are inside its tree.
     Kept(&'static [&'static str]),
-    /// It is refused at the door, with this in the message.
+    /// The image is refused with this text in the error.
     Refused(&'static str),
 }
 
 /// One attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt {
-    /// Also the tag of its image.
+    /// Also the tag of the image.
     pub name: &'static str,
     pub layers: &'static str,
     pub outcome: Outcome,
@@ -27,19 +27,19 @@ const fn attempt(name: &'static str, layers: &'static str, outcome: Outcome) -> 
     Attempt { name, layers, outcome }
 }
 
-/// All of them.
+/// All attempts.
 pub fn all() -> impl Iterator<Item = &'static Attempt> {
     [DOT_DOT, THROUGH_LINKS, SWAPPED, ATTRIBUTES, ROOT, HARD_LINKS, SPECIAL, PLACES, NAMES]
         .into_iter()
         .flatten()
 }
 
-/// Those that come in.
+/// The attempts whose image is accepted.
 pub fn kept() -> impl Iterator<Item = &'static Attempt> {
     all().filter(|attempt| matches!(attempt.outcome, Kept(_)))
 }
 
-/// Of those, the ones that depend on how a sandbox and its root are made, and not on the tree alone.
+/// The accepted attempts that depend on the sandbox and its root, not only on the tree.
 pub fn about_the_sandbox() -> impl Iterator<Item = &'static Attempt> {
     [THROUGH_LINKS, SPECIAL, PLACES]
         .into_iter()
@@ -240,7 +240,7 @@ pub const ROOT: &[Attempt] = &[
     attempt("root-as-a-link-by-slash-dot", "l /. {up} \n f x", NOT_A_DIRECTORY),
     attempt("root-as-a-link-by-dot-dot", "l x/.. {far} \n f x", NOT_A_DIRECTORY),
     attempt("root-as-a-link-above", "l ../.. {far} \n f x", NOT_A_DIRECTORY),
-    // An old form of a directory.
+    // Old tars store directories in this form.
     attempt("root-as-an-empty-file-with-a-slash", "m 0 / mode=755 uid=5 data= \n f x", Kept(&["x"])),
     attempt("root-as-a-file-with-data", "f / x", Refused("has a name that ends in `/`")),
     attempt("root-as-a-file-by-a-dot", "f ./. x", NOT_A_DIRECTORY),

@@ -17,22 +17,22 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use crate::case::Case;
 use crate::text;
 
-/// Where attempts aim at.
+/// The canaries that attempts aim at.
 #[derive(Debug, Clone, Copy)]
 pub struct Aim<'a> {
     /// The absolute path of a canary.
     pub far: &'a str,
-    /// The last name of a canary that stands a few directories above whatever is made.
+    /// The last component of a canary that stands a few directories above the written tree.
     pub near: &'a str,
 }
 
 impl Attempt {
-    /// The attempt's image.
+    /// Makes the image of the attempt.
     pub fn image(&self, aim: Aim<'_>) -> Case {
         text::image(self.name, text::layers(&aim.put_into(self.layers)))
     }
 
-    /// The same with programs in it: on the small image, or below it where the attempt empties the root.
+    /// The same with a busybox below it, or above it where the attempt empties the root.
     pub fn image_with_programs(&self, aim: Aim<'_>) -> Case {
         let mut image = self.image(aim);
         let place = if self.layers.contains(" o / ") { image.layers.len() } else { 0 };
@@ -41,13 +41,13 @@ impl Attempt {
     }
 }
 
-/// Directories that an aim near by is tried above: as many as lie between a canary beside the store and a file in an
-/// unpacked layer, and some more.
+/// Numbers of `..` that are tried for the near canary: at least as many as there are directories between it and a file in an
+/// unpacked layer.
 const CLIMBS: std::ops::RangeInclusive<usize> = 1..=7;
 
 impl Aim<'_> {
-    /// Puts the aims into a text. A line with `{near}` or `{n}` stands for several, with ever
-    /// more `..` in front of the one and the number of them for the other.
+    /// Expands placeholders. A line with `{near}` or `{n}` becomes one line for each number of [`CLIMBS`]: `{near}` is the canary's
+    /// name after that many `..`, `{n}` the number.
     fn put_into(self, text: &str) -> String {
         let up = format!("{}{}", "../".repeat(20), &self.far[1..]);
         let mut out = String::new();
@@ -66,14 +66,14 @@ impl Aim<'_> {
         out
     }
 
-    /// A path that is inside of a tree.
+    /// Expands the placeholders of a path and makes it relative to the root of a tree.
     pub fn inside(self, path: &str) -> String {
         let path = path.replace("{far}", self.far).replace("{near}", self.near).replace("{n}", "7");
         path.trim_start_matches('/').to_owned()
     }
 }
 
-/// Whether a path is there, inside of a root, reached through directories alone.
+/// Whether a path exists inside a root, without following symlinks.
 pub fn is_inside(root: &Path, path: &str) -> bool {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, root, flags | OFlags::DIRECTORY, Mode::empty()).unwrap();
@@ -81,9 +81,9 @@ pub fn is_inside(root: &Path, path: &str) -> bool {
     rustix::fs::openat2(root, path, flags, Mode::empty(), resolve).is_ok()
 }
 
-/// A shell's script that reads whatever it finds in a small image's root, and writes to it and through it.
+/// A shell script that reads everything in the root of an image, and writes to it and through it.
 ///
-/// Not in `/bin`, where its own program is, nor what the sandbox itself has mounted: those are not the image's.
+/// It leaves out `/bin` with its own program, and the filesystems that the sandbox mounts.
 pub const LOOK_AROUND: &str = r#"
 busybox find / \( -path /bin -o -path /proc -o -path /dev -o -path /sys \) -prune -o \( -type f -o -type l \) -size -16 \
     -exec sh -c '

@@ -1,4 +1,4 @@
-//! Roots that somebody uses, whose daemon is gone, or that are named wrongly.
+//! Roots in use, roots without a daemon, and invalid root names.
 
 use std::fs;
 use std::io;
@@ -23,7 +23,7 @@ fn live_root_survives_every_cleanup() {
     for (id, root) in &roots[..2] {
         fs::write(root.join("box/mine"), id).unwrap();
     }
-    let are_there = |fixture: &RootsFixture| {
+    let assert_alive = |fixture: &RootsFixture| {
         for (id, root) in &roots {
             assert_eq!(fixture.state(id).as_deref(), Some("mounted"));
             assert!(is_mounted(root));
@@ -36,17 +36,17 @@ fn live_root_survives_every_cleanup() {
     assert_eq!(fixture.sweep(), json!([]));
     assert_eq!(fixture.program().json(&["gc"])["roots"], 0);
     assert_eq!(fixture.program().json(&["gc", "--dry-run"])["roots"], 0);
-    are_there(&fixture);
+    assert_alive(&fixture);
     let error = fixture.program().fails(&["root", "create", &fixture.mounted.good, "--id", "dir"]);
     assert!(error.contains("root dir already exists"), "{error}");
-    are_there(&fixture);
-    // The daemon ends in good order, and another one begins, which sweeps too.
+    assert_alive(&fixture);
+    // The daemon exits cleanly. The next one also sweeps when it starts.
     fixture.mounted.mount.server().signal("TERM");
     assert!(fixture.mounted.mount.server().wait().success());
-    are_there(&fixture);
-    fixture.mount_again();
-    are_there(&fixture);
-    // A new root is of the new mount. The old ones have lost their image with its daemon; they can be removed.
+    assert_alive(&fixture);
+    fixture.mount_new_daemon();
+    assert_alive(&fixture);
+    // New roots use the new mount. The old roots lost their image with the old daemon but can be removed.
     let new = fixture.create("new", "dir");
     assert_eq!(fs::read_to_string(new.join("etc/motd")).unwrap(), "a small image\n");
     for id in ["new", "dir", "tmpfs", "none"] {
@@ -76,7 +76,7 @@ fn dead_daemon_is_reported_and_its_roots_can_be_removed() {
     }
     fixture.assert_clean();
     // The next daemon replaces the dead mount.
-    fixture.mount_again();
+    fixture.mount_new_daemon();
     fixture.create("it", "dir");
     fixture.remove("it");
     fixture.finish();
@@ -90,7 +90,7 @@ fn dead_mount_and_missing_mount_give_different_errors() {
         run("mount", &["-t", "fusectl", "fusectl", CONNECTIONS]);
     }
     let device = fs::metadata(fixture.mounted.mount.dir()).unwrap().dev();
-    // The daemon is there, has the store's lock, and does not see that its connection ends.
+    // The stopped daemon still holds the lock of the store and does not notice that its connection is aborted.
     fixture.mounted.mount.server().signal("STOP");
     let abort = format!("{CONNECTIONS}/{}/abort", rustix::fs::minor(device));
     fs::write(abort, "1").unwrap();
@@ -102,7 +102,7 @@ fn dead_mount_and_missing_mount_give_different_errors() {
     fixture.assert_clean();
     fixture.mounted.mount.server().signal("KILL");
     fixture.mounted.mount.server().wait();
-    fixture.mount_again();
+    fixture.mount_new_daemon();
     fixture.finish();
 }
 
@@ -138,21 +138,21 @@ fn root_in_use_is_removed_only_by_force_and_swept_once_free() {
             answer,
             json!([{"id": "used", "removed": false, "holders": [], "error": null, "code": null}])
         );
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains("root used is detached"), "{said}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.contains("root used is detached"), "{errors}");
         assert_eq!(fixture.state("used").as_deref(), Some("detached"));
-        // Not as long as it is used, and not the name either.
-        let used = |fixture: &RootsFixture| {
+        // While in use, the root is not swept and its name cannot be reused.
+        let assert_in_use = |fixture: &RootsFixture| {
             assert_eq!(fixture.sweep(), json!([]));
             assert_eq!(fixture.program().json(&["gc"])["roots"], 0);
             let error = fixture.program().fails(&["root", "create", &fixture.mounted.good, "--id", "used"]);
             assert!(error.contains("root used already exists"), "{error}");
         };
         if upper == "dir" {
-            used(&fixture);
+            assert_in_use(&fixture);
             let process = PathBuf::from(format!("/proc/{}/cwd/../box/late", user.pid()));
             fs::write(&process, "late").unwrap();
-            used(&fixture);
+            assert_in_use(&fixture);
         }
         user.end();
         wait_until("the root is swept", || {
@@ -173,8 +173,8 @@ fn root_mounted_in_another_namespace_is_reported_and_outlives_its_removal() {
     let holder = RunningProcess(command.spawn().unwrap());
     let pid = holder.pid();
     let comm = format!("/proc/{pid}/comm");
-    wait_until("it has its namespace", || fs::read_to_string(&comm).unwrap() == "sleep\n");
-    // It has a copy of every mount. That alone is no use of the root, and the copy goes with the mountpoint.
+    wait_until("the process has its own namespace", || fs::read_to_string(&comm).unwrap() == "sleep\n");
+    // The namespace has a copy of every mount. A copy alone does not count as use, and it disappears with the mountpoint.
     fixture.remove("it");
     assert!(!root.exists());
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
@@ -204,7 +204,7 @@ fn invalid_unknown_and_removed_root_names_are_errors() {
         let error = fixture.program().fails(&["root", "create", &fixture.mounted.good, "--upper", upper]);
         assert!(error.contains(&format!("upper `{upper}`")), "{error}");
     }
-    // Of several, those that can be removed are.
+    // Of several roots, all that can be removed are removed.
     fixture.create("one", "dir");
     fixture.create("two", "none");
     let output = fixture.program().run(&["root", "remove", "one", "unknown", "two", "--json"]);
@@ -220,7 +220,7 @@ fn invalid_unknown_and_removed_root_names_are_errors() {
 fn one_of_several_concurrent_creates_of_one_root_wins() {
     let fixture = RootsFixture::new();
     for round in 0..10 {
-        let children: Vec<_> = (0..8).map(|_| fixture.creating("it", "dir")).collect();
+        let children: Vec<_> = (0..8).map(|_| fixture.start_create("it", "dir")).collect();
         let outputs: Vec<Output> =
             children.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
         let (won, lost): (Vec<_>, Vec<_>) = outputs.iter().partition(|output| output.status.success());
@@ -248,14 +248,14 @@ fn sixteen_concurrent_creates_and_removes_leave_nothing() {
     for _ in 0..3 {
         let id = |number: usize| format!("many-{number}");
         let upper = |number: usize| ["dir", "tmpfs:1M", "none"][number % 3];
-        outputs((0..16).map(|number| fixture.creating(&id(number), upper(number))).collect());
+        outputs((0..16).map(|number| fixture.start_create(&id(number), upper(number))).collect());
         for number in (0..16).filter(|number| number % 3 != 2) {
             fs::write(fixture.run_dir().join("roots").join(id(number)).join("box/file"), "").unwrap();
         }
         assert_eq!(fixture.program().json(&["root", "list"]).as_array().unwrap().len(), 16);
         let remove = |number| {
             let id = id(number);
-            // Sweeps among them find nothing to do, and disturb nobody.
+            // Concurrent sweeps do nothing.
             let arguments = if number < 16 { vec!["root", "remove", &id] } else { vec!["root", "sweep"] };
             let mut command = fixture.program().command(&arguments);
             command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
@@ -277,14 +277,14 @@ fn homes_without_a_mount_are_swept_after_a_reboot() {
         run("umount", &[root.to_str().unwrap()]);
         assert_eq!(fixture.state(id).as_deref(), Some("detached"));
     }
-    // What no root can be called is not ours.
+    // A directory whose name is not a valid root name is not touched.
     let foreign = fixture.homes().join("Not Ours");
     fs::create_dir(&foreign).unwrap();
     assert_eq!(fixture.program().json(&["gc", "--dry-run"])["roots"], 3);
     assert_eq!(fixture.sweep(), json!(["cut-disk", "cut-memory", "cut-shared"]));
     fs::remove_dir(foreign).unwrap();
     fixture.assert_clean();
-    // A dead one is not in the way of a new one, nor of its removal.
+    // The home of an unmounted root blocks neither a new root of that name nor its removal.
     let root = fixture.create("after", "dir");
     run("umount", &[root.to_str().unwrap()]);
     fixture.create("after", "tmpfs:1M");
@@ -296,10 +296,10 @@ fn homes_without_a_mount_are_swept_after_a_reboot() {
 #[test]
 fn roots_with_the_same_name_in_two_stores_are_independent() {
     let (fixture, other) = (RootsFixture::new(), RootsFixture::new());
-    let (root, others) = (fixture.create("same", "dir"), other.create("same", "dir"));
-    let user = RunningProcess::in_directory(&others.join("etc"));
+    let (root, other_root) = (fixture.create("same", "dir"), other.create("same", "dir"));
+    let user = RunningProcess::in_directory(&other_root.join("etc"));
     fs::write(root.join("box/file"), "").unwrap();
-    assert_eq!(names(&others.join("box")), Vec::<String>::new());
+    assert_eq!(names(&other_root.join("box")), Vec::<String>::new());
     fixture.remove("same");
     assert_eq!(other.sweep(), json!([]));
     let error = other.program().fails(&["root", "remove", "same"]);

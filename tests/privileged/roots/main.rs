@@ -42,7 +42,7 @@ impl RootsFixture {
     }
 
     /// Starts another daemon after the first has ended.
-    fn mount_again(&mut self) {
+    fn mount_new_daemon(&mut self) {
         let dir = self.mounted.mount.dir().to_owned();
         let again = self.mounted.program.mount_at(&dir).unwrap();
         // Dropping the old one would unmount the new mount.
@@ -73,7 +73,7 @@ impl RootsFixture {
         self.program().ok(&["root", "create", image, "--id", id, "--upper", upper]).into()
     }
 
-    fn creating(&self, id: &str, upper: &str) -> Child {
+    fn start_create(&self, id: &str, upper: &str) -> Child {
         let arguments = ["root", "create", &self.mounted.good, "--id", id, "--upper", upper];
         let mut command = self.program().command(&arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -93,7 +93,7 @@ impl RootsFixture {
 
     fn state(&self, id: &str) -> Option<String> {
         let listed = self.program().json(&["root", "list"]);
-        let found = listed.as_array().unwrap().iter().find(|one| one["id"] == id)?;
+        let found = listed.as_array().unwrap().iter().find(|root| root["id"] == id)?;
         Some(found["state"].as_str().unwrap().to_owned())
     }
 

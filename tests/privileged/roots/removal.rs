@@ -1,4 +1,4 @@
-//! Whatever is in a root is removed, also when a command is killed in the middle.
+//! Roots are removed completely, whatever they contain and whenever a command is killed.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use support::program::is_mounted;
 use support::text::pull_archives;
 use support::trees::snapshot;
 
-/// A tar of links and files with the names that a sandbox mounts upon.
+/// Makes a tar of links and files with the given names.
 fn tar_of(entries: &[(&str, Option<&Path>)]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, target) in entries {
@@ -59,7 +59,7 @@ fn links_and_files_at_mount_points_never_redirect_root_creation_outside_the_root
                     fs::write(path.join("file"), "of the root").unwrap();
                 }
             }
-            // Everything else is as the image says: it is for the sandbox to look at it with the root as its root.
+            // Other links stay as in the image. The sandbox resolves them after it has changed its root.
             let etc = fs::symlink_metadata(root.join("etc")).unwrap();
             assert_eq!((etc.is_symlink(), etc.is_file()), (entries[0].1.is_some(), entries[0].1.is_none()));
             fixture.remove("it");
@@ -71,8 +71,8 @@ fn links_and_files_at_mount_points_never_redirect_root_creation_outside_the_root
     fixture.finish();
 }
 
-/// Makes a directory in a directory, and so on, `depth` times; in the last one a file.
-fn chain(top: &Path, depth: usize) {
+/// Makes a chain of `depth` nested directories with a file in the last one.
+fn make_chain(top: &Path, depth: usize) {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut at = rustix::fs::open(top, flags, Mode::empty()).unwrap();
     for _ in 0..depth {
@@ -87,7 +87,7 @@ fn root_is_removed_whatever_a_program_leaves_in_it() {
     let fixture = RootsFixture::new();
     for upper in ["dir", "tmpfs:256M"] {
         let root = fixture.create("it", upper);
-        chain(&root.join("box"), 3000);
+        make_chain(&root.join("box"), 3000);
         for number in 0..20_000 {
             fs::write(root.join(format!("tmp/{number}")), "").unwrap();
         }
@@ -102,11 +102,11 @@ fn root_is_removed_whatever_a_program_leaves_in_it() {
             fs::write(root.join("box").join(name).join("file"), "").unwrap();
         }
         symlink("/etc", root.join("box/link")).unwrap();
-        fs::write(root.join("box/odd\n\u{fffd} name"), "").unwrap();
-        // Through the overlay, as a program with the rights would, and behind it, on the disk.
-        let behind = fixture.homes().join("it/upper");
-        let both = [Some(root.clone()), behind.exists().then_some(behind)];
-        for top in both.into_iter().flatten() {
+        fs::write(root.join("box/unusual\n\u{fffd} name"), "").unwrap();
+        // Once through the overlay, as a privileged program would, and once directly in the upper on disk.
+        let upper_dir = fixture.homes().join("it/upper");
+        let tops = [Some(root.clone()), upper_dir.exists().then_some(upper_dir)];
+        for top in tops.into_iter().flatten() {
             for (attribute, name) in [("+i", "kept"), ("+a", "grows")] {
                 let directory = top.join("box").join(name);
                 run(
@@ -133,30 +133,30 @@ fn sweep_removes_everything_left_by_a_create_killed_at_any_moment() {
         fixture.remove("it");
         time
     });
-    // As long as one takes: kills come before and between all steps, and some after.
-    let most = u64::try_from(times.min().unwrap().as_micros()).unwrap();
-    let (mut mounted, mut died) = (0, 0);
+    // The kills fall within the duration of one create: before, between and after its steps.
+    let duration = u64::try_from(times.min().unwrap().as_micros()).unwrap();
+    let (mut mounted, mut unmounted) = (0, 0);
     for (number, random) in pseudo_random(20_261_124).take(90).enumerate() {
-        let id = format!("making-{number}");
-        let mut child = fixture.creating(&id, ["dir", "tmpfs:1M", "none"][number % 3]);
-        std::thread::sleep(Duration::from_micros(random % most));
+        let id = format!("killed-create-{number}");
+        let mut child = fixture.start_create(&id, ["dir", "tmpfs:1M", "none"][number % 3]);
+        std::thread::sleep(Duration::from_micros(random % duration));
         child.kill().unwrap();
         child.wait().unwrap();
         let path = fixture.run_dir().join("roots").join(&id);
         if is_mounted(&path) {
             mounted += 1;
         } else {
-            died += 1;
+            unmounted += 1;
         }
     }
-    assert!(died > 10, "{mounted} were made before they were killed, {died} were not");
-    // A root that was mounted is one, whatever became of who made it.
+    assert!(unmounted > 10, "{mounted} roots were mounted before the kill, {unmounted} were not");
+    // A mounted root stays, even though its creator was killed.
     fixture.sweep();
-    let left = fixture.program().json(&["root", "list"]);
-    let left: Vec<_> =
-        left.as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect();
-    assert_eq!(left.len(), mounted, "{left:?}");
-    for id in &left {
+    let listed = fixture.program().json(&["root", "list"]);
+    let ids: Vec<_> =
+        listed.as_array().unwrap().iter().map(|root| root["id"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(ids.len(), mounted, "{ids:?}");
+    for id in &ids {
         fixture.remove(id);
     }
     fixture.finish();
@@ -166,7 +166,7 @@ fn sweep_removes_everything_left_by_a_create_killed_at_any_moment() {
 fn killed_remove_can_be_repeated() {
     let fixture = RootsFixture::new();
     for (number, random) in pseudo_random(7).take(20).enumerate() {
-        let id = format!("removing-{number}");
+        let id = format!("killed-remove-{number}");
         let root = fixture.create(&id, "dir");
         for number in 0..200 {
             fs::write(root.join(format!("tmp/{number}")), "").unwrap();

@@ -1,4 +1,4 @@
-//! Removing trees as programs leave them, on the disk and in memory.
+//! `os::remove_tree` removes whatever trees programs leave, on disk and on tmpfs.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,34 +18,34 @@ use tempfile::TempDir;
 use support::images::run;
 use support::tmpfs::Tmpfs;
 
-/// Directories on the disk and in memory.
-fn places() -> [TempDir; 2] {
-    ["/var/tmp", "/dev/shm"].map(|place| tempfile::tempdir_in(place).unwrap())
+/// Temporary directories on disk and on tmpfs.
+fn temp_dirs() -> [TempDir; 2] {
+    ["/var/tmp", "/dev/shm"].map(|parent| tempfile::tempdir_in(parent).unwrap())
 }
 
 fn remove(dir: &Path) -> io::Result<()> {
     remove_tree(File::open(dir).unwrap().as_fd(), "tree".as_ref())
 }
 
-/// Makes a directory with something that a link could lead to.
-fn keep(dir: &Path) {
+/// Makes the directory `kept`, which links in the tree point to and which must survive.
+fn make_link_target(dir: &Path) {
     fs::create_dir(dir.join("kept")).unwrap();
     fs::write(dir.join("kept/file"), "kept").unwrap();
 }
 
-/// The tree is gone, and what [`keep`] made is not.
+/// Asserts that the tree is removed and the target of its links is not.
 #[track_caller]
-fn is_gone(dir: &Path) {
-    let left: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left, ["kept"]);
+fn assert_removed(dir: &Path) {
+    let names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["kept"]);
     assert_eq!(fs::read_to_string(dir.join("kept/file")).unwrap(), "kept");
 }
 
 #[test]
 fn removal_deletes_the_whole_tree_but_no_link_target() {
-    for place in places() {
-        let dir = place.path();
-        keep(dir);
+    for temp_dir in temp_dirs() {
+        let dir = temp_dir.path();
+        make_link_target(dir);
         let tree = dir.join("tree");
         fs::create_dir_all(tree.join("a/b")).unwrap();
         fs::write(tree.join("a/b/file"), "x").unwrap();
@@ -55,21 +55,21 @@ fn removal_deletes_the_whole_tree_but_no_link_target() {
         fs::hard_link(dir.join("kept/file"), tree.join("hard")).unwrap();
         rustix::fs::mkfifoat(CWD, tree.join("fifo"), Mode::RWXU).unwrap();
         remove(dir).unwrap();
-        is_gone(dir);
+        assert_removed(dir);
         remove(dir).unwrap();
-        // The tree itself may be anything.
+        // The path to remove may also be a link.
         symlink("kept", &tree).unwrap();
         remove(dir).unwrap();
-        is_gone(dir);
+        assert_removed(dir);
     }
 }
 
 #[test]
 fn immutable_and_append_only_files_are_removed() {
-    // In memory, only newer kernels have them.
-    let place = tempfile::tempdir_in("/var/tmp").unwrap();
-    let dir = place.path();
-    keep(dir);
+    // Not on tmpfs: older kernels do not support these flags there.
+    let temp_dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let dir = temp_dir.path();
+    make_link_target(dir);
     let tree = dir.join("tree");
     fs::create_dir_all(tree.join("immutable/append")).unwrap();
     fs::write(tree.join("immutable/append/file"), "x").unwrap();
@@ -83,41 +83,41 @@ fn immutable_and_append_only_files_are_removed() {
     }
     fs::remove_file(tree.join("immutable/append/file")).unwrap_err();
     remove(dir).unwrap();
-    is_gone(dir);
+    assert_removed(dir);
 }
 
 #[test]
 fn owner_without_privileges_removes_directories_it_cannot_read() {
-    let place = tempfile::tempdir().unwrap();
-    let dir = place.path();
-    keep(dir);
+    let temp_dir = tempfile::tempdir().unwrap();
+    let dir = temp_dir.path();
+    make_link_target(dir);
     fs::create_dir_all(dir.join("tree/a/b/c")).unwrap();
     for path in ["tree/a/b/c", "tree/a/b", "tree/a", "tree"] {
         fs::set_permissions(dir.join(path), fs::Permissions::from_mode(0o000)).unwrap();
     }
-    // Capabilities are the thread's.
+    // Capabilities belong to the thread.
     thread::scope(|scope| {
         scope.spawn(|| {
-            let had = rustix::thread::capabilities(None).unwrap();
-            let all_ways = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
-            let less = CapabilitySets { effective: had.effective - all_ways, ..had };
-            rustix::thread::set_capabilities(None, less).unwrap();
+            let original = rustix::thread::capabilities(None).unwrap();
+            let dac = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+            let reduced = CapabilitySets { effective: original.effective - dac, ..original };
+            rustix::thread::set_capabilities(None, reduced).unwrap();
             remove(dir).unwrap();
         });
     });
-    is_gone(dir);
+    assert_removed(dir);
 }
 
 #[test]
 fn directory_chain_longer_than_path_max_is_removed() {
-    for place in places() {
-        let dir = place.path();
-        keep(dir);
+    for temp_dir in temp_dirs() {
+        let dir = temp_dir.path();
+        make_link_target(dir);
         fs::create_dir(dir.join("tree")).unwrap();
         let mut deepest: OwnedFd = File::open(dir.join("tree")).unwrap().into();
         for level in 0..5_000 {
             if level % 100 == 0 {
-                // As a removal leaves it that was killed: in the way of the names that the next one gives.
+                // Leftovers of a killed removal occupy the names that the next removal would use.
                 rustix::fs::mkdirat(&deepest, ".deep-0", Mode::RWXU).unwrap();
                 rustix::fs::mkdirat(&deepest, ".deep-0/full", Mode::RWXU).unwrap();
                 rustix::fs::symlinkat("/nowhere", &deepest, ".deep-1").unwrap();
@@ -128,25 +128,25 @@ fn directory_chain_longer_than_path_max_is_removed() {
         }
         drop(deepest);
         remove(dir).unwrap();
-        is_gone(dir);
+        assert_removed(dir);
     }
 }
 
 #[test]
 fn directory_with_many_files_is_removed() {
-    for place in places() {
-        let dir = place.path();
-        keep(dir);
+    for temp_dir in temp_dirs() {
+        let dir = temp_dir.path();
+        make_link_target(dir);
         fs::create_dir(dir.join("tree")).unwrap();
         for number in 0..20_000 {
             File::create(dir.join(format!("tree/{number}"))).unwrap();
         }
         remove(dir).unwrap();
-        is_gone(dir);
+        assert_removed(dir);
     }
 }
 
-/// Removes a tree into which four threads write until that ends, and have written a lot before: enough for them to be faster.
+/// Removes a tree with 4,000 entries while four threads keep writing into it.
 fn remove_while_written(dir: &Path, write: impl Fn(u64) + Sync) {
     fs::create_dir_all(dir.join("tree")).unwrap();
     (0..4_000).for_each(&write);
@@ -162,14 +162,14 @@ fn remove_while_written(dir: &Path, write: impl Fn(u64) + Sync) {
                 }
             });
         }
-        // Whether the writers or the removal were faster is left open; that it ends is not.
+        // The removal may fail because of the writers, but it must terminate.
         let _ = remove(dir);
         end.store(true, Ordering::Relaxed);
     });
     remove(dir).unwrap();
 }
 
-/// An ext4 of its own on a small disk.
+/// A private ext4 filesystem on a loop device.
 struct Ext4(Tmpfs);
 
 impl Ext4 {
@@ -198,33 +198,33 @@ impl Drop for Ext4 {
 
 #[test]
 fn removal_terminates_while_programs_keep_writing() {
-    // How long it may take goes by how many files there are, so these are small.
+    // The time limit depends on the number of files, so the filesystems are small.
     let (memory, disk) = (Tmpfs::new("256M"), Ext4::new());
     for dir in [memory.path(), &disk.path()] {
-        keep(dir);
+        make_link_target(dir);
         remove_while_written(dir, |number| {
             let _ = File::create(dir.join(format!("tree/{number}")));
         });
         remove_while_written(dir, |number| {
             let _ = fs::create_dir_all(dir.join(format!("tree/{}/a/b/{number}", number % 50)));
         });
-        is_gone(dir);
+        assert_removed(dir);
     }
 }
 
 #[test]
 fn removal_does_not_enter_a_mount_and_removes_the_rest() {
-    let place = tempfile::tempdir().unwrap();
-    let dir = place.path();
-    keep(dir);
+    let temp_dir = tempfile::tempdir().unwrap();
+    let dir = temp_dir.path();
+    make_link_target(dir);
     fs::create_dir_all(dir.join("tree/a/mount")).unwrap();
     fs::create_dir_all(dir.join("tree/b/c")).unwrap();
     let mounted = dir.join("tree/a/mount");
     rustix::mount::mount_bind(dir.join("kept"), &mounted).unwrap();
     let error = remove(dir).unwrap_err();
-    let left = fs::read_dir(dir.join("tree")).unwrap().count();
+    let remaining = fs::read_dir(dir.join("tree")).unwrap().count();
     rustix::mount::unmount(&mounted, UnmountFlags::empty()).unwrap();
-    assert_eq!((error.kind(), left), (io::ErrorKind::ResourceBusy, 1));
+    assert_eq!((error.kind(), remaining), (io::ErrorKind::ResourceBusy, 1));
     remove(dir).unwrap();
-    is_gone(dir);
+    assert_removed(dir);
 }

@@ -1,4 +1,4 @@
-//! What a root is made as, and where its writes go.
+//! The properties of a root, and where its writes go.
 
 use std::fs;
 use std::io;
@@ -23,12 +23,12 @@ fn root_can_be_created_listed_and_removed_with_each_upper() {
         let path = fixture.run_dir().join("roots").join(id);
         let seconds = created["created"].as_u64().unwrap();
         assert!(seconds > 1_700_000_000, "{seconds}");
-        let wanted = json!({
+        let expected = json!({
             "id": id, "state": "mounted", "path": path, "image": fixture.mounted.good, "engine": "fuse", "upper": upper,
             "created": seconds,
         });
-        assert_eq!(created, wanted);
-        assert_eq!(fixture.program().json(&["root", "list"]), json!([wanted]));
+        assert_eq!(created, expected);
+        assert_eq!(fixture.program().json(&["root", "list"]), json!([expected]));
         let table = fixture.program().ok(&["root", "list"]);
         let row: Vec<_> = table.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(row, [id, "mounted", upper, path.to_str().unwrap(), &fixture.mounted.good]);
@@ -38,7 +38,7 @@ fn root_can_be_created_listed_and_removed_with_each_upper() {
         assert!(!path.exists());
         fixture.assert_clean();
     }
-    // Without any options: on disk, under a name of its own. Its path can be handed to what splits on `:` and `,`.
+    // Without options: an upper on disk and a generated name. The path has no `:` and `,`, which sandboxes use as separators.
     let path = fixture.program().ok(&["root", "create", &fixture.mounted.good]);
     assert!(is_mounted(Path::new(&path)) && !path.contains([':', ',', ' ']), "{path}");
     let id = path.rsplit('/').next().unwrap();
@@ -71,8 +71,8 @@ fn root_keeps_the_attributes_of_the_image_and_is_nosuid_and_nodev() {
         }
         let mount = mount_of(&root);
         let options: Vec<_> = mount.split(' ').nth(5).unwrap().split(',').collect();
-        for wanted in ["nosuid", "nodev", if upper == "none" { "ro" } else { "rw" }] {
-            assert!(options.contains(&wanted), "{mount}");
+        for option in ["nosuid", "nodev", if upper == "none" { "ro" } else { "rw" }] {
+            assert!(options.contains(&option), "{mount}");
         }
         fixture.remove("it");
     }
@@ -85,21 +85,22 @@ fn mount_table_of_a_sandbox_reveals_no_host_path() {
     for upper in ["dir", "tmpfs:8M", "none"] {
         let root = fixture.create("it", upper);
         let mount = mount_of(&root);
-        let (_, shown) = mount.split_once(" - ").unwrap();
-        assert!(shown.starts_with("overlay rcx-root-it "), "{shown}");
-        let hosts = [
+        let (_, source) = mount.split_once(" - ").unwrap();
+        assert!(source.starts_with("overlay rcx-root-it "), "{source}");
+        let host_paths = [
             fixture.program().dir(),
             fixture.program().store(),
             fixture.mounted.mount.dir(),
             &fixture.homes(),
         ];
-        for host in hosts.map(|path| path.to_str().unwrap()).into_iter().chain(["/tmp", "rcx-test", "sha256"])
+        for host_path in
+            host_paths.map(|path| path.to_str().unwrap()).into_iter().chain(["/tmp", "rcx-test", "sha256"])
         {
-            assert!(!shown.contains(host), "{host} is in: {shown}");
+            assert!(!source.contains(host_path), "{host_path} is in: {source}");
         }
-        // Every path in it is a number of a descriptor.
-        for path in shown.split([',', '=']).filter(|part| part.starts_with('/')) {
-            assert!(path.starts_with("/proc/self/fd/"), "{shown}");
+        // Every path in the options names a file descriptor.
+        for path in source.split([',', '=']).filter(|part| part.starts_with('/')) {
+            assert!(path.starts_with("/proc/self/fd/"), "{source}");
         }
         fixture.remove("it");
     }
@@ -117,8 +118,8 @@ fn run_directory_with_a_colon_or_comma_is_refused() {
         let error = failure(&command.output().unwrap(), &["root", "create"]);
         assert!(error.contains(dir.to_str().unwrap()) && error.contains("--run-dir"), "{error}");
         assert!(error.contains(&format!("may not contain `{}`", &name[1..2])), "{error}");
-        assert!(!dir.exists(), "it is not made");
-        // Nor behind a link of a harmless name.
+        assert!(!dir.exists(), "{} must not be created", dir.display());
+        // A link with a harmless name to such a directory is refused too.
         fs::create_dir(&dir).unwrap();
         let link = fixture.program().dir().join("link");
         symlink(&dir, &link).unwrap();
@@ -138,7 +139,7 @@ fn writes_go_to_the_upper_and_leave_the_image_unchanged() {
     let before = snapshot(&fixture.image());
     for upper in ["dir", "tmpfs:8M"] {
         let (root, other) = (fixture.create("it", upper), fixture.create("other", upper));
-        let untouched = snapshot(&other);
+        let other_before = snapshot(&other);
         shell(
             &root,
             "set -e
@@ -166,10 +167,10 @@ fn writes_go_to_the_upper_and_leave_the_image_unchanged() {
             assert_eq!(fs::read_to_string(upper.join("settings/motd")).unwrap(), "a small image\nchanged\n");
             assert!(fs::symlink_metadata(upper.join("bin/cat")).unwrap().file_type().is_char_device());
         } else {
-            assert_eq!(names(&home), ["root.json"], "what is in memory is not on disk");
+            assert_eq!(names(&home), ["root.json"], "an upper in memory must not write to the disk");
         }
         assert!(snapshot(&fixture.image()) == before, "the image has changed");
-        assert!(snapshot(&other) == untouched, "another root has changed");
+        assert!(snapshot(&other) == other_before, "another root has changed");
         fixture.program().ok(&["root", "remove", "it", "other"]);
         fixture.assert_clean();
     }
@@ -181,7 +182,7 @@ fn writes_go_to_the_upper_and_leave_the_image_unchanged() {
 fn root_without_an_upper_is_read_only() {
     let fixture = RootsFixture::new();
     let root = fixture.create("it", "none");
-    let failed = [
+    let results = [
         fs::write(root.join("etc/motd"), ""),
         fs::write(root.join("tmp/new"), ""),
         fs::create_dir(root.join("new")),
@@ -189,10 +190,10 @@ fn root_without_an_upper_is_read_only() {
         fs::set_permissions(root.join("bin"), fs::Permissions::from_mode(0o700)),
         fs::rename(root.join("etc/motd"), root.join("etc/dtom")),
     ];
-    for result in failed {
+    for result in results {
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
     }
-    // Made writable by hand, it is not.
+    // A read-write remount fails.
     let remounted = Command::new("mount").args(["-o", "remount,rw"]).arg(&root).output().unwrap();
     assert!(!remounted.status.success());
     assert!(fs::write(root.join("tmp/new"), "").is_err());
@@ -241,7 +242,7 @@ fn upper_on_disk_enforces_its_size_with_project_quotas() {
     let (device, target) = (image.to_str().unwrap(), dir.to_str().unwrap());
     let quotas = Command::new("mount").args(["-o", "loop,prjquota", device, target]).output().unwrap();
     if !quotas.status.success() {
-        // A kernel without them (CONFIG_QFMT_V2) mounts no filesystem that has any.
+        // A kernel without quotas (CONFIG_QFMT_V2) cannot mount a filesystem that has them.
         run("mkfs.ext4", &["-q", "-F", device]);
         run("mount", &["-o", "loop", device, target]);
     }
@@ -265,7 +266,7 @@ fn upper_on_disk_enforces_its_size_with_project_quotas() {
     drop(mounted);
 }
 
-/// A mount that is taken away when this is dropped.
+/// Unmounts a path when dropped.
 struct Unmount(PathBuf);
 
 impl Drop for Unmount {
@@ -293,7 +294,7 @@ fn filesystem_that_cannot_hold_an_upper_is_refused_and_named() {
         assert!(error.contains(word), "{word}: {error}");
     }
     fixture.assert_clean();
-    // What is not written there can be made.
+    // Uppers that do not use this filesystem work.
     for upper in ["tmpfs:1M", "none"] {
         fixture.create("it", upper);
         fixture.remove("it");

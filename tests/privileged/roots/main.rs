@@ -4,6 +4,7 @@
 
 mod in_use;
 mod removal;
+mod remove_tree;
 mod uppers;
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! A full disk, a store without permission, an unusable mountpoint, a second daemon: clear errors and no half-done work.
+//! A full disk, missing permissions, an unusable mountpoint or a second daemon give clear errors and leave no partial work.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,8 +22,9 @@ fn pull_without_enough_space_fails_before_the_download_and_succeeds_once_there_i
     let error = program.fails(&["pull", &fixture.reference("python")]);
     assert!(error.contains("lab/python:1") && error.contains(disk.path().to_str().unwrap()), "{error}");
     let layers = fixture.images.layout().layers("python");
-    let begun: Vec<_> = registry.downloads(mark).into_iter().filter(|one| layers.contains(&one.0)).collect();
-    assert_eq!(begun, [], "a layer is downloaded although it cannot fit");
+    let started: Vec<_> =
+        registry.downloads(mark).into_iter().filter(|(digest, ..)| layers.contains(digest)).collect();
+    assert_eq!(started, [], "the pull must not start a download that cannot fit");
     let mount = program.mount();
     assert_eq!(fs::read_to_string(mount.path(&small).join("etc/motd")).unwrap(), "a small image\n");
     mount.stop();
@@ -34,7 +35,7 @@ fn pull_without_enough_space_fails_before_the_download_and_succeeds_once_there_i
 #[test]
 fn disk_that_fills_up_during_a_pull_is_an_error_and_leaves_the_store_intact() {
     let images = Images::make(&["python"]);
-    // Room for the blobs and a little more, which the indexes or another program's file will take.
+    // Space for the blobs and 4 MiB more, which the indexes or the file of another program will use up.
     let disk = Tmpfs::new(&format!("{}k", images.layout().layer_bytes("python") / 1024 + 4096));
     let fixture = Fixture::with_program(&["python"], Program::with_store(&disk.path().join("store")));
     let program = &fixture.program;
@@ -42,7 +43,7 @@ fn disk_that_fills_up_during_a_pull_is_an_error_and_leaves_the_store_intact() {
     let mut pull = program.command(&["pull", &fixture.reference("python")]);
     let pull = pull.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_until("the download has begun", || program.store().join("rcx-imagefs/partial").exists());
-    // Takes all space that is left and then fails, as intended.
+    // Fills the disk. The final error is expected.
     let _ = io::copy(&mut io::repeat(0), &mut File::create(&filler).unwrap());
     let output = pull.wait_with_output().unwrap();
     let error = failure(&output, &["pull"]);

@@ -1,4 +1,4 @@
-//! What the mount does beside showing the right files: refuses changes, lists in small pieces, shares work, lets go.
+//! System calls on the mount: refused changes, directory listing, shared decodes, sparse files, readers of a hung daemon.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -24,13 +24,13 @@ use support::trees::list;
 const FILES: usize = 1000;
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// The content of file `number` of [`made_image`].
+/// The content of file `number` of [`load_image`].
 fn content(number: usize) -> String {
     format!("file {number}\n")
 }
 
-/// Loads an image of one plain layer: `many/` with a thousand small files, `program`, a script, and `holes`, sparse.
-fn made_image(program: &Program) -> String {
+/// Loads an image of one uncompressed layer: `many/` with a thousand small files, the script `program`, the sparse file `holes`.
+fn load_image(program: &Program) -> String {
     let source = program.dir().join("source");
     fs::create_dir_all(source.join("many")).unwrap();
     for number in 0..FILES {
@@ -85,15 +85,15 @@ fn made_image(program: &Program) -> String {
     program.ok(&["load", layout.to_str().unwrap(), "--name", "lab/made:1"])
 }
 
-fn made_and_mounted() -> (Program, TestMount, String) {
+fn load_and_mount() -> (Program, TestMount, String) {
     let program = Program::new();
-    let name = made_image(&program);
+    let name = load_image(&program);
     let mount = program.mount();
     (program, mount, name)
 }
 
 fn daemon_of(program: &Program) -> DaemonInfo {
-    Store::open(program.store()).unwrap().running_daemon().unwrap().expect("a daemon runs")
+    Store::open(program.store()).unwrap().running_daemon().unwrap().expect("a daemon is running")
 }
 
 fn status(program: &Program) -> daemon::DaemonStatus {
@@ -110,7 +110,7 @@ fn assert_read_only<T>(result: rustix::io::Result<T>) {
 
 #[test]
 fn every_change_fails_with_erofs() {
-    let (_program, mount, name) = made_and_mounted();
+    let (_program, mount, name) = load_and_mount();
     let root = mount.path(&name);
     let file = root.join("program");
     for directory in [mount.dir(), &root, &root.join("many")] {
@@ -135,9 +135,9 @@ fn every_change_fails_with_erofs() {
 
 #[test]
 fn directory_can_be_listed_with_tiny_buffers_and_from_every_offset() {
-    let (_program, mount, name) = made_and_mounted();
+    let (_program, mount, name) = load_and_mount();
     let path = mount.path(&name).join("many");
-    // Room for one name at a time, and for all at once.
+    // One buffer holds a single name, the other all of them.
     let small = list(&File::open(&path).unwrap(), 48);
     let large = list(&File::open(&path).unwrap(), 1 << 20);
     assert_eq!(small, large);
@@ -147,21 +147,21 @@ fn directory_can_be_listed_with_tiny_buffers_and_from_every_offset() {
     let dir = File::open(&path).unwrap();
     for at in [1, 2, 3, 500, 999, 1001] {
         rustix::fs::seek(&dir, SeekFrom::Start(small[at].1)).unwrap();
-        assert_eq!(list(&dir, 4096), small[at + 1..], "from behind entry {at}");
+        assert_eq!(list(&dir, 4096), small[at + 1..], "after entry {at}");
     }
     mount.stop();
 }
 
 #[test]
 fn listing_the_mount_opens_no_image() {
-    let (program, mount, name) = made_and_mounted();
+    let (program, mount, name) = load_and_mount();
     let (path, digest_name) =
         name.rsplit_once('/').map_or((String::new(), name.as_str()), |(path, last)| (path.to_owned(), last));
     let names: Vec<_> = fs::read_dir(mount.path(&path)).unwrap().map(Result::unwrap).collect();
     let image = names.iter().find(|entry| entry.file_name() == digest_name).expect("the image is listed");
     assert!(image.file_type().unwrap().is_dir());
     assert_eq!(status(&program).filesystem.open, []);
-    // The number that was listed is the one that the image has.
+    // The listed inode number is the inode number of the image.
     assert_eq!(rustix::fs::stat(image.path()).unwrap().st_ino, std::os::unix::fs::DirEntryExt::ino(image));
     assert_eq!(status(&program).filesystem.open.len(), 1);
     mount.stop();
@@ -169,10 +169,10 @@ fn listing_the_mount_opens_no_image() {
 
 #[test]
 fn two_hundred_readers_of_one_uncached_span_cause_one_decode() {
-    let (program, mount, name) = made_and_mounted();
+    let (program, mount, name) = load_and_mount();
     let many = mount.path(&name).join("many");
     assert_eq!(fs::read_dir(&many).unwrap().count(), FILES);
-    // Each file has a page of its own, so that each reader asks the daemon.
+    // No two files share a page, so each reader sends a request to the daemon.
     let before = status(&program).filesystem.cache;
     let start = Barrier::new(200);
     thread::scope(|scope| {
@@ -189,14 +189,14 @@ fn two_hundred_readers_of_one_uncached_span_cause_one_decode() {
     assert_eq!(before.decodes, 0);
     let spans = after.filesystem.cache.spans;
     assert_eq!(after.filesystem.cache.decodes, spans, "no span is decoded twice");
-    assert!(spans <= 4, "200 files of one block lie in few spans, not in {spans}");
+    assert!(spans <= 4, "200 files of one block each should lie in at most 4 spans, not {spans}");
     assert!(after.requests["READ"] >= 200);
     mount.stop();
 }
 
 #[test]
 fn seek_hole_sendfile_and_exec_work_on_the_mount() {
-    let (program, mount, name) = made_and_mounted();
+    let (program, mount, name) = load_and_mount();
     let root = mount.path(&name);
     let holes = File::open(root.join("holes")).unwrap();
     let data = rustix::fs::seek(&holes, SeekFrom::Data(0)).unwrap();
@@ -205,7 +205,7 @@ fn seek_hole_sendfile_and_exec_work_on_the_mount() {
     assert_eq!(rustix::fs::seek(&holes, SeekFrom::Data(2 << 20)), Err(rustix::io::Errno::NXIO));
     assert_eq!(holes.metadata().unwrap().len(), 3 << 20);
     assert!(holes.metadata().unwrap().blocks() < 1000);
-    // The library copies between files in the kernel: copy_file_range, or else sendfile.
+    // `io::copy` copies in the kernel, by copy_file_range or sendfile.
     let copy = program.dir().join("copy");
     io::copy(&mut File::open(root.join("holes")).unwrap(), &mut File::create(&copy).unwrap()).unwrap();
     let mut bytes = Vec::new();
@@ -231,7 +231,7 @@ fn moved_tag_is_visible_to_concurrent_readers_once_the_daemon_confirms_it() {
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                // Whatever they see, they keep the kernel's cache busy with it.
+                // These readers keep the name in the caches of the kernel. Their results do not matter.
                 while !done.load(Ordering::Relaxed) {
                     let _ = fs::read_link(&tag);
                     let _ = fs::read_dir(&lab).map(Iterator::count);
@@ -258,12 +258,12 @@ fn moved_tag_is_visible_to_concurrent_readers_once_the_daemon_confirms_it() {
 
 #[test]
 fn reader_of_a_hung_daemon_can_be_killed() {
-    let (_program, mut mount, name) = made_and_mounted();
+    let (_program, mut mount, name) = load_and_mount();
     let file = mount.path(&name).join("many/file-0000");
     assert!(file.exists());
     mount.server().signal("STOP");
     let mut reader = Command::new("cat").arg(&file).stdout(Stdio::null()).spawn().unwrap();
-    // S: it sleeps until there is an answer or a signal (proc_pid_stat(5)).
+    // State S: the reader sleeps until it gets an answer or a signal (proc_pid_stat(5)).
     let stat = format!("/proc/{}/stat", reader.id());
     wait_until("the reader waits for the daemon", || fs::read_to_string(&stat).unwrap().contains("(cat) S "));
     reader.kill().unwrap();
@@ -276,7 +276,7 @@ fn reader_of_a_hung_daemon_can_be_killed() {
 #[test]
 fn readahead_option_sets_the_readahead_of_the_kernel() {
     let program = Program::new();
-    made_image(&program);
+    load_image(&program);
     let dir = program.dir().join("images");
     fs::create_dir(&dir).unwrap();
     let arguments = ["mount", "--read-ahead", "1024", dir.to_str().unwrap()];

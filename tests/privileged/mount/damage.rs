@@ -1,4 +1,4 @@
-//! A store that rots: blobs, manifests and indexes that are gone or changed give errors, never wrong bytes.
+//! A damaged store: missing or changed blobs, manifests and indexes give errors, never wrong bytes.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,8 +10,8 @@ use support::images::Images;
 use support::program::Program;
 use support::trees;
 
-/// A mounted store with an image that has been pulled and not yet looked at.
-fn unseen_image() -> (MountedFixture, String, Vec<String>) {
+/// Mounts a store with a pulled image that nothing has read yet.
+fn mount_unread_image() -> (MountedFixture, String, Vec<String>) {
     let fixture = MountedFixture::new();
     let images = Images::make(&["python"]);
     fixture.registry.push_from(&images.layout(), "python", "lab/python:1");
@@ -20,7 +20,7 @@ fn unseen_image() -> (MountedFixture, String, Vec<String>) {
     (fixture, pulled, layers)
 }
 
-/// `verify` prints what is wrong, names the blob, and says by its exit code that something is.
+/// Asserts that `verify` exits with 2 and names the damaged blob.
 #[track_caller]
 fn assert_verify_finds(program: &Program, arguments: &[&str], digest: &str) {
     let output = program.run(arguments);
@@ -42,21 +42,21 @@ fn assert_absent_or_eio(path: &Path) {
 
 #[test]
 fn image_with_a_missing_layer_blob_is_an_error_and_the_log_names_the_blob() {
-    let (fixture, pulled, layers) = unseen_image();
+    let (fixture, pulled, layers) = mount_unread_image();
     fs::remove_file(fixture.program.blob(&layers[1])).unwrap();
     assert_absent_or_eio(&fixture.mount.path(&pulled));
     assert!(fixture.mount.log().contains(&layers[1]), "{}", fixture.mount.log());
     assert_verify_finds(&fixture.program, &["verify"], &layers[1]);
     let motd = fixture.mount.path(&fixture.good).join("etc/motd");
     assert_eq!(fs::read_to_string(motd).unwrap(), "a small image\n");
-    // A new pull heals it, without a remount.
+    // A new pull repairs the image without a remount.
     assert_eq!(fixture.program.pull(&fixture.reference("lab/python:1")), pulled);
     assert!(fixture.mount.path(&pulled).join("usr/bin/python3.11").exists());
 }
 
 #[test]
 fn image_with_a_missing_manifest_is_an_error() {
-    let (fixture, pulled, _) = unseen_image();
+    let (fixture, pulled, _) = mount_unread_image();
     let (_, digest) = pulled.split_once('@').unwrap();
     fs::remove_file(fixture.program.blob(digest)).unwrap();
     assert_absent_or_eio(&fixture.mount.path(&pulled));
@@ -67,13 +67,13 @@ fn image_with_a_missing_manifest_is_an_error() {
 fn index_files(program: &Program) -> Vec<PathBuf> {
     let dir = program.store().join("rcx-imagefs/indexes");
     let found: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert!(!found.is_empty(), "there are no indexes");
+    assert!(!found.is_empty(), "the store has no indexes");
     found
 }
 
 #[test]
 fn missing_and_damaged_indexes_are_rebuilt_and_logged() {
-    let (fixture, pulled, layers) = unseen_image();
+    let (fixture, pulled, layers) = mount_unread_image();
     for (number, path) in index_files(&fixture.program).iter().enumerate() {
         if number % 2 == 0 {
             fs::remove_file(path).unwrap();
@@ -92,8 +92,8 @@ fn missing_and_damaged_indexes_are_rebuilt_and_logged() {
 
 #[test]
 fn flipped_byte_in_a_stored_blob_gives_eio_and_a_log_line_with_blob_and_span() {
-    let (fixture, pulled, layers) = unseen_image();
-    // The tree is there before the damage; the bytes are not in any cache yet.
+    let (fixture, pulled, layers) = mount_unread_image();
+    // Walks the tree before the damage, so that the names are cached and the content is not.
     let root = fixture.mount.path(&pulled);
     let files: Vec<_> = trees::paths(&root).into_iter().filter(|path| !path.as_os_str().is_empty()).collect();
     let blob = fixture.program.blob(&layers[0]);
@@ -112,15 +112,15 @@ fn flipped_byte_in_a_stored_blob_gives_eio_and_a_log_line_with_blob_and_span() {
             continue;
         }
         match fs::read(root.join(path)) {
-            Ok(bytes) => assert!(bytes == fs::read(&expected).unwrap(), "{}: wrong bytes", path.display()),
+            Ok(bytes) => assert!(bytes == fs::read(&expected).unwrap(), "{} has wrong bytes", path.display()),
             Err(error) => {
                 assert_eq!(error.raw_os_error(), Some(libc::EIO), "{}: {error}", path.display());
                 damaged += 1;
             }
         }
     }
-    assert!(damaged > 0, "no file shows the damage");
-    assert!(damaged < files.len() / 2, "one flipped byte spoils {damaged} files");
+    assert!(damaged > 0, "no read failed");
+    assert!(damaged < files.len() / 2, "one flipped byte makes {damaged} files unreadable");
     let log = fixture.mount.log();
     let line = log.lines().find(|line| line.contains(&layers[0]) && line.contains("span"));
     assert!(line.is_some(), "{log}");

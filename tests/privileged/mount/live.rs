@@ -1,4 +1,4 @@
-//! A running mount follows every change that other processes make to the store, at once.
+//! A running mount shows changes that other processes make to the store at once.
 
 use std::fs;
 use std::io;
@@ -28,7 +28,7 @@ fn pulled_image_appears_in_the_running_mount_before_pull_returns() {
     for (image, platform) in [("small", "linux/amd64"), ("small-arm64", "linux/arm64")] {
         let reference = fixture.reference(image);
         let path = mount.path(&reference);
-        // Looked up before it exists: the kernel must not keep the negative entry.
+        // A lookup before the image exists: the kernel must not keep the negative entry.
         assert_eq!(fs::metadata(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
         fixture.program.ok(&["pull", "--platform", platform, &reference]);
         assert_eq!(fs::read_to_string(path.join("etc/motd")).unwrap(), MOTD);

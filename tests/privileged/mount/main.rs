@@ -1,4 +1,4 @@
-//! The mount: what it shows and refuses, how it follows the store, and what it does when the host or the store is damaged.
+//! The mount: its content, refused changes, updates from the store, and behaviour on damaged hosts and stores.
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 

@@ -1,4 +1,4 @@
-//! The kernel caches what it has seen once: the daemon's request counters do not move when it is read again.
+//! The kernel caches names, attributes and content: repeated access sends no request to the daemon.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use support::images::run;
 use support::program::Program;
 use support::trees;
 
-/// Requests of these kinds that the daemon has answered so far.
+/// The number of requests of these kinds that the daemon has answered so far.
 fn count(program: &Program, kinds: &[&str]) -> u64 {
     let status = program.json(&["status"]);
-    let requests = status["requests"].as_object().expect("status counts the requests by kind");
+    let requests = status["requests"].as_object().expect("status reports the number of requests by kind");
     kinds.iter().filter_map(|kind| requests.get(*kind)).map(|count| count.as_u64().unwrap()).sum()
 }
 
@@ -40,9 +40,9 @@ fn cached_find_and_reread_of_a_thousand_files_send_no_request() {
     let kinds = ["READ", "OPEN", "LOOKUP"];
     assert!(
         count(program, &["READ"]) > 100 && count(program, &["LOOKUP", "READDIRPLUS"]) > 100,
-        "the counters count"
+        "the first round should send requests of all kinds"
     );
-    // The kernel may reclaim cached pages and entries at any moment, so only one round of several must be free of requests.
+    // The kernel may reclaim cached pages and entries at any moment, so only one of the rounds must send no request.
     let requests: Vec<u64> = (0..5)
         .map(|_| {
             let before = count(program, &kinds);

@@ -1,4 +1,4 @@
-//! Each thing that can be wrong with a registry's answer ends in one clear error that names it; what was fine stays so.
+//! Invalid answers of a registry give one clear error that names the object, and leave existing images unaffected.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -16,9 +16,9 @@ fn pull_error_names_an_unknown_tag_repository_or_digest() {
     fixture.pull_fails(&[&fixture.reference("lab/none:1")], &["lab/none:1"]);
     fixture.pull_fails(&[&fixture.reference(&format!("lab/good@{absent}"))], &[&absent]);
     fixture.pull_fails(&["127.0.0.1:1/lab/good:1"], &["127.0.0.1:1"]);
-    for nonsense in ["", "lab/UPPER:1", "lab/good:", "lab/good@sha256:12", "a b"] {
-        let error = fixture.program.fails(&["pull", nonsense]);
-        assert!(error.contains(nonsense), "{error}");
+    for invalid in ["", "lab/UPPER:1", "lab/good:", "lab/good@sha256:12", "a b"] {
+        let error = fixture.program.fails(&["pull", invalid]);
+        assert!(error.contains(invalid), "{error}");
     }
     fixture.assert_unaffected();
 }
@@ -34,7 +34,7 @@ fn missing_platform_error_lists_the_available_platforms() {
     );
 }
 
-/// Damages a blob in the registry's storage after the push.
+/// Damages a pushed layer in the storage of the registry and asserts that its pull is refused.
 #[track_caller]
 fn assert_damaged_layer_is_refused(damage: impl Fn(&Path)) {
     let fixture = MountedFixture::new();
@@ -115,7 +115,7 @@ fn number_of_diff_ids_that_differs_from_the_number_of_layers_is_refused() {
     fixture.pull_fails(&[&fixture.reference("lab/bad:1")], &["lab/bad:1"]);
 }
 
-/// A layer whose digest is right and whose bytes are not a layer.
+/// Asserts that a layer blob with a correct digest but invalid content is refused.
 #[track_caller]
 fn assert_layer_is_refused(bytes: &[u8], words: &[&str]) {
     let fixture = MountedFixture::new();
@@ -128,7 +128,7 @@ fn assert_layer_is_refused(bytes: &[u8], words: &[&str]) {
 
 #[test]
 fn layer_that_is_not_gzip_is_refused() {
-    assert_layer_is_refused(b"<html>this is no layer</html>", &[]);
+    assert_layer_is_refused(b"<html>this is not a layer</html>", &[]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `pull` and `load` with a real registry, and the store on full, read-only and closed filesystems.
+//! `pull` and `load` with a real registry, and stores on full, read-only and inaccessible filesystems.
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 

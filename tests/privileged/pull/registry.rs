@@ -1,4 +1,4 @@
-//! `pull` and `load` with a real registry: what is fetched, how often, and what is left when a pull is killed.
+//! `pull` and `load` with a real registry: downloads, resumption after a kill, platforms, archives and credentials.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use support::images::{Images, run};
 use support::program::{Program, failure};
 use support::trees;
 
-/// Bytes of all files below a directory; a file that goes away meanwhile counts nothing.
+/// The total size of all files below a directory. Files that disappear meanwhile are not counted.
 fn bytes_below(dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else { return 0 };
     let size = |path: &Path| match fs::symlink_metadata(path) {
@@ -74,7 +74,7 @@ fn second_image_downloads_only_the_layers_it_does_not_share() {
     program.pull(&registry.reference("lab/app:1"));
     let fetched: Vec<String> = registry.downloads(mark).into_iter().map(|(digest, ..)| digest).collect();
     for layer in images.layout().layers("python") {
-        assert!(!fetched.contains(&layer), "{layer} was there already");
+        assert!(!fetched.contains(&layer), "{layer} was downloaded although the store has it");
     }
 }
 
@@ -86,13 +86,13 @@ fn killed_pull_shows_no_image_and_the_next_pull_resumes_the_download() {
     let reference = fixture.reference("app");
     let layout = images.layout();
     let total: u64 =
-        layout.layers("app").iter().map(|one| fs::metadata(layout.blob(one)).unwrap().len()).sum();
+        layout.layers("app").iter().map(|digest| fs::metadata(layout.blob(digest)).unwrap().len()).sum();
     let mut killed = 0;
     for percent in [1, 20, 45, 60, 80, 99] {
         let mut pull = program.command(&["pull", &reference]);
         let mut pull = pull.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let mut ended = false;
-        wait_until("the store has grown, or the pull has ended", || {
+        wait_until("the download has progressed or the pull has ended", || {
             ended = pull.try_wait().unwrap().is_some();
             ended || bytes_below(program.store()) >= total * percent / 100
         });
@@ -102,9 +102,9 @@ fn killed_pull_shows_no_image_and_the_next_pull_resumes_the_download() {
             break;
         }
         killed += 1;
-        assert_eq!(program.ok(&["images"]).matches("lab/app").count(), 0, "an image before it is whole");
+        assert_eq!(program.ok(&["images"]).matches("lab/app").count(), 0, "an incomplete image is listed");
     }
-    assert!(killed >= 3, "only {killed} pulls could be killed midway");
+    assert!(killed >= 3, "only {killed} pulls were killed before they ended");
 
     let mark = registry.mark();
     let pulled = program.pull(&reference);
@@ -115,8 +115,8 @@ fn killed_pull_shows_no_image_and_the_next_pull_resumes_the_download() {
     assert!(all.iter().any(|one| one.1 == 206), "no download was resumed by range: {all:?}");
     program.ok(&["verify"]);
     let partial = program.store().join("rcx-imagefs/partial");
-    assert_eq!(bytes_below(&partial), 0, "partial downloads are left");
-    assert_eq!(bytes_below(&program.store().join("rcx-imagefs/tmp")), 0, "temporary files are left");
+    assert_eq!(bytes_below(&partial), 0, "partial downloads are left behind");
+    assert_eq!(bytes_below(&program.store().join("rcx-imagefs/tmp")), 0, "temporary files are left behind");
 
     let images = Images::make(&["unpacked-app"]);
     let mount = program.mount();
@@ -141,7 +141,7 @@ fn store_is_an_oci_layout_for_skopeo_and_umoci() {
     assert_eq!(inspected.trim(), digest);
     let bundle = program.dir().join("bundle");
     let copy = program.dir().join("copy");
-    // umoci takes no image name with a slash in it, skopeo's copy of the image has a plain one.
+    // umoci does not accept a slash in an image name, so it unpacks a copy with a plain name.
     run(
         "skopeo",
         &[
@@ -223,7 +223,7 @@ fn load_accepts_oci_layouts_and_docker_archives() {
     }
 }
 
-/// The value of `auth` in docker's configuration: `USER:PASSWORD` in base64, by coreutils' own encoder.
+/// The value of `auth` in the docker configuration: `USER:PASSWORD` in base64, encoded by coreutils.
 fn basic_auth(password: &str) -> String {
     run("sh", &["-c", "printf %s \"$0\" | base64 -w0", &format!("{USER}:{password}")])
 }
@@ -249,13 +249,13 @@ fn pull_uses_the_credentials_in_the_docker_config() {
     let error = failure(&pull_with("guessed"), &["pull"]);
     assert!(
         !error.contains("guessed") && !error.contains(&basic_auth("guessed")),
-        "a secret in the message: {error}"
+        "the error message contains the password: {error}"
     );
     let output = pull_with(PASSWORD);
     let pulled = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     assert_eq!(pulled, registry.reference(&format!("lab/private@{digest}")), "{output:?}");
 
-    // A credential helper by its name in the configuration, found on PATH.
+    // A credential helper that the configuration names and that is found on PATH.
     let helper = config.join("docker-credential-test");
     fs::write(
         &helper,

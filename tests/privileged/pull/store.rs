@@ -1,4 +1,4 @@
-//! The store on file systems that are full or read-only, and for a user who may only read it.
+//! The store on full and read-only filesystems, and for a user with read permission only.
 
 use std::fs;
 use std::io::Write as _;
@@ -8,7 +8,7 @@ use rcx_imagefs::image::{Descriptor, Digest, LayerDigest, Name, media};
 use rcx_imagefs::store::{DaemonInfo, Store, StoreError};
 use support::tmpfs::Tmpfs;
 
-/// Where a store is on a test's filesystem.
+/// The path of the store on the filesystem of a test.
 fn store_on(disk: &Tmpfs) -> PathBuf {
     disk.path().join("store")
 }
@@ -25,7 +25,7 @@ fn put_image(store: &Store) -> Descriptor {
     manifest
 }
 
-fn names_in(dir: &Path) -> usize {
+fn count_entries(dir: &Path) -> usize {
     fs::read_dir(dir).unwrap().count()
 }
 
@@ -46,8 +46,8 @@ fn full_disk_is_reported_and_leaves_the_store_unchanged() {
     assert!(path.ends_with(Path::new("partial").join(digest.hex())), "{error}");
     assert!(partial.len() > 0);
 
-    // Nothing else fits now, and nothing that does not fit leaves a trace.
-    let blobs = names_in(&store_on(&disk).join("blobs/sha256"));
+    // All other writes fail too and leave no trace.
+    let blobs = count_entries(&store_on(&disk).join("blobs/sha256"));
     for error in [
         store.put_small(&digest, &layer).unwrap_err(),
         store.put_index(&LayerDigest::new(digest), &layer).unwrap_err(),
@@ -56,8 +56,8 @@ fn full_disk_is_reported_and_leaves_the_store_unchanged() {
         assert!(matches!(error, StoreError::DiskFull { .. }), "{error:?}");
     }
     assert_eq!(fs::read(store.index_json_path()).unwrap(), before);
-    assert_eq!(names_in(&store_on(&disk).join("blobs/sha256")), blobs);
-    assert_eq!(names_in(&store_on(&disk).join("rcx-imagefs/tmp")), 0);
+    assert_eq!(count_entries(&store_on(&disk).join("blobs/sha256")), blobs);
+    assert_eq!(count_entries(&store_on(&disk).join("rcx-imagefs/tmp")), 0);
 
     partial.restart().unwrap();
     store.tag(&name(), Some(&"4".parse().unwrap()), &manifest, None).unwrap();
@@ -72,7 +72,7 @@ fn slots_survive_a_full_disk() {
     let first = store.layer_slot(&layer(0)).unwrap();
     let mut ballast = fs::File::create(disk.path().join("ballast")).unwrap();
     while ballast.write_all(&[0; 4096]).is_ok() {}
-    // What is left of the last page is used up first.
+    // The first slots may still fit into the last page.
     let error = (1..100).find_map(|i| store.layer_slot(&layer(i)).err()).unwrap();
     assert!(matches!(error, StoreError::DiskFull { .. }), "{error:?}");
     drop(ballast);

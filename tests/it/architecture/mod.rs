@@ -63,7 +63,7 @@ fn unexpected_unsafe(source: &Source) -> Vec<Violation> {
     let expected_at: Vec<usize> = source
         .words("unsafe_code")
         .into_iter()
-        .filter(|at| source.code[..*at].ends_with(b"[expect("))
+        .filter(|at| source.code[..*at].trim_ascii_end().ends_with(b"[expect("))
         .collect();
     let allowed = source.words("unsafe_code").into_iter().filter(|at| !expected_at.contains(at));
     let bare = source.words("unsafe").into_iter().filter(|at| expected_at.iter().all(|before| before > at));
@@ -190,6 +190,7 @@ fn every_rule_finds_its_violations() {
     for (text, expected) in [
         ("// unsafe\n#[expect(unsafe_code, reason = \"r\")]\nunsafe { f() }", vec![]),
         ("#![expect(unsafe_code, reason = \"r\")]\nunsafe impl Send for X {}", vec![]),
+        ("#![expect(\n    unsafe_code,\n    reason = \"r\"\n)]\nunsafe impl Send for X {}", vec![]),
         ("unsafe { f() }\n#[expect(unsafe_code)]\nunsafe {}", vec![1]),
         ("#[allow(unsafe_code)]\nunsafe {}", vec![1, 2]),
     ] {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::source::{Source, Violation};
+use super::source::{Source, Violation, sources};
 
 /// The types that a file declares, with their positions: structs, enums, traits and aliases, but no associated types.
 fn declared(source: &Source) -> Vec<(usize, String)> {
@@ -64,6 +64,12 @@ fn duplicates(sources: &[Source]) -> Vec<Violation> {
         }
     }
     places.into_values().filter(|places| places.len() > 1).flatten().collect()
+}
+
+#[test]
+fn type_names_are_unique() {
+    let duplicates: Vec<String> = duplicates(&sources()).iter().map(Violation::to_string).collect();
+    assert!(duplicates.is_empty(), "\n{}", duplicates.join("\n"));
 }
 
 #[test]

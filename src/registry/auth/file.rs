@@ -10,8 +10,8 @@ use oci_client::secrets::RegistryAuth;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 
+use super::credential_helper::run_helper;
 use super::error::AuthError;
-use super::helper::run_helper;
 use crate::image::{DOCKER_HUB, Name};
 use crate::os::PathError;
 

@@ -4,9 +4,9 @@
 //! login. `docker_credential` parses the entries of the files, but this module runs the helpers: `docker_credential` has no
 //! deadline and never kills a helper that hangs.
 
+mod credential_helper;
 mod error;
 mod file;
-mod helper;
 
 use std::path::PathBuf;
 use std::time::Duration;

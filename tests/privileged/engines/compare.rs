@@ -10,7 +10,7 @@ use support::trees;
 /// The fewest files that the `app` image may have: comparing two nearly empty trees would prove nothing.
 const FILES_OF_APP: usize = 8_000;
 
-/// Pushes `image` with these options of skopeo, pulls it, and compares its mount with what umoci unpacked from `app`.
+/// Pushes `image` with these options of skopeo, pulls it and compares its mount with the `app` image unpacked by umoci.
 #[track_caller]
 fn assert_mount_equals_umoci(image: &str, options: &[&str]) {
     let images = Images::make(&[image, "unpacked-app"]);
@@ -26,7 +26,7 @@ fn assert_mount_equals_umoci(image: &str, options: &[&str]) {
 #[test]
 fn gzip_image_equals_umoci_unpack() {
     let layers = Images::make(&["app"]).layout().layers("app");
-    assert!(layers.len() >= 5, "the comparison is meant for an image of at least 5 layers");
+    assert!(layers.len() >= 5, "the comparison needs an image of at least 5 layers, not {}", layers.len());
     assert_mount_equals_umoci("app", &[]);
 }
 
@@ -50,7 +50,7 @@ fn docker_schema_2_image_equals_umoci_unpack() {
     assert_mount_equals_umoci("app", &["--format", "v2s2"]);
 }
 
-/// The image holds the same files in each sparse form of GNU tar and in full.
+/// The image has the same files in each sparse format of GNU tar and as plain files.
 #[test]
 fn sparse_files_in_every_format_equal_plain_files() {
     let fixture = Fixture::new(&["sparse"]);
@@ -74,7 +74,7 @@ fn files_of_a_shared_layer_have_the_same_inodes_in_both_images() {
     for path in ["usr/bin/bash", "usr/bin/python3.11", "bin"] {
         assert_eq!(ino(&roots[0], path), ino(&roots[1], path), "{path}");
     }
-    // A layer of `app` adds another link to it, so its link count differs there.
+    // Directories are not shared: a layer of `app` changes the link count of this one.
     assert_ne!(ino(&roots[0], "etc"), ino(&roots[1], "etc"), "directories belong to an image");
     mount.stop();
 }
@@ -91,7 +91,7 @@ fn programs_in_the_image_run_from_the_mount() {
     mount.stop();
 }
 
-/// The comparison itself can fail: a check that cannot would prove nothing.
+/// A comparison that could not fail would prove nothing.
 #[test]
 fn tree_comparison_detects_every_kind_of_difference() {
     let dir = tempfile::tempdir().unwrap();
@@ -118,7 +118,7 @@ fn tree_comparison_detects_every_kind_of_difference() {
         let compare = std::panic::AssertUnwindSafe(|| trees::assert_equal(&two, &one, 1));
         std::panic::catch_unwind(compare).is_err()
     };
-    assert!(!differs(&|_| ()), "equal trees are equal");
+    assert!(!differs(&|_| ()), "equal trees should compare as equal");
     let sh = |script: &'static str| {
         move |root: &Path| drop(run("sh", &["-euc", script, &root.display().to_string()]))
     };
@@ -137,6 +137,6 @@ fn tree_comparison_detects_every_kind_of_difference() {
         "rm $0/g; mknod $0/g c 1 3; touch -d @1 $0/g",
         "chmod 755 $0; chmod 700 $0",
     ] {
-        assert!(differs(&sh(script)), "the comparison should notice: {script}");
+        assert!(differs(&sh(script)), "the comparison should detect: {script}");
     }
 }

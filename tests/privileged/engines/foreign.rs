@@ -1,4 +1,4 @@
-//! Images that another tool wrote into the store: their diff IDs can be wrong.
+//! Images with wrong diff IDs, written into the store by another tool.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use support::program::Program;
 use support::text::pull_archives;
 
-/// A tar of one file whose name is its content.
+/// Makes a tar of one file whose content is its name.
 fn tar_of(name: &str) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
@@ -20,7 +20,7 @@ fn tar_of(name: &str) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// Tags a copy of an image whose configuration has other diff IDs, as another tool may write it into the store's layout.
+/// Tags a copy of an image with changed diff IDs, as another tool may write it into the store.
 fn foreign_copy(program: &Program, image: &str, change: impl FnOnce(&mut Vec<Value>)) -> String {
     let store = Store::open(program.store()).unwrap();
     let read = |digest: &str| -> Value {
@@ -45,8 +45,8 @@ fn foreign_copy(program: &Program, image: &str, change: impl FnOnce(&mut Vec<Val
     format!("lab/foreign@{}", manifest.digest)
 }
 
-/// An image of two layers, with the files `low` and `top`.
-fn two_layers(program: &Program) -> String {
+/// Pulls an image of two layers with the files `low` and `top`.
+fn pull_two_layers(program: &Program) -> String {
     pull_archives(program, &[tar_of("low"), tar_of("top")])
 }
 
@@ -69,8 +69,9 @@ fn assert_no_layer_directory(program: &Program) {
 #[test]
 fn more_diff_ids_than_layers_are_refused_without_a_panic() {
     let program = Program::new();
-    let foreign =
-        foreign_copy(&program, &two_layers(&program), |ids| ids.push(Digest::of(b"more").to_string().into()));
+    let foreign = foreign_copy(&program, &pull_two_layers(&program), |ids| {
+        ids.push(Digest::of(b"more").to_string().into())
+    });
     assert_no_root(&program, &foreign, &["3 diff IDs", "2 layers"]);
     assert_no_layer_directory(&program);
 }
@@ -78,7 +79,7 @@ fn more_diff_ids_than_layers_are_refused_without_a_panic() {
 #[test]
 fn fewer_diff_ids_than_layers_are_refused_without_losing_a_layer() {
     let program = Program::new();
-    let foreign = foreign_copy(&program, &two_layers(&program), |ids| {
+    let foreign = foreign_copy(&program, &pull_two_layers(&program), |ids| {
         ids.pop();
     });
     assert_no_root(&program, &foreign, &["1 diff IDs", "2 layers"]);
@@ -88,7 +89,7 @@ fn fewer_diff_ids_than_layers_are_refused_without_losing_a_layer() {
 #[test]
 fn image_with_stolen_diff_ids_never_shares_layer_directories_with_their_owner() {
     let program = Program::new();
-    let image = two_layers(&program);
+    let image = pull_two_layers(&program);
     let other = pull_archives(&program, &[tar_of("other")]);
     let store = Store::open(program.store()).unwrap();
     let diff_ids = |image: &str| -> Vec<Value> {
@@ -96,17 +97,17 @@ fn image_with_stolen_diff_ids_never_shares_layer_directories_with_their_owner() 
         let image = read_image(&store, &digest).unwrap();
         image.layers().iter().map(|layer| layer.diff_id().to_string().into()).collect()
     };
-    let low = diff_ids(&image).remove(0);
-    let foreign = foreign_copy(&program, &other, |ids| ids[0] = low.clone());
-    let words = [low.as_str().unwrap(), diff_ids(&other)[0].as_str().unwrap()].map(str::to_owned);
+    let stolen = diff_ids(&image).remove(0);
+    let foreign = foreign_copy(&program, &other, |ids| ids[0] = stolen.clone());
+    let words = [stolen.as_str().unwrap(), diff_ids(&other)[0].as_str().unwrap()].map(str::to_owned);
     let words = words.each_ref().map(String::as_str);
-    // Before the directory exists, the foreign image would write its content there; afterwards it would show the other's.
+    // Before the layer directory exists, the foreign image must not create it; afterwards it must not show its content.
     assert_no_root(&program, &foreign, &words);
-    let create = ["root", "create", &image, "--engine", "overlay2", "--upper", "none", "--id", "true"];
+    let create = ["root", "create", &image, "--engine", "overlay2", "--upper", "none", "--id", "owner"];
     let root = program.ok(&create);
     let root = Path::new(&root);
     assert_eq!(fs::read_to_string(root.join("low")).unwrap(), "low");
     assert!(root.join("top").exists() && !root.join("other").exists());
     assert_no_root(&program, &foreign, &words);
-    program.ok(&["root", "remove", "true"]);
+    program.ok(&["root", "remove", "owner"]);
 }

@@ -1,4 +1,4 @@
-//! The engines: one tree, however it is shown; and what can happen to unpacked layers.
+//! All engines show the same tree, and unpacked layers survive kills, full disks and changes by hand.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -22,7 +22,7 @@ struct Root<'a> {
 
 impl<'a> Root<'a> {
     fn new(program: &'a Program, image: &str, engine: &str, upper: &str) -> Self {
-        let id = format!("{engine}-{}", fs::read_dir(program.dir()).unwrap().count() + rand());
+        let id = format!("{engine}-{}", fs::read_dir(program.dir()).unwrap().count() + unique_number());
         let path = program.ok(&["root", "create", image, "--engine", engine, "--upper", upper, "--id", &id]);
         Self { program, id, path: path.into() }
     }
@@ -34,8 +34,8 @@ impl Drop for Root<'_> {
     }
 }
 
-/// A number that no other root of this test has.
-fn rand() -> usize {
+/// A number that no other root of this test run uses.
+fn unique_number() -> usize {
     static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     NEXT.fetch_add(1000, std::sync::atomic::Ordering::Relaxed)
 }
@@ -43,10 +43,10 @@ fn rand() -> usize {
 /// The directories of unpacked layers.
 fn layers(program: &Program) -> Vec<PathBuf> {
     let dir = program.store().join("rcx-imagefs/layers");
-    let mut found: Vec<_> =
+    let mut directories: Vec<_> =
         fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
-    found.sort();
-    found
+    directories.sort();
+    directories
 }
 
 #[track_caller]
@@ -54,7 +54,7 @@ fn assert_engines_agree(image: &str, least: usize) {
     let fixture = Fixture::new(&[image]);
     let (program, name) = (&fixture.program, fixture.pull(image));
     let mount = program.mount();
-    // Read-only, and with an upper: the first shows the layers alone, the second what a program gets.
+    // A read-only root shows the layers alone. A root with an upper shows what a program gets.
     for upper in ["none", "dir"] {
         let fuse = Root::new(program, &name, "fuse", upper);
         for engine in ["overlay2", "unpack"] {
@@ -75,7 +75,7 @@ fn three_engines_show_the_same_sparse_files() {
     assert_engines_agree("sparse", 10);
 }
 
-/// A tar of regular files.
+/// Makes a tar of regular files.
 fn tar_of(files: &[(String, String)]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, content) in files {
@@ -117,8 +117,9 @@ fn overlay2_needs_no_daemon_and_auto_selects_an_available_engine() {
     let (program, name) = (&fixture.program, fixture.pull("small"));
     let engine_of = |root: &Root<'_>| {
         let listed = program.json(&["root", "list"]);
-        let found = listed.as_array().unwrap().iter().find(|one| one["id"] == root.id.as_str());
-        found.expect("it is listed")["engine"].as_str().unwrap().to_owned()
+        let found =
+            listed.as_array().unwrap().iter().find(|listed_root| listed_root["id"] == root.id.as_str());
+        found.expect("the root is listed")["engine"].as_str().unwrap().to_owned()
     };
     let error = program.fails(&["root", "create", &name]);
     assert!(error.contains("no daemon") && error.contains("--engine overlay2"), "{error}");
@@ -157,7 +158,7 @@ fn four_concurrent_unpacks_create_each_layer_once() {
     let (program, name) = (&fixture.program, fixture.pull("python"));
     let children: Vec<_> = (0..4)
         .map(|number| {
-            let id = format!("at-once-{number}");
+            let id = format!("concurrent-{number}");
             let mut command =
                 program.command(&["root", "create", &name, "--engine", "overlay2", "--id", &id]);
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -171,7 +172,7 @@ fn four_concurrent_unpacks_create_each_layer_once() {
         assert!(directory.join("meta.json").exists(), "{}", directory.display());
     }
     program.ok(&["verify", &name, "--deep"]);
-    program.ok(&["root", "remove", "at-once-0", "at-once-1", "at-once-2", "at-once-3"]);
+    program.ok(&["root", "remove", "concurrent-0", "concurrent-1", "concurrent-2", "concurrent-3"]);
 }
 
 #[test]
@@ -183,16 +184,16 @@ fn interrupted_unpack_is_never_used_as_a_layer() {
         let mut child = program.command(&create).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let partial = |path: &PathBuf| path.to_string_lossy().ends_with(".partial");
         wait_until("a layer is being unpacked", || {
-            let begun = layers(program)
+            let started = layers(program)
                 .iter()
                 .filter(|path| partial(path))
                 .any(|path| path.join("tree/usr/lib").exists());
-            begun || child.try_wait().unwrap().is_some()
+            started || child.try_wait().unwrap().is_some()
         });
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    // One of them may have been quicker than the test.
+    // A create may have finished before its kill.
     let _ = program.run(&["root", "remove", "it"]);
     assert_eq!(program.ok(&create), program.dir().join("run/roots/it").to_str().unwrap());
     assert!(layers(program).iter().all(|path| path.join("meta.json").exists()));
@@ -227,19 +228,19 @@ fn verify_detects_a_layer_directory_changed_by_hand() {
     fs::set_permissions(&motd, fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(tree.join("etc/added"), "").unwrap();
     let output = program.run(&["verify"]);
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    let report = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(2));
-    assert!(told.contains("etc/motd: has mode 600, not 644"), "{told}");
-    assert!(told.contains("etc/added: is not part of the image"), "{told}");
+    assert!(report.contains("etc/motd: has mode 600, not 644"), "{report}");
+    assert!(report.contains("etc/added: is not part of the image"), "{report}");
     fs::set_permissions(&motd, mode).unwrap();
     fs::remove_file(tree.join("etc/added")).unwrap();
 
-    // The same length and time, other bytes.
+    // The same length and mtime with different bytes.
     fs::write(&motd, "A small image\n").unwrap();
     let times = fs::FileTimes::new().set_modified(before.modified().unwrap());
     fs::File::options().write(true).open(&motd).unwrap().set_times(times).unwrap();
-    let told = String::from_utf8_lossy(&program.run(&["verify", "--deep"]).stdout).into_owned();
-    assert!(told.contains("etc/motd: bytes 0..14 differ"), "{told}");
+    let report = String::from_utf8_lossy(&program.run(&["verify", "--deep"]).stdout).into_owned();
+    assert!(report.contains("etc/motd: bytes 0..14 differ"), "{report}");
 }
 
 #[test]
@@ -249,11 +250,11 @@ fn gc_removes_layer_directories_that_no_image_and_no_root_uses() {
     let root = Root::new(program, &name, "overlay2", "dir");
     let unpacked = layers(program);
     assert_eq!(unpacked.len(), 1);
-    // An administrator may have made it so.
+    // An administrator may have set this flag.
     run("chattr", &["+i", unpacked[0].join("tree/etc/motd").to_str().unwrap()]);
     assert_eq!(program.json(&["gc"])["layers"], 0);
     program.ok(&["rm", &name]);
-    assert_eq!(program.json(&["gc"])["layers"], 0, "a root is made of it");
+    assert_eq!(program.json(&["gc"])["layers"], 0, "a root still uses the layer");
     assert_eq!(fs::read_to_string(root.path.join("etc/motd")).unwrap(), "a small image\n");
     drop(root);
     assert_eq!(program.json(&["gc", "--dry-run"])["layers"], 1);

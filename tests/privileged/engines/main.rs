@@ -1,4 +1,4 @@
-//! All engines show the same tree: the mount, layer directories and plain copies, compared with each other and with umoci.
+//! All engines (the mount, layer directories, plain copies) show the same tree, compared with each other and with umoci.
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 

@@ -1,4 +1,4 @@
-//! Plain copies: the same tree as `umoci unpack` makes, whole or not there at all, and nowhere else.
+//! Plain copies equal those of `umoci unpack`, are complete or absent, and write nowhere else.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
@@ -17,10 +17,10 @@ fn unpack(program: &Program, image: &str, to: &Path) {
     assert_eq!(Path::new(&printed), to);
 }
 
-/// Names beside `path` that a copy was made under.
+/// The partial copies beside `path`.
 fn partial_copies(path: &Path) -> Vec<PathBuf> {
-    let beside = fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
-    beside.filter(|path| path.to_string_lossy().contains("rcx-imagefs-partial")).collect()
+    let siblings = fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
+    siblings.filter(|path| path.to_string_lossy().contains("rcx-imagefs-partial")).collect()
 }
 
 #[track_caller]
@@ -70,7 +70,7 @@ fn unpack_accepts_an_empty_directory_and_refuses_any_other_existing_target() {
     fs::write(at("full/mine"), "mine").unwrap();
     fs::write(at("file"), "mine").unwrap();
     symlink(at("nowhere"), at("dangling")).unwrap();
-    for (place, wanted) in [
+    for (target, reason) in [
         ("empty", "is not empty"),
         ("full", "is not empty"),
         ("file", "is not a directory"),
@@ -78,8 +78,8 @@ fn unpack_accepts_an_empty_directory_and_refuses_any_other_existing_target() {
         ("no/such/place", "does not exist"),
         ("dangling", "is not a directory"),
     ] {
-        let error = program.fails(&["unpack", &name, at(place).to_str().unwrap()]);
-        assert!(error.contains(wanted) && error.contains(at("").to_str().unwrap()), "{place}: {error}");
+        let error = program.fails(&["unpack", &name, at(target).to_str().unwrap()]);
+        assert!(error.contains(reason) && error.contains(at("").to_str().unwrap()), "{target}: {error}");
     }
     assert_eq!(fs::read_dir(at("full")).unwrap().count(), 1);
     assert_eq!(fs::read_to_string(at("file")).unwrap(), "mine");
@@ -117,8 +117,8 @@ fn unpack_to_a_full_disk_leaves_nothing() {
     }
 }
 
-/// Regular files below a directory that is being changed.
-fn regular_files(root: &Path) -> usize {
+/// Counts the regular files below a directory that other processes change.
+fn count_files(root: &Path) -> usize {
     let mut count = 0;
     let mut open = vec![root.to_owned()];
     while let Some(dir) = open.pop() {
@@ -139,18 +139,19 @@ fn killed_unpack_never_appears_at_the_target_and_the_next_unpack_cleans_up() {
     let (program, name) = (&fixture.program, fixture.pull("python"));
     let to = program.dir().join("copy");
     let arguments = ["unpack", &name, to.to_str().unwrap()];
-    // Further along each time: from the first directory to the last attributes.
+    // The kills come later each time: from the first directory to the last attributes.
     for files in [0, 1_000, 3_000] {
         let mut child =
             program.command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        wait_until("the copy is under way", || {
+        wait_until("the copy has enough files", || {
             let partial = partial_copies(&to);
-            child.try_wait().unwrap().is_some() || partial.first().is_some_and(|it| regular_files(it) > files)
+            child.try_wait().unwrap().is_some()
+                || partial.first().is_some_and(|copy| count_files(copy) > files)
         });
         child.kill().unwrap();
         child.wait().unwrap();
         if to.exists() {
-            // It was quicker than the test: whole, then.
+            // The unpack finished before the kill, so its copy is complete.
             fs::remove_dir_all(&to).unwrap();
         } else {
             assert_eq!(partial_copies(&to).len(), 1);
@@ -161,7 +162,7 @@ fn killed_unpack_never_appears_at_the_target_and_the_next_unpack_cleans_up() {
     assert!(trees::paths(&to).len() > 5_000);
 }
 
-/// A filesystem that knows no extended attributes, mounted for as long as this lives.
+/// A ramfs, which does not support extended attributes. Dropping it unmounts it.
 struct Ramfs(PathBuf);
 
 impl Ramfs {

@@ -1,4 +1,4 @@
-//! Archives whose names, digests, paths and links lead out, and commands that are given such names.
+//! Archives and command lines with names, digests, paths and links that point outside.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,7 +12,7 @@ use support::images::run;
 use support::program::failure;
 use support::{layout, text};
 
-/// Writes a layout with one image whose entry in `index.json` has been changed.
+/// Writes a layout with one image and changes its entry in `index.json`.
 fn layout_with(dir: &Path, change: impl FnOnce(&mut Value)) {
     let image: Case = text::image("1", text::layers("f etc/motd inside"));
     layout::write(dir, [&image]);
@@ -22,7 +22,7 @@ fn layout_with(dir: &Path, change: impl FnOnce(&mut Value)) {
     fs::write(path, index.to_string()).unwrap();
 }
 
-/// All that the store and the mountpoint hold, by name.
+/// Lists all paths below the directories.
 fn names_below(dirs: &[&Path]) -> String {
     let dirs: Vec<&str> = dirs.iter().map(|dir| dir.to_str().unwrap()).collect();
     let mut names: Vec<String> =
@@ -77,10 +77,10 @@ fn names_and_tags_with_dot_dot_are_skipped_in_every_annotation() {
             fixture.assert_untouched(&name, "load");
             let error = failure(&output, &["load", &name]);
             assert!(error.contains("--name"), "{name:?} in {key}: {error}");
-            assert_eq!(names_below(&[fixture.mount.dir()]), before, "{name:?} in {key} shows in the mount");
-            // With a name of the caller's own, the archive's is nothing.
-            let loaded = fixture.program.ok(&["load", "--name", "lab/given:1", dir.to_str().unwrap()]);
-            assert!(loaded.starts_with("lab/given@sha256:"), "{loaded}");
+            assert_eq!(names_below(&[fixture.mount.dir()]), before, "{name:?} in {key} appears in the mount");
+            // An explicit name replaces the name in the archive.
+            let loaded = fixture.program.ok(&["load", "--name", "lab/named:1", dir.to_str().unwrap()]);
+            assert!(loaded.starts_with("lab/named@sha256:"), "{loaded}");
             fixture.assert_untouched(&name, "load under another name");
             fixture.program.ok(&["rm", &loaded]);
         }
@@ -107,27 +107,27 @@ fn digests_with_dot_dot_are_refused_in_every_document() {
             assert!(!error.contains(support::canary::SECRET), "{what} {digest}: {error}");
         };
         layout_with(&dir, |entry| entry["digest"] = digest.as_str().into());
-        load("a manifest's digest");
-        // In the manifest, of its configuration and of its layer.
-        for place in ["/config/digest", "/layers/0/digest"] {
+        load("the digest of a manifest");
+        // The digests of the configuration and of the layer in the manifest.
+        for pointer in ["/config/digest", "/layers/0/digest"] {
             layout_with(&dir, |entry| {
                 let blobs = dir.join("blobs/sha256");
                 let old = blobs.join(&entry["digest"].as_str().unwrap()["sha256:".len()..]);
                 let mut manifest: Value = serde_json::from_slice(&fs::read(old).unwrap()).unwrap();
-                *manifest.pointer_mut(place).unwrap() = digest.as_str().into();
+                *manifest.pointer_mut(pointer).unwrap() = digest.as_str().into();
                 let bytes = manifest.to_string();
                 let new = support::images::sha256(bytes.as_bytes());
                 fs::write(blobs.join(&new), &bytes).unwrap();
                 entry["digest"] = format!("sha256:{new}").into();
                 entry["size"] = bytes.len().into();
             });
-            load(place);
+            load(pointer);
         }
     }
     fixture.finish();
 }
 
-/// What may stand in the place of a file of a layout. Each gets the file's path.
+/// Replacements for a file of a layout: name, script and expected error. `$0` is the file, `$1` a directory outside.
 const REPLACEMENTS: [(&str, &str, &str); 6] = [
     (
         "an absolute link to the outside",
@@ -157,9 +157,9 @@ const REPLACEMENTS: [(&str, &str, &str); 6] = [
 fn links_fifos_and_devices_in_a_layout_are_neither_followed_nor_opened() {
     let fixture = EscapeFixture::new();
     let outside = tempfile::tempdir_in("/var/tmp").unwrap();
-    for (what, script, said) in REPLACEMENTS {
+    for (what, script, reason) in REPLACEMENTS {
         for file in ["oci-layout", "index.json", "manifest", "config", "layer", "blobs", "blobs/sha256"] {
-            // What is no directory is not gone through; what stands there has no bytes to be read.
+            // A directory can only be replaced by a link; pipes and devices have no entries to look up.
             let is_directory = file.starts_with("blobs");
             if is_directory && !what.contains("link to") {
                 continue;
@@ -186,7 +186,7 @@ fn links_fifos_and_devices_in_a_layout_are_neither_followed_nor_opened() {
             let _ = fs::remove_dir_all(outside.path().join("moved"));
             run("sh", &["-euc", script, path.to_str().unwrap(), outside.path().to_str().unwrap()]);
             let error = fixture.program.fails(&["load", "--name", "lab/x:1", dir.to_str().unwrap()]);
-            assert!(error.contains(said), "{file} as {what} should be refused for {said:?}: {error}");
+            assert!(error.contains(reason), "{file} as {what} should be refused with {reason:?}: {error}");
             assert!(!error.contains("root:"), "{file} as {what}: {error}");
             let _ = fs::remove_file(outside.path().join("moved"));
         }
@@ -194,11 +194,11 @@ fn links_fifos_and_devices_in_a_layout_are_neither_followed_nor_opened() {
     fixture.finish();
 }
 
-/// A link's name, kind and target.
+/// The name, kind and target of a link.
 type Link<'a> = (&'a str, tar::EntryType, &'a str);
 
-/// A `docker save` archive in the old form.
-fn docker_archive(path: &Path, manifest: &Value, files: &[(&str, Vec<u8>)], links: &[Link<'_>]) {
+/// Writes a `docker save` archive in the old format.
+fn write_docker_archive(path: &Path, manifest: &Value, files: &[(&str, Vec<u8>)], links: &[Link<'_>]) {
     let mut builder = tar::Builder::new(fs::File::create(path).unwrap());
     let manifest = ("manifest.json", manifest.to_string().into_bytes());
     for (name, bytes) in files.iter().chain([&manifest]) {
@@ -220,7 +220,7 @@ fn docker_archive(path: &Path, manifest: &Value, files: &[(&str, Vec<u8>)], link
 #[test]
 fn docker_archive_import_reads_only_archive_members() {
     let fixture = EscapeFixture::new();
-    // What is outside would do: only that it is outside speaks against it.
+    // The files outside are valid. They must be refused only because they are outside.
     let layer = text::layers("f etc/motd inside").remove(0);
     let config = json!({
         "os": "linux", "architecture": "amd64",
@@ -238,11 +238,11 @@ fn docker_archive_import_reads_only_archive_members() {
         let path = dir.join("save.tar");
         let manifest =
             json!([{"Config": config, "RepoTags": ["../../x:1", "lab/saved:../../1"], "Layers": [layer]}]);
-        docker_archive(&path, &manifest, &good, links);
+        write_docker_archive(&path, &manifest, &good, links);
         fixture.program.run(&["load", "--name", "lab/saved:1", path.to_str().unwrap()])
     };
     use tar::EntryType::{Link as HardLink, Symlink};
-    // The names are passed over, the archive is as good as any.
+    // The invalid tags are skipped, and the archive is loaded.
     assert!(load("config.json", "layer.tar", &[]).status.success());
     let (absolute, climbing) = (format!("{outside}/layer.tar"), format!("{climb}/layer.tar"));
     let rows: [(&str, &str, &str, Vec<Link<'_>>); 9] = [
@@ -331,7 +331,7 @@ fn unpack_writes_only_to_its_target_and_follows_no_existing_link() {
         &text::image("1", text::layers("d dir \n f dir/inner x \n f secret x \n f link x")),
     );
     let at = |name: &str| fixture.program.dir().join(name);
-    // The place is a link to the canary, which is not empty; or to nothing in it; or what is beside it is one.
+    // The target is a link to the canary, a dangling link into it, or has the partial copy's name replaced by a link to it.
     symlink(fixture.aim().far, at("full")).unwrap();
     symlink(format!("{}/new", fixture.aim().far), at("dangling")).unwrap();
     symlink(fixture.aim().far, at(".copy.rcx-imagefs-partial-1")).unwrap();

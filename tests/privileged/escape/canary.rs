@@ -1,4 +1,4 @@
-//! The canary itself: it notices every change.
+//! The canary itself detects every change.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -24,10 +24,10 @@ fn canary_detects_every_change() {
         let canary = Canary::new();
         canary.assert_untouched("nothing");
         run("sh", &["-euc", &format!("cd $0; {script}"), canary.path()]);
-        let found =
+        let result =
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| canary.assert_untouched(script)));
-        assert!(found.is_err(), "the canary should notice: {script}");
+        assert!(result.is_err(), "the canary should detect: {script}");
     }
     let mode = fs::metadata(Canary::new().path()).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o777, "it keeps nobody out");
+    assert_eq!(mode & 0o777, 0o777, "the canary must be accessible to all users");
 }

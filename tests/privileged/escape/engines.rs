@@ -57,7 +57,7 @@ impl EscapeFixture {
                 let error = failure(output, &[attempt.name, by]);
                 assert!(
                     error.contains(part),
-                    "{} by {by} should be refused for {part}: {error}",
+                    "{} by {by} should be refused with {part:?}: {error}",
                     attempt.name
                 );
                 None
@@ -78,11 +78,11 @@ impl EscapeFixture {
             let path = if path.is_empty() { "." } else { &path };
             assert!(is_inside(root, path), "{} by {by}: {path:?} is not inside the tree", attempt.name);
         }
-        let shown =
+        let dump =
             disk::dump(root, NEVER).unwrap_or_else(|error| panic!("{} by {by}: {error}", attempt.name));
-        assert!(!shown.contains(SECRET), "{} by {by} shows the host:\n{shown}", attempt.name);
+        assert!(!dump.contains(SECRET), "{} by {by} reveals a file of the host:\n{dump}", attempt.name);
         self.assert_untouched(attempt.name, by);
-        shown
+        dump
     }
 
     /// Makes a root, checks it and removes it. Returns its dump.
@@ -91,10 +91,10 @@ impl EscapeFixture {
         let by = format!("a root of {engine} with {upper}");
         let create = ["root", "create", image, "--engine", engine, "--upper", upper, "--id", "it"];
         let root = PathBuf::from(self.program.ok(&create));
-        let shown = self.check_tree(attempt, &by, &root);
+        let dump = self.check_tree(attempt, &by, &root);
         self.program.ok(&["root", "remove", "it"]);
         self.assert_untouched(attempt.name, "removing a root");
-        shown
+        dump
     }
 
     /// Checks that every engine shows the same tree, and nothing of the host.
@@ -108,8 +108,8 @@ impl EscapeFixture {
         for upper in uppers {
             let [fuse, others @ ..] =
                 ENGINES.map(|engine| (engine, self.check_root(attempt, image, engine, upper)));
-            for (engine, shown) in others {
-                assert_eq!(shown, fuse.1, "{}: roots of {engine} and of fuse, upper {upper}", attempt.name);
+            for (engine, dump) in others {
+                assert_eq!(dump, fuse.1, "{}: roots of {engine} and of fuse, upper {upper}", attempt.name);
             }
         }
     }
@@ -191,9 +191,9 @@ fn escape_attempts_from_a_registry_fail_as_those_from_a_layout() {
     // One index of all images, so that one copy pushes all of them.
     let mut index: serde_json::Value =
         serde_json::from_slice(&fs::read(dir.join("index.json")).unwrap()).unwrap();
-    for (number, one) in index["manifests"].as_array_mut().unwrap().iter_mut().enumerate() {
-        one.as_object_mut().unwrap().remove("annotations");
-        one["platform"] = json!({"os": "linux", "architecture": "amd64", "variant": format!("v{number}")});
+    for (number, entry) in index["manifests"].as_array_mut().unwrap().iter_mut().enumerate() {
+        entry.as_object_mut().unwrap().remove("annotations");
+        entry["platform"] = json!({"os": "linux", "architecture": "amd64", "variant": format!("v{number}")});
     }
     let bytes = index.to_string();
     let digest = images::sha256(bytes.as_bytes());

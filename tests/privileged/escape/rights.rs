@@ -1,4 +1,4 @@
-//! Programs of an image that would give rights, and devices of an image: nothing in the mount or in a root of any engine.
+//! Set-id programs, file capabilities and devices of an image give no rights in the mount or in a root of any engine.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
@@ -13,8 +13,8 @@ use support::images::run;
 use support::layers::{EntryKind, Line, parse};
 use support::text;
 
-/// Prints the user and the capabilities that it has.
-const WHO: &str = r#"
+/// A C program that prints its user, group and effective capabilities.
+const PRINT_IDS: &str = r#"
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -28,15 +28,15 @@ int main(void) {
 }
 "#;
 
-/// `cap_setuid,cap_dac_override=ep` as the kernel keeps it (linux/capability.h, revision 2).
+/// `cap_setuid,cap_dac_override=ep` in the format of the kernel (linux/capability.h, revision 2).
 const CAPABILITY: &[u8] = b"\x01\x00\x00\x02\x82\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
 const USER: u32 = 12_345;
 
-/// A layer with the program as `rights` in its ways to give some, and with devices.
+/// A layer with set-user, set-group and capability variants of the program, and with devices.
 pub(crate) fn layer() -> support::blob::Blob {
     let scratch = tempfile::tempdir().unwrap();
     let (source, program) = (scratch.path().join("who.c"), scratch.path().join("who"));
-    fs::write(&source, WHO).unwrap();
+    fs::write(&source, PRINT_IDS).unwrap();
     run("gcc", &["-static", "-o", program.to_str().unwrap(), source.to_str().unwrap()]);
     let program = fs::read(program).unwrap();
     let file = |path: &[u8], mode| {
@@ -57,9 +57,9 @@ pub(crate) fn layer() -> support::blob::Blob {
     text::layer_of(&lines)
 }
 
-/// What a program of a tree prints when somebody without rights runs it.
+/// Runs a program of a tree as an unprivileged user and returns its output.
 #[track_caller]
-fn told(root: &Path, program: &str) -> String {
+fn run_unprivileged(root: &Path, program: &str) -> String {
     let mut command = Command::new("setpriv");
     command.args([
         format!("--reuid={USER}"),
@@ -72,11 +72,12 @@ fn told(root: &Path, program: &str) -> String {
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
-const NONE: &str = "12345 12345 0000000000000000";
+/// The output of a program that has gained nothing.
+const NO_RIGHTS: &str = "12345 12345 0000000000000000";
 
-/// Nothing in a tree gives anything, though all of it is as the image says.
+/// Asserts that nothing in a tree gives any rights, although all modes and attributes are those of the image.
 #[track_caller]
-fn gives_nothing(root: &Path, what: &str) {
+fn assert_gives_no_rights(root: &Path, what: &str) {
     for (program, mode) in [
         ("plain", 0o755),
         ("set-user", 0o4755),
@@ -86,7 +87,7 @@ fn gives_nothing(root: &Path, what: &str) {
     ] {
         let path = root.join("bin").join(program);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, mode, "{program} in {what}");
-        assert_eq!(told(root, program), NONE, "{program} in {what}");
+        assert_eq!(run_unprivileged(root, program), NO_RIGHTS, "{program} in {what}");
     }
     let mut value = [0; 64];
     let length = rustix::fs::getxattr(root.join("bin/capable"), "security.capability", &mut value).unwrap();
@@ -97,7 +98,7 @@ fn gives_nothing(root: &Path, what: &str) {
         assert!(kind.is_char_device() || kind.is_block_device(), "{name} in {what}");
         for flags in [OFlags::RDONLY, OFlags::WRONLY | OFlags::NONBLOCK] {
             let opened = rustix::fs::open(&path, flags, Mode::empty()).err();
-            // Nothing is made to write: the device itself is what would be opened.
+            // No write is needed: the open itself must fail.
             assert_eq!(opened, Some(Errno::ACCESS), "{name} in {what}, {flags:?}, as root");
         }
     }
@@ -108,33 +109,33 @@ fn gives_nothing(root: &Path, what: &str) {
 fn set_id_programs_capabilities_and_devices_of_an_image_give_no_rights() {
     let fixture = EscapeFixture::new();
     let image = text::load(&fixture.program, &text::image("rights", vec![layer()]));
-    gives_nothing(&fixture.mount.path(&image), "the mount");
+    assert_gives_no_rights(&fixture.mount.path(&image), "the mount");
     for engine in ["fuse", "overlay2", "unpack"] {
         for upper in ["dir", "tmpfs:32M", "none"] {
             let create = ["root", "create", &image, "--engine", engine, "--upper", upper, "--id", "it"];
             let root = PathBuf::from(fixture.program.ok(&create));
-            gives_nothing(&root, &format!("a root of {engine}, upper {upper}"));
+            assert_gives_no_rights(&root, &format!("a root of {engine}, upper {upper}"));
             if upper != "none" {
-                // Nor when it has been copied up with all that it has.
+                // Nor after a copy-up with all attributes.
                 for name in ["set-user", "set-group", "capable", "linked"] {
                     run("touch", &["-d", "@7", root.join("bin").join(name).to_str().unwrap()]);
                 }
-                gives_nothing(&root, &format!("a root of {engine}, upper {upper}, copied up"));
-                // Nor what a program makes there with the rights of root.
+                assert_gives_no_rights(&root, &format!("a root of {engine}, upper {upper}, copied up"));
+                // Nor do set-id bits that root sets inside the root.
                 let made = root.join("bin/plain");
                 fs::set_permissions(&made, fs::Permissions::from_mode(0o6755)).unwrap();
-                assert_eq!(told(&root, "plain"), NONE, "{engine}, {upper}");
+                assert_eq!(run_unprivileged(&root, "plain"), NO_RIGHTS, "{engine}, {upper}");
             }
             fixture.program.ok(&["root", "remove", "it"]);
         }
     }
-    // Where nothing holds it back, each of them does give something: on a disk of the host, as `unpack` makes it.
+    // Control: in a plain copy on a disk of the host, each of them does give rights.
     let copy = fixture.program.dir().join("copy");
     fixture.program.ok(&["unpack", &image, copy.to_str().unwrap()]);
-    assert_eq!(told(&copy, "plain"), NONE);
-    assert_eq!(told(&copy, "set-user").split(' ').next(), Some("0"));
-    assert_eq!(told(&copy, "set-group").split(' ').nth(1), Some("0"));
-    assert_eq!(told(&copy, "capable"), "12345 12345 0000000000000082");
+    assert_eq!(run_unprivileged(&copy, "plain"), NO_RIGHTS);
+    assert_eq!(run_unprivileged(&copy, "set-user").split(' ').next(), Some("0"));
+    assert_eq!(run_unprivileged(&copy, "set-group").split(' ').nth(1), Some("0"));
+    assert_eq!(run_unprivileged(&copy, "capable"), "12345 12345 0000000000000082");
     assert!(fs::File::open(copy.join("nodes/null")).is_ok());
     fixture.finish();
 }

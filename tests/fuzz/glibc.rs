@@ -1,15 +1,15 @@
-//! `getopt_long` of the C library: what isolate reads its arguments with.
+//! Calls glibc's `getopt_long`, which isolate parses its arguments with.
 
 use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int};
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Mutex;
 
-/// What an option takes, as `struct option` numbers it.
+/// Whether an option has_arg an argument. The discriminants are the values of `has_arg` in `struct option`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Takes {
-    Nothing,
-    Value,
-    Maybe,
+pub(crate) enum HasArg {
+    No,
+    Required,
+    Optional,
 }
 
 /// `struct option` (getopt_long(3)).
@@ -21,7 +21,7 @@ struct LongOption {
     val: c_int,
 }
 
-#[expect(unsafe_code, reason = "the C library's own reading is what others are compared with")]
+#[expect(unsafe_code, reason = "declares the C library's parser, which the test compares ours with")]
 mod c {
     use super::{LongOption, c_char, c_int};
 
@@ -40,35 +40,35 @@ mod c {
     }
 }
 
-/// Options by their long names with their values, and the other arguments.
-type Read = (Vec<(&'static str, Option<OsString>)>, Vec<OsString>);
+/// Options by their long names with their values, and the remaining arguments.
+type ParsedArguments = (Vec<(&'static str, Option<OsString>)>, Vec<OsString>);
 
-/// Reads arguments with a table of names, letters and what is taken; `None` where one is refused. `in_order` is what
-/// `POSIXLY_CORRECT` in the environment makes of it.
+/// Parses arguments with a table of long names, letters (0 for none) and argument kinds. Returns `None` if `getopt_long`
+/// reports an error. With `in_order`, parsing stops at the first argument that is not an option, as with `POSIXLY_CORRECT`.
 pub(crate) fn getopt_long(
     words: &[CString],
-    table: &[(&'static str, u8, Takes)],
+    table: &[(&'static str, u8, HasArg)],
     in_order: bool,
-) -> Option<Read> {
+) -> Option<ParsedArguments> {
     const FIRST: c_int = 256;
-    /// The C library keeps its place in variables of the process.
-    static ONE: Mutex<()> = Mutex::new(());
+    /// Held during a call, because `getopt_long` keeps its state in global variables.
+    static GETOPT: Mutex<()> = Mutex::new(());
     let names: Vec<CString> = table.iter().map(|(name, ..)| CString::new(*name).unwrap()).collect();
     let end = LongOption { name: std::ptr::null(), has_arg: 0, flag: std::ptr::null_mut(), val: 0 };
     let numbered = (FIRST..).zip(table.iter().zip(&names));
     let long: Vec<LongOption> = numbered
-        .map(|(val, ((_, _, takes), name))| LongOption {
+        .map(|(val, ((_, _, has_arg), name))| LongOption {
             name: name.as_ptr(),
-            has_arg: *takes as c_int,
+            has_arg: *has_arg as c_int,
             flag: std::ptr::null_mut(),
             val,
         })
         .chain([end])
         .collect();
     let mut short = if in_order { b"+".to_vec() } else { Vec::new() };
-    for (_, letter, takes) in table.iter().filter(|(_, letter, _)| *letter != 0) {
+    for (_, letter, has_arg) in table.iter().filter(|(_, letter, _)| *letter != 0) {
         short.push(*letter);
-        short.extend(std::iter::repeat_n(b':', *takes as usize));
+        short.extend(std::iter::repeat_n(b':', *has_arg as usize));
     }
     let short = CString::new(short).unwrap();
     let mut owned = vec![CString::new("isolate").unwrap()];
@@ -77,24 +77,25 @@ pub(crate) fn getopt_long(
     argv.push(std::ptr::null_mut());
     let argc = c_int::try_from(owned.len()).unwrap();
     let text = |word: *const c_char| -> OsString {
-        // SAFETY: The word is one of `owned`, or the rest of one, and ends with a NUL.
-        #[expect(unsafe_code, reason = "a string of the C library's")]
+        // SAFETY: `word` points into one of the strings in `owned`, which end with a NUL.
+        #[expect(unsafe_code, reason = "reads a C string")]
         let word = unsafe { CStr::from_ptr(word) };
         OsStr::from_bytes(word.to_bytes()).to_owned()
     };
 
-    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _guard = GETOPT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut options = Vec::new();
-    // SAFETY: An index of 0 has glibc begin anew (getopt(3), NOTES). Only this function uses these variables, under a lock.
-    #[expect(unsafe_code, reason = "variables of the C library")]
+    // SAFETY: An `optind` of 0 makes glibc reinitialise its state (getopt(3), NOTES). Only this function uses these variables,
+    // and it holds the lock.
+    #[expect(unsafe_code, reason = "writes global variables of the C library")]
     unsafe {
         c::optind = 0;
         c::opterr = 0;
     }
     loop {
-        // SAFETY: `argv` has `argc` strings and a null pointer, the table ends with a null one, and all outlive the call. It
-        // reorders the pointers and writes through none of them.
-        #[expect(unsafe_code, reason = "a call of the C library")]
+        // SAFETY: `argv` has `argc` strings followed by a null pointer, the table ends with an all-zero entry, and all of it
+        // outlives the call. The call reorders the pointers but does not write through them.
+        #[expect(unsafe_code, reason = "calls the C library")]
         let (option, value) = unsafe {
             let option =
                 c::getopt_long(argc, argv.as_mut_ptr(), short.as_ptr(), long.as_ptr(), std::ptr::null_mut());
@@ -104,15 +105,16 @@ pub(crate) fn getopt_long(
             -1 => break,
             63 => return None,
             option if option >= FIRST => &table[usize::try_from(option - FIRST).unwrap()],
-            letter => {
-                table.iter().find(|(_, own, _)| c_int::from(*own) == letter).expect("a letter of the table")
-            }
+            letter => table
+                .iter()
+                .find(|(_, own, _)| c_int::from(*own) == letter)
+                .expect("getopt_long returns letters of the table only"),
         };
-        let value = (row.2 != Takes::Nothing && !value.is_null()).then(|| text(value));
+        let value = (row.2 != HasArg::No && !value.is_null()).then(|| text(value));
         options.push((row.0, value));
     }
-    // SAFETY: As above.
-    #[expect(unsafe_code, reason = "a variable of the C library")]
+    // SAFETY: Only this function uses `optind`, and it holds the lock.
+    #[expect(unsafe_code, reason = "reads a global variable of the C library")]
     let rest = usize::try_from(unsafe { c::optind }).unwrap();
     Some((options, argv[rest..owned.len()].iter().map(|word| text(*word)).collect()))
 }

@@ -1,9 +1,9 @@
-//! The bytes of a fuzzer as decisions: small numbers, picks from a list, stretches of bytes.
+//! Reads a fuzzer's bytes as decisions: small numbers, choices from a list, byte strings.
 //!
-//! Every value is made of the bytes that come next, and what comes behind the last byte is zero. So a byte more, less or
-//! changed leaves the decisions before it as they were, which is what lets a mutation be a small step.
+//! Every value is built from the next bytes; past the end, all bytes read as zero. Inserting, removing or changing a byte
+//! therefore never affects earlier decisions, so that small mutations make small changes.
 
-/// What is left of an input.
+/// The unread rest of an input.
 #[derive(Debug)]
 pub(crate) struct Input<'a>(&'a [u8]);
 
@@ -12,7 +12,7 @@ impl<'a> Input<'a> {
         Self(bytes)
     }
 
-    /// Whether all is used up. Loops that make something of an input go on until then.
+    /// Returns whether all bytes have been read. Generators loop until then.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -21,14 +21,14 @@ impl<'a> Input<'a> {
         std::mem::take(&mut self.0)
     }
 
-    /// At most `length` bytes: fewer at the end.
+    /// Takes `length` bytes, or fewer at the end of the input.
     pub(crate) fn bytes(&mut self, length: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(length.min(self.0.len()));
         self.0 = rest;
         taken
     }
 
-    /// Up to 255 bytes, their number in front.
+    /// Takes up to 255 bytes, preceded by a length byte.
     pub(crate) fn chunk(&mut self) -> &'a [u8] {
         let length = self.byte();
         self.bytes(length.into())
@@ -57,7 +57,7 @@ impl<'a> Input<'a> {
         u64::from_le_bytes(self.array())
     }
 
-    /// A number below `end`, which is at least 1: of one byte where that is enough.
+    /// Returns a number below `end`, which must be at least 1. Consumes as few bytes as `end` needs.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         match end {
             0..=1 => 0,
@@ -71,12 +71,12 @@ impl<'a> Input<'a> {
         from[self.below(from.len())]
     }
 
-    /// True once in so many times, and not where the input is used up.
+    /// Returns true with a probability of 1 in `times`, and false at the end of the input.
     pub(crate) fn one_in(&mut self, times: u8) -> bool {
         !self.is_empty() && self.byte() % times == times - 1
     }
 
-    /// A number near one where something changes: a power of two, the ends of the types.
+    /// Returns a number that is often near a boundary: a power of two, or the limit of an integer type.
     pub(crate) fn number(&mut self) -> u64 {
         let near = |value: u64, by: u8| value.wrapping_add_signed(i64::from(by % 5) - 2);
         let (kind, by) = (self.byte(), self.byte());
@@ -91,7 +91,7 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Changes some bytes: sets, flips, takes out, puts in, doubles, cuts off.
+    /// Applies up to three random edits: set, flip, remove, insert, duplicate, append or truncate.
     pub(crate) fn mutate(&mut self, bytes: &mut Vec<u8>) {
         for _ in 0..self.below(4) {
             let at = self.below(bytes.len().max(1));
@@ -102,8 +102,8 @@ impl<'a> Input<'a> {
                 1 => drop(bytes.drain(at..end)),
                 2 => bytes.splice(at..at, self.chunk().iter().copied()).for_each(drop),
                 3 => {
-                    let stretch = bytes[at..end].to_vec();
-                    bytes.splice(at..at, stretch).for_each(drop);
+                    let copy = bytes[at..end].to_vec();
+                    bytes.splice(at..at, copy).for_each(drop);
                 }
                 4 => {
                     if let Some(byte) = bytes.get_mut(at) {
@@ -120,9 +120,9 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Content of some length up to `most`, of a kind that compresses well, badly, or not at all.
-    pub(crate) fn content(&mut self, most: usize) -> Vec<u8> {
-        let (kind, length) = (self.below(6), self.below(most + 1));
+    /// Generates up to `max_length` bytes of file content that compresses well, poorly, or not at all.
+    pub(crate) fn content(&mut self, max_length: usize) -> Vec<u8> {
+        let (kind, length) = (self.below(6), self.below(max_length + 1));
         let mut state = u64::from(self.byte()) | 1;
         let mut random = move || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -135,7 +135,7 @@ impl<'a> Input<'a> {
                 pattern.into_iter().cycle().take(length).collect()
             }
             2 => (0..length).map(|_| random().to_le_bytes()[0]).collect(),
-            // Words of a small vocabulary, as in a program's text.
+            // Words from a small vocabulary, as in source code.
             3 | 4 => {
                 let mut bytes = Vec::with_capacity(length + 8);
                 while bytes.len() < length {
@@ -144,7 +144,7 @@ impl<'a> Input<'a> {
                 bytes.truncate(length);
                 bytes
             }
-            // Few symbols with very different frequencies: long Huffman codes.
+            // A few symbols with very different frequencies need long Huffman codes.
             _ => (0..length).map(|_| (random() & 0xff).leading_zeros().to_le_bytes()[0]).collect(),
         }
     }

@@ -1,23 +1,25 @@
-//! Hostile input: what holds whatever the bytes are. One target for each door that others' bytes come in by.
+//! Fuzz targets: properties that hold for every input, however hostile. Each parser of untrusted bytes has one target.
 //!
-//! | target | where the bytes come from | what is promised, beside that nothing panics or takes memory without bound |
+//! Every target also checks that nothing panics and that memory stays bounded.
+//!
+//! | target | source of the bytes | property |
 //! |---|---|---|
-//! | `tar` | a layer's tar | entries in their bounds, independent of the reader; the index says the same; a prefix gives a prefix |
-//! | `gzip`, `zstd` | a layer's blob | what an ordinary decoder makes of it, at every checkpoint; damage is an error, never other bytes |
-//! | `span` | one checkpoint and some bytes | filled or an error, whatever was decoded before |
-//! | `index` | an index file with a right checksum | once it is opened, every look-up answers |
-//! | `merge` | layers | the tree of the reference model, or the same entry is refused |
-//! | `document` | manifests, indexes, configs | one set of bytes is never two things; what is written reads the same |
-//! | `reference` | names, tags, digests, platforms | canonical texts read as themselves; nothing climbs out of the mount |
-//! | `archive` | what `load` is given | a blob is as long as it is said to be and from the archive alone |
-//! | `control` | the daemon's socket, and its answers | one answer for each request, and the next one is served |
-//! | `fs` | numbers, names and offsets of the kernel | one answer for each inode, listings that go on, the file's bytes |
-//! | `store` | `index.json`, `slots`, `oci-layout` | others' entries stay; a number is given out once |
-//! | `config` | the configuration file | it is read, or the message says where it is wrong, in one line |
-//! | `isolate` | the set-uid stand-in's arguments, the meta file | the reading of glibc; the call made of them has one root, ours |
+//! | `tar` | a layer's tar | entries are within bounds and do not depend on the reader; the index agrees; a prefix of the tar yields a prefix of the entries |
+//! | `gzip`, `zstd` | a layer's blob | decodes as an ordinary decoder does, from every checkpoint; damage is an error, never wrong bytes |
+//! | `span` | one checkpoint and some bytes | the span is decoded in full or fails, independently of earlier decodes |
+//! | `index` | an index file with a correct checksum | after a successful open, every lookup returns |
+//! | `merge` | layers | the same tree as the reference model, or the same entry is refused |
+//! | `document` | manifests, indexes, configurations | no document parses as two kinds; written documents parse as the original |
+//! | `reference` | names, tags, digests, platforms | canonical text parses as the same value; no path escapes the mount |
+//! | `archive` | the input of `load` | every blob has its declared size, and its bytes come from the archive |
+//! | `control` | the daemon's socket and its responses | every request gets one response, and the next connection is served |
+//! | `fs` | inode numbers, names and offsets from the kernel | one answer per inode; listings resume at any offset; reads return the file's bytes |
+//! | `store` | `index.json`, `slots`, `oci-layout` | foreign entries are kept; every slot is assigned once |
+//! | `config` | the configuration file | it parses, or the error names the problem in one line |
+//! | `isolate` | the arguments of the set-uid stand-in, the meta file | parsed as glibc parses them; the resulting call has exactly one root, ours |
 //!
-//! The bytes of an input are decisions about something well-formed, and then about what is wrong with it: see each target.
-//! `scripts/fuzz` searches for inputs; those in `corpus/` are replayed by the tests.
+//! Most targets read the input as a list of decisions: first about well-formed data, then about how to damage it.
+//! `scripts/fuzz` searches for new inputs; the tests replay those in `corpus/`.
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 

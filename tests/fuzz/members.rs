@@ -1,11 +1,11 @@
-//! Archives made of decisions: headers with right checksums, extension records with right lengths, sparse maps that fit, and
-//! now and then what is none of that.
+//! Generates tar archives: headers with correct checksums, PAX records with correct lengths, consistent sparse maps, and
+//! occasionally none of these.
 
 use crate::input::Input;
 
 pub(crate) const BLOCK: usize = 512;
 
-/// Names that mean something to a layer, or nearly.
+/// Names with a meaning in layers, and names close to those.
 const NAMES: [&[u8]; 16] = [
     b"a",
     b"b",
@@ -52,7 +52,7 @@ const KEYS: [&str; 24] = [
     "",
 ];
 
-/// A header block that is being made: an empty regular file in ustar format.
+/// A header block under construction. It starts as an empty regular file in ustar format.
 #[derive(Debug, Clone)]
 pub(crate) struct Header([u8; BLOCK]);
 
@@ -70,7 +70,7 @@ impl Header {
         self.0[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// A field of digits, base 256 where it has no room for them.
+    /// Writes a number in octal, or in base 256 if the field is too short for the digits.
     pub(crate) fn number(&mut self, at: usize, width: usize, number: u64) {
         let digits = format!("{number:0width$o}\0", width = width - 1);
         if digits.len() == width {
@@ -86,7 +86,7 @@ impl Header {
         self.number(124, 12, size);
     }
 
-    pub(crate) fn done(mut self) -> [u8; BLOCK] {
+    pub(crate) fn finish(mut self) -> [u8; BLOCK] {
         fix_checksum(&mut self.0);
         self.0
     }
@@ -98,7 +98,7 @@ fn fix_checksum(block: &mut [u8; BLOCK]) {
     block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
 }
 
-/// Gives every header of an archive the checksum that it should have, as far as its sizes tell where headers are.
+/// Corrects the checksum of every header. Finds the headers by the sizes in the headers before them.
 pub(crate) fn fix_checksums(archive: &mut [u8]) {
     let mut at = 0;
     while let Some(block) = archive.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<BLOCK>()) {
@@ -118,11 +118,11 @@ pub(crate) fn pad(bytes: &mut Vec<u8>) {
     bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
 }
 
-/// A member with its data, and a header that says so.
+/// Returns a member: a header with the right size, and the padded data.
 pub(crate) fn member(kind: u8, name: &[u8], data: &[u8]) -> Vec<u8> {
     let mut header = Header::new(kind, name);
     header.size(data.len() as u64);
-    let mut bytes = [&header.done()[..], data].concat();
+    let mut bytes = [&header.finish()[..], data].concat();
     pad(&mut bytes);
     bytes
 }
@@ -131,7 +131,7 @@ pub(crate) fn member(kind: u8, name: &[u8], data: &[u8]) -> Vec<u8> {
 pub(crate) fn pax_record(key: &[u8], value: &[u8]) -> Vec<u8> {
     let rest = [b" ", key, b"=", value, b"\n"].concat();
     let digits = (1..).find(|digits| (rest.len() + digits).to_string().len() == *digits);
-    let length = rest.len() + digits.expect("some number of digits fits");
+    let length = rest.len() + digits.expect("some number of digits is consistent");
     [length.to_string().as_bytes(), &rest].concat()
 }
 
@@ -168,7 +168,7 @@ fn value(input: &mut Input<'_>, key: &str) -> Vec<u8> {
     }
 }
 
-/// An ACL in the form of the kernel: a version, then tag, permissions and id of each entry.
+/// Generates an ACL in the kernel's format: a version, then tag, permissions and id of each entry.
 fn acl(input: &mut Input<'_>) -> Vec<u8> {
     let mut bytes = vec![2, 0, 0, 0];
     let tags: &[u16] = if input.one_in(3) { &[1, 2, 4, 0x10, 0x20] } else { &[1, 4, 0x20] };
@@ -195,16 +195,16 @@ fn pax(input: &mut Input<'_>) -> Vec<u8> {
     member(kind, b"PaxHeaders/x", &data)
 }
 
-/// Stretches of data that follow each other, as offset and length, and the size of the file.
+/// Generates the data segments of a sparse file, as ascending offsets with lengths, and the size of the file.
 fn map(input: &mut Input<'_>) -> (Vec<(u64, u64)>, u64) {
-    let (mut stretches, mut end) = (Vec::new(), 0);
+    let (mut segments, mut end) = (Vec::new(), 0);
     for _ in 0..input.below(8) {
         let start = end + input.below(700) as u64;
         let length = input.below(700) as u64;
-        stretches.push((start, length));
+        segments.push((start, length));
         end = start + length;
     }
-    (stretches, end + input.below(600) as u64)
+    (segments, end + input.below(600) as u64)
 }
 
 fn sparse(input: &mut Input<'_>) -> Vec<u8> {
@@ -265,9 +265,9 @@ fn gnu_sparse(input: &mut Input<'_>, map: &[(u64, u64)], size: u64, data: &[u8])
     header.size(data.len() as u64);
     header.number(483, 12, size);
     let (first, more) = map.split_at(map.len().min(4));
-    first.iter().enumerate().for_each(|(position, stretch)| header.set(386 + 24 * position, &entry(stretch)));
+    first.iter().enumerate().for_each(|(position, segment)| header.set(386 + 24 * position, &entry(segment)));
     let mut blocks = Vec::new();
-    // The second block has room for 21, more than a map has here: an empty one may come behind.
+    // An extension block has room for 21 segments, more than a map has here. Sometimes an empty block follows.
     let empty = usize::from(input.one_in(4));
     if !more.is_empty() || empty > 0 {
         header.set(482, &[1]);
@@ -277,7 +277,7 @@ fn gnu_sparse(input: &mut Input<'_>, map: &[(u64, u64)], size: u64, data: &[u8])
         blocks.extend(block);
         blocks.resize(blocks.len() + empty * BLOCK, 0);
     }
-    let mut bytes = [&header.done()[..], &blocks, data].concat();
+    let mut bytes = [&header.finish()[..], &blocks, data].concat();
     pad(&mut bytes);
     bytes
 }
@@ -317,12 +317,12 @@ fn any_member(input: &mut Input<'_>) -> Vec<u8> {
         _ => header.size(data.len() as u64),
     }
     let has_data = !matches!(kind, b'1'..=b'6') || input.one_in(8);
-    let mut bytes = [&header.done()[..], if has_data { &data } else { &[] }].concat();
+    let mut bytes = [&header.finish()[..], if has_data { &data } else { &[] }].concat();
     pad(&mut bytes);
     bytes
 }
 
-/// A whole archive.
+/// Generates a whole archive.
 pub(crate) fn archive(input: &mut Input<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let ending = input.below(6);

@@ -1,4 +1,4 @@
-//! Every file of every corpus through its target.
+//! Replays every corpus file through its target.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use crate::targets;
 
-fn here() -> PathBuf {
+fn fuzz_directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz")
 }
 
-/// Runs a target over all files of a directory; an error names the file that breaks a promise.
+/// Runs a target on every file in a directory and returns their number. The error names the file on which the target panics.
 fn replay(directory: &Path, run: fn(&[u8])) -> Result<usize, String> {
     let entries =
         std::fs::read_dir(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
@@ -20,9 +20,8 @@ fn replay(directory: &Path, run: fn(&[u8])) -> Result<usize, String> {
     }
     for file in &files {
         let bytes = std::fs::read(file).unwrap();
-        catch_unwind(AssertUnwindSafe(|| run(&bytes))).map_err(|_| {
-            format!("{} breaks a promise of its target; what it is stands above", file.display())
-        })?;
+        catch_unwind(AssertUnwindSafe(|| run(&bytes)))
+            .map_err(|_| format!("the target panics on {}; the panic message is above", file.display()))?;
     }
     Ok(files.len())
 }
@@ -32,12 +31,12 @@ macro_rules! targets {
         const TARGETS: &[&str] = &[$(stringify!($name)),*];
 
         mod promises_hold_for_the_corpus_of {
-            use super::{here, replay, targets};
+            use super::{fuzz_directory, replay, targets};
 
             $(
                 #[test]
                 fn $name() {
-                    let corpus = here().join("corpus").join(stringify!($name));
+                    let corpus = fuzz_directory().join("corpus").join(stringify!($name));
                     if let Err(error) = replay(&corpus, targets::$name::run) {
                         panic!("{error}");
                     }
@@ -51,46 +50,46 @@ targets!(
     archive, config, control, document, fs, gzip, index, isolate, merge, reference, span, store, tar, zstd
 );
 
-/// Names in a directory, without an ending.
-fn names(directory: &str) -> BTreeSet<String> {
-    let entries = std::fs::read_dir(here().join(directory)).unwrap();
+/// Returns the file names in a directory, without extensions.
+fn file_stems(directory: &str) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(fuzz_directory().join(directory)).unwrap();
     entries.map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect()
 }
 
 #[test]
 fn every_target_has_a_program_and_a_corpus_and_is_replayed() {
     let replayed: BTreeSet<String> = TARGETS.iter().map(|name| (*name).to_owned()).collect();
-    assert_eq!(names("corpus"), replayed);
-    assert_eq!(names("programs"), replayed);
-    let mut modules = names("targets");
+    assert_eq!(file_stems("corpus"), replayed);
+    assert_eq!(file_stems("programs"), replayed);
+    let mut modules = file_stems("targets");
     modules.remove("mod");
     assert_eq!(modules, replayed);
-    let manifest = std::fs::read_to_string(here().join("Cargo.toml")).unwrap();
+    let manifest = std::fs::read_to_string(fuzz_directory().join("Cargo.toml")).unwrap();
     for name in TARGETS {
         assert!(manifest.contains(&format!("name = \"{name}\"\npath = \"programs/{name}.rs\"")), "{name}");
     }
 }
 
 #[test]
-fn corpora_are_small() {
+fn all_corpora_together_stay_below_one_mebibyte() {
     let mut total = 0;
-    for target in names("corpus") {
-        for entry in std::fs::read_dir(here().join("corpus").join(target)).unwrap() {
+    for target in file_stems("corpus") {
+        for entry in std::fs::read_dir(fuzz_directory().join("corpus").join(target)).unwrap() {
             total += entry.unwrap().metadata().unwrap().len();
         }
     }
-    assert!(total < 1 << 20, "{total} bytes: scripts/fuzz --cmin makes them smaller");
+    assert!(total < 1 << 20, "the corpora take {total} bytes; run scripts/fuzz --cmin");
 }
 
 #[test]
-fn file_that_breaks_a_promise_is_named_and_an_empty_corpus_is_an_error() {
+fn replay_names_the_failing_file_and_rejects_an_empty_or_missing_corpus() {
     let corpus = tempfile::tempdir().unwrap();
     assert!(replay(corpus.path(), |_| {}).unwrap_err().ends_with("is empty"));
     std::fs::write(corpus.path().join("good"), "good").unwrap();
     std::fs::write(corpus.path().join("worse"), "bad").unwrap();
     let run: fn(&[u8]) = |bytes| assert!(bytes != b"bad");
     let error = replay(corpus.path(), run).unwrap_err();
-    assert!(error.contains("worse breaks"), "{error}");
+    assert!(error.contains("/worse;"), "{error}");
     std::fs::remove_file(corpus.path().join("worse")).unwrap();
     assert_eq!(replay(corpus.path(), run), Ok(1));
     assert!(replay(&corpus.path().join("none"), run).is_err());

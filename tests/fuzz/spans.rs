@@ -1,4 +1,4 @@
-//! What holds for every compressed blob, however it came about: the spans are the plain decode, wherever they are resumed.
+//! Properties of every compressed blob: decoded in spans, from any checkpoint, it yields the bytes of an ordinary decoder.
 
 use std::io::{self, BufRead, Read};
 use std::ops::Range;
@@ -16,7 +16,7 @@ const LIMITS: [SpanLimits; 4] = [
     SpanLimits::PRODUCTION,
 ];
 
-/// Gives at most so many bytes at once.
+/// A reader that returns at most the given number of bytes at once.
 struct Chunked<'a>(&'a [u8], usize);
 
 impl Read for Chunked<'_> {
@@ -35,7 +35,7 @@ impl BufRead for Chunked<'_> {
     }
 }
 
-/// All spans up to the end or an error.
+/// Decodes all spans up to the end of the blob or an error.
 fn spans(blob: &[u8], limits: SpanLimits, chunk: usize) -> (Vec<DecodedSpan>, Option<LayerError>) {
     let mut decoder = match SpanDecoder::new(Chunked(blob, chunk), limits) {
         Ok(decoder) => decoder,
@@ -49,13 +49,17 @@ fn spans(blob: &[u8], limits: SpanLimits, chunk: usize) -> (Vec<DecodedSpan>, Op
                 spans.push(span);
             }
             Ok(None) => {
-                assert_eq!(decoder.blob_offset().get(), blob.len() as u64, "not all of the blob was read");
+                assert_eq!(
+                    decoder.blob_offset().get(),
+                    blob.len() as u64,
+                    "the decoder did not read the whole blob"
+                );
                 return (spans, None);
             }
             Err(error) => {
                 assert!(
                     matches!(decoder.next_span(), Err(LayerError::AlreadyFailed)),
-                    "it goes on after an error"
+                    "the decoder continues after an error"
                 );
                 return (spans, Some(error));
             }
@@ -68,35 +72,39 @@ fn joined(spans: &[DecodedSpan]) -> Vec<u8> {
 }
 
 fn part(blob: &[u8], range: Range<u64>) -> &[u8] {
-    let place = |at: u64| usize::try_from(at).expect("a blob in memory");
-    &blob[place(range.start)..place(range.end)]
+    let index = |offset: u64| usize::try_from(offset).expect("the blob is in memory");
+    &blob[index(range.start)..index(range.end)]
 }
 
-/// Checks a blob against what a plain decoder makes of it: its bytes, as far as it came, and whether it came to the end.
+/// Checks a blob against the result of an ordinary decoder: the bytes that it decoded, and whether it reached the end.
 pub(crate) fn check(blob: &[u8], plain: &[u8], complete: bool, input: &mut Input<'_>) {
     let limits = input.pick(&LIMITS);
     let (all, error) = spans(blob, limits, usize::MAX);
-    assert_eq!(error.is_none(), complete, "the plain decoder says otherwise: {error:?}");
+    assert_eq!(error.is_none(), complete, "the ordinary decoder disagrees: {error:?}");
     let bytes = joined(&all);
     match complete {
-        true => assert!(bytes == plain, "the spans are not the tar"),
-        // Neither has to deliver all that stands before the damage.
-        false => assert!(bytes.starts_with(plain) || plain.starts_with(&bytes), "the spans are not the tar"),
+        true => assert!(bytes == plain, "the spans differ from the plain decode"),
+        // Neither decoder has to return all bytes before the damage.
+        false => assert!(
+            bytes.starts_with(plain) || plain.starts_with(&bytes),
+            "the spans differ from the plain decode"
+        ),
     }
     let chunk = 1 + input.below(600);
-    let (again, chunked_error) = spans(blob, limits, chunk);
+    let (chunked, chunked_error) = spans(blob, limits, chunk);
     assert_eq!(error.is_none(), chunked_error.is_none(), "{error:?} and {chunked_error:?}");
-    let count = if complete { all.len().max(again.len()) } else { all.len().min(again.len()) };
-    assert!(all.get(..count) == again.get(..count), "spans depend on the reader");
-    resumed(blob, &all, complete, input);
+    let count = if complete { all.len().max(chunked.len()) } else { all.len().min(chunked.len()) };
+    assert!(all.get(..count) == chunked.get(..count), "spans depend on the reader");
+    check_resumed(blob, &all, complete, input);
 }
 
-fn resumed(blob: &[u8], all: &[DecodedSpan], complete: bool, input: &mut Input<'_>) {
+/// Decodes each span from its checkpoint, alone or with the spans after it.
+fn check_resumed(blob: &[u8], all: &[DecodedSpan], complete: bool, input: &mut Input<'_>) {
     for (first, start) in all.iter().enumerate() {
         let joined_count = 1 + input.below(4);
         let some = &all[first..all.len().min(first + joined_count)];
         let Some(checkpoint) = &start.checkpoint else { continue };
-        // Frames are joined by no reader; deflate goes on over what was a checkpoint.
+        // Callers never join spans of stored data or zstd frames. Deflate continues across checkpoints.
         let some = match checkpoint {
             Checkpoint::Stored | Checkpoint::ZstdFrame => &some[..1],
             _ => some,
@@ -114,45 +122,44 @@ fn resumed(blob: &[u8], all: &[DecodedSpan], complete: bool, input: &mut Input<'
         match decode_span(checkpoint, header, compressed, &mut out) {
             Ok(()) => assert!(
                 out == expected,
-                "{} spans from {:?} decode to something else",
+                "{} spans from {:?} decode to different bytes",
                 some.len(),
                 start.blob
             ),
-            // Damage right behind a span can stand in the byte that its last bits are in.
+            // Damage right after a span can share a byte with the span's last bits.
             Err(error) => assert!(!complete, "{} spans from {:?}: {error}", some.len(), start.blob),
         }
     }
 }
 
-/// A blob of pieces that stand one behind the other, of one and `further` more at most; with `changed`, a few of its bytes are
-/// others.
-pub(crate) fn blob_of<P: IntoIterator<Item = u8>>(
+/// Concatenates 1 to `max_pieces` pieces into a blob. With `damaged`, mutates a few bytes.
+pub(crate) fn concatenated_blob<P: IntoIterator<Item = u8>>(
     input: &mut Input<'_>,
-    further: usize,
-    changed: bool,
+    max_pieces: usize,
+    damaged: bool,
     mut piece: impl FnMut(&mut Input<'_>) -> P,
 ) -> Vec<u8> {
     let mut changes = Input::new(input.bytes(24));
     let mut blob = Vec::new();
-    for _ in 0..=input.below(further) {
+    for _ in 0..=input.below(max_pieces) {
         blob.extend(piece(input));
     }
-    if changed {
+    if damaged {
         changes.mutate(&mut blob);
     }
     blob
 }
 
-/// Checks what is read through an index of `blob`, a layer with one file, `content`: right bytes at every offset; and with
-/// the blob damaged behind the index's back, right bytes or an error.
+/// Checks reads through an index of `blob`, a layer with one file of `content`. Reads return the right bytes at any offset; if
+/// the blob is damaged after indexing, they return the right bytes or an error.
 pub(crate) fn check_reads(blob: &[u8], content: &[u8], input: &mut Input<'_>) {
     let options =
         BuildOptions { limits: input.pick(&LIMITS), thin: input.one_in(2), ..BuildOptions::default() };
-    let (built, seekable) = build(blob, &options, || Ok(Vec::new())).expect("the layer is sound");
+    let (built, seekable) = build(blob, &options, || Ok(Vec::new())).expect("the layer is valid");
     let file = built.finish(&LayerDigest::new(Digest::of(blob))).expect("compresses in memory");
     let entry = EntryId::new(0);
     let layer = |blob: &[u8], seekable: Option<Vec<u8>>| {
-        let index = Index::open(file.clone()).expect("what was built is valid");
+        let index = Index::open(file.clone()).expect("a built index is valid");
         Layer::new(index, LayerBytes::Memory(blob.to_vec()), seekable.map(LayerBytes::Memory))
     };
     let whole = layer(blob, seekable.clone());
@@ -169,10 +176,10 @@ pub(crate) fn check_reads(blob: &[u8], content: &[u8], input: &mut Input<'_>) {
         let (offset, length) = (input.below(content.len() + 3), input.below(9000));
         let start = offset.min(content.len());
         let expected = &content[start..(start + length).min(content.len())];
-        let read = whole.read(entry, offset as u64, length).expect("the blob is sound");
-        assert!(read == expected, "{length} bytes from {offset} are others");
+        let read = whole.read(entry, offset as u64, length).expect("the blob is valid");
+        assert!(read == expected, "{length} bytes from offset {offset} are wrong");
         if let Ok(read) = damaged.read(entry, offset as u64, length) {
-            assert!(read == expected, "{length} bytes from {offset} are others, and no error");
+            assert!(read == expected, "{length} bytes from offset {offset} are wrong, without an error");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The fuzzer's program for the target `archive`.
+//! The fuzzer for the target `archive`.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The fuzzer's program for the target `config`.
+//! The fuzzer for the target `config`.
 
 #![no_main]
 

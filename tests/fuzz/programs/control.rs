@@ -1,4 +1,4 @@
-//! The fuzzer's program for the target `control`.
+//! The fuzzer for the target `control`.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The fuzzer's program for the target `document`.
+//! The fuzzer for the target `document`.
 
 #![no_main]
 

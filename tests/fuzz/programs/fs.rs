@@ -1,4 +1,4 @@
-//! The fuzzer's program for the target `fs`.
+//! The fuzzer for the target `fs`.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The fuzzer's program for the target `gzip`.
+//! The fuzzer for the target `gzip`.
 
 #![no_main]
 

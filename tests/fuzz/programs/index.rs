@@ -1,4 +1,4 @@
-//! The fuzzer's program for the target `index`.
+//! The fuzzer for the target `index`.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The fuzzer's program for the target `isolate`.
+//! The fuzzer for the target `isolate`.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The fuzzer's program for the target `merge`.
+//! The fuzzer for the target `merge`.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The fuzzer's program for the target `reference`.
+//! The fuzzer for the target `reference`.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The fuzzer's program for the target `span`.
+//! The fuzzer for the target `span`.
 
 #![no_main]
 

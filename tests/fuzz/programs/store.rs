@@ -1,4 +1,4 @@
-//! The fuzzer's program for the target `store`.
+//! The fuzzer for the target `store`.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The fuzzer's program for the target `tar`.
+//! The fuzzer for the target `tar`.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The fuzzer's program for the target `zstd`.
+//! The fuzzer for the target `zstd`.
 
 #![no_main]
 

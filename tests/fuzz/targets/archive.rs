@@ -1,8 +1,8 @@
-//! What `load` is given: OCI layouts in a tar and `docker save` archives, with documents, members and links changed; and
-//! any archive, and any bytes.
+//! The input of `load`: OCI layouts and `docker save` archives with damaged documents, members and links, random tars, and
+//! random bytes.
 //!
-//! Promises: an image that is offered has its manifest's digest, a config and layers of the sizes it tells, each read in
-//! full and from one member of the archive; the same archive gives the same images.
+//! Properties: every image has the digest of its manifest; its configuration and layers have their declared sizes and can be
+//! read in full, each from one member of the archive; opening an archive twice yields the same images.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::input::Input;
 use crate::members;
 
-/// See the module.
+/// Runs the target on one input.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let tar = match input.byte() % 8 {
@@ -44,7 +44,11 @@ pub fn run(data: &[u8]) {
     let archive = match (opened, again) {
         (Ok(archive), Ok(again)) => {
             let described = |archive: &Archive| format!("{:?}", archive.images());
-            assert_eq!(described(&archive), described(&again), "the same archive gives the same images");
+            assert_eq!(
+                described(&archive),
+                described(&again),
+                "opening the archive twice yields different images"
+            );
             archive
         }
         (Err(one), Err(other)) => return assert_eq!(one.to_string(), other.to_string()),
@@ -63,13 +67,13 @@ pub fn run(data: &[u8]) {
             assert_eq!(bytes.len() as u64, descriptor.size);
             assert!(
                 tar.windows(bytes.len()).any(|window| window == bytes),
-                "bytes that are not the archive's"
+                "the bytes of a blob are not in the archive"
             );
         }
     }
 }
 
-/// Where things are in archives, and where links may lead.
+/// Paths of members and targets of links.
 const PATHS: [&str; 12] = [
     "oci-layout",
     "index.json",
@@ -88,12 +92,12 @@ const PATHS: [&str; 12] = [
 const NAMES: [&str; 8] =
     ["lab/a:1", "a", "1.0", "docker.io/library/a:1", "lab/a@sha256:00", "../x:1", "UPPER/a:1", ""];
 
-/// What belongs to an archive, in the order in which it is written.
-struct Making {
+/// An archive under construction: tar type, path and content of each member, in order.
+struct ArchiveBuilder {
     members: Vec<(u8, String, Vec<u8>)>,
 }
 
-impl Making {
+impl ArchiveBuilder {
     fn file(&mut self, path: &str, bytes: &[u8]) {
         self.members.push((b'0', path.to_owned(), bytes.to_vec()));
     }
@@ -105,20 +109,20 @@ impl Making {
     }
 }
 
-/// A sound archive of up to three images, and then a few changes.
+/// Generates a valid archive of up to three images, then applies a few changes.
 fn image(input: &mut Input<'_>) -> Vec<u8> {
     let mut changes = Input::new(input.bytes(40));
-    let mut making = Making { members: Vec::new() };
+    let mut builder = ArchiveBuilder { members: Vec::new() };
     if input.one_in(2) {
-        docker(&mut making, input)
+        docker_save(&mut builder, input)
     } else {
-        layout(&mut making, input)
+        oci_layout(&mut builder, input)
     }
     for _ in 0..changes.below(4) {
-        change(&mut making.members, &mut changes);
+        change(&mut builder.members, &mut changes);
     }
     let mut tar = Vec::new();
-    for (kind, path, bytes) in &making.members {
+    for (kind, path, bytes) in &builder.members {
         if path.len() > 100 {
             tar.extend(members::member(b'L', b"././@LongLink", &[path.as_bytes(), b"\0"].concat()));
         }
@@ -139,14 +143,14 @@ fn image(input: &mut Input<'_>) -> Vec<u8> {
 fn change(members: &mut Vec<(u8, String, Vec<u8>)>, input: &mut Input<'_>) {
     let at = input.below(members.len().max(1));
     let other = input.below(members.len().max(1));
-    let place = input.pick(&PATHS).to_owned();
+    let path = input.pick(&PATHS).to_owned();
     let Some(member) = members.get(at).cloned() else { return };
     match input.below(8) {
         0 => drop(members.remove(at)),
         1 => members.push(member),
-        2 => members[at].1 = place,
+        2 => members[at].1 = path,
         3 => {
-            let target = if input.one_in(2) { members[other].1.clone() } else { place };
+            let target = if input.one_in(2) { members[other].1.clone() } else { path };
             let up = "../".repeat(member.1.matches('/').count());
             members[at] = (b'2', member.1, format!("{up}{target}").into_bytes());
         }
@@ -174,9 +178,9 @@ fn layer(input: &mut Input<'_>) -> (&'static str, Vec<u8>) {
     (media_type, [magic, &input.content(300)].concat())
 }
 
-fn layout(making: &mut Making, input: &mut Input<'_>) {
+fn oci_layout(builder: &mut ArchiveBuilder, input: &mut Input<'_>) {
     let version = input.pick(&["1.0.0", "1.0.0", "1.0.0", "1.1.0"]);
-    making.file("oci-layout", json!({"imageLayoutVersion": version}).to_string().as_bytes());
+    builder.file("oci-layout", json!({"imageLayoutVersion": version}).to_string().as_bytes());
     let mut entries = Vec::new();
     for _ in 0..=input.below(3) {
         let layers: Vec<_> = (0..input.below(3)).map(|_| layer(input)).collect();
@@ -192,12 +196,12 @@ fn layout(making: &mut Making, input: &mut Input<'_>) {
         })
         .to_string()
         .into_bytes();
-        making.blob(&config);
+        builder.blob(&config);
         for (_, bytes) in &layers {
-            making.blob(bytes);
+            builder.blob(bytes);
         }
         for _ in 0..input.below(8).saturating_sub(2) {
-            making.blob(&document);
+            builder.blob(&document);
             let mut inner = descriptor(media_type, &document);
             if input.one_in(2) {
                 inner["platform"] = json!({"os": "linux", "architecture": input.pick(&["amd64", "arm64"])});
@@ -207,7 +211,7 @@ fn layout(making: &mut Making, input: &mut Input<'_>) {
                 .to_string()
                 .into_bytes();
         }
-        making.blob(&document);
+        builder.blob(&document);
         let mut entry = descriptor(media_type, &document);
         if input.one_in(3) {
             entry["platform"] =
@@ -217,15 +221,15 @@ fn layout(making: &mut Making, input: &mut Input<'_>) {
         entry["annotations"] = json!({key: input.pick(&NAMES)});
         entries.push(entry);
     }
-    making.file("index.json", json!({"schemaVersion": 2, "manifests": entries}).to_string().as_bytes());
+    builder.file("index.json", json!({"schemaVersion": 2, "manifests": entries}).to_string().as_bytes());
     if input.one_in(3) {
         let config = entries[0]["digest"].as_str().unwrap_or_default().replace("sha256:", "blobs/sha256/");
         let list = json!([{"Config": config, "RepoTags": [input.pick(&NAMES)], "Layers": []}]);
-        making.file("manifest.json", list.to_string().as_bytes());
+        builder.file("manifest.json", list.to_string().as_bytes());
     }
 }
 
-fn docker(making: &mut Making, input: &mut Input<'_>) {
+fn docker_save(builder: &mut ArchiveBuilder, input: &mut Input<'_>) {
     let mut items = Vec::new();
     for image in 0..=input.below(3) {
         let mut paths = Vec::new();
@@ -236,13 +240,13 @@ fn docker(making: &mut Making, input: &mut Input<'_>) {
                 format!("{image}{number}/layer.tar")
             };
             let (_, bytes) = layer(input);
-            making.file(&path, &bytes);
+            builder.file(&path, &bytes);
             paths.push(path);
         }
         let config = config(paths.len() + usize::from(input.one_in(12)), input);
         let config_path = format!("{}.json", Digest::of(&config).hex());
-        making.file(&config_path, &config);
+        builder.file(&config_path, &config);
         items.push(json!({"Config": config_path, "RepoTags": [input.pick(&NAMES)], "Layers": paths}));
     }
-    making.file("manifest.json", serde_json::to_string(&items).unwrap().as_bytes());
+    builder.file("manifest.json", serde_json::to_string(&items).unwrap().as_bytes());
 }

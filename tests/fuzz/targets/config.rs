@@ -1,6 +1,6 @@
-//! The configuration file: TOML of known keys with values of all types, and any text.
+//! The configuration file: known keys with values of every type, damaged TOML, and random text.
 //!
-//! Promises: it is taken, or refused in one line that does not depend on what command is at hand.
+//! Property: the file is accepted, or refused with a non-empty message of one line.
 
 use rcx_imagefs::cli::check_config;
 
@@ -68,7 +68,7 @@ const VALUES: [&str; 30] = [
     "\"\\u0000\"",
 ];
 
-/// See the module.
+/// Runs the target on one input.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let text = match input.byte() % 3 {

@@ -1,8 +1,8 @@
-//! The control socket: any bytes to the daemon that listens, and any bytes as the answer of one.
+//! The control socket: random bytes sent to the daemon, and random bytes as the daemon's response.
 //!
-//! Promises: every request of a connection gets one answer, in its order, and what is none gets an error; a request is cut
-//! off at its longest; whatever one connection said, the next one is answered. A client takes an answer or tells what is
-//! wrong with it.
+//! Properties: each line of a connection gets one response, in order, and a line that is not a request gets an error; the
+//! daemon stops reading at a request beyond the size limit; no connection affects the next. A client accepts a response or
+//! returns an error with a message.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::Shutdown;
@@ -15,10 +15,10 @@ use tempfile::TempDir;
 
 use crate::input::Input;
 
-/// Longest request, in bytes.
+/// The longest request, in bytes.
 const REQUEST_MAX: usize = 4 << 10;
-/// More than any answer takes.
-const LONG: Duration = Duration::from_secs(30);
+/// Longer than any response takes.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 const WORDS: [&[u8]; 12] = [
     b"\"ping\"\n",
@@ -35,27 +35,27 @@ const WORDS: [&[u8]; 12] = [
     b"                                                                ",
 ];
 
-/// See the module.
+/// Runs the target on one input.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     match input.byte() % 4 {
         0 => check_client(input.rest()),
         1 => check_daemon(input.rest()),
         _ => {
-            let mut said = Vec::new();
-            while !input.is_empty() && said.len() < 20_000 {
+            let mut sent = Vec::new();
+            while !input.is_empty() && sent.len() < 20_000 {
                 match input.below(14) {
-                    0 => said.extend_from_slice(input.chunk()),
-                    1 => said.extend(input.pick(&WORDS).repeat(input.byte().into())),
-                    _ => said.extend_from_slice(input.pick(&WORDS)),
+                    0 => sent.extend_from_slice(input.chunk()),
+                    1 => sent.extend(input.pick(&WORDS).repeat(input.byte().into())),
+                    _ => sent.extend_from_slice(input.pick(&WORDS)),
                 }
             }
-            check_daemon(&said);
+            check_daemon(&sent);
         }
     }
 }
 
-/// Talks to a daemon's listener.
+/// Runs a client against a daemon's listener.
 fn with_daemon(client: impl FnOnce(&Path) + Send + 'static) {
     let scratch = TempDir::new().unwrap();
     let path = scratch.path().join("control.sock");
@@ -64,7 +64,7 @@ fn with_daemon(client: impl FnOnce(&Path) + Send + 'static) {
         let listener = ControlListener::bind(&path).unwrap();
         let client = tokio::task::spawn_blocking(move || client(&path));
         tokio::select! {
-            () = listener.answer(answer) => unreachable!("it answers until it is dropped"),
+            () = listener.answer(answer) => unreachable!("`answer` serves until it is dropped"),
             result = client => result.unwrap(),
         }
     });
@@ -78,10 +78,10 @@ fn answer(request: ControlRequest) -> ControlResponse {
     }
 }
 
-/// What a connection gets that says this and then nothing more.
-fn expected(said: &[u8]) -> Vec<Option<ControlResponse>> {
+/// The responses to a connection that sends these bytes and then closes its side. `None` stands for an error.
+fn expected_responses(sent: &[u8]) -> Vec<Option<ControlResponse>> {
     let mut answers = Vec::new();
-    let mut rest = said;
+    let mut rest = sent;
     while !rest.is_empty() {
         let end = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |newline| newline + 1);
         let (line, behind) = rest.split_at(end.min(REQUEST_MAX));
@@ -95,33 +95,33 @@ fn expected(said: &[u8]) -> Vec<Option<ControlResponse>> {
     answers
 }
 
-fn check_daemon(said: &[u8]) {
-    let said = said.to_vec();
+fn check_daemon(sent: &[u8]) {
+    let sent = sent.to_vec();
     with_daemon(move |socket| {
-        converse(socket, &said);
-        let answer = ask(socket, ControlRequest::Ping, LONG).expect("the daemon goes on");
+        exchange(socket, &sent);
+        let answer = ask(socket, ControlRequest::Ping, TIMEOUT).expect("the daemon still answers");
         assert_eq!(answer, ControlResponse::Pong);
     });
 }
 
-fn converse(socket: &Path, said: &[u8]) {
+fn exchange(socket: &Path, sent: &[u8]) {
     let mut stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(LONG)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut writing = stream.try_clone().unwrap();
-    let said_again = said.to_vec();
-    // Answers are read while requests are written: neither end has room for all.
+    let request_bytes = sent.to_vec();
+    // Reads responses while writing requests, because the socket buffers cannot hold all of either.
     let writer = std::thread::spawn(move || {
-        // The daemon closes at a request that is too long.
-        let _ = writing.write_all(&said_again);
+        // Fails if the daemon has closed the connection at a request that is too long.
+        let _ = writing.write_all(&request_bytes);
         let _ = writing.shutdown(Shutdown::Write);
     });
     let mut answers = Vec::new();
     for line in BufReader::new(&mut stream).split(b'\n') {
         match line {
             Ok(line) => {
-                answers.push(serde_json::from_slice::<ControlResponse>(&line).expect("an answer is one"))
+                answers.push(serde_json::from_slice::<ControlResponse>(&line).expect("a valid response"))
             }
-            // What was behind a request that is too long is not read any more.
+            // The daemon closes with unread data after a request that is too long, which resets the connection.
             Err(error) => {
                 assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
                 break;
@@ -129,13 +129,13 @@ fn converse(socket: &Path, said: &[u8]) {
         }
     }
     writer.join().unwrap();
-    let wanted = expected(said);
-    assert!(answers.len() <= wanted.len(), "{answers:?} where {wanted:?} was expected");
-    let cut_off = said.split_inclusive(|byte| *byte == b'\n').any(|line| line.len() > REQUEST_MAX);
-    assert!(cut_off || answers.len() == wanted.len(), "{answers:?} where {wanted:?} was expected");
-    for (answer, wanted) in answers.iter().zip(&wanted) {
-        match wanted {
-            Some(wanted) => assert_eq!(answer, wanted),
+    let expected = expected_responses(sent);
+    assert!(answers.len() <= expected.len(), "got {answers:?}, expected {expected:?}");
+    let cut_off = sent.split_inclusive(|byte| *byte == b'\n').any(|line| line.len() > REQUEST_MAX);
+    assert!(cut_off || answers.len() == expected.len(), "got {answers:?}, expected {expected:?}");
+    for (answer, expected) in answers.iter().zip(&expected) {
+        match expected {
+            Some(expected) => assert_eq!(answer, expected),
             None => {
                 assert!(matches!(answer, ControlResponse::Error(text) if text.starts_with("not a request")))
             }
@@ -143,7 +143,7 @@ fn converse(socket: &Path, said: &[u8]) {
     }
 }
 
-/// A daemon that answers with these bytes.
+/// Checks the client against a daemon that responds with these bytes.
 fn check_client(bytes: &[u8]) {
     let scratch = TempDir::new().unwrap();
     let socket = scratch.path().join("hostile.sock");
@@ -154,14 +154,14 @@ fn check_client(bytes: &[u8]) {
         let _ = BufReader::new(stream.try_clone().unwrap()).read_until(b'\n', &mut Vec::new());
         let _ = stream.write_all(&answer);
     });
-    let result = ask(&socket, ControlRequest::Status, LONG);
+    let result = ask(&socket, ControlRequest::Status, TIMEOUT);
     server.join().unwrap();
-    // A client does not read on behind the end of a line.
+    // The client reads only the first line.
     let line = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes, |newline| &bytes[..=newline]);
     match (result, serde_json::from_slice::<ControlResponse>(line)) {
-        (Ok(ControlResponse::Error(_)), _) => panic!("an error is no answer"),
+        (Ok(ControlResponse::Error(_)), _) => panic!("the client returned an error response as a success"),
         (Ok(answer), Ok(expected)) => assert_eq!(answer, expected),
-        (Ok(answer), Err(error)) => panic!("{answer:?} was read where there is no answer: {error}"),
+        (Ok(answer), Err(error)) => panic!("the client read {answer:?} from an invalid response: {error}"),
         (Err(error), _) => assert!(!error.to_string().is_empty()),
     }
 }

@@ -1,7 +1,7 @@
-//! Manifests, indexes, lists and configs in their OCI and Docker forms, with fields left out, doubled, swapped and replaced.
+//! Manifests, indexes and configurations in their OCI and Docker forms, with missing, duplicate, swapped and replaced fields.
 //!
-//! Promises: one set of bytes is never a manifest to one reader and an index to another, whatever type they were announced
-//! with; what is taken has what the rest of the program relies on; what the program writes reads as what it was.
+//! Properties: the announced media type never turns a manifest into an index or the reverse; an accepted document fulfils the
+//! guarantees that the rest of the program relies on; a written document parses as the original.
 
 use rcx_imagefs::image::{
     CONFIG_MAX, Descriptor, Document, DocumentKind, ImageConfig, LAYERS_MAX, MANIFEST_MAX, ManifestError,
@@ -35,7 +35,7 @@ const TYPES: [&str; 20] = [
 
 const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/// See the module.
+/// Runs the target on one input.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let choice = input.byte();
@@ -70,7 +70,10 @@ fn check_document(bytes: &[u8], announced: Option<&str>) {
     for other in TYPES.into_iter().map(Some).chain([announced]) {
         if let Ok(document) = Document::parse(bytes, other) {
             let kinds = alone.as_ref().map(|alone| (kind(alone), kind(&document)));
-            assert!(kinds.is_ok_and(|(one, other)| one == other), "{other:?} makes another document of it");
+            assert!(
+                kinds.is_ok_and(|(one, other)| one == other),
+                "the kind of document depends on the media type {other:?}"
+            );
         }
     }
     match &alone {
@@ -83,7 +86,7 @@ fn check_document(bytes: &[u8], announced: Option<&str>) {
             assert_eq!(
                 again,
                 Document::Manifest(manifest.clone()),
-                "what is written reads as something else"
+                "the written manifest parses as a different one"
             );
         }
         Ok(Document::Index(index)) => {
@@ -111,7 +114,7 @@ fn check_config(bytes: &[u8]) {
             assert_eq!(
                 ImageConfig::parse(&written).unwrap(),
                 config,
-                "what is kept of it reads as something else"
+                "the stored configuration parses as a different one"
             );
         }
         Err(error) => assert!(matches!(
@@ -125,7 +128,7 @@ fn quoted(text: &str) -> String {
     serde_json::to_string(text).unwrap()
 }
 
-/// A value of any type.
+/// Generates a value of any type.
 fn any(input: &mut Input<'_>) -> String {
     match input.below(12) {
         0 => "null".to_owned(),
@@ -143,10 +146,10 @@ fn any(input: &mut Input<'_>) -> String {
     }
 }
 
-/// A field's name and what makes its value.
+/// A field's name and a function that generates its value.
 type Field<'a> = (&'a str, &'a dyn Fn(&mut Input<'_>) -> String);
 
-/// An object of fields, most of them as given.
+/// Generates an object from `fields`. Now and then, leaves out, duplicates, swaps or replaces a field.
 fn object(input: &mut Input<'_>, fields: &[Field<'_>]) -> String {
     let mut written = Vec::new();
     for (key, value) in fields {
@@ -170,8 +173,8 @@ fn object(input: &mut Input<'_>, fields: &[Field<'_>]) -> String {
     format!("{{{}}}", written.join(","))
 }
 
-fn list(input: &mut Input<'_>, most: usize, item: impl Fn(&mut Input<'_>) -> String) -> String {
-    let items: Vec<String> = (0..input.below(most + 1)).map(|_| item(input)).collect();
+fn list(input: &mut Input<'_>, max_items: usize, item: impl Fn(&mut Input<'_>) -> String) -> String {
+    let items: Vec<String> = (0..input.below(max_items + 1)).map(|_| item(input)).collect();
     format!("[{}]", items.join(","))
 }
 

@@ -1,8 +1,8 @@
-//! gzip blobs: members of real deflate streams with any header fields, by a compressor or by hand, then a few bytes changed.
+//! gzip blobs: members with any header fields, made by a compressor or by hand, then a few damaged bytes.
 //!
-//! Promises: a blob decodes if and only if an ordinary decoder takes it, to the same bytes, whatever the reader gives at once;
-//! every span decodes again from its checkpoint alone and joined with those behind it; reads through an index give the right
-//! bytes at any offset, and with the blob damaged the right bytes or an error.
+//! Properties: a blob decodes if and only if an ordinary decoder accepts it, to the same bytes, however the reader splits its
+//! input; every span decodes again from its checkpoint, alone and joined with the following spans; reads through an index
+//! return the right bytes at any offset, or an error if the blob is damaged.
 
 use std::io::Read as _;
 
@@ -13,7 +13,7 @@ use crate::input::Input;
 use crate::members;
 use crate::spans;
 
-/// See the module.
+/// Runs the target on one input.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let choice = input.byte();
@@ -28,7 +28,7 @@ pub fn run(data: &[u8]) {
         }
         1 => check(&[&[0x1f, 0x8b], input.rest()].concat(), &mut checks),
         _ => {
-            let blob = spans::blob_of(&mut input, 3, choice % 4 == 3, any_member);
+            let blob = spans::concatenated_blob(&mut input, 3, choice % 4 == 3, any_member);
             check(&blob, &mut checks);
         }
     }
@@ -43,13 +43,15 @@ fn check(blob: &[u8], checks: &mut Input<'_>) {
     spans::check(blob, &plain, complete, checks);
 }
 
-/// A header with any of the fields of RFC 1952.
+/// Generates a member header with any of the optional fields of RFC 1952.
 fn header(input: &mut Input<'_>) -> Vec<u8> {
     let flags = if input.one_in(3) { input.byte() & 0x1f } else { 0 };
     let mut bytes = vec![0x1f, 0x8b, 8, flags, 0, 0, 0, 0, 0, 255];
     if flags & 4 != 0 {
         let extra = input.chunk();
-        bytes.extend_from_slice(&u16::try_from(extra.len()).expect("255 at most").to_le_bytes());
+        bytes.extend_from_slice(
+            &u16::try_from(extra.len()).expect("a chunk has at most 255 bytes").to_le_bytes(),
+        );
         bytes.extend_from_slice(extra);
     }
     for flag in [8, 16] {
@@ -68,48 +70,52 @@ fn header(input: &mut Input<'_>) -> Vec<u8> {
 fn trailer(content: &[u8]) -> [u8; 8] {
     let mut trailer = [0; 8];
     trailer[..4].copy_from_slice(&crc32fast::hash(content).to_le_bytes());
-    trailer[4..].copy_from_slice(&u32::try_from(content.len()).expect("small").to_le_bytes());
+    trailer[4..].copy_from_slice(&u32::try_from(content.len()).expect("the content is short").to_le_bytes());
     trailer
 }
 
 fn any_member(input: &mut Input<'_>) -> Vec<u8> {
     let header = header(input);
     let (stream, content) = match input.below(3) {
-        0 => compressed(input),
+        0 => zlib_stream(input),
         _ => deflate::stream(input, 6),
     };
     [&header[..], &stream, &trailer(&content)].concat()
 }
 
-/// A stream as zlib makes it, with flushes between.
-fn compressed(input: &mut Input<'_>) -> (Vec<u8>, Vec<u8>) {
+/// Compresses random content with zlib, with flushes between parts. Returns the stream and the content.
+fn zlib_stream(input: &mut Input<'_>) -> (Vec<u8>, Vec<u8>) {
     let mut compress = Compress::new(Compression::new(u32::from(input.byte() % 10)), false);
     let (mut stream, mut content) = (Vec::new(), Vec::new());
     for _ in 0..input.below(4) {
         let part = input.content(30_000);
         let flushes = [FlushCompress::None, FlushCompress::Sync, FlushCompress::Full, FlushCompress::Partial];
-        add(&mut compress, &part, &mut stream, input.pick(&flushes));
+        compress_into(&mut compress, &part, &mut stream, input.pick(&flushes));
         content.extend(part);
     }
-    add(&mut compress, &[], &mut stream, FlushCompress::Finish);
+    compress_into(&mut compress, &[], &mut stream, FlushCompress::Finish);
     (stream, content)
 }
 
-fn add(compress: &mut Compress, part: &[u8], stream: &mut Vec<u8>, flush: FlushCompress) {
+fn compress_into(compress: &mut Compress, part: &[u8], stream: &mut Vec<u8>, flush: FlushCompress) {
     stream.reserve(part.len() + part.len() / 8 + 1024);
     let before = compress.total_in();
-    compress.compress_vec(part, stream, flush).expect("there is room");
-    assert_eq!(compress.total_in() - before, part.len() as u64, "there was not room enough");
+    compress.compress_vec(part, stream, flush).expect("the output has room");
+    assert_eq!(
+        compress.total_in() - before,
+        part.len() as u64,
+        "the compressor did not consume the whole part"
+    );
 }
 
-/// A layer's tar in members.
+/// Compresses a layer's tar into one or more members.
 fn pack(tar: &[u8], input: &mut Input<'_>) -> Vec<u8> {
     let size = input.pick(&[usize::MAX, 700, 3000, 8000]);
     let level = Compression::new(u32::from(input.byte() % 10));
     let pack = |part: &[u8]| {
         let mut compress = Compress::new(level, false);
         let mut stream = Vec::new();
-        add(&mut compress, part, &mut stream, FlushCompress::Finish);
+        compress_into(&mut compress, part, &mut stream, FlushCompress::Finish);
         [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255], &stream[..], &trailer(part)].concat()
     };
     tar.chunks(size).flat_map(pack).collect()

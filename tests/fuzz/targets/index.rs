@@ -1,9 +1,9 @@
-//! Index files: sound ones of layers of every codec, with fields, records and sections changed, and the checksum made right
-//! again, so that what is behind it has to notice.
+//! Index files: valid ones for layers of every codec, with changed fields, records and sections. The checksum is corrected, so
+//! that validation has to detect the damage.
 //!
-//! Promises: what opens answers every look-up, without a panic and in memory that the bytes at hand bound; a span is decoded
-//! to as many bytes as the index says, or there is an error; layers with such indexes merge to a tree or to an error. With the
-//! checksum as it was, no changed file opens.
+//! Properties: a file that opens answers every lookup without a panic, in memory bounded by its size; decoding a span yields
+//! as many bytes as the index declares, or an error; merging layers with such indexes yields a tree or an error. Without a
+//! corrected checksum, no changed file opens.
 
 use std::sync::OnceLock;
 
@@ -18,7 +18,7 @@ use crate::members;
 use support::layers::{parse, tar};
 use support::stored::Packing;
 
-/// What is in every layer here: each kind, and more than a span of content.
+/// The entries of every test layer, of each kind. `valid_layers` adds a file longer than one span and a sparse file.
 const LAYER: &str = "\
     d etc mode=700 uid=3 mtime=1500000000.000000001
     f etc/hosts 127.0.0.1 mode=600 gid=7 mtime=-1.500000000 xattr.user.a=b xattr.security.other=\\x01\\x00
@@ -33,22 +33,22 @@ const LAYER: &str = "\
     l lib usr/lib
     f lib/a.so text";
 
-/// A sound layer.
-struct Base {
+/// A layer with a valid index.
+struct ValidLayer {
     index: Vec<u8>,
     blob: Vec<u8>,
     seekable: Option<Vec<u8>>,
 }
 
-fn bases() -> &'static [Base] {
-    static BASES: OnceLock<Vec<Base>> = OnceLock::new();
-    BASES.get_or_init(|| {
+fn valid_layers() -> &'static [ValidLayer] {
+    static LAYERS: OnceLock<Vec<ValidLayer>> = OnceLock::new();
+    LAYERS.get_or_init(|| {
         let mut tar = tar(&parse(LAYER)[0]);
         tar.truncate(tar.len() - 1024);
         let content: Vec<u8> =
             (0..2500_u32).flat_map(|n| format!("{} ", n * n % 1009).into_bytes()).collect();
         tar.extend(members::member(b'0', b"etc/long", &content));
-        // Sparse in the form of PAX 0.1: 700 bytes at 100 and 300 at 5000.
+        // A sparse file in PAX 0.1 format: 700 bytes at offset 100 and 300 at offset 5000.
         let map = [("size", "9000"), ("numblocks", "2"), ("map", "100,700,5000,300")];
         let records: Vec<u8> = map
             .iter()
@@ -61,11 +61,11 @@ fn bases() -> &'static [Base] {
         tar.resize(tar.len() + 1024, 0);
         let packings =
             [Packing::Tar, Packing::Gzip, Packing::Members(3000), Packing::Frames(3000), Packing::Zstd];
-        packings.iter().map(|packing| base(packing.pack(&tar))).collect()
+        packings.iter().map(|packing| valid_layer(packing.pack(&tar))).collect()
     })
 }
 
-fn base(blob: Vec<u8>) -> Base {
+fn valid_layer(blob: Vec<u8>) -> ValidLayer {
     let options = BuildOptions {
         limits: SpanLimits { target: 4096, max: 5120 },
         thin: false,
@@ -73,16 +73,17 @@ fn base(blob: Vec<u8>) -> Base {
     };
     let (built, seekable) = build(&blob[..], &options, || Ok(Vec::new())).unwrap();
     let index = built.finish(&LayerDigest::new(Digest::of(&blob))).unwrap();
-    Base { index, blob, seekable }
+    ValidLayer { index, blob, seekable }
 }
 
-/// See the module.
+/// Runs the target on one input.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
-    let base = &bases()[input.below(bases().len())];
+    let layers = valid_layers();
+    let original = &layers[input.below(layers.len())];
     let keep_checksum = input.one_in(16);
-    let mut file = base.index.clone();
-    let mut parts = Parts::of(&file);
+    let mut file = original.index.clone();
+    let mut parts = IndexParts::split(&file);
     let mut lengths = None;
     while !input.is_empty() {
         match input.below(12) {
@@ -94,33 +95,32 @@ pub fn run(data: &[u8]) {
             _ => parts.change(&mut input),
         }
     }
-    let changed = parts.file();
-    file = changed;
+    file = parts.join();
     if let Some((section, length)) = lengths {
         file[136 + 8 * section..][..8].copy_from_slice(&length.to_le_bytes());
     }
     if keep_checksum {
-        let same = file[CHECKED_FROM..] == base.index[CHECKED_FROM..];
-        assert!(same || Index::open(file).is_err(), "what was changed has the checksum of what it was");
+        let same = file[CHECKED_FROM..] == original.index[CHECKED_FROM..];
+        assert!(same || Index::open(file).is_err(), "a changed file opens with the old checksum");
         return;
     }
     let checksum = Digest::of(&file[CHECKED_FROM..]);
     file[16..CHECKED_FROM].copy_from_slice(checksum.as_bytes());
     let Ok(index) = Index::open(file) else { return };
-    look_at(index, base);
+    check_lookups(index, original);
 }
 
-/// An index file taken apart.
-struct Parts {
+/// The header and the sections of an index file.
+struct IndexParts {
     header: Vec<u8>,
     sections: Vec<Vec<u8>>,
 }
 
-/// Bytes of a record, by section; 1 for heaps.
+/// The record size of each section in bytes; 1 for heaps.
 const RECORDS: [usize; SECTIONS] = [56, 16, 20, 28, 4, 24, 24, 8, 4, 8, 1, 1, 1, 1, 1];
 
-impl Parts {
-    fn of(file: &[u8]) -> Self {
+impl IndexParts {
+    fn split(file: &[u8]) -> Self {
         let (header, mut rest) = file.split_at(HEADER_LEN);
         let sections = (0..SECTIONS).map(|section| {
             let length = u64::from_le_bytes(header[136 + 8 * section..][..8].try_into().unwrap());
@@ -132,7 +132,7 @@ impl Parts {
         Self { sections: sections.collect(), header: header.to_vec() }
     }
 
-    fn file(&self) -> Vec<u8> {
+    fn join(&self) -> Vec<u8> {
         let mut file = self.header.clone();
         for (ordinal, section) in self.sections.iter().enumerate() {
             file[136 + 8 * ordinal..][..8].copy_from_slice(&(section.len() as u64).to_le_bytes());
@@ -148,7 +148,7 @@ impl Parts {
         let (section, width) = (&mut self.sections[ordinal], RECORDS[ordinal]);
         let records = section.len() / width;
         let at = input.below(records.max(1)) * width;
-        // The last record may have been cut short.
+        // An earlier change may have shortened the last record.
         let end = (at + width).min(section.len());
         match input.below(8) {
             0 => drop(section.drain(at.min(end)..end)),
@@ -165,7 +165,7 @@ impl Parts {
     }
 }
 
-/// Sets or shifts a number of 1, 2, 4 or 8 bytes.
+/// Replaces or increments a number of 1, 2, 4 or 8 bytes.
 fn set(bytes: &mut [u8], at: usize, input: &mut Input<'_>) {
     let width = 1 << input.below(4);
     let Some(field) = bytes.get_mut(at..at + width) else { return };
@@ -178,9 +178,9 @@ fn set(bytes: &mut [u8], at: usize, input: &mut Input<'_>) {
     field.copy_from_slice(&number.to_le_bytes()[..width]);
 }
 
-fn look_at(index: Index<Vec<u8>>, base: &Base) {
-    let seekable = base.seekable.clone().map(LayerBytes::Memory);
-    let layer = Layer::new(index, LayerBytes::Memory(base.blob.clone()), seekable);
+fn check_lookups(index: Index<Vec<u8>>, original: &ValidLayer) {
+    let seekable = original.seekable.clone().map(LayerBytes::Memory);
+    let layer = Layer::new(index, LayerBytes::Memory(original.blob.clone()), seekable);
     let index = layer.index();
     let sizes: usize = index.section_sizes().sum();
     assert!(sizes as u64 <= index.file_size());
@@ -192,16 +192,16 @@ fn look_at(index: Index<Vec<u8>>, base: &Base) {
         assert!(path.is_empty() == entry.name().is_empty() && index.contains(id));
         assert!(entry.mode() <= 0o7777 && entry.mtime().nsec < 1_000_000_000);
         for (name, value) in entry.xattrs() {
-            assert!(!name.is_empty() && value.len() < base.index.len() * 2);
+            assert!(!name.is_empty() && value.len() < original.index.len() * 2);
         }
         std::hint::black_box((entry.uid(), entry.gid(), entry.offset(), index.own_nlink(id)));
-        look_at_content(&layer, id);
+        check_content(&layer, id);
     }
     assert!(!index.contains(EntryId::new(u32::try_from(index.len()).unwrap())));
     let mut end = 0;
     for id in index.spans() {
         let range = index.span_range(id);
-        assert!(range.start == end && range.start < range.end, "spans follow each other");
+        assert!(range.start == end && range.start < range.end, "spans are not contiguous");
         assert_eq!(index.span_at(TarOffset::new(range.start)), Some(id));
         assert_eq!(index.span_at(TarOffset::new(range.end - 1)), Some(id));
         if let Ok(bytes) = layer.decode_span(id) {
@@ -210,41 +210,41 @@ fn look_at(index: Index<Vec<u8>>, base: &Base) {
         end = range.end;
     }
     assert_eq!((end, index.span_at(TarOffset::new(end))), (index.tar_size(), None));
-    merge(&layer, base);
+    check_merge(&layer, original);
 }
 
-fn look_at_content(layer: &Layer<Vec<u8>>, id: EntryId) {
+fn check_content(layer: &Layer<Vec<u8>>, id: EntryId) {
     let IndexedKind::Regular { size } = layer.index().entry(id).kind() else {
         assert!(layer.pieces(id, 0, u64::MAX).is_empty() && layer.stored_size(id) == 0);
         return;
     };
     assert!(layer.stored_size(id) <= size);
-    for (offset, wanted) in
+    for (offset, length) in
         [(0, u64::MAX), (0, 1), (size / 2, 100), (size.saturating_sub(1), 9), (size, 1), (u64::MAX, 1)]
     {
-        let pieces = layer.pieces(id, offset, wanted);
-        let length = |piece: &Piece| match piece {
+        let pieces = layer.pieces(id, offset, length);
+        let piece_length = |piece: &Piece| match piece {
             Piece::Hole { len } | Piece::Data { len, .. } => *len,
         };
-        assert!(pieces.iter().all(|piece| length(piece) > 0));
-        let total: u64 = pieces.iter().map(length).sum();
-        assert_eq!(total, size.saturating_sub(offset).min(wanted), "pieces cover what was asked for");
-        let few = usize::try_from(wanted.min(3000)).unwrap();
-        if let Ok(bytes) = layer.read(id, offset, few) {
-            assert_eq!(bytes.len() as u64, total.min(few as u64));
+        assert!(pieces.iter().all(|piece| piece_length(piece) > 0));
+        let total: u64 = pieces.iter().map(piece_length).sum();
+        assert_eq!(total, size.saturating_sub(offset).min(length), "pieces do not cover the requested range");
+        let read_length = usize::try_from(length.min(3000)).unwrap();
+        if let Ok(bytes) = layer.read(id, offset, read_length) {
+            assert_eq!(bytes.len() as u64, total.min(read_length as u64));
         }
     }
 }
 
-/// Merges it below and above the layer that it was.
-fn merge(layer: &Layer<Vec<u8>>, base: &Base) {
-    let sound = Index::open(base.index.clone()).unwrap();
-    for stack in [vec![layer.index()], vec![&sound, layer.index()], vec![layer.index(), &sound]] {
+/// Merges the changed layer alone, above the original and below it.
+fn check_merge(layer: &Layer<Vec<u8>>, original: &ValidLayer) {
+    let valid = Index::open(original.index.clone()).unwrap();
+    for stack in [vec![layer.index()], vec![&valid, layer.index()], vec![layer.index(), &valid]] {
         let Ok(tree) = tree::merge(&stack) else { continue };
         for (name, node) in tree.children(NodeId::ROOT) {
             assert!(tree.contains(node) && tree.lookup(NodeId::ROOT, name) == Some(node));
         }
         let text = tree::dump(&tree, &stack, |_, _| Vec::new());
-        assert!(!text.contains("\n? ") && !text.starts_with("? "), "a node is no file:\n{text}");
+        assert!(!text.contains("\n? ") && !text.starts_with("? "), "a node has no known kind:\n{text}");
     }
 }

@@ -1,9 +1,9 @@
-//! The arguments of the stand-in for isolate, which is set-uid root and called by anyone; and isolate's meta file.
+//! The arguments of the stand-in for isolate, which is set-uid root and callable by every user, and isolate's meta file.
 //!
-//! Promises: arguments are read as `getopt_long` of glibc reads them, with isolate's table, to the letter; what was read,
-//! written out, reads the same. A call made for an image has one rule for the root, ours and the first; names no place twice,
-//! and keeps the caller's command, limits and variables. A message that fails a job is one line of the meta file, whatever
-//! is in it.
+//! Properties: arguments parse exactly as glibc's `getopt_long` parses them with isolate's table, and parsed arguments
+//! written out parse the same. A call rewritten for an image has exactly one rule for the root, ours, which comes first;
+//! it has no two rules for one directory, and it keeps the caller's command, limits and variables. A failure message takes
+//! one line of the meta file, whatever it contains.
 
 use std::collections::HashSet;
 use std::ffi::{CString, OsStr, OsString};
@@ -16,7 +16,7 @@ use rcx_imagefs::sandbox::isolate::{
 };
 use rcx_imagefs::sandbox::shim::{BoxImages, CallRewrite, ImageChoice, choose, may_request_image};
 
-use crate::glibc::{self, Takes};
+use crate::glibc::{self, HasArg};
 use crate::input::Input;
 
 const WORDS: [&str; 60] = [
@@ -82,55 +82,55 @@ const WORDS: [&str; 60] = [
     "0",
 ];
 
-/// Options, as isolate's own table has them: name, letter, what they take.
-const TABLE: [(&str, u8, Takes); 41] = {
-    use Takes::{Maybe, Nothing, Value};
+/// isolate's own option table: name, letter (0 for none), and whether the option takes an argument.
+const TABLE: [(&str, u8, HasArg); 41] = {
+    use HasArg::{No, Optional, Required};
     [
-        ("as-gid", 0, Value),
-        ("as-uid", 0, Value),
-        ("box-id", b'b', Value),
-        ("cg", 0, Nothing),
-        ("cg-mem", 0, Value),
-        ("cg-timing", 0, Nothing),
-        ("chdir", b'c', Value),
-        ("check-config", 0, Nothing),
-        ("cleanup", 0, Nothing),
-        ("core", 0, Value),
-        ("dir", b'd', Value),
-        ("env", b'E', Value),
-        ("extra-time", b'x', Value),
-        ("fsize", b'f', Value),
-        ("full-env", b'e', Nothing),
-        ("inherit-fds", 0, Nothing),
-        ("init", 0, Nothing),
-        ("mem", b'm', Value),
-        ("meta", b'M', Value),
-        ("no-cg-timing", 0, Nothing),
-        ("no-default-dirs", b'D', Nothing),
-        ("open-files", b'n', Value),
-        ("print-cg-root", 0, Nothing),
-        ("processes", b'p', Maybe),
-        ("quota", b'q', Value),
-        ("run", 0, Nothing),
-        ("share-net", 0, Nothing),
-        ("silent", b's', Nothing),
-        ("special-files", 0, Nothing),
-        ("stack", b'k', Value),
-        ("stderr", b'r', Value),
-        ("stderr-to-stdout", 0, Nothing),
-        ("stdin", b'i', Value),
-        ("stdout", b'o', Value),
-        ("syscalls", 0, Value),
-        ("time", b't', Value),
-        ("tty-hack", 0, Nothing),
-        ("verbose", b'v', Nothing),
-        ("version", 0, Nothing),
-        ("wait", 0, Nothing),
-        ("wall-time", b'w', Value),
+        ("as-gid", 0, Required),
+        ("as-uid", 0, Required),
+        ("box-id", b'b', Required),
+        ("cg", 0, No),
+        ("cg-mem", 0, Required),
+        ("cg-timing", 0, No),
+        ("chdir", b'c', Required),
+        ("check-config", 0, No),
+        ("cleanup", 0, No),
+        ("core", 0, Required),
+        ("dir", b'd', Required),
+        ("env", b'E', Required),
+        ("extra-time", b'x', Required),
+        ("fsize", b'f', Required),
+        ("full-env", b'e', No),
+        ("inherit-fds", 0, No),
+        ("init", 0, No),
+        ("mem", b'm', Required),
+        ("meta", b'M', Required),
+        ("no-cg-timing", 0, No),
+        ("no-default-dirs", b'D', No),
+        ("open-files", b'n', Required),
+        ("print-cg-root", 0, No),
+        ("processes", b'p', Optional),
+        ("quota", b'q', Required),
+        ("run", 0, No),
+        ("share-net", 0, No),
+        ("silent", b's', No),
+        ("special-files", 0, No),
+        ("stack", b'k', Required),
+        ("stderr", b'r', Required),
+        ("stderr-to-stdout", 0, No),
+        ("stdin", b'i', Required),
+        ("stdout", b'o', Required),
+        ("syscalls", 0, Required),
+        ("time", b't', Required),
+        ("tty-hack", 0, No),
+        ("verbose", b'v', No),
+        ("version", 0, No),
+        ("wait", 0, No),
+        ("wall-time", b'w', Required),
     ]
 };
 
-/// See the module.
+/// Runs the target on one input.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     match input.byte() % 8 {
@@ -155,7 +155,7 @@ pub fn run(data: &[u8]) {
                     }
                     _ => {}
                 }
-                // No argument has one.
+                // An argument cannot contain a NUL byte.
                 word.retain(|byte| *byte != 0);
                 words.push(OsString::from_vec(word));
             }
@@ -184,15 +184,15 @@ fn check_rule(text: &OsStr) {
     let Ok(rule) = DirRule::parse(text) else { return };
     assert!(!rule.inside.as_bytes().starts_with(b"/") && components(&rule.inside).all(|part| part != ".."));
     if let Ok(spelled) = rule.to_value() {
-        assert_eq!(DirRule::parse(&spelled).expect("a rule reads as it is spelled"), rule);
+        assert_eq!(DirRule::parse(&spelled).expect("a written rule parses"), rule);
     }
 }
 
 /// An option's name and value.
-type Read = (&'static str, Option<OsString>);
+type ParsedOption = (&'static str, Option<OsString>);
 
-/// What isolate reads; `None` where it refuses.
-fn by_glibc(words: &[OsString], in_order: bool) -> Option<(Vec<Read>, Vec<OsString>)> {
+/// Parses arguments as isolate does. Returns `None` where isolate refuses them.
+fn parse_with_glibc(words: &[OsString], in_order: bool) -> Option<(Vec<ParsedOption>, Vec<OsString>)> {
     let words: Vec<CString> = words.iter().map(|word| CString::new(word.as_bytes()).unwrap()).collect();
     let (options, arguments) = glibc::getopt_long(&words, &TABLE, in_order)?;
     let modes: HashSet<&str> = options
@@ -211,24 +211,24 @@ fn check_call(words: &[OsString]) {
     }
     for in_order in [false, true] {
         let call = IsolateCall::parse(words, None, in_order);
-        let expected = by_glibc(words, in_order);
+        let expected = parse_with_glibc(words, in_order);
         match (&call, &expected) {
             (Ok(call), Some((options, arguments))) => {
-                let read: Vec<Read> =
+                let parsed: Vec<ParsedOption> =
                     call.options.iter().map(|given| (given.option.name(), given.value.clone())).collect();
-                assert_eq!((&read, &call.arguments), (options, arguments), "{words:?}");
+                assert_eq!((&parsed, &call.arguments), (options, arguments), "{words:?}");
             }
             (Err(error), None) => assert!(!error.to_string().is_empty()),
-            _ => panic!("{words:?}: {call:?} and {expected:?}"),
+            _ => panic!("{words:?}: got {call:?}, expected {expected:?}"),
         }
         if let Ok(call) = call {
             assert_eq!(
                 IsolateCall::parse(&call.to_arguments(), None, in_order).unwrap(),
                 call,
-                "written out it is another"
+                "the written arguments parse as a different call"
             );
             call.values(IsolateOption::Dir).for_each(check_rule);
-            check_plan(&call);
+            check_rewrite(&call);
         }
     }
     for version in [IsolateVersion::new(1, 8, 1), IsolateVersion::new(1, 10, 1), IsolateVersion::new(2, 6, 0)]
@@ -240,47 +240,54 @@ fn check_call(words: &[OsString]) {
     let _ = may_request_image(words, &BoxImages::default(), Some(Path::new("/images")));
 }
 
-fn check_plan(call: &IsolateCall) {
+fn check_rewrite(call: &IsolateCall) {
     let images = BoxImages::new([("default", "d"), ("7", "s:1"), ("8", "")]).unwrap();
     let Ok(choice) = choose(call, &images, || Ok(Some("/images".into()))) else { return };
     let ImageChoice::Image { name, .. } = &choice else { return };
     assert_eq!(call.mode, Some(IsolateMode::Run));
     let normal = |part| matches!(part, std::path::Component::Normal(_));
-    assert!(name.components().all(normal) && !name.as_os_str().is_empty(), "{name:?} leads out of the mount");
+    assert!(name.components().all(normal) && !name.as_os_str().is_empty(), "{name:?} escapes the mount");
     for version in [IsolateVersion::new(1, 8, 1), IsolateVersion::new(2, 6, 0)] {
-        let Ok(plan) = CallRewrite::new(call, version) else { continue };
+        let Ok(rewrite) = CallRewrite::new(call, version) else { continue };
         let environment = ["PATH=/image".to_owned(), "HOME".to_owned(), "X=\0".to_owned()];
-        let additional = plan.additional_rules().to_vec();
-        let Ok(arguments) = plan.arguments(Path::new("/run/root"), true, &additional, &environment, None)
+        let additional = rewrite.additional_rules().to_vec();
+        let Ok(arguments) = rewrite.arguments(Path::new("/run/root"), true, &additional, &environment, None)
         else {
             continue;
         };
-        let made = IsolateCall::parse(&arguments, Some(version), false).expect("it is for isolate to read");
-        check_made(call, &made, version);
+        let rewritten = IsolateCall::parse(&arguments, Some(version), false)
+            .expect("isolate can parse the rewritten call");
+        check_rewritten(call, &rewritten, version);
     }
 }
 
-/// What isolate gets, against what the caller gave.
-fn check_made(call: &IsolateCall, made: &IsolateCall, version: IsolateVersion) {
-    let rules: Vec<DirRule> =
-        made.values(IsolateOption::Dir).map(|text| DirRule::parse(text).expect("ours")).collect();
+/// Compares the arguments for isolate with the caller's.
+fn check_rewritten(call: &IsolateCall, rewritten: &IsolateCall, version: IsolateVersion) {
+    let rules: Vec<DirRule> = rewritten
+        .values(IsolateOption::Dir)
+        .map(|text| DirRule::parse(text).expect("our rules parse"))
+        .collect();
     let first = rules.first().map(|rule| rule.to_value().unwrap());
-    assert_eq!(first, Some(".=/run/root:rw".into()), "the root comes first");
+    assert_eq!(first, Some(".=/run/root:rw".into()), "the first rule is not the root");
     assert!(rules[1..].iter().all(|rule| !is_root(&rule.inside)), "a second root: {rules:?}");
     let texts: HashSet<&OsStr> = rules.iter().map(|rule| rule.inside.as_os_str()).collect();
-    assert_eq!(texts.len(), rules.len(), "isolate would put the later rule in the place of the former");
-    assert!(made.has(IsolateOption::NoDefaultDirs) && made.mode == Some(IsolateMode::Run));
-    assert_eq!(made.arguments, call.arguments, "the command is the caller's");
-    let variables: Vec<&OsStr> = made.values(IsolateOption::Env).collect();
-    assert_eq!(variables.last(), Some(&OsStr::new("PATH=/image")), "the image's variables come last");
+    assert_eq!(
+        texts.len(),
+        rules.len(),
+        "two rules for one directory: isolate would apply only the later one"
+    );
+    assert!(rewritten.has(IsolateOption::NoDefaultDirs) && rewritten.mode == Some(IsolateMode::Run));
+    assert_eq!(rewritten.arguments, call.arguments, "the command differs from the caller's");
+    let variables: Vec<&OsStr> = rewritten.values(IsolateOption::Env).collect();
+    assert_eq!(variables.last(), Some(&OsStr::new("PATH=/image")), "the image's variables are not last");
     assert!(variables.iter().all(|pair| !pair.as_bytes().starts_with(b"RCX_IMAGEFS_IMAGE=")));
     let kept = |call: &IsolateCall| {
-        let stays = |option| match option {
+        let is_kept = |option| match option {
             IsolateOption::Dir | IsolateOption::Env | IsolateOption::NoDefaultDirs => false,
             IsolateOption::CgTiming => IsolateOption::CgTiming.is_known_to(version),
             _ => true,
         };
-        call.options.iter().filter(|given| stays(given.option)).cloned().collect::<Vec<_>>()
+        call.options.iter().filter(|given| is_kept(given.option)).cloned().collect::<Vec<_>>()
     };
-    assert_eq!(kept(made), kept(call), "an option of the caller's has gone or changed");
+    assert_eq!(kept(rewritten), kept(call), "one of the caller's options is missing or changed");
 }

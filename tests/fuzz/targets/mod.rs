@@ -1,4 +1,4 @@
-//! The targets. Each is a function of bytes that panics where a promise is broken.
+//! The fuzz targets. Each `run` takes an input and panics if a property does not hold.
 
 pub mod archive;
 pub mod config;

@@ -1,7 +1,7 @@
-//! What users and documents name images by: references, names, tags, digests, platforms, media types, and paths of members.
+//! Text from users and documents: references, names, tags, digests, platforms, media types, and paths of tar members.
 //!
-//! Promises: the canonical text of what was read reads as the same; the form in the mount has no component that climbs; paths
-//! of members are the normal form of the naive model, and are read as themselves.
+//! Properties: canonical text parses as the same value; a path in the mount has no `..` or empty component; member paths
+//! equal the normal form of the reference model, and parse as themselves.
 
 use rcx_imagefs::image::{Digest, LayerMedia, Name, Platform, Reference, ReferenceError, Tag};
 use rcx_imagefs::layer::{LayerPath, MemberName, NameError};
@@ -45,7 +45,7 @@ const WORDS: [&str; 32] = [
     "v8",
 ];
 
-/// See the module.
+/// Runs the target on one input.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let choice = input.byte();
@@ -70,14 +70,14 @@ pub fn run(data: &[u8]) {
         check_reference(&text, default);
     }
     let _ = Reference::parse("a", Some(&text)).map(|reference| check_name(&reference.name));
-    check_words(&text);
+    check_text(&text);
 }
 
 fn check_reference(text: &str, default: Option<&str>) {
     let parsed = Reference::parse(text, default);
     if let Ok(reference) = &parsed {
         let canonical = reference.to_string();
-        // A canonical text has its host, so that no default is added.
+        // Canonical text includes the host, so that the default does not apply.
         assert_eq!(
             Reference::parse(&canonical, Some("other.example")).as_ref(),
             Ok(reference),
@@ -94,7 +94,7 @@ fn check_reference(text: &str, default: Option<&str>) {
     }
     if let Ok(meanings) = Reference::candidates(text, default) {
         if let Ok(first) = &parsed {
-            assert_eq!(meanings.first(), Some(first), "the default registry's comes first");
+            assert_eq!(meanings.first(), Some(first), "the reference in the default registry is not first");
         }
         assert!((1..=3).contains(&meanings.len()));
     }
@@ -108,19 +108,22 @@ fn check_name(name: &Name) {
         let familiar = name.familiar(default);
         match Reference::candidates(&familiar, default) {
             Ok(meanings) => {
-                assert!(meanings.iter().any(|meaning| meaning.name == *name), "{familiar} is not {name:?}")
+                assert!(
+                    meanings.iter().any(|meaning| meaning.name == *name),
+                    "{familiar} does not mean {name:?}"
+                )
             }
-            // A name of that form takes its host, or a tag.
+            // A name that looks like an image ID needs a host or a tag.
             Err(error) => assert!(matches!(error, ReferenceError::ImageId(_)), "{familiar}: {error}"),
         }
         for component in familiar.split('/') {
-            assert!(!matches!(component, "" | "." | ".."), "{name:?} climbs");
+            assert!(!matches!(component, "" | "." | ".."), "{name:?} escapes the mount");
             assert!(component.bytes().all(|byte| byte.is_ascii_graphic()), "{name:?}");
         }
     }
 }
 
-fn check_words(text: &str) {
+fn check_text(text: &str) {
     if let Ok(digest) = text.parse::<Digest>() {
         assert_eq!(digest.to_string(), text);
     }
@@ -136,7 +139,7 @@ fn check_words(text: &str) {
     }
     if let Ok(image) = text.parse::<ImageName>() {
         let normal = |part| matches!(part, std::path::Component::Normal(_));
-        assert!(image.path().components().all(normal), "{text:?} climbs");
+        assert!(image.path().components().all(normal), "{text:?} escapes the mount");
         assert!(!image.path().as_os_str().is_empty() && !image.to_string().contains('\0'));
     }
     if let Ok(images) = BoxImages::new([(text, "a"), ("10-19", "")]) {
@@ -147,16 +150,16 @@ fn check_words(text: &str) {
 fn check_member(raw: &[u8]) {
     let path = LayerPath::parse(raw);
     if let Ok(path) = &path {
-        assert_eq!(model::normal(raw).join(&b'/'), path.as_bytes(), "the model has another path");
+        assert_eq!(model::normal(raw).join(&b'/'), path.as_bytes(), "the model computes a different path");
         if !path.is_root() {
             assert_eq!(LayerPath::parse(path.as_bytes()).as_ref(), Ok(path));
         }
         let joined = [path.parent(), path.file_name()].join(&b'/');
         assert_eq!(joined.strip_prefix(b"/").unwrap_or(&joined), path.as_bytes());
     } else {
-        let long = model::normal(raw).join(&b'/').len() > 4095
+        let too_long = model::normal(raw).join(&b'/').len() > 4095
             || raw.split(|byte| *byte == b'/').any(|name| name.len() > 255);
-        assert!(raw.is_empty() || raw.contains(&0) || long, "{path:?}");
+        assert!(raw.is_empty() || raw.contains(&0) || too_long, "{path:?}");
     }
     match MemberName::parse(raw) {
         Ok(MemberName::Plain(plain)) => {

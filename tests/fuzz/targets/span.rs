@@ -1,28 +1,29 @@
-//! One span from a checkpoint that says anything at all, over bytes that are anything.
+//! Decodes one span from an arbitrary checkpoint and arbitrary bytes.
 //!
-//! Promises: the span is filled or there is an error, at once and without a panic; and a span that has been decoded does not
-//! depend on the ones decoded before it by the same thread, whose decoder it uses again.
+//! Properties: decoding fills the span or fails, without a panic or an endless loop; the result does not depend on spans
+//! decoded earlier by the same thread, although they share a decoder.
 
 use rcx_imagefs::layer::{BlockHeader, Checkpoint, Window, decode_span};
 
 use crate::deflate;
 use crate::input::Input;
 
-/// See the module.
+/// Runs the target on one input.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
-    let (checkpoint, header, blob, length) = call(&mut input);
+    let (checkpoint, header, blob, length) = decode_arguments(&mut input);
     let decode = || {
         let mut out = vec![0; length];
         decode_span(&checkpoint, &header, &blob, &mut out).map(|()| out).ok()
     };
-    let alone = decode();
-    let (other, other_header, other_blob, other_length) = call(&mut input);
+    let before = decode();
+    let (other, other_header, other_blob, other_length) = decode_arguments(&mut input);
     let _ = decode_span(&other, &other_header, &other_blob, &mut vec![0; other_length]);
-    assert!(decode() == alone, "what was decoded before decides on what is decoded now");
+    assert!(decode() == before, "the result depends on a span decoded earlier");
 }
 
-fn call(input: &mut Input<'_>) -> (Checkpoint, Vec<u8>, Vec<u8>, usize) {
+/// Generates a checkpoint, a block header, compressed bytes and the length of the span.
+fn decode_arguments(input: &mut Input<'_>) -> (Checkpoint, Vec<u8>, Vec<u8>, usize) {
     let length = input.below(6000);
     let mut changes = Input::new(input.bytes(12));
     let (mut stream, content) = deflate::stream(input, 3);

@@ -1,8 +1,8 @@
-//! Files of the store that other tools write or a crash leaves: `index.json`, `slots`, `oci-layout`.
+//! Store files that other tools write or a crash leaves behind: `index.json`, `slots`, `oci-layout`.
 //!
-//! Promises: a file reads, or is told to be damaged and stays as it is; entering, moving and taking away a tag changes that
-//! image and no other, keeps what other tools have put there, and is seen by the next reader; a number is given to one layer
-//! or image, and means the same to every process.
+//! Properties: a file is readable, or is reported as damaged and left unchanged; adding, moving and removing a tag affects
+//! that image only, keeps the entries of other tools, and is visible to the next reader; a slot belongs to one layer or
+//! image, and every process sees the same assignment.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::input::Input;
 
-/// See the module.
+/// Runs the target on one input.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     match input.byte() % 4 {
@@ -38,11 +38,11 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// A new store, in memory where there is a filesystem for that: each write waits for the disk.
+/// Runs a check on a new store. Uses /dev/shm where it exists, because the store syncs every write.
 fn with_store(check: impl FnOnce(Store, &Path)) {
     let memory = Path::new("/dev/shm");
-    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-    let dir = TempDir::new_in(place).unwrap();
+    let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    let dir = TempDir::new_in(parent).unwrap();
     let path: PathBuf = dir.path().join("store");
     check(Store::open_or_create(&path).unwrap(), &path);
 }
@@ -80,14 +80,14 @@ fn index_json(input: &mut Input<'_>) -> String {
     serde_json::json!({"schemaVersion": 2, "manifests": list, "annotations": {"kept": "yes"}}).to_string()
 }
 
-/// What each tag stands for.
+/// Returns the manifest digest of each name and tag.
 fn tags(store: &Store) -> HashMap<(String, String), ManifestDigest> {
     let refs = store.refs().unwrap();
     let pairs = refs.images.iter().flat_map(|image| image.tags.iter().map(move |tag| (image, tag)));
     pairs.map(|(image, tag)| ((image.name.to_string(), tag.to_string()), image.digest)).collect()
 }
 
-/// Names and digests.
+/// Returns the name and manifest digest of each image.
 fn images(store: &Store) -> Vec<(String, ManifestDigest)> {
     store.refs().unwrap().images.into_iter().map(|image| (image.name.to_string(), image.digest)).collect()
 }
@@ -100,7 +100,7 @@ fn check_refs(text: Vec<u8>, input: &mut Input<'_>) {
             let name = Name::from_archive("lab/a").unwrap();
             let descriptor = Descriptor::new(media::OCI_MANIFEST, digest(1), 1);
             assert!(store.tag(&name, None, &descriptor, None).is_err());
-            assert!(std::fs::read(&file).unwrap() == text, "a damaged file does not stay as it is");
+            assert!(std::fs::read(&file).unwrap() == text, "a damaged file was changed");
             return;
         }
         let foreign = |path: &Path| {
@@ -117,12 +117,12 @@ fn check_refs(text: Vec<u8>, input: &mut Input<'_>) {
             let foreign: Vec<Value> = entries.into_iter().filter(|entry| !ours(entry)).collect();
             (foreign.iter().map(|entry| entry["digest"].clone()).collect::<Vec<_>>(), rest)
         };
-        let others = foreign(&file);
+        let foreign_before = foreign(&file);
         for _ in 0..1 + input.below(3) {
             change(&store, input);
-            assert_eq!(foreign(&file), others, "what others have put there is not what it was");
-            let again = Store::open(path).unwrap();
-            assert_eq!(again.refs().unwrap(), store.refs().unwrap());
+            assert_eq!(foreign(&file), foreign_before, "an entry of another tool was changed");
+            let reopened = Store::open(path).unwrap();
+            assert_eq!(reopened.refs().unwrap(), store.refs().unwrap());
         }
     });
 }
@@ -139,35 +139,35 @@ fn change(store: &Store, input: &mut Input<'_>) {
             let removed = store.remove_image(&name, digest).unwrap();
             assert_eq!(removed, images_before.contains(&(own.0.clone(), digest)));
             before.retain(|(other, _), is| *other != own.0 || *is != digest);
-            // Another entry that the tag was left in comes to count.
+            // A tag may now resolve to a further entry of the file that also carries it.
             let after = tags(store);
             assert!(before.iter().all(|(tag, is)| after.get(tag) == Some(is)));
             assert!(!images(store).contains(&(own.0, digest)));
         }
         1 => {
-            let stay = input.one_in(2);
-            let untagged = store.untag(&name, &tag, stay).unwrap();
+            let keep_image = input.one_in(2);
+            let untagged = store.untag(&name, &tag, keep_image).unwrap();
             assert_eq!(
                 untagged.map(|untagged| untagged.digest),
                 before.remove(&own),
-                "the tag stood for another image"
+                "untag returned a different image"
             );
-            assert_eq!(tags(store), before, "other tags stay");
+            assert_eq!(tags(store), before, "another tag was changed");
             if let Some(untagged) = untagged {
                 assert_eq!(images(store).contains(&(own.0, untagged.digest)), !untagged.removed);
             }
         }
         2 => {
             store.tag(&name, None, &descriptor, None).unwrap();
-            assert_eq!(tags(store), before, "no tag was changed");
+            assert_eq!(tags(store), before, "adding an image without a tag changed a tag");
             assert!(images(store).contains(&(own.0, digest)));
         }
         _ => {
             store.tag(&name, Some(&tag), &descriptor, Some(digest)).unwrap();
             before.insert(own, digest);
-            assert_eq!(tags(store), before, "one tag was changed");
+            assert_eq!(tags(store), before, "another tag was changed, or this one was not");
             let after = images(store);
-            assert!(images_before.iter().all(|image| after.contains(image)), "an image has gone");
+            assert!(images_before.iter().all(|image| after.contains(image)), "an image is missing");
         }
     }
 }
@@ -196,24 +196,24 @@ fn check_slots(input: &mut Input<'_>) {
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(&file, &text).unwrap();
         let Ok(store) = Store::open(path) else { return };
-        let given: Vec<_> = (0..4).map(|number| store.layer_slot(&layer(number))).collect();
-        if given.iter().any(Result::is_err) {
-            assert!(given[0].is_err(), "a damaged file is read as a whole at first");
-            assert!(std::fs::read(&file).unwrap() == text, "a damaged file does not stay as it is");
+        let slots: Vec<_> = (0..4).map(|number| store.layer_slot(&layer(number))).collect();
+        if slots.iter().any(Result::is_err) {
+            assert!(slots[0].is_err(), "the first access did not report the damaged file");
+            assert!(std::fs::read(&file).unwrap() == text, "a damaged file was changed");
             return;
         }
-        let again = Store::open(path).unwrap();
+        let reopened = Store::open(path).unwrap();
         let mut seen = Vec::new();
-        for (number, slot) in (0..).zip(given) {
+        for (number, slot) in (0..).zip(slots) {
             let slot = slot.unwrap();
-            assert!(!seen.contains(&slot), "two layers have one number");
+            assert!(!seen.contains(&slot), "two layers have the same slot");
             seen.push(slot);
             assert_eq!(
-                again.layer_of(slot).unwrap(),
+                reopened.layer_of(slot).unwrap(),
                 Some(layer(number)),
-                "another process sees another layer"
+                "another process sees a different layer in the slot"
             );
-            assert_eq!(again.layer_slot(&layer(number)).unwrap(), slot);
+            assert_eq!(reopened.layer_slot(&layer(number)).unwrap(), slot);
             assert_eq!(Slot::new(slot.get()), Some(slot));
         }
     });

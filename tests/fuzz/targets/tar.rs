@@ -1,8 +1,8 @@
-//! The walk over a layer's tar: archives made member by member, archives as they are with right checksums, and any bytes.
+//! The walk over a layer's tar: generated archives, damaged archives with correct checksums, and random bytes.
 //!
-//! Promises: every entry is in the bounds that its type tells, and lies in the tar; what a reader gives at once decides
-//! nothing; a tar that is cut off gives a part of the same entries; behind an error there is nothing. An index can be built
-//! if and only if the walk comes to the end, and then has the same entries with the same bytes.
+//! Properties: every entry is within the documented bounds of its type and lies within the tar; the result does not depend on
+//! how the reader splits the tar; a truncated tar yields a prefix of the entries; after an error, the walk yields nothing. An
+//! index can be built if and only if the walk reaches the end, and has the same entries with the same bytes.
 
 use rcx_imagefs::image::{Digest, LayerDigest};
 use rcx_imagefs::index::{BuildOptions, Index, IndexedKind, Layer, LayerBytes, build};
@@ -16,7 +16,7 @@ use crate::input::Input;
 use crate::members::{self, BLOCK};
 use support::model;
 
-/// See the module.
+/// Runs the target on one input.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let choice = input.byte();
@@ -41,22 +41,22 @@ pub fn run(data: &[u8]) {
     let mut last = None;
     for entry in &entries {
         check(&tar, entry);
-        assert!(last < Some(entry.offset), "entries come in the order of the tar");
+        assert!(last < Some(entry.offset), "entries are not in the order of the tar");
         last = Some(entry.offset);
     }
-    let (again, other_error) = walk(&tar, 1 + checks.below(1000));
+    let (chunked, chunked_error) = walk(&tar, 1 + checks.below(1000));
     assert!(
-        again == entries && error == other_error,
-        "what the reader gives at once decides: {error:?}, {other_error:?}"
+        chunked == entries && error == chunked_error,
+        "the result depends on the reader: {error:?}, {chunked_error:?}"
     );
     let (part, _) = walk(&tar[..checks.below(tar.len() + 1)], usize::MAX);
-    assert!(entries.starts_with(&part), "a part of the tar has an entry that the whole has not");
+    assert!(entries.starts_with(&part), "a prefix of the tar yields different entries");
     if !tar.is_empty() && Codec::sniff(&tar) == Codec::Tar {
         check_index(&tar, &entries, error.is_none());
     }
 }
 
-/// All entries up to the end or an error, which is told as text.
+/// Returns all entries up to the end or an error, and the error's message.
 fn walk(tar: &[u8], chunk: usize) -> (Vec<TarEntry>, Option<String>) {
     let mut walk = TarWalk::new(std::io::BufReader::with_capacity(chunk.min(tar.len().max(1)), tar));
     let mut entries = Vec::new();
@@ -64,12 +64,12 @@ fn walk(tar: &[u8], chunk: usize) -> (Vec<TarEntry>, Option<String>) {
         match walk.next_entry() {
             Ok(Some(entry)) => entries.push(entry),
             Ok(None) => {
-                assert!(matches!(walk.next_entry(), Ok(None)), "behind the end is nothing");
+                assert!(matches!(walk.next_entry(), Ok(None)), "the walk continues after the end");
                 assert!(walk.position().get() <= tar.len() as u64);
                 return (entries, None);
             }
             Err(error) => {
-                let again = walk.next_entry().expect_err("behind an error is nothing");
+                let again = walk.next_entry().expect_err("the walk stays failed after an error");
                 assert!(matches!(again.fault, TarFault::AlreadyFailed));
                 assert!(error.offset.get() <= tar.len() as u64);
                 return (entries, Some(error.to_string()));
@@ -84,14 +84,14 @@ fn is_normal(path: &LayerPath) -> bool {
     normal.join(&b'/') == path.as_bytes() && names && path.as_bytes().len() <= 4095
 }
 
-/// Checks what the types' documentation says of an entry.
+/// Checks the bounds in the documentation of the entry's types.
 fn check(tar: &[u8], entry: &TarEntry) {
     let size = tar.len() as u64;
     assert!(entry.offset.get().is_multiple_of(BLOCK as u64) && entry.offset.get() + BLOCK as u64 <= size);
     let path = match &entry.member {
         MemberName::Plain(path) | MemberName::Opaque(path) => path,
         MemberName::Whiteout(path) => {
-            assert!(!path.is_root(), "a whiteout hides something");
+            assert!(!path.is_root(), "a whiteout hides the root");
             path
         }
         MemberName::Dropped => panic!("a dropped member was delivered"),
@@ -99,10 +99,10 @@ fn check(tar: &[u8], entry: &TarEntry) {
     assert!(is_normal(path), "{path}");
     assert!(entry.mode <= 0o7777 && entry.uid != u32::MAX && entry.gid != u32::MAX);
     assert!(entry.mtime.nsec < 1_000_000_000);
-    assert!(entry.xattrs.is_sorted_by(|a, b| a.0 < b.0), "no name comes twice");
+    assert!(entry.xattrs.is_sorted_by(|a, b| a.0 < b.0), "attribute names are not unique and sorted");
     for (name, value) in &entry.xattrs {
         assert!((1..=tar::MAX_XATTR_NAME).contains(&name.len()) && value.len() <= tar::MAX_XATTR_VALUE);
-        assert!(!name.contains(&0), "a name ends at a NUL");
+        assert!(!name.contains(&0), "an attribute name contains a NUL");
         assert!(!name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay."));
     }
     match &entry.kind {
@@ -110,7 +110,7 @@ fn check(tar: &[u8], entry: &TarEntry) {
         EntryKind::Regular { size: length, content: FileContent::Contiguous(start) } => {
             assert!(
                 start.get().checked_add(*length).is_some_and(|end| end <= size),
-                "content lies in the tar"
+                "the content extends beyond the tar"
             );
         }
         EntryKind::Regular { size: length, content: FileContent::Sparse(segments) } => {
@@ -118,15 +118,15 @@ fn check(tar: &[u8], entry: &TarEntry) {
             for Segment { logical, tar, len } in segments {
                 assert!(
                     *len > 0 && covered.is_none_or(|end| end < *logical),
-                    "segments ascend and are apart"
+                    "segments are empty, overlap or touch"
                 );
                 assert!(
                     tar.get().checked_add(*len).is_some_and(|end| end <= size),
-                    "content lies in the tar"
+                    "a segment extends beyond the tar"
                 );
                 covered = Some(logical + len);
             }
-            assert!(covered.is_none_or(|end| end <= *length), "segments lie in the file");
+            assert!(covered.is_none_or(|end| end <= *length), "a segment extends beyond the file");
         }
         EntryKind::Symlink { target } => {
             assert!((1..=tar::MAX_TARGET).contains(&target.len()) && !target.contains(&0));
@@ -143,10 +143,10 @@ fn check(tar: &[u8], entry: &TarEntry) {
     }
 }
 
-/// Bytes `start..end` of a file, by what the walk says of it.
+/// Returns bytes `start..end` of a file, located as the walk reported.
 fn content(tar: &[u8], content: &FileContent, start: u64, end: u64) -> Vec<u8> {
-    let place = |at: u64| usize::try_from(at).unwrap();
-    let mut bytes = vec![0; place(end - start)];
+    let index = |offset: u64| usize::try_from(offset).unwrap();
+    let mut bytes = vec![0; index(end - start)];
     let whole = |at| vec![Segment { logical: 0, tar: at, len: end }];
     let segments = match content {
         FileContent::Contiguous(at) => whole(*at),
@@ -155,9 +155,9 @@ fn content(tar: &[u8], content: &FileContent, start: u64, end: u64) -> Vec<u8> {
     for Segment { logical, tar: at, len } in segments {
         let (from, to) = (logical.max(start), (logical + len).min(end));
         if from < to {
-            let stored = place(at.get() + (from - logical));
-            bytes[place(from - start)..place(to - start)]
-                .copy_from_slice(&tar[stored..stored + place(to - from)]);
+            let stored = index(at.get() + (from - logical));
+            bytes[index(from - start)..index(to - start)]
+                .copy_from_slice(&tar[stored..stored + index(to - from)]);
         }
     }
     bytes
@@ -173,7 +173,7 @@ fn check_index(tar: &[u8], walked: &[TarEntry], complete: bool) {
         Ok((built, _)) => built,
         Err(error) => return assert!(!complete, "{error}"),
     };
-    assert!(complete, "an index of a tar that the walk refuses");
+    assert!(complete, "an index was built from a tar that the walk refuses");
     let file = built.finish(&LayerDigest::new(Digest::of(tar))).unwrap();
     let layer = Layer::new(Index::open(file).unwrap(), LayerBytes::Memory(tar.to_vec()), None);
     let index = layer.index();
@@ -190,12 +190,12 @@ fn check_index(tar: &[u8], walked: &[TarEntry], complete: bool) {
         let xattrs = walked.xattrs.iter().map(|(name, value)| (&**name, &**value));
         assert!(entry.xattrs().eq(xattrs), "{path}");
         match (entry.kind(), &walked.kind) {
-            (IndexedKind::Regular { size }, EntryKind::Regular { size: walked_size, content: place }) => {
+            (IndexedKind::Regular { size }, EntryKind::Regular { size: walked_size, content: located }) => {
                 assert_eq!(size, *walked_size);
                 for start in [0, size.saturating_sub(2000), size / 2] {
                     let end = size.min(start + 5000);
                     let read = layer.read(id, start, 5000).unwrap();
-                    assert!(read == content(tar, place, start, end), "{path} from {start}");
+                    assert!(read == content(tar, located, start, end), "{path} from {start}");
                 }
             }
             (IndexedKind::Symlink { target }, EntryKind::Symlink { target: walked }) => {
@@ -209,7 +209,7 @@ fn check_index(tar: &[u8], walked: &[TarEntry], complete: bool) {
                 assert_eq!((major, minor), (*a, *b));
             }
             (IndexedKind::Directory, EntryKind::Directory) | (IndexedKind::Fifo, EntryKind::Fifo) => {}
-            (indexed, walked) => panic!("{path}: {indexed:?} is not {walked:?}"),
+            (indexed, walked) => panic!("{path}: the index has {indexed:?}, the walk {walked:?}"),
         }
     }
     assert_eq!(count, index.len());
@@ -221,6 +221,6 @@ fn check_index(tar: &[u8], walked: &[TarEntry], complete: bool) {
         })
     };
     assert!(index.whiteouts().eq(markers(false)) && index.opaques().eq(markers(true)));
-    // It may break a rule of the merge, but not the merge.
+    // The merge may refuse the layer, but must not panic.
     let _ = tree::merge(&[index, index]);
 }

@@ -1,8 +1,8 @@
-//! zstd blobs: frames of all levels and options, skippable ones, frames of raw and repeated blocks written by hand, then a
-//! few bytes changed.
+//! zstd blobs: compressed frames of all levels and options, skippable frames, and handwritten frames of raw and RLE blocks,
+//! then a few damaged bytes.
 //!
-//! Promises: as for gzip; where an ordinary decoder takes more (a dictionary's number that it never uses, frames of formats
-//! before the standard), the blob is refused by name.
+//! Properties: as for `gzip`. Where an ordinary decoder accepts more (an unused dictionary ID, frames of the formats before
+//! version 1), the blob is refused with an error for that reason.
 
 use std::io::{Read as _, Write as _};
 
@@ -12,7 +12,7 @@ use crate::input::Input;
 use crate::members;
 use crate::spans;
 
-/// See the module.
+/// Runs the target on one input.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let choice = input.byte();
@@ -28,7 +28,7 @@ pub fn run(data: &[u8]) {
         }
         1 => check(&[&[0x28, 0xb5, 0x2f, 0xfd], input.rest()].concat(), &mut checks),
         _ => {
-            let blob = spans::blob_of(&mut input, 5, choice % 4 == 3, any_frame);
+            let blob = spans::concatenated_blob(&mut input, 5, choice % 4 == 3, any_frame);
             check(&blob, &mut checks);
         }
     }
@@ -39,16 +39,16 @@ fn check(blob: &[u8], checks: &mut Input<'_>) {
         return;
     }
     let mut plain = Vec::new();
-    let decoder = zstd::Decoder::with_buffer(blob).expect("there is memory");
+    let decoder = zstd::Decoder::with_buffer(blob).expect("creates a decoder");
     let mut complete = decoder.take(1 << 22).read_to_end(&mut plain).is_ok();
     if complete {
-        complete = !refused_by_name(blob);
+        complete = !is_refused_on_purpose(blob);
     }
     spans::check(blob, &plain, complete, checks);
 }
 
-/// Whether a blob is refused for one of the reasons that an ordinary decoder has not.
-fn refused_by_name(blob: &[u8]) -> bool {
+/// Returns whether the blob is refused for a reason that an ordinary decoder does not check.
+fn is_refused_on_purpose(blob: &[u8]) -> bool {
     let mut decoder = match SpanDecoder::new(blob, SpanLimits::PRODUCTION) {
         Ok(decoder) => decoder,
         Err(error) => return matches!(error, LayerError::Empty),
@@ -58,9 +58,9 @@ fn refused_by_name(blob: &[u8]) -> bool {
             Ok(Some(_)) => {}
             Ok(None) => return false,
             Err(LayerError::Empty | LayerError::ZstdDictionary { .. }) => return true,
-            // The magic numbers of versions 0.1 to 0.7.
+            // The magic numbers of formats 0.1 to 0.7.
             Err(LayerError::TrailingGarbage { at, .. }) => {
-                let at = usize::try_from(at.get()).expect("a blob in memory");
+                let at = usize::try_from(at.get()).expect("the blob is in memory");
                 return matches!(
                     blob[at..],
                     [0x1e, 0xb5, 0x2f, 0xfd, ..] | [0x22..=0x27, 0xb5, 0x2f, 0xfd, ..]
@@ -72,14 +72,15 @@ fn refused_by_name(blob: &[u8]) -> bool {
 }
 
 fn frame(content: &[u8], input: &mut Input<'_>) -> Vec<u8> {
-    let mut encoder = zstd::Encoder::new(Vec::new(), input.pick(&[1, 3, -7, 9])).expect("these are levels");
-    encoder.include_checksum(input.one_in(2)).expect("it knows checksums");
-    encoder.include_contentsize(input.one_in(2)).expect("it knows sizes");
+    let mut encoder =
+        zstd::Encoder::new(Vec::new(), input.pick(&[1, 3, -7, 9])).expect("the levels are valid");
+    encoder.include_checksum(input.one_in(2)).expect("sets the checksum flag");
+    encoder.include_contentsize(input.one_in(2)).expect("sets the content size flag");
     if input.one_in(3) {
-        encoder.window_log(u32::from(10 + input.byte() % 12)).expect("these are windows");
+        encoder.window_log(u32::from(10 + input.byte() % 12)).expect("the window sizes are valid");
     }
     if input.one_in(2) {
-        encoder.set_pledged_src_size(Some(content.len() as u64)).expect("it knows sizes");
+        encoder.set_pledged_src_size(Some(content.len() as u64)).expect("sets the size");
     }
     let (first, rest) = content.split_at(input.below(content.len() + 1));
     encoder.write_all(first).expect("compresses in memory");
@@ -95,10 +96,10 @@ fn any_frame(input: &mut Input<'_>) -> Vec<u8> {
         0 => {
             let content = input.chunk();
             let magic = 0x184d_2a50 | u32::from(input.byte() & 15);
-            let length = u32::try_from(content.len()).expect("255 at most");
+            let length = u32::try_from(content.len()).expect("a chunk has at most 255 bytes");
             [&magic.to_le_bytes()[..], &length.to_le_bytes(), content].concat()
         }
-        1 => by_hand(input),
+        1 => handwritten_frame(input),
         _ => {
             let content = input.content(20_000);
             frame(&content, input)
@@ -106,12 +107,12 @@ fn any_frame(input: &mut Input<'_>) -> Vec<u8> {
     }
 }
 
-/// A frame of raw blocks and of blocks of one repeated byte (RFC 8878, 3.1.1.2).
-fn by_hand(input: &mut Input<'_>) -> Vec<u8> {
+/// Writes a frame of raw and RLE blocks (RFC 8878, 3.1.1.2).
+fn handwritten_frame(input: &mut Input<'_>) -> Vec<u8> {
     let window = input.pick(&[0x00, 0x30, 0x50, 0x88, 0x90, 0xff]);
     let mut bytes = vec![0x28, 0xb5, 0x2f, 0xfd, 0, window];
     if input.one_in(6) {
-        // With a dictionary's number.
+        // A dictionary ID of one byte.
         bytes[4] = 1;
         bytes.push(input.byte());
     }
@@ -125,7 +126,7 @@ fn by_hand(input: &mut Input<'_>) -> Vec<u8> {
                 (0, content.len(), content)
             }
         };
-        let length = u32::try_from(length).expect("below 2000");
+        let length = u32::try_from(length).expect("blocks are shorter than 2000 bytes");
         bytes.extend_from_slice(&(length << 3 | kind << 1 | last).to_le_bytes()[..3]);
         bytes.extend(content);
     }

@@ -1,4 +1,4 @@
-//! Blobs of some kilobytes that decode to gigabytes, each cut off at its limit; and what an index of one takes.
+//! Decompression bombs: small blobs that decode to gigabytes. Decoding stops at the limits, and an index of a bomb stays small.
 
 use std::io::{self, Write};
 
@@ -11,8 +11,8 @@ use crate::stream::{Stream, end, header};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
-/// Deflate data that needs nothing before it, up to a byte boundary.
-fn flushed(bytes: &[u8]) -> Vec<u8> {
+/// Compresses bytes to deflate blocks that end at a byte boundary and do not refer to earlier data.
+fn flushed_blocks(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len() + 1024);
     let status = Compress::new(Compression::best(), false).compress_vec(bytes, &mut out, FlushCompress::Full);
     assert_eq!(status.unwrap(), Status::Ok);
@@ -26,15 +26,16 @@ fn trailer(crc: &crc32fast::Hasher, length: u64) -> [u8; 8] {
     [a, b, c, d, e, f, g, h]
 }
 
-/// A gzip header, and the last block of a deflate stream: empty, with fixed codes.
+/// A gzip header without optional fields.
 const MEMBER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+/// The final block of a deflate stream: empty, with fixed codes.
 const LAST: [u8; 2] = [0x03, 0x00];
 
-/// A tar with one file of so many MiB of zeros, in gzip: one member, or one for each MiB.
+/// Returns a gzip blob of a tar with one file of `mib` MiB of zeros, as one member or as one member for each MiB.
 pub(crate) fn gzip(mib: u64, members: bool) -> Vec<u8> {
     let zeros = vec![0; 1 << 20];
     let parts = [&header(b'0', b"zeros", mib * MIB)[..], &zeros, &end()[..]];
-    let packed = parts.map(|part| (flushed(part), part));
+    let packed = parts.map(|part| (flushed_blocks(part), part));
     let order = std::iter::once(0).chain(std::iter::repeat_n(1, usize::try_from(mib).unwrap())).chain([2]);
     let (mut blob, mut crc, mut length) = (MEMBER.to_vec(), crc32fast::Hasher::new(), 0);
     let part_crcs = parts.map(|part| {
@@ -58,13 +59,13 @@ pub(crate) fn gzip(mib: u64, members: bool) -> Vec<u8> {
     blob
 }
 
-/// The same in one zstd frame, or in frames of so many MiB: blocks that say "this byte, 131,072 times".
+/// Returns a zstd blob of the same tar, in frames of `frame_mib` MiB. Its RLE blocks repeat one byte 131,072 times each.
 pub(crate) fn zstd(mib: u64, frame_mib: u64) -> Vec<u8> {
     let block = |kind: u32, size: usize, last: bool| {
         let header = u32::try_from(size).unwrap() << 3 | kind << 1 | u32::from(last);
         header.to_le_bytes()[..3].to_vec()
     };
-    // A window of 128 KiB, so that blocks may be as long.
+    // A window of 128 KiB allows blocks of that length.
     let magic = [0x28, 0xb5, 0x2f, 0xfd, 0, 7 << 3];
     let raw = |bytes: &[u8]| [&magic[..], &block(0, bytes.len(), true), bytes].concat();
     let run = |last| [block(1, 128 << 10, last), vec![0]].concat();
@@ -76,7 +77,8 @@ pub(crate) fn zstd(mib: u64, frame_mib: u64) -> Vec<u8> {
     [raw(&header(b'0', b"zeros", mib * MIB)), frames, raw(&end())].concat()
 }
 
-/// One zstd frame that repeats a MiB of noise: what it decodes to cannot be packed again span by span.
+/// Returns one zstd frame that repeats a MiB of noise. A single span of it is incompressible, so that its seekable form is
+/// as long as the tar.
 pub(crate) fn noise(mib: u64) -> Vec<u8> {
     let mut state = 1_u64;
     let noise: Vec<u8> = std::iter::repeat_with(|| {
@@ -94,7 +96,7 @@ pub(crate) fn noise(mib: u64) -> Vec<u8> {
     frame.finish().unwrap()
 }
 
-/// Counts what is written and keeps nothing.
+/// A writer that counts bytes and discards them.
 #[derive(Default)]
 struct Counter(u64);
 
@@ -109,8 +111,8 @@ impl Write for Counter {
     }
 }
 
-/// Indexes a blob within limits.
-fn indexed(blob: Vec<u8>, limits: LayerLimits) -> (Result<(u64, usize), BuildError>, u64) {
+/// Builds an index of a blob within limits. Returns the sizes of the tar and the index, and the size of the seekable form.
+fn index_within(blob: Vec<u8>, limits: LayerLimits) -> (Result<(u64, usize), BuildError>, u64) {
     let options = BuildOptions { tar_limit: limits.of_blob(blob.len() as u64), ..BuildOptions::default() };
     let mut written = Counter::default();
     let built = build(Stream::new([Bytes::from(blob)]), &options, || Ok(&mut written));
@@ -121,31 +123,31 @@ fn indexed(blob: Vec<u8>, limits: LayerLimits) -> (Result<(u64, usize), BuildErr
     (size, written.0)
 }
 
-/// Limits that one layer of 1 GiB keeps to, whatever its ratio.
-const WIDE: LayerLimits = LayerLimits { tar_bytes: 8 << 30, ratio: u64::MAX };
+/// Limits that do not restrict a layer of 1 GiB, whatever its compression ratio.
+const LOOSE: LayerLimits = LayerLimits { tar_bytes: 8 << 30, ratio: u64::MAX };
 
 #[test]
-fn memory_and_index_of_a_bomb_grow_by_a_thousandth_of_its_spans() {
-    // The smaller one tells what decoding as such takes; four times the bytes may add some 200 for each span of 256 KiB.
+fn memory_and_index_of_a_bomb_grow_by_at_most_a_thousandth_of_its_tar() {
+    // 16 MiB for decoding as such, and 200 bytes for each span of 256 KiB.
     let spans = 1024 * 4;
     for bomb in [|mib| gzip(mib, false), |mib| gzip(mib, true), |mib| zstd(mib, mib), |mib| zstd(mib, 1)] {
         let blob = bomb(1024);
         assert!(blob.len() < 2 << 20, "{} bytes", blob.len());
         let length = blob.len();
-        let (result, written) = within((16 << 20) + 200 * spans, || indexed(blob, WIDE));
+        let (result, written) = within((16 << 20) + 200 * spans, || index_within(blob, LOOSE));
         let (tar, index) = result.unwrap();
         assert_eq!(tar, 1024 * MIB + 1536);
-        assert!(index < 100 * spans, "an index of {index} bytes, for a blob of {length}");
-        assert!(written < MIB, "{written} bytes are written beside the blob");
+        assert!(index < 100 * spans, "the index of a blob of {length} bytes takes {index} bytes");
+        assert!(written < MIB, "the seekable form takes {written} bytes");
     }
 }
 
 #[test]
-fn tar_is_cut_off_at_its_size_with_the_key_that_allows_more() {
+fn tar_beyond_the_size_limit_is_refused_with_the_key_that_raises_it() {
     let limits = LayerLimits { tar_bytes: 64 * MIB, ratio: u64::MAX };
     for blob in [gzip(65, false), gzip(65, true), zstd(65, 65), zstd(65, 1), noise(65)] {
         let length = blob.len() as u64;
-        let (result, written) = indexed(blob, limits);
+        let (result, written) = index_within(blob, limits);
         let error = result.unwrap_err();
         let BuildError::TooLong { at, .. } = &error else { panic!("{error}") };
         assert!(at.get() <= length);
@@ -156,17 +158,17 @@ fn tar_is_cut_off_at_its_size_with_the_key_that_allows_more() {
         assert!(error.to_string().starts_with(&expected), "{error}");
     }
     for blob in [gzip(63, false), zstd(63, 63), noise(63)] {
-        indexed(blob, limits).0.unwrap();
+        index_within(blob, limits).0.unwrap();
     }
 }
 
 #[test]
-fn tar_is_cut_off_at_its_ratio_from_a_gibibyte_on() {
+fn tar_beyond_the_ratio_limit_is_refused_from_one_gibibyte_on() {
     let default = LayerLimits::default();
-    let (result, _) = indexed(gzip(1023, false), default);
+    let (result, _) = index_within(gzip(1023, false), default);
     assert_eq!(result.unwrap().0, 1023 * MIB + 1536);
     for blob in [gzip(1024, true), zstd(1024, 1024)] {
-        let error = indexed(blob, default).0.unwrap_err();
+        let error = index_within(blob, default).0.unwrap_err();
         assert!(matches!(error, BuildError::TooLong { .. }), "{error}");
         let expected = "tar is longer than 1073741824 bytes, the limit for a tar of more than 200 times the size of its \
                     blob (`layer-ratio` in `[limits]` of the configuration), at byte ";

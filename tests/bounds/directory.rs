@@ -1,4 +1,4 @@
-//! A directory with a million files, listed a few at a time, by the filesystem and through the kernel.
+//! A directory with a million files, listed a few at a time through `ImageFs` and through the kernel.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -29,7 +29,7 @@ fn name(number: usize) -> String {
     format!("file-{number:07}")
 }
 
-/// An image of one layer, in a layout.
+/// Writes an OCI layout of an image with one layer.
 pub(crate) fn write_layout(dir: &Path, tar: impl IntoIterator<Item = Bytes>) {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), Compression::new(6));
     let mut hash = sha2::Sha256::new();
@@ -53,7 +53,7 @@ pub(crate) fn write_layout(dir: &Path, tar: impl IntoIterator<Item = Bytes>) {
     layout::write(dir, [&case(vec![blob])]);
 }
 
-/// An image of these layers, as the suite writes them.
+/// Returns a case of the conformance suite with these layers, for `layout::write`.
 pub(crate) fn case(layers: Vec<Blob>) -> Case {
     Case {
         name: "1".to_owned(),
@@ -64,19 +64,20 @@ pub(crate) fn case(layers: Vec<Blob>) -> Case {
     }
 }
 
-fn million() -> impl Iterator<Item = Bytes> {
+/// The tar of a layer with a million empty files.
+fn million_files() -> impl Iterator<Item = Bytes> {
     (0..FILES).map(|n| header(b'0', format!("many/{}", name(n)).as_bytes(), 0)).chain([end()])
 }
 
 #[test]
-fn a_million_files_take_250_bytes_each_and_are_listed_once_one_at_a_time() {
+fn a_million_files_take_at_most_250_bytes_each_and_one_by_one_each_is_listed_once() {
     let dir = tempfile::tempdir().unwrap();
-    write_layout(&dir.path().join("layout"), million());
+    write_layout(&dir.path().join("layout"), million_files());
     let store = Store::open_or_create(&dir.path().join("store")).unwrap();
     let archive = Archive::open(&dir.path().join("layout"), &Platform::host()).unwrap();
     let name_of_image = Some(Reference::from_archive("lab/many").unwrap());
     let job = LoadJob { store: store.clone(), name: name_of_image, progress: ProgressSink::none() };
-    // The tables of the index, the file that is made of them, then the tree in the making.
+    // The peak is the tables of the index together with the index file built from them; later, the tree during the merge.
     within(250 * FILES, || load(&job, &archive).unwrap());
     let fs = ImageFs::new(ImageSource::new(store, None), &FsOptions::default());
     fs.refresh().unwrap();
@@ -84,15 +85,15 @@ fn a_million_files_take_250_bytes_each_and_are_listed_once_one_at_a_time() {
     let directory = support::stored::lookup(&fs, root, b"many").ino;
     let mut offset = 2;
     for number in 0..FILES {
-        let mut told = 0;
+        let mut listed = 0;
         fs.readdir(directory, offset, |entry| {
             assert_eq!(entry.name, name(number).as_bytes());
             offset = entry.next;
-            told += 1;
+            listed += 1;
             true
         })
         .unwrap();
-        assert_eq!(told, 1, "at {number}");
+        assert_eq!(listed, 1, "at file {number}");
     }
     fs.readdir(directory, offset, |entry| panic!("{entry:?}")).unwrap();
     assert_eq!(names(&fs, root), [b"many"]);
@@ -100,14 +101,14 @@ fn a_million_files_take_250_bytes_each_and_are_listed_once_one_at_a_time() {
 
 /// Needs root.
 #[test]
-fn a_million_files_are_listed_once_through_the_kernel_in_a_tiny_buffer() {
+fn a_million_files_are_each_listed_once_through_the_kernel_with_a_tiny_buffer() {
     let program = Program::new();
     let dir = program.dir().join("layout");
-    write_layout(&dir, million());
+    write_layout(&dir, million_files());
     program.ok(&["load", dir.to_str().unwrap(), "--name", "lab/many:1"]);
     let mount = program.mount();
     let path = mount.path("lab/many:1/many");
-    // Room for 20 names, and a request for each 20.
+    // The buffer has room for 20 names, so that the kernel asks the daemon for 20 at a time.
     let mut buffer = vec![MaybeUninit::uninit(); 20 * 40];
     let listed = File::open(&path).unwrap();
     let mut entries = RawDir::new(&listed, &mut buffer);

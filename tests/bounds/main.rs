@@ -1,7 +1,7 @@
-//! What hostile input may cost: memory, disk and time stay within the limits that the program states, whatever a layer says.
+//! The cost of hostile input: memory, disk and time stay within the documented limits, whatever a layer declares.
 //!
-//! A binary of its own, since its allocator counts. What C libraries take is measured from outside: the program runs under
-//! a limit of the kernel.
+//! These tests need their own binary, because it installs a counting allocator. Memory that C libraries allocate is bounded
+//! from outside: the program runs under a resource limit.
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 

@@ -1,4 +1,4 @@
-//! The limits as users meet them: `load` on hostile images, with a configuration, under a limit of the kernel on memory.
+//! The limits at the command line: `load` of hostile images with different configurations and limited memory.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -16,8 +16,8 @@ use support::blob::Blob;
 use support::layout;
 use support::program::{Program, failure};
 
-/// Writes an image of one layer that is not to come in: its diffID does not matter. Returns the layer's digest.
-fn write_blob(dir: &Path, bytes: Vec<u8>) -> String {
+/// Writes an image of one layer that `load` must refuse, with a placeholder diff ID. Returns the layer's digest.
+fn write_refused_image(dir: &Path, bytes: Vec<u8>) -> String {
     let digest = Digest::of(&bytes);
     let kind = if bytes[0] == 0x1f { "gzip" } else { "zstd" };
     let media_type = format!("application/vnd.oci.image.layer.v1.tar+{kind}");
@@ -25,7 +25,7 @@ fn write_blob(dir: &Path, bytes: Vec<u8>) -> String {
     digest.to_string()
 }
 
-/// Loads a layout with so much memory for data at most (RLIMIT_DATA: heap, stacks and all other private memory).
+/// Loads a layout with at most `memory` bytes of data (RLIMIT_DATA: heap, stacks and all other private writable memory).
 fn load_within(program: &Program, layout: &Path, memory: u64) -> Output {
     let load = program.command(&["load", layout.to_str().unwrap(), "--name", "lab/hostile:1"]);
     let mut bounded = Command::new("prlimit");
@@ -36,11 +36,11 @@ fn load_within(program: &Program, layout: &Path, memory: u64) -> Output {
             None => bounded.env_remove(key),
         };
     }
-    bounded.output().expect("prlimit (util-linux) is needed for this test")
+    bounded.output().expect("could not run prlimit (util-linux)")
 }
 
-/// Nothing of a refused image is left but what other images may use.
-fn assert_nothing_is_left(program: &Program) {
+/// Checks that a refused image leaves no image, no temporary file and no partial download behind.
+fn assert_no_leftovers(program: &Program) {
     assert_eq!(program.ok(&["images", "--json"]), "[]");
     for kind in ["tmp", "seekable", "indexes"] {
         let dir = program.store().join("rcx-imagefs").join(kind);
@@ -49,29 +49,29 @@ fn assert_nothing_is_left(program: &Program) {
     let partial = program.store().join("rcx-imagefs/partial");
     let bytes: u64 =
         fs::read_dir(partial).map_or(0, |all| all.map(|one| one.unwrap().metadata().unwrap().len()).sum());
-    assert_eq!(bytes, 0, "a partial download is kept");
+    assert_eq!(bytes, 0, "a partial download was left behind");
 }
 
 #[test]
-fn bombs_are_refused_by_layer_limit_and_key_in_little_memory_and_leave_nothing() {
+fn bombs_are_refused_in_128_mib_with_layer_limit_and_key_and_leave_nothing() {
     let program = Program::new();
     fs::write(program.dir().join("config.toml"), "[limits]\nlayer-size-mib = 32\n").unwrap();
     let layout = program.dir().join("layout");
     for blob in [gzip(400, false), gzip(400, true), zstd(400, 400), zstd(400, 1), noise(40)] {
-        let digest = write_blob(&layout, blob);
-        // zstd may take a window of 128 MiB for each layer at work, which these do not ask for.
+        let digest = write_refused_image(&layout, blob);
+        // zstd may need a window of 128 MiB for each layer in progress, but these frames declare smaller windows.
         let output = load_within(&program, &layout, 128 * MIB);
         let error = failure(&output, &["load"]);
         for part in [&digest, "33554432 bytes", "`layer-size-mib` in `[limits]`"] {
-            assert!(error.contains(part), "{part} is not told: {error}");
+            assert!(error.contains(part), "`{part}` is missing in: {error}");
         }
-        assert_nothing_is_left(&program);
+        assert_no_leftovers(&program);
         fs::remove_dir_all(&layout).unwrap();
     }
 }
 
 #[test]
-fn ratio_of_the_configuration_holds_from_a_gibibyte_on_and_can_be_raised() {
+fn ratio_limit_applies_from_one_gibibyte_on_and_can_be_raised() {
     let program = Program::new();
     let layout = program.dir().join("layout");
     let file = header(b'0', b"zeros", 1100 * MIB);
@@ -81,13 +81,13 @@ fn ratio_of_the_configuration_holds_from_a_gibibyte_on_and_can_be_raised() {
     let load = ["load", layout.to_str().unwrap(), "--name", "lab/zeros:1"];
     let error = program.fails(&load);
     for part in ["more than 200 times the size of its blob", "`layer-ratio` in `[limits]`", "hint: "] {
-        assert!(error.contains(part), "{part} is not told: {error}");
+        assert!(error.contains(part), "`{part}` is missing in: {error}");
     }
-    assert_nothing_is_left(&program);
+    assert_no_leftovers(&program);
     let config = program.dir().join("config.toml");
     fs::write(&config, "[limits]\nlayer-ratio = 1100\n").unwrap();
     program.ok(&load);
-    // A layer that is in the store keeps its index; one that has lost it is measured again.
+    // A layer in the store keeps its index. If the index is missing, the limits apply again.
     fs::write(&config, "[limits]\nlayer-size-mib = 16\n").unwrap();
     program.ok(&load);
     fs::remove_dir_all(program.store().join("rcx-imagefs/indexes")).unwrap();
@@ -95,13 +95,13 @@ fn ratio_of_the_configuration_holds_from_a_gibibyte_on_and_can_be_raised() {
     assert!(error.contains("`layer-size-mib` in `[limits]`"), "{error}");
     let output = program.run(&["verify"]);
     assert_eq!(output.status.code(), Some(2));
-    let told = String::from_utf8(output.stdout).unwrap();
-    assert!(told.contains("`layer-size-mib` in `[limits]`"), "{told}");
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(stdout.contains("`layer-size-mib` in `[limits]`"), "{stdout}");
 }
 
 /// Needs root.
 #[test]
-fn daemon_that_finds_a_layer_beyond_the_limits_shows_an_error_and_tells_the_key() {
+fn layer_beyond_the_limits_is_eio_in_the_mount_and_status_and_log_name_the_key() {
     let program = Program::new();
     let layout = program.dir().join("layout");
     let file = header(b'0', b"zeros", 20 * MIB);
@@ -121,8 +121,8 @@ fn daemon_that_finds_a_layer_beyond_the_limits_shows_an_error_and_tells_the_key(
 
 /// Needs root.
 #[test]
-fn thousand_layers_come_in_and_one_more_is_refused() {
-    // Some thousand files are synced to the disk one by one: not to a real one here.
+fn image_of_1000_layers_is_accepted_and_one_of_1001_is_refused() {
+    // `load` syncs thousands of files one by one, so the store is in memory.
     let memory = tempfile::Builder::new().prefix("rcx-test").tempdir_in("/dev/shm").unwrap();
     let program = Program::with_store(&memory.path().join("store"));
     let layers =
@@ -145,7 +145,7 @@ fn thousand_layers_come_in_and_one_more_is_refused() {
     assert!(error.contains("1001 layers") && error.contains("1000"), "{error}");
 }
 
-/// A sparse file of 2^60 bytes, four of them at its end.
+/// The tar of a sparse file of 2^60 bytes, with four bytes of data at its end.
 fn huge() -> impl Iterator<Item = Bytes> {
     let mut map = format!("1\n{}\n4\n", (1_u64 << 60) - 4).into_bytes();
     map.resize(512, 0);
@@ -160,7 +160,7 @@ fn huge() -> impl Iterator<Item = Bytes> {
 }
 
 #[test]
-fn sparse_file_beyond_the_filesystem_is_refused_by_name_and_leaves_nothing() {
+fn unpack_of_a_file_too_large_for_the_filesystem_names_it_and_leaves_nothing() {
     let program = Program::new();
     let layout = program.dir().join("layout");
     write_layout(&layout, huge());
@@ -175,13 +175,13 @@ fn sparse_file_beyond_the_filesystem_is_refused_by_name_and_leaves_nothing() {
 
 /// Needs root.
 #[test]
-fn sparse_file_of_2_to_the_60_bytes_is_as_short_as_its_data_in_the_mount_and_in_a_copy() {
+fn sparse_file_of_2_to_the_60_bytes_takes_only_its_data_in_the_mount_and_in_a_copy() {
     let program = Program::new();
     let layout = program.dir().join("layout");
     write_layout(&layout, huge());
     program.ok(&["load", layout.to_str().unwrap(), "--name", "lab/huge:1"]);
     let mount = program.mount();
-    // Of the filesystems at hand, tmpfs has files of that length.
+    // tmpfs supports files of that length, unlike ext4.
     let memory = tempfile::Builder::new().prefix("rcx-test").tempdir_in("/dev/shm").unwrap();
     let copy = memory.path().join("copy");
     program.ok(&["unpack", "lab/huge:1", copy.to_str().unwrap()]);
@@ -200,7 +200,7 @@ fn sparse_file_of_2_to_the_60_bytes_is_as_short_as_its_data_in_the_mount_and_in_
     let error = program.fails(&["root", "create", "lab/huge:1", "--engine", "overlay2", "--upper", "none"]);
     assert!(error.contains("data/huge") && error.contains("File too large"), "{error}");
     let layers = program.store().join("rcx-imagefs/layers");
-    let left: Vec<_> = fs::read_dir(layers).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert!(left.iter().all(|path| !path.join("tree").exists()), "{left:?}");
+    let remaining: Vec<_> = fs::read_dir(layers).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(remaining.iter().all(|path| !path.join("tree").exists()), "{remaining:?}");
     assert_eq!(program.ok(&["root", "list", "--json"]), "[]");
 }

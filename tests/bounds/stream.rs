@@ -1,10 +1,10 @@
-//! Tars of any length that are made as they are read.
+//! Tars of any length, generated while they are read.
 
 use std::io::{self, BufRead, Read};
 
 use bytes::Bytes;
 
-/// Chunks, one behind the other, as a reader.
+/// A reader over a sequence of chunks.
 pub(crate) struct Stream<I> {
     chunks: I,
     current: Bytes,
@@ -42,7 +42,7 @@ impl<I: Iterator<Item = Bytes>> BufRead for Stream<I> {
     }
 }
 
-/// A ustar header.
+/// Returns a ustar header.
 pub(crate) fn header(kind: u8, name: &[u8], size: u64) -> Bytes {
     let mut header = tar::Header::new_ustar();
     header.set_entry_type(tar::EntryType::new(kind));
@@ -56,18 +56,18 @@ pub(crate) fn header(kind: u8, name: &[u8], size: u64) -> Bytes {
     Bytes::copy_from_slice(header.as_bytes())
 }
 
-/// What fills a member's last block.
+/// Returns the zeros that fill a member's last block.
 pub(crate) fn padding(size: u64) -> Bytes {
     Bytes::from(vec![0; usize::try_from(size.wrapping_neg() % 512).unwrap()])
 }
 
-/// A member with its data.
+/// Returns a member: header, data and padding.
 pub(crate) fn member(kind: u8, name: &[u8], data: Bytes) -> [Bytes; 3] {
     let size = data.len() as u64;
     [header(kind, name, size), data, padding(size)]
 }
 
-/// An extension header with these records.
+/// Returns a PAX extension header with these records.
 pub(crate) fn pax(records: &[(&str, &[u8])]) -> [Bytes; 3] {
     let mut data = Vec::new();
     for (key, value) in records {
@@ -79,7 +79,7 @@ pub(crate) fn pax(records: &[(&str, &[u8])]) -> [Bytes; 3] {
     member(b'x', b"PaxHeaders/x", data.into())
 }
 
-/// The blocks that end a tar.
+/// Returns the two zero blocks at the end of a tar.
 pub(crate) fn end() -> Bytes {
     Bytes::from_static(&[0; 1024])
 }

@@ -1,4 +1,4 @@
-//! The walk over a tar: what it remembers does not grow with what the tar says.
+//! The memory of the walk over a tar stays bounded, whatever the headers declare.
 
 use bytes::Bytes;
 use rcx_imagefs::layer::{EntryKind, FileContent, TarError, TarFault, TarWalk};
@@ -8,7 +8,7 @@ use crate::stream::{Stream, end, header, member, padding, pax};
 
 const MIB: usize = 1 << 20;
 
-/// Walks to the end; the number of entries.
+/// Walks to the end of a tar and returns the number of entries.
 fn count(chunks: impl IntoIterator<Item = Bytes>) -> Result<u64, TarError> {
     let mut walk = TarWalk::new(Stream::new(chunks));
     let mut entries = 0;
@@ -18,15 +18,16 @@ fn count(chunks: impl IntoIterator<Item = Bytes>) -> Result<u64, TarError> {
     Ok(entries)
 }
 
-/// A sparse file of PAX 1.0: its map has a line for the number of stretches, then these; `size` bytes with holes.
+/// Returns the tar of a sparse file in PAX 1.0 format. Its map has a line with the number of segments, then `lines`, which are
+/// `lines_len` bytes long. With its holes, the file has `size` bytes.
 fn sparse(
-    stretches: u64,
+    segments: u64,
     lines: impl Iterator<Item = Bytes>,
     lines_len: u64,
     size: u64,
     data: &'static [u8],
 ) -> impl Iterator<Item = Bytes> {
-    let first = Bytes::from(format!("{stretches}\n"));
+    let first = Bytes::from(format!("{segments}\n"));
     let map = first.len() as u64 + lines_len;
     let stored = map.next_multiple_of(512) + data.len() as u64;
     let extension = pax(&[
@@ -40,36 +41,36 @@ fn sparse(
 }
 
 #[test]
-fn ten_million_stretches_of_a_sparse_file_are_refused_within_their_memory() {
-    // 24 bytes each, up to the limit of a million, and half as much for the vector that grew into this one.
+fn ten_million_segments_of_a_pax_sparse_file_are_refused_within_40_mib() {
+    // Each takes 24 bytes, up to the limit of a million. The smaller vector before the last reallocation adds half as much.
     let lines = (0..10_000_000 / 500).map(|part| {
         (part * 500..part * 500 + 500).map(|n| format!("{}\n1\n", 2 * n)).collect::<String>().into()
     });
     let tar = sparse(10_000_000, lines, 10_000_000 * 11, 20_000_000, b"");
     let error = within(40 * MIB, || count(tar)).unwrap_err();
     assert!(matches!(error.fault, TarFault::ManySegments), "{error}");
-    let told = "tar offset 1024, entry `sparse`: sparse map has more than 1000000 segments";
-    assert_eq!(error.to_string(), told);
+    let expected = "tar offset 1024, entry `sparse`: sparse map has more than 1000000 segments";
+    assert_eq!(error.to_string(), expected);
 }
 
 #[test]
-fn ten_million_empty_stretches_of_a_sparse_file_take_no_memory() {
+fn ten_million_empty_segments_of_a_sparse_file_take_no_memory() {
     let lines = std::iter::repeat_n(Bytes::from("0\n0\n".repeat(1000)), 10_000);
     let tar = sparse(10_000_000, lines, 10_000_000 * 4, 5, b"");
     assert_eq!(within(MIB, || count(tar)).unwrap(), 1);
 }
 
 #[test]
-fn ten_million_stretches_in_an_old_gnu_map_are_refused_within_their_memory() {
+fn ten_million_segments_of_an_old_gnu_sparse_file_are_refused_within_40_mib() {
     let mut first = tar::Header::new_gnu();
     first.set_entry_type(tar::EntryType::GNUSparse);
     first.set_path("old").unwrap();
     first.set_mode(0o644);
     first.set_size(10_000_000);
     let gnu = first.as_gnu_mut().unwrap();
-    for (at, stretch) in gnu.sparse.iter_mut().enumerate() {
-        stretch.offset.copy_from_slice(format!("{:011o}\0", 2 * at).as_bytes());
-        stretch.numbytes.copy_from_slice(b"00000000001\0");
+    for (at, segment) in gnu.sparse.iter_mut().enumerate() {
+        segment.offset.copy_from_slice(format!("{:011o}\0", 2 * at).as_bytes());
+        segment.numbytes.copy_from_slice(b"00000000001\0");
     }
     gnu.isextended = [1];
     gnu.realsize.copy_from_slice(b"00777777777\0");
@@ -77,8 +78,8 @@ fn ten_million_stretches_in_an_old_gnu_map_are_refused_within_their_memory() {
     let first = Bytes::copy_from_slice(first.as_bytes());
     let blocks = (0..10_000_000_u64 / 21).map(|block| {
         let mut bytes = Vec::with_capacity(512);
-        for stretch in block * 21 + 4..block * 21 + 25 {
-            bytes.extend_from_slice(format!("{:011o}\0{:011o}\0", 2 * stretch, 1).as_bytes());
+        for segment in block * 21 + 4..block * 21 + 25 {
+            bytes.extend_from_slice(format!("{:011o}\0{:011o}\0", 2 * segment, 1).as_bytes());
         }
         bytes.resize(512, 0);
         bytes[504] = 1;
@@ -90,7 +91,7 @@ fn ten_million_stretches_in_an_old_gnu_map_are_refused_within_their_memory() {
 }
 
 #[test]
-fn sparse_file_of_2_to_the_60_bytes_is_metadata() {
+fn sparse_file_of_2_to_the_60_bytes_takes_no_memory_for_its_hole() {
     let line = Bytes::from(format!("{}\n4\n", (1_u64 << 60) - 4));
     let length = line.len() as u64;
     let mut walk = TarWalk::new(Stream::new(sparse(1, [line].into_iter(), length, 1 << 60, b"data")));
@@ -102,8 +103,8 @@ fn sparse_file_of_2_to_the_60_bytes_is_metadata() {
 }
 
 #[test]
-fn four_gib_of_pax_headers_take_the_memory_of_one() {
-    // As many before each file as may be, each as long as it may be.
+fn four_gib_of_pax_headers_take_the_memory_of_a_few() {
+    // The most headers that are allowed before a file, each of the maximum length.
     let record = [b"1048576 comment=".to_vec(), vec![b'x'; MIB - 17], b"\n".to_vec()].concat();
     assert_eq!(record.len(), MIB);
     let [head, data, _] = member(b'x', b"PaxHeaders/x", record.into());
@@ -126,7 +127,7 @@ fn four_gib_of_pax_headers_take_the_memory_of_one() {
 
 #[test]
 fn pax_headers_full_of_tiny_records_take_a_bounded_multiple_of_their_size() {
-    // The names that fit one header come to more than the kernel lists for one file, so this is refused in the end.
+    // All names in one header exceed the size of a listxattr result, so that the entry is refused at the end.
     let names: Vec<String> = (0..35_000).map(|n| format!("SCHILY.xattr.user.{n}")).collect();
     let records: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
     let header_and_data = pax(&records);
@@ -137,7 +138,7 @@ fn pax_headers_full_of_tiny_records_take_a_bounded_multiple_of_their_size() {
 }
 
 #[test]
-fn nested_long_names_take_the_memory_of_one_and_a_hundred_are_refused() {
+fn up_to_32_extension_headers_take_the_memory_of_a_few_and_more_are_refused() {
     let long = Bytes::from(vec![b'n'; 64 << 10]);
     let records = pax(&[("comment", &vec![b'c'; MIB - 100])]);
     let nested = |count: usize| {

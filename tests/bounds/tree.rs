@@ -1,4 +1,4 @@
-//! The merge: what layers make of each other, however many there are.
+//! The cost of merging layers, however many and however nested they are.
 
 use rcx_imagefs::tree::{MergeFault, NodeId, merge};
 
@@ -10,7 +10,7 @@ use support::layers::{merge_lines, parse, tar};
 const MIB: usize = 1 << 20;
 
 #[test]
-fn a_thousand_layers_are_one_tree() {
+fn a_thousand_layers_merge_into_one_tree() {
     let layer = |n: usize| match n {
         0 => "d d\nf d/0 0\nf same 0".to_owned(),
         n => format!("f d/{n} {n}\nf same {n}\nw d/{}", n - 1),
@@ -21,7 +21,7 @@ fn a_thousand_layers_are_one_tree() {
 }
 
 #[test]
-fn chains_of_symlinks_are_given_up_after_forty_however_long_they_are() {
+fn chain_of_symlinks_is_refused_after_forty_links_however_long_it_is() {
     let links = 20_000;
     let chain = (0..links).map(|n| format!("l s{n} s{}", n + 1)).collect::<Vec<_>>().join("\n");
     let layer = |inside: usize| parse(&format!("d s{links}\n{chain}\nf s{inside}/x 1")).remove(0);
@@ -30,14 +30,14 @@ fn chains_of_symlinks_are_given_up_after_forty_however_long_they_are() {
     assert!(merged.tree.lookup(end, b"x").is_some());
     for inside in [0, links - 41] {
         let error = merge_lines(&[layer(inside)]).err().unwrap();
-        let told = format!("layer 1: entry `s{inside}/x`: too many symbolic links in its path");
-        assert!(error.starts_with(&told), "{error}");
+        let expected = format!("layer 1: entry `s{inside}/x`: too many symbolic links in its path");
+        assert!(error.starts_with(&expected), "{error}");
     }
 }
 
 #[test]
-fn long_targets_of_missing_directories_take_memory_for_the_nodes_that_they_make_only() {
-    // 40 links on the way, each to 800 directories that are not there and back again.
+fn link_targets_through_missing_directories_take_memory_only_for_the_nodes_they_create() {
+    // The path leads through 40 links, each into 800 missing directories and back out again.
     let away = format!("{}{}", "a/".repeat(800), "../".repeat(800));
     let chain: Vec<String> = (0..40).map(|n| format!("l s{n} {away}s{}", n + 1)).collect();
     let layer = parse(&format!("{}\nd s40\nf s0/x 1", chain.join("\n"))).remove(0);
@@ -47,7 +47,7 @@ fn long_targets_of_missing_directories_take_memory_for_the_nodes_that_they_make_
 }
 
 #[test]
-fn directories_in_a_deep_one_do_not_take_its_path_each_where_markers_are() {
+fn directories_in_a_deep_directory_do_not_each_store_its_path_in_a_layer_with_markers() {
     let (path, make) = deep();
     let directories = (0..4000).flat_map(move |n| make(b'5', format!("directory{n}")));
     let marker = [header(b'0', b".wh.nothing", 0)];
@@ -59,17 +59,17 @@ fn directories_in_a_deep_one_do_not_take_its_path_each_where_markers_are() {
 }
 
 #[test]
-fn layers_with_too_many_entries_together_are_refused_before_they_are_gone_through() {
+fn layers_with_too_many_entries_together_are_refused_before_their_entries_are_read() {
     let directories = (0..40_000).map(|n| header(b'5', format!("directory-{n}").as_bytes(), 0));
     let index = index_of(directories.chain([end()])).unwrap();
     let error = merge(&[&index; 1000]).unwrap_err();
-    // 2^25 and one: the layer that begins there.
+    // The layer that exceeds the limit of 2^25 entries.
     let layer = (1 << 25) / 40_000;
     assert_eq!(error.layer.index(), layer);
     assert!(matches!(error.fault, MergeFault::TooMany(_)));
-    let told = format!(
+    let expected = format!(
         "layer {}: entry `directory-0`: too many entries, with those of the layers below (in sha256:",
         layer + 1
     );
-    assert!(error.to_string().starts_with(&told), "{error}");
+    assert!(error.to_string().starts_with(&expected), "{error}");
 }

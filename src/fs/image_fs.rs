@@ -43,6 +43,15 @@ impl Default for FsOptions {
     }
 }
 
+/// The mode of the mount's root: all users may list it, but its group has no permissions, and so has no members ([`NO_GROUP`]).
+///
+/// The kernel creates the root's inode before FUSE_INIT, and then never caches the root's ACL (`ACL_DONT_CACHE`,
+/// `fuse_init_inode` in fs/fuse/inode.c): with mode 0555 it would send a GETXATTR for each path that a user other than root
+/// opens. It asks for no ACL if the group has no permissions (`acl_permission_check`, fs/namei.c).
+const ROOT_MODE: u16 = 0o505;
+/// The highest valid group ID, which no user is a member of.
+const NO_GROUP: u32 = u32::MAX - 1;
+
 /// How long the failure to open an image is repeated without another attempt: one `ls` causes many requests.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -371,7 +380,8 @@ fn directory(namespace: &Namespace, ino: Ino) -> Result<&NamespaceDirectory, FsE
 fn namespace_attr(namespace: &Namespace, ino: Ino) -> Result<InodeAttr, FsError> {
     match namespace.node(ino) {
         Some(NamespaceNode::Directory(directory)) => {
-            Ok(InodeAttr::directory(ino, directory.nlink(), directory.mtime()))
+            let attr = InodeAttr::directory(ino, directory.nlink(), directory.mtime());
+            Ok(if ino == Ino::ROOT { InodeAttr { mode: ROOT_MODE, gid: NO_GROUP, ..attr } } else { attr })
         }
         Some(NamespaceNode::Symlink(link)) => Ok(InodeAttr {
             kind: FileKind::Symlink,

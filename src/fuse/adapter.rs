@@ -5,8 +5,9 @@
 //! neither OPEN nor RELEASE for the rest of the mount's life. A later process that serves the same mount must answer in the
 //! same way, because the kernel does not ask again.
 //!
-//! POSIX ACLs are served as the extended attributes that the layers contain. FUSE_POSIX_ACL is not negotiated: the kernel
-//! checks permissions by the mode bits, which already reflect the owner's entry and the mask.
+//! With FUSE_POSIX_ACL the kernel enforces the ACLs that the layers contain, as on ext4, also in an overlay on top of the mount.
+//! It asks for an inode's ACL with GETXATTR when it first checks the permissions of a user who is not the owner, and caches
+//! the answer, also that there is none (`fuse_get_acl`, fs/fuse/acl.c).
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -40,6 +41,7 @@ const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
+    .union(InitFlags::FUSE_POSIX_ACL)
     .union(InitFlags::FUSE_MAX_PAGES);
 
 /// Number of readahead requests that the kernel keeps in flight. Beyond it, readers wait for each other.

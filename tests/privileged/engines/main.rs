@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
+mod acl;
 mod compare;
 mod foreign;
 mod layer_directories;

@@ -1,4 +1,4 @@
-//! Extended attributes, figures of the filesystem, locks, watches, handles and flags of descriptors.
+//! Extended attributes, statfs, statx, locks, inotify, file handles and descriptor flags.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -15,15 +15,15 @@ use rustix::io::Errno;
 
 use super::{BIG_LENGTH, MountedImage, USER, as_user, open_path};
 
-fn get(path: &Path, name: &str, room: usize) -> rustix::io::Result<Vec<u8>> {
-    let mut value = vec![0; room];
+fn get(path: &Path, name: &str, capacity: usize) -> rustix::io::Result<Vec<u8>> {
+    let mut value = vec![0; capacity];
     let length = rustix::fs::getxattr(path, name, &mut value)?;
     value.truncate(length);
     Ok(value)
 }
 
-fn names(path: &Path, room: usize) -> rustix::io::Result<Vec<String>> {
-    let mut list = vec![0; room];
+fn names(path: &Path, capacity: usize) -> rustix::io::Result<Vec<String>> {
+    let mut list = vec![0; capacity];
     let length = rustix::fs::listxattr(path, &mut list)?;
     let names = list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
     let mut names: Vec<_> = names.map(|name| String::from_utf8(name.to_vec()).unwrap()).collect();
@@ -41,7 +41,7 @@ fn extended_attributes_report_their_length_and_erange_for_small_buffers() {
             assert_eq!(rustix::fs::getxattr_query(&file, name), Ok(value.len()));
             assert_eq!(get(&file, name, value.len()).unwrap(), value.as_bytes());
             assert_eq!(get(&file, name, 100).unwrap(), value.as_bytes());
-            // No room at all asks for the length; too little is an error.
+            // A buffer of length 0 asks for the length. A shorter buffer is an error.
             if value.len() > 1 {
                 assert_eq!(get(&file, name, value.len() - 1), Err(Errno::RANGE));
             }
@@ -99,22 +99,22 @@ fn trusted_attributes_are_hidden_from_unprivileged_users() {
 #[test]
 fn statfs_reports_a_full_read_only_filesystem() {
     let image = MountedImage::new();
-    // Images count when they have been opened.
+    // statfs counts only images that have been opened.
     fs::metadata(image.path("file")).unwrap();
-    let figures = rustix::fs::statvfs(&image.root).unwrap();
-    assert_eq!((figures.f_bfree, figures.f_bavail, figures.f_ffree, figures.f_favail), (0, 0, 0, 0));
-    assert!(figures.f_blocks * figures.f_frsize >= BIG_LENGTH as u64);
-    assert!(figures.f_files > 50);
-    assert_eq!((figures.f_namemax, figures.f_bsize, figures.f_frsize), (255, 4096, 4096));
+    let stats = rustix::fs::statvfs(&image.root).unwrap();
+    assert_eq!((stats.f_bfree, stats.f_bavail, stats.f_ffree, stats.f_favail), (0, 0, 0, 0));
+    assert!(stats.f_blocks * stats.f_frsize >= BIG_LENGTH as u64);
+    assert!(stats.f_files > 50);
+    assert_eq!((stats.f_namemax, stats.f_bsize, stats.f_frsize), (255, 4096, 4096));
     let flags = StatVfsMountFlags::RDONLY | StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV;
-    assert!(figures.f_flag.contains(flags), "{:?}", figures.f_flag);
+    assert!(stats.f_flag.contains(flags), "{:?}", stats.f_flag);
     // FUSE_SUPER_MAGIC (linux/magic.h).
     assert_eq!(rustix::fs::statfs(&image.root).unwrap().f_type, 0x6573_5546);
     for path in ["file", "dir", "link", "null", "pipe", "closed/known"] {
         let other = rustix::fs::statvfs(image.path(path)).unwrap();
         assert_eq!(
             (other.f_blocks, other.f_files, other.f_fsid),
-            (figures.f_blocks, figures.f_files, figures.f_fsid),
+            (stats.f_blocks, stats.f_files, stats.f_fsid),
             "{path}"
         );
     }
@@ -136,14 +136,14 @@ fn statx_reports_size_mode_times_and_device_numbers() {
         (rustix::fs::major(device.rdev()), rustix::fs::minor(device.rdev()), device.size()),
         (1, 3, 0)
     );
-    // What a sparse file has none of, it takes no blocks for.
+    // Holes occupy no blocks.
     assert!(fs::metadata(image.path("holes")).unwrap().blocks() <= 16);
-    // Reading changes no time.
+    // A read does not change the atime.
     let before = fs::metadata(image.path("file")).unwrap();
     fs::read(image.path("file")).unwrap();
     let after = fs::metadata(image.path("file")).unwrap();
     assert_eq!((before.atime(), before.atime_nsec()), (after.atime(), after.atime_nsec()));
-    // File attributes as `chattr` knows them are not there, as on many filesystems.
+    // The `chattr` flags are not supported, as on many filesystems.
     let flags = rustix::fs::ioctl_getflags(File::open(image.path("file")).unwrap());
     assert!(matches!(flags, Err(Errno::NOTTY)) || flags == Ok(IFlags::empty()), "{flags:?}");
     image.mount.stop();
@@ -165,7 +165,7 @@ fn locks_exclude_other_open_file_descriptions() {
     lock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
     // A directory can be locked too.
     lock(&File::open(image.path("dir")).unwrap(), FlockOperation::NonBlockingLockExclusive).unwrap();
-    // Of the other kind, who has opened it to read may lock it against writers only.
+    // A POSIX lock on a read-only descriptor can only be shared.
     rustix::fs::fcntl_lock(&other, FlockOperation::NonBlockingLockShared).unwrap();
     assert_eq!(rustix::fs::fcntl_lock(&other, FlockOperation::NonBlockingLockExclusive), Err(Errno::BADF));
     rustix::fs::fcntl_lock(&other, FlockOperation::NonBlockingUnlock).unwrap();
@@ -175,10 +175,10 @@ fn locks_exclude_other_open_file_descriptions() {
 fn inotify_reports_opens_and_reads_of_files_and_directories() {
     let image = MountedImage::new();
     let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).unwrap();
-    let wanted = inotify::WatchFlags::OPEN | inotify::WatchFlags::ACCESS;
-    let file = inotify::add_watch(&watch, image.path("file"), wanted).unwrap();
-    inotify::add_watch(&watch, image.path("dir"), wanted).unwrap();
-    assert_eq!(inotify::add_watch(&watch, image.path("missing"), wanted), Err(Errno::NOENT));
+    let mask = inotify::WatchFlags::OPEN | inotify::WatchFlags::ACCESS;
+    let file = inotify::add_watch(&watch, image.path("file"), mask).unwrap();
+    inotify::add_watch(&watch, image.path("dir"), mask).unwrap();
+    assert_eq!(inotify::add_watch(&watch, image.path("missing"), mask), Err(Errno::NOENT));
     fs::read(image.path("file")).unwrap();
     fs::read(image.path("dir/inner")).unwrap();
     let mut buffer = [MaybeUninit::uninit(); 4096];
@@ -199,7 +199,7 @@ fn inotify_reports_opens_and_reads_of_files_and_directories() {
     image.mount.stop();
 }
 
-/// A file's handle (name_to_handle_at(2)), as the kernel lays it out.
+/// A file handle in the layout of the kernel (name_to_handle_at(2)).
 #[repr(C)]
 struct Handle {
     bytes: u32,
@@ -212,7 +212,7 @@ fn handle_of(path: &Path) -> Handle {
     let mut handle = Handle { bytes: 128, kind: 0, id: [0; 128] };
     let path = CString::new(path.as_os_str().as_bytes()).unwrap();
     let mut mount = 0;
-    // SAFETY: `handle` starts as `struct file_handle` does and has the room that `bytes` tells; the path ends with a NUL.
+    // SAFETY: `handle` has the layout of `struct file_handle` and space for `bytes` bytes; the path ends with a NUL.
     let done = unsafe {
         libc::name_to_handle_at(libc::AT_FDCWD, path.as_ptr(), (&raw mut handle).cast(), &raw mut mount, 0)
     };
@@ -222,14 +222,14 @@ fn handle_of(path: &Path) -> Handle {
 
 #[expect(unsafe_code, reason = "rustix has no handles")]
 fn open_handle(mount: &OwnedFd, handle: &mut Handle) -> std::io::Result<File> {
-    // SAFETY: the handle is one that the kernel filled.
+    // SAFETY: the kernel has filled the handle.
     let opened = unsafe {
         libc::open_by_handle_at(mount.as_raw_fd(), std::ptr::from_mut(handle).cast(), libc::O_RDONLY)
     };
     if opened < 0 {
         return Err(std::io::Error::last_os_error());
     }
-    // SAFETY: it has just been opened, and nobody else has it.
+    // SAFETY: the descriptor has just been opened and has no other owner.
     Ok(unsafe { File::from_raw_fd(opened) })
 }
 
@@ -251,7 +251,7 @@ fn file_handle_opens_its_file_even_after_caches_are_dropped() {
         }
         assert_eq!(handle_of(&path).id, handle.id);
     }
-    // One that stands for nothing is stale.
+    // A handle of an inode that does not exist is stale.
     let mut handle = handle_of(&image.path("file"));
     handle.id[..8].copy_from_slice(&(u64::MAX / 3).to_ne_bytes());
     let stale = open_handle(&root, &mut handle).unwrap_err();
@@ -264,26 +264,26 @@ fn o_path_descriptors_refuse_reads_and_noatime_needs_ownership() {
     let root = &image.root;
     let open = |path: &str, flags| rustix::fs::open(root.join(path), flags | OFlags::CLOEXEC, Mode::empty());
     for path in ["file", "link", "dir", "null", "pipe", "closed"] {
-        let only = open(path, OFlags::PATH | OFlags::NOFOLLOW).unwrap();
+        let path_only = open(path, OFlags::PATH | OFlags::NOFOLLOW).unwrap();
         assert_eq!(
-            rustix::fs::fstat(&only).unwrap().st_ino,
+            rustix::fs::fstat(&path_only).unwrap().st_ino,
             fs::symlink_metadata(image.path(path)).unwrap().ino()
         );
-        assert_eq!(rustix::io::read(&only, &mut [0; 1]).err(), Some(Errno::BADF), "{path}");
-        assert_eq!(rustix::fs::flock(&only, FlockOperation::LockShared), Err(Errno::BADF), "{path}");
+        assert_eq!(rustix::io::read(&path_only, &mut [0; 1]).err(), Some(Errno::BADF), "{path}");
+        assert_eq!(rustix::fs::flock(&path_only, FlockOperation::LockShared), Err(Errno::BADF), "{path}");
     }
     let link = open("link", OFlags::PATH | OFlags::NOFOLLOW).unwrap();
     assert_eq!(rustix::fs::readlinkat(&link, "", []).unwrap().to_str().unwrap(), "file");
-    // Opened again with more, what stands there is opened.
+    // A reopen through `/proc/self/fd` opens the file for reading, unless the descriptor is closed.
     let again = format!("/proc/self/fd/{}", open_path(&image.path("file")).as_raw_fd());
     assert_eq!(
         rustix::fs::open(&again, OFlags::RDONLY, Mode::empty()).err(),
         Some(Errno::NOENT),
-        "it is closed again"
+        "the descriptor is closed"
     );
-    let only = open_path(&image.path("file"));
-    assert_eq!(fs::read_to_string(format!("/proc/self/fd/{}", only.as_raw_fd())).unwrap(), "hello");
-    // Without a trace: for the owner and root alone.
+    let path_only = open_path(&image.path("file"));
+    assert_eq!(fs::read_to_string(format!("/proc/self/fd/{}", path_only.as_raw_fd())).unwrap(), "hello");
+    // `O_NOATIME` is allowed only for the owner and root.
     assert!(open("file", OFlags::RDONLY | OFlags::NOATIME).is_ok());
     as_user(USER, &[], || {
         assert_eq!(open("file", OFlags::RDONLY | OFlags::NOATIME).err(), Some(Errno::PERM));

@@ -1,4 +1,4 @@
-//! Every change answers EROFS, after the errors that come before it.
+//! Every change fails with EROFS, unless an earlier check fails.
 
 use std::fs::File;
 use std::io;
@@ -13,9 +13,9 @@ use rustix::io::{Errno, Result};
 
 use super::{MountedImage, USER, as_user, open_path};
 
-/// What is tried in a tree.
+/// An attempted change below the root of a tree.
 type Attempt = fn(&Path) -> Result<()>;
-/// What it is, what must come of it, and how it is done.
+/// The description, expected result and attempt of a change.
 type Row = (&'static str, std::result::Result<(), Errno>, Attempt);
 
 const EROFS: std::result::Result<(), Errno> = Err(Errno::ROFS);
@@ -42,19 +42,19 @@ fn read_only(path: impl AsRef<Path>) -> rustix::fd::OwnedFd {
     rustix::fs::open(path.as_ref(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap()
 }
 
-fn set(path: impl AsRef<Path>, name: &str, flags: XattrFlags) -> Result<()> {
+fn set_xattr(path: impl AsRef<Path>, name: &str, flags: XattrFlags) -> Result<()> {
     rustix::fs::setxattr(path.as_ref(), name, b"1", flags)
 }
 
-fn long(length: usize) -> String {
+fn long_name(length: usize) -> String {
     "x".repeat(length)
 }
 
-/// Changes of what is there, and of what is not.
+/// Changes of existing and of missing files.
 const CHANGES: &[Row] = &[
     ("mkdir", EROFS, |r| rustix::fs::mkdir(r.join("new"), MODE)),
-    ("mkdir below", EROFS, |r| rustix::fs::mkdir(r.join("dir/sub/new"), MODE)),
-    ("mkdir of a name with a slash behind", EROFS, |r| rustix::fs::mkdir(r.join("new/"), MODE)),
+    ("mkdir in a subdirectory", EROFS, |r| rustix::fs::mkdir(r.join("dir/sub/new"), MODE)),
+    ("mkdir with a trailing slash", EROFS, |r| rustix::fs::mkdir(r.join("new/"), MODE)),
     ("mkdir through a link", EROFS, |r| rustix::fs::mkdir(r.join("link-to-dir/new"), MODE)),
     ("mknod of a file", EROFS, |r| rustix::fs::mknodat(CWD, r.join("new"), FileType::RegularFile, MODE, 0)),
     ("mknod of a pipe", EROFS, |r| rustix::fs::mknodat(CWD, r.join("new"), FileType::Fifo, MODE, 0)),
@@ -65,7 +65,7 @@ const CHANGES: &[Row] = &[
     ("symlink", EROFS, |r| rustix::fs::symlink("target", r.join("new"))),
     ("link", EROFS, |r| rustix::fs::link(r.join("file"), r.join("new"))),
     ("link of a directory", EROFS, |r| rustix::fs::link(r.join("dir"), r.join("new"))),
-    ("link of a descriptor", EROFS, |r| {
+    ("link of an O_PATH descriptor", EROFS, |r| {
         rustix::fs::linkat(open_path(&r.join("file")), "", CWD, r.join("new"), AtFlags::EMPTY_PATH)
     }),
     ("rename", EROFS, |r| rustix::fs::rename(r.join("file"), r.join("new"))),
@@ -78,47 +78,45 @@ const CHANGES: &[Row] = &[
     ("rename of a directory into itself", EROFS, |r| {
         rustix::fs::rename(r.join("dir"), r.join("dir/sub/new"))
     }),
-    ("rename of nothing", EROFS, |r| rustix::fs::rename(r.join("missing"), r.join("new"))),
-    ("rename that replaces nothing", EROFS, |r| {
+    ("rename of a missing file", EROFS, |r| rustix::fs::rename(r.join("missing"), r.join("new"))),
+    ("rename with NOREPLACE", EROFS, |r| {
         rustix::fs::renameat_with(CWD, r.join("file"), CWD, r.join("new"), RenameFlags::NOREPLACE)
     }),
     ("exchange", EROFS, |r| {
         rustix::fs::renameat_with(CWD, r.join("file"), CWD, r.join("empty"), RenameFlags::EXCHANGE)
     }),
-    ("rename that leaves a whiteout", EROFS, |r| {
+    ("rename with WHITEOUT", EROFS, |r| {
         rustix::fs::renameat_with(CWD, r.join("file"), CWD, r.join("new"), RenameFlags::WHITEOUT)
     }),
     ("unlink", EROFS, |r| rustix::fs::unlink(r.join("file"))),
     ("unlink of a link", EROFS, |r| rustix::fs::unlink(r.join("link"))),
     ("unlink of a device", EROFS, |r| rustix::fs::unlink(r.join("null"))),
     ("unlink of a directory", EROFS, |r| rustix::fs::unlink(r.join("dir"))),
-    ("unlink of nothing", EROFS, |r| rustix::fs::unlink(r.join("missing"))),
+    ("unlink of a missing file", EROFS, |r| rustix::fs::unlink(r.join("missing"))),
     ("rmdir", EROFS, |r| rustix::fs::rmdir(r.join("empty-dir"))),
-    ("rmdir of what is not empty", EROFS, |r| rustix::fs::rmdir(r.join("dir"))),
+    ("rmdir of a non-empty directory", EROFS, |r| rustix::fs::rmdir(r.join("dir"))),
     ("rmdir of a file", EROFS, |r| rustix::fs::rmdir(r.join("file"))),
-    ("open to write", EROFS, |r| open(r.join("file"), OFlags::WRONLY)),
-    ("open to read and write", EROFS, |r| open(r.join("file"), OFlags::RDWR)),
-    ("open to append", EROFS, |r| open(r.join("file"), OFlags::WRONLY | OFlags::APPEND)),
-    ("open to truncate", EROFS, |r| open(r.join("file"), OFlags::WRONLY | OFlags::TRUNC)),
-    ("open to read and truncate", EROFS, |r| open(r.join("file"), OFlags::RDONLY | OFlags::TRUNC)),
-    ("open through a link to write", EROFS, |r| open(r.join("link"), OFlags::WRONLY)),
+    ("open for writing", EROFS, |r| open(r.join("file"), OFlags::WRONLY)),
+    ("open for reading and writing", EROFS, |r| open(r.join("file"), OFlags::RDWR)),
+    ("open for appending", EROFS, |r| open(r.join("file"), OFlags::WRONLY | OFlags::APPEND)),
+    ("open with truncation", EROFS, |r| open(r.join("file"), OFlags::WRONLY | OFlags::TRUNC)),
+    ("open for reading with truncation", EROFS, |r| open(r.join("file"), OFlags::RDONLY | OFlags::TRUNC)),
+    ("open through a link for writing", EROFS, |r| open(r.join("link"), OFlags::WRONLY)),
     ("creat", EROFS, |r| open(r.join("new"), OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)),
-    ("creat of what is there", EROFS, |r| {
+    ("creat of an existing file", EROFS, |r| {
         open(r.join("file"), OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)
     }),
-    ("creat to read", EROFS, |r| open(r.join("new"), OFlags::RDONLY | OFlags::CREATE)),
-    ("creat of something new alone", EROFS, |r| {
-        open(r.join("new"), OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)
-    }),
+    ("creat for reading", EROFS, |r| open(r.join("new"), OFlags::RDONLY | OFlags::CREATE)),
+    ("creat with EXCL", EROFS, |r| open(r.join("new"), OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)),
     ("creat through a dangling link", EROFS, |r| open(r.join("dangling"), OFlags::WRONLY | OFlags::CREATE)),
-    ("a file without a name", EROFS, |r| open(r.join("dir"), OFlags::WRONLY | OFlags::TMPFILE)),
+    ("unnamed file (O_TMPFILE)", EROFS, |r| open(r.join("dir"), OFlags::WRONLY | OFlags::TMPFILE)),
     ("chmod", EROFS, |r| rustix::fs::chmod(r.join("file"), MODE)),
     ("chmod of a directory", EROFS, |r| rustix::fs::chmod(r.join("dir"), MODE)),
     ("chmod of the root", EROFS, |r| rustix::fs::chmod(r, MODE)),
     ("chmod of a device", EROFS, |r| rustix::fs::chmod(r.join("null"), MODE)),
     ("fchmod", EROFS, |r| rustix::fs::fchmod(read_only(r.join("file")), MODE)),
     ("chown", EROFS, |r| rustix::fs::chown(r.join("file"), Some(Uid::from_raw(1)), None)),
-    ("chown to nobody", EROFS, |r| rustix::fs::chown(r.join("file"), None, None)),
+    ("chown without IDs", EROFS, |r| rustix::fs::chown(r.join("file"), None, None)),
     ("lchown", EROFS, |r| {
         rustix::fs::chownat(CWD, r.join("link"), None, Some(Gid::from_raw(1)), AtFlags::SYMLINK_NOFOLLOW)
     }),
@@ -133,22 +131,26 @@ const CHANGES: &[Row] = &[
         rustix::fs::utimensat(CWD, r.join("file"), &now, AtFlags::empty())
     }),
     ("futimens", EROFS, |r| rustix::fs::futimens(read_only(r.join("file")), &TIMES)),
-    ("setxattr", EROFS, |r| set(r.join("file"), "user.new", XattrFlags::empty())),
-    ("setxattr of what is there", EROFS, |r| set(r.join("file"), "user.one", XattrFlags::REPLACE)),
-    ("setxattr that must be new", EROFS, |r| set(r.join("file"), "user.one", XattrFlags::CREATE)),
-    ("setxattr of no namespace", EROFS, |r| set(r.join("file"), "new", XattrFlags::empty())),
+    ("setxattr", EROFS, |r| set_xattr(r.join("file"), "user.new", XattrFlags::empty())),
+    ("setxattr of an existing attribute", EROFS, |r| {
+        set_xattr(r.join("file"), "user.one", XattrFlags::REPLACE)
+    }),
+    ("setxattr with CREATE of an existing attribute", EROFS, |r| {
+        set_xattr(r.join("file"), "user.one", XattrFlags::CREATE)
+    }),
+    ("setxattr without a namespace", EROFS, |r| set_xattr(r.join("file"), "new", XattrFlags::empty())),
     ("setxattr of an ACL", EROFS, |r| {
         rustix::fs::setxattr(r.join("file"), "system.posix_acl_access", b"\x02\0\0\0", XattrFlags::empty())
     }),
     ("setxattr of a capability", EROFS, |r| {
-        set(r.join("program"), "security.capability", XattrFlags::empty())
+        set_xattr(r.join("program"), "security.capability", XattrFlags::empty())
     }),
     ("lsetxattr", EROFS, |r| rustix::fs::lsetxattr(r.join("link"), "trusted.new", b"1", XattrFlags::empty())),
     ("fsetxattr", EROFS, |r| {
         rustix::fs::fsetxattr(read_only(r.join("dir")), "user.new", b"1", XattrFlags::empty())
     }),
     ("removexattr", EROFS, |r| rustix::fs::removexattr(r.join("file"), "user.one")),
-    ("removexattr of nothing", EROFS, |r| rustix::fs::removexattr(r.join("file"), "user.none")),
+    ("removexattr of a missing attribute", EROFS, |r| rustix::fs::removexattr(r.join("file"), "user.none")),
     ("lremovexattr", EROFS, |r| rustix::fs::lremovexattr(r.join("link"), "trusted.none")),
     ("fremovexattr", EROFS, |r| rustix::fs::fremovexattr(read_only(r.join("file")), "user.one")),
     ("flags of a file", EROFS, |r| rustix::fs::ioctl_setflags(read_only(r.join("file")), IFlags::IMMUTABLE)),
@@ -157,107 +159,117 @@ const CHANGES: &[Row] = &[
     }),
 ];
 
-/// Errors that come before it.
-const BEFORE: &[Row] = &[
+/// Errors that come before EROFS, and calls that change nothing.
+const EARLIER_ERRORS: &[Row] = &[
     ("mkdir of a directory", EEXIST, |r| rustix::fs::mkdir(r.join("dir"), MODE)),
     ("mkdir of a file", EEXIST, |r| rustix::fs::mkdir(r.join("file"), MODE)),
-    ("mkdir of a link that dangles", EEXIST, |r| rustix::fs::mkdir(r.join("dangling"), MODE)),
-    ("mkdir of a dot", EEXIST, |r| rustix::fs::mkdir(r.join("dir/."), MODE)),
-    ("mkdir of dots", EEXIST, |r| rustix::fs::mkdir(r.join("dir/.."), MODE)),
-    ("mkdir in nothing", ENOENT, |r| rustix::fs::mkdir(r.join("missing/new"), MODE)),
-    ("mkdir through a link that dangles", ENOENT, |r| rustix::fs::mkdir(r.join("dangling/new"), MODE)),
+    ("mkdir of a dangling link", EEXIST, |r| rustix::fs::mkdir(r.join("dangling"), MODE)),
+    ("mkdir of `.`", EEXIST, |r| rustix::fs::mkdir(r.join("dir/."), MODE)),
+    ("mkdir of `..`", EEXIST, |r| rustix::fs::mkdir(r.join("dir/.."), MODE)),
+    ("mkdir in a missing directory", ENOENT, |r| rustix::fs::mkdir(r.join("missing/new"), MODE)),
+    ("mkdir through a dangling link", ENOENT, |r| rustix::fs::mkdir(r.join("dangling/new"), MODE)),
     ("mkdir in a file", ENOTDIR, |r| rustix::fs::mkdir(r.join("file/new"), MODE)),
     ("mkdir in a device", ENOTDIR, |r| rustix::fs::mkdir(r.join("null/new"), MODE)),
     ("mkdir in a loop", ELOOP, |r| rustix::fs::mkdir(r.join("loop/new"), MODE)),
     ("mkdir in a circle", ELOOP, |r| rustix::fs::mkdir(r.join("circle-a/new"), MODE)),
-    ("mkdir of a long name", ENAMETOOLONG, |r| rustix::fs::mkdir(r.join(long(256)), MODE)),
-    ("mkdir in a long name", ENAMETOOLONG, |r| rustix::fs::mkdir(r.join(long(256)).join("new"), MODE)),
-    ("mknod of what is there", EEXIST, |r| rustix::fs::mknodat(CWD, r.join("pipe"), FileType::Fifo, MODE, 0)),
-    ("symlink of what is there", EEXIST, |r| rustix::fs::symlink("target", r.join("link"))),
-    ("symlink to nothing", ENOENT, |r| rustix::fs::symlink("", r.join("new"))),
+    ("mkdir of a long name", ENAMETOOLONG, |r| rustix::fs::mkdir(r.join(long_name(256)), MODE)),
+    ("mkdir in a long name", ENAMETOOLONG, |r| rustix::fs::mkdir(r.join(long_name(256)).join("new"), MODE)),
+    ("mknod of an existing name", EEXIST, |r| {
+        rustix::fs::mknodat(CWD, r.join("pipe"), FileType::Fifo, MODE, 0)
+    }),
+    ("symlink of an existing name", EEXIST, |r| rustix::fs::symlink("target", r.join("link"))),
+    ("symlink with an empty target", ENOENT, |r| rustix::fs::symlink("", r.join("new"))),
     ("symlink in a file", ENOTDIR, |r| rustix::fs::symlink("target", r.join("file/new"))),
-    ("link of nothing", ENOENT, |r| rustix::fs::link(r.join("missing"), r.join("new"))),
-    ("link to what is there", EEXIST, |r| rustix::fs::link(r.join("file"), r.join("empty"))),
-    ("link out of here", EXDEV, |r| rustix::fs::link(r.join("file"), "/tmp/rcx-never-made")),
-    ("link from elsewhere", EROFS, |r| rustix::fs::link("/etc/passwd", r.join("new"))),
-    ("rename in nothing", ENOENT, |r| rustix::fs::rename(r.join("missing/file"), r.join("new"))),
-    ("rename into nothing", ENOENT, |r| rustix::fs::rename(r.join("file"), r.join("missing/new"))),
+    ("link of a missing file", ENOENT, |r| rustix::fs::link(r.join("missing"), r.join("new"))),
+    ("link to an existing name", EEXIST, |r| rustix::fs::link(r.join("file"), r.join("empty"))),
+    ("link to another filesystem", EXDEV, |r| rustix::fs::link(r.join("file"), "/tmp/rcx-never-made")),
+    ("link from another filesystem", EROFS, |r| rustix::fs::link("/etc/passwd", r.join("new"))),
+    ("rename in a missing directory", ENOENT, |r| rustix::fs::rename(r.join("missing/file"), r.join("new"))),
+    ("rename into a missing directory", ENOENT, |r| {
+        rustix::fs::rename(r.join("file"), r.join("missing/new"))
+    }),
     ("rename into a file", ENOTDIR, |r| rustix::fs::rename(r.join("file"), r.join("empty/new"))),
     ("rename in a loop", ELOOP, |r| rustix::fs::rename(r.join("loop/file"), r.join("new"))),
-    ("rename of a dot", Err(Errno::BUSY), |r| rustix::fs::rename(r.join("dir/."), r.join("new"))),
-    ("rename out of here", EXDEV, |r| rustix::fs::rename(r.join("file"), "/tmp/rcx-never-made")),
-    ("rename in two ways at once", EINVAL, |r| {
+    ("rename of `.`", Err(Errno::BUSY), |r| rustix::fs::rename(r.join("dir/."), r.join("new"))),
+    ("rename to another filesystem", EXDEV, |r| rustix::fs::rename(r.join("file"), "/tmp/rcx-never-made")),
+    ("rename with NOREPLACE and EXCHANGE", EINVAL, |r| {
         let both = RenameFlags::NOREPLACE | RenameFlags::EXCHANGE;
         rustix::fs::renameat_with(CWD, r.join("file"), CWD, r.join("new"), both)
     }),
-    ("unlink in nothing", ENOENT, |r| rustix::fs::unlink(r.join("missing/file"))),
+    ("unlink in a missing directory", ENOENT, |r| rustix::fs::unlink(r.join("missing/file"))),
     ("unlink in a file", ENOTDIR, |r| rustix::fs::unlink(r.join("file/file"))),
-    ("unlink of dots", EISDIR, |r| rustix::fs::unlink(r.join("dir/.."))),
+    ("unlink of `..`", EISDIR, |r| rustix::fs::unlink(r.join("dir/.."))),
     ("unlink in a loop", ELOOP, |r| rustix::fs::unlink(r.join("loop/file"))),
-    ("rmdir of a dot", EINVAL, |r| rustix::fs::rmdir(r.join("empty-dir/."))),
-    ("rmdir of dots", Err(Errno::NOTEMPTY), |r| rustix::fs::rmdir(r.join("empty-dir/.."))),
-    ("rmdir in nothing", ENOENT, |r| rustix::fs::rmdir(r.join("missing/dir"))),
-    ("open of nothing to write", ENOENT, |r| open(r.join("missing"), OFlags::WRONLY)),
-    ("open of a directory to write", EISDIR, |r| open(r.join("dir"), OFlags::WRONLY)),
+    ("rmdir of `.`", EINVAL, |r| rustix::fs::rmdir(r.join("empty-dir/."))),
+    ("rmdir of `..`", Err(Errno::NOTEMPTY), |r| rustix::fs::rmdir(r.join("empty-dir/.."))),
+    ("rmdir in a missing directory", ENOENT, |r| rustix::fs::rmdir(r.join("missing/dir"))),
+    ("open of a missing file for writing", ENOENT, |r| open(r.join("missing"), OFlags::WRONLY)),
+    ("open of a directory for writing", EISDIR, |r| open(r.join("dir"), OFlags::WRONLY)),
     ("creat of a directory", EISDIR, |r| open(r.join("dir"), OFlags::RDONLY | OFlags::CREATE)),
-    ("creat with a slash behind", EISDIR, |r| open(r.join("new/"), OFlags::WRONLY | OFlags::CREATE)),
-    ("creat of what must be new", EEXIST, |r| {
+    ("creat with a trailing slash", EISDIR, |r| open(r.join("new/"), OFlags::WRONLY | OFlags::CREATE)),
+    ("creat with EXCL of an existing file", EEXIST, |r| {
         open(r.join("file"), OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)
     }),
-    ("creat of a link that must be new", EEXIST, |r| {
+    ("creat with EXCL of a dangling link", EEXIST, |r| {
         open(r.join("dangling"), OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)
     }),
-    ("creat to read what is there", Ok(()), |r| open(r.join("file"), OFlags::RDONLY | OFlags::CREATE)),
+    ("creat of an existing file for reading", Ok(()), |r| {
+        open(r.join("file"), OFlags::RDONLY | OFlags::CREATE)
+    }),
     ("creat in a file", ENOTDIR, |r| open(r.join("file/new"), OFlags::WRONLY | OFlags::CREATE)),
-    ("creat of a long name", ENAMETOOLONG, |r| open(r.join(long(256)), OFlags::WRONLY | OFlags::CREATE)),
-    ("open of a link itself", ELOOP, |r| open(r.join("link"), OFlags::WRONLY | OFlags::NOFOLLOW)),
+    ("creat of a long name", ENAMETOOLONG, |r| open(r.join(long_name(256)), OFlags::WRONLY | OFlags::CREATE)),
+    ("open of a link with NOFOLLOW", ELOOP, |r| open(r.join("link"), OFlags::WRONLY | OFlags::NOFOLLOW)),
     ("open of a loop", ELOOP, |r| open(r.join("loop"), OFlags::WRONLY | OFlags::CREATE)),
     ("open of a file as a directory", ENOTDIR, |r| open(r.join("file"), OFlags::RDONLY | OFlags::DIRECTORY)),
-    ("open with a slash behind", ENOTDIR, |r| open(r.join("file/"), OFlags::RDONLY)),
-    ("a file without a name, to read", EINVAL, |r| open(r.join("dir"), OFlags::RDONLY | OFlags::TMPFILE)),
-    ("a file without a name in a file", ENOTDIR, |r| open(r.join("file"), OFlags::WRONLY | OFlags::TMPFILE)),
-    ("chmod of nothing", ENOENT, |r| rustix::fs::chmod(r.join("missing"), MODE)),
-    ("chmod of a link that dangles", ENOENT, |r| rustix::fs::chmod(r.join("dangling"), MODE)),
+    ("open with a trailing slash", ENOTDIR, |r| open(r.join("file/"), OFlags::RDONLY)),
+    ("unnamed file (O_TMPFILE) for reading", EINVAL, |r| {
+        open(r.join("dir"), OFlags::RDONLY | OFlags::TMPFILE)
+    }),
+    ("unnamed file (O_TMPFILE) in a file", ENOTDIR, |r| {
+        open(r.join("file"), OFlags::WRONLY | OFlags::TMPFILE)
+    }),
+    ("chmod of a missing file", ENOENT, |r| rustix::fs::chmod(r.join("missing"), MODE)),
+    ("chmod of a dangling link", ENOENT, |r| rustix::fs::chmod(r.join("dangling"), MODE)),
     ("chmod of a loop", ELOOP, |r| rustix::fs::chmod(r.join("loop"), MODE)),
-    ("chmod with a slash behind", ENOTDIR, |r| rustix::fs::chmod(r.join("file/"), MODE)),
-    ("fchmod of a place", EBADF, |r| rustix::fs::fchmod(open_path(&r.join("file")), MODE)),
+    ("chmod with a trailing slash", ENOTDIR, |r| rustix::fs::chmod(r.join("file/"), MODE)),
+    ("fchmod of an O_PATH descriptor", EBADF, |r| rustix::fs::fchmod(open_path(&r.join("file")), MODE)),
     ("chown in a file", ENOTDIR, |r| rustix::fs::chown(r.join("file/x"), None, None)),
-    ("utimensat of nothing", ENOENT, |r| {
+    ("utimensat of a missing file", ENOENT, |r| {
         rustix::fs::utimensat(CWD, r.join("missing"), &TIMES, AtFlags::empty())
     }),
-    ("utimensat of no time", EINVAL, |r| {
+    ("utimensat of an invalid time", EINVAL, |r| {
         let time = Timespec { tv_sec: 0, tv_nsec: 1_000_000_000 };
         let times = Timestamps { last_access: time, last_modification: time };
         rustix::fs::utimensat(CWD, r.join("file"), &times, AtFlags::empty())
     }),
-    ("setxattr of nothing", ENOENT, |r| set(r.join("missing"), "user.new", XattrFlags::empty())),
+    ("setxattr of a missing file", ENOENT, |r| set_xattr(r.join("missing"), "user.new", XattrFlags::empty())),
     ("setxattr of a long name", ERANGE, |r| {
-        set(r.join("file"), &format!("user.{}", long(256)), XattrFlags::empty())
+        set_xattr(r.join("file"), &format!("user.{}", long_name(256)), XattrFlags::empty())
     }),
-    ("setxattr without a name", ERANGE, |r| set(r.join("file"), "", XattrFlags::empty())),
+    ("setxattr without a name", ERANGE, |r| set_xattr(r.join("file"), "", XattrFlags::empty())),
     ("setxattr of a long value", Err(Errno::TOOBIG), |r| {
         rustix::fs::setxattr(r.join("file"), "user.new", &[0; (64 << 10) + 1], XattrFlags::empty())
     }),
     ("removexattr of a long name", ERANGE, |r| {
-        rustix::fs::removexattr(r.join("file"), &*format!("user.{}", long(256)))
+        rustix::fs::removexattr(r.join("file"), &*format!("user.{}", long_name(256)))
     }),
-    ("removexattr of nothing at all", ENOENT, |r| rustix::fs::removexattr(r.join("missing"), "user.one")),
-    // What was opened to read is not written to.
+    ("removexattr of a missing file", ENOENT, |r| rustix::fs::removexattr(r.join("missing"), "user.one")),
+    // Writes to a descriptor that is open for reading only.
     ("write", EBADF, |r| rustix::io::write(read_only(r.join("file")), b"x").map(drop)),
     ("pwrite", EBADF, |r| rustix::io::pwrite(read_only(r.join("file")), b"x", 0).map(drop)),
     ("ftruncate", EINVAL, |r| rustix::fs::ftruncate(read_only(r.join("file")), 0)),
     ("fallocate", EBADF, |r| rustix::fs::fallocate(read_only(r.join("file")), FallocateFlags::empty(), 0, 1)),
-    ("a hole", EBADF, |r| {
+    ("fallocate of a hole", EBADF, |r| {
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         rustix::fs::fallocate(read_only(r.join("file")), hole, 0, 1)
     }),
-    ("copy within", EBADF, |r| {
+    ("copy_file_range", EBADF, |r| {
         rustix::fs::copy_file_range(read_only(r.join("file")), None, read_only(r.join("empty")), None, 5)
             .map(drop)
     }),
-    ("clone", EBADF, |r| rustix::fs::ioctl_ficlone(read_only(r.join("empty")), read_only(r.join("file")))),
+    ("ficlone", EBADF, |r| rustix::fs::ioctl_ficlone(read_only(r.join("empty")), read_only(r.join("file")))),
     ("write to a directory", EBADF, |r| rustix::io::write(read_only(r.join("dir")), b"x").map(drop)),
-    // Which change nothing.
+    // Calls that change nothing succeed.
     ("fsync", Ok(()), |r| rustix::fs::fsync(read_only(r.join("file")))),
     ("fsync of a directory", Ok(()), |r| rustix::fs::fsync(read_only(r.join("dir")))),
     ("fdatasync", Ok(()), |r| rustix::fs::fdatasync(read_only(r.join("file")))),
@@ -265,13 +277,13 @@ const BEFORE: &[Row] = &[
 ];
 
 #[track_caller]
-fn hold(rows: &[Row], ours: &Path, theirs: &Path, who: &str) {
+fn check_rows(rows: &[Row], ours: &Path, theirs: &Path, user: &str) {
     let mut wrong = Vec::new();
     for (what, expected, attempt) in rows {
-        for (where_, root) in [("the mount", ours), ("tmpfs", theirs)] {
+        for (filesystem, root) in [("the mount", ours), ("tmpfs", theirs)] {
             let found = attempt(root);
             if found != *expected {
-                wrong.push(format!("{what} by {who} on {where_}: {found:?}, not {expected:?}"));
+                wrong.push(format!("{what} by {user} on {filesystem}: {found:?}, not {expected:?}"));
             }
         }
     }
@@ -283,33 +295,35 @@ fn every_change_fails_with_erofs_unless_an_earlier_check_fails() {
     let image = MountedImage::new();
     let before = support::trees::snapshot(&image.root);
     let disk = image.on_tmpfs();
-    hold(CHANGES, &image.root, disk.path(), "root");
-    hold(BEFORE, &image.root, disk.path(), "root");
+    check_rows(CHANGES, &image.root, disk.path(), "root");
+    check_rows(EARLIER_ERRORS, &image.root, disk.path(), "root");
     assert_eq!(support::trees::snapshot(&image.root), before);
     assert!(!Path::new("/tmp/rcx-never-made").exists());
     image.mount.stop();
 }
 
-/// Who may not change a thing is told that nobody may.
-const BY_A_USER: &[Row] = &[
+/// Changes by an unprivileged user: EROFS comes before permission errors.
+const BY_USER: &[Row] = &[
     ("mkdir", EROFS, |r| rustix::fs::mkdir(r.join("new"), MODE)),
-    ("mkdir where all may", EROFS, |r| rustix::fs::mkdir(r.join("sticky/new"), MODE)),
-    ("chmod of another's", EROFS, |r| rustix::fs::chmod(r.join("file"), MODE)),
-    ("chmod of its own", EROFS, |r| rustix::fs::chmod(r.join("own"), MODE)),
+    ("mkdir in a world-writable directory", EROFS, |r| rustix::fs::mkdir(r.join("sticky/new"), MODE)),
+    ("chmod of another user's file", EROFS, |r| rustix::fs::chmod(r.join("file"), MODE)),
+    ("chmod of an own file", EROFS, |r| rustix::fs::chmod(r.join("own"), MODE)),
     ("chown", EROFS, |r| rustix::fs::chown(r.join("file"), Some(Uid::from_raw(USER)), None)),
-    ("open of another's to write", EROFS, |r| open(r.join("file"), OFlags::WRONLY)),
-    ("open of what is closed to it, to write", EROFS, |r| open(r.join("private"), OFlags::WRONLY)),
-    ("unlink of another's where all may write", EROFS, |r| rustix::fs::unlink(r.join("sticky/file"))),
-    ("rename of another's where all may write", EROFS, |r| {
+    ("open of another user's file for writing", EROFS, |r| open(r.join("file"), OFlags::WRONLY)),
+    ("open of an unreadable file for writing", EROFS, |r| open(r.join("private"), OFlags::WRONLY)),
+    ("unlink of another user's file in a sticky directory", EROFS, |r| {
+        rustix::fs::unlink(r.join("sticky/file"))
+    }),
+    ("rename of another user's file in a sticky directory", EROFS, |r| {
         rustix::fs::rename(r.join("sticky/file"), r.join("sticky/new"))
     }),
-    ("setxattr", EROFS, |r| set(r.join("own"), "user.new", XattrFlags::empty())),
+    ("setxattr", EROFS, |r| set_xattr(r.join("own"), "user.new", XattrFlags::empty())),
     ("utimensat", EROFS, |r| rustix::fs::utimensat(CWD, r.join("own"), &TIMES, AtFlags::empty())),
-    // It does not get there.
-    ("mkdir in what is closed", Err(Errno::ACCESS), |r| rustix::fs::mkdir(r.join("closed/new"), MODE)),
-    ("unlink in what is closed", Err(Errno::ACCESS), |r| rustix::fs::unlink(r.join("closed/sub/known"))),
-    ("chmod in what is closed", Err(Errno::ACCESS), |r| rustix::fs::chmod(r.join("closed/known"), MODE)),
-    ("open in what is closed, to write", Err(Errno::ACCESS), |r| {
+    // Permission errors on the path come first.
+    ("mkdir in a closed directory", Err(Errno::ACCESS), |r| rustix::fs::mkdir(r.join("closed/new"), MODE)),
+    ("unlink in a closed directory", Err(Errno::ACCESS), |r| rustix::fs::unlink(r.join("closed/sub/known"))),
+    ("chmod in a closed directory", Err(Errno::ACCESS), |r| rustix::fs::chmod(r.join("closed/known"), MODE)),
+    ("open in a closed directory for writing", Err(Errno::ACCESS), |r| {
         open(r.join("closed/known"), OFlags::WRONLY)
     }),
 ];
@@ -319,7 +333,7 @@ fn path_errors_come_before_erofs_and_erofs_before_permission_errors() {
     let image = MountedImage::new();
     let disk = image.on_tmpfs();
     let (ours, theirs) = (&image.root, disk.path());
-    as_user(USER, &[], || hold(BY_A_USER, ours, theirs, "a user"));
+    as_user(USER, &[], || check_rows(BY_USER, ours, theirs, "a user"));
     image.mount.stop();
 }
 
@@ -332,7 +346,7 @@ fn directories_above_the_images_are_read_only_too() {
             ("mkdir", rustix::fs::mkdir(directory.join("new"), MODE)),
             ("creat", open(directory.join("new"), OFlags::WRONLY | OFlags::CREATE)),
             ("chmod", rustix::fs::chmod(directory, MODE)),
-            ("setxattr", set(directory, "user.new", XattrFlags::empty())),
+            ("setxattr", set_xattr(directory, "user.new", XattrFlags::empty())),
             ("unlink of a tag", rustix::fs::unlink(names.join("text:posix"))),
             ("rename of a tag", rustix::fs::rename(names.join("text:posix"), names.join("text:other"))),
             ("rename of an image", rustix::fs::rename(&image.root, names.join("new"))),
@@ -364,19 +378,19 @@ fn remounting_read_write_fails_or_still_refuses_writes() {
     let image = MountedImage::new();
     let before = support::trees::snapshot(&image.root);
     let remounted = Command::new("mount").args(["-o", "remount,rw"]).arg(image.mount.dir()).output().unwrap();
-    let (mut wrong, mut written) = (Vec::new(), 0);
+    let (mut wrong, mut opened) = (Vec::new(), 0);
     for (what, _, attempt) in CHANGES {
-        // Who has opened a file to write has not written yet: an open asks nobody.
+        // An open for writing may succeed, because the kernel does not ask the daemon. The write below must fail.
         match attempt(&image.root) {
-            Ok(()) if what.starts_with("open") => written += 1,
-            // By POSIX, nothing is to be done then.
+            Ok(()) if what.starts_with("open") => opened += 1,
+            // POSIX: these renames do nothing.
             Ok(()) if ["rename over itself", "rename over a name of the same file"].contains(what) => {}
             Ok(()) => wrong.push(*what),
             Err(_) => {}
         }
     }
-    assert!(wrong.is_empty(), "{wrong:?} were done after {remounted:?}");
-    if written > 0 {
+    assert!(wrong.is_empty(), "{wrong:?} succeeded after {remounted:?}");
+    if opened > 0 {
         let file = File::options().write(true).open(image.path("file")).unwrap();
         let refused = rustix::io::write(&file, b"other").and_then(|_| rustix::fs::fsync(&file));
         assert_eq!(refused, EROFS);

@@ -1,4 +1,4 @@
-//! Names and paths at their limits, the dots, listings, and numbers that stay what they are.
+//! Length limits of names and paths, path resolution, directory listings, and stable inode numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -21,7 +21,7 @@ fn ino(path: &Path) -> u64 {
     stat(path).unwrap_or_else(|errno| panic!("{}: {errno}", path.display())).st_ino
 }
 
-/// A path of this many bytes to `end`, by way of the directory it starts in.
+/// Pads the path `end` with `./` to `length` bytes.
 fn padded(end: &str, length: usize) -> String {
     let padding = length - end.len();
     format!("{}{}{end}", "./".repeat(padding / 2), if padding % 2 == 1 { "/" } else { "" })
@@ -74,16 +74,16 @@ fn path_of_4095_bytes_is_accepted_and_4096_bytes_is_enametoolong() {
 #[test]
 fn tree_deeper_than_path_max_can_be_walked_step_by_step() {
     let program = Program::new();
-    // 16 times 250 bytes: with the mountpoint in front, too long for a path.
+    // 16 times 250 bytes: too long for a path together with the mountpoint.
     let deep = vec!["d".repeat(250); 16].join("/");
     let text =
         format!("f {deep}/file deep \n l link {} \n f {} short", "x/".repeat(2047), "y/".repeat(100) + "end");
     let name = text::load(&program, &text::image("deep", text::layers(&text)));
     let mount = program.mount();
     let root = mount.path(&name);
-    let whole = root.join(&deep).join("file");
-    assert!(whole.as_os_str().len() > 4095);
-    assert_eq!(stat(&whole).err(), Some(Errno::NAMETOOLONG));
+    let full_path = root.join(&deep).join("file");
+    assert!(full_path.as_os_str().len() > 4095);
+    assert_eq!(stat(&full_path).err(), Some(Errno::NAMETOOLONG));
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let inside = rustix::fs::openat(open_path(&root), format!("{deep}/file"), flags, Mode::empty());
     assert_eq!(std::io::read_to_string(File::from(inside.unwrap())).unwrap(), "deep");
@@ -106,7 +106,7 @@ fn paths_resolve_as_on_tmpfs() {
     let image = MountedImage::new();
     let disk = image.on_tmpfs();
     for root in [&image.root, disk.path()] {
-        for (path, found) in [
+        for (path, target) in [
             ("file/", Err(Errno::NOTDIR)),
             ("file/.", Err(Errno::NOTDIR)),
             ("file/..", Err(Errno::NOTDIR)),
@@ -127,7 +127,7 @@ fn paths_resolve_as_on_tmpfs() {
             ("dir/sub/../..", Ok("")),
         ] {
             let here = |path: &str| if path.is_empty() { root.to_path_buf() } else { root.join(path) };
-            let expected = found.map(|path| ino(&here(path)));
+            let expected = target.map(|path| ino(&here(path)));
             let found = stat(&here(path)).map(|stat| stat.st_ino);
             assert_eq!(found, expected, "{path:?} in {}", root.display());
         }
@@ -149,7 +149,7 @@ fn dot_dot_resolves_correctly_from_inside_an_image_to_outside_the_mount() {
     let tag = image.mount.path("lab/text:posix");
     let dash = image.mount.path(&format!("lab/text@{}", digest.replace(':', "-")));
     let lab = image.mount.path("lab");
-    // Whatever name it was reached by, an image has one parent.
+    // The parent of an image is the same whichever name was used to reach it.
     for root in [&image.root, &tag.join("."), &dash.join(".")] {
         assert_eq!(ino(&root.join("..")), ino(&lab), "{}", root.display());
         assert_eq!(ino(&root.join("dir/..")), ino(&root.join(".")));
@@ -157,9 +157,9 @@ fn dot_dot_resolves_correctly_from_inside_an_image_to_outside_the_mount() {
     }
     assert_eq!(ino(&lab.join("..")), ino(image.mount.dir()));
     assert_eq!(ino(&image.root.join("../..")), ino(image.mount.dir()));
-    // And the mount's own is the directory that it is mounted in.
+    // The parent of the mount is the directory that contains the mountpoint.
     assert_eq!(ino(&image.mount.dir().join("..")), ino(image.program.dir()));
-    // By descriptor too, from where the kernel has no path in its cache.
+    // The same through descriptors, which are not resolved by path.
     let mut at = open_path(&image.path("dir/sub"));
     for expected in ["dir", "", "..", "../.."] {
         at = rustix::fs::openat(&at, "..", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
@@ -202,20 +202,20 @@ fn directory_offset_belongs_to_each_open_and_can_be_seeked_back_to() {
     let (one, other) = (File::open(&image.root).unwrap(), File::open(&image.root).unwrap());
     let all = list(&one, 512);
     assert!(all.len() > 20);
-    assert_eq!(list(&one, 512), [], "it is at its end");
-    assert_eq!(list(&other, 512), all, "another descriptor is at its start");
-    // A copy of a descriptor is at the same place.
+    assert_eq!(list(&one, 512), [], "the descriptor is at the end");
+    assert_eq!(list(&other, 512), all, "another descriptor is still at the start");
+    // A duplicated descriptor shares the offset.
     let copy = one.try_clone().unwrap();
     rustix::fs::seek(&copy, SeekFrom::Start(0)).unwrap();
     assert_eq!(list(&one, 512), all);
     assert_eq!(list(&copy, 512), []);
-    // Forwards and backwards, from each entry.
+    // From each entry, backwards and forwards.
     for at in (0..all.len()).rev().chain(0..all.len()) {
         rustix::fs::seek(&one, SeekFrom::Start(all[at].1)).unwrap();
         assert_eq!(rustix::fs::tell(&one), Ok(all[at].1));
-        assert_eq!(list(&one, 512), all[at + 1..], "behind {:?}", all[at].0);
+        assert_eq!(list(&one, 512), all[at + 1..], "after {:?}", all[at].0);
     }
-    // Behind the end there is nothing, and nothing before the start.
+    // Offsets past the end list nothing, and offsets before the start are invalid.
     for far in [1 << 20, 1 << 40, i64::MAX as u64] {
         rustix::fs::seek(&one, SeekFrom::Start(far)).unwrap();
         assert_eq!(list(&one, 512), [], "at {far}");
@@ -225,23 +225,23 @@ fn directory_offset_belongs_to_each_open_and_can_be_seeked_back_to() {
     assert_eq!(list(&one, 512), all);
 }
 
-/// What must stay of every path: numbers, link counts, times. The device is the mount's.
-fn numbers(root: &Path) -> BTreeMap<PathBuf, (u64, u64, i64, i64, u64)> {
+/// The stable attributes of every path: inode, link count, mtime, ctime and blocks. Asserts that all have one device.
+fn stable_attributes(root: &Path) -> BTreeMap<PathBuf, (u64, u64, i64, i64, u64)> {
     let device = fs::metadata(root).unwrap().dev();
-    let numbers = trees::paths(root).into_iter().map(|path| {
+    let attributes = trees::paths(root).into_iter().map(|path| {
         let meta = fs::symlink_metadata(root.join(&path)).unwrap();
         assert_eq!(meta.dev(), device, "{}", path.display());
         (path, (meta.ino(), meta.nlink(), meta.mtime(), meta.ctime(), meta.blocks()))
     });
-    numbers.collect()
+    attributes.collect()
 }
 
 #[test]
 fn inode_numbers_survive_dropped_caches_restarts_and_new_images() {
     let image = MountedImage::new();
-    let first = numbers(&image.root);
-    let inodes: BTreeSet<_> = first.values().map(|it| it.0).collect();
-    // `linked` has two names, as busybox has.
+    let first = stable_attributes(&image.root);
+    let inodes: BTreeSet<_> = first.values().map(|attributes| attributes.0).collect();
+    // `linked` and busybox have two names each.
     assert_eq!(inodes.len() + 2, first.len());
     assert_eq!(first[Path::new("linked")], first[Path::new("other-name")]);
     assert_eq!(first[Path::new("linked")].1, 2);
@@ -249,14 +249,14 @@ fn inode_numbers_survive_dropped_caches_restarts_and_new_images() {
         assert_eq!(first[Path::new(&entry.file_name())].0, entry.ino());
     }
     fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
-    assert_eq!(numbers(&image.root), first);
+    assert_eq!(stable_attributes(&image.root), first);
     let MountedImage { mount, program, name, root } = image;
     mount.stop();
-    // Another image comes in between, and is looked at first.
+    // After the restart, a new image is loaded and read first.
     let other = text::load(&program, &text::image("other", text::layers("f file hello \n d dir")));
     let mount = program.mount();
     assert_ne!(fs::metadata(mount.path(&other).join("dir")).unwrap().ino(), first[Path::new("dir")].0);
     assert_eq!(mount.path(&name), root);
-    assert_eq!(numbers(&root), first);
+    assert_eq!(stable_attributes(&root), first);
     mount.stop();
 }

@@ -1,5 +1,4 @@
-//! An overlay on the mount: what programs do to names in a root does what it says, and the same as in a root of overlay2
-//! or of a plain copy.
+//! Renames and removals in an overlay on the mount work as on any filesystem, and as in roots of overlay2 and of a plain copy.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -12,15 +11,15 @@ use support::blob::Blob;
 use support::program::{Program, TestMount};
 use support::{text, trees};
 
-/// What is done in a root, in the order of a table: what it is, what must come of it, and how it is done.
+/// A step in a root: its description, expected result and action. The steps of a table are done in order.
 pub(super) type Step = (&'static str, Result<()>, fn(&Path) -> Result<()>);
 
-pub(super) const DONE: Result<()> = Ok(());
+pub(super) const OK: Result<()> = Ok(());
 const ENOENT: Result<()> = Err(Errno::NOENT);
 const EEXIST: Result<()> = Err(Errno::EXIST);
 const ENOTEMPTY: Result<()> = Err(Errno::NOTEMPTY);
 
-/// Two layers, so that in overlay2 directories are merged of two, and one of them replaces the other.
+/// Two layers, so that overlay2 merges directories of both and has an opaque directory.
 const TREE: &str = "
     f file hello xattr.user.one=1 xattr.trusted.two=2
     f other other
@@ -59,9 +58,9 @@ const TREE: &str = "
     f emptied/c c
 ";
 
-/// Roots of one image, of each engine.
+/// One root of the same image for each engine.
 pub(super) struct Roots {
-    // Dropped first: what follows cannot be removed below a mount.
+    // Dropped first: the directories of the other fields cannot be removed below a mount.
     mount: TestMount,
     program: Program,
     image: String,
@@ -71,10 +70,10 @@ pub(super) struct Roots {
 }
 
 impl Roots {
-    /// With further layers.
-    pub(super) fn new(further: Vec<Blob>) -> Self {
+    /// Makes the roots of an image of [`TREE`] and more layers.
+    pub(super) fn new(more_layers: Vec<Blob>) -> Self {
         let program = Program::new();
-        let layers = [vec![text::small()], text::layers(TREE), further].concat();
+        let layers = [vec![text::small()], text::layers(TREE), more_layers].concat();
         let image = text::load(&program, &text::image("over", layers));
         let mount = program.mount();
         let roots = ["fuse", "overlay2", "unpack"].map(|engine| {
@@ -86,15 +85,15 @@ impl Roots {
         Self { mount, program, image, roots: roots.into(), before, since }
     }
 
-    /// Takes the steps in each root.
+    /// Does the steps in each root and checks their results.
     #[track_caller]
-    pub(super) fn take(&self, steps: &[Step]) {
+    pub(super) fn apply(&self, steps: &[Step]) {
         let mut wrong = Vec::new();
         for (engine, root) in &self.roots {
             for (what, expected, step) in steps {
                 let step = std::panic::AssertUnwindSafe(|| step(root));
                 let found = std::panic::catch_unwind(step)
-                    .unwrap_or_else(|_| panic!("{what} on {engine}: what is there is above"));
+                    .unwrap_or_else(|_| panic!("{what} on {engine} panicked, see above"));
                 if found != *expected {
                     wrong.push(format!("{what} on {engine}: {found:?}, not {expected:?}"));
                 }
@@ -103,14 +102,14 @@ impl Roots {
         assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
     }
 
-    /// Demands that all roots have the same tree now, and that the image is as it was.
+    /// Asserts that all roots have the same tree and that the image is unchanged.
     #[track_caller]
-    pub(super) fn agree(&self) {
+    pub(super) fn assert_equal(&self) {
         for (_, root) in &self.roots {
-            self.settle(root);
+            self.normalize_times(root);
         }
-        // Of a file that was copied up and then linked, overlayfs shows the lower number under the old name until it is looked up
-        // anew, where the layers are on filesystems of two kinds.
+        // If the layers are on different filesystems, overlayfs shows the lower inode number of a copied-up and then linked file
+        // under its old name until the next lookup.
         fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
         let (_, ours) = &self.roots[0];
         for (_, theirs) in &self.roots[1..] {
@@ -123,8 +122,8 @@ impl Roots {
         self.program.ok(&["verify", "--deep"]);
     }
 
-    /// Gives what was changed in the test one time, since no two roots are changed at once.
-    fn settle(&self, root: &Path) {
+    /// Sets the mtime of everything changed in the test to one value, because the roots are changed one after the other.
+    fn normalize_times(&self, root: &Path) {
         let time = Timespec { tv_sec: 1, tv_nsec: 0 };
         let times = Timestamps { last_access: time, last_modification: time };
         for path in trees::paths(root).into_iter().rev() {
@@ -138,7 +137,7 @@ impl Roots {
 
 impl Drop for Roots {
     fn drop(&mut self) {
-        // Of a test that failed; else they are gone.
+        // A failed test leaves its roots.
         for (engine, root) in &self.roots {
             if root.exists() {
                 let _ = self.program.run(&["root", "remove", "--force", engine]);
@@ -147,21 +146,21 @@ impl Drop for Roots {
     }
 }
 
-/// The content of a file must be this.
-pub(super) fn holds(path: &Path, content: &str) -> Result<()> {
+/// Asserts the content of a file.
+pub(super) fn assert_content(path: &Path, content: &str) -> Result<()> {
     let found = fs::read_to_string(path).map_err(|error| Errno::from_io_error(&error).unwrap())?;
     assert_eq!(found, content, "{}", path.display());
     Ok(())
 }
 
-/// A directory must list these, sorted.
-fn lists(path: &Path, names: &[&str]) -> Result<()> {
-    let mut found: Vec<_> = match fs::read_dir(path) {
+/// Asserts the sorted names in a directory.
+fn assert_names(path: &Path, names: &[&str]) -> Result<()> {
+    let mut actual: Vec<_> = match fs::read_dir(path) {
         Ok(listed) => listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect(),
         Err(error) => return Err(Errno::from_io_error(&error).unwrap()),
     };
-    found.sort();
-    assert_eq!(found, names, "{}", path.display());
+    actual.sort();
+    assert_eq!(actual, names, "{}", path.display());
     Ok(())
 }
 
@@ -174,47 +173,49 @@ fn rename_with(from: PathBuf, to: PathBuf, flags: RenameFlags) -> Result<()> {
 }
 
 const RENAMES: &[Step] = &[
-    ("rename of a file", DONE, |r| rustix::fs::rename(r.join("file"), r.join("dir/moved"))),
-    ("what was moved has what it had", DONE, |r| holds(&r.join("dir/moved"), "hello")),
-    ("the old name is gone", ENOENT, |r| holds(&r.join("file"), "")),
-    ("a link to the old name leads nowhere", ENOENT, |r| holds(&r.join("link"), "")),
-    ("rename back", DONE, |r| rustix::fs::rename(r.join("dir/moved"), r.join("file"))),
-    ("the link leads there again", DONE, |r| holds(&r.join("link"), "hello")),
-    ("rename over a file of the image", DONE, |r| rustix::fs::rename(r.join("other"), r.join("replaced"))),
-    ("which is replaced", DONE, |r| holds(&r.join("replaced"), "other")),
-    ("rename that must replace nothing", EEXIST, |r| {
+    ("rename of a file", OK, |r| rustix::fs::rename(r.join("file"), r.join("dir/moved"))),
+    ("the moved file has its content", OK, |r| assert_content(&r.join("dir/moved"), "hello")),
+    ("the old name is gone", ENOENT, |r| assert_content(&r.join("file"), "")),
+    ("a link to the old name dangles", ENOENT, |r| assert_content(&r.join("link"), "")),
+    ("rename back", OK, |r| rustix::fs::rename(r.join("dir/moved"), r.join("file"))),
+    ("the link resolves again", OK, |r| assert_content(&r.join("link"), "hello")),
+    ("rename over a file of the image", OK, |r| rustix::fs::rename(r.join("other"), r.join("replaced"))),
+    ("the file is replaced", OK, |r| assert_content(&r.join("replaced"), "other")),
+    ("rename with NOREPLACE over an existing file", EEXIST, |r| {
         rename_with(r.join("file"), r.join("again"), RenameFlags::NOREPLACE)
     }),
-    ("rename over a removed name that must replace nothing", DONE, |r| {
+    ("rename with NOREPLACE over a removed name", OK, |r| {
         rustix::fs::unlink(r.join("removed"))?;
         rename_with(r.join("replaced"), r.join("removed"), RenameFlags::NOREPLACE)
     }),
-    ("exchange of files", DONE, |r| rename_with(r.join("file"), r.join("again"), RenameFlags::EXCHANGE)),
-    ("which have each other's", DONE, |r| {
-        holds(&r.join("file"), "first").and(holds(&r.join("again"), "hello"))
+    ("exchange of files", OK, |r| rename_with(r.join("file"), r.join("again"), RenameFlags::EXCHANGE)),
+    ("the files have exchanged contents", OK, |r| {
+        assert_content(&r.join("file"), "first").and(assert_content(&r.join("again"), "hello"))
     }),
-    ("exchange of a file and a directory", DONE, |r| {
+    ("exchange of a file and a directory", OK, |r| {
         rename_with(r.join("swapped"), r.join("file"), RenameFlags::EXCHANGE)
     }),
-    ("which have each other's kind", DONE, |r| {
-        holds(&r.join("swapped"), "first").and(lists(&r.join("file"), &["a"]))
+    ("the names have exchanged types", OK, |r| {
+        assert_content(&r.join("swapped"), "first").and(assert_names(&r.join("file"), &["a"]))
     }),
-    ("a whiteout is not for programs to leave", Err(Errno::INVAL), |r| {
+    ("rename with WHITEOUT is refused", Err(Errno::INVAL), |r| {
         rename_with(r.join("again"), r.join("new"), RenameFlags::WHITEOUT)
     }),
-    ("rename of a directory of one layer", DONE, |r| rustix::fs::rename(r.join("single"), r.join("one"))),
-    ("with all that is in it", DONE, |r| {
-        holds(&r.join("one/sub/deep"), "deep").and(lists(&r.join("one"), &["a", "sub"]))
+    ("rename of a directory of one layer", OK, |r| rustix::fs::rename(r.join("single"), r.join("one"))),
+    ("the renamed directory has all its entries", OK, |r| {
+        assert_content(&r.join("one/sub/deep"), "deep").and(assert_names(&r.join("one"), &["a", "sub"]))
     }),
-    ("rename of a directory of two layers", DONE, |r| rustix::fs::rename(r.join("dir"), r.join("empty/two"))),
-    ("with what is left in it", DONE, |r| lists(&r.join("empty/two"), &["a", "c", "sub"])),
-    ("and again", DONE, |r| rustix::fs::rename(r.join("empty/two"), r.join("one/two"))),
-    ("deep inside", DONE, |r| holds(&r.join("one/two/sub/deep"), "deep")),
-    ("a new directory of the old name is new", DONE, |r| {
-        rustix::fs::mkdir(r.join("dir"), Mode::RWXU).and(lists(&r.join("dir"), &[]))
+    ("rename of a directory of two layers", OK, |r| rustix::fs::rename(r.join("dir"), r.join("empty/two"))),
+    ("the renamed directory has its remaining entries", OK, |r| {
+        assert_names(&r.join("empty/two"), &["a", "c", "sub"])
     }),
-    ("rename of a directory over an empty one", DONE, |r| rustix::fs::rename(r.join("one"), r.join("empty"))),
-    ("rename of a directory over one that is not", ENOTEMPTY, |r| {
+    ("second rename of that directory", OK, |r| rustix::fs::rename(r.join("empty/two"), r.join("one/two"))),
+    ("a file deep inside it is intact", OK, |r| assert_content(&r.join("one/two/sub/deep"), "deep")),
+    ("a new directory under the old name is empty", OK, |r| {
+        rustix::fs::mkdir(r.join("dir"), Mode::RWXU).and(assert_names(&r.join("dir"), &[]))
+    }),
+    ("rename of a directory over an empty one", OK, |r| rustix::fs::rename(r.join("one"), r.join("empty"))),
+    ("rename of a directory over a non-empty one", ENOTEMPTY, |r| {
         rustix::fs::rename(r.join("empty"), r.join("full"))
     }),
     ("rename of a directory over a file", Err(Errno::NOTDIR), |r| {
@@ -226,17 +227,17 @@ const RENAMES: &[Step] = &[
     ("rename of a directory into itself", Err(Errno::INVAL), |r| {
         rustix::fs::rename(r.join("full"), r.join("full/sub"))
     }),
-    ("rename of nothing", ENOENT, |r| rustix::fs::rename(r.join("nothing"), r.join("full"))),
-    ("rename of a device, a pipe and a link", DONE, |r| {
+    ("rename of a missing file", ENOENT, |r| rustix::fs::rename(r.join("nothing"), r.join("full"))),
+    ("rename of a device, a pipe and a link", OK, |r| {
         rustix::fs::rename(r.join("null"), r.join("full/null"))?;
         rustix::fs::rename(r.join("pipe"), r.join("full/pipe"))?;
         rustix::fs::rename(r.join("link"), r.join("full/link"))
     }),
-    ("rename of one name of several", DONE, |r| {
+    ("rename of one of several hard links", OK, |r| {
         rustix::fs::rename(r.join("linked-2"), r.join("full/linked"))
     }),
-    ("the others have what they had", DONE, |r| {
-        holds(&r.join("linked"), "one").and(holds(&r.join("full/linked"), "one"))
+    ("the other links are intact", OK, |r| {
+        assert_content(&r.join("linked"), "one").and(assert_content(&r.join("full/linked"), "one"))
     }),
     ("rename out of the root", Err(Errno::XDEV), |r| {
         rustix::fs::rename(r.join("again"), "/tmp/rcx-never-made")
@@ -246,92 +247,94 @@ const RENAMES: &[Step] = &[
 #[test]
 fn renames_in_a_root_behave_as_on_any_filesystem() {
     let roots = Roots::new(Vec::new());
-    roots.take(RENAMES);
-    roots.agree();
+    roots.apply(RENAMES);
+    roots.assert_equal();
 }
 
 const REMOVALS: &[Step] = &[
-    ("unlink", DONE, |r| rustix::fs::unlink(r.join("again"))),
-    ("unlink of what is gone", ENOENT, |r| rustix::fs::unlink(r.join("again"))),
-    ("and is not listed", DONE, |r| {
+    ("unlink", OK, |r| rustix::fs::unlink(r.join("again"))),
+    ("unlink of a removed file", ENOENT, |r| rustix::fs::unlink(r.join("again"))),
+    ("the removed file is not listed", OK, |r| {
         assert!(!fs::read_dir(r).unwrap().any(|entry| entry.unwrap().file_name() == "again"));
         Ok(())
     }),
-    ("made anew", DONE, |r| write(&r.join("again"), "second")),
-    ("unlink of it, whiteout over whiteout", DONE, |r| rustix::fs::unlink(r.join("again"))),
-    ("which shows nothing of the image", ENOENT, |r| holds(&r.join("again"), "")),
-    ("a third time, as a directory", DONE, |r| rustix::fs::mkdir(r.join("again"), Mode::RWXU)),
-    ("which is empty", DONE, |r| lists(&r.join("again"), &[])),
-    ("and goes", DONE, |r| rustix::fs::rmdir(r.join("again"))),
-    ("a fourth time, as a link", DONE, |r| rustix::fs::symlink("file", r.join("again"))),
-    ("which leads on", DONE, |r| holds(&r.join("again"), "hello")),
-    ("unlink of a name of several", DONE, |r| rustix::fs::unlink(r.join("linked"))),
-    ("the others stay", DONE, |r| holds(&r.join("linked-2"), "one").and(holds(&r.join("linked-3"), "one"))),
-    ("unlink of a device, a pipe, a link", DONE, |r| {
+    ("the removed file is created again", OK, |r| write(&r.join("again"), "second")),
+    ("unlink of the new file: whiteout over whiteout", OK, |r| rustix::fs::unlink(r.join("again"))),
+    ("the file of the image stays hidden", ENOENT, |r| assert_content(&r.join("again"), "")),
+    ("mkdir under the removed name", OK, |r| rustix::fs::mkdir(r.join("again"), Mode::RWXU)),
+    ("the new directory is empty", OK, |r| assert_names(&r.join("again"), &[])),
+    ("rmdir of the new directory", OK, |r| rustix::fs::rmdir(r.join("again"))),
+    ("symlink under the removed name", OK, |r| rustix::fs::symlink("file", r.join("again"))),
+    ("the new link resolves", OK, |r| assert_content(&r.join("again"), "hello")),
+    ("unlink of one of several hard links", OK, |r| rustix::fs::unlink(r.join("linked"))),
+    ("the other links stay", OK, |r| {
+        assert_content(&r.join("linked-2"), "one").and(assert_content(&r.join("linked-3"), "one"))
+    }),
+    ("unlink of a device, a pipe, a link", OK, |r| {
         rustix::fs::unlink(r.join("null"))?;
         rustix::fs::unlink(r.join("pipe"))?;
         rustix::fs::unlink(r.join("link"))
     }),
-    ("what the link led to stays", DONE, |r| holds(&r.join("file"), "hello")),
+    ("the target of the link stays", OK, |r| assert_content(&r.join("file"), "hello")),
     ("unlink of a directory", Err(Errno::ISDIR), |r| rustix::fs::unlink(r.join("empty"))),
     ("rmdir of a file", Err(Errno::NOTDIR), |r| rustix::fs::rmdir(r.join("file"))),
-    ("rmdir of what is not empty", ENOTEMPTY, |r| rustix::fs::rmdir(r.join("emptied"))),
-    ("rmdir of what is empty", DONE, |r| rustix::fs::rmdir(r.join("empty"))),
-    ("emptied", DONE, |r| {
+    ("rmdir of a non-empty directory", ENOTEMPTY, |r| rustix::fs::rmdir(r.join("emptied"))),
+    ("rmdir of an empty directory", OK, |r| rustix::fs::rmdir(r.join("empty"))),
+    ("unlink of all entries of a directory", OK, |r| {
         ["a", "b", "c"].iter().try_for_each(|name| rustix::fs::unlink(r.join("emptied").join(name)))
     }),
-    ("it lists nothing", DONE, |r| lists(&r.join("emptied"), &[])),
-    ("and goes now", DONE, |r| rustix::fs::rmdir(r.join("emptied"))),
-    ("made again, it is new", DONE, |r| {
-        rustix::fs::mkdir(r.join("emptied"), Mode::RWXU).and(lists(&r.join("emptied"), &[]))
+    ("the directory lists nothing", OK, |r| assert_names(&r.join("emptied"), &[])),
+    ("rmdir of the emptied directory", OK, |r| rustix::fs::rmdir(r.join("emptied"))),
+    ("mkdir under its name makes an empty directory", OK, |r| {
+        rustix::fs::mkdir(r.join("emptied"), Mode::RWXU).and(assert_names(&r.join("emptied"), &[]))
     }),
-    ("with a file of an old name", DONE, |r| {
-        write(&r.join("emptied/a"), "new").and(lists(&r.join("emptied"), &["a"]))
+    ("a new file with the name of a removed one", OK, |r| {
+        write(&r.join("emptied/a"), "new").and(assert_names(&r.join("emptied"), &["a"]))
     }),
-    ("gone and made once more", DONE, |r| {
+    ("removal and second mkdir make an empty directory", OK, |r| {
         rustix::fs::unlink(r.join("emptied/a"))?;
         rustix::fs::rmdir(r.join("emptied"))?;
         rustix::fs::mkdir(r.join("emptied"), Mode::RWXU)?;
-        lists(&r.join("emptied"), &[])
+        assert_names(&r.join("emptied"), &[])
     }),
-    ("what the image itself hides stays hidden", ENOENT, |r| {
-        holds(&r.join("full/below"), "").and(holds(&r.join("dir/b"), ""))
+    ("names hidden by the image stay hidden", ENOENT, |r| {
+        assert_content(&r.join("full/below"), "").and(assert_content(&r.join("dir/b"), ""))
     }),
-    ("and can be made", DONE, |r| {
+    ("hidden names can be created", OK, |r| {
         write(&r.join("full/below"), "of the root").and(write(&r.join("dir/b"), "of the root"))
     }),
-    ("and removed", DONE, |r| {
-        rustix::fs::unlink(r.join("dir/b")).and(lists(&r.join("dir"), &["a", "c", "sub"]))
+    ("hidden names can be removed again", OK, |r| {
+        rustix::fs::unlink(r.join("dir/b")).and(assert_names(&r.join("dir"), &["a", "c", "sub"]))
     }),
-    ("all of a tree", DONE, |r| {
+    ("removal of a whole tree", OK, |r| {
         fs::remove_dir_all(r.join("single")).map_err(|error| Errno::from_io_error(&error).unwrap())
     }),
-    ("a file in its place", DONE, |r| {
-        write(&r.join("single"), "a file").and(holds(&r.join("single"), "a file"))
+    ("a file under the name of the tree", OK, |r| {
+        write(&r.join("single"), "a file").and(assert_content(&r.join("single"), "a file"))
     }),
-    ("a whiteout's device is not to be made", Err(Errno::PERM), |r| {
+    ("mknod of a whiteout device is refused", Err(Errno::PERM), |r| {
         rustix::fs::mknodat(CWD, r.join("whiteout"), FileType::CharacterDevice, Mode::RWXU, 0)
     }),
-    ("a name like a marker is a name", DONE, |r| {
-        write(&r.join(".wh.file"), "x").and(holds(&r.join("file"), "hello"))
+    ("a name that looks like a whiteout marker is a plain name", OK, |r| {
+        write(&r.join(".wh.file"), "x").and(assert_content(&r.join("file"), "hello"))
     }),
-    ("and one like an opaque marker", DONE, |r| {
-        write(&r.join("dir/.wh..wh..opq"), "x").and(holds(&r.join("dir/a"), "a"))
+    ("a name that looks like an opaque marker is a plain name", OK, |r| {
+        write(&r.join("dir/.wh..wh..opq"), "x").and(assert_content(&r.join("dir/a"), "a"))
     }),
-    ("a file without a name", DONE, |r| {
+    ("an unnamed file (O_TMPFILE) is linked", OK, |r| {
         let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::open(r.join("dir"), flags, Mode::RUSR | Mode::WUSR)?);
         rustix::io::write(&file, b"unnamed")?;
-        lists(&r.join("dir"), &[".wh..wh..opq", "a", "c", "sub"])?;
+        assert_names(&r.join("dir"), &[".wh..wh..opq", "a", "c", "sub"])?;
         let itself = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
         rustix::fs::linkat(CWD, itself, CWD, r.join("dir/named"), AtFlags::SYMLINK_FOLLOW)
     }),
-    ("that gets one", DONE, |r| holds(&r.join("dir/named"), "unnamed")),
+    ("the linked file has its content", OK, |r| assert_content(&r.join("dir/named"), "unnamed")),
 ];
 
 #[test]
 fn removals_in_a_root_never_reveal_lower_entries() {
     let roots = Roots::new(Vec::new());
-    roots.take(REMOVALS);
-    roots.agree();
+    roots.apply(REMOVALS);
+    roots.assert_equal();
 }

@@ -1,4 +1,4 @@
-//! Who may read, look, go through and run: as the kernel judges modes, owners and groups.
+//! Permissions to read, list, search and execute, by mode, owner and group.
 
 use std::fs;
 use std::path::Path;
@@ -33,11 +33,11 @@ fn stat(path: &Path) -> Result<()> {
 }
 
 fn access(path: &Path, access: Access) -> Result<()> {
-    // By the effective ids, as everything else.
+    // Checked with the effective IDs, like open.
     rustix::fs::accessat(CWD, path, access, AtFlags::EACCESS)
 }
 
-/// Path, who and with what further groups, whether it can be read (or listed), and whether it can be run (or gone through).
+/// Path, user, supplementary groups, the result of a read (or listing), and the result of an execute (or search) check.
 type Right = (&'static str, u32, &'static [u32], Result<()>, Result<()>);
 
 const RIGHTS: &[Right] = &[
@@ -45,14 +45,14 @@ const RIGHTS: &[Right] = &[
     ("private", USER, &[], DENIED, DENIED),
     ("private", ROOT, &[], ALLOWED, DENIED),
     ("own", USER, &[], ALLOWED, DENIED),
-    // The owner's bits count for the owner, though others have more.
+    // The owner's bits apply to the owner even if the bits for others grant more.
     ("own-but-closed", USER, &[], DENIED, DENIED),
     ("own-but-closed", USER + 5, &[], ALLOWED, DENIED),
     ("own-but-closed", ROOT, &[], ALLOWED, DENIED),
     ("group", USER, &[], DENIED, DENIED),
     ("group", USER, MEMBER, ALLOWED, DENIED),
     ("group", GROUP, &[], ALLOWED, DENIED),
-    // And the group's for its members.
+    // The group's bits apply to its members in the same way.
     ("group-but-closed", USER, MEMBER, DENIED, DENIED),
     ("group-but-closed", USER, &[], ALLOWED, DENIED),
     ("program", USER, &[], ALLOWED, ALLOWED),
@@ -76,7 +76,7 @@ const RIGHTS: &[Right] = &[
     ("group-dir", USER, &[], DENIED, DENIED),
     ("group-dir/known", USER, MEMBER, ALLOWED, DENIED),
     ("sticky/file", USER, &[], ALLOWED, DENIED),
-    // What a link leads to has the say.
+    // The target of a link decides.
     ("link", USER, &[], ALLOWED, DENIED),
     ("link-to-dir", USER, &[], ALLOWED, ALLOWED),
 ];
@@ -107,7 +107,7 @@ fn directory_without_search_permission_hides_its_entries_even_when_cached() {
     let image = MountedImage::new();
     let disk = image.on_tmpfs();
     for root in [&image.root, disk.path()] {
-        // Root has looked, so that the kernel has both in its cache.
+        // Root looks the names up first, so that the kernel has them in its cache.
         for path in ["closed/known", "listed/known", "closed/missing"] {
             let _ = stat(&root.join(path));
         }
@@ -132,7 +132,7 @@ fn access_checks_use_the_real_user_and_report_erofs_for_writes() {
     let image = MountedImage::new();
     let disk = image.on_tmpfs();
     for root in [&image.root, disk.path()] {
-        for (path, wanted, found) in [
+        for (path, mode, expected) in [
             ("file", Access::EXISTS, ALLOWED),
             ("missing", Access::EXISTS, Err(Errno::NOENT)),
             ("dangling", Access::EXISTS, Err(Errno::NOENT)),
@@ -141,14 +141,14 @@ fn access_checks_use_the_real_user_and_report_erofs_for_writes() {
             ("file", Access::WRITE_OK, Err(Errno::ROFS)),
             ("dir", Access::WRITE_OK, Err(Errno::ROFS)),
             ("file", Access::READ_OK | Access::WRITE_OK, Err(Errno::ROFS)),
-            // A device and a pipe are written to elsewhere.
+            // Writes to a device or a pipe do not go to the filesystem.
             ("null", Access::WRITE_OK, ALLOWED),
             ("pipe", Access::WRITE_OK, ALLOWED),
         ] {
             assert_eq!(
-                rustix::fs::access(root.join(path), wanted),
-                found,
-                "{path} {wanted:?} in {}",
+                rustix::fs::access(root.join(path), mode),
+                expected,
+                "{path} {mode:?} in {}",
                 root.display()
             );
         }
@@ -160,7 +160,7 @@ fn access_checks_use_the_real_user_and_report_erofs_for_writes() {
     image.mount.stop();
 }
 
-/// Runs a program as somebody; what it printed, or why it was not run.
+/// Runs a program as a user. Returns its output, or the errno of the failed exec.
 fn run_as(user: u32, groups: &[u32], program: &Path, argument: &str) -> std::result::Result<String, Errno> {
     let spawned = as_user(user, groups, || Command::new(program).arg(argument).output());
     let output = spawned.map_err(|error| Errno::from_io_error(&error).unwrap())?;
@@ -176,9 +176,9 @@ fn programs_run_if_permitted_and_fail_with_the_same_errno_as_on_tmpfs() {
         let printed = format!("ran {}\n", script.display());
         assert_eq!(run_as(ROOT, &[], &script, "x").unwrap(), printed);
         assert_eq!(run_as(USER, &[], &script, "x").unwrap(), printed);
-        // Static, mapped from the image.
+        // A static program of the image.
         assert_eq!(
-            run_as(USER, &[], &root.join(STATIC), "--list").unwrap().lines().find(|it| *it == "cat"),
+            run_as(USER, &[], &root.join(STATIC), "--list").unwrap().lines().find(|applet| *applet == "cat"),
             Some("cat")
         );
         for (path, user, groups, errno) in [

@@ -1,16 +1,17 @@
-//! Times commands in turn: `cargo bench --bench alternate -- RUNS < LINES`, each line `NAME<tab>WORD WORD... [; WORD...]`.
+//! Times commands alternately: `cargo bench --bench alternate -- RUNS < LINES`, each line `NAME<tab>WORD WORD... [; WORD...]`.
 //!
-//! A shell's own start costs more than what is measured here, so commands are started directly, and those that belong
-//! together (`;`) are timed as one. Each round runs every line once, so that what else the machine does falls on all of
-//! them alike. Prints NAME, median, first and third quartile in milliseconds, tab-separated.
+//! Starting a shell takes longer than most measured commands, so commands are started directly, and a sequence (`;`) is timed
+//! as a whole. Each round runs every line once, so that other load on the machine affects all lines equally. Prints name,
+//! median, first and third quartile in milliseconds, tab-separated.
 
 use std::io::Read as _;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
-/// Rounds before those that count.
+/// Rounds before the measured ones.
 const WARM_UP: usize = 5;
 
+/// One input line with its measurements.
 struct Line {
     name: String,
     commands: Vec<Vec<String>>,
@@ -26,6 +27,7 @@ impl Line {
         (!commands.is_empty()).then(|| Self { name: name.to_owned(), commands, milliseconds: Vec::new() })
     }
 
+    /// Runs the commands in order. Returns the elapsed milliseconds, or an error if a command fails.
     fn run(&self) -> Result<f64, String> {
         let begin = Instant::now();
         for words in &self.commands {
@@ -44,7 +46,7 @@ impl Line {
         Ok(begin.elapsed().as_secs_f64() * 1e3)
     }
 
-    /// The value below which this share of the measurements is.
+    /// Returns the measurement at this quantile (0 to 1).
     fn quantile(&self, share: f64) -> f64 {
         let mut sorted = self.milliseconds.clone();
         sorted.sort_by(f64::total_cmp);
@@ -55,14 +57,14 @@ impl Line {
 }
 
 fn measure() -> Result<(), String> {
-    // cargo adds `--bench`.
+    // Cargo adds `--bench`. `cargo bench` without RUNS measures nothing.
     let runs = std::env::args().skip(1).find(|argument| argument != "--bench");
     let Some(runs) = runs else { return Ok(()) };
-    let runs: usize = runs.parse().map_err(|_| format!("RUNS is a number, not `{runs}`"))?;
+    let runs: usize = runs.parse().map_err(|_| format!("RUNS must be a number: `{runs}`"))?;
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).map_err(|error| error.to_string())?;
     let lines: Option<Vec<Line>> = text.lines().filter(|line| !line.is_empty()).map(Line::parse).collect();
-    let mut lines = lines.ok_or("each line is NAME, a tab, and a command")?;
+    let mut lines = lines.ok_or("each line must be a name, a tab and a command")?;
     for round in 0..WARM_UP + runs.max(1) {
         for line in &mut lines {
             let milliseconds = line.run()?;

@@ -1,7 +1,8 @@
-//! The engines side by side on a small image: making and dropping a root, and reading all that is in one, warm.
-//! `cargo bench --bench engines`, as root. `scripts/experiment` compares them on real images, and with other tools.
+//! Compares the engines on a small image: creating and removing a root, and reading every file in a root, warm.
+//!
+//! Run `cargo bench --bench engines` as root. `scripts/experiment` compares the engines on real images, and with other tools.
 
-#![allow(clippy::unwrap_used, reason = "these are benches: a panic is how they fail")]
+#![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -13,9 +14,10 @@ use criterion::Criterion;
 use serde_json::json;
 
 const ENGINES: [&str; 3] = ["fuse", "overlay2", "unpack"];
-/// Layers of the image, and files of each: 600 files of 4 KiB and 60 of 64 KiB.
 const LAYERS: usize = 6;
+/// Files of 4 KiB in each layer.
 const SMALL: usize = 100;
+/// Files of 64 KiB in each layer.
 const LARGE: usize = 10;
 
 /// A store with the image, and a daemon that serves it.
@@ -34,7 +36,7 @@ impl Host {
         host.run(&["load", host.dir.path().join("layout").to_str().unwrap(), "--name", "bench:1"]);
         let mut command = host.command(&["mount", images.to_str().unwrap()]);
         host.daemon = command.stdout(Stdio::piped()).spawn().unwrap();
-        // It says so when it is ready.
+        // The daemon prints a line once it serves the mount.
         let mut line = String::new();
         BufReader::new(host.daemon.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.starts_with("mounted"), "{line}");
@@ -54,11 +56,11 @@ impl Host {
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
 
-    fn make_root(&self, engine: &str) -> PathBuf {
+    fn create_root(&self, engine: &str) -> PathBuf {
         self.run(&["root", "create", "bench:1", "--engine", engine, "--id", engine]).into()
     }
 
-    fn drop_root(&self, engine: &str) {
+    fn remove_root(&self, engine: &str) {
         self.run(&["root", "remove", engine]);
     }
 }
@@ -120,6 +122,7 @@ fn layer(number: usize) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
+/// Reads every file below a directory and returns the number of bytes.
 fn read_all(root: &Path) -> u64 {
     let mut open = vec![root.to_owned()];
     let mut bytes = 0;
@@ -138,7 +141,7 @@ fn read_all(root: &Path) -> u64 {
 
 fn main() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("the engines mount: run this bench as root");
+        eprintln!("the engines need root privileges to mount; run this benchmark as root");
         return;
     }
     let host = Host::new();
@@ -148,24 +151,24 @@ fn main() {
         .measurement_time(Duration::from_secs(3))
         .configure_from_args();
     for engine in ENGINES {
-        // Layers are unpacked and the image is opened.
-        host.make_root(engine);
-        host.drop_root(engine);
+        // The first root unpacks the layers and opens the image.
+        host.create_root(engine);
+        host.remove_root(engine);
         criterion.bench_function(&format!("root create and remove, {engine}"), |bencher| {
             bencher.iter(|| {
-                host.make_root(engine);
-                host.drop_root(engine);
+                host.create_root(engine);
+                host.remove_root(engine);
             });
         });
     }
     for engine in ENGINES {
-        let root = host.make_root(engine);
-        let whole = read_all(&root);
-        assert!(whole > 1 << 20);
+        let root = host.create_root(engine);
+        let total = read_all(&root);
+        assert!(total > 1 << 20);
         criterion.bench_function(&format!("read all, warm, {engine}"), |bencher| {
-            bencher.iter(|| assert_eq!(read_all(&root), whole));
+            bencher.iter(|| assert_eq!(read_all(&root), total));
         });
-        host.drop_root(engine);
+        host.remove_root(engine);
     }
     criterion.final_summary();
 }

@@ -1,7 +1,9 @@
-//! What a root costs a run, without the start of a program of ours: isolate alone, and isolate in a root that is made before
-//! and dropped after it, in turn. `cargo bench --bench roots -- RUNS STORE RUN-DIR ISOLATE BOX < LINES`, each line
-//! `NAME<tab>MOUNTPOINT<tab>IMAGE<tab>UPPER<tab>PROGRAM`, or `NAME<tab>PROGRAM` for isolate alone; `scripts/bench-roots`
-//! calls it. Prints NAME, median, first and third quartile in milliseconds, tab-separated.
+//! Measures the cost of a root for one run, without starting our program: alternates isolate alone with isolate in a root
+//! that is created before and released after the run.
+//!
+//! `cargo bench --bench roots -- RUNS STORE RUN-DIR ISOLATE BOX < LINES`, each line
+//! `NAME<tab>MOUNTPOINT<tab>IMAGE<tab>UPPER<tab>PROGRAM`, or `NAME<tab>PROGRAM` for isolate alone. Prints name, median, first
+//! and third quartile in milliseconds, tab-separated. `scripts/bench-roots` calls it.
 
 use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
@@ -12,22 +14,22 @@ use std::time::Instant;
 
 use rcx_imagefs::roots::{Lower, Roots, Upper, enter_private_namespace};
 
-/// Rounds before those that count.
+/// Rounds before the measured ones.
 const WARM_UP: usize = 5;
 
-type Failure = Box<dyn std::error::Error>;
+type BenchError = Box<dyn std::error::Error>;
 
-/// What is measured.
+/// One input line with its measurements.
 struct Case {
     name: String,
-    /// None for isolate alone.
+    /// The image and its upper directory; `None` for isolate alone.
     image: Option<(Arc<Lower>, Upper)>,
     program: Vec<String>,
     milliseconds: Vec<f64>,
 }
 
 impl Case {
-    fn parse(line: &str) -> Result<Self, Failure> {
+    fn parse(line: &str) -> Result<Self, BenchError> {
         let fields: Vec<&str> = line.split('\t').collect();
         let (image, program) = match fields[1..] {
             [program] => (None, program),
@@ -35,12 +37,13 @@ impl Case {
                 let lower = Lower::in_mount(Path::new(mountpoint), Path::new(image))?;
                 (Some((Arc::new(lower), upper.parse()?)), program)
             }
-            _ => return Err(format!("`{line}` is neither of both forms").into()),
+            _ => return Err(format!("invalid line: `{line}`").into()),
         };
         let program = program.split(' ').map(str::to_owned).collect();
         Ok(Self { name: fields[0].to_owned(), image, program, milliseconds: Vec::new() })
     }
 
+    /// Returns the measurement at this quantile (0 to 1).
     fn quantile(&self, share: f64) -> f64 {
         let mut sorted = self.milliseconds.clone();
         sorted.sort_by(f64::total_cmp);
@@ -66,8 +69,8 @@ impl Bench {
         command
     }
 
-    /// Milliseconds of one run.
-    fn run(&self, case: &Case) -> Result<f64, Failure> {
+    /// Runs the program once. Returns the elapsed milliseconds.
+    fn run(&self, case: &Case) -> Result<f64, BenchError> {
         let begin = Instant::now();
         let status = match &case.image {
             None => self.command(&[], case).status()?,
@@ -88,7 +91,7 @@ impl Bench {
         image: &Arc<Lower>,
         lease: &Arc<rcx_imagefs::roots::RootLease>,
         upper: Upper,
-    ) -> Result<std::process::ExitStatus, Failure> {
+    ) -> Result<std::process::ExitStatus, BenchError> {
         let rw = if upper == Upper::None { "" } else { ":rw" };
         let root = format!("--dir=.={}{rw}", self.root);
         let rules = [
@@ -100,20 +103,20 @@ impl Bench {
         ];
         let mut command = self.command(&rules.map(str::to_owned), case);
         let (image, lease) = (Arc::clone(image), Arc::clone(lease));
-        let make = move || -> std::io::Result<()> {
+        let mount = move || -> std::io::Result<()> {
             enter_private_namespace().map_err(std::io::Error::other)?;
-            // Its descriptor is closed by exec.
+            // The mount stays until the namespace is gone; exec closes its descriptor.
             std::mem::forget(lease.mount(&image).map_err(std::io::Error::other)?);
             Ok(())
         };
-        // SAFETY: this process has one thread, so nothing that the child needs is locked or half changed.
-        #[expect(unsafe_code, reason = "what is measured happens between fork and exec")]
-        let spawned = unsafe { command.pre_exec(make) }.spawn();
+        // SAFETY: this process has a single thread, so no lock is held and no data is inconsistent in the child.
+        #[expect(unsafe_code, reason = "the measured work happens between fork and exec")]
+        let spawned = unsafe { command.pre_exec(mount) }.spawn();
         Ok(spawned?.wait()?)
     }
 }
 
-fn measure(arguments: &[String]) -> Result<(), Failure> {
+fn measure(arguments: &[String]) -> Result<(), BenchError> {
     let [runs, store, run_dir, isolate, box_id] = arguments else { return Ok(()) };
     let runs: usize = runs.parse()?;
     let mut text = String::new();
@@ -138,7 +141,7 @@ fn measure(arguments: &[String]) -> Result<(), Failure> {
 }
 
 fn main() -> ExitCode {
-    // cargo adds `--bench`.
+    // Cargo adds `--bench`.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     match measure(&arguments) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,20 +1,20 @@
-//! Layers that are the same in every run: text that compresses as source code does, and names as in a Python tree.
+//! Generates the same layers in every run: text that compresses like source code, and names as in a Python installation.
 
 use std::io::Write as _;
 
 use rcx_imagefs::image::{Digest, LayerDigest};
 use rcx_imagefs::index::{BuildOptions, Index, build};
 
-/// Directories of a layer with many entries.
+/// The number of directories in a layer with many entries.
 pub(crate) const DIRECTORIES: u32 = 200;
-/// Files in each of them: with the directories about 20,000 entries.
+/// The number of files in each directory. Together with the directories, these are about 20,000 entries.
 pub(crate) const FILES: u32 = 99;
 
-/// A sequence of numbers without a pattern (splitmix64).
+/// A pseudorandom number generator (splitmix64).
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    /// The next number below `bound`.
+    /// Returns the next number below `bound`.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -23,7 +23,7 @@ impl Random {
     }
 }
 
-/// Words from a vocabulary in which a few are frequent, in lines.
+/// Generates lines of words from a vocabulary in which a few words are frequent.
 pub(crate) fn text(len: usize, seed: u64) -> Vec<u8> {
     let mut random = Random(seed);
     let mut text = Vec::with_capacity(len + 16);
@@ -63,7 +63,7 @@ impl Tar {
     }
 }
 
-/// Files of 16 KiB, as many as make `len` bytes.
+/// Generates a layer with `len` bytes of text in files of 16 KiB.
 pub(crate) fn layer_of_text(len: usize) -> Vec<u8> {
     const FILE: usize = 16 << 10;
     let mut tar = Tar::new();
@@ -73,19 +73,19 @@ pub(crate) fn layer_of_text(len: usize) -> Vec<u8> {
     tar.finish()
 }
 
-/// Where a layer of many entries has a file.
+/// Returns the path of a file in a layer with many entries.
 pub(crate) fn path(directory: u32, file: u32) -> String {
     format!("usr/lib/python3/dist-packages/package{directory:03}/module{file:03}.py")
 }
 
-/// About 20,000 entries. Layer `number` shares three in four directories with the one below it; in a hundred of them it hides a
-/// file that only the lowest layer has.
+/// Generates a layer with about 20,000 entries. Layer `number` shares three quarters of its directories with the layer below,
+/// and in a hundred of them it hides a file that only the lowest layer has.
 pub(crate) fn layer_of_entries(number: u32) -> Vec<u8> {
     let mut tar = Tar::new();
     let first = number * DIRECTORIES / 4;
     for directory in first..first + DIRECTORIES {
-        let of_first = path(directory, 0);
-        let (parent, _) = of_first.rsplit_once('/').unwrap();
+        let first_file = path(directory, 0);
+        let (parent, _) = first_file.rsplit_once('/').unwrap();
         tar.entry(&format!("{parent}/"), tar::EntryType::Directory, 0o755, b"");
         for file in 0..FILES {
             tar.file(&path(directory, file), b"");
@@ -105,12 +105,12 @@ pub(crate) fn gzip(tar: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// zstd in frames of 256 KiB of tar, as builders write layers that are to be read lazily.
+/// Compresses a tar to zstd frames of 256 KiB of tar each, as builders write layers for lazy loading.
 pub(crate) fn zstd(tar: &[u8]) -> Vec<u8> {
     tar.chunks(256 << 10).flat_map(|part| zstd::encode_all(part, 3).unwrap()).collect()
 }
 
-/// The index file of a blob whose every span has a checkpoint.
+/// Builds the index file of a blob.
 pub(crate) fn index_of(blob: &[u8]) -> Vec<u8> {
     let (built, _) = build(blob, &BuildOptions::default(), || Ok(std::io::sink())).unwrap();
     built.finish(&LayerDigest::new(Digest::of(blob))).unwrap()

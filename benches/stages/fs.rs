@@ -1,4 +1,4 @@
-//! The filesystem without the kernel: what one request costs, and a read with and without a decode.
+//! The filesystem without the kernel: lookups, listings, and reads with and without decoding.
 
 use criterion::{BatchSize, Criterion, Throughput};
 use rcx_imagefs::fs::{FsOptions, ImageFs, ImageSource, Ino, InodeAttr, Lookup};
@@ -10,9 +10,9 @@ use tempfile::TempDir;
 
 use crate::data::{self, DIRECTORIES, FILES, Random, Tar};
 
-/// Bytes of the file that is read.
+/// The size of the file that is read, in bytes.
 const FILE: usize = 16 << 20;
-/// Bytes of one read: the most that the kernel reads ahead at once by itself.
+/// The size of one read in bytes: the kernel's default read-ahead.
 const READ: u32 = 128 << 10;
 
 /// A store with images.
@@ -55,7 +55,7 @@ impl Images {
         self.store.tag(&Name::from_archive(name).unwrap(), Some(&tag), &manifest, None).unwrap();
     }
 
-    /// Shows them; a forward reader's next span is not decoded ahead, so that each read pays for its own.
+    /// Opens the filesystem. Without read-ahead, so that every read decodes its own spans.
     fn fs(&self) -> ImageFs {
         let options = FsOptions { read_ahead: false, ..FsOptions::default() };
         let fs = ImageFs::new(ImageSource::new(self.store.clone(), None), &options);
@@ -64,19 +64,19 @@ impl Images {
     }
 }
 
-fn found(fs: &ImageFs, parent: Ino, name: &[u8]) -> InodeAttr {
+fn lookup(fs: &ImageFs, parent: Ino, name: &[u8]) -> InodeAttr {
     match fs.lookup(parent, name).unwrap() {
         Lookup::Found(attr) => attr,
         absent @ Lookup::Absent { .. } => panic!("{}: {absent:?}", name.escape_ascii()),
     }
 }
 
-/// The inode of a path; an image's is `NAME:1`, a link to its directory.
+/// Returns the inode of a path in an image. The image's name is `NAME:1`, a symlink to its directory.
 fn resolve(fs: &ImageFs, image: &str, path: &str) -> Ino {
-    let link = found(fs, Ino::ROOT, format!("{image}:1").as_bytes()).ino;
+    let link = lookup(fs, Ino::ROOT, format!("{image}:1").as_bytes()).ino;
     let target = fs.readlink(link).unwrap();
-    let root = found(fs, Ino::ROOT, &target).ino;
-    path.split('/').fold(root, |directory, name| found(fs, directory, name.as_bytes()).ino)
+    let root = lookup(fs, Ino::ROOT, &target).ino;
+    path.split('/').fold(root, |directory, name| lookup(fs, directory, name.as_bytes()).ino)
 }
 
 pub(crate) fn bench(criterion: &mut Criterion) {
@@ -105,7 +105,7 @@ fn attributes(criterion: &mut Criterion, fs: &ImageFs) {
     group.throughput(Throughput::Elements(1));
     group.bench_function("lookup and getattr, random files", |bencher| {
         bencher.iter(|| {
-            let attr = found(fs, directories[pick(directories.len())], names[pick(names.len())].as_bytes());
+            let attr = lookup(fs, directories[pick(directories.len())], names[pick(names.len())].as_bytes());
             fs.getattr(attr.ino).unwrap()
         });
     });

@@ -1,11 +1,11 @@
-//! The index of one layer: made of a blob, and opened.
+//! Building the index of a layer, and opening it.
 
 use criterion::{Criterion, Throughput};
 use rcx_imagefs::index::{BuildOptions, Index, build};
 
 use crate::data;
 
-/// Bytes of files in the layer that is indexed.
+/// The size of all files in the indexed layer, in bytes.
 const LAYER: usize = 8 << 20;
 
 pub(crate) fn bench(criterion: &mut Criterion) {

@@ -1,7 +1,9 @@
-//! How fast the stages are, each on made-up layers that look like real ones: `cargo bench`, or `cargo bench -- merge` for
-//! some. `scripts/bench` measures the whole program against what it replaces.
+//! Benchmarks of the single stages on synthetic layers that resemble real ones.
+//!
+//! `cargo bench --bench stages` runs all of them, `cargo bench --bench stages -- merge` a selection. `scripts/bench` compares
+//! the whole program with the tools that it replaces.
 
-#![allow(clippy::unwrap_used, reason = "these are benches: a panic is how they fail")]
+#![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 mod data;
 mod fs;
@@ -13,7 +15,7 @@ use std::time::Duration;
 use criterion::Criterion;
 
 fn main() {
-    // Ends within two minutes; the differences that matter here are not in the second digit.
+    // The whole run takes under two minutes. Only differences of more than a few percent matter here.
     let mut criterion = Criterion::default()
         .sample_size(20)
         .warm_up_time(Duration::from_millis(500))

@@ -1,4 +1,4 @@
-//! Layers merged into a tree, and names looked up in it.
+//! Merging layers into a tree, and looking up names in it.
 
 use criterion::{BatchSize, Criterion, Throughput};
 use rcx_imagefs::tree::{NodeId, Tree, merge};

@@ -1,8 +1,7 @@
 //! OCI images as read-only directories for sandboxes.
 //!
-//! `rcx-imagefs` is mounted once per host and shows every image of its store as `/images/<name>@<digest>/`: a merged
-//! tree, built on first access from the indexes of the layers and read in place from the compressed blobs. This page is
-//! the map of the code. The README and the manual (`src/manual/`) are for users; `tests/README.md` explains the tests.
+//! A daemon shows every image of its store as `/images/<name>@<digest>/`: a merged tree, built on first access from the
+//! indexes of the layers, whose files are decoded on demand from the compressed blobs. This page is the map of the code. The README and the manual (`src/manual/`) are for users; `tests/README.md` explains the tests.
 //!
 //! # Data flow
 //!
@@ -23,26 +22,28 @@
 //! # Principles
 //!
 //! 1. **One direction.** Each stage passes a value to the next and never calls back. An image becomes visible through one
-//!    write of `index.json`, and in a running mount through one swap of the namespace.
-//! 2. **One merge.** Only [`tree::merge`] knows what whiteouts, opaque markers and links mean. All engines follow its
-//!    result, so they show the same tree.
+//!    write of `index.json`, and in a running mount through one swap of its list of names ([`fs`]).
+//! 2. **One merge.** Only [`tree::merge`] (`src/tree/merge.rs`) applies whiteouts, opaque markers and links. All engines use
+//!    its result, so they show the same tree.
 //! 3. **The filesystem is an ordinary struct.** [`fs::ImageFs`] answers with plain values and knows nothing of the kernel;
 //!    the adapter in [`fuse`] is thin. Tests call the struct directly.
-//! 4. **Untrusted bytes become validated types in one place**: [`layer`] for blobs, [`index::Index::open`] for index files,
-//!    [`image`] for names and documents, [`fs`] for the kernel's inode numbers. Code behind that place checks nothing again.
+//! 4. **Untrusted bytes become validated types in one place for each kind**: [`layer`] for blobs, [`index::Index::open`] for
+//!    index files, [`image`] for names and documents, [`fs`] for the kernel's inode numbers. Later code validates no structure
+//!    again; checksums are verified at each decode.
 //! 5. **One errno table**, next to the error type of the filesystem. **One list of error codes** for users, in [`error`].
-//! 6. **Inode numbers are functions of content.** A file's number depends on (layer, entry), so a file of a shared layer is
-//!    the same inode in every image, and the kernel caches its pages once. The number of a directory, and of a file whose
-//!    link count in the image differs from that in its layer, depends on (image, node). Numbers survive a restart: the slots
-//!    of layers and images, which form their upper half, are stored.
+//! 6. **Inode numbers are stable.** A file's number is made from (slot of the layer, entry), so a file of a shared layer is
+//!    the same inode in all images, and the kernel caches its pages once. The number of a directory, and of a file whose
+//!    link count in the image differs from that in its layer, is made from (slot of the image, node).
+//!    Slots are numbers that the store assigns once and keeps, so inode numbers survive a restart.
 //! 7. **Synchronous core, asynchronous edge.** Registry downloads and the control socket run on tokio. Indexing, merging and
-//!    serving are plain threads. No thread waits without a deadline.
+//!    serving are plain threads. No request of the kernel waits without a deadline.
 //! 8. **The store is an OCI image layout.** Everything derived from its blobs is stored beside them with a version and a
-//!    checksum. It can be deleted at any time, and is rebuilt from the blob.
+//!    checksum. It can be deleted while nothing uses the store, and is rebuilt from the blobs.
 //!
 //! # Modules, in order of dependency
 //!
-//! A module uses only modules above it in this table; a test checks this.
+//! A module uses only modules above it in this table (`tests/it/architecture.rs` checks this). Besides the library there are
+//! two programs: `src/main.rs` and `src/isolate.rs`, the stand-in for isolate, which links only what it calls.
 //!
 //! | module | contents |
 //! |---|---|
@@ -75,14 +76,17 @@
 //!
 //! # Layer semantics
 //!
-//! The result equals a sequential application of the layers inside the image's own root. Each rule is documented where it is
+//! The merged tree equals a sequential application of the layers inside the image's own root. `rcx-imagefs-images(7)` has the
+//! rules for users. Each rule is documented where it is
 //! implemented: names and markers at [`layer::LayerPath`], tar formats at [`layer::TarWalk`], application at [`tree::merge`]. An
 //! image that breaks a rule is refused as a whole when it is pulled.
 //!
 //! # Where things go
 //!
-//! - A new error: a variant in the folder's error enum, and its code in that enum's `code` method. A new code also goes to
-//!   `src/error/code.rs` and to the manual page `rcx-imagefs-errors(7)`.
+//! - A new error: a variant in the error enum of its module (mostly `src/MODULE/error.rs`), and an arm in that enum's `code`
+//!   method. If a script should be able to tell the failure apart from others, add a code to `src/error/code.rs` and to the
+//!   manual page `rcx-imagefs-errors(7)`; a test compares the two.
+//! - A new configuration key: `src/cli/config.rs` and `rcx-imagefs-config(5)`.
 //! - A new command: a file in `src/cli/`, a variant in `src/cli/mod.rs`, and the manual page that describes it.
 //! - A new test: see `tests/README.md`.
 

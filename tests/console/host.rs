@@ -22,6 +22,11 @@ const OUTPUT_MAX: Duration = Duration::from_secs(10);
 /// How often it is looked whether there is more output.
 const INTERVAL: Duration = Duration::from_millis(20);
 
+/// The first box of isolate that these tests use; others have lower ones.
+const FIRST_BOX: usize = 900;
+/// The number of boxes for each host.
+const BOXES: usize = 10;
+
 /// What a page finds on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
@@ -46,8 +51,9 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn new(start: Start) -> Self {
-        Images::make(&["python"]);
+    /// Starts a host. `number` differs between hosts that run at the same time: isolate and its boxes are shared.
+    pub(crate) fn new(start: Start, number: usize) -> Self {
+        let images = Images::make(&["python"]);
         let scratch = tempfile::Builder::new().prefix("rcx-console").tempdir().unwrap();
         let output = File::options().create(true).append(true).open(scratch.path().join("output")).unwrap();
         let program = binary("rcx-imagefs");
@@ -62,7 +68,9 @@ impl Host {
             "--",
         ]);
         command.arg("bash").arg(repository().join("tests/console/host.sh")).arg(scratch.path());
-        command.arg(program.parent().unwrap()).arg(Images::make(&["python"]).layout().dir());
+        command.arg(program.parent().unwrap()).arg(images.layout().dir());
+        let first_box = FIRST_BOX + BOXES * number;
+        command.arg(format!("{first_box}-{}", first_box + BOXES - 1));
         command.env_clear().env("HOME", "/root").env("LC_ALL", "C.UTF-8");
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.stdin(Stdio::piped()).stdout(output.try_clone().unwrap()).stderr(output);

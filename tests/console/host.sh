@@ -1,10 +1,11 @@
 # Makes a host of its own for the commands of a page, then runs them. Run by host.rs in new mount, network and process
-# namespaces, with: a scratch directory, the directory of the programs under test, the OCI layout of the test images.
+# namespaces, with: a scratch directory, the directory of the programs under test, the OCI layout of the test images, and the
+# range of isolate's boxes that `run` may use.
 #
 # The root is an overlay over that of the machine, so commands may write anywhere. The registries of the pages are on
 # loopback and serve test images: over TLS on port 443, and on port 5000.
 set -eu
-scratch=$1 programs=$2 layout=$3
+scratch=$1 programs=$2 layout=$3 boxes=$4
 root=$scratch/root
 registry_names='docker.io index.docker.io registry-1.docker.io registry.example'
 
@@ -29,6 +30,9 @@ for place in /var/local/lib/isolate /var/lib/isolate /run/isolate; do
     mount --rbind "$place" "$root$place"
 done
 install -m 755 "$programs/rcx-imagefs" "$programs/rcx-imagefs-isolate" "$root/usr/local/bin/"
+
+mkdir -p "$root/etc/rcx-imagefs"
+printf "[run]\nbox-ids = '%s'\n" "$boxes" >"$root/etc/rcx-imagefs/config.toml"
 
 busybox ip link set lo up
 printf '127.0.0.1 localhost %s\n' "$registry_names" >"$root/etc/hosts"

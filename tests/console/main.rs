@@ -41,7 +41,8 @@ fn run_page(path: &str, start: Start) {
     if commands.is_empty() {
         return;
     }
-    let mut host = Host::new(start);
+    let number = PAGES.iter().position(|page| *page == path).expect("the list has every tested page");
+    let mut host = Host::new(start, number);
     for command in commands {
         if let Err(actual) = host.run(command) {
             panic!(

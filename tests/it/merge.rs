@@ -216,8 +216,8 @@ fn hard_links_bind_when_they_are_read() {
 
 #[test]
 #[rustfmt::skip]
-fn what_overlayfs_would_act_on_does_not_come_through() {
-    check(&[("xattrs", "d a xattr.trusted.overlay.opaque=y xattr.user.overlay.opaque=y xattr.user.x=1; f a/b x xattr.trusted.overlay.redirect=/", "d a xattr.user.x=1; f a/b x"), ("device 0:0", "f a --- c a 0:0", "error: tar offset 0, entry `a`: character device 0:0"), ("block device 0:0", "b a 0:0", "b a 0:0"), ("names of AUFS", "d .wh..wh.plnk; f .wh..wh.plnk/1.2 x; f a", "f a"), ("a bare marker", "f a --- f .wh. x", "error: tar offset 0, entry `.wh.`: whiteout marker `.wh.` names nothing")]);
+fn entries_that_overlayfs_would_interpret_are_dropped_or_refused() {
+    check(&[("xattrs", "d a xattr.trusted.overlay.opaque=y xattr.user.overlay.opaque=y xattr.user.x=1; f a/b x xattr.trusted.overlay.redirect=/", "d a xattr.user.x=1; f a/b x"), ("device 0:0", "f a --- c a 0:0", "error: tar offset 0, entry `a`: character device 0:0 is not allowed: overlayfs treats it as a whiteout"), ("block device 0:0", "b a 0:0", "b a 0:0"), ("names of AUFS", "d .wh..wh.plnk; f .wh..wh.plnk/1.2 x; f a", "f a"), ("a bare marker", "f a --- f .wh. x", "error: tar offset 0, entry `.wh.`: whiteout marker `.wh.` names nothing")]);
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn link_counts_are_those_of_the_merged_tree() {
     let tree = merge_text(&lines("d d; d d/e; f a 1; h b a; h d/c a; f x --- w b; h y x")).unwrap().tree;
     let nlink = |path: &str| {
         let node = path.split('/').fold(NodeId::ROOT, |node, name| {
-            tree.lookup(node, name.as_bytes()).unwrap_or_else(|| panic!("{path} is there"))
+            tree.lookup(node, name.as_bytes()).unwrap_or_else(|| panic!("{path} is missing"))
         });
         (node, tree.nlink(node))
     };

@@ -95,7 +95,8 @@ fn guard(
     let mut kept = vec![watch.fd().as_raw_fd(), isolate.as_raw_fd(), report_ready.as_raw_fd()];
     kept.extend(lease.descriptors().iter().map(|fd| fd.as_raw_fd()));
     detach_from_caller(&kept)?;
-    rustix::io::write(report_ready, &[1])?;
+    // Fails with EPIPE if the other process has ended already, for example because of an error. The root must still be removed.
+    let _ = rustix::io::write(report_ready, &[1]);
     let mut ended = [PollFd::new(isolate, PollFlags::IN)];
     while rustix::io::retry_on_intr(|| rustix::event::poll(&mut ended, None))? == 0 {}
     let source = lease.source();

@@ -1,4 +1,4 @@
-//! Each case through every engine, on the real kernel; all cases in one store, served by one daemon. Needs root.
+//! Runs each case through every engine on the real kernel, with one store and one daemon for all cases. Needs root.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,7 +11,7 @@ use support::engine_dump::{in_mount, overlay2, unpacked};
 use support::layout;
 use support::program::{Program, failure};
 
-/// Loads what cannot be loaded: the error has to say what the case says, and where.
+/// Loads an image that must be refused. The error must contain the parts of the case and name the layer.
 fn refused(program: &Program, case: &Case, parts: &[String], layout_dir: &Path) -> Result<(), String> {
     layout::write(layout_dir, [case]);
     let arguments = ["load", "--name", "conformance", layout_dir.to_str().unwrap()];
@@ -25,7 +25,7 @@ fn refused(program: &Program, case: &Case, parts: &[String], layout_dir: &Path) 
 }
 
 #[test]
-fn engines_show_what_each_case_says() {
+fn every_engine_shows_the_expected_tree_of_each_case() {
     let cases = case::all();
     let program = Program::new();
     let (good, bad): (Vec<&Case>, Vec<&Case>) =
@@ -44,12 +44,12 @@ fn engines_show_what_each_case_says() {
         }
     }
     if wrong.is_empty() {
-        assert_eq!(program.ok(&["images"]), listed, "images that are refused leave the others alone");
+        assert_eq!(program.ok(&["images"]), listed, "a refused image changed the others");
     }
     let left = fs::read_dir(program.store().join("rcx-imagefs/tmp")).map_or(0, Iterator::count);
-    assert_eq!(left, 0, "temporary files are left");
+    assert_eq!(left, 0, "temporary files were left behind");
 
-    enter_private_namespace().expect("this test takes root");
+    enter_private_namespace().expect("this test needs root");
     for (case, digest) in good.iter().zip(digests) {
         let Expected::Tree(expected) = &case.expected else { continue };
         let name = format!("conformance@{digest}");
@@ -65,7 +65,7 @@ fn engines_show_what_each_case_says() {
     }
     served.stop();
     for name in ["rcx-conformance-canary1", "rcx-conformance-canary2"] {
-        assert!(!Path::new("/tmp").join(name).exists(), "a case wrote on the host");
+        assert!(!Path::new("/tmp").join(name).exists(), "a case wrote to the host");
     }
     assert!(wrong.is_empty(), "\n{wrong}");
 }

@@ -1,7 +1,7 @@
-//! The conformance suite: what layers make of each other, case by case, through every engine.
+//! The conformance suite: how layers combine, case by case, through every engine.
 //!
-//! A case is a file in `cases`; nothing else has to be told of it. `README.md` has the rules and the language of the cases,
-//! `RESULTS.md` what other tools make of them.
+//! A case is a file in `cases`; a new file needs no other change. `README.md` defines the rules and the language of the cases.
+//! `RESULTS.md` records the results of other tools.
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 

@@ -1,4 +1,4 @@
-//! Each case from its layout to the merged tree, within the process.
+//! Runs each case from its layout to the merged tree, within the process.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use rcx_imagefs::tree;
 use support::case::{self, Case, Expected};
 use support::{disk, layout};
 
-/// The tree of a case, or the error with all that caused it.
+/// Returns the merged tree of a case, or the error with its causes.
 fn shown(store: &Store, case: &Case) -> Result<String, String> {
     let dir = tempfile::tempdir().unwrap();
     layout::write(dir.path(), [case]);
@@ -42,12 +42,12 @@ fn dump(store: &Store, image: ManifestDigest) -> Result<String, Box<dyn Error>> 
     Ok(tree::dump(&image.tree, &indexes, |layer, entry| {
         let layer = &image.layers[layer.index()];
         let IndexedKind::Regular { size } = layer.index().entry(entry).kind() else { return Vec::new() };
-        disk::content(size, |at, length| layer.read(entry, at, length)).expect("content can be read")
+        disk::content(size, |at, length| layer.read(entry, at, length)).expect("could not read the content")
     }))
 }
 
 #[test]
-fn merge_gives_what_each_case_says() {
+fn merge_yields_the_expected_tree_of_each_case() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open_or_create(&dir.path().join("store")).unwrap();
     let mut wrong = String::new();
@@ -82,7 +82,7 @@ fn every_rule_has_cases() {
         assert!(count >= 3, "rule {rule} has {count} cases");
     }
     for case in &cases {
-        assert!((1..=13).contains(&case.rule), "{} is of no rule", case.name);
+        assert!((1..=13).contains(&case.rule), "{}: unknown rule", case.name);
         assert!(
             case.description.ends_with('.') && case.description.len() < 240,
             "{}: {}",

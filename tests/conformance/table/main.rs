@@ -1,8 +1,8 @@
-//! Runs the cases of the suite through other tools, and writes down where they differ: `RESULTS.md`.
+//! Runs the cases of the suite through other tools, and records the differences in `RESULTS.md`.
 //!
-//! `scripts/conformance-table` calls it. What the tools do is recorded, not demanded.
+//! `scripts/conformance-table` calls it. No test requires other tools to agree.
 
-#![allow(clippy::unwrap_used, reason = "a tool of the tests: a panic is how it fails")]
+#![allow(clippy::unwrap_used, reason = "a test tool fails by panicking")]
 
 mod tools;
 mod verdict;
@@ -17,7 +17,7 @@ use tools::{NAMES, Tools};
 use verdict::Verdict;
 
 fn main() {
-    let scratch = std::env::args_os().nth(1).expect("a directory to work in");
+    let scratch = std::env::args_os().nth(1).expect("usage: conformance-table SCRATCH-DIRECTORY");
     let scratch = Path::new(&scratch);
     let tools = Tools::new(scratch);
     let cases = case::all();
@@ -25,7 +25,7 @@ fn main() {
     let mut all: Vec<[Verdict; 3]> = Vec::new();
     for (number, case) in cases.iter().enumerate() {
         eprintln!("{} of {}: {}", number + 1, cases.len(), case.name);
-        // Some tools make names of the path, with rules of their own.
+        // A short name, because some tools derive names from the path and restrict them.
         let dir = scratch.join(format!("case{number}"));
         layout::write(&dir, [case]);
         let verdicts = tools.run(&dir, &case.name).map(|outcome| Verdict::of(&case.expected, &outcome));
@@ -35,8 +35,8 @@ fn main() {
             Expected::Error(_) => "refused",
         };
         let [umoci, overlay, vfs] = &verdicts;
-        let (name, says) = (&case.name, &case.description);
-        writeln!(rows, "| `{name}` | {} | {says} | {ours} | {umoci} | {overlay} | {vfs} |", case.rule)
+        let (name, description) = (&case.name, &case.description);
+        writeln!(rows, "| `{name}` | {} | {description} | {ours} | {umoci} | {overlay} | {vfs} |", case.rule)
             .unwrap();
         all.push(verdicts);
     }
@@ -44,7 +44,7 @@ fn main() {
     std::fs::write(out, head(&all) + &rows).unwrap();
 }
 
-/// What stands above the table, with the counts.
+/// Returns the text above the table, with the counts.
 fn head(all: &[[Verdict; 3]]) -> String {
     let version = |program: &str| {
         let output = Command::new(program).arg("--version").output().unwrap();
@@ -54,20 +54,21 @@ fn head(all: &[[Verdict; 3]]) -> String {
     let kernel = kernel.split('-').next().unwrap_or_default().trim();
     let agreed = all.iter().filter(|row| row.iter().all(Verdict::agrees)).count();
     let mut text = format!(
-        "# What other tools make of the cases
+        "# Results of other tools
 
 Written by `scripts/conformance-table`; the cases and the rules are in [README.md](README.md). \"We\" are the merge and all three
-engines, which the tests hold to it. With {}; {}; Linux {kernel}.
+engines, as the tests verify. With {}; {}; Linux {kernel}.
 
 - *same*: the same tree: names, kinds, contents, attributes, xattrs, link counts. Where no layer has an entry for the root, its
   attributes are not compared.
-- *times*: the same, but for directories that have the time of unpacking: those that no layer names, or that got a child.
-- *differs*: a tree, but another one: `-` what should be there, `+` what is; `?` stands before
-  a name that is listed but not there.
-- *refuses*: the tool does not take the image, and says why.
-- *accepts*: the tool takes what we refuse, and makes this of it.
+- *times*: the same tree, except that some directories have the time of unpacking: directories without an entry in any layer, or
+  with a new child.
+- *differs*: a different tree. `-` marks an expected line that is missing, `+` an unexpected line, and `?` a name that is listed but
+  does not exist.
+- *refuses*: the tool refuses the image, with this message.
+- *accepts*: the tool accepts an image that we refuse, and shows this tree.
 
-All three tools do as we do in {agreed} of {} cases (times aside).
+All three tools agree with us in {agreed} of {} cases (times aside).
 
 | | same | times | differs | refuses our tree | refuses as we do | accepts |
 |---|---|---|---|---|---|---|
@@ -82,8 +83,8 @@ All three tools do as we do in {agreed} of {} cases (times aside).
             count(|verdict| matches!(verdict, Verdict::Same)),
             count(|verdict| matches!(verdict, Verdict::Times)),
             count(|verdict| matches!(verdict, Verdict::Differs(_))),
-            count(|verdict| matches!(verdict, Verdict::Refuses { too: false, .. })),
-            count(|verdict| matches!(verdict, Verdict::Refuses { too: true, .. })),
+            count(|verdict| matches!(verdict, Verdict::Refuses { as_expected: false, .. })),
+            count(|verdict| matches!(verdict, Verdict::Refuses { as_expected: true, .. })),
             count(|verdict| matches!(verdict, Verdict::Accepts(_))),
         ];
         let counts = counts.map(|count| count.to_string()).join(" | ");
@@ -92,7 +93,7 @@ All three tools do as we do in {agreed} of {} cases (times aside).
     let [umoci, overlay, vfs] = NAMES;
     writeln!(
         text,
-        "\n| case | rule | it says | we | {umoci} | {overlay} | {vfs} |\n|---|---|---|---|---|---|---|"
+        "\n| case | rule | description | we | {umoci} | {overlay} | {vfs} |\n|---|---|---|---|---|---|---|"
     )
     .unwrap();
     text

@@ -1,4 +1,4 @@
-//! The tools, each of which makes a directory of an image.
+//! The other tools, each of which unpacks an image into a directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,19 +7,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use support::disk;
 
-/// In the order of the columns.
+/// The names of the tools, in the order of the columns.
 pub(crate) const NAMES: [&str; 3] = ["umoci", "buildah, overlay", "buildah, vfs"];
 
-/// A tool that takes longer is ended, in seconds: one case makes it write 9 GiB of zeros.
-const PATIENCE: &str = "300";
+/// The time limit for one tool in seconds. One case makes the tools write 9 GiB of zeros.
+const TIMEOUT: &str = "300";
 
-/// What a tool made of an image: the tree, or what it said.
+/// The result of a tool for an image: the tree, or its error message.
 pub(crate) type Outcome = Result<String, String>;
 
 #[derive(Debug)]
 pub(crate) struct Tools {
     scratch: PathBuf,
-    /// What is younger was written by the tools.
+    /// Files with a later modification time were written by the tools.
     since: i64,
 }
 
@@ -31,7 +31,7 @@ impl Tools {
         Self { scratch: scratch.to_owned(), since: i64::try_from(now).unwrap() - 1 }
     }
 
-    /// Gives an image to all of them.
+    /// Runs all tools on an image.
     pub(crate) fn run(&self, layout: &Path, tag: &str) -> [Outcome; 3] {
         let image = format!("{}:{tag}", layout.display());
         [self.umoci(&image), self.buildah("overlay", &image), self.buildah("vfs", &image)]
@@ -59,7 +59,7 @@ impl Tools {
         let result = buildah(&[&from[..], &[&format!("oci:{image}")]].concat())
             .and_then(|_| buildah(&["mount", "case"]))
             .and_then(|mounted| self.read(Path::new(mounted.trim())));
-        // The first two fail where there is no container.
+        // The first two commands fail if there is no container.
         let _ = buildah(&["umount", "case"]);
         let _ = buildah(&["rm", "case"]);
         let _ = buildah(&["rmi", "--all", "--force"]);
@@ -67,27 +67,27 @@ impl Tools {
     }
 
     fn read(&self, tree: &Path) -> Outcome {
-        disk::dump(tree, self.since).map_err(|error| format!("its tree cannot be read: {error}"))
+        disk::dump(tree, self.since).map_err(|error| format!("cannot read its tree: {error}"))
     }
 
-    /// Runs a program; an error is the last that it said, without what differs from run to run.
+    /// Runs a program. An error is the last line that it printed, without parts that differ between runs.
     fn command(&self, program: &str, arguments: &[&str]) -> Outcome {
         let mut command = Command::new("timeout");
         let command = command.env("TMPDIR", &self.scratch);
-        let output = command.arg(PATIENCE).arg(program).args(arguments).output().unwrap();
+        let output = command.arg(TIMEOUT).arg(program).args(arguments).output().unwrap();
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let panic = said.lines().find(|line| line.starts_with("panic: "));
-        let last = said.lines().rev().find(|line| !line.trim().is_empty());
-        let told = panic.or(last).map_or_else(|| output.status.to_string(), str::to_owned);
-        Err(essence(&told.replace(path(&self.scratch), "…")).to_owned())
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        let panic = stderr.lines().find(|line| line.starts_with("panic: "));
+        let last = stderr.lines().rev().find(|line| !line.trim().is_empty());
+        let message = panic.or(last).map_or_else(|| output.status.to_string(), str::to_owned);
+        Err(root_cause(&message.replace(path(&self.scratch), "…")).to_owned())
     }
 }
 
-/// What is left of a message without how the tool came there.
-fn essence(message: &str) -> &str {
+/// Removes the context that the tools put before the cause of an error.
+fn root_cause(message: &str) -> &str {
     let mut rest = message.trim();
     for before in ["⨯ ", "Error: ", "unpack layer: ", "unpack rootfs: ", "\": "] {
         rest = rest.rsplit_once(before).map_or(rest, |(_, rest)| rest);
@@ -96,5 +96,5 @@ fn essence(message: &str) -> &str {
 }
 
 fn path(path: &Path) -> &str {
-    path.to_str().expect("a path in ASCII")
+    path.to_str().expect("the path is ASCII")
 }

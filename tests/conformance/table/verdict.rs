@@ -1,34 +1,38 @@
-//! What a tool made of a case, against what should come of it.
+//! Compares the result of a tool with the expected result of a case.
 
 use std::fmt;
 
 use crate::tools::Outcome;
 use support::case::Expected;
 
-/// Longest difference or message in a cell, in characters.
+/// The longest difference or message in a cell, in characters.
 const CELL: usize = 200;
-/// A character that is repeated more often is shown once with the number.
+/// Longer runs of a character are shown as the character and the length of the run.
 const REPEAT: usize = 12;
 
 #[derive(Debug)]
 pub(crate) enum Verdict {
-    /// The tree.
+    /// The expected tree.
     Same,
-    /// The tree, but for times of directories.
+    /// The expected tree, except for the times of directories.
     Times,
-    /// Another tree.
+    /// A different tree.
     Differs(String),
-    /// No tree; `too` where there should be none.
-    Refuses { too: bool, why: String },
-    /// A tree where there should be none.
+    /// No tree; `as_expected` if the case expects an error.
+    Refuses { as_expected: bool, message: String },
+    /// A tree, although the case expects an error.
     Accepts(String),
 }
 
 impl Verdict {
     pub(crate) fn of(expected: &Expected, outcome: &Outcome) -> Self {
         match (expected, outcome) {
-            (Expected::Tree(_), Err(why)) => Self::Refuses { too: false, why: why.clone() },
-            (Expected::Error(_), Err(why)) => Self::Refuses { too: true, why: why.clone() },
+            (Expected::Tree(_), Err(message)) => {
+                Self::Refuses { as_expected: false, message: message.clone() }
+            }
+            (Expected::Error(_), Err(message)) => {
+                Self::Refuses { as_expected: true, message: message.clone() }
+            }
             (Expected::Error(_), Ok(tree)) => Self::Accepts(compared(tree, true).join("; ")),
             (Expected::Tree(expected), Ok(tree)) => {
                 let expected: Vec<&str> = expected.lines().collect();
@@ -45,25 +49,25 @@ impl Verdict {
                 let more = timeless.iter().filter(|line| !expected.contains(&line.as_str()));
                 let lines = missing.map(|line| format!("-{line}")).chain(more.map(|line| format!("+{line}")));
                 let lines: Vec<String> = lines.collect();
-                // The same lines in another order: of hard links, the first name has the content.
+                // Empty if only the order differs: the first name of a hard-linked file has the content.
                 Self::Differs(lines.join("; "))
             }
         }
     }
 
-    /// Whether it is as we have it, times of directories aside.
+    /// Returns whether the tool agrees with us, except for the times of directories.
     pub(crate) fn agrees(&self) -> bool {
-        matches!(self, Self::Same | Self::Times | Self::Refuses { too: true, .. })
+        matches!(self, Self::Same | Self::Times | Self::Refuses { as_expected: true, .. })
     }
 }
 
-/// A tree's lines, without that of the root where it is not to be compared.
+/// Returns the lines of a tree, optionally without the line of the root.
 fn compared(tree: &str, skip_root: bool) -> Vec<String> {
     let lines = tree.lines().filter(|line| !(skip_root && line.starts_with("d / ")));
     lines.map(str::to_owned).collect()
 }
 
-/// As a cell of a table shows it.
+/// Formats text as a table cell.
 fn cell(text: &str) -> String {
     let mut short = String::new();
     let mut rest = text;
@@ -89,8 +93,8 @@ impl fmt::Display for Verdict {
             Self::Same => f.write_str("same"),
             Self::Times => f.write_str("times"),
             Self::Differs(difference) => write!(f, "**differs** {}", cell(difference)),
-            Self::Refuses { too: true, .. } => f.write_str("refuses"),
-            Self::Refuses { why, .. } => write!(f, "**refuses** {}", cell(why)),
+            Self::Refuses { as_expected: true, .. } => f.write_str("refuses"),
+            Self::Refuses { message, .. } => write!(f, "**refuses** {}", cell(message)),
             Self::Accepts(tree) if tree.is_empty() => f.write_str("**accepts** an empty tree"),
             Self::Accepts(tree) => write!(f, "**accepts** {}", cell(tree)),
         }

@@ -12,7 +12,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-use rcx_imagefs::roots::{Lower, Roots, Upper, enter_private_namespace};
+use rcx_imagefs::roots::{HomesLocation, Lower, Roots, Upper, enter_private_namespace};
 
 /// Rounds before the measured ones.
 const WARM_UP: usize = 5;
@@ -122,7 +122,7 @@ fn measure(arguments: &[String]) -> Result<(), BenchError> {
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text)?;
     let mut cases: Vec<Case> = text.lines().map(Case::parse).collect::<Result<_, _>>()?;
-    let roots = Roots::open(&Path::new(store).join("rcx-imagefs/roots"), Path::new(run_dir))?;
+    let roots = Roots::open(&HomesLocation::Store(store.into()), Path::new(run_dir))?;
     let root = Path::new(run_dir).canonicalize()?.join("root").display().to_string();
     let bench = Bench { roots, root, isolate: isolate.clone(), box_id: box_id.clone() };
     for round in 0..WARM_UP + runs.max(1) {

@@ -30,7 +30,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use self::config::Config;
 use crate::error::ErrorCode;
 use crate::image::{Name, Reference, Tag};
-use crate::roots::Roots;
+use crate::roots::{HomesLocation, Roots};
 use crate::sandbox::Boxes;
 use crate::store::{DaemonInfo, ImageRecord, Store};
 
@@ -169,12 +169,14 @@ impl Context {
         })
     }
 
-    /// The directory of the uppers of roots.
-    fn homes(&self, store: &Store) -> anyhow::Result<PathBuf> {
-        match &self.config.root.upper_dir {
-            Some(dir) => Ok(dir.clone()),
-            None => Ok(store.roots_path()?),
+    /// The directory of the files of roots.
+    fn homes(&self, store: &Store) -> anyhow::Result<HomesLocation> {
+        if let Some(directory) = &self.config.root.upper_dir {
+            return Ok(HomesLocation::Directory(directory.clone()));
         }
+        // Makes the directory above it.
+        store.roots_path()?;
+        Ok(HomesLocation::Store(store.path().to_owned()))
     }
 
     /// The boxes of runs.

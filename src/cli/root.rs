@@ -328,7 +328,7 @@ pub(super) fn sweep_beside(context: &Context, store: &Store, dry_run: bool) -> u
     }
     let swept = || -> anyhow::Result<usize> {
         // Do not create the directory of roots where no root was ever made.
-        if !context.homes(store)?.exists() {
+        if context.homes(store)?.path().symlink_metadata().is_err() {
             return Ok(0);
         }
         let roots = context.roots(store)?;

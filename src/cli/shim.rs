@@ -15,6 +15,7 @@ use super::config::Config;
 use super::error::EXIT_FAILURE;
 use super::output::plain;
 use super::{Context, DEFAULT_RUN_DIR, DEFAULT_STORE};
+use crate::roots::HomesLocation;
 use crate::sandbox::isolate::write_failure;
 use crate::sandbox::shim::{Caller, Rights, ShimError, ShimSettings, become_isolate, meta_file};
 
@@ -128,7 +129,10 @@ fn settings(
     rights: Rights,
 ) -> anyhow::Result<ShimSettings> {
     Ok(ShimSettings {
-        homes: config.root.upper_dir.clone().unwrap_or_else(|| store.join("rcx-imagefs/roots")),
+        homes: match &config.root.upper_dir {
+            Some(directory) => HomesLocation::Directory(directory.clone()),
+            None => HomesLocation::Store(store.clone()),
+        },
         store,
         run_dir,
         isolate: config.isolate.path.clone(),

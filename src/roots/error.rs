@@ -45,6 +45,14 @@ pub enum RootsError {
     /// A file operation failed.
     #[error(transparent)]
     Io(#[from] PathError),
+    /// A directory was not made by this program, or another user could change it.
+    #[error("cannot use directory {}: {reason}", .path.display())]
+    Untrusted {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The mountpoint shows another filesystem.
     #[error("{} is not a mount of rcx-imagefs", .0.display())]
     NotTheMount(PathBuf),
@@ -204,6 +212,7 @@ impl RootsError {
         match self {
             Self::Id(_) | Self::Engine(_) | Self::Upper { .. } | Self::Separator { .. } => ErrorCode::Usage,
             Self::Io(error) => error.code(),
+            Self::Untrusted { .. } => ErrorCode::Untrusted,
             Self::NotTheMount(_) => ErrorCode::Mountpoint,
             Self::DeadMount { .. } => ErrorCode::NoDaemon,
             Self::NoImage { .. } | Self::NotAnImage { .. } => ErrorCode::NoImage,

@@ -37,7 +37,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use error::RootsError;
-pub use homes::{RootInfo, RootLease, RootRemoval, RootState, Roots, SweepReport, processes_with_mount};
+pub use homes::{
+    HomesLocation, RootInfo, RootLease, RootRemoval, RootState, Roots, SweepReport, processes_with_mount,
+};
 pub use layers::LayerDirectories;
 pub use mounts::{Lower, PrivateRoot, RootWatch, Upper, enter_private_namespace};
 

@@ -2,15 +2,22 @@
 //!
 //! A home is locked with flock(2) on the directory itself, so that the lock exists exactly as long as the home. Homes are
 //! removed while they are locked, so a lock counts only if the home still has its name (`os::lock_named`).
+//!
+//! A home has a marker: an empty file that is made first and removed last. A directory with other content and without a
+//! marker is not a home, whatever its name; it is neither listed nor removed. An empty directory is a home that was being
+//! made or removed when its process died; only rmdir(2) is used on it.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
+use super::location::HomesLocation;
 use crate::os::{AtPath as _, NamedLock, PathError, Sharing, lock_named, remove_tree, try_lock, unlock};
 use crate::roots::mounts::{OPEN_DIRECTORY, quota};
 use crate::roots::{RootId, RootsError};
@@ -28,6 +35,9 @@ pub(super) struct Home {
     fd: OwnedFd,
 }
 
+/// The marker of a home, and of the directory of homes. No root has such a name.
+pub(super) const MARKER: &str = ".rcx-imagefs";
+
 /// Filesystems that cannot hold an upper, by their magic number (fstatfs(2), linux/magic.h). The kernel's own error does not
 /// name the reason.
 const NO_UPPER: [(u32, &str); 8] = [
@@ -42,22 +52,10 @@ const NO_UPPER: [(u32, &str); 8] = [
 ];
 
 impl Homes {
-    /// Opens the directory of all homes; makes it if it does not exist. Its parent must exist.
-    pub(super) fn open(path: &Path) -> Result<Self, RootsError> {
-        let path = std::path::absolute(path).at("make absolute", path)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let open = || rustix::fs::open(&path, flags, Mode::empty());
-        let fd = match open() {
-            Err(Errno::NOENT) => {
-                match rustix::fs::mkdir(&path, Mode::RWXU) {
-                    Ok(()) | Err(Errno::EXIST) => {}
-                    Err(errno) => return Err(PathError::new("make directory", path, errno).into()),
-                }
-                open()
-            }
-            result => result,
-        };
-        Ok(Self { fd: fd.at("open", &path)?, path })
+    /// Opens the directory of all homes; makes it if it does not exist.
+    pub(super) fn open(location: &HomesLocation) -> Result<Self, RootsError> {
+        let (fd, path) = location.open()?;
+        Ok(Self { fd, path })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -120,11 +118,15 @@ impl Homes {
             NamedLock::Busy => unreachable!("waits without a deadline"),
         };
         // Between mkdirat(2) and open, a sweep may have removed our directory and another process made one.
-        if home.is_empty().at("list", &path)? {
-            return Ok(Some(home));
+        if !names_in(home.as_fd()).at("list", &path)?.is_empty() {
+            home.unlock();
+            return Ok(None);
         }
-        home.unlock();
-        Ok(None)
+        if let Err(errno) = mark(home.as_fd()) {
+            let _ = rustix::fs::unlinkat(&self.fd, id.as_str(), AtFlags::REMOVEDIR);
+            return Err(PathError::new("write the marker in", path, errno).into());
+        }
+        Ok(Some(home))
     }
 
     /// Locks a home, waiting for at most `wait`.
@@ -148,18 +150,28 @@ impl Homes {
         Ok(true)
     }
 
-    /// Opens a home without locking it; `None` if there is no directory of this name.
+    /// Opens a home without locking it; `None` if there is no home of this name.
     fn open_home(&self, id: &RootId, path: &Path) -> Result<Option<Home>, PathError> {
-        match rustix::fs::openat(&self.fd, id.as_str(), OPEN_DIRECTORY, Mode::empty()) {
-            Ok(fd) => Ok(Some(Home { fd })),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-            Err(errno) => Err(PathError::new("open", path, errno)),
-        }
+        let home = match rustix::fs::openat(&self.fd, id.as_str(), OPEN_DIRECTORY, Mode::empty()) {
+            Ok(fd) => Home { fd },
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+            Err(errno) => return Err(PathError::new("open", path, errno)),
+        };
+        // In this order: the process that makes the home may add the marker meanwhile.
+        let is_home = names_in(home.as_fd()).at("list", path)?.is_empty()
+            || home.has_marker().at("stat the marker in", path)?;
+        Ok(is_home.then_some(home))
     }
 
     /// Returns the names of all homes, sorted. Ignores other files in the directory.
     pub(super) fn ids(&self) -> Result<Vec<RootId>, RootsError> {
-        Ok(ids_in(self.fd()).at("list", &self.path)?)
+        let mut ids = Vec::new();
+        for id in ids_in(self.fd()).at("list", &self.path)? {
+            if self.open_home(&id, &self.path_of(&id))?.is_some() {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
     }
 
     /// Limits the size of everything that will be made in an empty home.
@@ -173,10 +185,18 @@ impl Homes {
 
     /// Removes a locked home with its content.
     pub(super) fn remove(&self, id: &RootId, home: Home) -> Result<(), RootsError> {
+        let path = self.path_of(id);
         let project = quota::project(home.as_fd());
-        remove_tree(self.fd(), id.as_str().as_ref()).at("remove", &self.path_of(id))?;
+        if home.has_marker().at("stat the marker in", &path)? {
+            // The marker is removed last, so that another call can continue an interrupted removal.
+            for name in names_in(home.as_fd()).at("list", &path)?.iter().filter(|name| *name != MARKER) {
+                remove_tree(home.as_fd(), name).at("remove", &path.join(name))?;
+            }
+            rustix::fs::unlinkat(&home, MARKER, AtFlags::empty()).at("remove the marker in", &path)?;
+        }
+        rustix::fs::unlinkat(&self.fd, id.as_str(), AtFlags::REMOVEDIR).at("remove", &path)?;
         if let Some(project) = project {
-            quota::lift(self.fd(), project).at("remove the quota of", &self.path_of(id))?;
+            quota::lift(self.fd(), project).at("remove the quota of", &path)?;
         }
         home.unlock();
         Ok(())
@@ -184,13 +204,12 @@ impl Homes {
 }
 
 impl Home {
-    fn is_empty(&self) -> Result<bool, Errno> {
-        for entry in rustix::fs::Dir::read_from(&self.fd)? {
-            if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
-                return Ok(false);
-            }
+    fn has_marker(&self) -> Result<bool, Errno> {
+        match rustix::fs::statat(&self.fd, MARKER, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(errno),
         }
-        Ok(true)
     }
 
     /// Releases the lock at once, even if a child process between fork and exec has a copy of the descriptor.
@@ -205,12 +224,29 @@ impl AsFd for Home {
     }
 }
 
+/// Writes the marker of a home.
+pub(super) fn mark(home: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(home, MARKER, flags, Mode::RUSR | Mode::WUSR).map(drop)
+}
+
 /// Returns the names in a directory that are valid names of roots, sorted.
 pub(super) fn ids_in(directory: BorrowedFd<'_>) -> Result<Vec<RootId>, Errno> {
-    let mut ids = Vec::new();
-    for entry in rustix::fs::Dir::read_from(directory)? {
-        ids.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<RootId>().ok()));
-    }
+    let mut ids: Vec<RootId> =
+        names_in(directory)?.iter().filter_map(|name| name.to_str()?.parse().ok()).collect();
     ids.sort();
     Ok(ids)
+}
+
+/// Returns the names in a directory.
+pub(super) fn names_in(directory: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
 }

@@ -2,6 +2,7 @@
 
 mod home;
 mod lease;
+mod location;
 mod named;
 mod processes;
 mod record;
@@ -16,6 +17,7 @@ use rustix::io::Errno;
 
 use self::home::Homes;
 pub use self::lease::RootLease;
+pub use self::location::HomesLocation;
 pub use self::named::RootRemoval;
 pub use self::processes::processes_with_mount;
 pub use self::sweep::{RootInfo, RootState, SweepReport};
@@ -56,14 +58,15 @@ impl RootDirs {
 }
 
 impl Roots {
-    /// Opens the directory `homes`, for the files of roots, and `run_dir`, for their mountpoints.
+    /// Opens the directory of `homes`, for the files of roots, and `run_dir`, for their mountpoints.
     ///
-    /// Makes those that do not exist; the parent of `homes` must exist. They may be on different filesystems.
+    /// Makes those that do not exist. They may be on different filesystems.
     ///
     /// # Errors
     ///
-    /// A directory cannot be made or opened, or the path of the run directory contains `:` or `,`.
-    pub fn open(homes: &Path, run_dir: &Path) -> Result<Self, RootsError> {
+    /// A directory cannot be made or opened, another user could change it, or the path of the run directory contains `:` or
+    /// `,`.
+    pub fn open(homes: &HomesLocation, run_dir: &Path) -> Result<Self, RootsError> {
         // Checked before the directory is made, and again after its links are resolved.
         check_separators(&std::path::absolute(run_dir).at("make absolute", run_dir)?)?;
         std::fs::create_dir_all(run_dir).at("make directory", run_dir)?;

@@ -14,7 +14,7 @@ use super::rewrite::CallRewrite;
 use super::{BoxImages, Caller, ShimError};
 use crate::image::ManifestDigest;
 use crate::pipeline;
-use crate::roots::{Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
+use crate::roots::{HomesLocation, Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
 use crate::sandbox::DEFAULT_PATH;
 use crate::sandbox::User;
 use crate::sandbox::isolate::{
@@ -29,7 +29,7 @@ pub struct ShimSettings {
     /// The store of the images.
     pub store: PathBuf,
     /// The directory of the files of roots.
-    pub homes: PathBuf,
+    pub homes: HomesLocation,
     /// The directory in which roots are mounted.
     pub run_dir: PathBuf,
     /// The real isolate.

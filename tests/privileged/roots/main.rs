@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
+mod homes;
 mod in_use;
 mod removal;
 mod remove_tree;
@@ -18,22 +19,25 @@ use support::images::run;
 use support::program::Program;
 use support::trees;
 
+/// The marker of the directory of homes, and of each home.
+const MARKER: &str = ".rcx-imagefs";
+
 /// A mounted store in which roots are made. Dropping it unmounts the roots that a failed test has left.
 struct RootsFixture {
     mounted: MountedFixture,
-    /// The directory of the uppers, if it is not in the store.
-    homes: Option<PathBuf>,
+    /// The configured directory of uppers, if they are not in the store.
+    upper_dir: Option<PathBuf>,
 }
 
 impl RootsFixture {
     fn new() -> Self {
-        Self { mounted: MountedFixture::new(), homes: None }
+        Self { mounted: MountedFixture::new(), upper_dir: None }
     }
 
     /// With uppers in another directory.
-    fn with_homes(homes: &Path) -> Self {
-        let fixture = Self { mounted: MountedFixture::new(), homes: Some(homes.to_owned()) };
-        let config = format!("[root]\nupper-dir = '{}'\n", homes.display());
+    fn with_upper_dir(directory: &Path) -> Self {
+        let fixture = Self { mounted: MountedFixture::new(), upper_dir: Some(directory.to_owned()) };
+        let config = format!("[root]\nupper-dir = '{}'\n", directory.display());
         fs::write(fixture.mounted.program.dir().join("config.toml"), config).unwrap();
         fixture
     }
@@ -54,8 +58,12 @@ impl RootsFixture {
         self.program().dir().join("run")
     }
 
+    /// The directory that holds the files of roots.
     fn homes(&self) -> PathBuf {
-        self.homes.clone().unwrap_or_else(|| self.program().store().join("rcx-imagefs/roots"))
+        match &self.upper_dir {
+            Some(directory) => directory.join("rcx-imagefs-roots"),
+            None => self.program().store().join("rcx-imagefs/roots"),
+        }
     }
 
     /// The intact image in the mount.
@@ -106,7 +114,8 @@ impl RootsFixture {
         let ours: Vec<_> = mounts.lines().filter(|line| line.contains(&*run.to_string_lossy())).collect();
         assert!(ours.is_empty(), "still mounted: {ours:#?}");
         for dir in [self.homes(), run.join("roots"), run.join("root")].iter().filter(|dir| dir.exists()) {
-            assert_eq!(names(dir), Vec::<String>::new(), "{}", dir.display());
+            let names: Vec<_> = names(dir).into_iter().filter(|name| name != MARKER).collect();
+            assert_eq!(names, Vec::<String>::new(), "{}", dir.display());
         }
         if run.join("skeleton").exists() {
             let skeleton = trees::paths(&run.join("skeleton/layer"));

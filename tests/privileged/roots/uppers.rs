@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use super::{RootsFixture, mount_of, names, shell};
+use super::{MARKER, RootsFixture, mount_of, names, shell};
 use support::images::run;
 use support::program::{failure, is_mounted};
 use support::tmpfs::Tmpfs;
@@ -167,7 +167,7 @@ fn writes_go_to_the_upper_and_leave_the_image_unchanged() {
             assert_eq!(fs::read_to_string(upper.join("settings/motd")).unwrap(), "a small image\nchanged\n");
             assert!(fs::symlink_metadata(upper.join("bin/cat")).unwrap().file_type().is_char_device());
         } else {
-            assert_eq!(names(&home), ["root.json"], "an upper in memory must not write to the disk");
+            assert_eq!(names(&home), [MARKER, "root.json"], "an upper in memory must not write to the disk");
         }
         assert!(snapshot(&fixture.image()) == before, "the image has changed");
         assert!(snapshot(&other) == other_before, "another root has changed");
@@ -219,7 +219,7 @@ fn tmpfs_upper_enforces_its_limits_on_bytes_and_files() {
 #[test]
 fn size_of_an_upper_on_disk_is_refused_without_project_quotas() {
     let disk = Tmpfs::new("64m");
-    let fixture = RootsFixture::with_homes(&disk.path().join("uppers"));
+    let fixture = RootsFixture::with_upper_dir(&disk.path().join("uppers"));
     let error = fixture.program().fails(&["root", "create", &fixture.mounted.good, "--upper", "dir:16M"]);
     for word in
         ["tmpfs has no project quotas", fixture.homes().to_str().unwrap(), "use `tmpfs:SIZE`", "prjquota"]
@@ -247,7 +247,7 @@ fn upper_on_disk_enforces_its_size_with_project_quotas() {
         run("mount", &["-o", "loop", device, target]);
     }
     let mounted = Unmount(dir.clone());
-    let fixture = RootsFixture::with_homes(&dir.join("uppers"));
+    let fixture = RootsFixture::with_upper_dir(&dir.join("uppers"));
     if !quotas.status.success() {
         let error = fixture.program().fails(&["root", "create", &fixture.mounted.good, "--upper", "dir:8M"]);
         assert!(error.contains("ext4 has no project quotas") && error.contains("tmpfs:SIZE"), "{error}");
@@ -286,7 +286,7 @@ fn filesystem_that_cannot_hold_an_upper_is_refused_and_named() {
     let options = ["lower", "upper", "work"].map(option).join(",");
     run("mount", &["-t", "overlay", "-o", &options, "overlay", at("merged").to_str().unwrap()]);
     let mounted = Unmount(at("merged"));
-    let fixture = RootsFixture::with_homes(&at("merged").join("uppers"));
+    let fixture = RootsFixture::with_upper_dir(&at("merged").join("uppers"));
     let error = fixture.program().fails(&["root", "create", &fixture.mounted.good]);
     for word in
         ["overlay cannot be the upper layer", "upper-dir", "tmpfs:SIZE", fixture.homes().to_str().unwrap()]
@@ -307,7 +307,7 @@ fn filesystem_that_cannot_hold_an_upper_is_refused_and_named() {
 fn full_disk_leaves_nothing_of_a_root() {
     let disk = Tmpfs::new("1m");
     let homes = disk.path().join("uppers");
-    let fixture = RootsFixture::with_homes(&homes);
+    let fixture = RootsFixture::with_upper_dir(&homes);
     fixture.create("it", "dir");
     fixture.remove("it");
     let filled = io::copy(&mut io::repeat(7), &mut fs::File::create(disk.path().join("big")).unwrap());

@@ -61,7 +61,7 @@ fn limits_are_refused_with_bubblewrap() {
         let parts = [&format!("`{name}`"), "bubblewrap enforces no limits"];
         runner.assert_refused(&image, &[option], &["cat", "/etc/motd"], &parts);
     }
-    runner.assert_refused(&image, &["--box-id=5"], &["cat"], &["the boxes are isolate's"]);
+    runner.assert_refused(&image, &["--box-id=5"], &["cat"], &["only isolate has numbered boxes"]);
     runner.mount.stop();
 }
 

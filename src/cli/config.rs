@@ -109,6 +109,9 @@ pub(super) struct RunConfig {
     box_ids: Option<String>,
     /// User and group of programs under bubblewrap: `UID[:GID]`, in numbers.
     bwrap_user: Option<String>,
+    /// Whether the image's `User` replaces `bwrap-user`.
+    #[serde(default)]
+    pub(super) bwrap_image_user: bool,
 }
 
 impl RunConfig {
@@ -255,7 +258,7 @@ mod tests {
             "default-registry = 'reg.example:5000'\nplain-http = ['a:1']\nplatform = 'linux/arm64'\n\
              store = '/s'\nrun-dir = '/r'\n[limits]\nlayer-size-mib = 7\nlayer-ratio = 30\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
              [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\n\
-             [run]\nsandbox = 'bwrap'\nbox-ids = '5-7'\nbwrap-user = '1000:5'\n\
+             [run]\nsandbox = 'bwrap'\nbox-ids = '5-7'\nbwrap-user = '1000:5'\nbwrap-image-user = true\n\
              [isolate]\npath = '/i'\nmountpoint = '/images'\nupper = 'tmpfs:64M'\nwritable = true\n\
              [isolate.images]\ndefault = 'a'\n7 = 'b:1'\n10-19 = 'c'\n",
         )
@@ -271,6 +274,7 @@ mod tests {
         assert_eq!(full.run.sandbox().unwrap(), SandboxKind::Bwrap);
         assert_eq!(full.run.box_ids().unwrap(), "5-7".parse().unwrap());
         assert_eq!(full.run.bwrap_user().unwrap(), "1000:5".parse().unwrap());
+        assert!(full.run.bwrap_image_user && !empty.run.bwrap_image_user);
         assert_eq!(empty.run.box_ids().unwrap(), "900-999".parse().unwrap());
         let error = Config::parse("\n\ndefault_registry = 'x'").unwrap_err().to_string();
         assert!(error.starts_with("line 3: unknown field `default_registry`, expected one of"), "{error}");

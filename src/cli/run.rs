@@ -379,6 +379,7 @@ fn execute(context: &Context, args: &RunArgs, subject: &mut RunSubject) -> anyho
         range: config.box_ids()?,
         sandbox: &sandbox,
         user: config.bwrap_user()?,
+        image_user: config.bwrap_image_user,
     };
     Ok(run_job(&job)?)
 }

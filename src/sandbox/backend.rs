@@ -27,8 +27,9 @@ pub(super) trait Backend {
     /// Checks that the backend supports everything that the run asks for.
     fn check(&self, spec: &RunSpec) -> Result<(), SandboxError>;
 
-    /// Returns the user that the program runs as: the image's if the backend supports it, otherwise `default`.
-    fn user(&self, image: &ImageConfig, default: User) -> User;
+    /// Returns the user that the program runs as: `default`, or the image's if the administrator allows that with
+    /// `image_user` and the backend supports it.
+    fn user(&self, image: &ImageConfig, default: User, image_user: bool) -> User;
 
     /// Returns what a sweep needs in order to clean the box after this process was killed. `root` is what the mount table
     /// calls the root of the run.

@@ -18,7 +18,7 @@ use super::error::SandboxError;
 use super::first_process::{self, FirstProcess};
 use super::isolate::IsolateOption;
 use super::prepare::RootPreparation;
-use super::process::{HeldSignals, SavedLocation};
+use super::process::{HeldSignals, SavedLocation, close_all_on_exec};
 use super::sandbox_command::SandboxCommand;
 use super::verdict::RunReport;
 use super::{BoxRange, Boxes, RunSpec, Sandbox, User};
@@ -43,8 +43,10 @@ pub struct RunRequest<'a> {
     pub range: BoxRange,
     /// The program that isolates.
     pub sandbox: &'a Sandbox,
-    /// The user that the program runs as under bubblewrap, unless the image names one.
+    /// The user that the program runs as under bubblewrap.
     pub user: User,
+    /// Whether the image's user takes the place of `user`.
+    pub image_user: bool,
 }
 
 /// The result of a run that took place.
@@ -59,7 +61,8 @@ pub struct FinishedRun {
 /// Runs a command in a new root of an image, and removes the root.
 ///
 /// The process must have no other threads, and no children that must not be reaped. From here on, signals that would end
-/// this process end the program instead, and the run is cleaned up as usual.
+/// this process end the program instead, and the run is cleaned up as usual. Descriptors from 3 up are marked to be closed in
+/// the programs that this process executes.
 ///
 /// # Errors
 /// The program cannot be started, or the sandbox itself fails. All traces of the run are removed first.
@@ -77,10 +80,11 @@ pub fn run(request: &RunRequest<'_>) -> Result<FinishedRun, SandboxError> {
         return Err(SandboxError::ImageConfig("the command contains a zero byte"));
     }
     let variables = environment::variables(request.config, &request.spec.env)?;
+    close_all_on_exec().map_err(|error| SandboxError::step("close inherited descriptors", error))?;
     let signals = HeldSignals::hold().map_err(|error| SandboxError::step("block signals", error))?;
     sweep(request)?;
     let lease = request.roots.lease_for(&request.spec.upper, request.image)?;
-    let user = backend.user(request.config, request.user);
+    let user = backend.user(request.config, request.user, request.image_user);
     let record = backend.record(request.spec, lease.source());
     let make = |lock: &BoxLock| backend.make_box(&request.of_box(lock, user));
     let (lock, box_path) = match request.boxes.take(request.spec.box_id, request.range, &record, make) {

@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, FdFlags};
 use serde::{Deserialize, Serialize};
 
-use super::process::HeldSignals;
+use super::process::{HeldSignals, close_all_on_exec};
 use super::{BOX, User};
 
 /// The program of a sandbox and how to start it.
@@ -19,7 +19,7 @@ use super::{BOX, User};
 pub(super) struct SandboxCommand {
     program: PathBuf,
     arguments: Vec<OsString>,
-    /// A descriptor that stays open in the program.
+    /// The only descriptor besides the standard streams that stays open in the sandbox's program.
     inherited: OwnedFd,
     stdout_to_stderr: bool,
     user: Option<User>,
@@ -83,6 +83,7 @@ impl SandboxCommand {
         if let Some(redirections) = &self.redirections {
             redirections.apply()?;
         }
+        close_all_on_exec().map_err(|error| FailedStep::new("close inherited descriptors", error))?;
         rustix::io::fcntl_setfd(&self.inherited, FdFlags::empty()).map_err(failed("pass on a descriptor"))?;
         signals.release();
         Ok(())

@@ -11,6 +11,24 @@ use std::time::{Duration, Instant};
 /// How long a server may take to start, or to end after a signal.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Returns `command` with `file` open as descriptor 8 for reading and as descriptor 9 for appending.
+pub fn with_open_file(command: &Command, file: &Path) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "file=$1; shift; exec \"$@\" 8<\"$file\" 9>>\"$file\"", "sh"]).arg(file);
+    shell.arg(command.get_program()).args(command.get_args());
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(key, value),
+            None => shell.env_remove(key),
+        };
+    }
+    if let Some(directory) = command.get_current_dir() {
+        shell.current_dir(directory);
+    }
+    shell.stdin(Stdio::null());
+    shell
+}
+
 /// A server in a child process. Dropping it sends SIGTERM, waits, and kills the process if it does not end. The kernel sends
 /// SIGTERM when the test's own process dies without unwinding.
 #[derive(Debug)]

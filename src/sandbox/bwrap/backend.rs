@@ -35,15 +35,17 @@ impl Backend for BwrapSandbox {
         check::check(spec)
     }
 
-    fn user(&self, image: &ImageConfig, default: User) -> User {
-        match image.user.parse() {
-            Ok(user) => user,
-            Err(_) if image.user.is_empty() => default,
-            Err(reason) => {
-                tracing::info!("running as {default} and not as the image's user `{}`: {reason}", image.user);
-                default
-            }
-        }
+    /// Users of the image are users of the host: bubblewrap maps no IDs. Such a user could reach the program and its box through
+    /// `/proc` of the host, so the image decides only if the administrator allows it.
+    fn user(&self, image: &ImageConfig, default: User, image_user: bool) -> User {
+        let reason = match image.user.parse() {
+            _ if image.user.is_empty() => return default,
+            Ok(user) if image_user => return user,
+            Ok(_) => "`bwrap-image-user` in the table [run] of the configuration is not set",
+            Err(reason) => reason,
+        };
+        tracing::info!("running as {default} and not as the image's user `{}`: {reason}", image.user);
+        default
     }
 
     fn record(&self, _spec: &RunSpec, root: String) -> BoxRecord {

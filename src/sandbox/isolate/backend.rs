@@ -44,7 +44,7 @@ impl Backend for IsolateSandbox {
     }
 
     /// isolate has a user for each box, whose number only isolate knows. So the result is an ID that no file has.
-    fn user(&self, image: &ImageConfig, _default: User) -> User {
+    fn user(&self, image: &ImageConfig, _default: User, _image_user: bool) -> User {
         if !image.user.is_empty() {
             tracing::info!("ignoring the image's user `{}`: isolate has a user for each box", image.user);
         }

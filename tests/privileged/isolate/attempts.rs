@@ -261,6 +261,24 @@ fn guardian_inherits_no_descriptor_directory_or_session() {
 
 #[test]
 #[ignore = "needs isolate on PATH"]
+fn descriptors_of_the_caller_do_not_reach_the_program() {
+    let host = Host::new();
+    let sandbox = SandboxBox::new(&host.isolate);
+    let secret = host.program.dir().join("secret");
+    fs::write(&secret, "secret\n").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let script = "cat <&8; echo written >&9; for fd in /proc/$$/fd/*; do case $fd in */[0-3]) ;; *) echo open $fd;; esac; done; \
+        echo end";
+    let mut command = host.isolate();
+    command.args(host.run_arguments(&sandbox, &[], script));
+    let output = support::child::with_open_file(&command, &secret).output().unwrap();
+    assert_eq!(stdout_of(&output), "end\n");
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "secret\n");
+    host.assert_clean();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
 fn caller_cannot_kill_stop_or_trace_the_guardian() {
     let host = Host::new();
     let sandbox = SandboxBox::new(&host.isolate);

@@ -37,6 +37,7 @@ fn bubblewrap_reveals_nothing_of_the_host() {
     hostile::rules_mount_inside_the_image(&runner);
     hostile::image_without_a_shell_runs(&runner);
     hostile::copy_out_follows_no_link(&runner, &image);
+    hostile::descriptors_of_the_caller_are_closed(&runner, &image);
     let scratch = runner.make("scratch", &[Entry::Directory("scratch", 0o1777)], &json!({}));
     limits::full_upper_fails_the_program(&runner, &scratch);
     // The program has no capabilities, sees no other processes and has no network except its own loopback.
@@ -105,5 +106,20 @@ fn run_falls_back_to_bubblewrap_with_a_notice_if_isolate_is_missing() {
     let error = support::program::failure(&run(&runner, &[]), &["run"]);
     assert!(error.contains("`isolate` is not on the PATH"), "{error}");
     runner.assert_clean();
+    runner.mount.stop();
+}
+
+#[test]
+fn user_of_the_image_chooses_no_user_of_the_host_unless_configured() {
+    let runner = Runner::new(56, "bwrap");
+    let image = runner.make("of-a-user", &[], &json!({ "User": "1001" }));
+    let user = |runner: &Runner| runner.ok(&image, &[], &["busybox", "id", "-u"]);
+    assert_eq!(user(&runner), "60999\n");
+    let config = runner.program.dir().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{text}bwrap-image-user = true\n")).unwrap();
+    assert_eq!(user(&runner), "1001\n");
+    fs::write(&config, format!("{text}bwrap-user = '1002:5'\n")).unwrap();
+    assert_eq!(user(&runner), "1002\n");
     runner.mount.stop();
 }

@@ -123,6 +123,20 @@ pub(super) fn copy_out_follows_no_link(runner: &Runner, image: &str) {
     fs::remove_dir_all(runner.program.dir().join("copied")).unwrap();
 }
 
+/// Descriptors that the caller of `run` has open do not reach the program.
+pub(super) fn descriptors_of_the_caller_are_closed(runner: &Runner, image: &str) {
+    let secret = runner.file("secret", SECRET);
+    run_chmod(Path::new(&secret), "600");
+    let script = "cat <&8; echo written >&9; for fd in /proc/$$/fd/*; do case $fd in */[0-3]) ;; *) echo open $fd;; esac; done; \
+        echo end";
+    let command = runner.command(image, &["--processes"][..usize::from(runner.sandbox == "isolate")], &["sh", "-c", script]);
+    let output = support::child::with_open_file(&command, Path::new(&secret)).output().unwrap();
+    let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(out, "end\n", "{runner:?}: {error}");
+    assert_eq!(fs::read_to_string(&secret).unwrap(), SECRET, "{runner:?}: {error}");
+    runner.assert_clean();
+}
+
 /// A program in the image of each attempt that searches and writes everywhere reaches nothing of the host.
 pub(super) fn attempts_reach_nothing_of_the_host<'a>(
     runner: &Runner,
@@ -205,6 +219,18 @@ fn links_planted_by_a_program_are_not_followed_during_cleanup() {
     for isolate in isolates {
         runner.isolate = Some(isolate);
         copy_out_follows_no_link(&runner, &image);
+    }
+    runner.mount.stop();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn descriptors_of_the_caller_reach_no_program_under_isolate() {
+    let (mut runner, isolates) = Runner::with_isolate(78);
+    let image = runner.pull("small");
+    for isolate in isolates {
+        runner.isolate = Some(isolate);
+        descriptors_of_the_caller_are_closed(&runner, &image);
     }
     runner.mount.stop();
 }

@@ -1,5 +1,5 @@
 //! How a command reports that it failed: one error chain and perhaps a hint on stderr, an object on stdout with `--json`,
-//! and exit code 2.
+//! and exit code 2, or 128+N if signal N ended the command.
 
 use std::error::Error as StdError;
 use std::io;
@@ -30,6 +30,8 @@ use crate::unpack::{StagingError, UnpackError};
 
 /// Exit code of a command that failed.
 pub(super) const EXIT_FAILURE: u8 = 2;
+/// Exit code of a command that a signal ended, less the number of the signal.
+const EXIT_SIGNAL: i32 = 128;
 
 /// Prints the error chain as one line, and the hint if there is one.
 ///
@@ -43,7 +45,16 @@ pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     if json {
         output::json_error(&explained);
     }
-    ExitCode::from(EXIT_FAILURE)
+    let interrupted = interrupted_by(error).and_then(|signal| u8::try_from(EXIT_SIGNAL + signal).ok());
+    ExitCode::from(interrupted.unwrap_or(EXIT_FAILURE))
+}
+
+/// Returns the signal that ended the command, if one did.
+pub(super) fn interrupted_by(error: &anyhow::Error) -> Option<i32> {
+    error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(SandboxError::Interrupted(signal)) => Some(*signal),
+        _ => None,
+    })
 }
 
 /// Reports arguments that clap refused. Help and version are requested output, not errors.

@@ -11,7 +11,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::engine::EngineChoice;
-use super::error::ErrorJson;
+use super::error::{ErrorJson, interrupted_by};
 use super::{Context, REFERENCE, output};
 use crate::error::chain_text;
 use crate::pipeline::read_image;
@@ -41,7 +41,7 @@ Examples:
 /// except the files that --copy-out copies.
 ///
 /// Options that isolate also has mean the same as there. Exits with 0 if the program did, with 1 if the program failed or
-/// exceeded a limit, and with 2 if it could not be run.
+/// exceeded a limit, with 2 if it could not be run, and with 128+N if signal N ended `run` itself.
 #[derive(Debug, Args)]
 #[command(next_line_help = false, after_long_help = EXAMPLES)]
 pub(super) struct RunArgs {
@@ -300,6 +300,8 @@ struct RunJson<'a> {
     sandbox: Option<&'static str>,
     image: Option<&'a str>,
     box_id: Option<u32>,
+    /// Whether a signal to this program ended the run.
+    interrupted: bool,
     /// Errors after the program ended, for example of --copy-out.
     errors: Vec<String>,
     /// The code of the error if the run failed, otherwise of the first of `errors`.
@@ -346,6 +348,7 @@ pub(super) fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode>
                     sandbox: subject.sandbox,
                     image: subject.image.as_deref(),
                     box_id: None,
+                    interrupted: interrupted_by(&failure).is_some(),
                     errors: Vec::new(),
                     code: Some(ErrorJson::new(&failure).code),
                 })?;
@@ -397,6 +400,7 @@ fn print_result(
             sandbox: subject.sandbox,
             image: subject.image.as_deref(),
             box_id: Some(report.box_id),
+            interrupted: false,
             errors: errors.iter().map(|error| chain_text(error)).collect(),
             code: errors.first().map(|error| ErrorJson::of(error).code),
         });

@@ -111,7 +111,7 @@ pub enum SandboxError {
         /// Its message.
         message: String,
     },
-    /// A signal arrived before the program was started.
+    /// A signal to this process ended the run.
     #[error("interrupted by signal {0}")]
     Interrupted(i32),
     /// The first process ended before the sandbox did.

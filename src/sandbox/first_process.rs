@@ -21,14 +21,12 @@ use super::sandbox_command::{FailedStep, SandboxCommand};
 /// Exit code of the first process, and of a child that could not execute the sandbox's program. The reason is in the report.
 const EXIT_FAILED: i32 = 2;
 
-/// How the sandbox's program ended.
+/// How the sandbox's program ended by itself.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct ProgramExit {
     pub(super) process: ChildExit,
     /// From start to end, in microseconds.
     pub(super) wall_us: u64,
-    /// Whether a signal to the caller was forwarded to the program.
-    pub(super) interrupted: bool,
 }
 
 /// A line that the first process sends to the caller, or its child if it cannot execute the sandbox's program.
@@ -36,6 +34,8 @@ pub(super) struct ProgramExit {
 enum FirstProcessReport {
     Failed(FailedStep),
     Exited(ProgramExit),
+    /// This signal was forwarded to the sandbox's program, which has ended since.
+    Interrupted(i32),
 }
 
 /// The first process, as its parent sees it.
@@ -74,7 +74,7 @@ fn first_process(command: &SandboxCommand, signals: &HeldSignals, parent: &Owned
         let _ = (&*report).write_all(&line);
     };
     match run_command(command, signals, parent, &send) {
-        Ok(Some(exit)) => send(&FirstProcessReport::Exited(exit)),
+        Ok(Some(report)) => send(&report),
         Ok(None) => {}
         Err(failed) => send(&FirstProcessReport::Failed(failed)),
     }
@@ -86,7 +86,7 @@ fn run_command(
     signals: &HeldSignals,
     parent: &OwnedFd,
     send: &dyn Fn(&FirstProcessReport),
-) -> Result<Option<ProgramExit>, FailedStep> {
+) -> Result<Option<FirstProcessReport>, FailedStep> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|errno| FailedStep::new("set the parent death signal", errno))?;
     // The kernel sends no signal for a parent that died before the call above.
@@ -108,11 +108,17 @@ fn run_command(
     let (process, interrupted) =
         wait_for(child, signals).map_err(|error| FailedStep::new("wait for the sandbox", error))?;
     let wall_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-    Ok(Some(ProgramExit { process, wall_us, interrupted }))
+    Ok(Some(match interrupted {
+        Some(signal) => FirstProcessReport::Interrupted(signal),
+        None => FirstProcessReport::Exited(ProgramExit { process, wall_us }),
+    }))
 }
 
 impl FirstProcess {
     /// Waits for the first process to end, and so for all processes in its namespace.
+    ///
+    /// A signal that ends the run is an error even if the program has caught it and ended by itself: the caller of `run` did not
+    /// let it finish.
     pub(super) fn wait(mut self, signals: &HeldSignals) -> Result<ProgramExit, SandboxError> {
         let failed = |error| SandboxError::step("wait for the first process", error);
         let (exit, interrupted) = wait_for(self.pid, signals).map_err(failed)?;
@@ -120,14 +126,17 @@ impl FirstProcess {
         self.reports.read_to_end(&mut text).map_err(failed)?;
         let report = serde_json::Deserializer::from_slice(&text).into_iter::<FirstProcessReport>().next();
         match report {
+            Some(Ok(FirstProcessReport::Interrupted(signal))) => Err(SandboxError::Interrupted(signal)),
             Some(Ok(FirstProcessReport::Exited(exit))) => Ok(exit),
             Some(Ok(FirstProcessReport::Failed(FailedStep { step, errno }))) => {
                 Err(SandboxError::step(step, io::Error::from_raw_os_error(errno)))
             }
-            Some(Err(_)) | None => match exit.signal() {
-                Some(signal) if interrupted => Err(SandboxError::Interrupted(signal)),
-                Some(signal) => Err(SandboxError::FirstProcess(format!("was killed by signal {signal}"))),
-                None => Err(SandboxError::FirstProcess("panicked".to_owned())),
+            Some(Err(_)) | None => match (interrupted, exit.signal()) {
+                (Some(signal), _) => Err(SandboxError::Interrupted(signal)),
+                (None, Some(signal)) => {
+                    Err(SandboxError::FirstProcess(format!("was killed by signal {signal}")))
+                }
+                (None, None) => Err(SandboxError::FirstProcess("panicked".to_owned())),
             },
         }
     }

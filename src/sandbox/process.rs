@@ -2,7 +2,10 @@
 //!
 //! The process must have a single thread.
 
-#![expect(unsafe_code, reason = "rustix has no fork, no signal masks and no close_range(2); all are used only in this file")]
+#![expect(
+    unsafe_code,
+    reason = "rustix has no fork, no signal masks and no close_range(2); all are used only in this file"
+)]
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -249,9 +252,9 @@ pub(super) fn reap() -> io::Result<Option<(Pid, ChildExit)>> {
 
 /// Waits for a child to end. Meanwhile reaps other children, and forwards signals that end the run to the child.
 ///
-/// Also returns whether there was such a signal.
-pub(super) fn wait_for(child: Pid, signals: &HeldSignals) -> io::Result<(ChildExit, bool)> {
-    let mut interrupted = false;
+/// Also returns the first such signal.
+pub(super) fn wait_for(child: Pid, signals: &HeldSignals) -> io::Result<(ChildExit, Option<i32>)> {
+    let mut interrupted = None;
     loop {
         while let Some((pid, exit)) = reap()? {
             if pid == child {
@@ -261,7 +264,7 @@ pub(super) fn wait_for(child: Pid, signals: &HeldSignals) -> io::Result<(ChildEx
         if let SignalEvent::End(signal) = signals.wait()? {
             // The child may have ended, but it is not reaped yet, so its number cannot belong to another process.
             let _ = rustix::process::kill_process(child, signal);
-            interrupted = true;
+            interrupted = interrupted.or(Some(signal.as_raw()));
         }
     }
 }

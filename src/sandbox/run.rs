@@ -61,11 +61,11 @@ pub struct FinishedRun {
 /// Runs a command in a new root of an image, and removes the root.
 ///
 /// The process must have no other threads, and no children that must not be reaped. From here on, signals that would end
-/// this process end the program instead, and the run is cleaned up as usual. Descriptors from 3 up are marked to be closed in
+/// this process end the program instead; the run is cleaned up as usual and fails with [`SandboxError::Interrupted`]. Descriptors from 3 up are marked to be closed in
 /// the programs that this process executes.
 ///
 /// # Errors
-/// The program cannot be started, or the sandbox itself fails. All traces of the run are removed first.
+/// The program cannot be started, a signal ends the run, or the sandbox itself fails. All traces of the run are removed first.
 pub fn run(request: &RunRequest<'_>) -> Result<FinishedRun, SandboxError> {
     if !rustix::process::geteuid().is_root() {
         return Err(SandboxError::NotRoot);

@@ -17,14 +17,12 @@ pub(super) fn from_exit(exit: &ProgramExit, output: &[u8]) -> Result<Verdict, Sa
         // Like a shell, bubblewrap reports the program's death by signal N as exit code 128 + N.
         (Some(code @ 129..=192), _) => (None, Some(code - 128)),
         (Some(code), _) => (Some(code), None),
-        (None, Some(signal)) if exit.interrupted => (None, Some(signal)),
         (None, Some(signal)) => return failed(format!("it was killed by signal {signal}")),
         (None, None) => return failed("could not set up the sandbox; its own message is above".to_owned()),
     };
     let (status, message) = match (exit_code, exit_signal) {
         (Some(0), _) => (RunStatus::Ok, None),
         (Some(code), _) => (RunStatus::RuntimeError, Some(format!("Exited with error status {code}"))),
-        (None, _) if exit.interrupted => (RunStatus::Signal, Some("Interrupted".to_owned())),
         (None, signal) => (RunStatus::Signal, Some(format!("Caught fatal signal {}", signal.unwrap_or(0)))),
     };
     #[expect(clippy::cast_precision_loss, reason = "times of runs are far below 2^52 microseconds")]
@@ -40,7 +38,7 @@ pub(super) fn from_exit(exit: &ProgramExit, output: &[u8]) -> Result<Verdict, Sa
         cg_oom_killed: false,
         csw_voluntary: Some(process.switches_voluntary),
         csw_forced: Some(process.switches_forced),
-        killed: exit.interrupted,
+        killed: false,
         message,
     })
 }
@@ -59,9 +57,6 @@ pub(super) fn meta_text(verdict: &Verdict) -> String {
     let mut add = |key: &str, value: &dyn std::fmt::Display| {
         let _ = writeln!(meta, "{key}:{value}");
     };
-    if verdict.killed {
-        add("killed", &1);
-    }
     add("time", &format_args!("{:.3}", verdict.time_s.unwrap_or(0.0)));
     add("time-wall", &format_args!("{:.3}", verdict.wall_time_s.unwrap_or(0.0)));
     add("max-rss", &verdict.max_rss_kib.unwrap_or(0));

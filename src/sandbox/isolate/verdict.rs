@@ -20,8 +20,6 @@ pub(super) fn from_meta(exit: &ProgramExit, meta: &[u8]) -> Result<Verdict, Sand
                 message.unwrap_or_else(|| format!("it ended with exit code {code} and no message")),
             );
         }
-        // The signal arrived before isolate had installed its handlers.
-        (None, Some(signal)) if exit.interrupted => return Err(SandboxError::Interrupted(signal)),
         (None, signal) => return failed(format!("it was killed by signal {}", signal.unwrap_or(0))),
     };
     let status = match meta.value("status") {

@@ -129,7 +129,11 @@ pub(super) fn descriptors_of_the_caller_are_closed(runner: &Runner, image: &str)
     run_chmod(Path::new(&secret), "600");
     let script = "cat <&8; echo written >&9; for fd in /proc/$$/fd/*; do case $fd in */[0-3]) ;; *) echo open $fd;; esac; done; \
         echo end";
-    let command = runner.command(image, &["--processes"][..usize::from(runner.sandbox == "isolate")], &["sh", "-c", script]);
+    let command = runner.command(
+        image,
+        &["--processes"][..usize::from(runner.sandbox == "isolate")],
+        &["sh", "-c", script],
+    );
     let output = support::child::with_open_file(&command, Path::new(&secret)).output().unwrap();
     let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(out, "end\n", "{runner:?}: {error}");

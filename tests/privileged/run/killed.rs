@@ -79,7 +79,7 @@ pub(super) fn run_sixteen_and_kill_half(runner: &Runner, image: &str, options: &
 
 /// A run that gets a termination signal ends its program and removes all traces of the run.
 pub(super) fn interrupted_run_leaves_nothing(runner: &Runner, image: &str) {
-    for signal in ["TERM", "INT", "HUP"] {
+    for (signal, number) in [("HUP", 1), ("INT", 2), ("QUIT", 3), ("TERM", 15)] {
         let child = start(runner, image, &["--json", "--meta", "meta"], "busybox");
         support::images::run("kill", &[&format!("-{signal}"), &child.id().to_string()]);
         let output = child.wait_with_output().unwrap();
@@ -87,10 +87,13 @@ pub(super) fn interrupted_run_leaves_nothing(runner: &Runner, image: &str) {
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         let verdict: serde_json::Value =
             serde_json::from_str(&text).unwrap_or_else(|error| panic!("{runner:?}: {error}: {text}{errors}"));
-        assert_eq!(verdict["status"], "SG", "{runner:?}: {verdict}");
-        assert_eq!(verdict["message"], "Interrupted", "{runner:?}: {verdict}");
-        assert_eq!(output.status.code(), Some(1));
-        assert!(runner.read("meta").contains("status:SG\n"));
+        let message = format!("interrupted by signal {number}");
+        assert_eq!(verdict["status"], "XX", "{runner:?}: {verdict}");
+        assert_eq!(verdict["interrupted"], true, "{runner:?}: {verdict}");
+        assert_eq!(verdict["code"], "interrupted", "{runner:?}: {verdict}");
+        assert_eq!(verdict["message"], message, "{runner:?}: {verdict}");
+        assert_eq!(output.status.code(), Some(128 + number));
+        assert_eq!(runner.read("meta"), format!("status:XX\nmessage:{message}\n"));
         runner.assert_clean();
     }
 }

@@ -1,4 +1,4 @@
-//! POSIX ACLs of an image grant and deny in every engine and in the mount what they do in a plain directory.
+//! POSIX ACLs of an image are enforced in the mount and in roots of every engine, as in a plain directory.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,7 +13,7 @@ const NAMED: u32 = 4242;
 /// A user that no ACL names.
 const OTHER: u32 = 4243;
 
-/// An ACL in the form of the kernel (include/uapi/linux/posix_acl_xattr.h), escaped for a layer in text: permissions of the
+/// An ACL in the format of the kernel (include/uapi/linux/posix_acl_xattr.h), escaped for a layer in text: permissions of the
 /// owner, of [`NAMED`], of the group, the mask, and others.
 fn acl([owner, named, group, mask, other]: [u16; 5]) -> String {
     let entries =
@@ -27,7 +27,7 @@ fn acl([owner, named, group, mask, other]: [u16; 5]) -> String {
     bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect()
 }
 
-/// Loads an image with files and directories whose ACLs say something else than their modes.
+/// Loads an image with files and directories whose ACLs differ from their modes.
 fn load_image(program: &Program) -> String {
     let access = |acl: String| format!("xattr.system.posix_acl_access={acl}");
     let default = |acl: String| format!("xattr.system.posix_acl_default={acl}");
@@ -115,7 +115,7 @@ fn acls_of_an_image_are_enforced_in_the_mount_and_in_roots_of_every_engine() {
 
 /// The kernel asks for each ACL once, also where there is none.
 #[test]
-fn warm_walk_of_a_user_who_owns_nothing_sends_no_request() {
+fn cached_walk_by_an_unprivileged_user_sends_no_request() {
     let program = Program::new();
     let name = load_image(&program);
     let mount = program.mount();
@@ -126,7 +126,7 @@ fn warm_walk_of_a_user_who_owns_nothing_sends_no_request() {
         requests.as_object_mut().unwrap().remove("STATFS");
         requests
     };
-    // Leaves out what the user may not open: a denied access makes the kernel ask again.
+    // Skips files that the user cannot open: after a denied access the kernel asks the daemon again.
     let script = "cd $0 && find . -name shut -prune -o -ls && cat granted upper plain open/file heirs/old";
     let walk = || {
         let mut command = Command::new("setpriv");

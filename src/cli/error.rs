@@ -1,4 +1,4 @@
-//! How a command reports that it failed: one error chain and perhaps a hint on stderr, an object on stdout with `--json`,
+//! Reports the failure of a command: an error chain and an optional hint on stderr, an object on stdout with `--json`,
 //! and exit code 2, or 128+N if signal N ended the command.
 
 use std::error::Error as StdError;
@@ -137,7 +137,7 @@ impl CliError {
     }
 }
 
-/// An error in the configuration file, or of reading it.
+/// The error of reading or parsing the configuration file.
 #[derive(Debug, thiserror::Error)]
 #[error("configuration {}", .path.display())]
 pub(super) struct ConfigurationError {
@@ -151,7 +151,7 @@ impl ConfigurationError {
     }
 }
 
-/// What an error knows besides its message.
+/// The code and the hint of an error.
 struct Explanation {
     code: ErrorCode,
     hint: Option<String>,
@@ -159,8 +159,8 @@ struct Explanation {
 
 /// Returns the code and the hint of an error, if its type belongs to this crate.
 ///
-/// A transparent variant is followed in the chain by the source of the error in it, so that error is never seen here: `code`
-/// and `hint` of the outer type must delegate to it.
+/// A transparent variant hides the error that it wraps: the chain continues with the source of the wrapped error. So `code`
+/// and `hint` of the outer type must delegate to the wrapped error.
 fn explain(cause: &(dyn StdError + 'static)) -> Option<Explanation> {
     if let Some(error) = cause.downcast_ref::<PipelineError>() {
         let hint = match error {
@@ -191,7 +191,7 @@ fn explain(cause: &(dyn StdError + 'static)) -> Option<Explanation> {
     None
 }
 
-/// The code of an error of the operating system that no type of this crate explains.
+/// Returns the code of an operating system error that no type of this crate wraps.
 fn code_of_io(error: &(dyn StdError + 'static)) -> Option<ErrorCode> {
     let error = chain(error).find_map(|cause| cause.downcast_ref::<io::Error>())?;
     Some(ErrorCode::of_io(error))

@@ -46,15 +46,15 @@ struct LayerJson {
     digest: String,
     diff_id: String,
     media_type: String,
-    /// Bytes of the blob.
+    /// Size of the blob in bytes.
     size: u64,
-    /// Bytes of the tar, as the index records.
+    /// Size of the tar in bytes, according to the index.
     tar_size: Option<u64>,
     entries: Option<usize>,
     spans: Option<usize>,
-    /// Bytes of the index file.
+    /// Size of the index file in bytes.
     index_size: Option<u64>,
-    /// Bytes of the seekable form; 0 if the layer needs none.
+    /// Size of the seekable form in bytes; 0 if the layer needs none.
     seekable_size: Option<u64>,
     /// Why the layer cannot be served.
     error: Option<String>,

@@ -1,8 +1,8 @@
 //! `man`: writes the manual as man pages, for packagers.
 //!
-//! The page of a command is made from its help text by clap_mangen, up to the list of its subcommands. The sections that
-//! follow are written here as Markdown: most of their text is the same for all commands, EXAMPLES repeats the end of the
-//! command's `--help`.
+//! clap_mangen makes the page of a command from its help text, up to the list of its subcommands. This module adds the
+//! remaining sections, written as Markdown. Most of their text is the same for all commands. EXAMPLES repeats the examples in
+//! the command's `--help`.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::manual::{ManualPage, man_page_head, to_roff};
 
 const EXAMPLES: &str = "\
 Examples:
-  Write the pages and look at one:
+  Write the pages and open one:
     rcx-imagefs man /tmp/man && man /tmp/man/rcx-imagefs-config.5";
 
 /// Write the manual as man pages
@@ -47,7 +47,7 @@ pub(super) fn run(args: &ManArgs, command: Command) -> anyhow::Result<()> {
 /// The page of a command.
 struct CommandPage {
     command: Command,
-    /// Without the program's name: `root create`; empty for the program itself.
+    /// The command line without the program's name, such as `root create`; empty for the program itself.
     path: String,
 }
 
@@ -71,7 +71,7 @@ impl CommandPage {
         pages
     }
 
-    /// `rcx-imagefs-root-create`.
+    /// The name of the page, such as `rcx-imagefs-root-create`.
     fn name(&self) -> String {
         format!("rcx-imagefs {}", self.path).trim_end().replace(' ', "-")
     }
@@ -94,7 +94,7 @@ impl CommandPage {
         Ok(page)
     }
 
-    /// The sections that clap does not know, in the order of man-pages(7).
+    /// The sections that clap_mangen does not write, in the order of man-pages(7).
     fn sections(&self) -> String {
         let mut text = String::new();
         let mut section = |head: &str, body: &str| {
@@ -119,15 +119,15 @@ impl CommandPage {
             }
             "isolate-shim" => {
                 "\
-- `0`: isolate ran, and so did its program, which exited with 0.
+- `0`: isolate ran the program, which exited with 0.
 - `1`: the program exited with another code, was killed by a signal, or exceeded a limit.
-- `2`: the command failed, or isolate did. The error is on stderr and in the file of isolate's option `--meta`.
+- `2`: the command or isolate failed. The error is on stderr and in the file of isolate's option `--meta`.
 - 128 plus a signal's number: the signal ended the command itself, as shells report it."
             }
             "verify" => {
                 "\
 - `0`: no problem was found.
-- `2`: there are problems, or the command failed. The problems are on stdout, the error is on stderr.
+- `2`: the command found problems, or it failed. The problems are on stdout, the error is on stderr.
 - 128 plus a signal's number: the signal ended the command itself, as shells report it."
             }
             "mount" => {
@@ -138,7 +138,7 @@ impl CommandPage {
             }
             _ => {
                 "\
-- `0`: the command did its job.
+- `0`: the command succeeded.
 - `2`: the command failed. The error is on stderr; with `--json`, it is also an object on stdout.
 - 128 plus a signal's number: the signal ended the command, as shells report it."
             }
@@ -156,19 +156,19 @@ impl CommandPage {
                 ("DOCKER_CONFIG", "Directory of docker's `config.json`, whose credentials are used; `~/.docker` by default."),
                 (
                     "REGISTRY_AUTH_FILE",
-                    "podman's file of credentials; `$XDG_RUNTIME_DIR/containers/auth.json` by default.",
+                    "podman's credentials file; `$XDG_RUNTIME_DIR/containers/auth.json` by default.",
                 ),
             ]),
             "mount" => variables.extend([(
                 "NOTIFY_SOCKET",
-                "Socket of systemd, which is told when the mount is ready.",
+                "systemd's notification socket. systemd is notified when the mount is ready.",
             )]),
             "run" | "isolate-shim" => {
-                variables.extend([("PATH", "Where isolate and bubblewrap are looked for.")]);
+                variables.extend([("PATH", "Directories that are searched for isolate and bubblewrap.")]);
             }
             _ => {}
         }
-        let lines = variables.iter().map(|(name, what)| format!("- `{name}`: {what}"));
+        let lines = variables.iter().map(|(name, description)| format!("- `{name}`: {description}"));
         lines.collect::<Vec<_>>().join("\n")
     }
 
@@ -186,7 +186,7 @@ impl CommandPage {
             }
             _ => {}
         }
-        let lines = files.iter().map(|(path, what)| format!("- `{path}`: {what}"));
+        let lines = files.iter().map(|(path, description)| format!("- `{path}`: {description}"));
         lines.collect::<Vec<_>>().join("\n")
     }
 
@@ -197,8 +197,8 @@ impl CommandPage {
         for line in help.lines() {
             if let Some(code) = line.strip_prefix("    ") {
                 let _ = writeln!(text, "    {code}");
-            } else if let Some(what) = line.strip_prefix("  ") {
-                let _ = write!(text, "\n{what}\n\n");
+            } else if let Some(sentence) = line.strip_prefix("  ") {
+                let _ = write!(text, "\n{sentence}\n\n");
             }
         }
         text
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_command_has_examples_of_itself() {
+    fn every_command_has_examples() {
         for page in CommandPage::all(super::super::command()) {
             let examples = page.examples();
             assert!(

@@ -29,13 +29,13 @@ pub(super) struct MountArgs {
     /// Empty directory to mount on
     #[arg(value_name = "DIR")]
     mountpoint: PathBuf,
-    /// Number of threads that answer requests of the kernel [default: twice the number of processors]
+    /// Number of threads that answer kernel requests [default: twice the number of processors]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
-    /// Memory for decoded content of layers, in MiB [default: 256]
+    /// Memory for decoded layer content, in MiB [default: 256]
     #[arg(long, value_name = "MIB")]
     cache: Option<u64>,
-    /// Readahead of the kernel on the mount, in KiB [default: 128]
+    /// Kernel readahead on the mount, in KiB [default: 128]
     #[arg(long, value_name = "KIB")]
     read_ahead: Option<u32>,
     /// Mount over a directory that is not empty
@@ -46,7 +46,7 @@ pub(super) struct MountArgs {
 pub(super) fn run(context: &Context, args: &MountArgs) -> anyhow::Result<()> {
     let config = &context.config.mount;
     if !Store::exists(&context.store)? {
-        // Create a store only if the mountpoint can be used: if one path is mistyped, both may be.
+        // Check the mountpoint before creating a store: a user who mistypes one path may have mistyped both.
         prepare_mountpoint(&args.mountpoint, args.allow_nonempty)?;
     }
     let store = context.make_store()?;

@@ -16,8 +16,8 @@ Examples:
 
 /// Print the path of an image in the mount
 ///
-/// The path is MOUNT/NAME@DIGEST. The alias that --no-colon prints leads to the same directory and contains no `:`, for
-/// programs that split paths there.
+/// The path is MOUNT/NAME@DIGEST. With --no-colon, the command prints an alias of this directory without `:`, for programs that
+/// split paths at colons.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct PathArgs {

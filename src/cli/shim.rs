@@ -1,7 +1,7 @@
 //! `isolate-shim`, and the program under the name `isolate`: the stand-in for isolate.
 //!
-//! Under the name `isolate`, the command line is that of isolate, and this program takes its settings only from the
-//! configuration file. If the program is set-uid, it is only a stand-in for isolate, whatever its name.
+//! Called as `isolate`, this program accepts isolate's command line and takes its settings only from the configuration file. A
+//! set-uid program acts only as the stand-in for isolate.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
@@ -27,12 +27,12 @@ Examples:
   Run a command in an image, in a box that was made with `isolate --init`:
     rcx-imagefs isolate-shim --box-id=7 --env=RCX_IMAGEFS_IMAGE=python:3.12 --run -- /usr/bin/env";
 
-/// Become isolate, in a root of an image if the call is for one
+/// Become isolate, in the root of an image if the call requests an image
 ///
-/// A stand-in for workers that call isolate themselves. It takes the arguments of isolate. A call is for an image if a directory
-/// rule binds one to the root of the box (--dir=.=/images/NAME@DIGEST), if it has --env=RCX_IMAGEFS_IMAGE=REF, or if the table
-/// [isolate.images] of the configuration has an image for the box. The real isolate gets all other calls unchanged. The program
-/// does the same when it is called under the name `isolate`. To run a command without a worker, use `run`.
+/// A stand-in for workers that call isolate themselves. It accepts isolate's arguments. A call requests an image if a directory
+/// rule binds an image to the root of the box (--dir=.=/images/NAME@DIGEST), if it has --env=RCX_IMAGEFS_IMAGE=REF, or if the
+/// table [isolate.images] of the configuration has an image for the box. All other calls go to the real isolate unchanged. The
+/// program does the same when it is called as `isolate`. To run a command without a worker, use `run`.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true, after_long_help = EXAMPLES)]
 pub(super) struct ShimArgs {
@@ -41,7 +41,7 @@ pub(super) struct ShimArgs {
     arguments: Vec<OsString>,
 }
 
-/// Runs the subcommand, with the options of this program.
+/// Runs the subcommand `isolate-shim` with this program's own options.
 pub(super) fn run(context: &Context, args: &ShimArgs) -> anyhow::Result<()> {
     let mut caller = Caller::of_this_process();
     let settings =
@@ -60,7 +60,7 @@ pub(super) fn stand_in() -> Option<ExitCode> {
     (is_isolate || caller.rights() == Rights::SetUid).then(|| become_or_report(caller, is_isolate))
 }
 
-/// Becomes isolate, by whatever name the program was called. Returns only if that fails.
+/// Becomes isolate, whatever the name of the program. Returns only on failure.
 #[must_use]
 pub fn stand_in_for_isolate() -> ExitCode {
     become_or_report(Caller::of_this_process(), true)
@@ -77,7 +77,7 @@ fn become_or_report(mut caller: Caller, is_isolate: bool) -> ExitCode {
             become_isolate_by_configuration(&mut caller, &name, &arguments)
         } else {
             anyhow::anyhow!(
-                "installed set-uid, this program only stands in for isolate, under the name `{NAME}`"
+                "a set-uid rcx-imagefs only stands in for isolate, and must be called as `{NAME}`"
             )
         }
     });
@@ -88,7 +88,7 @@ fn become_or_report(mut caller: Caller, is_isolate: bool) -> ExitCode {
     ExitCode::from(EXIT_FAILURE)
 }
 
-/// Becomes isolate without a command line of this program. Returns only if that fails.
+/// Becomes isolate, with settings from the configuration file. Returns only on failure.
 fn become_isolate_by_configuration(
     caller: &mut Caller,
     name: &OsStr,
@@ -113,8 +113,8 @@ fn become_isolate_by_configuration(
 /// Returns the store and the run directory.
 fn directories(config: &Config, environment: impl Fn(&str) -> Option<OsString>) -> (PathBuf, PathBuf) {
     let directory = |variable, configured: &Option<PathBuf>, default: &str| {
-        let given = environment(variable).map(PathBuf::from).or_else(|| configured.clone());
-        given.unwrap_or_else(|| default.into())
+        let value = environment(variable).map(PathBuf::from).or_else(|| configured.clone());
+        value.unwrap_or_else(|| default.into())
     };
     (
         directory("RCX_IMAGEFS_STORE", &config.store, DEFAULT_STORE),
@@ -160,7 +160,7 @@ fn report_failure(caller: &mut Caller, arguments: &[OsString], error: &anyhow::E
     if let Some(meta) = meta_file(arguments, in_order).filter(|path| !path.as_os_str().as_bytes().is_empty())
         && let Err(error) = write_failure(&meta, &message)
     {
-        return format!("{message}; meta file {}: {error}", plain(&meta.to_string_lossy()));
+        return format!("{message}; cannot write meta file {}: {error}", plain(&meta.to_string_lossy()));
     }
     message
 }

@@ -20,11 +20,11 @@ Examples:
 /// Copy an image into a directory
 ///
 /// The copy has the owners, modes, times, extended attributes, hard links, holes and devices of the image, so the command
-/// must be run by root. DIR must be missing or empty. It appears when the copy is complete: an interrupted copy is never
-/// found under that name.
+/// must be run by root. DIR must be missing or empty. It appears only when the copy is complete, so an interrupted copy never
+/// has this name.
 ///
 /// The copy is an independent directory that needs neither the store nor a daemon. To look into an image, use `mount`; for a
-/// writable directory that starts as the image, use `root create`. Both are faster and take less disk space.
+/// writable directory with the content of the image, use `root create`. Both are faster and take less disk space.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct UnpackArgs {

@@ -1,4 +1,4 @@
-//! The control socket, both ends: one JSON request per line, one JSON answer per line.
+//! Both ends of the control socket: one JSON request per line, one JSON answer per line.
 //!
 //! Any user of the host may connect (the socket has mode 0666), because no request changes more than what the mount shows.
 //! A request that does more must check the uid of the socket's peer first.
@@ -34,7 +34,7 @@ pub enum ControlRequest {
     Ping,
     /// Asks for the daemon's status.
     Status,
-    /// Makes the mount show the current content of the store. Answered when it does.
+    /// Makes the mount show the current content of the store. The daemon answers once it does.
     Refresh,
 }
 
@@ -55,7 +55,7 @@ pub enum ControlResponse {
 /// The error of a control request, or of listening for control requests.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Nobody listens at the socket.
+    /// No process listens at the socket.
     #[error("no daemon answers at {0}")]
     NoDaemon(PathBuf),
     /// The daemon did not answer in time.
@@ -171,7 +171,7 @@ fn connect(socket: &Path, deadline: Duration) -> io::Result<UnixStream> {
     Ok(fd.into())
 }
 
-/// The listening end. Removes its socket file on drop.
+/// The daemon's end of the socket. Removes the socket file on drop.
 #[derive(Debug)]
 pub struct ControlListener {
     path: PathBuf,
@@ -257,7 +257,7 @@ where
                 let answer = tokio::task::spawn_blocking(move || handle(request)).await;
                 answer.unwrap_or_else(|_| ControlResponse::Error("the request's handler panicked".to_owned()))
             }
-            Err(error) => ControlResponse::Error(format!("not a request: {error}")),
+            Err(error) => ControlResponse::Error(format!("malformed request: {error}")),
         };
         let mut answer = serde_json::to_vec(&response).map_err(io::Error::from)?;
         answer.push(b'\n');
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn request_gets_its_answer() {
+    fn request_is_answered() {
         let answer = with_listener(
             |request| {
                 assert_eq!(request, ControlRequest::Ping);
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_request_gets_an_error_and_the_connection_continues() {
+    fn malformed_request_is_answered_with_an_error_and_the_connection_continues() {
         let answers = with_listener(
             |_| ControlResponse::Refreshed,
             |path| {
@@ -317,7 +317,7 @@ mod tests {
                 lines.map(Result::unwrap).collect::<Vec<_>>()
             },
         );
-        assert!(answers[0].starts_with("{\"error\":\"not a request"), "{answers:?}");
+        assert!(answers[0].starts_with("{\"error\":\"malformed request"), "{answers:?}");
         assert_eq!(answers[1], "\"refreshed\"");
     }
 
@@ -333,7 +333,7 @@ mod tests {
                 line
             },
         );
-        assert!(answer.contains("not a request"), "{answer}");
+        assert!(answer.contains("malformed request"), "{answer}");
     }
 
     #[test]
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn socket_of_a_dead_daemon_is_replaced_and_that_of_a_live_one_is_not() {
+    fn only_the_socket_of_a_dead_daemon_is_replaced() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("control.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());

@@ -1,4 +1,4 @@
-//! The daemon: serves one store at one mountpoint, follows changes of the store, and answers control requests.
+//! The daemon: serves one store at one mountpoint, follows changes in the store, and answers control requests.
 
 mod control;
 mod error;

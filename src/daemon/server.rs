@@ -36,9 +36,9 @@ pub struct ServeOptions {
     pub mountpoint: PathBuf,
     /// Directory of the control socket. Created if missing.
     pub run_dir: PathBuf,
-    /// Names in this registry are shown without it.
+    /// The registry that the mount omits from the names of images.
     pub default_registry: Option<String>,
-    /// Number of threads that answer the kernel. `None`: two for each processor and at least four, because a thread that
+    /// Number of threads that answer kernel requests. `None`: two for each processor and at least four, because a thread that
     /// decodes a span or opens an image cannot answer other requests.
     pub threads: Option<NonZeroUsize>,
     /// The kernel's readahead in KiB; `None` for the kernel's default.
@@ -105,7 +105,7 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
     check_not_hidden(&store, &info)?;
     let _lock = store.lock_daemon(&info).map_err(|error| at_store(&store, error))?;
 
-    // Before the references are first read, so that no change is missed.
+    // Start watching before the references are first read, so that no change is missed.
     let watch = StoreWatch::new(&store.index_json_path()).map_err(system("cannot watch the store"))?;
     let fs = Arc::new(ImageFs::new(
         ImageSource::new(store.clone(), options.default_registry.clone()),
@@ -119,11 +119,11 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
     let session = fuse::serve(mounted.connection, Arc::clone(&fs), threads, move || {
         let _ = end.send(());
     })?;
-    // After the session has started: the kernel uses the smaller of this and the negotiated value.
+    // Only after the session has started: the kernel uses the smaller of this value and the negotiated one.
     if let Some(kib) = options.kernel_read_ahead_kib
         && let Err(error) = mounted.mount.set_readahead(kib)
     {
-        warn!(%error, "cannot set the kernel's readahead; the default stays");
+        warn!(%error, "cannot set the kernel's readahead; using the default");
     }
     let daemon = Arc::new(Daemon {
         fs,
@@ -144,7 +144,7 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
         let daemon = Arc::clone(&daemon);
         move |request| daemon.handle(request)
     };
-    let gone = tokio::select! {
+    let unmounted = tokio::select! {
         _ = terminate.recv() => false,
         _ = interrupt.recv() => false,
         _ = &mut ended => true,
@@ -152,7 +152,7 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
         () = follow(&watch, &daemon) => false,
     };
     notify_systemd("STOPPING=1");
-    if gone {
+    if unmounted {
         info!("the mount was removed");
         drop(mounted.mount);
         return Ok(session.join()?);
@@ -257,12 +257,12 @@ fn default_threads() -> NonZeroUsize {
 
 const MIN_THREADS: NonZeroUsize = NonZeroUsize::new(4).expect("four is not zero");
 
-/// Raises the limit of open files: each open layer is one, and a thousand images have thousands of layers.
+/// Raises the limit on open files: each open layer needs a descriptor, and a thousand images have thousands of layers.
 fn raise_descriptor_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
-        warn!(%error, "cannot raise the limit of open files");
+        warn!(%error, "cannot raise the limit on open files");
     }
 }
 

@@ -50,12 +50,12 @@ pub enum FileKind {
 /// 1970-01-01, for inodes whose time no layer defines.
 pub(super) const NO_TIME: Timestamp = Timestamp { sec: 0, nsec: 0 };
 
-/// Size of every directory: what ext4 shows for a small one.
+/// Size of every directory, equal to that of a small directory on ext4.
 const DIRECTORY_SIZE: u64 = 4096;
 const BLOCK: u64 = 512;
 
 impl InodeAttr {
-    /// Attributes of a namespace directory, which nobody may write.
+    /// Attributes of a namespace directory, which is not writable.
     pub(super) fn directory(ino: Ino, nlink: u32, mtime: Timestamp) -> Self {
         Self {
             ino,

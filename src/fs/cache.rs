@@ -1,4 +1,4 @@
-//! A cache of decoded spans: bounded in bytes, and no span is decoded twice at the same time.
+//! A cache of decoded spans. Its size is bounded, and concurrent readers of one span share one decode.
 //!
 //! Lock order: a shard, then a pending decode. Neither lock is held while a span is decoded.
 
@@ -52,7 +52,7 @@ impl SpanFault<ReadError> {
     }
 }
 
-/// What the cache holds, and what it has done since it was created.
+/// The current content of the cache, and its activity since it was created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CacheCounters {
     /// Requests for a span that was in memory.
@@ -113,9 +113,9 @@ enum DecodeState {
 }
 
 impl SpanCache {
-    /// Number of shards of a large cache: more than there are serving threads, so that two seldom compete for one lock.
+    /// Number of shards of a large cache, so that threads seldom compete for one lock.
     const SHARDS: usize = 16;
-    /// Smallest shard, in bytes. A smaller one would evict each span soon after its insertion.
+    /// Minimum capacity of a shard, in bytes. A smaller shard would evict each span soon after its insertion.
     const MIN_SHARD: u64 = 8 << 20;
 
     /// Creates a cache of up to `capacity` bytes. Callers of [`SpanCache::get_or_decode`] wait at most `deadline` for
@@ -170,14 +170,14 @@ impl SpanCache {
         drop(locked);
 
         self.decodes.fetch_add(1, Ordering::Relaxed);
-        // Wakes the waiting readers also when `decode` fails or panics.
+        // Wakes the waiting readers even when `decode` fails or panics.
         let mut guard = DecodeGuard { cache: self, shard, key, pending, bytes: None };
         let bytes = Arc::new(decode().map_err(SpanFault::Decode)?);
         guard.bytes = Some(Arc::clone(&bytes));
         Ok(bytes)
     }
 
-    /// Whether the span is in memory or being decoded. Does not count as a use of the span.
+    /// Returns whether the span is in memory or being decoded. Does not count as a use of the span.
     #[must_use]
     pub fn holds(&self, key: SpanKey) -> bool {
         let locked = ignore_poison(self.shard(key).lock());
@@ -226,8 +226,8 @@ impl SpanCache {
             return;
         }
         shard.bytes += size;
-        if let Some(former) = shard.spans.put(key, bytes) {
-            shard.bytes -= memory_size(&former);
+        if let Some(replaced) = shard.spans.put(key, bytes) {
+            shard.bytes -= memory_size(&replaced);
         }
         while shard.bytes > self.shard_capacity {
             let (_, evicted) = shard.spans.pop_lru().expect("`bytes` counts only cached spans");
@@ -282,7 +282,7 @@ impl Drop for DecodeGuard<'_> {
     }
 }
 
-/// Bytes of memory that a span occupies.
+/// Returns the memory that a span occupies, in bytes.
 fn memory_size(bytes: &SpanBytes) -> u64 {
     bytes.capacity() as u64
 }
@@ -322,12 +322,12 @@ mod tests {
         thread::scope(|scope| {
             for _ in 0..200 {
                 scope.spawn(|| {
-                    let got = cache.get_or_decode(key(0), || {
+                    let result = cache.get_or_decode(key(0), || {
                         decodes.fetch_add(1, Ordering::SeqCst);
                         wait_for_waiters(&cache, 199);
                         Ok::<_, Infallible>(vec![42; 10])
                     });
-                    assert_eq!(*got.unwrap(), [42; 10]);
+                    assert_eq!(*result.unwrap(), [42; 10]);
                 });
             }
         });

@@ -106,7 +106,7 @@ pub enum LoadError {
     /// The image or layer cannot be opened.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
-    /// A file of the store cannot be examined.
+    /// A file in the store cannot be examined.
     #[error(transparent)]
     Io(#[from] PathError),
 }

@@ -1,4 +1,4 @@
-//! Inode numbers: pure functions of what they name, and the decoding of numbers that come from the kernel.
+//! Encodes slots, entries and nodes as inode numbers, and decodes numbers from the kernel.
 //!
 //! ```text
 //! 1                                       the mount's root
@@ -8,7 +8,7 @@
 //! 1 << 60 | hash                          a directory, tag or alias in the mount's namespace
 //! ```
 //!
-//! The store never reuses a slot. A number therefore means the same after a restart, also to a program that kept it: an
+//! The store never reuses a slot. A number therefore means the same after a restart, even for a program that kept it: an
 //! overlay on top of the mount, or an open file. Slots start at 1, so none of these numbers is 1.
 
 use std::fmt;
@@ -72,7 +72,7 @@ impl Ino {
         Self(Self::NAMESPACE | hash & Self::NAMESPACE_MASK)
     }
 
-    /// Wraps a number from the kernel. Not checked before [`Ino::decode`].
+    /// Wraps a number from the kernel. The number is not checked before [`Ino::decode`].
     #[must_use]
     pub const fn from_kernel(number: u64) -> Self {
         Self(number)

@@ -1,6 +1,6 @@
 //! The filesystem as plain Rust: answers requests for names and inode numbers with attributes and bytes.
 //!
-//! Nothing here knows FUSE; [`crate::fuse`] translates between the kernel and [`ImageFs`].
+//! This module does not depend on FUSE; [`crate::fuse`] translates between the kernel and [`ImageFs`].
 
 mod answers;
 mod attr;

@@ -24,20 +24,20 @@ use crate::image::ImageConfig;
 
 /// A program that can isolate a run.
 pub(super) trait Backend {
-    /// Checks that the backend supports everything that the run asks for.
+    /// Checks that the backend supports everything that the run requests.
     fn check(&self, spec: &RunSpec) -> Result<(), SandboxError>;
 
     /// Returns the user that the program runs as: `default`, or the image's if the administrator allows that with
     /// `image_user` and the backend supports it.
     fn user(&self, image: &ImageConfig, default: User, image_user: bool) -> User;
 
-    /// Returns what a sweep needs in order to clean the box after this process was killed. `root` is what the mount table
-    /// calls the root of the run.
+    /// Returns the record from which a sweep cleans the box if this process is killed. `root` is the source of the run's root
+    /// in the mount table.
     fn record(&self, spec: &RunSpec, root: String) -> BoxRecord;
 
     /// Makes the box and returns its directory on the host.
     ///
-    /// Fails with [`SandboxError::BoxTaken`] if somebody else uses the box.
+    /// Fails with [`SandboxError::BoxTaken`] if another program uses the box.
     fn make_box(&self, request: &BoxRequest<'_>) -> Result<PathBuf, SandboxError>;
 
     /// Removes the box and everything in it.
@@ -49,7 +49,7 @@ pub(super) trait Backend {
     /// Returns the command that starts the program in the sandbox. Called in the mount namespace that has the root.
     fn command(&self, run: PreparedRun<'_>) -> Result<SandboxCommand, SandboxError>;
 
-    /// Returns the verdict on a run and the same as the text of isolate's meta file. `output` is what the sandbox wrote to
+    /// Returns the verdict on a run, and the same verdict as the text of an isolate meta file. `output` is the content of
     /// [`PreparedRun::output`].
     fn verdict(&self, exit: &ProgramExit, output: Vec<u8>) -> Result<(Verdict, Vec<u8>), SandboxError>;
 }
@@ -60,7 +60,7 @@ pub(super) struct BoxRequest<'a> {
     pub(super) id: u32,
     /// The locked file of the box. The box stays locked while any process has this file open.
     pub(super) lock: &'a File,
-    /// The directory of the boxes that isolate does not make.
+    /// The directory that contains the boxes of backends other than isolate.
     pub(super) directories: &'a Path,
     pub(super) spec: &'a RunSpec,
     /// The user that the program runs as.
@@ -82,13 +82,13 @@ pub(super) struct PreparedRun<'a> {
     pub(super) view: &'a RootView,
     /// The caller's directory rules, each with its resolved path in the root: absolute and without links.
     pub(super) rules: &'a [(DirRule, PathBuf)],
-    /// The rules for the environment, and the environment that they result in.
+    /// The rules for the environment, and the resulting environment.
     pub(super) variables: &'a [Variable],
     pub(super) environment: &'a [(OsString, OsString)],
     /// The directory in the root that the program starts in.
     pub(super) directory: &'a Path,
     /// The program's path in the root, and its arguments.
     pub(super) words: &'a [OsString],
-    /// A file in memory for what the sandbox says about the run.
+    /// A memory file for the sandbox's report on the run.
     pub(super) output: OwnedFd,
 }

@@ -1,8 +1,8 @@
 //! The command of a run: its words, and the file that the first word names.
 //!
-//! isolate executes the first word without a search, and reports a missing program as a failure of the program. Here the
-//! program is searched for as a shell would do it, in the files that the program will see, and a program that cannot be
-//! executed is an error of the call.
+//! isolate executes the first word without a search, and reports a missing program as a failure of the program. This module
+//! searches for the program as a shell would, among the files that the program will see. A program that cannot be executed is
+//! an error of the call, not a verdict.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
@@ -19,9 +19,9 @@ use crate::image::ImageConfig;
 /// The search path for programs if neither the image nor the caller sets `PATH`.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Returns the words to execute: the image's entrypoint, followed by `command`, or by the image's command if that is empty.
+/// Returns the words to execute: the image's entrypoint, followed by `command`, or by the image's command if `command` is empty.
 ///
-/// An `entrypoint` replaces the image's entrypoint and drops the image's command. An empty `entrypoint` is none.
+/// An `entrypoint` replaces the image's entrypoint and drops the image's command. An empty `entrypoint` means no entrypoint.
 pub(super) fn words(config: &ImageConfig, entrypoint: Option<&OsStr>, command: &[OsString]) -> Vec<OsString> {
     let owned = |words: &[String]| words.iter().map(OsString::from).collect::<Vec<_>>();
     let mut words = match entrypoint {
@@ -43,7 +43,7 @@ pub enum ProgramFault {
     /// The file does not exist.
     #[error("no such file in the image")]
     Missing,
-    /// No directory of `PATH` has the program.
+    /// No directory of `PATH` contains the program.
     #[error("not found in any directory of PATH")]
     NotInPath,
     /// The file is a directory.
@@ -52,7 +52,7 @@ pub enum ProgramFault {
     /// The file is a device, socket or fifo.
     #[error("not a regular file")]
     Special,
-    /// The file has no execute permission for anybody.
+    /// The file has no execute permission bit.
     #[error("not executable")]
     NotExecutable,
     /// The path cannot be resolved.
@@ -78,8 +78,8 @@ impl ProgramFault {
 impl RootView {
     /// Finds the program that `word` names, and returns the path to execute.
     ///
-    /// A word with a `/` is only checked. Any other word is searched for in the directories of `path`. A relative path
-    /// starts at `directory`.
+    /// A word with a `/` is only checked. Any other word is searched for in the directories of `path`. A relative path is
+    /// resolved from `directory`.
     pub(super) fn find_program(
         &self,
         word: &OsStr,
@@ -100,17 +100,17 @@ impl RootView {
             let candidate = Path::new(entry).join(word);
             match self.check_program(&candidate, directory, user) {
                 Ok(true) => return Ok(candidate),
-                // The program may exist in a directory whose content is not known. A directory that certainly has it wins.
+                // The content of this directory is unknown. A directory that is known to contain the program takes precedence.
                 Ok(false) => unknown = unknown.or(Some(candidate)),
                 Err(ProgramFault::NotExecutable) => fault = ProgramFault::NotExecutable,
-                // Like a shell, the search goes on after a directory or a broken link of this name.
+                // Like a shell, continue after a directory or a broken link of this name.
                 Err(_) => {}
             }
         }
         unknown.ok_or(fault)
     }
 
-    /// Checks that a file can be executed. Returns false if that cannot be known before the sandbox has mounted it.
+    /// Checks that a file can be executed. Returns false if this is unknown until the sandbox has made its mounts.
     fn check_program(&self, path: &Path, directory: &Path, user: User) -> Result<bool, ProgramFault> {
         let mode = match self.resolve(path, directory, user) {
             Ok(ViewedPath::File { mode, .. }) => mode,
@@ -169,7 +169,11 @@ mod tests {
         let path = "/nowhere:/usr/bin:/opt/bin";
         assert_eq!(find("tool", path).as_deref(), Ok("/usr/bin/tool"));
         assert_eq!(find("tool", "/bin").as_deref(), Ok("/bin/tool"));
-        assert_eq!(find("plain", path).as_deref(), Ok("/opt/bin/plain"), "the first one is not executable");
+        assert_eq!(
+            find("plain", path).as_deref(),
+            Ok("/opt/bin/plain"),
+            "the first candidate is not executable"
+        );
         assert_eq!(find("plain", "/usr/bin"), Err(ProgramFault::NotExecutable));
         assert_eq!(find("absolute", path).as_deref(), Ok("/usr/bin/absolute"));
         assert_eq!(find("climbing", path).as_deref(), Ok("/usr/bin/climbing"), "`..` stops at the root");
@@ -186,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn program_with_a_slash_is_checked_in_what_the_program_will_see() {
+    fn program_with_a_slash_is_checked_in_the_view_of_the_run() {
         let (_dir, view) = view_with_programs();
         let check = |word: &str| {
             view.find_program(OsStr::new(word), OsStr::new("/usr/bin"), Path::new("/box"), NOBODY)

@@ -1,4 +1,4 @@
-//! Why a command could not be run in a sandbox. A failure of the program itself is not an error but a verdict.
+//! The errors of runs. A failure of the program itself is a verdict, not an error.
 
 use std::ffi::OsString;
 use std::io;
@@ -11,10 +11,10 @@ use crate::error::ErrorCode;
 use crate::os::PathError;
 use crate::roots::RootsError;
 
-/// Why a run did not take place, or why its files could not be copied out.
+/// The error of a run, from its preparation to the copying of its files.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// The process lacks the rights for mounts and namespaces.
+    /// The process lacks the privileges for mounts and namespaces.
     #[error("only root can run programs in images: a run needs mounts and namespaces")]
     NotRoot,
     /// No sandbox is installed.
@@ -34,7 +34,7 @@ pub enum SandboxError {
         /// The installed version.
         version: IsolateVersion,
     },
-    /// An option has no meaning without another one.
+    /// An option requires another option.
     #[error("option `--{option}` needs `--{needed}`")]
     MissingOption {
         /// The option.
@@ -42,7 +42,7 @@ pub enum SandboxError {
         /// The missing option.
         needed: &'static str,
     },
-    /// A rule for a variable has no name.
+    /// A variable rule names no variable.
     #[error("variable `{}` has no name", .0.display())]
     Variable(OsString),
     /// A limit that bubblewrap would not enforce.
@@ -84,7 +84,7 @@ pub enum SandboxError {
     /// Another run uses the box.
     #[error("box {0} is in use by another run")]
     BoxInUse(u32),
-    /// Somebody else uses the box.
+    /// Another program uses the box.
     #[error("box {id}: {message}")]
     BoxTaken {
         /// The box.
@@ -106,9 +106,9 @@ pub enum SandboxError {
     /// The sandbox itself failed.
     #[error("{sandbox}: {message}")]
     Sandbox {
-        /// The program, and what it was called for.
+        /// The program and its operation, such as `isolate --init`.
         sandbox: &'static str,
-        /// Its message.
+        /// The program's message.
         message: String,
     },
     /// A signal to this process ended the run.

@@ -141,7 +141,7 @@ impl Staging {
     /// The directory cannot be written or renamed, or something else was made at its path meanwhile.
     pub fn finish(self) -> Result<(), StagingError> {
         // After a crash, the final name must not exist without the content.
-        rustix::fs::syncfs(&self.root).at("write to disk", &self.path)?;
+        rustix::fs::syncfs(&self.root).at("sync", &self.path)?;
         let Some(partial) = &self.partial else {
             return Ok(self.remove_marker()?);
         };
@@ -153,7 +153,7 @@ impl Staging {
             Err(Errno::NOTDIR) => return Err(StagingError::NotADirectory(self.path)),
             Err(errno) => return Err(PathError::new("rename the copy to", self.path, errno).into()),
         }
-        Ok(rustix::fs::fsync(&self.parent).at("write to disk", &self.path)?)
+        Ok(rustix::fs::fsync(&self.parent).at("sync", &self.path)?)
     }
 
     /// Removes the marker without changing the times of the directory, which are those of the image.

@@ -29,13 +29,13 @@ impl LayerDirectories {
         let path = self.path.join(&partial);
         loop {
             let lock = self.lock_partial(&partial, &path)?;
-            // Another process may have made the directory before this one got the lock. Only the holder of the lock can
+            // Another process may have made the directory before this process locked it. Only the holder of the lock can
             // give the directory its final name.
             if let Some(directory) = self.open_step(step)? {
                 remove_tree(self.fd.as_fd(), partial.as_ref()).at("remove", &path)?;
                 return Ok(directory);
             }
-            // Removes what a dead process has written.
+            // Remove incomplete content of a process that died.
             for name in [TREE, META] {
                 remove_tree(lock.as_fd(), name.as_ref()).at("remove", &path.join(name))?;
             }
@@ -47,10 +47,10 @@ impl LayerDirectories {
             }
             rustix::fs::renameat_with(&self.fd, &partial, &self.fd, &name, RenameFlags::NOREPLACE)
                 .at("rename", &path)?;
-            rustix::fs::fsync(&self.fd).at("write to disk", &self.path)?;
+            rustix::fs::fsync(&self.fd).at("sync", &self.path)?;
             // `open_step` locks the directory anew, with a shared lock.
             unlock(&lock);
-            // Missing only if `collect` has removed it meanwhile.
+            // The directory is missing only if `collect` has removed it meanwhile.
             if let Some(directory) = self.open_step(step)? {
                 return Ok(directory);
             }
@@ -66,7 +66,7 @@ impl LayerDirectories {
                     Err(errno) => return Err(PathError::new("make directory", path, errno)),
                 }
                 match rustix::fs::openat(&self.fd, name, OPEN_DIRECTORY, Mode::empty()) {
-                    // Another process has finished or removed it meanwhile.
+                    // Another process has renamed or removed the directory meanwhile.
                     Err(Errno::NOENT) => {}
                     opened => return opened.map(Some).at("open", path),
                 }
@@ -84,7 +84,7 @@ impl LayerDirectories {
 /// Plans the steps of an image.
 pub(super) struct StepPlanner<'a> {
     image: &'a OpenImage,
-    /// The tree of the last planned step and its number of layers. Mostly the next step is compared with it.
+    /// The tree of the last planned step and its number of layers. The next step usually starts from this tree.
     last: Option<(usize, Tree)>,
 }
 
@@ -115,7 +115,7 @@ impl<'a> StepPlanner<'a> {
     }
 }
 
-/// Writes the content of a layer directory into `directory`, which has the path `path`.
+/// Writes the content of a layer directory into `directory`. `path` is the path of `directory`.
 fn write_step(
     step: &ChainStep,
     planner: &mut StepPlanner<'_>,
@@ -132,5 +132,5 @@ fn write_step(
     meta.bytes = stats.bytes;
     meta.write(directory).at("write", &path.join(META))?;
     // After a crash, the final name must not exist without the content.
-    Ok(rustix::fs::syncfs(directory).at("write to disk", path)?)
+    Ok(rustix::fs::syncfs(directory).at("sync", path)?)
 }

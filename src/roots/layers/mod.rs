@@ -1,13 +1,13 @@
-//! The engine overlay2: layers unpacked into directories, which the kernel's overlayfs merges.
+//! The overlay2 engine: layers unpacked into directories, which the kernel's overlayfs merges.
 //!
 //! A layer directory holds the difference between two trees ([`UnpackPlan::difference`](crate::unpack::UnpackPlan)): the tree
-//! up to a layer, and the tree below it. It is not the content of the layer's tar, because paths in the tar resolve through
-//! links of lower layers. So a directory belongs to a chain of layers, and its name is the chain ID (image-spec, config.md,
-//! "Layer ChainID"). Images that start with the same layers share the directories of those layers.
+//! up to a layer, and the tree below it. The difference is not the content of the layer's tar, because paths in the tar resolve
+//! through links of lower layers. So a directory belongs to a chain of layers, and its name is the chain ID (image-spec,
+//! config.md, "Layer ChainID"). Images that start with the same layers share the directories of those layers.
 //!
 //! ```text
 //! <base>/<chain ID>/tree          the lower directory for overlayfs
-//! <base>/<chain ID>/meta.json     whether it is empty, and whether it replaces all lower layers
+//! <base>/<chain ID>/meta.json     whether the tree is empty, and whether it replaces all lower layers
 //! <base>/.<chain ID>.partial      a directory that is being written
 //! ```
 //!
@@ -40,7 +40,7 @@ use crate::store::Store;
 const TREE: &str = "tree";
 /// The description in a layer directory.
 const META: &str = "meta.json";
-/// Format of layer directories. It changes when older programs would misread the directories of newer ones.
+/// Format version of layer directories. Increased whenever older programs would misread newer directories.
 const VERSION: u32 = 1;
 
 /// The directory of all layer directories.
@@ -122,7 +122,8 @@ impl LayerDirectories {
         Lower::from_directories(lowers, name)
     }
 
-    /// Opens a complete layer directory with a shared lock, waiting for it if needed. Returns `None` if there is none.
+    /// Opens a complete layer directory with a shared lock, waiting for the lock if needed. Returns `None` if it does not
+    /// exist.
     fn open_step(&self, step: &ChainStep) -> Result<Option<LayerDir>, RootsError> {
         let name = step.id.hex();
         let path = self.path.join(&name);

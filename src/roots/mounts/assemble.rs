@@ -9,9 +9,9 @@ use super::{Lower, OPEN_LAYER, Upper, mount, skeleton, upper_dirs};
 use crate::os::AtPath as _;
 use crate::roots::RootsError;
 
-/// Makes the overlay of a root, not attached yet.
+/// Makes the overlay of a root without attaching it.
 ///
-/// `home` is an empty home with its path: the upper on disk and the copy of an image are made in it.
+/// `home` is an empty home and its path. An upper on disk and a copy of the image are made in the home.
 pub(crate) fn make_overlay(
     source: &str,
     run_dir: &Path,

@@ -1,4 +1,4 @@
-//! Makes filesystems with the mount API of file descriptors (fsopen(2)), and the namespace that they are mounted in.
+//! Makes filesystems with the file-descriptor mount API (fsopen(2)), and private mount namespaces.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -14,7 +14,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 use super::plan::{self, LowerForm, MountOption};
 use crate::roots::RootsError;
 
-/// Bytes of a kernel message that are kept; a message is one or two lines long.
+/// Longest kernel message that is read, in bytes. A message is one or two lines long.
 const LOG_MAX: usize = 512;
 
 /// Moves the calling thread into a new mount namespace.
@@ -24,7 +24,7 @@ const LOG_MAX: usize = 512;
 ///
 /// # Errors
 ///
-/// Those of unshare(2) and mount(2): a missing privilege, or no memory.
+/// unshare(2) or mount(2) fails: a privilege is missing, or memory is short.
 pub fn enter_private_namespace() -> Result<(), RootsError> {
     let failed = |step| move |errno| refused("enter a private mount namespace", step, None, errno);
     // SAFETY: A new mount namespace changes only how paths resolve, and descriptors stay open. No memory or code depends on
@@ -35,7 +35,7 @@ pub fn enter_private_namespace() -> Result<(), RootsError> {
     rustix::mount::mount_change("/", flags).map_err(failed("mount propagation"))
 }
 
-/// Makes an overlay of `lowers`, topmost first, that is not attached yet. `writable` is a directory with the subdirectories
+/// Makes a detached overlay of `lowers`, topmost first. `writable` is a directory with the subdirectories
 /// `upper` and `work`.
 pub(super) fn overlay(
     source: &str,
@@ -60,18 +60,18 @@ pub(super) fn overlay(
     }
 }
 
-/// Makes a tmpfs that is not attached yet.
+/// Makes a detached tmpfs.
 pub(super) fn tmpfs(source: &str, size: u64) -> Result<OwnedFd, RootsError> {
     make("tmpfs", source, &plan::tmpfs(source, size), MountAttrFlags::empty())
 }
 
-/// Whether the kernel has an overlay whose upper is in `home`: in any namespace, mounted or not.
+/// Returns whether an overlay uses the upper in `home`, in any namespace, attached or not.
 ///
-/// The test makes a second overlay with `index=on`, which the kernel refuses exactly in this case (fs/overlayfs/super.c,
-/// `ovl_report_in_use`). The caller must hold the lock of the home, so that no other process mounts or tests the overlay at
+/// Probes with a second overlay with `index=on`, which the kernel refuses exactly in this case (fs/overlayfs/super.c,
+/// `ovl_report_in_use`). The caller must hold the lock of the home, so that no other process mounts or probes the overlay at
 /// the same time.
 pub(crate) fn is_upper_in_use(home: BorrowedFd<'_>) -> Result<bool, RootsError> {
-    let failed = |step| move |errno| refused("find out whether an overlay is in use", step, None, errno);
+    let failed = |step| move |errno| refused("check whether an overlay is in use", step, None, errno);
     let context = open("overlay", failed("fsopen"))?;
     match configure(&context, &plan::probe(home, home)) {
         // A part of the home is already removed.
@@ -121,7 +121,7 @@ fn open(kind: &'static str, failed: impl Fn(Errno) -> RootsError) -> Result<Owne
     })
 }
 
-/// Sets the options; an error names the option.
+/// Sets the options. On failure, returns the key of the failed option.
 fn configure(context: &OwnedFd, options: &[MountOption]) -> Result<(), (&'static str, Errno)> {
     for option in options {
         match option {
@@ -157,23 +157,26 @@ pub(crate) fn refused(action: &str, step: &'static str, log: Option<String>, err
     }
 }
 
-/// Removes a capability from the calling thread until it is dropped. Holds the former capabilities, if they were changed.
+/// Removes a capability from the calling thread, and restores it on drop. Holds the previous capabilities if they changed.
 struct DroppedCapability(Option<CapabilitySets>);
 
 impl DroppedCapability {
     fn new(capability: CapabilitySet) -> Self {
-        let former =
-            rustix::thread::capabilities(None).ok().filter(|former| former.effective.contains(capability));
-        let reduced =
-            |former: CapabilitySets| CapabilitySets { effective: former.effective - capability, ..former };
-        Self(former.filter(|former| rustix::thread::set_capabilities(None, reduced(*former)).is_ok()))
+        let previous = rustix::thread::capabilities(None)
+            .ok()
+            .filter(|previous| previous.effective.contains(capability));
+        let reduced = |previous: CapabilitySets| CapabilitySets {
+            effective: previous.effective - capability,
+            ..previous
+        };
+        Self(previous.filter(|previous| rustix::thread::set_capabilities(None, reduced(*previous)).is_ok()))
     }
 }
 
 impl Drop for DroppedCapability {
     fn drop(&mut self) {
-        if let Some(former) = self.0
-            && let Err(errno) = rustix::thread::set_capabilities(None, former)
+        if let Some(previous) = self.0
+            && let Err(errno) = rustix::thread::set_capabilities(None, previous)
         {
             tracing::warn!(error = %errno, "cannot restore the capability CAP_SYS_RESOURCE");
         }

@@ -1,7 +1,7 @@
 //! The mount options of a root's filesystems, as data.
 //!
 //! Layers are named by descriptors of this process (`/proc/self/fd/7`). The mount table shows the options of an overlay to
-//! every process in it, and such names reveal nothing of the host. They need no escaping either.
+//! every process in it, and descriptor paths reveal nothing about the host. They need no escaping either.
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
@@ -26,7 +26,7 @@ pub(super) enum LowerForm {
 }
 
 /// Plans an overlay of `lowers`, topmost first. `writable` is a directory with the subdirectories `upper` and `work`; without
-/// it, the overlay is read-only.
+/// this directory, the overlay is read-only.
 pub(super) fn overlay(
     source: &str,
     lowers: &[BorrowedFd<'_>],
@@ -41,14 +41,14 @@ pub(super) fn overlay(
             options.push(MountOption::Value("lowerdir", paths.collect::<Vec<_>>().join(":")));
         }
     }
-    // The defaults depend on the kernel's configuration. `index` and `xino` are for NFS exports and for hard links over
+    // The defaults depend on the kernel's configuration. `index` and `xino` serve NFS exports and keep hard links intact across
     // copy-up. `metacopy` would make files of the upper depend on the image.
     options.extend([("index", "off"), ("xino", "off"), ("metacopy", "off")].map(value));
     if let Some(writable) = writable {
         options.extend(upper_options(writable));
-        // Allows renaming directories of the image, as on any disk.
+        // Allows renaming the image's directories, as on other filesystems.
         options.push(value(("redirect_dir", "on")));
-        // An upper is never reused after a crash, so nothing of it has to reach the disk.
+        // An upper is never reused after a crash, so its content need not reach the disk.
         options.push(MountOption::Flag("volatile"));
     }
     options

@@ -36,7 +36,7 @@ const INHERIT: u32 = 0x200;
 const PROJECT: i32 = 2;
 /// The first project number for homes, above the numbers that administrators use.
 const FIRST_PROJECT: u32 = 1 << 31;
-/// Project numbers that are tried before the search for a free one fails.
+/// Number of projects that are tried before the search for a free project fails.
 const TRIES: u32 = 16;
 /// The unit of block limits in bytes (QIF_DQBLKSIZE).
 const BLOCK: u64 = 1024;
@@ -45,7 +45,7 @@ const BLOCK: u64 = 1024;
 ///
 /// # Errors
 ///
-/// The filesystem has no project quotas, or they are not switched on.
+/// The filesystem has no project quotas, or they are not enabled.
 pub(crate) fn limit(home: BorrowedFd<'_>, bytes: u64) -> Result<(), Errno> {
     let project = free_project(home, &rustix::fs::fstat(home)?)?;
     let mut attributes = attributes(home)?;
@@ -62,12 +62,12 @@ pub(crate) fn project(home: BorrowedFd<'_>) -> Option<u32> {
     attributes(home).ok().map(|attributes| attributes.project).filter(|project| *project >= FIRST_PROJECT)
 }
 
-/// Removes the limit of a project. `directory` is any directory of the filesystem.
+/// Removes the limit of a project. `directory` is any directory on the filesystem.
 pub(crate) fn lift(directory: BorrowedFd<'_>, project: u32) -> io::Result<()> {
     Ok(set_limit(directory, project, 0, 0)?)
 }
 
-/// Returns a project number that no file of the filesystem has, starting with the inode number of the home.
+/// Returns a project number that no file on the filesystem has. The search starts at the home's inode number.
 fn free_project(home: BorrowedFd<'_>, stat: &Stat) -> Result<u32, Errno> {
     let low = u32::try_from(stat.st_ino % u64::from(FIRST_PROJECT)).expect("taken modulo 2^31");
     for project in (0..TRIES).map(|more| FIRST_PROJECT | low.wrapping_add(more) & !FIRST_PROJECT) {
@@ -111,7 +111,7 @@ fn empty_dqblk() -> libc::dqblk {
     }
 }
 
-/// quotactl_fd(2), for which libc has no wrapper.
+/// Calls quotactl_fd(2), for which libc has no wrapper.
 fn quotactl(
     directory: BorrowedFd<'_>,
     command: i32,
@@ -143,12 +143,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ioctl_requests_have_the_numbers_of_the_kernel() {
+    fn ioctl_numbers_match_the_kernel() {
         assert_eq!((GET, SET), (0x801c_581f, 0x401c_5820));
     }
 
     #[test]
-    fn directory_without_a_limit_has_no_project_of_a_home() {
+    fn directory_without_a_limit_has_no_project() {
         let scratch = tempfile::tempdir().unwrap();
         let directory = std::fs::File::open(scratch.path()).unwrap();
         assert_eq!(project(directory.as_fd()), None);

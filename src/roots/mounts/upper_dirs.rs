@@ -7,14 +7,14 @@ use rustix::io::Errno;
 
 /// Makes the directories `upper` and `work`.
 ///
-/// `upper` gets the attributes of `image`, the root directory of the image: overlayfs shows those of the upper.
+/// `upper` gets the attributes of `image`, the root directory of the image: overlayfs shows the attributes of the upper.
 pub(super) fn make(directory: BorrowedFd<'_>, image: &Stat) -> Result<(), Errno> {
     rustix::fs::mkdirat(directory, "work", Mode::RWXU)?;
     rustix::fs::mkdirat(directory, "upper", Mode::RWXU)?;
     copy_attributes(directory, "upper", image)
 }
 
-/// Gives a directory the owner, mode and modification time in `from`.
+/// Copies owner, mode and modification time from `from` to a directory.
 pub(super) fn copy_attributes(parent: BorrowedFd<'_>, name: &str, from: &Stat) -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(from.st_uid), Gid::from_raw(from.st_gid));
     rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;

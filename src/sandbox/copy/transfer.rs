@@ -1,6 +1,6 @@
-//! The copying itself.
+//! Copies files and directories into and out of a box.
 //!
-//! Files that go in may come from an untrusted upload; files that come out were made by an untrusted program. Copying never
+//! Files copied in may come from an untrusted upload; files copied out were written by an untrusted program. Copying never
 //! follows a symlink, opens a fifo or a device, or crosses a mount. Holes stay holes: an empty sparse file of a terabyte
 //! takes no space on the disk of the copy.
 
@@ -21,10 +21,10 @@ use crate::sandbox::BOX;
 /// Deepest nesting of directories that is copied.
 const DEPTH_MAX: usize = 100;
 
-/// Copies a file or directory of the host into the box. New files belong to `owner`, if there is one.
+/// Copies a file or directory from the host into the box. New files belong to `owner`, if any.
 ///
 /// # Errors
-/// The source contains something that cannot be read or is neither a file nor a directory, or the copy exists already.
+/// The source contains something that cannot be read or is neither a file nor a directory, or the target already exists.
 pub(in crate::sandbox) fn copy_in(
     the_box: BorrowedFd<'_>,
     copy: &FileCopy,
@@ -36,22 +36,22 @@ pub(in crate::sandbox) fn copy_in(
     CopyWriter { owner, replace: false, depth: 0 }.copy(source, directory.as_fd(), name, &copy.name)
 }
 
-/// Copies a file or directory of the box to the host. An existing file is replaced; the content of a directory goes into an
+/// Copies a file or directory from the box to the host. An existing file is replaced; the content of a directory goes into an
 /// existing directory.
 ///
 /// # Errors
-/// The source is missing, contains something that is neither a file nor a directory, or cannot be written. The rest of a
-/// directory is copied nevertheless.
+/// The source is missing, contains something that is neither a file nor a directory, or cannot be written. The other entries of
+/// a directory are copied nevertheless.
 pub(in crate::sandbox) fn copy_out(the_box: BorrowedFd<'_>, copy: &FileCopy) -> Result<(), CopyError> {
-    let shown = Path::new(BOX).join(&copy.name);
+    let display_path = Path::new(BOX).join(&copy.name);
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let handle = match rustix::fs::openat2(the_box, &copy.name, flags, Mode::empty(), resolve) {
-        Err(Errno::NOENT | Errno::NOTDIR) => return Err(CopyError::Missing(shown)),
-        Err(Errno::LOOP) => return Err(CopyError::Kind { path: shown, kind: "a symlink" }),
-        other => other.at("open", &shown)?,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Err(CopyError::Missing(display_path)),
+        Err(Errno::LOOP) => return Err(CopyError::Kind { path: display_path, kind: "a symlink" }),
+        other => other.at("open", &display_path)?,
     };
-    let source = open_for_reading(&handle, &shown)?;
+    let source = open_for_reading(&handle, &display_path)?;
     let parent = match copy.host.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -59,7 +59,7 @@ pub(in crate::sandbox) fn copy_out(the_box: BorrowedFd<'_>, copy: &FileCopy) -> 
     let name = copy.host.file_name().ok_or_else(|| CopyError::Name(copy.host.clone().into()))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let parent = rustix::fs::open(parent, flags, Mode::empty()).at("open", parent)?;
-    CopyWriter { owner: None, replace: true, depth: 0 }.copy(source, parent.as_fd(), name, &shown)
+    CopyWriter { owner: None, replace: true, depth: 0 }.copy(source, parent.as_fd(), name, &display_path)
 }
 
 /// A file or directory that is open for reading.
@@ -68,17 +68,17 @@ struct CopySource {
     stat: Stat,
 }
 
-/// Opens a file or directory for reading. Never follows a symlink, and opens nothing else.
-fn open_source(parent: BorrowedFd<'_>, name: &OsStr, shown: &Path) -> Result<CopySource, CopyError> {
+/// Opens a file or directory for reading. Never follows a symlink, and refuses other file types.
+fn open_source(parent: BorrowedFd<'_>, name: &OsStr, display_path: &Path) -> Result<CopySource, CopyError> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let handle = rustix::fs::openat(parent, name, flags, Mode::empty()).at("open", shown)?;
-    open_for_reading(&handle, shown)
+    let handle = rustix::fs::openat(parent, name, flags, Mode::empty()).at("open", display_path)?;
+    open_for_reading(&handle, display_path)
 }
 
 /// Opens the file of an `O_PATH` handle for reading, if it is a file or a directory.
-fn open_for_reading(handle: &OwnedFd, shown: &Path) -> Result<CopySource, CopyError> {
-    let stat = rustix::fs::fstat(handle).at("stat", shown)?;
-    let refused = |kind| Err(CopyError::Kind { path: shown.to_owned(), kind });
+fn open_for_reading(handle: &OwnedFd, display_path: &Path) -> Result<CopySource, CopyError> {
+    let stat = rustix::fs::fstat(handle).at("stat", display_path)?;
+    let refused = |kind| Err(CopyError::Kind { path: display_path.to_owned(), kind });
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile | FileType::Directory => {}
         FileType::Symlink => return refused("a symlink"),
@@ -86,14 +86,14 @@ fn open_for_reading(handle: &OwnedFd, shown: &Path) -> Result<CopySource, CopyEr
         FileType::Socket => return refused("a socket"),
         _ => return refused("a device"),
     }
-    // Opens the checked file itself. Its name may stand for another file by now.
+    // Open the checked file through its handle: the name may refer to another file by now.
     let link = format!("/proc/self/fd/{}", handle.as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = rustix::fs::open(link, flags, Mode::empty()).at("open", shown)?;
+    let file = rustix::fs::open(link, flags, Mode::empty()).at("open", display_path)?;
     Ok(CopySource { file: file.into(), stat })
 }
 
-/// Makes or opens a directory in the box and all directories above it. New directories belong to `owner`, if there is one.
+/// Makes or opens a directory in the box and all directories above it. New directories belong to `owner`, if any.
 pub(in crate::sandbox) fn make_directories(
     the_box: BorrowedFd<'_>,
     path: &Path,
@@ -110,25 +110,25 @@ pub(in crate::sandbox) fn make_directories(
 fn make_directory(
     parent: BorrowedFd<'_>,
     name: &OsStr,
-    shown: &Path,
+    display_path: &Path,
     owner: Option<(Uid, Gid)>,
 ) -> Result<OwnedFd, CopyError> {
     let is_new = match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
         Ok(()) => true,
         Err(Errno::EXIST) => false,
-        Err(errno) => Err(errno).at("make", shown)?,
+        Err(errno) => Err(errno).at("make", display_path)?,
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = rustix::fs::openat(parent, name, flags, Mode::empty()).at("open", shown)?;
+    let directory = rustix::fs::openat(parent, name, flags, Mode::empty()).at("open", display_path)?;
     if is_new {
-        change_owner(&directory, owner, shown)?;
+        change_owner(&directory, owner, display_path)?;
     }
     Ok(directory)
 }
 
-fn change_owner(file: impl AsFd, owner: Option<(Uid, Gid)>, shown: &Path) -> Result<(), PathError> {
+fn change_owner(file: impl AsFd, owner: Option<(Uid, Gid)>, display_path: &Path) -> Result<(), PathError> {
     let Some((uid, gid)) = owner else { return Ok(()) };
-    rustix::fs::fchown(file, Some(uid), Some(gid)).at("change the owner of", shown)
+    rustix::fs::fchown(file, Some(uid), Some(gid)).at("change the owner of", display_path)
 }
 
 struct CopyWriter {
@@ -139,41 +139,41 @@ struct CopyWriter {
 }
 
 impl CopyWriter {
-    /// Copies `source` to `name` in `parent`. Errors name `shown`.
+    /// Copies `source` to `name` in `parent`. Errors name `display_path`.
     fn copy(
         &mut self,
         source: CopySource,
         parent: BorrowedFd<'_>,
         name: &OsStr,
-        shown: &Path,
+        display_path: &Path,
     ) -> Result<(), CopyError> {
         match FileType::from_raw_mode(source.stat.st_mode) {
-            FileType::Directory => self.directory(&source, parent, name, shown),
-            _ => self.file(source, parent, name, shown),
+            FileType::Directory => self.directory(&source, parent, name, display_path),
+            _ => self.file(source, parent, name, display_path),
         }
     }
 
-    /// Copies a directory. Goes on after an entry that cannot be copied, and returns the first error.
+    /// Copies a directory. Continues after an entry that cannot be copied, and returns the first error.
     fn directory(
         &mut self,
         source: &CopySource,
         parent: BorrowedFd<'_>,
         name: &OsStr,
-        shown: &Path,
+        display_path: &Path,
     ) -> Result<(), CopyError> {
         if self.depth == DEPTH_MAX {
-            return Err(CopyError::TooDeep { path: shown.to_owned(), limit: DEPTH_MAX });
+            return Err(CopyError::TooDeep { path: display_path.to_owned(), limit: DEPTH_MAX });
         }
-        let target = make_directory(parent, name, shown, self.owner)?;
+        let target = make_directory(parent, name, display_path, self.owner)?;
         self.depth += 1;
         let mut first = Ok(());
-        for name in names(&source.file, shown)? {
-            let shown = shown.join(&name);
-            let copied = open_source(source.file.as_fd(), &name, &shown).and_then(|entry| {
+        for name in names(&source.file, display_path)? {
+            let display_path = display_path.join(&name);
+            let copied = open_source(source.file.as_fd(), &name, &display_path).and_then(|entry| {
                 if entry.stat.st_dev != source.stat.st_dev {
-                    return Err(CopyError::Mount(shown.clone()));
+                    return Err(CopyError::Mount(display_path.clone()));
                 }
-                self.copy(entry, target.as_fd(), &name, &shown)
+                self.copy(entry, target.as_fd(), &name, &display_path)
             });
             first = first.and(copied);
         }
@@ -186,7 +186,7 @@ impl CopyWriter {
         mut source: CopySource,
         parent: BorrowedFd<'_>,
         name: &OsStr,
-        shown: &Path,
+        display_path: &Path,
     ) -> Result<(), CopyError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Set-user-ID, set-group-ID and sticky bits are not copied.
@@ -196,16 +196,17 @@ impl CopyWriter {
                 .and_then(|()| rustix::fs::openat(parent, name, flags, mode)),
             other => other,
         };
-        let target: File = target.at("write", shown)?.into();
-        copy_content(&mut source.file, &target, source.stat.st_size.cast_unsigned()).at("copy", shown)?;
-        Ok(change_owner(&target, self.owner, shown)?)
+        let target: File = target.at("write", display_path)?.into();
+        copy_content(&mut source.file, &target, source.stat.st_size.cast_unsigned())
+            .at("copy", display_path)?;
+        Ok(change_owner(&target, self.owner, display_path)?)
     }
 }
 
-fn names(directory: &File, shown: &Path) -> Result<Vec<OsString>, PathError> {
+fn names(directory: &File, display_path: &Path) -> Result<Vec<OsString>, PathError> {
     let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(directory).at("list", shown)? {
-        let entry = entry.at("list", shown)?;
+    for entry in rustix::fs::Dir::read_from(directory).at("list", display_path)? {
+        let entry = entry.at("list", display_path)?;
         let name = OsStr::from_bytes(entry.file_name().to_bytes());
         if name != "." && name != ".." {
             names.push(name.to_owned());
@@ -229,7 +230,7 @@ fn copy_content(source: &mut File, mut target: &File, size: u64) -> io::Result<(
         source.seek(SeekFrom::Start(data))?;
         target.seek(SeekFrom::Start(data))?;
         io::copy(&mut source.by_ref().take(end - data), &mut target)?;
-        // At least one byte on, so that the loop ends if the file shrinks meanwhile.
+        // Advance at least one byte, so that the loop ends if the file shrinks meanwhile.
         offset = end.max(data + 1);
     }
     target.set_len(size)
@@ -243,7 +244,7 @@ mod tests {
 
     use super::*;
 
-    /// A box and a directory of the host.
+    /// A box and a directory on the host.
     struct CopyScene {
         dir: tempfile::TempDir,
         the_box: OwnedFd,
@@ -291,7 +292,7 @@ mod tests {
         fs::write(scene.path("box/a/b/sub/file"), "new").unwrap();
         scene.copy_out("a/b", "host/back").unwrap();
         assert_eq!(fs::read_to_string(scene.path("host/back/sub/file")).unwrap(), "new");
-        // Copying in replaces nothing: two files of one name are a mistake of the caller.
+        // Copying in replaces nothing: two files with one name are the caller's mistake.
         let error = scene.copy_in("host/tree/run", "a/b/run").unwrap_err();
         assert!(error.to_string().contains("a/b/run"), "{error}");
     }
@@ -337,7 +338,7 @@ mod tests {
         assert!(error.contains("/box/tree/link is a symlink"), "{error}");
         assert_eq!(fs::read_to_string(scene.path("host/tree/zz-good")).unwrap(), "good");
         assert!(!scene.path("host/tree/link").exists());
-        // The same for copying in.
+        // Copying in refuses symlinks too.
         symlink(scene.path("secret"), scene.path("host/upload")).unwrap();
         for host in ["host/upload", "box/tree"] {
             let error = scene.copy_in(host, "in").unwrap_err().to_string();

@@ -6,11 +6,12 @@ use std::path::Path;
 use super::{DirRule, GivenOption, IsolateError, IsolateOption, IsolateVersion, components, root_rules};
 use crate::sandbox::environment::Variable;
 
-/// Returns the arguments of `isolate --init`, with those of `options` that it takes.
+/// Returns the arguments of `isolate --init`, including the `options` that `--init` accepts.
 pub(super) fn init_arguments(id: u32, options: &[GivenOption]) -> Vec<OsString> {
-    let is_for_init = |given: &&GivenOption| matches!(given.option, IsolateOption::Cg | IsolateOption::Quota);
-    let given = options.iter().filter(is_for_init).map(GivenOption::argument);
-    given.chain([box_id(id), "--init".into()]).collect()
+    let is_for_init =
+        |option: &&GivenOption| matches!(option.option, IsolateOption::Cg | IsolateOption::Quota);
+    let arguments = options.iter().filter(is_for_init).map(GivenOption::argument);
+    arguments.chain([box_id(id), "--init".into()]).collect()
 }
 
 /// Returns the arguments of `isolate --cleanup`.
@@ -43,14 +44,14 @@ impl IsolateRun<'_> {
     /// Returns the arguments.
     ///
     /// # Errors
-    /// [`IsolateError::Rule`] if isolate has no way to write a rule.
+    /// [`IsolateError::Rule`] if isolate's syntax cannot express a rule.
     pub(super) fn arguments(&self) -> Result<Vec<OsString>, IsolateError> {
         let valued = |option: IsolateOption, value: &OsStr| {
             GivenOption { option, value: Some(value.to_owned()) }.argument()
         };
         let mut arguments = vec![box_id(self.id), valued(IsolateOption::Meta, self.meta.as_os_str())];
-        let given = self.options.iter().filter(|given| given.option != IsolateOption::Quota);
-        arguments.extend(given.map(GivenOption::argument));
+        let options = self.options.iter().filter(|option| option.option != IsolateOption::Quota);
+        arguments.extend(options.map(GivenOption::argument));
         arguments.push("--no-default-dirs".into());
         for rule in root_rules(self.version, self.root, self.writable).iter().chain(self.dirs) {
             arguments.push(valued(IsolateOption::Dir, &rule.to_value()?));
@@ -99,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn init_and_cleanup_get_only_options_about_the_box() {
+    fn init_and_cleanup_receive_only_box_options() {
         let options = [
             option(IsolateOption::Cg, ""),
             option(IsolateOption::Time, "1"),

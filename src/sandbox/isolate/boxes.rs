@@ -1,6 +1,6 @@
 //! The calls `isolate --init` and `isolate --cleanup`.
 //!
-//! Each call gets the locked file of its box as standard input, which isolate does not read. If this process is killed
+//! Each call receives the locked file of its box as standard input, which isolate does not read. If this process is killed
 //! during the call, the box stays locked until isolate ends. Otherwise a sweep could clean a box that isolate is still making.
 
 use std::ffi::{OsStr, OsString};
@@ -14,7 +14,7 @@ use super::arguments::{cleanup_arguments, init_arguments};
 use super::{GivenOption, IsolateError, IsolateOption};
 use crate::sandbox::error::SandboxError;
 
-/// Parts of the messages by which `--init` reports that somebody else uses the box, over all versions.
+/// Phrases in the messages with which any version of `isolate --init` reports that another program uses the box.
 const BOX_TAKEN_MESSAGES: [&str; 4] =
     ["already exists", "currently in use", "belongs to a different user", "incompatible control group"];
 /// Pause between two attempts to clean up a box.
@@ -58,14 +58,14 @@ pub(in crate::sandbox) fn remove_abandoned(
     lock: &File,
     deadline: Instant,
 ) -> Result<(), SandboxError> {
-    // isolate 1 leaves an empty directory behind if it cleans a box that was never made, so the box is made first. isolate
-    // refuses to make a box that exists.
+    // isolate 1 leaves an empty directory behind if it cleans a box that was never made, so make the box first. If the box
+    // exists, isolate refuses to make it.
     let options: &[GivenOption] =
         if cg { &[GivenOption { option: IsolateOption::Cg, value: None }] } else { &[] };
     if let Err(error) = init(program, id, options, lock) {
         tracing::debug!("box {id}: {error}");
     }
-    // The kernel lets a control group be removed only some moments after its last process has ended.
+    // The kernel lets a control group be removed only shortly after its last process has ended.
     while let Err(error) = clean_up(program, id, cg, lock) {
         if Instant::now() >= deadline {
             return Err(error);
@@ -81,7 +81,7 @@ fn call(program: &Path, arguments: &[OsString], lock: &File) -> Result<Output, S
     Ok(Command::new(program).args(arguments).stdin(lock).output().map_err(failed)?)
 }
 
-/// The first line that a failed call printed.
+/// Returns the first line that a failed call printed to stderr.
 fn failure_message(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
     match text.lines().find(|line| !line.trim().is_empty()) {

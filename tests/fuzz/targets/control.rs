@@ -137,7 +137,9 @@ fn exchange(socket: &Path, sent: &[u8]) {
         match expected {
             Some(expected) => assert_eq!(answer, expected),
             None => {
-                assert!(matches!(answer, ControlResponse::Error(text) if text.starts_with("not a request")))
+                assert!(
+                    matches!(answer, ControlResponse::Error(text) if text.starts_with("malformed request"))
+                )
             }
         }
     }

@@ -44,6 +44,18 @@ pub fn all() -> Vec<Case> {
     paths.iter().map(|path| Case::read(path)).collect()
 }
 
+/// Reads the cases to run: those whose name contains the text of `CONFORMANCE_CASE`, or all if it is not set.
+///
+/// Panics if the text selects no case, so that a mistyped name does not pass.
+pub fn selected() -> Vec<Case> {
+    let mut cases = all();
+    if let Ok(text) = std::env::var("CONFORMANCE_CASE") {
+        cases.retain(|case| case.name.contains(&text));
+        assert!(!cases.is_empty(), "no case has a name that contains CONFORMANCE_CASE={text}");
+    }
+    cases
+}
+
 impl Case {
     fn read(path: &Path) -> Self {
         let name = path.file_stem().and_then(|name| name.to_str()).expect("a name in ASCII").to_owned();

@@ -20,14 +20,14 @@ use crate::layer::{
     TarOffset, TarWalk,
 };
 
-/// Bytes of windows in memory at which thinning starts before the end of the blob.
+/// Size of the windows in memory, in bytes, at which thinning starts before the end of the blob.
 const WINDOWS_IN_MEMORY: u64 = 64 << 20;
 /// zstd level of the seekable file: fast to compress, and as fast to decode as any other level.
 const SEEKABLE_LEVEL: i32 = 3;
-/// Spans in the queue to the hash thread.
+/// Most spans in the queue to the hash thread.
 const HASH_QUEUE: usize = 4;
 
-/// Why a layer cannot be indexed.
+/// The reason why a layer cannot be indexed.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// The blob cannot be decoded.
@@ -146,11 +146,11 @@ pub fn build<R: BufRead, W: Write>(
             failed: None,
         };
         let mut tables = Tables::default();
-        let walked = walk(&mut stream, &mut tables);
+        let walk_result = walk(&mut stream, &mut tables);
         if let Some(error) = stream.failed.take() {
             return Err(error);
         }
-        walked?;
+        walk_result?;
         let SpanStream { decoder, drafts, tar_end, seekable_end, mut seekable, hash: sender, .. } = stream;
         drop(sender);
         let diff_id = DiffId::new(hash.join().expect("hashing does not panic"));

@@ -1,4 +1,4 @@
-//! Entries of a layer, as the index has them.
+//! The entries of a layer, as read from its index.
 
 use super::format::TAR_BLOCK;
 use super::records::{EntryAttr, u16_at, u32_at};
@@ -19,9 +19,9 @@ pub enum IndexedKind<'a> {
         /// The target, unchanged from the tar.
         target: &'a [u8],
     },
-    /// Another name of an earlier entry.
+    /// Hard link to an earlier entry.
     Hardlink {
-        /// The normalized path of the other name.
+        /// The normalized path of the earlier entry.
         target: &'a [u8],
     },
     /// Character device.
@@ -55,13 +55,13 @@ pub struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// The normalized path of its directory; empty for the root.
+    /// The normalized path of the parent directory; empty for the root.
     #[must_use]
     pub fn dir(&self) -> &'a [u8] {
         self.dir
     }
 
-    /// The last component of its path; empty for the root directory itself.
+    /// The last component of the path; empty for the root directory itself.
     #[must_use]
     pub fn name(&self) -> &'a [u8] {
         self.name

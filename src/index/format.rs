@@ -2,7 +2,7 @@
 //!
 //! All numbers are little-endian. The file is a header followed by the sections in the order of [`Section`], each padded
 //! with zero bytes to a multiple of 8. Only the lengths in the header determine where a section starts. A reader accepts
-//! exactly [`VERSION`]: an index is derived data, so an index of another version is built again from the blob and never
+//! exactly [`VERSION`]: an index is derived data, so an index of another version is rebuilt from the blob and never
 //! migrated.
 //!
 //! # Header, [`HEADER_LEN`] bytes
@@ -18,7 +18,7 @@
 //! | 80..112 | diff ID: digest of the tar |
 //! | 112..120 | length of the blob |
 //! | 120..128 | length of the tar |
-//! | 128..136 | length of the seekable file, 0 if there is none |
+//! | 128..136 | length of the seekable file, 0 if the layer has none |
 //! | 136..256 | bytes of each section without its padding, 15 × u64 |
 //!
 //! # Sections
@@ -32,10 +32,10 @@
 //! The kinds are 0 stored, 1 gzip member, 2 deflate, 3 zstd frames, 4 a zstd frame of the seekable file. [`crate::layer::Checkpoint`]
 //! describes how to resume at each.
 //!
-//! **Window groups**, [`GROUP_LEN`] bytes each: offset in the window heap u64 · bytes there u32 · bytes uncompressed u32.
+//! **Window groups**, [`GROUP_LEN`] bytes each: offset in the window heap u64 · compressed bytes u32 · uncompressed bytes u32.
 //! A group is one zstd frame with the windows of neighbouring spans. Uncompressed: the number of windows; for each window
 //! the number of runs, and the runs as (gap since the end of the last run, length), all LEB128; then the bytes of all runs of
-//! all windows. A window has only the bytes that its span refers to, about a tenth of the 32 KiB.
+//! all windows. A window contains only the bytes that its span refers to, about a tenth of the 32 KiB.
 //!
 //! **Entries**, [`ENTRY_LEN`] bytes each, in the order of the tar: directory u32 · end of the name in the name heap u32
 //! (a name starts where the previous one ends) · attributes u32 · offset of the header in the tar, in blocks of 512, u32 · payload
@@ -45,7 +45,7 @@
 //! regular file that is sparse or at least 4 GiB long; the offset of a link's target in the text heap (u16 length, bytes);
 //! a device number as the kernel packs it (major in the upper 12 bits, minor in the lower 20); 0 for other kinds.
 //!
-//! **Attributes**, [`ATTR_LEN`] bytes each, each combination once: kind u8 · zero u8 · mode u16 · uid u32 · gid u32 ·
+//! **Attributes**, [`ATTR_LEN`] bytes each, no combination twice: kind u8 · zero u8 · mode u16 · uid u32 · gid u32 ·
 //! mtime's nanoseconds u32 · mtime's seconds i64 · ordinal of the xattr set u32 ([`NO_XATTRS`]: none).
 //!
 //! **Directories**, 4 bytes each: end of the path in the directory heap. Paths are normalized and have no leading slash.
@@ -55,7 +55,7 @@
 //! **Segments**, [`SEGMENT_LEN`] bytes each: offset in the file u64 · offset in the tar u64 · length u64. In the tar, the
 //! segments of a file follow each other without a gap.
 //!
-//! **Links**, 8 bytes each, ascending: entry u32 · number of its names within this layer u32. Only entries with several names.
+//! **Links**, 8 bytes each, ascending: entry u32 · number of its names within this layer u32. Only entries with several names have a record.
 //!
 //! **Xattr sets**, 4 bytes each: end of the set in the xattr heap. A set is a sequence of name length u16, name, value length
 //! u32, value; names ascending.
@@ -72,7 +72,7 @@
 
 /// The first bytes of every index.
 pub const MAGIC: [u8; 8] = *b"RCXINDEX";
-/// The version. Changes with this format, *with the meaning of an entry's ordinal* (inode numbers depend on it), and with the
+/// The format version. It changes with this format, *with the meaning of an entry's ordinal* (inode numbers depend on it), and with the
 /// data that is taken from a tar.
 pub const VERSION: u32 = 2;
 /// The length of the header in bytes.

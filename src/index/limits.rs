@@ -1,12 +1,12 @@
 //! Limits on the size of a layer's tar.
 //!
-//! A blob of a few kilobytes can decode to terabytes, which costs time, entries and, for zstd, disk: a frame longer than a
+//! A blob of a few kilobytes can decode to terabytes, which costs time, entries and, for zstd, disk space: a frame longer than a
 //! span is written a second time. So the tar has two limits: an absolute one, and a ratio to the size of its blob.
 
 use std::fmt;
 
-/// The length of tar in bytes up to which the ratio does not apply. A layer of this size does no harm, and some small layers
-/// are a file of zeros, which gzip compresses to a thousandth.
+/// The length of a tar in bytes up to which the ratio does not apply. A layer of this size is harmless, and some small layers
+/// are a file of zeros, which gzip compresses by a factor of a thousand.
 pub const RATIO_FROM: u64 = 1 << 30;
 
 /// Limits on the size of decoded layers.
@@ -19,8 +19,8 @@ pub struct LayerLimits {
 }
 
 impl Default for LayerLimits {
-    /// 64 GiB, some five times the largest layers in use (model weights, CUDA); and a ratio of 200, while layers of programs and
-    /// data reach 20.
+    /// 64 GiB, about five times the size of the largest layers in use (model weights, CUDA), and a ratio of 200, ten times
+    /// the ratio that layers of programs and data reach.
     fn default() -> Self {
         Self { tar_bytes: 64 << 30, ratio: 200 }
     }

@@ -1,8 +1,8 @@
 //! The index of one layer: a memory-mapped file with the metadata for stat, readdir, readlink and getxattr, and with
 //! checkpoints, from which any byte of the layer can be read without decoding the blob from its start.
 //!
-//! [`build()`] makes it in one pass while the blob is downloaded. [`Index::open`] validates the whole file once, after which
-//! lookups cannot fail. [`Layer`] reads content through it. [`format`](mod@format) specifies the file.
+//! [`build()`] builds the index in one pass while the blob is downloaded. [`Index::open`] validates the whole file once, after
+//! which lookups cannot fail. [`Layer`] reads content through the index. [`format`](mod@format) specifies the file.
 
 mod build;
 mod entry;
@@ -27,11 +27,11 @@ pub use read::{Layer, LayerBytes, Piece, ReadError};
 pub use tables::TABLES_MAX;
 pub use thin::SPAN_MAX;
 
-/// An entry of a layer that is not a marker, as its ordinal in the tar. A pure function of the layer's bytes.
+/// The ordinal of an entry in the tar of its layer, without counting markers. It depends only on the bytes of the tar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryId(u32);
 
-/// A span of a layer, as its ordinal in the index.
+/// The ordinal of a span in the index of its layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpanId(u32);
 

@@ -20,7 +20,7 @@ use crate::error::ErrorCode;
 use crate::image::{DiffId, Digest, LayerDigest};
 use crate::layer::{Codec, TarOffset};
 
-/// Why a file is not a usable index. Building the index again from the blob repairs each of these.
+/// The reason why a file is not a usable index. Rebuilding the index from the blob fixes each of these errors.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
     /// The file cannot be read or mapped.
@@ -118,9 +118,9 @@ pub fn open_file(file: &File, layer: &LayerDigest) -> Result<Index<Mmap>, IndexE
 pub fn recorded_diff_id(file: &File, layer: &LayerDigest) -> Option<DiffId> {
     let mut header = [0; HEADER_LEN];
     file.read_exact_at(&mut header, 0).ok()?;
-    let is_ours = header[..8] == MAGIC && u32_at(&header, 8) == VERSION;
-    let of_layer = Digest::new(array(&header, 48)) == layer.digest();
-    (is_ours && of_layer).then(|| DiffId::new(Digest::new(array(&header, 80))))
+    let is_index = header[..8] == MAGIC && u32_at(&header, 8) == VERSION;
+    let is_of_layer = Digest::new(array(&header, 48)) == layer.digest();
+    (is_index && is_of_layer).then(|| DiffId::new(Digest::new(array(&header, 80))))
 }
 
 impl<D: AsRef<[u8]>> Index<D> {
@@ -301,7 +301,7 @@ impl<D: AsRef<[u8]>> Index<D> {
         self.count(Section::Spans, SPAN_LEN)
     }
 
-    /// Whether `id` is an entry of this layer. IDs from outside (inode numbers) must be checked here first.
+    /// Whether `id` is an entry of this layer. Check IDs from outside, such as inode numbers, here first.
     pub fn contains(&self, id: EntryId) -> bool {
         id.index() < self.len()
     }
@@ -369,7 +369,7 @@ impl<D: AsRef<[u8]>> Index<D> {
         self.markers(0)
     }
 
-    /// Directories whose content in the layers below this layer hides. The root is the empty path.
+    /// Directories whose content in the layers below is hidden by this layer's opaque markers. The root is the empty path.
     pub fn opaques(&self) -> impl Iterator<Item = &[u8]> {
         self.markers(1)
     }

@@ -27,7 +27,7 @@ pub enum LayerBytes {
 }
 
 impl LayerBytes {
-    /// Replaces `out` by the `length` bytes from `offset`. Allocates step by step, since an index can declare any length.
+    /// Replaces `out` with the `length` bytes from `offset`. Allocates step by step, since an index can declare any length.
     fn read_into(&self, out: &mut Vec<u8>, length: usize, offset: u64) -> std::io::Result<()> {
         /// Bytes read at once; few spans are longer.
         const STEP: usize = 4 << 20;
@@ -59,7 +59,8 @@ impl LayerBytes {
     }
 }
 
-/// Why a span cannot be read. The message names blob and span, for the administrator who finds it in the log.
+/// The reason why a span cannot be read. The message names the blob and the span, because it often appears in a log without
+/// any other context.
 #[derive(Debug, thiserror::Error)]
 #[error("blob {layer}: cannot read span {span} (bytes {blob:?} of the {file})")]
 pub struct ReadError {
@@ -141,7 +142,7 @@ impl<D: AsRef<[u8]>> Layer<D> {
         &self.index
     }
 
-    /// Reads and decodes a span, and compares its checksum. Nothing is cached.
+    /// Reads and decodes a span, and verifies its checksum. Nothing is cached.
     ///
     /// # Errors
     /// The blob cannot be read, or has changed since it was indexed. Wrong bytes are never returned.
@@ -188,9 +189,9 @@ impl<D: AsRef<[u8]>> Layer<D> {
         }
         let mut out = vec![0; length];
         COMPRESSED.with_borrow_mut(|compressed| {
-            let wanted = usize::try_from(record.data_len)
+            let compressed_len = usize::try_from(record.data_len)
                 .map_err(|_| std::io::Error::from(std::io::ErrorKind::FileTooLarge))?;
-            source.read_into(compressed, wanted, record.data)?;
+            source.read_into(compressed, compressed_len, record.data)?;
             decode_span(&checkpoint, &header, compressed, &mut out)?;
             // A long run of empty members or skippable frames is legal but rare: do not keep its buffer.
             if compressed.capacity() > 4 << 20 {
@@ -281,8 +282,8 @@ impl<D: AsRef<[u8]>> Layer<D> {
         })
     }
 
-    /// The size of a regular file without its holes. Takes constant time: every stat needs it, and a million names can lead to
-    /// a file of a million segments.
+    /// The size of a regular file without its holes. Takes constant time: every stat needs it, and a million names can be hard
+    /// links to one file of a million segments.
     ///
     /// # Panics
     /// `entry` is not an entry of this layer.
@@ -301,10 +302,11 @@ impl<D: AsRef<[u8]>> Layer<D> {
         }
     }
 
-    /// Reads a range of a regular file without a cache, for `verify`, unpacking and tests. Short only at the end of the file.
+    /// Reads a range of a regular file without a cache, for `verify`, unpacking and tests. The result is short only at the end of
+    /// the file.
     ///
     /// # Errors
-    /// As [`Layer::decode_span`].
+    /// The same as for [`Layer::decode_span`].
     ///
     /// # Panics
     /// `entry` is not an entry of this layer.
@@ -323,8 +325,8 @@ impl<D: AsRef<[u8]>> Layer<D> {
                         let range = self.index.span_range(id);
                         let span = self.decode_span(id)?;
                         let stop = end.min(range.end);
-                        let place = |at: u64| usize::try_from(at - range.start).unwrap_or(usize::MAX);
-                        out.extend_from_slice(&span[place(at)..place(stop)]);
+                        let position = |at: u64| usize::try_from(at - range.start).unwrap_or(usize::MAX);
+                        out.extend_from_slice(&span[position(at)..position(stop)]);
                         at = stop;
                     }
                 }

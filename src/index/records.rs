@@ -7,7 +7,7 @@ use super::format::{KindByte, SpanKind};
 use crate::layer::Timestamp;
 
 pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    bytes[at..at + N].try_into().expect("slice has the length asked for")
+    bytes[at..at + N].try_into().expect("the slice has N bytes")
 }
 
 pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {

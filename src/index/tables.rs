@@ -205,8 +205,8 @@ impl Tables {
         (self.dirs, self.attrs, self.xattr_sets) = Default::default();
     }
 
-    /// Counts the names of entries within the layer, by path. Symlinks or duplicates in the layer can lead the merge to another
-    /// count; then the two differ, and the image gives the file an inode number of its own: slower, but never wrong.
+    /// Counts the names of entries within the layer, by path. If the layer has symlinks or duplicate entries, the count of the
+    /// merge can differ. The file then has an inode number of its own in the image, which is slower but never wrong.
     fn count_links(&mut self) {
         if self.hardlinks.is_empty() {
             return;
@@ -224,9 +224,9 @@ impl Tables {
             };
             Some((*self.dirs.get(dir)?, name))
         };
-        let wanted: HashSet<(u32, &[u8])> =
+        let targets: HashSet<(u32, &[u8])> =
             self.hardlinks.iter().filter_map(|(_, text)| target(*text)).collect();
-        // The latest entry at each path that is the target of a link, and at each link.
+        // The latest entry at each path that is a link or the target of a link.
         let mut entry_of: HashMap<(u32, &[u8]), u32> = HashMap::new();
         let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
         let mut links = self.hardlinks.iter().peekable();
@@ -244,7 +244,7 @@ impl Tables {
                     }
                     links.next();
                 }
-                _ if wanted.contains(&path) => {
+                _ if targets.contains(&path) => {
                     entry_of.insert(path, ordinal);
                 }
                 _ => {}

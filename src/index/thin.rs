@@ -1,8 +1,8 @@
 //! Drops checkpoints until an index meets its size budget.
 //!
-//! Layers are decoded with a checkpoint every 256 KiB. If the windows of all checkpoints exceed the budget, the largest are
-//! dropped first, and their spans join the previous ones: so the budget keeps as many checkpoints as possible. No span grows
-//! beyond [`SPAN_MAX`].
+//! Layers are decoded with a checkpoint every 256 KiB. If the windows of all checkpoints exceed the budget, the checkpoints
+//! with the largest windows are dropped first, which keeps as many checkpoints as possible. The span of a dropped checkpoint
+//! is joined to the previous span. No span grows beyond [`SPAN_MAX`].
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -61,7 +61,7 @@ pub(super) fn thin(drafts: Vec<SpanDraft>, budget: u64) -> Vec<SpanDraft> {
     }
     let mut heap: BinaryHeap<(u64, Reverse<usize>)> =
         drafts.iter().enumerate().map(|(at, draft)| (draft.cost(), Reverse(at))).collect();
-    // previous[n] is the span that n would join. A span that was joined leaves `None`.
+    // previous[n] is the span to which span n would be joined. A joined span leaves `None` in `drafts`.
     let mut previous: Vec<usize> = (0..drafts.len()).map(|at| at.wrapping_sub(1)).collect();
     let mut next: Vec<usize> = (1..=drafts.len()).collect();
     let mut drafts: Vec<Option<SpanDraft>> = drafts.into_iter().map(Some).collect();
@@ -84,9 +84,9 @@ pub(super) fn thin(drafts: Vec<SpanDraft>, budget: u64) -> Vec<SpanDraft> {
             before.data.end = before.data.end.max(draft.data.end);
             before.crc.combine(&draft.crc);
         }
-        let behind = next[at];
-        next[before] = behind;
-        if let Some(previous) = previous.get_mut(behind) {
+        let following = next[at];
+        next[before] = following;
+        if let Some(previous) = previous.get_mut(following) {
             *previous = before;
         }
         total -= cost;

@@ -7,7 +7,8 @@ use super::format::{
 use super::open::{Index, IndexError};
 use super::records::{attr_of, between, record, u16_at, u32_at, u64_at};
 
-/// Longest span that a reader accepts, in bytes of tar; the builder makes shorter ones. Limits the allocation of a decode.
+/// Longest span that a reader accepts, in bytes of tar; the builder makes shorter ones. Bounds the memory that decoding a span
+/// allocates.
 const SPAN_LIMIT: u64 = 2 << 20;
 
 impl<D: AsRef<[u8]>> Index<D> {

@@ -28,7 +28,7 @@ impl<'a> BitReader<'a> {
     pub(super) fn at(data: &'a [u8], bit: usize) -> Result<Self, DeflateError> {
         let mut bits = Self { data, next: bit / 8, hold: 0, count: 0 };
         bits.refill()?;
-        bits.skip(u32::try_from(bit % 8).expect("less than 8"));
+        bits.skip(u32::try_from(bit % 8).expect("a number below 8 fits into u32"));
         Ok(bits)
     }
 

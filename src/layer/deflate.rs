@@ -1,6 +1,6 @@
 //! Walks over deflate data symbol by symbol without producing the decoded bytes (RFC 1951).
 //!
-//! zlib can stop after a block but not after a symbol, and it does not report what a match refers to. The walk does both.
+//! zlib can stop after a block but not after a symbol, and it does not report the distances of matches. The walk does both.
 //! It runs only over data that inflate has already accepted: its own checks keep it within bounds and do not validate the
 //! data.
 
@@ -67,8 +67,8 @@ enum BlockPosition {
     BlockStart,
     /// The next bit starts a symbol.
     Symbols { block: BlockHeader, last: bool, codes: Arc<HuffmanCodes> },
-    /// The next byte belongs to a stored block, which has `left` bytes left.
-    Stored { block: BlockHeader, last: bool, left: u16 },
+    /// The next byte belongs to a stored block, of which `remaining` bytes follow.
+    Stored { block: BlockHeader, last: bool, remaining: u16 },
     /// After the last block.
     End,
 }
@@ -98,7 +98,7 @@ impl DeflateWalker {
     }
 
     /// Walks until the next symbol starts at or after byte `until` of the tar, or would end after byte `limit` (not less than
-    /// `until`), or the stream ends. `on_match` gets each match: its first byte in the tar, its length, and its distance.
+    /// `until`), or the stream ends. Calls `on_match` for each match with its first byte in the tar, its length and its distance.
     pub(super) fn walk(
         &mut self,
         buffer: &CompressedBuffer,
@@ -108,7 +108,7 @@ impl DeflateWalker {
     ) -> Result<(), DeflateError> {
         let origin = buffer.start * 8;
         let from = self.bit.checked_sub(origin).and_then(|bit| usize::try_from(bit).ok());
-        let from = from.ok_or(DeflateError("the walk starts before its data"))?;
+        let from = from.ok_or(DeflateError("the walk starts before the buffered data"))?;
         let mut bits = BitReader::at(&buffer.bytes, from)?;
         loop {
             let proceed = match &mut self.position {
@@ -120,13 +120,14 @@ impl DeflateWalker {
                     self.position = read_block_header(&mut bits, origin)?;
                     true
                 }
-                BlockPosition::Stored { last, left, block } => {
-                    let take = u16::try_from(until.saturating_sub(self.tar)).unwrap_or(u16::MAX).min(*left);
+                BlockPosition::Stored { last, remaining, block } => {
+                    let take =
+                        u16::try_from(until.saturating_sub(self.tar)).unwrap_or(u16::MAX).min(*remaining);
                     bits.skip_bytes(usize::from(take))?;
                     self.tar += u64::from(take);
-                    *left -= take;
+                    *remaining -= take;
                     block.stored_before += take;
-                    let ended = *left == 0;
+                    let ended = *remaining == 0;
                     if ended {
                         self.position = if *last { BlockPosition::End } else { BlockPosition::BlockStart };
                     }
@@ -155,7 +156,7 @@ impl DeflateWalker {
 
 const UNUSED_CODE: DeflateError = DeflateError("no symbol has this Huffman code");
 
-/// Walks until the block ends (true), or until `until` or `limit` is reached (false).
+/// Walks to the end of the block and returns true, or to `until` or `limit` and returns false.
 #[inline]
 fn walk_symbols(
     bits: &mut BitReader<'_>,
@@ -234,8 +235,8 @@ fn walk_symbols_fast(
         if at >= safe {
             break false;
         }
-        // One refill is enough for three short literals, for two and a length, and for two and a long literal, each with
-        // the next lookup: at most 48 of 56 bits.
+        // One refill is enough for three short literals, for two literals and a length, and for two and a long literal,
+        // each with the next lookup: at most 48 of 56 bits.
         if entry & LITERAL != 0 {
             b.skip(entry);
             at += 1;
@@ -309,6 +310,6 @@ fn read_block_header(bits: &mut BitReader<'_>, origin: u64) -> Result<BlockPosit
     let block = BlockHeader { start_bit: origin + start as u64, bits: length, stored_before: 0 };
     Ok(match codes {
         Some(codes) => BlockPosition::Symbols { block, last, codes },
-        None => BlockPosition::Stored { block, last, left: stored },
+        None => BlockPosition::Stored { block, last, remaining: stored },
     })
 }

@@ -44,9 +44,9 @@ pub(super) struct GzipSpans {
     history: Vec<u8>,
     /// The span that is being filled.
     span: CurrentSpan,
-    /// The last good position to end it.
+    /// The last position at which the current span could end.
     boundary: Option<SpanBoundary>,
-    /// Filled spans, in order. Those whose window is known can be delivered.
+    /// Filled spans, in order. Those whose window is known can be returned.
     filled: VecDeque<FilledSpan>,
     /// Buffers for the next spans.
     spare: Vec<Vec<u8>>,
@@ -101,7 +101,8 @@ enum SpanStart {
 #[derive(Debug)]
 enum ResumePoint {
     Member,
-    /// The window is not known yet. Finding it takes 32 KiB after `start`, or all bytes to the end of the member.
+    /// The window is not known yet. Finding it requires the 32 KiB after `start`, or all bytes to the end of the
+    /// member.
     PendingWindow {
         start: DeflateWalker,
         history: Vec<u8>,
@@ -135,7 +136,7 @@ impl GzipSpans {
         }
     }
 
-    /// Takes back the buffer of a delivered span.
+    /// Takes back the buffer of a returned span.
     pub(super) fn recycle(&mut self, mut bytes: Vec<u8>) {
         if bytes.capacity() >= self.limits.max && self.spare.len() < SPARE_MAX {
             bytes.clear();
@@ -155,7 +156,7 @@ impl GzipSpans {
                     first.resume.find_window(&self.buffer, &mut self.finder)?;
                 }
                 if first.resume.is_complete() {
-                    return Ok(self.filled.pop_front().map(FilledSpan::deliver));
+                    return Ok(self.filled.pop_front().map(FilledSpan::into_decoded));
                 }
             } else if self.state == GzipState::End {
                 return Ok(None);
@@ -247,7 +248,7 @@ impl GzipSpans {
         Ok(())
     }
 
-    /// Called after each block and member: ends the span if it is long enough.
+    /// Ends the span if it is long enough. Called after each block and member.
     fn at_boundary(&mut self, blob_end: u64, next: SpanStart) {
         let len = self.span.bytes.len();
         let blob_len = blob_end - self.span.blob;
@@ -315,7 +316,8 @@ impl GzipSpans {
         previous
     }
 
-    /// Drops the compressed bytes that no walk needs any more. `other` is a resume point that is in no span at the moment.
+    /// Drops the compressed bytes that no walk needs any more. `other` is a resume point that currently belongs to no
+    /// span.
     fn trim_buffer(&mut self, other: &ResumePoint) {
         let points = self.filled.iter().map(|span| &span.resume).chain([&self.span.resume, other]);
         let first = points.filter_map(ResumePoint::first_needed).min().unwrap_or(u64::MAX);
@@ -351,14 +353,14 @@ impl ResumePoint {
 }
 
 impl FilledSpan {
-    fn deliver(self) -> DecodedSpan {
+    fn into_decoded(self) -> DecodedSpan {
         let checkpoint = match self.resume {
             ResumePoint::Deflate { start, window } => {
                 Checkpoint::Deflate { skip_bits: (start.bit() % 8) as u8, block: start.block(), window }
             }
             ResumePoint::Member => Checkpoint::GzipMember,
             ResumePoint::PendingWindow { .. } => {
-                unreachable!("spans are delivered only after their window is known")
+                unreachable!("spans are returned only after their window is known")
             }
         };
         DecodedSpan { checkpoint: Some(checkpoint), blob: self.blob, bytes: self.bytes }

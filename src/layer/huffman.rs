@@ -16,7 +16,7 @@ const DISTANCE_BITS: u32 = 8;
 
 /// A literal byte.
 pub(super) const LITERAL: u32 = 1 << 31;
-/// Not a literal, length or distance. Alone: no symbol has this code.
+/// Not a literal, length or distance. Without another flag, no symbol has this code.
 pub(super) const SPECIAL: u32 = 1 << 15;
 /// The code is longer than the first lookup: the entry leads to a second table.
 pub(super) const LINK: u32 = SPECIAL | 1 << 14;
@@ -114,7 +114,7 @@ const DISTANCES: [u32; 30] = {
     all
 };
 
-/// Returns the codes of blocks without codes of their own (RFC 1951, 3.2.6).
+/// Returns the fixed codes, for blocks that define no codes (RFC 1951, 3.2.6).
 pub(super) fn fixed_codes() -> Arc<HuffmanCodes> {
     static FIXED: LazyLock<Arc<HuffmanCodes>> = LazyLock::new(|| {
         let mut literals = [8u8; 288];
@@ -125,7 +125,7 @@ pub(super) fn fixed_codes() -> Arc<HuffmanCodes> {
     Arc::clone(&FIXED)
 }
 
-/// Fills a lookup table for the code with these lengths. All entries must be `SPECIAL` before. `entry` returns a symbol's
+/// Fills a lookup table for the code with these lengths. On entry, all slots must be `SPECIAL`. `entry` returns a symbol's
 /// entry without the length of its code.
 fn fill_table(
     lengths: &[u8],
@@ -145,7 +145,7 @@ fn fill_table(
             return Err(DeflateError("a Huffman code has too many symbols"));
         }
     }
-    // Deflate allows two incomplete codes: without any symbol, and of one symbol with one bit.
+    // Deflate allows two incomplete codes: one without symbols, and one with a single symbol of one bit.
     if free > 0 && count[2..].iter().any(|&n| n != 0) {
         return Err(DeflateError("a Huffman code is incomplete"));
     }
@@ -168,7 +168,7 @@ fn fill_table(
     for &symbol in &sorted[..total] {
         let length = u32::from(lengths[usize::from(symbol)]);
         let value = entry(usize::from(symbol));
-        let (part, shown) = if length <= first_bits {
+        let (part, index_bits) = if length <= first_bits {
             (table.get_mut(..1 << first_bits), length)
         } else {
             let prefix = code & ((1 << first_bits) - 1);
@@ -194,8 +194,8 @@ fn fill_table(
         };
         let part = part.ok_or(DeflateError("a Huffman code does not fit its table"))?;
         let first = if length <= first_bits { code } else { code >> first_bits };
-        for slot in part.iter_mut().skip(first).step_by(1 << shown) {
-            *slot = value + (shown << 8 | shown);
+        for slot in part.iter_mut().skip(first).step_by(1 << index_bits) {
+            *slot = value + (index_bits << 8 | index_bits);
         }
         count[length as usize] -= 1;
         // Adds one to the reversed code, whose highest bit is the lowest of the number.

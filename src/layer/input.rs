@@ -1,4 +1,4 @@
-//! Reads a blob byte by byte and knows the position in it.
+//! Reads a blob and tracks the position in it.
 
 use std::io::{self, BufRead};
 
@@ -78,7 +78,7 @@ impl<R: BufRead> BlobInput<R> {
         LayerError::Truncated { codec, part, at: BlobOffset::new(self.offset) }
     }
 
-    /// Returns the reader, which has delivered the consumed bytes and at least the prefix.
+    /// Returns the reader, from which the consumed bytes and at least the prefix have been read.
     pub(super) fn into_reader(self) -> R {
         self.reader
     }

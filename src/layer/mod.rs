@@ -10,12 +10,12 @@
 //! | [`name`] | validates the names of tar members |
 //! | [`tar`] | walks over a tar and returns its entries |
 //! | `error` | the errors of a blob |
-//! | `input` | reads a blob and knows the position in it |
+//! | `input` | reads a blob and tracks the position in it |
 //! | `bits`, `huffman`, `deflate` | walk over deflate data without decoding it |
 //! | `inflate` | decodes deflate data with zlib-rs |
 //! | `window` | finds and restores the bytes before a checkpoint |
 //! | `gzip_member` | reads headers and trailers of gzip members |
-//! | `gzip`, `zstd` | decode a blob of this codec into spans |
+//! | `gzip`, `zstd` | decode a gzip or zstd blob into spans |
 //! | `spans` | decodes any blob into spans |
 //! | `resume` | decodes a span again |
 
@@ -42,7 +42,7 @@ pub use resume::decode_span;
 pub use spans::SpanDecoder;
 pub use tar::{EntryKind, FileContent, Segment, TarEntry, TarError, TarFault, TarWalk, Timestamp, Xattrs};
 
-/// Declares a type for 64-bit positions, in bytes, that must not be confused with positions in something else.
+/// Declares a type for byte positions in one kind of data, which must not be mixed up with positions in other data.
 macro_rules! offset {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -80,7 +80,7 @@ offset! {
     TarOffset
 }
 
-/// How a blob is compressed. Recognised by its first bytes; media types are not trusted.
+/// The compression of a blob, recognised by the blob's first bytes. Media types are not trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Codec {
     /// Not compressed.
@@ -118,10 +118,10 @@ impl fmt::Display for Codec {
     }
 }
 
-/// Length of spans, in bytes of tar.
+/// The length of spans, in bytes of the tar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpanLimits {
-    /// Intended length. A span ends at the first good position after three quarters of this.
+    /// Target length. A span ends at the first suitable position after three quarters of it.
     pub target: usize,
     /// Maximum length.
     pub max: usize,
@@ -133,7 +133,7 @@ impl SpanLimits {
     pub const PRODUCTION: Self = Self { target: 256 << 10, max: 320 << 10 };
 }
 
-/// The bytes before a checkpoint that the deflate stream after it refers to.
+/// The bytes before a checkpoint that the deflate stream refers to after the checkpoint.
 ///
 /// Deflate refers back at most 32 KiB. Only about 10 % of these bytes are ever used, so the others are not kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -165,7 +165,7 @@ pub enum Checkpoint {
     ZstdFrame,
 }
 
-/// Header of the deflate block that a span starts inside of (RFC 1951, 3.2.3): from BFINAL to the last bit of the Huffman
+/// Header of the deflate block in which a span starts (RFC 1951, 3.2.3): from BFINAL to the last bit of the Huffman
 /// code lengths. Decoding needs its tables before the first symbol of the span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockHeader {
@@ -178,7 +178,7 @@ pub struct BlockHeader {
     pub stored_before: u16,
 }
 
-/// A span, as decoded for the first time.
+/// A span, decoded for the first time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodedSpan {
     /// How to decode the span again. `None` if that is impossible, because the span is part of a zstd frame longer than the

@@ -1,4 +1,4 @@
-//! Names in a layer: normalised paths, and what a name means: an entry, a marker or a leftover of AUFS.
+//! Names in a layer: normalised paths, and their meaning as an entry, a marker or a leftover of AUFS.
 //!
 //! Code outside this file never sees a path with `.`, `..`, an empty component or a NUL byte. Names are bytes: a layer may
 //! use any, and only messages assume UTF-8.
@@ -29,7 +29,7 @@ pub struct LayerPath(Box<[u8]>);
 pub enum MemberName {
     /// An entry of the layer. The path is empty for the root itself.
     Plain(LayerPath),
-    /// A whiteout marker. Hides this path of the layers below.
+    /// A whiteout marker. Hides this path in the layers below.
     Whiteout(LayerPath),
     /// An opaque marker. Hides everything that the layers below have in this directory.
     Opaque(LayerPath),
@@ -37,7 +37,7 @@ pub enum MemberName {
     Dropped,
 }
 
-/// A member's name is refused.
+/// The reason why a member's name is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// The name is empty. (`/` and `.` are valid: they name the root.)
@@ -167,7 +167,7 @@ impl fmt::Debug for LayerPath {
 impl MemberName {
     /// Normalises a name from a tar and determines its meaning.
     ///
-    /// The first component that is named like a marker decides. Everything below a leftover of AUFS is dropped. A member
+    /// The first component that is named like a marker determines the meaning. Everything below a leftover of AUFS is dropped. A member
     /// below any other marker is an error, because no engine could show it.
     ///
     /// # Errors

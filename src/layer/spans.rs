@@ -9,7 +9,7 @@ use super::{BlobOffset, Checkpoint, Codec, DecodedSpan, LayerError, SpanLimits};
 
 /// Decodes a blob once, front to back, into spans that follow each other without a gap in the tar.
 ///
-/// Verifies everything that the format allows to verify: if the decoder returns `None`, the blob is complete and undamaged.
+/// Verifies everything that the format makes verifiable: if the decoder returns `None`, the blob is complete and undamaged.
 /// If it returns an error, the spans before the error are correct, but the blob is not.
 ///
 /// Needs memory for about three spans and for zstd's window, regardless of the blob's content.
@@ -28,7 +28,7 @@ enum CodecDecoder {
     },
     Gzip(Box<GzipSpans>),
     Zstd(Box<ZstdSpans>),
-    /// An error was returned.
+    /// An earlier call returned an error.
     Failed,
 }
 
@@ -41,8 +41,8 @@ impl<R: BufRead> SpanDecoder<R> {
     ///
     /// # Panics
     ///
-    /// If `limits` are invalid: `target` is 0 or above `max`, or `max` is less than 1024. A few deflate matches can fill
-    /// less than that.
+    /// If `limits` are invalid: `target` is 0 or above `max`, or `max` is less than 1024. A few deflate
+    /// matches could exceed a smaller `max`.
     pub fn new(input: R, limits: SpanLimits) -> Result<Self, LayerError> {
         assert!(0 < limits.target && limits.target <= limits.max && 1024 <= limits.max, "{limits:?}");
         let input = BlobInput::new(input)?;

@@ -1,7 +1,7 @@
 //! Decodes zstd and records which frames can be decoded again on their own.
 //!
-//! A zstd frame can be decoded only from its start. So spans consist of whole frames, and the spans of a frame that is longer
-//! than a span may be have no checkpoint.
+//! A zstd frame can be decoded only from its start. So spans consist of whole frames. A frame longer than the limit for spans
+//! is split into spans without checkpoints.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -25,11 +25,11 @@ pub(super) struct ZstdSpans {
     blob_max: u64,
     context: DCtx<'static>,
     state: ZstdState,
-    /// Whether a frame was seen, other than skippable ones.
+    /// Whether a frame other than a skippable one has been read.
     any_frame: bool,
-    /// Start of the span in the blob, and end of the last of its whole frames.
+    /// The range of the blob from the start of the span to the end of its last whole frame.
     blob: std::ops::Range<u64>,
-    /// Content of the span's whole frames, and of the current frame as far as it is decoded.
+    /// Content of the span's whole frames, and the decoded part of the current frame.
     bytes: Vec<u8>,
     filled: VecDeque<DecodedSpan>,
 }
@@ -48,7 +48,7 @@ struct ZstdFrame {
     blob: u64,
     /// Start in the span.
     at: usize,
-    /// Whether the frame is too long for a span and is delivered in pieces.
+    /// Whether the frame is too long for one span and is returned in pieces.
     long: bool,
 }
 
@@ -153,7 +153,7 @@ impl ZstdSpans {
         let chunk = input.fill()?;
         let at_end = chunk.is_empty();
         let mut source = InBuffer::around(chunk);
-        // The buffer has room for one byte more than a span may have. Its use shows that the frame is too long.
+        // The buffer has room for one byte more than the limit for spans. If that byte is used, the frame is too long.
         let mut out = OutBuffer::around_pos(&mut self.bytes, before);
         let hint = self
             .context
@@ -172,13 +172,13 @@ impl ZstdSpans {
         }
         let blob_end = input.offset();
         if !frame.long {
-            let heavy = blob_end - frame.blob > self.blob_max;
-            if frame.at > 0 && (self.bytes.len() > self.limits.max || heavy) {
+            let exceeds_blob_max = blob_end - frame.blob > self.blob_max;
+            if frame.at > 0 && (self.bytes.len() > self.limits.max || exceeds_blob_max) {
                 self.close(frame.at);
                 self.blob = frame.blob..frame.blob;
                 frame.at = 0;
             }
-            frame.long = self.bytes.len() > self.limits.max || heavy;
+            frame.long = self.bytes.len() > self.limits.max || exceeds_blob_max;
         }
         if frame.long {
             // `bytes` holds only this frame, because a long frame does not share a span.
@@ -195,8 +195,8 @@ impl ZstdSpans {
                 self.blob = blob_end..blob_end;
             } else {
                 self.blob.end = blob_end;
-                let heavy = blob_end - self.blob.start > self.blob_max;
-                if self.bytes.len() >= self.limits.target / 4 * 3 || heavy {
+                let exceeds_blob_max = blob_end - self.blob.start > self.blob_max;
+                if self.bytes.len() >= self.limits.target / 4 * 3 || exceeds_blob_max {
                     self.close(self.bytes.len());
                     self.blob = blob_end..blob_end;
                 }
@@ -263,7 +263,8 @@ impl ZstdHeader {
         Ok(u64::from_le_bytes(number))
     }
 
-    /// Reads the header after the magic number. Refuses frames that zstd would refuse too, but with a worse message.
+    /// Reads the header after the magic number. Refuses some frames that zstd would also refuse, to give a
+    /// clearer message.
     fn read<R: BufRead>(&mut self, input: &mut BlobInput<R>, start: u64) -> Result<(), LayerError> {
         let at = BlobOffset::new(start);
         let descriptor = self.number(input, 1)?;

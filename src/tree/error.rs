@@ -1,4 +1,4 @@
-//! Why the layers of an image cannot be merged.
+//! Errors from merging the layers of an image.
 
 use super::LayerNo;
 use crate::error::ErrorCode;
@@ -8,10 +8,11 @@ use crate::layer::{Printable, TarOffset};
 /// Most symlinks in one path (`MAXSYMLINKS`, linux/namei.h).
 pub const MAX_LINKS: usize = 40;
 
-/// Longest name in bytes (`NAME_MAX`). The names of entries are checked before; components of symlink targets are not.
+/// Longest name in bytes (`NAME_MAX`). The tar walk has checked the names of entries, but not the
+/// components of symlink targets.
 pub(super) const MAX_NAME: usize = 255;
 
-/// Why the layers of an image cannot be merged.
+/// The reason why the layers of an image cannot be merged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "layer {layer}: {} `{}`: {fault} (in {digest}{})",
@@ -28,9 +29,9 @@ pub struct MergeError {
     pub at: Option<TarOffset>,
     /// The path of the entry, or the path that the marker hides.
     pub path: Box<[u8]>,
-    /// Whether `path` is of a marker.
+    /// Whether `path` belongs to a marker.
     pub marker: bool,
-    /// The rule that is broken.
+    /// The rule that the entry or marker violates.
     pub fault: MergeFault,
 }
 
@@ -49,10 +50,10 @@ impl MergeError {
     }
 }
 
-/// Why an entry or marker cannot be applied.
+/// The reason why an entry or marker cannot be applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MergeFault {
-    /// The path leads through more than [`MAX_LINKS`] symlinks, or loops.
+    /// The path leads through more than [`MAX_LINKS`] symlinks, or into a symlink loop.
     #[error("too many symbolic links in its path")]
     Loop,
     /// A component before the last is neither a directory nor a symlink to one.
@@ -67,7 +68,7 @@ pub enum MergeFault {
     /// The target of a hard link is a directory.
     #[error("hard link to `{}`, which is a directory", Printable(.0))]
     DirectoryTarget(Box<[u8]>),
-    /// There are more layers, nodes or names than the limit.
+    /// The image has more layers, nodes or names than the limit.
     #[error("too many {0}")]
     TooMany(&'static str),
 }

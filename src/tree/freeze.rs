@@ -1,4 +1,4 @@
-//! Packs a merged tree: numbers the reachable nodes, sorts the names, and drops the rest.
+//! Packs a merged tree: numbers the reachable nodes, sorts the names, and drops unreachable nodes.
 
 use super::merge::MergeState;
 use super::{MergeFault, NodeId, Tree, TreeChild, TreeDirectory};

@@ -1,6 +1,6 @@
 //! All layers of an image merged into one tree of nodes, which every engine shows.
 //!
-//! [`merge()`] makes it from the indexes of the layers alone. A [`Tree`] is immutable and holds only names and structure;
+//! [`merge()`] builds the tree from the indexes of the layers alone. A [`Tree`] is immutable and holds only names and structure;
 //! mode, size, link target and other attributes of a node are in its entry in the index.
 
 mod dump;
@@ -25,7 +25,7 @@ pub const IMPLIED_MODE: u16 = 0o755;
 /// The mtime of a directory without an entry in any layer: a fixed time, so that a tree is a function of its layers.
 pub const IMPLIED_MTIME: Timestamp = Timestamp { sec: 0, nsec: 0 };
 
-/// A node of a tree, as its ordinal. Directories come first, breadth first in the order of their names; then all other nodes,
+/// The ordinal of a node in its tree. Directories come first, breadth first in the order of their names; then all other nodes,
 /// in the order of their first names in that walk. So the numbers depend on the layers alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(u32);
@@ -59,7 +59,7 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// A layer of an image, as its number: 0 is the lowest.
+/// The number of a layer in its image; 0 is the lowest layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LayerNo(u16);
 
@@ -107,7 +107,7 @@ pub struct Tree {
     names: Box<[u8]>,
     /// The children of all directories, in the order of the directories; within a directory sorted by name.
     children: Box<[TreeChild]>,
-    /// One record for each directory, and a last one that marks the end of the children.
+    /// One record for each directory, and a final record that marks the end of the children.
     directories: Box<[TreeDirectory]>,
     /// The layer of each node, or [`IMPLIED`].
     layers: Box<[u16]>,
@@ -155,7 +155,7 @@ impl Tree {
         node.index() < self.directories.len() - 1
     }
 
-    /// The node with this name in a directory; `None` if there is none, or if `directory` is not a directory.
+    /// The node with this name in a directory; `None` if no child has the name, or if `directory` is not a directory.
     #[must_use]
     pub fn lookup(&self, directory: NodeId, name: &[u8]) -> Option<NodeId> {
         let children = self.children_of(directory);
@@ -168,7 +168,7 @@ impl Tree {
         self.children_of(directory).iter().map(|child| (self.name(child), child.node))
     }
 
-    /// The child at a position in that order; `None` after the last one.
+    /// The child at a position in the order of [`Tree::children`]; `None` after the last child.
     #[must_use]
     pub fn child_at(&self, directory: NodeId, position: usize) -> Option<(&[u8], NodeId)> {
         self.children_of(directory).get(position).map(|child| (self.name(child), child.node))
@@ -207,7 +207,7 @@ impl Tree {
         self.links.binary_search_by_key(&node, |(node, _)| *node).map_or(1, |position| self.links[position].1)
     }
 
-    /// The memory that the tree takes, in bytes.
+    /// The memory that the tree uses, in bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
         size_of_val(&*self.names)

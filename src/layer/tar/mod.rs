@@ -115,9 +115,9 @@ pub enum EntryKind {
         /// The target, unchanged: 1 to [`MAX_TARGET`] bytes without NUL.
         target: Box<[u8]>,
     },
-    /// Another name of a file that exists at this point, in this layer or one below.
+    /// A hard link to a file that exists at this point, in this layer or in a lower one.
     Hardlink {
-        /// The other name. May be the root or a directory, which the merge refuses.
+        /// The path of that file. It may be the root or a directory, which the merge refuses.
         target: LayerPath,
     },
     /// A character device; never 0:0, which overlayfs treats as a whiteout.

@@ -20,7 +20,7 @@ pub(super) struct PaxHeader {
 /// A value that the entry's own header, its PAX header and the global PAX header may each set.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) enum PaxValue<T> {
-    /// There is no record.
+    /// No record sets the value.
     #[default]
     Unset,
     /// A record without a value: the entry's own header applies, even if the global header sets a value.
@@ -32,7 +32,7 @@ pub(super) enum PaxValue<T> {
 /// The `GNU.sparse.*` records.
 #[derive(Debug, Default)]
 pub(super) struct SparseRecords {
-    /// Whether there is any such record.
+    /// Whether the extension header has any such record.
     pub(super) any: bool,
     pub(super) major: Option<u64>,
     pub(super) minor: Option<u64>,
@@ -45,8 +45,8 @@ pub(super) struct SparseRecords {
 }
 
 impl<T: Copy> PaxValue<T> {
-    /// Returns the value if there is one; otherwise the global value, unless an empty record cancels it; otherwise the
-    /// header's.
+    /// Returns the value if it is set; otherwise the global value, unless an empty record cancels it; otherwise the header's
+    /// value.
     pub(super) fn or(self, global: Self, header: T) -> T {
         match (self, global) {
             (Self::Value(value), _) | (Self::Unset, Self::Value(value)) => value,

@@ -53,7 +53,7 @@ pub(super) fn decode_url(text: &[u8]) -> Option<Vec<u8>> {
     Some(decoded)
 }
 
-/// Decodes base 64 with or without `=` at the end, which libarchive writes in xattr values.
+/// Decodes base64 with or without `=` at the end, which libarchive writes in xattr values.
 pub(super) fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
     let digits = &text[..text.iter().rposition(|&byte| byte != b'=').map_or(0, |last| last + 1)];
     let mut decoded = Vec::with_capacity(digits.len() / 4 * 3 + 2);

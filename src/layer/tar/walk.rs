@@ -1,4 +1,4 @@
-//! The walk over a tar: one pass, front to back. Content is skipped without looking at it.
+//! Walks over a tar in one pass, front to back. Skips content without inspecting it.
 
 use std::io::{self, BufRead};
 
@@ -19,7 +19,7 @@ pub struct TarWalk<R> {
     /// Number of bytes consumed.
     position: u64,
     state: WalkState,
-    /// The global PAX headers so far.
+    /// The values of all global PAX headers read so far.
     global: PaxHeader,
     /// Position of the last header block, for errors.
     header_at: u64,
@@ -229,7 +229,7 @@ impl<R: BufRead> TarWalk<R> {
         };
         // An ACL sets the permission bits.
         let (xattrs, permissions) = pax.take_xattrs(&kind)?;
-        let mode = u16::try_from(mode).expect("12 bits are left");
+        let mode = u16::try_from(mode).expect("the mode has 12 bits");
         let mode = permissions.map_or(mode, |permissions| mode & 0o7000 | permissions);
         let mtime = header.mtime().ok_or(TarFault::HeaderNumber("mtime"))?;
         Ok(Some(TarEntry {
@@ -277,7 +277,7 @@ impl<R: BufRead> TarWalk<R> {
         stored: u64,
     ) -> Result<(u64, FileContent), TarFault> {
         let size = records.size.ok_or(TarFault::SparseMap)?;
-        let (map, left) = match (records.major.unwrap_or(0), records.minor.unwrap_or(0)) {
+        let (map, remaining) = match (records.major.unwrap_or(0), records.minor.unwrap_or(0)) {
             (0, 0 | 1) => {
                 let mut map = SparseMap::new(size);
                 map.push_records(records)?;
@@ -285,22 +285,22 @@ impl<R: BufRead> TarWalk<R> {
             }
             (1, 0) => {
                 let mut lines = SparseLineMap::new(size);
-                let mut left = stored;
+                let mut remaining = stored;
                 loop {
-                    left = left.checked_sub(BLOCK as u64).ok_or(TarFault::SparseMap)?;
+                    remaining = remaining.checked_sub(BLOCK as u64).ok_or(TarFault::SparseMap)?;
                     let mut block = [0; BLOCK];
                     if !self.read_block(&mut block)? {
                         return Err(TarFault::Truncated);
                     }
                     if lines.push_block(&block)? {
-                        break (lines.into_map(), left);
+                        break (lines.into_map(), remaining);
                     }
                 }
             }
             _ => return Err(TarFault::SparseMap),
         };
-        let content = map.finish(self.position, left)?;
-        self.skip_data(left)?;
+        let content = map.finish(self.position, remaining)?;
+        self.skip_data(remaining)?;
         Ok(content)
     }
 
@@ -401,7 +401,7 @@ fn padding(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK as u64
 }
 
-/// Converts a number of a header; `name` is the field's name in errors.
+/// Converts the number in a header field; `name` is the field's name in errors.
 fn field<T: TryFrom<i64>>(value: Option<i64>, name: &'static str) -> Result<T, TarFault> {
     T::try_from(value.ok_or(TarFault::HeaderNumber(name))?).map_err(|_| TarFault::Range(name))
 }

@@ -85,8 +85,8 @@ impl PosixAcl {
                 (u16::from_le_bytes([*tag_low, *tag_high]), u16::from_le_bytes([*low, *high]));
             let id = u32::from_le_bytes(*id);
             // Tags ascend; only those of named users and groups may repeat. The first and last are checked below.
-            let again = tag == last && matches!(tag, USER | GROUP);
-            if permissions > 7 || !(tag > last || again) {
+            let repeats = tag == last && matches!(tag, USER | GROUP);
+            if permissions > 7 || !(tag > last || repeats) {
                 return None;
             }
             match tag {
@@ -96,14 +96,14 @@ impl PosixAcl {
                 USER | GROUP if id != NO_ID => named = true,
                 _ => return None,
             }
-            let in_place = match tag {
+            let order_is_valid = match tag {
                 USER_OBJ => last == 0,
                 USER | GROUP_OBJ => last != 0,
                 GROUP | MASK => last >= GROUP_OBJ,
                 // `OTHER` comes last. A mask must precede it if there are named entries.
                 _ => last == MASK || (last == GROUP_OBJ && !named),
             };
-            if !in_place {
+            if !order_is_valid {
                 return None;
             }
             clean.extend_from_slice(&[*tag_low, *tag_high, *low, *high]);

@@ -1,4 +1,4 @@
-//! Damaged and truncated blobs, failing readers, wrong checkpoints.
+//! Tests damaged and truncated blobs, failing readers and wrong checkpoints.
 
 use std::io::BufReader;
 

@@ -1,4 +1,4 @@
-//! Random blobs.
+//! Tests with random blobs.
 
 use proptest::prelude::*;
 

@@ -1,4 +1,4 @@
-//! zstd: frames of every length and kind.
+//! Tests zstd blobs with frames of every length and kind.
 
 use super::*;
 

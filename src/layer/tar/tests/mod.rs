@@ -1,4 +1,4 @@
-//! The walk over archives that are built byte by byte, because no writer produces most of them.
+//! Tests the walk over archives that are built byte by byte, because no tar writer produces most of them.
 
 use std::io;
 
@@ -36,13 +36,13 @@ impl RawHeader {
         self.set(329, format!("{major:07o}\0{minor:07o}\0").as_bytes())
     }
     /// The header with its checksum.
-    fn done(self) -> Vec<u8> {
+    fn build(self) -> Vec<u8> {
         let sum: u32 = self.0.iter().map(|&byte| u32::from(byte)).sum::<u32>() + 8 * u32::from(b' ')
             - self.0[148..156].iter().map(|&byte| u32::from(byte)).sum::<u32>();
         self.set(148, format!("{sum:06o}\0 ").as_bytes()).0.to_vec()
     }
     fn data(self, data: &[u8]) -> Vec<u8> {
-        let declared = self.size(data.len() as u64).done();
+        let declared = self.size(data.len() as u64).build();
         padded([declared, data.to_vec()].concat())
     }
 }
@@ -76,7 +76,7 @@ fn end() -> Vec<u8> {
 }
 
 fn walk_all(tar: &[u8]) -> Result<Vec<TarEntry>, TarError> {
-    // The small buffer finds code that works only if a whole header is in the buffer.
+    // The small buffer exposes code that works only if a whole header is in the buffer.
     let mut walk = TarWalk::new(io::BufReader::with_capacity(100, tar));
     let mut entries = Vec::new();
     while let Some(entry) = walk.next_entry()? {
@@ -132,7 +132,7 @@ fn line(tar: &[u8], entry: &TarEntry) -> String {
     line
 }
 
-fn shown(tar: &[u8]) -> String {
+fn dump(tar: &[u8]) -> String {
     match walk_all(tar) {
         Ok(entries) => entries.iter().map(|entry| line(tar, entry)).collect::<Vec<_>>().join("\n"),
         Err(error) => format!("error: {error}"),
@@ -141,7 +141,7 @@ fn shown(tar: &[u8]) -> String {
 
 fn check(cases: &[(&str, Vec<Vec<u8>>, &str)]) {
     for (name, parts, expected) in cases {
-        assert_eq!(&shown(&parts.concat()), expected, "{name}");
+        assert_eq!(&dump(&parts.concat()), expected, "{name}");
     }
 }
 
@@ -162,9 +162,9 @@ fn gnu_map_block(map: &[(u64, u64)], extended: bool) -> Vec<u8> {
 }
 
 /// An archive with an entry of each format.
-fn rich() -> Vec<u8> {
+fn archive_of_all_formats() -> Vec<u8> {
     [
-        RawHeader::new(b'5', "./").done(),
+        RawHeader::new(b'5', "./").build(),
         RawHeader::new(b'g', "g").data(&pax_data(&[("mtime", b"5")])),
         pax(&[
             ("path", b"p"),
@@ -175,10 +175,10 @@ fn rich() -> Vec<u8> {
         file("x", &[b'd'; 700]),
         RawHeader::new(b'L', "x").gnu().data(b"long\0"),
         RawHeader::new(b'K', "x").gnu().data(b"link\0"),
-        RawHeader::new(b'1', "h").gnu().link("p").done(),
-        RawHeader::new(b'2', "s").link("p").done(),
-        RawHeader::new(b'3', "c").device(1, 3).done(),
-        gnu_sparse("a", 5, 20, &[(1, 1), (3, 1), (5, 1), (7, 1)], true).done(),
+        RawHeader::new(b'1', "h").gnu().link("p").build(),
+        RawHeader::new(b'2', "s").link("p").build(),
+        RawHeader::new(b'3', "c").device(1, 3).build(),
+        gnu_sparse("a", 5, 20, &[(1, 1), (3, 1), (5, 1), (7, 1)], true).build(),
         gnu_map_block(&[(10, 1)], false),
         padded(b"abcde".to_vec()),
         pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"8")]),

@@ -1,4 +1,4 @@
-//! Damaged archives.
+//! Tests damaged archives.
 
 use proptest::prelude::*;
 
@@ -25,7 +25,7 @@ fn assert_sound(tar: &[u8]) {
     }
 }
 
-/// Corrects the checksum of every block that may be a header, so that changes get past its check.
+/// Corrects the checksum of every block that may be a header, so that changed headers reach the code behind the check.
 fn repair(tar: &mut [u8]) {
     for block in tar.chunks_exact_mut(BLOCK).filter(|block| &block[257..262] == b"ustar") {
         block[148..156].fill(b' ');
@@ -39,7 +39,7 @@ proptest! {
     fn changed_bytes_never_panic(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), repaired: bool,
     ) {
-        let mut tar = rich();
+        let mut tar = archive_of_all_formats();
         for (index, byte) in changes {
             let at = index.index(tar.len());
             tar[at] = byte;
@@ -52,7 +52,7 @@ proptest! {
 
     #[test]
     fn shuffled_blocks_never_panic(order in prop::collection::vec(any::<prop::sample::Index>(), 0..40)) {
-        let tar = rich();
+        let tar = archive_of_all_formats();
         let blocks: Vec<_> = tar.chunks(BLOCK).collect();
         assert_sound(&order.iter().flat_map(|index| index.get(&blocks).to_vec()).collect::<Vec<_>>());
     }

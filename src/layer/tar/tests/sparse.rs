@@ -1,4 +1,4 @@
-//! Sparse files in all formats.
+//! Tests sparse files in all formats.
 
 use super::*;
 
@@ -7,17 +7,17 @@ use super::*;
 fn old_gnu_sparse_files_are_read() {
     let next = file("next", b"n");
     let many: Vec<(u64, u64)> = (0..50).map(|n| (2 * n + 1, 1)).collect();
-    let shown_many = format!("a sparse [{}]\nnext [n]", "_x".repeat(50));
+    let expected_many = format!("a sparse [{}]\nnext [n]", "_x".repeat(50));
     check(&[
-        ("holes", vec![gnu_sparse("a", 4, 8, &[(2, 2), (5, 2), (8, 0)], false).done(), padded(b"abcd".to_vec()), next.clone()], "a sparse [__ab_cd_]\nnext [n]"),
-        ("one hole", vec![gnu_sparse("a", 0, 3, &[(3, 0)], false).done(), next.clone()], "a sparse [___]\nnext [n]"),
-        ("no hole", vec![gnu_sparse("a", 3, 3, &[(0, 2), (2, 1)], false).done(), padded(b"abc".to_vec()), next.clone()], "a [abc]\nnext [n]"),
-        ("empty", vec![gnu_sparse("a", 0, 0, &[], false).done(), next.clone()], "a []\nnext [n]"),
-        ("extended", vec![gnu_sparse("a", 50, 100, &many[..4], true).done(), gnu_map_block(&many[4..25], true), gnu_map_block(&many[25..46], true), gnu_map_block(&many[46..], false), padded(vec![b'x'; 50]), next.clone()], &shown_many),
-        ("map ends early, blocks go on", vec![gnu_sparse("a", 1, 3, &[(1, 1)], true).done(), gnu_map_block(&[], true), gnu_map_block(&[(2, 1)], false), padded(b"x".to_vec()), next.clone()], "a sparse [_x_]\nnext [n]"),
-        ("marker with a map", vec![gnu_sparse(".wh.a", 1, 3, &[(1, 1)], true).done(), gnu_map_block(&[], false), padded(b"x".to_vec()), next.clone()], "whiteout a\nnext [n]"),
-        ("truncated map", vec![gnu_sparse("a", 1, 3, &[(1, 1)], true).done()], "error: tar offset 512, entry `a`: tar is truncated"),
-        ("not GNU", vec![gnu_sparse("a", 0, 3, &[(3, 0)], false).set(257, b"ustar\x0000").done()], "error: tar offset 0, entry `a`: unsupported entry type `S`"),
+        ("holes", vec![gnu_sparse("a", 4, 8, &[(2, 2), (5, 2), (8, 0)], false).build(), padded(b"abcd".to_vec()), next.clone()], "a sparse [__ab_cd_]\nnext [n]"),
+        ("one hole", vec![gnu_sparse("a", 0, 3, &[(3, 0)], false).build(), next.clone()], "a sparse [___]\nnext [n]"),
+        ("no hole", vec![gnu_sparse("a", 3, 3, &[(0, 2), (2, 1)], false).build(), padded(b"abc".to_vec()), next.clone()], "a [abc]\nnext [n]"),
+        ("empty", vec![gnu_sparse("a", 0, 0, &[], false).build(), next.clone()], "a []\nnext [n]"),
+        ("extended", vec![gnu_sparse("a", 50, 100, &many[..4], true).build(), gnu_map_block(&many[4..25], true), gnu_map_block(&many[25..46], true), gnu_map_block(&many[46..], false), padded(vec![b'x'; 50]), next.clone()], &expected_many),
+        ("map ends early, more map blocks follow", vec![gnu_sparse("a", 1, 3, &[(1, 1)], true).build(), gnu_map_block(&[], true), gnu_map_block(&[(2, 1)], false), padded(b"x".to_vec()), next.clone()], "a sparse [_x_]\nnext [n]"),
+        ("marker with a map", vec![gnu_sparse(".wh.a", 1, 3, &[(1, 1)], true).build(), gnu_map_block(&[], false), padded(b"x".to_vec()), next.clone()], "whiteout a\nnext [n]"),
+        ("truncated map", vec![gnu_sparse("a", 1, 3, &[(1, 1)], true).build()], "error: tar offset 512, entry `a`: tar is truncated"),
+        ("not GNU", vec![gnu_sparse("a", 0, 3, &[(3, 0)], false).set(257, b"ustar\x0000").build()], "error: tar offset 0, entry `a`: unsupported entry type `S`"),
     ]);
 }
 
@@ -37,10 +37,10 @@ fn pax_sparse_files_are_read() {
         ("0.1, one hole", vec![pax(&[("GNU.sparse.size", b"3"), ("GNU.sparse.numblocks", b"0"), ("GNU.sparse.map", b"")]), file("a", b""), next.clone()], "a sparse [___]\nnext [n]"),
         ("1.0", vec![pax(&records_1_0), file("a", &[padded(b"2\n2\n2\n5\n2\n".to_vec()), b"abcd".to_vec()].concat()), next.clone()], "real sparse [__ab_cd_]\nnext [n]"),
         ("1.0, no segments", vec![pax(&records_1_0), file("a", &padded(b"0\n".to_vec())), next.clone()], "real sparse [________]\nnext [n]"),
-        ("1.0, PAX size", vec![pax(&[records_1_0.clone(), vec![("size", b"516")]].concat()), RawHeader::new(b'0', "a").size(7).done(), padded([padded(b"1\n2\n4\n".to_vec()), b"abcd".to_vec()].concat()), next.clone()], "real sparse [__abcd__]\nnext [n]"),
+        ("1.0, PAX size", vec![pax(&[records_1_0.clone(), vec![("size", b"516")]].concat()), RawHeader::new(b'0', "a").size(7).build(), padded([padded(b"1\n2\n4\n".to_vec()), b"abcd".to_vec()].concat()), next.clone()], "real sparse [__abcd__]\nnext [n]"),
         ("unknown version", vec![pax(&version(b"2", b"0")), file("a", b"")], "error: tar offset 1024, entry `a`: malformed sparse map"),
         ("no size", vec![pax(&version(b"1", b"0")), file("a", &padded(b"0\n".to_vec()))], "error: tar offset 1024, entry `a`: malformed sparse map"),
-        ("on a directory", vec![pax(&records_1_0), RawHeader::new(b'5', "a").done()], "error: tar offset 1024, entry `real`: malformed sparse map"),
+        ("on a directory", vec![pax(&records_1_0), RawHeader::new(b'5', "a").build()], "error: tar offset 1024, entry `real`: malformed sparse map"),
         ("map longer than the data", vec![pax(&records_1_0), file("a", &long_map[..BLOCK])], "error: tar offset 1024, entry `real`: malformed sparse map"),
     ]);
     let big = [("GNU.sparse.major", b"1".as_slice()), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"1000000119")];
@@ -67,7 +67,7 @@ fn sparse_map_that_contradicts_itself_is_an_error() {
     ];
     for (name, stored, size, map) in cases {
         let data = padded(vec![b'x'; usize::try_from(*stored).unwrap()]);
-        let gnu = [gnu_sparse("a", *stored, *size, map, false).done(), data.clone()].concat();
+        let gnu = [gnu_sparse("a", *stored, *size, map, false).build(), data.clone()].concat();
         let lines: String = map.iter().map(|(logical, len)| format!("{logical}\n{len}\n")).collect();
         let lines = padded(format!("{}\n{lines}", map.len()).into_bytes());
         let size = size.to_string();

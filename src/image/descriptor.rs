@@ -1,4 +1,4 @@
-//! Descriptors, by which one document refers to another, and media types.
+//! Descriptors, which refer to documents and blobs, and media types.
 
 use std::collections::BTreeMap;
 
@@ -92,12 +92,12 @@ pub enum Compression {
     Zstd,
 }
 
-/// The meaning of a layer's media type.
+/// The parsed media type of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LayerMedia {
-    /// The compression. A layer whose content is compressed in another way is refused.
+    /// The compression. A layer whose content is compressed differently is refused.
     pub compression: Compression,
-    /// Whether registries may lack the blob, as they once lacked the base layers of Windows.
+    /// Whether the blob may be missing from registries, as the base layers of Windows once were.
     pub foreign: bool,
 }
 
@@ -126,7 +126,7 @@ impl LayerMedia {
     }
 }
 
-/// Takes the digest of a descriptor that points at a manifest.
+/// Takes the digest of a descriptor that points to a manifest.
 impl From<&Descriptor> for ManifestDigest {
     fn from(descriptor: &Descriptor) -> Self {
         Self::new(descriptor.digest)

@@ -1,7 +1,7 @@
 //! Manifests and indexes, in their OCI and Docker forms.
 //!
-//! A document is what its content says it is. Its own `mediaType` and the type it was announced with must agree with that:
-//! one set of bytes must never be a manifest to one program and an index to the next (CVE-2021-41190).
+//! The content of a document determines its kind. The document's own `mediaType` and the announced media type must agree with
+//! the content: the same bytes must never be a manifest to one program and an index to another (CVE-2021-41190).
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use super::limits::{MANIFEST_MAX, check_length};
 use super::manifest::{Manifest, is_image_config};
 use super::{DocumentKind, ManifestError};
 
-/// A manifest or an index. The content decides which.
+/// A manifest or an index, as determined by the content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Document {
     /// An image for one platform.
@@ -23,7 +23,7 @@ pub enum Document {
 }
 
 /// The fields that decide the kind of a document. A field that occurs twice is an error, since readers differ on which
-/// one counts.
+/// one applies.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct DocumentFields {
@@ -56,7 +56,7 @@ impl Document {
         }
         let fields = match serde_json::from_slice::<DocumentFields>(bytes) {
             Ok(fields) => fields,
-            // Schema 1 and artifact manifests have fields with these names and other types.
+            // Schema 1 and artifact manifests have fields with these names but other types.
             Err(error) => return Err(refuse(bytes, announced.as_deref()).unwrap_or(error.into())),
         };
         if fields.fs_layers.is_some()
@@ -70,8 +70,9 @@ impl Document {
             (true, false) => DocumentKind::Manifest,
             (false, true) => DocumentKind::Index,
             (false, false) => {
-                return Err(refuse(bytes, announced.as_deref())
-                    .unwrap_or_else(|| ManifestError::Neither("no such fields".to_owned())));
+                return Err(refuse(bytes, announced.as_deref()).unwrap_or_else(|| {
+                    ManifestError::Neither("no value in `config`, `layers` or `manifests`".to_owned())
+                }));
             }
         };
         match fields.schema_version {
@@ -84,7 +85,7 @@ impl Document {
         match kind {
             DocumentKind::Manifest => {
                 let (Some(config), Some(layers)) = (fields.config, fields.layers) else {
-                    return Err(ManifestError::Neither("a config or layers, not both".to_owned()));
+                    return Err(ManifestError::Neither("only one of `config` and `layers`".to_owned()));
                 };
                 if let (Some(artifact), false) = (&fields.artifact_type, is_image_config(&config)) {
                     return Err(ManifestError::Artifact(artifact.clone()));
@@ -359,10 +360,10 @@ mod tests {
 
     #[test]
     fn index_returns_the_entry_of_the_platform_or_lists_the_platforms() {
-        let choose = |platforms: &[&str], wanted: &str| {
+        let choose = |platforms: &[&str], platform: &str| {
             let Document::Index(index) = parse(&index(platforms), None).unwrap() else { panic!("no index") };
-            let wanted = wanted.parse().unwrap();
-            index.choose(&wanted).map(|entry| entry.annotation("nr").unwrap().to_owned())
+            let platform = platform.parse().unwrap();
+            index.choose(&platform).map(|entry| entry.annotation("nr").unwrap().to_owned())
         };
         assert_eq!(choose(&["linux/arm64", "linux/amd64"], "linux/amd64").unwrap(), "linux/amd64");
         assert_eq!(choose(&["linux/arm/v5", "linux/arm/v6"], "linux/arm/v7").unwrap(), "linux/arm/v6");

@@ -1,11 +1,11 @@
-//! Why a manifest, index or configuration is refused.
+//! Errors in manifests, indexes and configurations.
 
 use std::fmt;
 
 use super::{Digest, Platform};
 use crate::error::ErrorCode;
 
-/// Why a document is refused.
+/// The reason why a document is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// The document is larger than its limit.
@@ -17,7 +17,7 @@ pub enum ManifestError {
         limit: u64,
     },
     /// The document is a web page: a login form, or the message of a proxy.
-    #[error("this is an HTML page, not a manifest")]
+    #[error("document is an HTML page, not a manifest")]
     Html,
     /// The document is not a JSON object, or one of its fields has the wrong form.
     #[error("manifest is not valid")]
@@ -34,7 +34,7 @@ pub enum ManifestError {
     /// A schema version other than 1 and 2.
     #[error("manifest has schema version {0}, not 2")]
     SchemaVersion(u64),
-    /// The content does not match the media type in the document, or the media type with which it was announced.
+    /// The content does not match the media type in the document, or the announced media type.
     #[error("{kind} is declared as `{declared}`")]
     Contradiction {
         /// The kind of the content.
@@ -50,8 +50,11 @@ pub enum ManifestError {
         /// The media type of the response or the descriptor.
         announced: String,
     },
+    /// The document is an index where only an image manifest is allowed.
+    #[error("document is a multi-platform index, not an image manifest")]
+    UnexpectedIndex,
     /// An artifact that is not an image: a Helm chart, a signature, an SBOM.
-    #[error("this is an artifact of type `{0}`, not an image")]
+    #[error("document is an artifact of type `{0}`, not an image")]
     Artifact(String),
     /// The layer is encrypted.
     #[error("layer {digest} is encrypted (`{media_type}`), which is not supported")]
@@ -90,10 +93,10 @@ pub enum ManifestError {
         size: u64,
     },
     /// The configuration has another digest than the manifest declares.
-    #[error("content has digest {0}")]
+    #[error("configuration has digest {0}, but the manifest declares another")]
     ConfigDigest(Digest),
     /// The configuration has another size than the manifest declares.
-    #[error("content has {actual} bytes, but the manifest declares {declared}")]
+    #[error("configuration has {actual} bytes, but the manifest declares {declared}")]
     ConfigSize {
         /// The length in bytes.
         actual: u64,
@@ -111,16 +114,16 @@ pub enum ManifestError {
     /// The root filesystem in the configuration does not consist of layers.
     #[error("configuration has a root filesystem of type `{0}`, not `layers`")]
     RootfsType(String),
-    /// The configuration is not JSON of the right form.
+    /// The configuration is not a JSON object, or one of its fields has the wrong form.
     #[error("image configuration is not valid")]
     Config(#[source] serde_json::Error),
     /// The index has no manifest for the platform.
-    #[error("no manifest for {wanted}; available: {}", PlatformList(.offered))]
+    #[error("no manifest for {requested}; available: {}", PlatformList(.available))]
     NoPlatform {
         /// The requested platform.
-        wanted: Platform,
+        requested: Platform,
         /// The platforms in the index.
-        offered: Vec<Platform>,
+        available: Vec<Platform>,
     },
 }
 
@@ -137,6 +140,7 @@ impl ManifestError {
             | Self::SchemaVersion(_)
             | Self::Contradiction { .. }
             | Self::MediaTypeMismatch { .. }
+            | Self::UnexpectedIndex
             | Self::TooMany { .. }
             | Self::Size { .. }
             | Self::RootfsType(_)

@@ -50,13 +50,13 @@ impl ImageIndex {
         &self.annotations
     }
 
-    /// Returns the entry for a platform: the best match, or the only entry if that declares no platform.
+    /// Returns the entry for a platform: the best match, or the only entry if it declares no platform.
     ///
     /// The entry may be an index itself.
     ///
     /// # Errors
     /// [`ManifestError::NoPlatform`], with the platforms of the index.
-    pub fn choose(&self, wanted: &Platform) -> Result<&Descriptor, ManifestError> {
+    pub fn choose(&self, platform: &Platform) -> Result<&Descriptor, ManifestError> {
         let images: Vec<&Descriptor> = self
             .manifests
             .iter()
@@ -65,12 +65,12 @@ impl ImageIndex {
         let (typed, untyped): (Vec<_>, Vec<_>) =
             images.iter().copied().partition(|entry| entry.platform.is_some());
         let platforms = || typed.iter().filter_map(|entry| entry.platform.as_ref());
-        match (wanted.choose(platforms()), untyped.as_slice()) {
+        match (platform.choose(platforms()), untyped.as_slice()) {
             (Some(position), _) => Ok(typed[position]),
             (None, [only]) if typed.is_empty() => Ok(only),
             _ => Err(ManifestError::NoPlatform {
-                wanted: wanted.clone(),
-                offered: platforms().cloned().collect(),
+                requested: platform.clone(),
+                available: platforms().cloned().collect(),
             }),
         }
     }

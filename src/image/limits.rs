@@ -1,11 +1,11 @@
-//! How large documents may be.
+//! Limits on the size of documents.
 
 use super::ManifestError;
 
-/// Largest manifest or index in bytes: what registries have to accept (distribution-spec, "Pushing Manifests").
+/// Largest manifest or index in bytes: the size that registries must accept (distribution-spec, "Pushing Manifests").
 pub const MANIFEST_MAX: u64 = 4 << 20;
 
-/// Largest image configuration in bytes. No specification limits it; the largest seen have some 100 KiB of history.
+/// Largest image configuration in bytes. No specification limits it; the largest ones known have some 100 KiB of history.
 pub const CONFIG_MAX: u64 = 8 << 20;
 
 /// Most layers of an image. Docker stops at 127 and overlayfs at 500; each layer costs an open index.

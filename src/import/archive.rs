@@ -31,7 +31,7 @@ impl Archive {
             docker::images(&files)?
         } else {
             return Err(ImportError::Unknown(if files.has("repositories")? {
-                "it only has a file `repositories`, as written by docker before version 1.10"
+                "it has only a `repositories` file, as written by docker before version 1.10"
             } else {
                 "it has neither oci-layout and index.json nor manifest.json"
             }));
@@ -68,9 +68,9 @@ impl Archive {
             for Descriptor { digest, size, .. } in
                 image.manifest.layers().iter().chain([image.manifest.config()])
             {
-                let found = self.open_blob(digest)?.size();
-                if found != *size {
-                    return Err(ImportError::BlobSize { digest: *digest, expected: *size, found });
+                let actual = self.open_blob(digest)?.size();
+                if actual != *size {
+                    return Err(ImportError::BlobSize { digest: *digest, expected: *size, actual });
                 }
             }
         }

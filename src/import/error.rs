@@ -1,4 +1,4 @@
-//! Errors of loading an archive. The caller adds the archive's own path.
+//! Errors from loading an archive. The caller adds the archive's own path.
 
 use std::io;
 
@@ -25,12 +25,12 @@ pub enum ImportError {
     /// The path names a device, a pipe or a socket.
     #[error("neither a directory nor a regular file")]
     FileType,
-    /// The file is not a tar, or a damaged one.
+    /// The file is not a tar archive, or it is damaged.
     #[error("not a tar archive, or damaged, at byte {offset}: {reason}")]
     Tar {
         /// Position in the archive.
         offset: u64,
-        /// What is wrong there.
+        /// The fault at that position.
         reason: &'static str,
     },
     /// The tar ends inside a file.
@@ -45,29 +45,29 @@ pub enum ImportError {
     /// The archive lacks a file.
     #[error("{0} is missing")]
     Missing(String),
-    /// A link leads out of the archive, to no file, or in a circle.
+    /// A link leads out of the archive, to a missing file, or into a loop.
     #[error("{0} is a link that does not lead to a file inside the archive")]
     Link(String),
     /// The archive lacks a blob that a manifest names.
     #[error("blob {0} is missing")]
     MissingBlob(Digest),
-    /// A blob does not have the length that its descriptor says.
-    #[error("blob {digest} has {found} bytes, but its descriptor says {expected}")]
+    /// A blob does not have the length that its descriptor declares.
+    #[error("blob {digest} has {actual} bytes, but its descriptor declares {expected}")]
     BlobSize {
         /// The blob.
         digest: Digest,
         /// Length in the descriptor.
         expected: u64,
         /// Length in the archive.
-        found: u64,
+        actual: u64,
     },
     /// The content of a blob does not have the blob's digest.
-    #[error("the content of blob {expected} has digest {found}")]
+    #[error("the content of blob {expected} has digest {actual}")]
     Digest {
         /// Digest in the descriptor.
         expected: Digest,
         /// Digest of the content.
-        found: Digest,
+        actual: Digest,
     },
     /// A document is too long.
     #[error("{file} is longer than {limit} bytes")]

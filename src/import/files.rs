@@ -34,7 +34,7 @@ pub struct BlobReader {
 }
 
 impl ArchiveFiles {
-    /// Opens a directory or a tar. The members of a tar are found at once.
+    /// Opens a directory or a tar. Lists the members of a tar.
     pub(super) fn open(path: &Path) -> Result<Self, ImportError> {
         // NONBLOCK: opening a pipe must not wait for a writer.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -56,7 +56,7 @@ impl ArchiveFiles {
         Ok(Self::Tar(Arc::new(file), members))
     }
 
-    /// Whether there is a file at `path`.
+    /// Whether the archive has a file at `path`.
     pub(super) fn has(&self, path: &str) -> Result<bool, ImportError> {
         Ok(self.file(path)?.is_some())
     }
@@ -114,8 +114,8 @@ impl ArchiveFiles {
     /// Reads a blob of at most `limit` bytes and verifies its digest.
     pub(super) fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, ImportError> {
         let bytes = self.blob(digest)?.read_all(&format!("blob {digest}"), limit)?;
-        let found = Digest::of(&bytes);
-        if found == *digest { Ok(bytes) } else { Err(ImportError::Digest { expected: *digest, found }) }
+        let actual = Digest::of(&bytes);
+        if actual == *digest { Ok(bytes) } else { Err(ImportError::Digest { expected: *digest, actual }) }
     }
 }
 
@@ -124,7 +124,7 @@ impl BlobReader {
         Self { file: Arc::clone(file), position: extent.offset, end: extent.offset + extent.size }
     }
 
-    /// Number of bytes left to read; the length before the first read.
+    /// The number of bytes that remain to be read; before the first read, the length of the file.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.end - self.position
@@ -145,16 +145,16 @@ impl BlobReader {
 impl Read for BlobReader {
     /// Fails with `UnexpectedEof` if the file has become shorter since it was opened.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.size()).unwrap_or(usize::MAX);
-        let wanted = buffer.len().min(left);
-        if wanted == 0 {
+        let remaining = usize::try_from(self.size()).unwrap_or(usize::MAX);
+        let count = buffer.len().min(remaining);
+        if count == 0 {
             return Ok(0);
         }
-        let length = self.file.read_at(&mut buffer[..wanted], self.position)?;
+        let length = self.file.read_at(&mut buffer[..count], self.position)?;
         if length == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.position += u64::try_from(length).expect("a length in memory");
+        self.position += u64::try_from(length).expect("a length in memory fits into u64");
         Ok(length)
     }
 }

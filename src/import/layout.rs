@@ -44,8 +44,8 @@ pub(super) fn images(files: &ArchiveFiles, platform: &Platform) -> Result<Vec<Im
     let index = match Document::parse(&bytes, None) {
         Ok(Document::Index(index)) => index,
         Ok(Document::Manifest(_)) => {
-            let found = "a configuration and layers, but index.json must be an index".to_owned();
-            return Err(ImportError::document("index.json", ManifestError::Neither(found)));
+            let fields = "a configuration and layers, but index.json must be an index".to_owned();
+            return Err(ImportError::document("index.json", ManifestError::Neither(fields)));
         }
         Err(source) => return Err(ImportError::document("index.json", source)),
     };
@@ -111,8 +111,8 @@ fn image_entries(index: &ImageIndex, platform: &Platform) -> Result<Vec<Descript
         several => {
             let platforms = || several.iter().filter_map(|entry| entry.platform.as_ref());
             let position = platform.choose(platforms()).ok_or_else(|| {
-                let (wanted, offered) = (platform.clone(), platforms().cloned().collect());
-                ImportError::document("index.json", ManifestError::NoPlatform { wanted, offered })
+                let (requested, available) = (platform.clone(), platforms().cloned().collect());
+                ImportError::document("index.json", ManifestError::NoPlatform { requested, available })
             })?;
             Ok(several[position].clone())
         }
@@ -131,9 +131,9 @@ fn resolve(
     for _ in 0..=INDEX_DEPTH_MAX {
         let bytes = files.read_blob(&entry.digest, MANIFEST_MAX)?;
         let invalid = |source| ImportError::document(entry.digest, source);
-        let found = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        if found != entry.size {
-            return Err(ImportError::BlobSize { digest: entry.digest, expected: entry.size, found });
+        let actual = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if actual != entry.size {
+            return Err(ImportError::BlobSize { digest: entry.digest, expected: entry.size, actual });
         }
         match Document::parse(&bytes, Some(&entry.media_type)).map_err(invalid)? {
             Document::Manifest(manifest) => {

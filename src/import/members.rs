@@ -1,6 +1,6 @@
-//! The members of a tar, found once so that each can be read at its position.
+//! Lists the members of a tar once, so that each can be read at its position.
 //!
-//! Headers are parsed with the `tar` crate, but not the archive as a whole. Its iterator keeps the long names of a hostile
+//! The `tar` crate parses the headers, but does not iterate over the archive. Its iterator keeps the long names of a hostile
 //! archive in memory whatever their length, and its raw iterator does not apply PAX sizes.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ const EXTENSION_MAX: u64 = 1 << 20;
 /// Most members of an archive. An image of 1000 layers has about 4000 in the oldest format.
 const MEMBERS_MAX: usize = 100_000;
 
-/// Most links that are followed to reach a file. `docker save` writes chains of one.
+/// Most links that are followed to reach a file. `docker save` needs only one.
 const LINKS_MAX: u32 = 8;
 
 /// Position and size of a regular file's bytes.
@@ -148,7 +148,7 @@ fn read_header(file: &File, offset: u64, length: u64) -> Result<Option<tar::Head
     Ok(Some(header.clone()))
 }
 
-/// Returns a member, or `None` if its type or the lack of a target makes it useless here.
+/// Returns a member; `None` if its type is of no use here, or if a link has no target.
 fn member(entry_type: tar::EntryType, data: Extent, link: Option<String>) -> Option<ArchiveMember> {
     if entry_type.is_symlink() {
         return Some(ArchiveMember::Link(Some(PathBuf::from(link?)).filter(|target| target.is_relative())));
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn file_is_found_by_path_and_through_links() {
         let long = format!("{}/file", "d".repeat(300));
-        let found = members(|builder| {
+        let archive = members(|builder| {
             file(builder, "./a/layer.tar", b"12345");
             file(builder, "b", b"");
             file(builder, &long, b"xyz");
@@ -245,20 +245,20 @@ mod tests {
             link(builder, "d", "c/layer.tar");
         })
         .unwrap();
-        let a = found.find("a/layer.tar").unwrap().unwrap();
+        let a = archive.find("a/layer.tar").unwrap().unwrap();
         assert_eq!(a, Extent { offset: 512, size: 5 });
-        assert_eq!(found.find("./a//layer.tar").unwrap(), Some(a));
-        assert_eq!(found.find("c/layer.tar").unwrap(), Some(a));
-        assert_eq!(found.find("d").unwrap(), Some(a));
-        assert_eq!(found.find("b").unwrap().unwrap().size, 0);
-        assert_eq!(found.find(&long).unwrap().unwrap().size, 3);
-        assert_eq!(found.find("e").unwrap(), None);
-        assert_eq!(found.find("a/../../b").unwrap(), None);
+        assert_eq!(archive.find("./a//layer.tar").unwrap(), Some(a));
+        assert_eq!(archive.find("c/layer.tar").unwrap(), Some(a));
+        assert_eq!(archive.find("d").unwrap(), Some(a));
+        assert_eq!(archive.find("b").unwrap().unwrap().size, 0);
+        assert_eq!(archive.find(&long).unwrap().unwrap().size, 3);
+        assert_eq!(archive.find("e").unwrap(), None);
+        assert_eq!(archive.find("a/../../b").unwrap(), None);
     }
 
     #[test]
-    fn link_that_leads_out_nowhere_or_in_a_circle_is_an_error() {
-        let found = members(|builder| {
+    fn link_out_of_the_archive_to_no_file_or_into_a_loop_is_an_error() {
+        let archive = members(|builder| {
             file(builder, "passwd", b"x");
             link(builder, "a/up", "../../passwd");
             link(builder, "a/absolute", "/passwd");
@@ -269,26 +269,26 @@ mod tests {
         })
         .unwrap();
         for path in ["a/up", "a/absolute", "a/nowhere", "x", "absolute"] {
-            assert!(matches!(found.find(path), Err(ImportError::Link(_))), "{path}");
+            assert!(matches!(archive.find(path), Err(ImportError::Link(_))), "{path}");
         }
     }
 
     #[test]
     fn at_most_eight_links_are_followed() {
-        let found = members(|builder| {
+        let archive = members(|builder| {
             file(builder, "0", b"x");
             for link_number in 1..=9 {
                 link(builder, &link_number.to_string(), &(link_number - 1).to_string());
             }
         })
         .unwrap();
-        assert!(found.find("8").unwrap().is_some());
-        assert!(matches!(found.find("9"), Err(ImportError::Link(_))));
+        assert!(archive.find("8").unwrap().is_some());
+        assert!(matches!(archive.find("9"), Err(ImportError::Link(_))));
     }
 
     #[test]
     fn hard_link_target_is_relative_to_the_root_of_the_archive() {
-        let found = members(|builder| {
+        let archive = members(|builder| {
             file(builder, "a/file", b"x");
             for (path, target) in [("b/good", "a/file"), ("b/absolute", "/a/file"), ("b/out", "../a/file")] {
                 let mut header = tar::Header::new_gnu();
@@ -298,14 +298,14 @@ mod tests {
             }
         })
         .unwrap();
-        assert_eq!(found.find("b/good").unwrap(), found.find("a/file").unwrap());
-        assert_eq!(found.find("b/absolute").unwrap(), found.find("a/file").unwrap());
-        assert!(matches!(found.find("b/out"), Err(ImportError::Link(_))));
+        assert_eq!(archive.find("b/good").unwrap(), archive.find("a/file").unwrap());
+        assert_eq!(archive.find("b/absolute").unwrap(), archive.find("a/file").unwrap());
+        assert!(matches!(archive.find("b/out"), Err(ImportError::Link(_))));
     }
 
     #[test]
     fn pax_path_and_size_apply_to_the_next_file() {
-        let found = members(|builder| {
+        let archive = members(|builder| {
             builder.append_pax_extensions([("path", "real".as_bytes()), ("size", b"700")]).unwrap();
             // Go writes files beyond 8 GiB with a ustar size of 0 and a PAX size.
             let mut header = tar::Header::new_ustar();
@@ -317,9 +317,9 @@ mod tests {
             file(builder, "next", b"n");
         })
         .unwrap();
-        assert_eq!(found.find("real").unwrap().unwrap().size, 700);
-        assert!(found.find("next").unwrap().is_some());
-        assert_eq!(found.find("other").unwrap(), None);
+        assert_eq!(archive.find("real").unwrap().unwrap().size, 700);
+        assert!(archive.find("next").unwrap().is_some());
+        assert_eq!(archive.find("other").unwrap(), None);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Images from files: OCI layouts (a directory or a tar) and `docker save` archives.
 //!
-//! Archives are untrusted. Nothing outside an archive is ever read: links in a tar are followed among its own members, and
-//! files of a directory are opened with `RESOLVE_BENEATH`. The digests of manifests and configurations are verified here,
-//! those of layers when they are stored.
+//! Archives are untrusted. Nothing outside an archive is ever read: links in a tar lead only to its own members, and the
+//! files of a directory are opened with `RESOLVE_BENEATH`. The digests of manifests and configurations are verified here. The
+//! digests of layers are verified when the layers are stored.
 //!
 //! The files in order of dependency (each uses only those above it):
 //!

@@ -33,9 +33,9 @@ const STOP_CHECK: Duration = Duration::from_millis(200);
 /// The source of a blob: returns its bytes from an offset.
 pub(super) type BlobFetcher<'a> = dyn Fn(u64) -> mpsc::Receiver<Result<Bytes, PipelineError>> + Sync + 'a;
 
-/// Stores a layer unless the store has it, and returns the number of bytes fetched.
+/// Stores a layer unless the store already has it, and returns the number of bytes fetched.
 ///
-/// Blocks on the disk, on the source, and on another process that holds the lock of the layer (until `stopped`).
+/// Blocks on the disk, on the source, and on another process that holds the lock of the layer (until `stopped` returns true).
 pub(super) fn store_layer(
     store: &Store,
     layer: &ImageLayer,
@@ -82,7 +82,7 @@ pub(super) fn store_layer(
     Ok(fetched)
 }
 
-/// Waits for the lock of a blob until `stopped`. The deadlines of the other process limit the wait.
+/// Waits for the lock of a blob until `stopped` returns true. The deadlines of the other process limit the wait.
 fn wait_for_lock(
     store: &Store,
     blob: &Digest,
@@ -143,7 +143,7 @@ pub(super) fn check_index<D: AsRef<[u8]>>(layer: &ImageLayer, index: &Index<D>) 
     check_diff_id(layer, *index.diff_id())
 }
 
-/// The codec that a layer's media type names.
+/// The codec that a layer's media type declares.
 fn declared_codec(layer: &ImageLayer) -> Codec {
     match layer.compression() {
         Compression::None => Codec::Tar,
@@ -180,7 +180,7 @@ fn receive_and_index(
             .spawn_scoped(scope, || receive(store, layer, partial, fetch, sender, progress))
             .map_err(PipelineError::Thread)?;
         let indexed = index_blob(store, digest, size, Some(declared_codec(layer)), &mut input);
-        // After an error in the layer, read the rest of the blob nevertheless: a wrong digest is the better explanation.
+        // After an error in the layer, still read the rest of the blob: a wrong digest is the better explanation.
         drop(input);
         let received =
             receiving.join().map_err(|_| PipelineError::Thread(io::Error::other("the thread panicked")))?;
@@ -211,7 +211,7 @@ fn receive_and_index(
     Ok(())
 }
 
-/// Empties a partial file whose content would not help the next attempt.
+/// Empties a partial file whose content is of no use to the next attempt.
 fn discard(mut partial: PartialBlob) -> Result<(), PipelineError> {
     Ok(partial.restart()?)
 }

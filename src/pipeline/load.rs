@@ -15,9 +15,9 @@ use crate::import::{Archive, ImportImage};
 use crate::os::ignore_poison;
 use crate::store::Store;
 
-/// Bytes read of an archive at once.
+/// Bytes of an archive that are read at once.
 const READ: usize = 256 << 10;
-/// Chunks of an archive in the queue to the disk.
+/// Most chunks of an archive in the queue to the thread that stores them.
 const QUEUE: usize = 4;
 
 /// The options of [`load()`].
@@ -48,24 +48,24 @@ pub fn load(job: &LoadJob, archive: &Archive) -> Result<Vec<StoredImage>, Pipeli
             return Err(PipelineError::SeveralImages { count: archive.images().len() });
         }
         for (name, tags) in names {
-            stored.push(load_one(job, archive, image, name, tags)?);
+            stored.push(load_image(job, archive, image, name, tags)?);
         }
     }
     Ok(stored)
 }
 
-/// Returns the names of an image, each with its tags. `given` is the name that the user gave.
-fn names_of(image: &ImportImage, given: Option<&Reference>) -> Vec<(Name, Vec<Tag>)> {
-    if let Some(given) = given {
-        let own =
+/// Returns the names of an image, each with its tags. `new_name` replaces the names in the archive.
+fn names_of(image: &ImportImage, new_name: Option<&Reference>) -> Vec<(Name, Vec<Tag>)> {
+    if let Some(new_name) = new_name {
+        let archive_tags =
             || image.names.iter().map(Reference::tag_or_latest).chain(image.tags.iter().cloned()).collect();
-        let tags: Vec<Tag> = given.tag.clone().map_or_else(own, |tag| vec![tag]);
+        let tags: Vec<Tag> = new_name.tag.clone().map_or_else(archive_tags, |tag| vec![tag]);
         let tags = if tags.is_empty() { vec![Tag::latest()] } else { tags };
-        return vec![(given.name.clone(), tags)];
+        return vec![(new_name.name.clone(), tags)];
     }
     let mut names: Vec<(Name, Vec<Tag>)> = Vec::new();
     for reference in &image.names {
-        // A name with a digest and no tag gets no tag.
+        // A name with a digest but without a tag remains without a tag.
         let tag = (reference.digest.is_none() || reference.tag.is_some()).then(|| reference.tag_or_latest());
         match names.iter_mut().find(|(name, _)| *name == reference.name) {
             Some((_, tags)) => tags.extend(tag),
@@ -75,7 +75,7 @@ fn names_of(image: &ImportImage, given: Option<&Reference>) -> Vec<(Name, Vec<Ta
     names
 }
 
-fn load_one(
+fn load_image(
     job: &LoadJob,
     archive: &Archive,
     image: &ImportImage,
@@ -120,9 +120,9 @@ fn load_layers(
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(layers.len().max(1));
     let queue = Mutex::new(layers.iter());
     let next = || ignore_poison(queue.lock()).next();
-    // The first error: it stops the other threads, which may cause further errors.
-    let failed = Mutex::new(None);
-    let stopped = || ignore_poison(failed.lock()).is_some();
+    // The first error. It stops the other threads, whose own errors are dropped.
+    let first_error = Mutex::new(None);
+    let stopped = || ignore_poison(first_error.lock()).is_some();
     let work = || {
         let mut fetched = Vec::new();
         while !stopped()
@@ -131,19 +131,19 @@ fn load_layers(
             match load_layer(job, archive, layer, &stopped, progress) {
                 Ok(bytes) => fetched.push(bytes),
                 Err(error) => {
-                    ignore_poison(failed.lock()).get_or_insert(error);
+                    ignore_poison(first_error.lock()).get_or_insert(error);
                 }
             }
         }
         fetched
     };
     let fetched = std::thread::scope(|scope| {
-        let running: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        let ended = running.into_iter().map(std::thread::ScopedJoinHandle::join);
-        ended.collect::<Result<Vec<_>, _>>()
+        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let results = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+        results.collect::<Result<Vec<_>, _>>()
     });
     let fetched = fetched.map_err(|_| PipelineError::Thread(std::io::Error::other("the thread panicked")))?;
-    match ignore_poison(failed.into_inner()) {
+    match ignore_poison(first_error.into_inner()) {
         Some(error) => Err(error),
         None => Ok(fetched.concat()),
     }

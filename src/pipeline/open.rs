@@ -9,8 +9,7 @@ use memmap2::Mmap;
 use super::layer::{check_diff_id, check_index, commit_derived, index_blob};
 use super::{PipelineError, ProgressEvent, ProgressSink};
 use crate::image::{
-    CONFIG_MAX, DiffId, Document, DocumentKind, Image, LayerDigest, MANIFEST_MAX, Manifest, ManifestDigest,
-    ManifestError,
+    CONFIG_MAX, DiffId, Document, Image, LayerDigest, MANIFEST_MAX, Manifest, ManifestDigest, ManifestError,
 };
 use crate::index::{Index, IndexError, Layer, LayerBytes, open_file, recorded_diff_id};
 use crate::store::{BlobLock, Store};
@@ -19,7 +18,7 @@ use crate::tree::{Tree, merge};
 /// Bytes read at once while an index is built from a blob in the store.
 const READ: usize = 1 << 20;
 
-/// How long opening a layer waits for another process that holds its lock: a lookup in the mount must end.
+/// How long opening a layer waits for another process that holds its lock. Bounded so that a lookup in the mount cannot hang.
 const REBUILD_WAIT: Duration = Duration::from_secs(60);
 
 /// An opened image.
@@ -33,21 +32,21 @@ pub struct OpenImage {
     pub tree: Tree,
 }
 
-/// Opens the index of a layer. An index that is missing, damaged or outdated is built again from the blob, while holding the
-/// lock of the blob.
+/// Opens the index of a layer. An index that is missing, damaged or outdated is rebuilt from the blob, while holding the lock
+/// of the blob.
 ///
-/// `lock` is that lock if the caller holds it.
+/// `lock` is the blob's lock if the caller already holds it.
 pub(super) fn open_index(
     store: &Store,
     digest: &LayerDigest,
     lock: Option<&BlobLock>,
     progress: &ProgressSink,
 ) -> Result<Index<Mmap>, PipelineError> {
-    let why = match usable_index(store, digest)? {
+    let reason = match usable_index(store, digest)? {
         Ok(index) => return Ok(index),
-        Err(why) => why,
+        Err(reason) => reason,
     };
-    match why {
+    match reason {
         Some(error) => tracing::warn!("layer {digest}: {error}; building its index from the blob"),
         None => tracing::warn!("layer {digest}: index is missing; building its index from the blob"),
     }
@@ -57,21 +56,21 @@ pub(super) fn open_index(
         Some(lock) => lock.clone(),
         None => store.lock_blob(&blob, Some(REBUILD_WAIT))?,
     };
-    // Another process may have built it meanwhile.
+    // Another process may have built the index meanwhile.
     if let Ok(index) = usable_index(store, digest)? {
         return Ok(index);
     }
     rebuild(store, digest)?;
-    usable_index(store, digest)?.map_err(|why| PipelineError::Layer {
+    usable_index(store, digest)?.map_err(|reason| PipelineError::Layer {
         layer: *digest,
-        source: match why {
+        source: match reason {
             Some(error) => crate::index::BuildError::Unusable(error),
             None => crate::index::BuildError::Unusable(IndexError::Foreign),
         },
     })
 }
 
-/// Returns the index if it can be used, or else the reason why not (`None` if there is no index).
+/// Returns the index, or the reason why it cannot be used (`None` if it is missing).
 fn usable_index(
     store: &Store,
     digest: &LayerDigest,
@@ -133,22 +132,18 @@ pub fn open_layer(store: &Store, layer: LayerDigest) -> Result<Arc<Layer>, Pipel
 /// The manifest is missing, damaged or invalid.
 pub fn read_manifest(store: &Store, digest: &ManifestDigest) -> Result<Manifest, PipelineError> {
     let bytes = store.read_small(&digest.digest(), MANIFEST_MAX)?;
-    // Another tool may have put a multi-platform index into the layout; `pull` and `load` would have chosen a manifest.
-    let contradiction = ManifestError::Contradiction {
-        kind: DocumentKind::Index,
-        declared: "an image of the store".to_owned(),
-    };
     let document = |source| PipelineError::Document { what: "manifest", digest: digest.digest(), source };
     match Document::parse(&bytes, None).map_err(document)? {
         Document::Manifest(manifest) => Ok(manifest),
-        Document::Index(_) => Err(document(contradiction)),
+        // Another tool may have put a multi-platform index into the layout; `pull` and `load` would have chosen a manifest.
+        Document::Index(_) => Err(document(ManifestError::UnexpectedIndex)),
     }
 }
 
 /// Reads the manifest and the configuration of an image in the store, and checks them against each other.
 ///
 /// # Errors
-/// Either is missing, damaged or invalid, or they contradict each other.
+/// One of the two is missing, damaged or invalid, or they contradict each other.
 pub fn read_image(store: &Store, digest: &ManifestDigest) -> Result<Image, PipelineError> {
     let manifest = read_manifest(store, digest)?;
     let config = manifest.config().digest;
@@ -172,8 +167,8 @@ pub(super) fn validate(
 
 /// Returns the diff IDs of an image's layers, lowest first, after comparing each with the digest of the layer's tar.
 ///
-/// Another tool may have written the image into the store's layout, with any diff IDs. What is shared between images by
-/// diff IDs must be keyed by verified ones, or an image could replace the content of another.
+/// Another tool may have written the image into the store's layout, with any diff IDs. Data that images
+/// share by diff ID must be keyed by verified diff IDs. Otherwise, one image could replace the content of another.
 ///
 /// Reads only the header of each index; an index that is missing or unusable is built from the blob.
 ///
@@ -198,7 +193,7 @@ pub fn verified_diff_ids(store: &Store, image: &Image) -> Result<Vec<DiffId>, Pi
 /// Reads and opens an image of the store. `share` returns layers that are open already.
 ///
 /// # Errors
-/// Those of [`read_image`] and [`OpenImage::open`].
+/// The errors of [`read_image`] and [`OpenImage::open`].
 pub fn open_image(
     store: &Store,
     digest: ManifestDigest,
@@ -211,7 +206,7 @@ impl OpenImage {
     /// Opens the layers of an image and merges them. `share` returns layers that are open already.
     ///
     /// # Errors
-    /// A layer cannot be opened, is not what the image's documents say, or does not fit the layers below it.
+    /// A layer cannot be opened, contradicts the image's documents, or cannot be merged with the layers below it.
     pub fn open(
         store: &Store,
         image: &Image,

@@ -1,7 +1,7 @@
 //! Sends one request to a registry: address, credentials, deadline and status.
 //!
-//! `oci-client` answers the authentication challenge: it finds the token server and gets a token. Requests for manifests and
-//! blobs are sent here, with that token. `oci-client`'s own requests read a manifest of any length into memory, drop
+//! `oci-client` answers the authentication challenge: it finds the token server and fetches a token. This module sends the
+//! requests for manifests and blobs itself, with that token. `oci-client`'s own requests read a manifest of any length into memory, drop
 //! `Content-Type`, `Retry-After` and `Content-Range`, and never renew an expired token.
 
 use std::collections::HashMap;
@@ -104,7 +104,7 @@ impl Registry {
         }
     }
 
-    /// Sends a request. If the registry requires other credentials, gets them and sends it once more.
+    /// Sends a request. If the registry requires other credentials, obtains them and sends the request once more.
     ///
     /// Returns only successful responses. The caller reads the body.
     pub(super) async fn request(&self, request: &RegistryRequest<'_>) -> Result<Response, RegistryError> {
@@ -157,7 +157,7 @@ impl Registry {
 
     /// Whether a response comes from the registry itself, not from a server that it redirected to.
     ///
-    /// Only the registry may get the credentials.
+    /// Only the registry may receive the credentials.
     fn is_registry(&self, name: &Name, response: &Response) -> Result<bool, RegistryError> {
         let url = response.url();
         let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
@@ -169,7 +169,8 @@ impl Registry {
         Ok(actual.eq_ignore_ascii_case(expected))
     }
 
-    /// Gets a token, or uses the password. `None` if the user has no credentials and the registry has no token server.
+    /// Fetches a token, or falls back to the password. Returns `None` if the user has no credentials and the registry has no
+    /// token server.
     ///
     /// If another task has replaced the `rejected` authorization already, returns the new one.
     async fn authorize(
@@ -210,7 +211,7 @@ impl Registry {
                 Authorization::Bearer(token)
             }
             (Some(_), _) => {
-                let message = "the token of the token server contains invalid characters".to_owned();
+                let message = "the token from the token server contains invalid characters".to_owned();
                 return Err(RegistryError::Unauthorized { object: object.clone(), message });
             }
             (None, RegistryAuth::Basic(user, password)) => Authorization::Basic(user, password),
@@ -220,12 +221,12 @@ impl Registry {
         Ok(Some(authorization))
     }
 
-    /// Creates the client that gets tokens.
+    /// Creates the client that fetches tokens.
     fn oci_client(&self, clients: &HostClients) -> Result<oci_client::Client, OciDistributionError> {
         // The constructor of `oci_client::Client` panics if the system has no certificate authorities. This fails instead.
         reqwest::Client::builder().build()?;
         let deadlines = &self.0.options.deadlines;
-        // A proxy with no applicable address is the only way to keep this client from the proxies of the environment.
+        // This client ignores the proxies of the environment only if it has a proxy of its own, which no address may use.
         let (http_proxy, no_proxy) = match clients.kind {
             HostKind::Loopback => {
                 (Some("http://127.0.0.1:9".to_owned()), Some("*,0.0.0.0/0,::/0".to_owned()))
@@ -277,7 +278,7 @@ impl Registry {
         })
     }
 
-    /// Returns the message in the body of an error response, as far as it arrives in time.
+    /// Returns the message in the body of an error response, cut off at the deadline.
     async fn error_message(&self, mut response: Response) -> String {
         let mut body = Vec::new();
         let read = async {
@@ -288,7 +289,7 @@ impl Registry {
                 }
             }
         };
-        // After the deadline, the bytes so far are enough.
+        // After the deadline, use the bytes that have arrived.
         let _ = timeout(self.0.options.deadlines.idle, read).await;
         server_message(&body)
     }

@@ -1,7 +1,7 @@
 //! Downloads a blob as a stream of bytes, and resumes after errors.
 //!
-//! A download knows the offset of the next byte. After an error it requests the rest from that offset; if the server sends
-//! the whole blob instead, it skips the bytes before the offset. It does *not* check the digest: the caller hashes the bytes
+//! A download tracks the offset of the next byte. After an error it requests the rest from that offset. If the server sends
+//! the whole blob instead, the download skips the bytes before the offset. It does *not* check the digest: the caller hashes the bytes
 //! together with those of an earlier attempt.
 
 use std::fmt;
@@ -17,7 +17,7 @@ use super::retry::{jittered, retry_after};
 use super::{Registry, RegistryError, RemoteObject};
 use crate::image::{Descriptor, Digest, Name};
 
-/// The bytes that must arrive within the idle deadline, and that count as progress between two failures.
+/// The number of bytes that must arrive within the idle deadline, and that count as progress between two failures.
 ///
 /// A server must not be able to keep a download alive with single bytes.
 const PROGRESS_MIN: u64 = 32 << 10;
@@ -213,8 +213,8 @@ impl DownloadBody {
         let deadlines = &registry.options().deadlines;
         loop {
             let start = Instant::now();
-            let left = deadlines.idle.saturating_sub(self.waited);
-            let Ok(result) = timeout(left, self.response.chunk()).await else {
+            let remaining = deadlines.idle.saturating_sub(self.waited);
+            let Ok(result) = timeout(remaining, self.response.chunk()).await else {
                 if self.arrived < PROGRESS_MIN {
                     let (object, after) = (object.clone(), deadlines.idle);
                     return Err(RegistryError::Deadline { object, awaited: "more data", after });

@@ -7,16 +7,16 @@ use super::RegistryError;
 /// Most retries without progress after a transient error.
 const TRANSIENT_MAX: u32 = 5;
 
-/// Most retries if no connection is possible. A wrong address is more likely than a restart of the registry.
+/// Most retries if the connection fails. A wrong address is more likely than a registry that restarts.
 const CONNECT_MAX: u32 = 3;
 
-/// Most retries after a timeout, which has already taken long.
+/// Most retries after a timeout: each further attempt may take as long again.
 const DEADLINE_MAX: u32 = 1;
 
-/// Longest pause that a registry may demand. If it demands more, the error is final.
+/// Longest pause that a registry may request. If it requests more, the error is final.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
-/// Longest pause if the registry demands none.
+/// Longest pause if the registry requests none.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Returns the pause before the next retry; `None` if the error is final.
@@ -24,7 +24,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// `attempt` is the number of failures since the last progress, at least 1. `first` is the pause after the first failure.
 pub(super) fn retry_after(attempt: u32, error: &RegistryError, first: Duration) -> Option<Duration> {
     use RegistryError as E;
-    let (attempts_max, demanded) = match error {
+    let (attempts_max, requested) = match error {
         E::RateLimited { retry_after, .. } | E::Server { retry_after, .. } => (TRANSIENT_MAX, *retry_after),
         E::Broken { .. } | E::Short { .. } | E::Range { .. } => (TRANSIENT_MAX, None),
         E::Connect { .. } => (CONNECT_MAX, None),
@@ -46,11 +46,11 @@ pub(super) fn retry_after(attempt: u32, error: &RegistryError, first: Duration) 
         | E::CaFile { .. }
         | E::TlsSetup(_) => return None,
     };
-    if attempt > attempts_max || demanded.is_some_and(|demanded| demanded > RETRY_AFTER_MAX) {
+    if attempt > attempts_max || requested.is_some_and(|requested| requested > RETRY_AFTER_MAX) {
         return None;
     }
     let backoff = first.saturating_mul(1 << (attempt.saturating_sub(1)).min(16)).min(PAUSE_MAX);
-    Some(demanded.map_or(backoff, |demanded| demanded.max(backoff)))
+    Some(requested.map_or(backoff, |requested| requested.max(backoff)))
 }
 
 /// Lengthens a pause by up to a quarter, so that clients that failed at the same time do not retry at the same time.
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn registry_may_demand_a_pause_of_up_to_a_minute() {
+    fn registry_may_request_a_pause_of_up_to_a_minute() {
         assert_eq!(retry_after(1, &server(Some(7)), FIRST), Some(Duration::from_secs(7)));
         assert_eq!(retry_after(3, &server(Some(0)), FIRST), Some(Duration::from_secs(1)));
         assert_eq!(retry_after(1, &server(Some(61)), FIRST), None);

@@ -1,4 +1,4 @@
-//! Credential helpers: programs that docker runs to get credentials.
+//! Credential helpers: programs that docker runs to look up credentials.
 
 use std::io;
 use std::path::Path;
@@ -63,7 +63,7 @@ async fn get_credentials(
         .map_err(start)?;
     let mut stdin = child.stdin.take().expect("stdin is piped");
     let run = async {
-        // A helper may end without reading its input. Only its exit status and output count.
+        // A helper may end without reading its input. Only its exit status and output matter.
         if let Err(error) = stdin.write_all(server.as_bytes()).await {
             tracing::debug!(%error, helper, "cannot write to the credential helper");
         }

@@ -30,7 +30,7 @@ pub(super) struct CredentialFile {
     creds_store: Option<String>,
 }
 
-/// The entry of a registry. All fields are empty if a helper has the credentials.
+/// The entry of a registry. All fields are empty if a helper stores the credentials.
 #[derive(Deserialize, Serialize, Default, Clone)]
 #[serde(default)]
 struct CredentialEntry {
@@ -100,7 +100,8 @@ impl CredentialFile {
         }
     }
 
-    /// The entry for a repository. An entry for a namespace (`host/lab`), as podman writes it, precedes that of the host.
+    /// The entry for a repository. An entry for a namespace (`host/lab`), as podman writes it, takes precedence over
+    /// the entry for the host.
     fn entry(&self, name: &Name) -> Option<(&String, &CredentialEntry)> {
         let auths = self.auths.as_ref()?;
         let mut prefix = name.as_str();
@@ -120,7 +121,7 @@ impl CredentialFile {
     }
 }
 
-/// Whether a key stands for a whole registry: it is a URL, or has no path.
+/// Whether a key is for a whole registry: it is a URL, or has no path.
 fn is_whole_host(key: &str) -> bool {
     key.contains("://") || !key.contains('/')
 }
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn entry_of_a_namespace_precedes_that_of_the_host() {
+    async fn namespace_entry_takes_precedence_over_host_entry() {
         let json = format!(
             r#"{{"auths": {{"reg:5000": {{"auth": "{AB}"}}, "reg:5000/lab": {{"auth": "{LAB}"}}}}}}"#
         );

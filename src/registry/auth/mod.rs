@@ -34,7 +34,7 @@ impl AuthFiles {
         })
     }
 
-    /// Only the given files.
+    /// Uses only `files`.
     #[must_use]
     pub fn new(files: Vec<PathBuf>) -> Self {
         Self(files)
@@ -47,7 +47,7 @@ impl AuthFiles {
         Self(docker.map(|directory| directory.join("config.json")).into_iter().chain(podman).collect())
     }
 
-    /// Returns the credentials for a repository from the first file that has some; anonymous if none has.
+    /// Returns the credentials for a repository from the first file that has any; anonymous if no file has any.
     pub(super) async fn find(&self, name: &Name, deadline: Duration) -> Result<RegistryAuth, AuthError> {
         for path in &self.0 {
             let Some(file) = CredentialFile::read(path).await? else { continue };

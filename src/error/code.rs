@@ -1,7 +1,7 @@
 //! The stable codes of all errors.
 //!
-//! A code is part of the interface: scripts match on it, and its meaning never changes. A new kind of failure gets a new code
-//! only if a script would treat it differently. Add it at the end of its group and to the manual page
+//! A code is part of the interface: scripts match on it, and its meaning never changes. A new kind of failure receives a new
+//! code only if a script would treat it differently. Add it at the end of its group and to the manual page
 //! `rcx-imagefs-errors(7)`; a test compares the two.
 
 use std::{fmt, io};
@@ -150,7 +150,7 @@ codes! {
 }
 
 impl ErrorCode {
-    /// Returns the code of an error of the operating system.
+    /// Returns the code for an error of the operating system.
     #[must_use]
     pub fn of_io(error: &io::Error) -> Self {
         match error.kind() {

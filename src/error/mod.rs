@@ -1,4 +1,4 @@
-//! Stable error codes, and the text of an error chain: what the errors of all modules share.
+//! Stable error codes and error chains, shared by all modules.
 //!
 //! Each module has its own error enum, with a method `code` that returns an [`ErrorCode`]. With `--json` the command line
 //! prints the code, so that scripts need not parse messages.

@@ -18,7 +18,7 @@ pub struct PathError {
 }
 
 impl PathError {
-    /// Names the operation and the path of an error of the operating system.
+    /// Creates the error of an operation on `path`.
     pub fn new(action: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
         Self { action, path: path.into(), source: source.into() }
     }
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn path_error_code_tells_full_disk_from_missing_permission() {
+    fn path_error_code_distinguishes_full_disk_from_missing_permission() {
         for (errno, code) in [
             (Errno::ACCESS, ErrorCode::Permission),
             (Errno::PERM, ErrorCode::Permission),

@@ -27,11 +27,11 @@ const OPEN: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLO
 ///
 /// Follows no link and enters no other mount. Changes permissions, and clears the attributes immutable and append-only, if
 /// they prevent the removal. Uses bounded memory and descriptors for a tree of any depth and size. Terminates even if another
-/// process adds files to the tree; fails if that process is as fast as the removal.
+/// process adds files to the tree; fails if that process adds files as fast as they are removed.
 ///
 /// # Errors
 ///
-/// The first failed removal. Everything else that can be removed is removed; another call continues with the rest.
+/// The first failed removal. Everything else that can be removed is removed; a second call continues with the rest.
 pub fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     let name = CString::new(name.as_encoded_bytes())?;
     // Most trees are directories, so trying that first saves a system call.
@@ -63,7 +63,7 @@ struct OpenLevel {
     directory: Dir,
     /// Its name in the level above.
     name: CString,
-    /// Whether an entry of it could not be removed.
+    /// Whether the removal of one of its entries failed.
     has_failed: bool,
     /// Whether this walk has moved entries into it, so that it must be listed again.
     has_new_entries: bool,

@@ -48,7 +48,7 @@ impl PathWalk {
         &self.at
     }
 
-    /// As [`PathWalk::at`], by value.
+    /// Returns the same path as [`PathWalk::at`], by value.
     #[must_use]
     pub fn into_path(self) -> PathBuf {
         self.at
@@ -80,7 +80,7 @@ impl PathWalk {
     ///
     /// # Errors
     ///
-    /// If the walk has followed `links_max` links already.
+    /// Fails if the walk has already followed `links_max` links.
     pub fn follow(&mut self, target: &Path) -> Result<(), TooManyLinks> {
         self.links_left = self.links_left.checked_sub(1).ok_or(TooManyLinks)?;
         self.at.pop();

@@ -1,4 +1,4 @@
-//! Blobs: files named by the digest of their content, which is checked before they are stored.
+//! Stores and reads blobs: files named by the digest of their content, which is checked before a blob is stored.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -13,7 +13,7 @@ use crate::image::Digest;
 use crate::os::AtPath as _;
 
 impl Store {
-    /// Whether the store has a blob. [`StoreError::Damaged`] if its file does not have the expected `size`.
+    /// Whether the store has a blob. Fails with [`StoreError::Damaged`] if its file does not have the expected `size`.
     ///
     /// Does not read the content; [`Store::verify_blob`] does.
     pub fn has_blob(&self, digest: &Digest, size: Option<u64>) -> Result<bool, StoreError> {
@@ -34,7 +34,7 @@ impl Store {
         }
     }
 
-    /// Opens a blob for reading. [`StoreError::NoBlob`] if it is missing.
+    /// Opens a blob for reading. Fails with [`StoreError::NoBlob`] if it is missing.
     pub fn open_blob(&self, digest: &Digest) -> Result<File, StoreError> {
         let file = match self.blobs()? {
             Some(blobs) => blobs.file(&digest.hex())?,
@@ -59,7 +59,7 @@ impl Store {
         }
     }
 
-    /// Stores a small blob after checking its digest. Does nothing if the store has it undamaged.
+    /// Stores a small blob after checking its digest. Does nothing if the store has an undamaged copy.
     ///
     /// The caller must hold a [`GcLease`](super::GcLease), but needs no [`BlobLock`].
     pub fn put_small(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
@@ -69,7 +69,7 @@ impl Store {
         }
         match self.read_small(digest, bytes.len() as u64) {
             Ok(_) => return Ok(()),
-            // The write below repairs a damaged file. Any other error occurs again there.
+            // The write below adds a missing blob and repairs a damaged one. Any other problem makes it fail, too.
             Err(error) => tracing::trace!("storing {digest}: {error}"),
         }
         let mut temp = self.temp_file(self.make_blobs()?, &digest.hex())?;

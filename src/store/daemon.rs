@@ -1,4 +1,4 @@
-//! The daemon of a store: at most one serves it, and other commands can find it.
+//! The daemon lock: at most one daemon serves a store, and other commands can find that daemon.
 
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
@@ -19,7 +19,7 @@ use crate::os::{self, AtPath as _, Sharing};
 const DAEMON: &str = "daemon";
 /// How long a daemon may take to write its [`DaemonInfo`] after it has locked the file.
 const INFO_WAIT: Duration = Duration::from_secs(2);
-/// [`Store::running_daemon`] holds the lock for some microseconds. Whoever holds it for longer than this is a daemon.
+/// [`Store::running_daemon`] holds the lock for some microseconds. A process that holds it for longer than this is a daemon.
 const QUERY_WAIT: Duration = Duration::from_millis(200);
 
 /// The daemon that serves a store. The daemon writes this to its lock file, where other commands read it.
@@ -47,13 +47,13 @@ impl Drop for DaemonLock {
 }
 
 impl Store {
-    /// Takes the right to serve this store and publishes `info` to other commands.
+    /// Takes the daemon lock of this store and publishes `info` to other commands.
     ///
     /// Fails with [`StoreError::DaemonRuns`] if another daemon serves the store.
     pub fn lock_daemon(&self, info: &DaemonInfo) -> Result<DaemonLock, StoreError> {
         let top = self.make_top()?;
         let path = top.path_of(DAEMON);
-        // All users may read it: whoever lists images may need the daemon's address.
+        // All users may read the file: a user who lists images may need the daemon's address.
         let file = top.file_with(DAEMON, OFlags::RDWR | OFlags::CREATE, FILE_MODE)?;
         let deadline = Some(Instant::now() + QUERY_WAIT);
         if !os::lock_until(&file, Sharing::Exclusive, deadline).at("lock", &path)? {
@@ -69,7 +69,7 @@ impl Store {
         Ok(DaemonLock { flock })
     }
 
-    /// The daemon that serves this store now.
+    /// Returns the daemon that serves this store; `None` if no daemon runs.
     pub fn running_daemon(&self) -> Result<Option<DaemonInfo>, StoreError> {
         let Some(top) = self.top()? else { return Ok(None) };
         let path = top.path_of(DAEMON);
@@ -102,7 +102,7 @@ mod tests {
     use crate::store::tests::new_store;
 
     #[test]
-    fn second_daemon_is_refused_and_learns_about_the_first() {
+    fn second_daemon_is_refused_with_the_info_of_the_first() {
         let (_dir, store) = new_store();
         assert_eq!(store.running_daemon().unwrap(), None);
         let info = DaemonInfo { pid: 4711, socket: "/run/s".into(), mountpoint: "/images".into() };

@@ -16,7 +16,7 @@ pub(super) const INDEX_SUFFIX: &str = ".idx";
 pub(super) const SEEKABLE_SUFFIX: &str = ".spans";
 
 impl Store {
-    /// The path of a layer's index, whether or not it exists. For messages.
+    /// The path of a layer's index, whether or not it exists. Used only in messages.
     #[must_use]
     pub fn index_path(&self, layer: &LayerDigest) -> PathBuf {
         self.path_in(Subdir::Indexes, &(layer.hex() + INDEX_SUFFIX))
@@ -39,7 +39,7 @@ impl Store {
         self.remove_derived(Subdir::Indexes, &(layer.hex() + INDEX_SUFFIX))
     }
 
-    /// Starts the seekable form of a layer. [`Store::seekable_file`] returns it once it is committed.
+    /// Creates the file for the seekable form of a layer. [`Store::seekable_file`] returns it once it is committed.
     pub fn create_seekable(&self, layer: &LayerDigest) -> Result<TempFile, StoreError> {
         self.temp_file(self.make_subdir(Subdir::Seekable)?, &(layer.hex() + SEEKABLE_SUFFIX))
     }

@@ -4,7 +4,7 @@
 //! image is in `index.json`. `gc` waits until no lease is held and prevents new ones, so it misses no reference. It also
 //! skips blobs whose lock is held. Other tools take no lease: do not run `gc` while one copies an image into the store.
 //!
-//! Files that a daemon has open stay readable for it. Slots are never freed.
+//! A daemon can still read the files that it has open. Slots are never freed.
 
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
@@ -59,10 +59,10 @@ struct BlobReference {
 }
 
 impl Store {
-    /// Removes blobs and derived files that no image refers to, and leftovers; with `dry_run` only counts them.
+    /// Removes blobs and derived files that no image refers to, and leftover temporary files. With `dry_run`, only counts them.
     ///
-    /// Fails with [`StoreError::Busy`] if a pull or a load runs for more than ten seconds. Removes nothing if a stored
-    /// manifest cannot be read, since its blobs would be lost.
+    /// Fails with [`StoreError::Busy`] if a pull or a load is still running after ten seconds. Removes nothing if a
+    /// stored manifest cannot be read, because the blobs that it refers to are then unknown.
     pub fn gc(&self, dry_run: bool) -> Result<GcReport, StoreError> {
         let _exclusion = self.exclude_leases(LEASE_WAIT)?;
         let mut report = GcReport::default();
@@ -86,26 +86,26 @@ impl Store {
     /// Returns all blobs that `index.json` refers to, directly or through manifests. Adds missing manifests to `missing`.
     fn mark(&self, missing: &mut Vec<Digest>) -> Result<HashSet<Digest>, StoreError> {
         let mut marked = HashSet::new();
-        // The flag is true for an image's own manifest, which should be in the store.
+        // The flag is true for a manifest that `index.json` lists, which should be in the store.
         let mut pending: Vec<(BlobReference, bool)> = Vec::new();
         for entry in self.entries()? {
             // Keeps the index itself, but does not follow it: only the manifest of the chosen platform is in the store.
             marked.extend(entry.index().map(|index| index.digest()));
             pending.push((BlobReference { digest: entry.digest, media_type: entry.media_type }, true));
         }
-        let mut read = HashSet::new();
-        while let Some((reference, own)) = pending.pop() {
+        let mut visited = HashSet::new();
+        while let Some((reference, is_listed)) = pending.pop() {
             let Ok(digest) = reference.digest.parse::<Digest>() else { continue };
             marked.insert(digest);
             // Only JSON documents refer to other blobs. A descriptor without a media type may point to one.
             let is_document = reference.media_type.is_empty() || reference.media_type.ends_with("json");
-            if !is_document || !read.insert(digest) {
+            if !is_document || !visited.insert(digest) {
                 continue;
             }
             let bytes = match self.read_small(&digest, MANIFEST_MAX) {
                 Ok(bytes) => bytes,
                 Err(StoreError::NoBlob { .. }) => {
-                    missing.extend(own.then_some(digest));
+                    missing.extend(is_listed.then_some(digest));
                     continue;
                 }
                 Err(error) => return Err(error),

@@ -75,7 +75,8 @@ impl IndexJson {
         self.manifests
     }
 
-    /// Adds an image, or updates its descriptor. First [remove](Self::remove_tag) the tag from all other images.
+    /// Adds an image, or updates its descriptor. The caller must first [remove](Self::remove_tag) the tag from
+    /// all other images.
     pub(super) fn add(
         &mut self,
         name: &Name,
@@ -85,11 +86,12 @@ impl IndexJson {
     ) {
         let digest = ManifestDigest::from(manifest);
         let accepts_tag = |entry: &IndexJsonEntry| match tag {
-            // The entry of this tag, or an entry without a tag, which then gets it.
+            // The entry of this tag, or an entry without a tag, which then receives this tag.
             Some(tag) => entry.has_tag(name, tag) || entry.annotation(REF_NAME).is_none(),
             None => true,
         };
-        let existing = self.manifests.iter().position(|entry| entry.is(name, digest) && accepts_tag(entry));
+        let existing =
+            self.manifests.iter().position(|entry| entry.matches(name, digest) && accepts_tag(entry));
         let position = existing.unwrap_or_else(|| {
             self.manifests.push(IndexJsonEntry { digest: digest.to_string(), ..IndexJsonEntry::default() });
             self.manifests.len() - 1
@@ -129,7 +131,7 @@ impl IndexJson {
             }
             tagged = tagged.or(digest);
             let mut others = self.manifests.iter().enumerate().filter(|&(other, _)| other != position);
-            if digest.is_some_and(|digest| others.any(|(_, entry)| entry.is(name, digest))) {
+            if digest.is_some_and(|digest| others.any(|(_, entry)| entry.matches(name, digest))) {
                 self.manifests.remove(position);
             } else {
                 self.manifests[position].unset(REF_NAME);
@@ -143,13 +145,13 @@ impl IndexJson {
     /// Whether an image has a tag.
     pub(super) fn is_tagged(&self, name: &Name, digest: ManifestDigest) -> bool {
         let tagged = |entry: &IndexJsonEntry| entry.identity().is_some_and(|(_, tag)| tag.is_some());
-        self.manifests.iter().any(|entry| entry.is(name, digest) && tagged(entry))
+        self.manifests.iter().any(|entry| entry.matches(name, digest) && tagged(entry))
     }
 
-    /// Removes all entries of an image; returns whether there was one.
+    /// Removes all entries of an image; returns whether it had any.
     pub(super) fn remove(&mut self, name: &Name, digest: ManifestDigest) -> bool {
         let before = self.manifests.len();
-        self.manifests.retain(|entry| !entry.is(name, digest));
+        self.manifests.retain(|entry| !entry.matches(name, digest));
         self.manifests.len() < before
     }
 }
@@ -182,14 +184,14 @@ impl IndexJsonEntry {
     /// The name and the tag; `None` if the entry has no valid name.
     pub(super) fn identity(&self) -> Option<(Name, Option<Tag>)> {
         match self.annotation(REF_NAME).and_then(|text| Reference::from_archive(text).ok()) {
-            // `NAME@DIGEST` has no tag. A name alone stands for its tag `latest`.
+            // `NAME@DIGEST` has no tag. A name alone means its tag `latest`.
             Some(reference) if reference.digest.is_some() => Some((reference.name, reference.tag)),
             Some(reference) => Some((reference.name.clone(), Some(reference.tag_or_latest()))),
             None => Some((Name::from_archive(self.annotation(NAME)?).ok()?, None)),
         }
     }
 
-    fn is(&self, name: &Name, digest: ManifestDigest) -> bool {
+    fn matches(&self, name: &Name, digest: ManifestDigest) -> bool {
         self.digest.parse() == Ok(digest) && self.identity().is_some_and(|(own_name, _)| own_name == *name)
     }
 

@@ -1,4 +1,4 @@
-//! Opens and creates a store, and its directories.
+//! Opens and creates a store and its directories.
 
 use std::fs;
 use std::io::Write as _;
@@ -14,7 +14,7 @@ pub(super) const BLOBS: &str = "blobs";
 pub(super) const SHA256: &str = "sha256";
 const OCI_LAYOUT: &str = "oci-layout";
 const OCI_LAYOUT_VERSION: &str = "1.0.0";
-/// The directory beside the layout, for everything that is not part of it.
+/// The directory beside the layout, for all files that are not part of the layout.
 const TOP: &str = "rcx-imagefs";
 const VERSION_FILE: &str = "version";
 /// Directory of roots, in `rcx-imagefs`.
@@ -87,7 +87,7 @@ impl Store {
         Ok(Self::at(path))
     }
 
-    /// Whether the directory is a store: false if it can become one, an error if not. Writes nothing.
+    /// Returns true for a store, and false for a directory that can become one. Fails for any other directory. Writes nothing.
     pub fn exists(path: &Path) -> Result<bool, StoreError> {
         let path = std::path::absolute(path).at("make absolute", path)?;
         match Dir::open(&path) {
@@ -121,7 +121,7 @@ impl Store {
 
     /// The directory of layer directories for overlay2. Creates only its parent.
     ///
-    /// [`Store::gc`] does not touch it, because only the code that makes roots knows which layers are in use.
+    /// [`Store::gc`] does not touch it, because only the code that creates roots knows which layers are in use.
     pub fn layers_path(&self) -> Result<PathBuf, StoreError> {
         Ok(self.make_top()?.path_of(LAYERS))
     }
@@ -133,7 +133,7 @@ impl Store {
         Ok(self.make_top()?.path_of(BOXES))
     }
 
-    /// The path of a file in a subdirectory, whether or not it exists. For messages.
+    /// The path of a file in a subdirectory, whether or not it exists. Used only in messages.
     pub(super) fn path_in(&self, subdir: Subdir, name: &str) -> PathBuf {
         [self.path(), TOP.as_ref(), subdir.name().as_ref(), name.as_ref()].iter().collect()
     }
@@ -179,19 +179,19 @@ impl Store {
         self.make_top()?.make_sub(subdir.name(), subdir.mode())
     }
 
-    /// Starts a file that will become `name` in `target`.
+    /// Creates a temporary file that will become `name` in `target`.
     pub(super) fn temp_file(&self, target: Dir, name: &str) -> Result<TempFile, StoreError> {
         TempFile::new(self.make_subdir(Subdir::Tmp)?, target, name, FILE_MODE)
     }
 }
 
-/// Whether the directory is a store; false if it can become one.
+/// Returns true for a store, and false for a directory that can become one. Fails for any other directory.
 fn is_store(root: &Dir, path: &Path) -> Result<bool, StoreError> {
     if check_layout(root)? {
         return Ok(true);
     }
-    // `create` makes `rcx-imagefs` first and `oci-layout` last. So `rcx-imagefs` alone belongs to a creation that another
-    // process is doing or did not finish. `lost+found` is in the root of an empty ext4 filesystem.
+    // `create` makes `rcx-imagefs` first and `oci-layout` last. So `rcx-imagefs` without `oci-layout` means that a
+    // creation is still running or was interrupted. `lost+found` is in the root of an empty ext4 filesystem.
     let names = root.names()?;
     if names.iter().all(|name| name == "lost+found") || names.iter().any(|name| name == TOP) {
         return Ok(false);

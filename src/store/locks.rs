@@ -1,7 +1,7 @@
 //! Locks of the store: on a blob, against `gc`, and on one of the store's own files.
 //!
 //! All are flock(2) locks (see [`crate::os::lock_named`]). The holder of a blob's lock removes the lock file just before it
-//! releases the lock, so `locks/` holds no file for a blob that nobody uses.
+//! releases the lock, so `locks/` contains no file for an unlocked blob.
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -39,7 +39,7 @@ impl Flock {
         sharing: Sharing,
         wait: Option<Duration>,
     ) -> Result<Option<Self>, StoreError> {
-        // A wait beyond the range of the clock has no limit.
+        // A deadline beyond the range of the clock means no deadline.
         let deadline = wait.and_then(|wait| Instant::now().checked_add(wait));
         let open = || dir.file_with(name, OFlags::RDWR | OFlags::CREATE, 0o600).map(Some);
         match os::lock_named(dir.as_fd(), &dir.path_of(name), sharing, deadline, open)? {
@@ -99,9 +99,9 @@ impl BlobLock {
     }
 }
 
-/// Keeps `gc` from removing any blob until it is dropped.
+/// A lease that prevents `gc` from removing any blob until the lease is dropped.
 ///
-/// Take it before the first blob is stored, or is found to be stored already, and keep it until an image in `index.json`
+/// Take the lease before you store the first blob or check whether it is stored, and keep it until an image in `index.json`
 /// refers to the blobs.
 #[derive(Debug)]
 pub struct GcLease {

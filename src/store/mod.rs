@@ -19,8 +19,8 @@
 //! released within one call of this module). A thread must not wait for a [`BlobLock`] while it holds another one: two images
 //! may list the same layers in opposite orders. All functions here block; async code must call them from a blocking thread.
 //!
-//! **Permissions.** Directories are 0755 and files 0644 (less the umask), as in layouts of other tools. `tmp` and `partial`
-//! are 0700 because their content is not verified yet, and `locks` because whoever can open a lock file can block others.
+//! **Permissions.** Directories are 0755 and files 0644 (minus the umask), as in layouts of other tools. `tmp` and `partial`
+//! are 0700 because their content is not verified yet, and `locks` because any process that can open a lock file can block others.
 //! Reading needs no write permission.
 
 mod blobs;
@@ -81,7 +81,7 @@ impl Store {
         &self.shared.path
     }
 
-    /// The same store with other limits for layers. They apply when a layer is decoded to build its index, not to layers
+    /// Returns the same store with other limits for layers. They apply when a layer is decoded to build its index, not to layers
     /// that have an index already.
     #[must_use]
     pub fn with_layer_limits(self, layer_limits: LayerLimits) -> Self {

@@ -17,12 +17,12 @@ use super::locks::BlobLock;
 use crate::image::Digest;
 use crate::os::{AtPath as _, PathError};
 
-/// Writeback to disk starts after each stretch of this many bytes, so that the final sync of a large layer is short.
+/// Writeback to disk starts after every this many bytes, so that the final sync of a large layer is short.
 const WRITEBACK_STEP: u64 = 8 << 20;
 
 /// A blob that is being downloaded, including the bytes of interrupted downloads.
 ///
-/// If it is dropped, its bytes stay for the next attempt. Only [`PartialBlob::commit`] turns them into a blob.
+/// Dropping it keeps the bytes for the next attempt. Only [`PartialBlob::commit`] turns them into a blob.
 #[derive(Debug)]
 pub struct PartialBlob {
     lock: BlobLock,
@@ -69,7 +69,7 @@ impl Store {
 }
 
 impl PartialBlob {
-    /// The number of bytes so far.
+    /// The number of bytes downloaded so far.
     #[must_use]
     #[expect(
         clippy::len_without_is_empty,
@@ -150,7 +150,7 @@ impl Drop for PartialBlob {
 }
 
 /// Starts writing a range of a file to disk. Ignores errors, since this only saves time: the final sync reports them.
-#[expect(unsafe_code, reason = "no safe wrapper of sync_file_range(2) among the dependencies")]
+#[expect(unsafe_code, reason = "no dependency has a safe wrapper for sync_file_range(2)")]
 fn start_writeback(file: &File, range: Range<u64>) {
     let (Ok(start), Ok(count)) = (i64::try_from(range.start), i64::try_from(range.end - range.start)) else {
         return;

@@ -1,4 +1,4 @@
-//! Image names and tags: reads and changes of `index.json`.
+//! Reads and changes the image names and tags in `index.json`.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
@@ -71,7 +71,7 @@ impl Store {
         let mut tags_seen = HashSet::new();
         for entry in self.entries()? {
             let (Some((name, tag)), Ok(digest)) = (entry.identity(), entry.digest.parse()) else { continue };
-            // Other tools may leave the same reference twice. The first one counts, as in skopeo.
+            // Other tools may store the same reference twice. The first one takes effect, as in skopeo.
             let tag = tag.filter(|tag| tags_seen.insert((name.clone(), tag.clone())));
             let (platform, index) = (entry.platform(), entry.index());
             let position = *positions.entry((name.clone(), digest)).or_insert(images.len());
@@ -96,7 +96,7 @@ impl Store {
         Ok(Refs { images })
     }
 
-    /// Adds an image to `index.json`, with `tag` if given. A digest that had the tag stays as an image without it.
+    /// Adds an image to `index.json`, with `tag` if it is set. A digest that had the tag before remains as an image without it.
     ///
     /// `index` is the multi-platform index from which the manifest was chosen; that document must be in the store too.
     /// Annotations of `manifest` are ignored. The caller must hold a [`GcLease`](super::GcLease) and must have stored every
@@ -129,7 +129,7 @@ impl Store {
 
     /// Removes an image with all its tags; returns whether it existed.
     ///
-    /// Other names of the same digest stay. Blobs stay until [`Store::gc`] removes them.
+    /// Keeps other names of the same digest. Keeps the blobs, until [`Store::gc`] removes them.
     pub fn remove_image(&self, name: &Name, digest: ManifestDigest) -> Result<bool, StoreError> {
         self.update(|file| file.remove(name, digest))
     }
@@ -139,7 +139,7 @@ impl Store {
         IndexJson::read(&self.root()?).map(IndexJson::into_entries)
     }
 
-    /// Changes `index.json` under its lock. Writes nothing if nothing changes, so that watchers do not wake up.
+    /// Changes `index.json` under its lock. Writes nothing if nothing changes, so that watchers are not woken.
     fn update<T>(&self, change: impl FnOnce(&mut IndexJson) -> T) -> Result<T, StoreError> {
         let _lock = self.lock_for_update(INDEX_JSON)?;
         let root = self.root()?;

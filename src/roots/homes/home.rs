@@ -7,17 +7,16 @@
 //! marker is not a home, whatever its name; it is neither listed nor removed. An empty directory is a home that was being
 //! made or removed when its process died; only rmdir(2) is used on it.
 
-use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, FileType, Mode, StatxFlags};
 use rustix::io::Errno;
 
 use super::location::HomesLocation;
+use super::marker::{MARKER, ids_in, mark, names_in};
 use crate::os::{AtPath as _, NamedLock, PathError, Sharing, lock_named, remove_tree, try_lock, unlock};
 use crate::roots::mounts::{OPEN_DIRECTORY, quota};
 use crate::roots::{RootId, RootsError};
@@ -34,9 +33,6 @@ pub(super) struct Homes {
 pub(super) struct Home {
     fd: OwnedFd,
 }
-
-/// The marker of a home, and of the directory of homes. No root has such a name.
-pub(super) const MARKER: &str = ".rcx-imagefs";
 
 /// Filesystems that cannot hold an upper, by their magic number (fstatfs(2), linux/magic.h). The kernel's own error does not
 /// name the reason.
@@ -222,31 +218,4 @@ impl AsFd for Home {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-/// Writes the marker of a home.
-pub(super) fn mark(home: BorrowedFd<'_>) -> Result<(), Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(home, MARKER, flags, Mode::RUSR | Mode::WUSR).map(drop)
-}
-
-/// Returns the names in a directory that are valid names of roots, sorted.
-pub(super) fn ids_in(directory: BorrowedFd<'_>) -> Result<Vec<RootId>, Errno> {
-    let mut ids: Vec<RootId> =
-        names_in(directory)?.iter().filter_map(|name| name.to_str()?.parse().ok()).collect();
-    ids.sort();
-    Ok(ids)
-}
-
-/// Returns the names in a directory.
-pub(super) fn names_in(directory: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(directory)? {
-        let entry = entry?;
-        let name = OsStr::from_bytes(entry.file_name().to_bytes());
-        if name != "." && name != ".." {
-            names.push(name.to_owned());
-        }
-    }
-    Ok(names)
 }

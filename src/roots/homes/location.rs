@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::home::{MARKER, ids_in, mark, names_in};
+use super::marker::{MARKER, ids_in, mark, names_in};
 use crate::os::{self, AtPath as _, PathError};
 use crate::roots::RootsError;
 use crate::roots::mounts::OPEN_DIRECTORY;

@@ -3,6 +3,7 @@
 mod home;
 mod lease;
 mod location;
+mod marker;
 mod named;
 mod processes;
 mod record;

@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
-use super::home::{Home, ids_in};
+use super::home::Home;
+use super::marker::ids_in;
 use super::record::RootRecord;
 use super::{NAMED, Roots, processes};
 use crate::os::{AtPath as _, NamedLock, PathError};

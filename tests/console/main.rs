@@ -26,6 +26,7 @@ const EXEMPT: &[(&str, &str)] = &[
         "src/manual/rcx-imagefs-operations.7.md",
         "install -m 644 scripts/rcx-imagefs.service /etc/systemd/system/",
     ),
+    ("src/manual/rcx-imagefs-operations.7.md", "systemctl daemon-reload"),
     ("src/manual/rcx-imagefs-operations.7.md", "systemctl enable --now rcx-imagefs"),
     (
         "src/manual/rcx-imagefs-store.7.md",

@@ -58,12 +58,21 @@ impl Guardian {
         match fork().map_err(ShimError::Guardian)? {
             Forked::Parent(_) => Ok((Self { watch, ready }, lease)),
             Forked::Child => {
-                let guard = std::panic::AssertUnwindSafe(|| {
-                    guard(roots, ManuallyDrop::into_inner(lease), &watch, &isolate, &report_ready)
-                });
-                // Nobody reads the error. The next sweep removes whatever remains.
-                let result = std::panic::catch_unwind(guard);
-                std::process::exit(i32::from(!matches!(result, Ok(Ok(())))));
+                // Nobody reads a failure of the guardian, and none of them excuses the others: whatever fails, the guardian goes
+                // on to wait for the root's death and to remove it. The next sweep removes whatever remains.
+                let lease = ManuallyDrop::into_inner(lease);
+                attempt(|| detach_and_report(&lease, &watch, &isolate, &report_ready));
+                // If the report failed, the other process notices now.
+                drop(report_ready);
+                if attempt(|| Ok(wait_for_death(&lease, &watch, &isolate))).unwrap_or(false) {
+                    attempt(|| lease.release().map_err(io::Error::other));
+                } else {
+                    // Asks the kernel whether the root is dead. If a descriptor that was passed out of the sandbox keeps it
+                    // alive, its files are left to a later sweep.
+                    drop(lease);
+                }
+                attempt(|| roots.sweep().map(drop).map_err(io::Error::other));
+                std::process::exit(0);
             }
         }
     }
@@ -78,16 +87,20 @@ impl Guardian {
         let mut byte = [0];
         match rustix::io::retry_on_intr(|| rustix::io::read(&self.ready, &mut byte)) {
             Ok(1) => Ok(()),
-            Ok(_) => Err(ShimError::Guardian(io::Error::other("it ended before it was ready"))),
+            Ok(_) => Err(ShimError::Guardian(io::Error::other("it could not detach itself from the caller"))),
             Err(errno) => Err(ShimError::Guardian(errno.into())),
         }
     }
 }
 
-/// Waits for isolate to end, and cleans up.
-fn guard(
-    roots: &Roots,
-    lease: RootLease,
+/// Takes a step of the guardian. A failure or a panic ends only this step.
+fn attempt<T>(step: impl FnOnce() -> io::Result<T>) -> Option<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(step)).ok().and_then(Result::ok)
+}
+
+/// Detaches the guardian from its caller, and reports that to the process that becomes isolate.
+fn detach_and_report(
+    lease: &RootLease,
     watch: &RootWatch,
     isolate: &OwnedFd,
     report_ready: &OwnedFd,
@@ -95,34 +108,45 @@ fn guard(
     let mut kept = vec![watch.fd().as_raw_fd(), isolate.as_raw_fd(), report_ready.as_raw_fd()];
     kept.extend(lease.descriptors().iter().map(|fd| fd.as_raw_fd()));
     detach_from_caller(&kept)?;
-    // Fails with EPIPE if the other process has ended already, for example because of an error. The root must still be removed.
-    let _ = rustix::io::write(report_ready, &[1]);
-    let mut ended = [PollFd::new(isolate, PollFlags::IN)];
-    while rustix::io::retry_on_intr(|| rustix::event::poll(&mut ended, None))? == 0 {}
-    let source = lease.source();
-    let mut wait = FIRST_WAIT;
-    while !watch.dead(wait)? {
-        let left = processes_with_mount(&source)?;
-        if left.is_empty() {
-            let until = Instant::now() + UNMOUNT_TIMEOUT;
-            while lease.is_alive().map_err(io::Error::other)? && Instant::now() < until {
-                watch.dead(FIRST_WAIT)?;
-            }
-            // If a descriptor that was passed out of the sandbox keeps the root alive, dropping the lease leaves the files
-            // to a later sweep. The same code runs if nothing was mounted.
-            drop(lease);
-            return sweep(roots);
-        }
-        left.into_iter().for_each(|pid| kill(pid, &source));
-        wait = KILL_PAUSE;
-    }
-    lease.release().map_err(io::Error::other)?;
-    sweep(roots)
+    // Fails with EPIPE if the other process has ended already, for example because of an error.
+    rustix::io::write(report_ready, &[1])?;
+    Ok(())
 }
 
-/// Removes roots whose process was killed before it had a guardian.
-fn sweep(roots: &Roots) -> io::Result<()> {
-    roots.sweep().map(drop).map_err(io::Error::other)
+/// Waits until isolate has ended and the kernel has unmounted the root everywhere. Kills processes of the sandbox that keep
+/// the root mounted. Returns false if the root's death was not noticed: it was never mounted, or something else keeps it alive.
+fn wait_for_death(lease: &RootLease, watch: &RootWatch, isolate: &OwnedFd) -> bool {
+    let mut ended = [PollFd::new(isolate, PollFlags::IN)];
+    while !matches!(rustix::event::poll(&mut ended, None), Ok(1..)) {
+        std::thread::sleep(FIRST_WAIT);
+    }
+    let is_dead = |wait| {
+        watch.dead(wait).unwrap_or_else(|_| {
+            std::thread::sleep(wait);
+            false
+        })
+    };
+    let source = lease.source();
+    let mut wait = FIRST_WAIT;
+    loop {
+        if is_dead(wait) {
+            return true;
+        }
+        match processes_with_mount(&source) {
+            Ok(left) if left.is_empty() => break,
+            Ok(left) => left.into_iter().for_each(|pid| kill(pid, &source)),
+            // The next look may succeed.
+            Err(_) => {}
+        }
+        wait = KILL_PAUSE;
+    }
+    let until = Instant::now() + UNMOUNT_TIMEOUT;
+    while lease.is_alive().unwrap_or(true) && Instant::now() < until {
+        if is_dead(FIRST_WAIT) {
+            return true;
+        }
+    }
+    false
 }
 
 /// Drops everything inherited from the caller, so that the caller cannot reach this process.

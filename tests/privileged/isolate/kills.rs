@@ -1,9 +1,11 @@
 //! Calls killed at any moment leave nothing behind once their guardians have exited.
 
+use std::fs::{self, File};
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::host::{Host, RunningProcess, SandboxBox, all_isolates, describe, stdout_of};
+use super::attempts::compile;
+use super::host::{Host, RunningProcess, SandboxBox, all_isolates, describe, stdout_of, tar};
 use support::child::wait_until;
 
 #[test]
@@ -89,4 +91,90 @@ fn sixteen_concurrent_isolate_calls_with_half_killed_leave_nothing() {
         host.run(&boxes[0], &[], "true");
         host.assert_clean();
     }
+}
+
+/// A library for `LD_PRELOAD` that changes the order of events around fork(2) of the stand-in:
+///
+/// - A process holds the root open from the moment it is mounted until the file `release` appears.
+/// - The stand-in ends only after that process has opened the root.
+/// - The guardian begins only after the stand-in has ended.
+const LATE_GUARDIAN: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+static pid_t stand_in;
+static void await(const char *path) { while (access(path, F_OK) != 0) usleep(1000); }
+static int is_mounted(pid_t pid, const char *root) {
+    char line[8192], name[64], wanted[4096];
+    snprintf(name, sizeof name, "/proc/%d/mountinfo", (int)pid);
+    snprintf(wanted, sizeof wanted, " %s ", root);
+    FILE *mounts = fopen(name, "r");
+    int found = 0;
+    while (mounts && fgets(line, sizeof line, mounts)) found |= strstr(line, wanted) != NULL;
+    if (mounts) fclose(mounts);
+    return found;
+}
+pid_t fork(void) {
+    pid_t (*real_fork)(void) = (pid_t (*)(void))dlsym(RTLD_NEXT, "fork");
+    pid_t parent = getpid(), child = real_fork();
+    if (child != 0) { stand_in = parent; return child; }
+    if (real_fork() == 0) {
+        char path[4096];
+        const char *root = getenv("TEST_ROOT");
+        while (!is_mounted(parent, root)) usleep(1000);
+        snprintf(path, sizeof path, "/proc/%d/root%s", (int)parent, root);
+        if (open(path, O_RDONLY | O_DIRECTORY) < 0) _exit(1);
+        close(open("held", O_WRONLY | O_CREAT, 0600));
+        await("release");
+        _exit(0);
+    }
+    while (getppid() == parent) usleep(1000);
+    return 0;
+}
+__attribute__((destructor)) static void wait_for_holder(void) { if (getpid() == stand_in) await("held"); }
+"#;
+
+#[test]
+fn root_is_removed_although_the_call_fails_before_its_guardian_begins() {
+    let layer = tar(|tar| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        tar.append_link(&mut header, "covered", "/dev").unwrap();
+    });
+    let host = Host::with_script_and_layer("exit 9", &layer);
+    let arguments = ["--dir=covered/x=/from", &format!("--dir=.={}", host.image), "--run", "--", "/bin/sh"]
+        .map(str::to_owned);
+    // Also caches the version of isolate, so that the next call forks only once.
+    let message = host.fails(&mut host.isolate(), &arguments);
+    assert!(message.contains("covered"), "{message}");
+
+    let library = compile(&host.caller_dir, "late.so", LATE_GUARDIAN, &["-shared", "-fPIC"]);
+    let mut command = host.command_as(0, "env");
+    command.arg(format!("LD_PRELOAD={}", library.display()));
+    command.arg(format!("TEST_ROOT={}", host.run_dir().join("root").display()));
+    command.arg(&host.shim).args(arguments).stdout(Stdio::null());
+    let status = command.stderr(File::create(host.caller_dir.join("error")).unwrap()).status().unwrap();
+    let error = fs::read_to_string(host.caller_dir.join("error")).unwrap();
+    assert_eq!(status.code(), Some(2), "{error}");
+    assert!(error.contains("covered"), "{error}");
+    // Now the guardian runs while the root is still in use. It must wait until the root is released.
+    let has_reported = |pid: u32| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let is_pipe = |fd: fs::DirEntry| {
+            fs::read_link(fd.path()).is_ok_and(|target| target.to_string_lossy().starts_with("pipe:"))
+        };
+        name == "rcx-guardian\n" && !fds.into_iter().any(is_pipe)
+    };
+    wait_until("the guardian has detached itself or has ended", || {
+        let guardians = host.guardians();
+        guardians.len() < 2 || guardians.into_iter().any(has_reported)
+    });
+    fs::write(host.caller_dir.join("release"), "").unwrap();
+    host.assert_clean();
 }

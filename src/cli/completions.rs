@@ -1,4 +1,4 @@
-//! `completions`: completion scripts for shells.
+//! `completions`: prints completion scripts for shells.
 
 use clap::{Args, Command};
 
@@ -13,7 +13,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct CompletionsArgs {
-    /// Shell
+    /// Shell that reads the script
     shell: clap_complete::Shell,
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Config {
     pub(super) store: Option<PathBuf>,
     /// Directory of the control socket and of roots.
     pub(super) run_dir: Option<PathBuf>,
-    /// Registry of references without a host, instead of docker.io; its host is left out of names.
+    /// Registry of references without a host, instead of docker.io; names omit its host.
     pub(super) default_registry: Option<String>,
     /// Registries with plain HTTP, besides those on loopback: `host` or `host:port`.
     #[serde(default)]
@@ -60,14 +60,14 @@ pub(super) struct Config {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct LimitsConfig {
-    /// Size of a layer's tar, in MiB.
+    /// Maximum size of a layer's tar, in MiB.
     layer_size_mib: Option<NonZeroU64>,
-    /// Ratio of a layer's tar to its blob; applies only if the tar is larger than 1 GiB.
+    /// Maximum ratio of a layer's tar to its blob; applies only if the tar is larger than 1 GiB.
     layer_ratio: Option<NonZeroU64>,
 }
 
 impl LimitsConfig {
-    /// The limits of layers that are pulled, loaded or indexed again.
+    /// Returns the limits of layers that are pulled, loaded or indexed again.
     pub(super) fn layer(&self) -> LayerLimits {
         let default = LayerLimits::default();
         LayerLimits {
@@ -81,11 +81,11 @@ impl LimitsConfig {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct MountConfig {
-    /// Number of threads that answer requests of the kernel.
+    /// Number of threads that answer kernel requests.
     pub(super) threads: Option<NonZeroUsize>,
     /// Memory for decoded spans, in MiB.
     pub(super) cache_mib: Option<u64>,
-    /// Readahead of the kernel on the mount, in KiB.
+    /// Kernel readahead on the mount, in KiB.
     pub(super) read_ahead_kib: Option<u32>,
 }
 
@@ -115,18 +115,18 @@ pub(super) struct RunConfig {
 }
 
 impl RunConfig {
-    /// The sandbox to use.
+    /// Returns the sandbox to use.
     pub(super) fn sandbox(&self) -> anyhow::Result<SandboxKind> {
         let Some(text) = &self.sandbox else { return Ok(SandboxKind::default()) };
         text.parse().map_err(|why| anyhow::anyhow!("sandbox `{text}`: {why}"))
     }
 
-    /// The boxes of runs that name none.
+    /// Returns the boxes of runs that name no box.
     pub(super) fn box_ids(&self) -> anyhow::Result<BoxRange> {
         self.box_ids.as_deref().map_or(Ok(BoxRange::default()), |text| Ok(text.parse()?))
     }
 
-    /// The user and group of programs under bubblewrap.
+    /// Returns the user and group of programs under bubblewrap.
     pub(super) fn bwrap_user(&self) -> anyhow::Result<User> {
         let Some(text) = &self.bwrap_user else { return Ok(User::default()) };
         text.parse().map_err(|why| anyhow::anyhow!("bwrap-user `{text}`: {why}"))
@@ -143,10 +143,10 @@ pub(super) struct IsolateConfig {
     pub(super) mountpoint: Option<PathBuf>,
     /// Upper layer of writable roots: `dir`, `dir:SIZE` or `tmpfs:SIZE`.
     pub(super) upper: Option<String>,
-    /// Whether roots are writable if the call does not say.
+    /// Whether roots are writable unless the call overrides it.
     #[serde(default)]
     pub(super) writable: bool,
-    /// Images of boxes whose calls name none: `7`, `10-19` or `default` = image.
+    /// Images of boxes whose calls name no image: `7`, `10-19` or `default` = image.
     #[serde(default)]
     pub(super) images: BTreeMap<String, String>,
 }
@@ -205,7 +205,7 @@ impl Config {
             .map_err(|source| ConfigurationError { path: file.to_owned(), source }.into())
     }
 
-    /// Parses the text of a file. All values are checked, also those that the present command does not use.
+    /// Parses the text of a file. All values are checked, including those that the current command does not use.
     pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
         let config: Self = toml::from_str(text).map_err(|error| {
             // The error's own text has several lines, with an excerpt of the file.
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn invalid_values_are_errors_when_the_file_is_read() {
-        for (text, wanted) in [
+        for (text, expected) in [
             ("default-registry = 'no host'", "default registry `no host` is not a host"),
             ("platform = 'x'", "platform `x` is not of the form"),
             ("[mount]\nthreads = 0", "line 2: invalid value: integer `0`"),
@@ -296,12 +296,12 @@ mod tests {
             ("[isolate.images]\nx = 'a'", "table [isolate.images]"),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();
-            assert!(error.starts_with(wanted) && !error.contains('\n'), "{text}: {error}");
+            assert!(error.starts_with(expected) && !error.contains('\n'), "{text}: {error}");
         }
     }
 
     #[test]
-    fn file_of_the_option_config_must_exist() {
+    fn file_in_the_config_option_must_exist() {
         let error = Config::load(Some(Path::new("/nonexistent/config.toml"))).unwrap_err();
         assert!(format!("{error:#}").starts_with("configuration /nonexistent/config.toml: "));
     }

@@ -53,8 +53,7 @@ impl Context {
         };
         let lower = match engine {
             Engine::Fuse => {
-                let hint =
-                    "start one with `rcx-imagefs mount DIR`, or use `--engine overlay2`, which needs none";
+                let hint = "start one with `rcx-imagefs mount DIR`, or use `--engine overlay2`, which needs no daemon";
                 let daemon = self.daemon_or(store, hint)?;
                 Lower::in_mount(&daemon.mountpoint, name.as_ref())?
             }
@@ -74,8 +73,8 @@ impl Context {
 }
 
 /// Shows on a terminal how many layers are unpacked.
-fn show_progress(done: usize, of: usize) {
+fn show_progress(done: usize, total: usize) {
     if std::io::stderr().is_terminal() {
-        eprint!("\runpacking layers: {done} of {of}{}", if done == of { "\n" } else { "" });
+        eprint!("\runpacking layers: {done} of {total}{}", if done == total { "\n" } else { "" });
     }
 }

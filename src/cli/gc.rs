@@ -17,7 +17,7 @@ Examples:
 /// Free disk space that no image and no root uses
 ///
 /// Removes blobs and indexes that no image refers to, interrupted downloads, temporary files of dead processes, layers that
-/// were unpacked for the engine overlay2 and are no longer used, and the remains of roots whose processes died. Files that
+/// were unpacked for the overlay2 engine and are no longer used, and the remains of roots whose processes died. Files that
 /// programs have open in the mount stay readable until the daemon ends.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]

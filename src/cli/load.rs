@@ -30,7 +30,7 @@ pub(super) struct LoadArgs {
     /// Name of the images, instead of those in the archive; without TAG, the archive's tags are kept
     #[arg(long, value_name = "NAME[:TAG]")]
     name: Option<String>,
-    /// Platform to choose from a multi-platform image [default: that of this host]
+    /// Platform to choose from a multi-platform image [default: this host's platform]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<String>,
     /// Print JSON

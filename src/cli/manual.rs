@@ -19,7 +19,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct ManualArgs {
-    /// Page to print, as `config` or `rcx-imagefs-config(5)`; without it, the pages are listed
+    /// Page to print, such as `config` or `rcx-imagefs-config(5)` [default: list the pages]
     page: Option<String>,
 }
 

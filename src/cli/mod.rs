@@ -38,7 +38,7 @@ pub use shim::stand_in_for_isolate;
 
 /// Default directory of the store.
 const DEFAULT_STORE: &str = "/var/lib/rcx-imagefs";
-/// Help of arguments that are references.
+/// Help text of reference arguments.
 const REFERENCE: &str = "Image: [HOST[:PORT]/]NAME[:TAG][@DIGEST]";
 /// Default directory of the control socket and of roots.
 const DEFAULT_RUN_DIR: &str = "/run/rcx-imagefs";
@@ -126,7 +126,7 @@ impl Command {
     }
 }
 
-/// The settings that every command works with.
+/// The settings of every command.
 struct Context {
     config: Config,
     store: PathBuf,
@@ -156,12 +156,12 @@ impl Context {
         Ok(Store::open_or_create(&self.store)?.with_layer_limits(self.config.limits.layer()))
     }
 
-    /// The daemon that serves the store, which must be running.
+    /// Returns the daemon that serves the store. It must be running.
     fn daemon(&self, store: &Store) -> anyhow::Result<DaemonInfo> {
         self.daemon_or(store, "start one with `rcx-imagefs mount DIR`")
     }
 
-    /// The daemon that serves the store; `hint` says what to do without one.
+    /// Returns the daemon that serves the store. `hint` is the hint of the error if no daemon runs.
     fn daemon_or(&self, store: &Store, hint: &str) -> anyhow::Result<DaemonInfo> {
         store.running_daemon()?.ok_or_else(|| {
             let message = format!("no daemon serves the store {}", store.path().display());
@@ -179,17 +179,17 @@ impl Context {
         Ok(HomesLocation::Store(store.path().to_owned()))
     }
 
-    /// The boxes of runs.
+    /// Returns the boxes of runs.
     fn boxes(&self, store: &Store) -> anyhow::Result<Boxes> {
         Ok(Boxes::new(&self.run_dir, &store.boxes_path()?))
     }
 
-    /// The roots of this host.
+    /// Returns the roots of this host.
     fn roots(&self, store: &Store) -> anyhow::Result<Roots> {
         Ok(Roots::open(&self.homes(store)?, &self.run_dir)?)
     }
 
-    /// The name without the parts that are implied, as users write it.
+    /// Returns the name as users write it, without the implied parts.
     fn familiar(&self, name: &Name) -> String {
         name.familiar(self.default_registry())
     }
@@ -197,8 +197,8 @@ impl Context {
     /// Finds the image of a reference in the store.
     fn find(&self, store: &Store, text: &str) -> anyhow::Result<FoundImage> {
         let refs = store.refs()?;
-        let meanings = Reference::candidates(text, self.default_registry())?;
-        for reference in &meanings {
+        let candidates = Reference::candidates(text, self.default_registry())?;
+        for reference in &candidates {
             let tag = reference.tag_or_latest();
             let found = match reference.digest {
                 Some(digest) => refs.with_digest(&reference.name, digest),
@@ -209,19 +209,19 @@ impl Context {
                 return Ok(FoundImage { image: image.clone(), tag });
             }
         }
-        let mut reference = meanings[0].clone();
+        let mut reference = candidates[0].clone();
         if reference.digest.is_none() {
             reference.tag = Some(reference.tag_or_latest());
         }
         let tags: Vec<String> = refs
             .images
             .iter()
-            .filter(|image| meanings.iter().any(|meaning| meaning.name == image.name))
+            .filter(|image| candidates.iter().any(|candidate| candidate.name == image.name))
             .flat_map(|image| image.tags.iter().map(ToString::to_string))
             .collect();
         let hint = match tags.as_slice() {
             [] => format!(
-                "`rcx-imagefs pull {text}` fetches it; `rcx-imagefs images` lists the images of the store"
+                "`rcx-imagefs pull {text}` fetches it; `rcx-imagefs images` lists the images in the store"
             ),
             tags => format!("the store has this image with other tags: {}", tags.join(", ")),
         };
@@ -238,10 +238,10 @@ impl Context {
     }
 }
 
-/// The image of a reference.
+/// The image to which a reference resolves.
 struct FoundImage {
     image: ImageRecord,
-    /// The tag by which it was found; `None` if the reference has a digest.
+    /// The tag to which the reference resolves; `None` if the reference has a digest.
     tag: Option<Tag>,
 }
 

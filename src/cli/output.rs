@@ -1,4 +1,4 @@
-//! Output of commands: tables and sizes for people, JSON for programs, progress on a terminal.
+//! Prints the output of commands: tables and sizes for users, JSON for programs, progress on a terminal.
 
 use std::collections::HashMap;
 use std::io::{IsTerminal as _, Write as _};
@@ -13,7 +13,7 @@ use super::error::ErrorJson;
 use crate::os::ignore_poison;
 use crate::pipeline::{ProgressEvent, ProgressSink};
 
-/// Whether this process has printed a JSON document: there is one at most.
+/// Whether this process has printed a JSON document. Each process prints at most one.
 static JSON_PRINTED: AtomicBool = AtomicBool::new(false);
 
 /// Prints a value as one JSON document.
@@ -59,7 +59,7 @@ pub(super) fn plain(text: &str) -> String {
 pub(super) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
     match std::io::stdout().lock().write_all(bytes) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("standard output"),
+        result => result.context("cannot write to standard output"),
     }
 }
 
@@ -83,7 +83,7 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Formats a size for people, in binary units.
+/// Formats a size in binary units.
 pub(super) fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
@@ -114,7 +114,7 @@ pub(super) fn progress() -> ProgressSink {
             }
             ProgressEvent::Waiting { digest } => {
                 if let Some(bar) = open.get(&digest.hex()) {
-                    bar.set_message("another process fetches it");
+                    bar.set_message("another process is fetching it");
                 }
             }
             ProgressEvent::Rebuilding { digest } => {

@@ -17,7 +17,7 @@ const EXAMPLES: &str = "\
 Examples:
   Fetch an image from Docker Hub:
     rcx-imagefs pull python:3.12
-  Fetch an image of another platform from another registry:
+  Fetch an image for another platform from another registry:
     rcx-imagefs pull --platform linux/arm64 registry.example:5000/lab/gcc:13";
 
 /// Fetch images from a registry, verify and index them
@@ -33,7 +33,7 @@ pub(super) struct PullArgs {
     /// Use plain HTTP (implied for registries on loopback)
     #[arg(long)]
     plain_http: bool,
-    /// Platform to choose from a multi-platform image [default: that of this host]
+    /// Platform to choose from a multi-platform image [default: this host's platform]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<String>,
     /// Print JSON
@@ -53,14 +53,14 @@ pub(super) struct PulledJson {
 }
 
 impl PulledJson {
-    pub(super) fn new(context: &Context, arrived: &StoredImage) -> Self {
+    pub(super) fn new(context: &Context, image: &StoredImage) -> Self {
         Self {
-            name: arrived.name.familiar(context.default_registry()),
-            digest: arrived.digest.to_string(),
-            tags: arrived.tags.iter().map(ToString::to_string).collect(),
-            layers: arrived.layers,
-            layers_fetched: arrived.layers_fetched,
-            bytes_fetched: arrived.bytes_fetched,
+            name: image.name.familiar(context.default_registry()),
+            digest: image.digest.to_string(),
+            tags: image.tags.iter().map(ToString::to_string).collect(),
+            layers: image.layers,
+            layers_fetched: image.layers_fetched,
+            bytes_fetched: image.bytes_fetched,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `status`: the state of the daemon.
+//! `status`: shows the state of the daemon.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> anyhow::Result<()> {
     let status = match ask(&daemon.socket, ControlRequest::Status, DEADLINE)? {
         ControlResponse::Status(status) => status,
         other => {
-            let message = format!("unexpected answer of the daemon to a status request: {other:?}");
+            let message = format!("unexpected answer from the daemon to a status request: {other:?}");
             return Err(error::fail(ErrorCode::DaemonRefused, message));
         }
     };

@@ -23,7 +23,7 @@ Examples:
 /// Check the blobs and indexes of an image, or of all images
 ///
 /// Reads every blob and compares its digest. With --deep, also decodes every layer through its index and compares the tar's
-/// digest with the image's configuration. Layers that were unpacked for the engine overlay2 are compared with the image.
+/// digest with the image's configuration. Layers that were unpacked for the overlay2 engine are compared with the image.
 /// Missing and outdated indexes are rebuilt. Exits with 2 if there are problems.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
@@ -71,11 +71,11 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<()> {
     let mut check = StoreCheck { store: &store, deep: args.deep, seen: BTreeMap::new(), report };
     for image in &images {
         let name = format!("{}@{}", context.familiar(&image.name), image.digest);
-        let whole = check.image(image).unwrap_or_else(|problem| {
+        let intact = check.image(image).unwrap_or_else(|problem| {
             check.report.problems.push(format!("{name}: {problem:#}"));
             false
         });
-        check.report.damaged.extend((!whole).then_some(name));
+        check.report.damaged.extend((!intact).then_some(name));
     }
     let mut report = check.report;
     let failure = match report.problems.len() {
@@ -102,7 +102,7 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<()> {
 }
 
 impl StoreCheck<'_> {
-    /// Checks an image; returns whether it is undamaged.
+    /// Checks an image, and returns whether it is undamaged.
     fn image(&mut self, image: &ImageRecord) -> anyhow::Result<bool> {
         if !self.blob(image.digest.digest()) {
             return Ok(false);
@@ -112,41 +112,41 @@ impl StoreCheck<'_> {
             return Ok(false);
         }
         let read = read_image(self.store, &image.digest)?;
-        let mut whole = true;
+        let mut intact = true;
         for (layer, declared) in read.layers().iter().map(|layer| (layer.digest(), layer.diff_id())) {
             let first = !self.seen.contains_key(&layer.digest());
             if !self.blob(layer.digest()) {
-                whole = false;
+                intact = false;
                 continue;
             }
             match open_layer(self.store, layer) {
                 Ok(open) if *open.index().diff_id() != declared => {
-                    whole = false;
+                    intact = false;
                     self.problem(&layer, format!("its tar is {}, not {declared}", open.index().diff_id()));
                 }
                 Ok(open) if self.deep && first => {
                     let before = self.report.problems.len();
                     self.spans(&layer, &open, &declared);
                     if self.report.problems.len() > before {
-                        whole = false;
+                        intact = false;
                         self.seen.insert(layer.digest(), false);
                     }
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    whole = false;
+                    intact = false;
                     self.problem(&layer, format!("{:#}", anyhow::Error::from(error)));
                 }
             }
         }
-        if whole {
+        if intact {
             let open = open_image(self.store, image.digest, |_| None)?;
-            whole = self.directories(&open)?;
+            intact = self.directories(&open)?;
         }
-        Ok(whole)
+        Ok(intact)
     }
 
-    /// Compares the unpacked layers of an image, if there are any, with the image.
+    /// Compares the unpacked layers of an image, if any, with the image.
     fn directories(&mut self, image: &OpenImage) -> anyhow::Result<bool> {
         let path = self.store.layers_path()?;
         if !path.exists() {
@@ -162,18 +162,18 @@ impl StoreCheck<'_> {
         Ok(differences.is_empty())
     }
 
-    /// Adds a problem of a layer, once for all images that share the layer.
-    fn problem(&mut self, layer: &LayerDigest, what: impl std::fmt::Display) {
-        let problem = format!("layer {layer}: {what}");
+    /// Reports a problem with a layer, once for all images that share the layer.
+    fn problem(&mut self, layer: &LayerDigest, description: impl std::fmt::Display) {
+        let problem = format!("layer {layer}: {description}");
         if !self.report.problems.contains(&problem) {
             self.report.problems.push(problem);
         }
     }
 
-    /// Reads a blob, once; returns whether it is undamaged.
+    /// Reads a blob unless it was read before. Returns whether it is undamaged.
     fn blob(&mut self, digest: Digest) -> bool {
-        if let Some(whole) = self.seen.get(&digest) {
-            return *whole;
+        if let Some(intact) = self.seen.get(&digest) {
+            return *intact;
         }
         self.report.blobs += 1;
         let mut read = 0;

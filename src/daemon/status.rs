@@ -20,11 +20,11 @@ pub struct DaemonStatus {
     pub store: PathBuf,
     /// Time since the start, in seconds.
     pub uptime_seconds: u64,
-    /// Number of threads that answer the kernel.
+    /// Number of threads that answer kernel requests.
     pub threads: usize,
     /// Images, layers and the cache.
     pub filesystem: FsStatus,
-    /// Number of the kernel's requests by kind.
+    /// Number of kernel requests by kind.
     pub requests: BTreeMap<String, u64>,
     /// Number of requests answered with EIO.
     pub errors: u64,

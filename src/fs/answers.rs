@@ -9,8 +9,8 @@ pub enum Lookup {
     Found(InodeAttr),
     /// The name does not exist.
     Absent {
-        /// Whether the kernel may cache this answer. It may inside an image, where no name ever appears; in the namespace
-        /// a pull may add the name at any time.
+        /// Whether the kernel may cache this answer. Inside an image it may, because no name ever appears there. In the
+        /// namespace, a pull may add the name at any time.
         cacheable: bool,
     },
 }

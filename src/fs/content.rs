@@ -92,7 +92,7 @@ impl ContentReader {
         self.spans.cache.counters()
     }
 
-    /// Returns `None` if the bytes are not all in one span.
+    /// Reads bytes within one span, without copying them. Returns `None` if they lie in several spans.
     fn read_within_span(
         &self,
         slot: u32,
@@ -149,7 +149,7 @@ impl SpanReader {
     }
 }
 
-/// The span that holds a byte of file content, and the span's range in the tar.
+/// Returns the span that contains a byte of file content, and the span's range in the tar.
 fn span_at(layer: &Layer, at: TarOffset) -> (SpanId, Range<u64>) {
     let span =
         layer.index().span_at(at).expect("content lies within the tar: checked when the index was opened");
@@ -199,7 +199,7 @@ impl ReadErrorLog {
 struct ReadAhead {
     queue: SyncSender<ReadAheadRequest>,
     /// For recently read inodes, a hash of the inode number and the offset at which its last read ended. A collision
-    /// costs one useless decode or one missing one, never a wrong byte.
+    /// costs one useless or one missing decode, never a wrong byte.
     ends: Box<[AtomicU64]>,
 }
 
@@ -212,7 +212,7 @@ struct ReadAheadRequest {
 
 impl ReadAhead {
     const THREADS: usize = 2;
-    /// With a longer queue the reader itself would reach the span first.
+    /// Length of the queue. With a longer queue, the reader would reach the span first.
     const QUEUE: usize = 4;
     const STREAMS: usize = 256;
 

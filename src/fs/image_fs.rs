@@ -43,7 +43,7 @@ impl Default for FsOptions {
     }
 }
 
-/// The mode of the mount's root: all users may list it, but its group has no permissions, and so has no members ([`NO_GROUP`]).
+/// The mode of the mount's root: all users may list it, except its group, which has no members ([`NO_GROUP`]).
 ///
 /// The kernel creates the root's inode before FUSE_INIT, and then never caches the root's ACL (`ACL_DONT_CACHE`,
 /// `fuse_init_inode` in fs/fuse/inode.c): with mode 0555 it would send a GETXATTR for each path that a user other than root
@@ -79,14 +79,14 @@ impl ImageFs {
         }
     }
 
-    /// Shows what the store publishes now, and returns what the kernel must forget.
+    /// Shows the images that the store publishes now, and returns the names and directories that the kernel must forget.
     ///
-    /// The caller must invalidate the kernel's caches before it reports that the change is visible. No request may wait
-    /// for that.
+    /// The caller must invalidate the kernel's caches before it reports that the change is visible. No request may wait for
+    /// this invalidation.
     ///
     /// # Errors
     ///
-    /// The store's references cannot be read. The former namespace stays.
+    /// The store's references cannot be read. The previous namespace remains.
     pub fn refresh(&self) -> Result<NamespaceChanges, LoadError> {
         let _lock = ignore_poison(self.refreshing.lock());
         let (published, changed) = self.source.published()?;
@@ -99,7 +99,7 @@ impl ImageFs {
         Ok(changes)
     }
 
-    /// Returns the names that are shown now.
+    /// Returns the current namespace.
     #[must_use]
     pub fn namespace(&self) -> Arc<Namespace> {
         self.resolver.namespace()

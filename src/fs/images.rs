@@ -1,7 +1,8 @@
-//! Images that have been looked up. Each is opened once, however many requests wait for it, and all of them see a failure.
+//! Images that have been looked up. Each image is opened once, however many requests wait for it, and a failure is reported to
+//! all of them.
 //!
-//! An image stays open until the process ends, even after its last name is gone: programs may still use it, and nobody
-//! counts its users across a takeover. The cost is the memory of the tree and the mappings of the layers.
+//! An image stays open until the process ends, even after its last name is gone: programs may still use it, and its users are
+//! not counted across a takeover. The cost is the memory of the tree and the mappings of the layers.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, RwLock};
@@ -79,7 +80,7 @@ impl<T> ImageTable<T> {
         }
         *state = ImageState::Opening;
         drop(state);
-        // This outcome stays if `open` panics.
+        // The outcome if `open` panics.
         let mut guard = OpeningGuard { cell: &cell, outcome: Err(Arc::new(ImageFault::Panicked(name()))) };
         guard.outcome = match open() {
             Ok(open) => Ok(Arc::new(open)),
@@ -88,7 +89,7 @@ impl<T> ImageTable<T> {
         guard.outcome.clone()
     }
 
-    /// Makes the next request for each failed image try again at once: the cause may be gone.
+    /// Makes the next request for each failed image retry at once: the cause may have been fixed.
     pub(super) fn forget_failures(&self) {
         for cell in ignore_poison(self.cells.read()).values() {
             let mut state = ignore_poison(cell.state.lock());
@@ -218,13 +219,13 @@ mod tests {
     #[test]
     fn panic_while_opening_an_image_fails_the_waiting_requests() {
         let images = ImageTable::new(LONG, LONG);
-        let (go_on, may_go_on) = mpsc::channel::<()>();
+        let (release, released) = mpsc::channel::<()>();
         thread::scope(|scope| {
             let images = &images;
             let leader = scope.spawn(move || {
                 catch_unwind(AssertUnwindSafe(|| {
                     images.get_or_open(1, name, || {
-                        may_go_on.recv().unwrap();
+                        released.recv().unwrap();
                         panic!("bug in the merge")
                     })
                 }))
@@ -232,7 +233,7 @@ mod tests {
             });
             wait_until_opening(images);
             let waiter = scope.spawn(|| images.get_or_open(1, name, || Ok(1)));
-            go_on.send(()).unwrap();
+            release.send(()).unwrap();
             assert!(matches!(*waiter.join().unwrap().unwrap_err(), ImageFault::Panicked(_)));
             assert!(leader.join().unwrap());
         });
@@ -241,19 +242,19 @@ mod tests {
     #[test]
     fn request_that_waits_for_another_thread_gives_up_at_the_deadline() {
         let images = ImageTable::new(Duration::from_millis(1), LONG);
-        let (go_on, may_go_on) = mpsc::channel::<()>();
+        let (release, released) = mpsc::channel::<()>();
         thread::scope(|scope| {
             let images = &images;
             let leader = scope.spawn(move || {
                 images.get_or_open(1, name, || {
-                    may_go_on.recv().unwrap();
+                    released.recv().unwrap();
                     Ok(1)
                 })
             });
             wait_until_opening(images);
             let late = images.get_or_open(1, name, || Ok(2)).unwrap_err();
             assert!(matches!(*late, ImageFault::Deadline { .. }));
-            go_on.send(()).unwrap();
+            release.send(()).unwrap();
             assert_eq!(*leader.join().unwrap().unwrap(), 1);
         });
     }

@@ -22,7 +22,7 @@ pub(super) struct LayerTable {
     layers: RwLock<HashMap<u32, ServedLayer>>,
 }
 
-/// An open layer, and the file that held its blob when it was opened.
+/// An open layer, and the file that contained its blob when it was opened.
 #[derive(Debug)]
 struct ServedLayer {
     layer: Arc<Layer>,
@@ -56,16 +56,16 @@ impl LayerTable {
         Arc::clone(&layers.entry(slot).or_insert(ServedLayer { layer, blob }).layer)
     }
 
-    /// Returns another handle to try after a read through `failed` failed: the one that replaced it, or a new one if the
-    /// blob has been fetched again since. `None` if there is nothing else to try.
+    /// Returns another handle after a read through `failed` has failed: the handle that replaced it, or a new handle if the
+    /// blob has been fetched again since. Returns `None` if there is no other handle.
     pub(super) fn replacement(&self, slot: u32, failed: &Arc<Layer>) -> Option<Arc<Layer>> {
         let current = self.source.blob_file(failed.index().layer())?;
         let open = self.opened(slot)?;
         if !Arc::ptr_eq(&open, failed) {
             return Some(open);
         }
-        let former = ignore_poison(self.layers.read()).get(&slot)?.blob;
-        if former == Some(current) {
+        let opened_from = ignore_poison(self.layers.read()).get(&slot)?.blob;
+        if opened_from == Some(current) {
             return None;
         }
         let layer = self.source.open_layer(slot).ok()??;
@@ -75,12 +75,12 @@ impl LayerTable {
         Some(layer)
     }
 
-    /// Number of open layers.
+    /// Returns the number of open layers.
     pub(super) fn len(&self) -> usize {
         ignore_poison(self.layers.read()).len()
     }
 
-    /// Sums over all open layers.
+    /// Returns the totals of all open layers.
     pub(super) fn totals(&self) -> StatFs {
         let layers = ignore_poison(self.layers.read());
         layers.values().fold(StatFs::default(), |sum, ServedLayer { layer, .. }| StatFs {

@@ -19,14 +19,14 @@ pub(super) struct LoadedImage {
     pub(super) layers: Vec<(u32, Arc<Layer>)>,
 }
 
-/// Identifies the file that holds a layer's blob. It changes when a damaged blob is fetched again.
+/// The identity of the file that contains a layer's blob. It changes when a damaged blob is fetched again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BlobFileId {
     device: u64,
     inode: u64,
 }
 
-/// A store, and how the names of its images are shown.
+/// A store, and the registry that the names of its images omit.
 #[derive(Debug)]
 pub struct ImageSource {
     store: Store,
@@ -34,16 +34,16 @@ pub struct ImageSource {
 }
 
 impl ImageSource {
-    /// Takes images from `store`. Names in `default_registry` are shown without the registry.
+    /// Creates a source of the images in `store`. Names in `default_registry` omit the registry.
     #[must_use]
     pub fn new(store: Store, default_registry: Option<String>) -> Self {
         Self { store, default_registry }
     }
 
-    /// Returns all references and the time of their last change. Gives a slot to each image that has none yet.
+    /// Returns all references and the time of their last change. Assigns a slot to each image without one.
     pub(super) fn published(&self) -> Result<(Vec<PublishedReference>, Timestamp), LoadError> {
-        // The time is read first. A change between the two reads is then shown with a time that is too old, but the next
-        // refresh still sees a newer time.
+        // Read the time first. A change between the two reads then appears with a time that is too old, but the next refresh
+        // still sees a newer time.
         let path = self.store.index_json_path();
         let metadata = std::fs::metadata(&path).at("stat", &path)?;
         let changed =
@@ -82,20 +82,20 @@ impl ImageSource {
         Ok(LoadedImage { tree, layers: layers.collect::<Result<_, StoreError>>()? })
     }
 
-    /// The image that has this slot, published or not.
+    /// Returns the image with this slot, published or not.
     pub(super) fn image(&self, slot: u32) -> Option<PublishedImage> {
         let manifest = self.store.image_of(Slot::new(slot)?).ok()??;
         Some(PublishedImage { manifest, slot })
     }
 
-    /// Opens the layer that has this slot; `None` if no layer has it.
+    /// Opens the layer with this slot. Returns `None` if no layer has the slot.
     pub(super) fn open_layer(&self, slot: u32) -> Result<Option<Arc<Layer>>, LoadError> {
         let Some(slot) = Slot::new(slot) else { return Ok(None) };
         let Some(layer) = self.store.layer_of(slot)? else { return Ok(None) };
         Ok(Some(open_layer(&self.store, layer)?))
     }
 
-    /// The file that holds a layer's blob now; `None` if the blob is missing.
+    /// Returns the identity of the file that now contains a layer's blob; `None` if the blob is missing.
     pub(super) fn blob_file(&self, layer: &LayerDigest) -> Option<BlobFileId> {
         let metadata = std::fs::metadata(self.store.blob_path(&layer.digest())).ok()?;
         Some(BlobFileId { device: metadata.dev(), inode: metadata.ino() })

@@ -10,7 +10,7 @@ use crate::layer::Timestamp;
 /// Preferred I/O size of files, and the block size of `statfs`, in bytes.
 pub(super) const BLOCK_SIZE: u32 = 4096;
 
-/// The answer for an absent name. The kernel looks only at the inode number.
+/// The answer for an absent name. The kernel reads only the inode number.
 pub(super) const ABSENT: FileAttr = FileAttr {
     ino: INodeNo(0),
     size: 0,
@@ -73,7 +73,7 @@ pub(super) fn system_time(time: Timestamp) -> SystemTime {
     whole.and_then(|whole| whole.checked_add(Duration::from_nanos(time.nsec.into()))).unwrap_or(epoch)
 }
 
-/// The answer to an extended attribute request: the bytes, or their length if the caller asked only for that.
+/// The answer to an extended attribute request: the bytes, or their length if the caller asked only for the length.
 pub(super) enum XattrReply {
     Length(u32),
     Bytes(Vec<u8>),

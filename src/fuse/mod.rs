@@ -1,4 +1,4 @@
-//! The kernel's side: mounts the filesystem and answers FUSE requests with [`crate::fs::ImageFs`].
+//! Mounts the filesystem, and answers the kernel's FUSE requests with [`crate::fs::ImageFs`].
 
 mod adapter;
 mod answer;

@@ -22,7 +22,7 @@ pub const MOUNT_NAME: &str = "rcx-imagefs";
 
 const DEVICE: &str = "/dev/fuse";
 
-/// A new mount that nobody serves yet. The caller must serve `connection`, and keep `mount` for as long.
+/// A new mount that is not served yet. The caller must serve `connection`, and keep `mount` while serving it.
 #[derive(Debug)]
 pub struct UnservedMount {
     /// The open `/dev/fuse` that delivers the kernel's requests. The connection ends when its last copy is closed.
@@ -47,7 +47,7 @@ pub enum UnmountResult {
     Complete,
     /// The mount is detached from the directory tree. Programs that still use it keep the connection open.
     Detached,
-    /// Another process had unmounted it before.
+    /// Another process has already unmounted it.
     AlreadyGone,
 }
 
@@ -106,7 +106,7 @@ impl FuseMount {
         if std::mem::replace(&mut self.unmounted, true) {
             return Ok(UnmountResult::AlreadyGone);
         }
-        // Another process may have unmounted it and mounted something else there.
+        // Another process may have unmounted it and mounted another filesystem there.
         match examine(&self.path) {
             Ok(examined) if examined.mount != self.id => return Ok(UnmountResult::AlreadyGone),
             Ok(_) => {}
@@ -136,7 +136,7 @@ impl Drop for FuseMount {
 /// Examines a path without a request to a FUSE daemon, which may be dead, hung, or this process.
 const EXAMINE: AtFlags = AtFlags::STATX_DONT_SYNC.union(AtFlags::NO_AUTOMOUNT);
 
-/// What [`examine`] finds at a path.
+/// The properties of a path that [`examine`] returns.
 struct ExaminedPath {
     mount: u64,
     directory: bool,
@@ -157,13 +157,13 @@ fn examine(path: &Path) -> Result<ExaminedPath, Errno> {
 /// # Errors
 ///
 /// The mountpoint is missing, not a directory, not empty, or already used as a mountpoint.
-pub fn prepare_mountpoint(given: &Path, allow_nonempty: bool) -> Result<PathBuf, SessionError> {
+pub fn prepare_mountpoint(mountpoint: &Path, allow_nonempty: bool) -> Result<PathBuf, SessionError> {
     let unusable = |error: io::Error| match Errno::from_io_error(&error) {
-        Some(Errno::NOENT) => SessionError::Missing(given.to_owned()),
-        Some(Errno::NOTDIR) => SessionError::NotADirectory(given.to_owned()),
-        _ => PathError::new("examine mountpoint", given, error).into(),
+        Some(Errno::NOENT) => SessionError::Missing(mountpoint.to_owned()),
+        Some(Errno::NOTDIR) => SessionError::NotADirectory(mountpoint.to_owned()),
+        _ => PathError::new("examine mountpoint", mountpoint, error).into(),
     };
-    let path = given.canonicalize().map_err(unusable)?;
+    let path = mountpoint.canonicalize().map_err(unusable)?;
     loop {
         let examined = examine(&path).map_err(|errno| unusable(errno.into()))?;
         if !examined.directory {
@@ -175,7 +175,7 @@ pub fn prepare_mountpoint(given: &Path, allow_nonempty: bool) -> Result<PathBuf,
         if !is_ours(examined.mount).map_err(unusable)? {
             return Err(SessionError::Busy(path));
         }
-        // Forces a request to the daemon to see whether it lives: cached attributes outlive it.
+        // Force a request, to check whether the daemon is alive: cached attributes outlive it.
         match rustix::fs::statx(CWD, &path, AtFlags::STATX_FORCE_SYNC, StatxFlags::MODE) {
             Err(Errno::NOTCONN) => {
                 info!(mountpoint = %path.display(), "detaching the mount of a dead daemon");
@@ -192,7 +192,7 @@ pub fn prepare_mountpoint(given: &Path, allow_nonempty: bool) -> Result<PathBuf,
     Ok(path)
 }
 
-/// Whether the mount with this ID belongs to this program (proc_pid_mountinfo(5)).
+/// Returns whether the mount with this ID belongs to this program (proc_pid_mountinfo(5)).
 fn is_ours(id: u64) -> io::Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let id = id.to_string();
@@ -208,7 +208,7 @@ fn open_device(path: &Path) -> Result<OwnedFd, SessionError> {
     })
 }
 
-/// Creates the mount, not yet attached to the directory tree.
+/// Creates the mount without attaching it to the directory tree.
 fn make_mount(path: &Path, connection: &OwnedFd) -> Result<OwnedFd, SessionError> {
     let error_of = |step| move |errno: Errno| mount_error(path, step, errno);
     let context =

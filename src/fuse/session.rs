@@ -15,7 +15,7 @@ use super::adapter::Adapter;
 use super::requests::RequestCounters;
 use crate::fs::{ImageFs, NamespaceChanges};
 
-/// A session that answers the kernel in its own threads until the connection ends.
+/// A session that answers kernel requests in its own threads until the connection ends.
 #[derive(Debug)]
 pub struct FuseSession {
     thread: JoinHandle<io::Result<()>>,

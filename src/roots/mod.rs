@@ -23,7 +23,7 @@
 //! |---|---|
 //! | `mounts` | the filesystems of one root: mount options, system calls, quotas, the image below |
 //! | `homes` | directories and locks on disk: leased and named roots, listing, sweeping |
-//! | `layers` | the unpacked layers of the engine overlay2 |
+//! | `layers` | the unpacked layers of the overlay2 engine |
 
 mod error;
 mod homes;
@@ -58,7 +58,7 @@ impl RootId {
     ///
     /// # Errors
     ///
-    /// Those of getrandom(2).
+    /// getrandom(2) fails.
     pub fn random() -> io::Result<Self> {
         let mut bytes = [0_u8; 8];
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;

@@ -22,7 +22,7 @@ use crate::roots::processes_with_mount;
 pub const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait for the lock of a box that the caller named. A sweep may hold it, or an isolate whose caller was killed.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
-/// Pause between two looks at the processes of a killed run.
+/// Pause between two checks of the processes of a killed run.
 const EXIT_PAUSE: Duration = Duration::from_millis(2);
 
 /// The boxes that runs choose from.
@@ -56,59 +56,59 @@ impl FromStr for BoxRange {
 pub struct Boxes {
     /// The directory of the locked files.
     locks: PathBuf,
-    /// The directory of the boxes that isolate does not make.
+    /// The directory that contains the boxes of backends other than isolate.
     directories: PathBuf,
 }
 
 impl Boxes {
-    /// The boxes of a run directory. Boxes that isolate does not make are directories in `directories`.
+    /// Returns the boxes of a run directory. Backends other than isolate make their boxes in `directories`.
     #[must_use]
     pub fn new(run_dir: &Path, directories: &Path) -> Self {
         Self { locks: run_dir.join("boxes"), directories: directories.to_owned() }
     }
 
-    /// The directory of the boxes that isolate does not make.
+    /// Returns the directory that contains the boxes of backends other than isolate.
     pub(super) fn directories(&self) -> &Path {
         &self.directories
     }
 
-    /// Takes box `wanted`, or the first free box of `range`, and calls `make` to make it.
+    /// Takes the box `requested`, or the first free box of `range`, and calls `make` to make it.
     ///
-    /// A box that is in use, or for which `make` returns [`SandboxError::BoxTaken`], is an error only if the caller wanted
+    /// A box that is in use, or for which `make` returns [`SandboxError::BoxTaken`], is an error only if the caller requested
     /// this box.
     pub(super) fn take<T>(
         &self,
-        wanted: Option<u32>,
+        requested: Option<u32>,
         range: BoxRange,
         record: &BoxRecord,
         mut make: impl FnMut(&BoxLock) -> Result<T, SandboxError>,
     ) -> Result<(BoxLock, T), SandboxError> {
-        let candidates = wanted.map_or(range.first..=range.last, |id| id..=id);
+        let candidates = requested.map_or(range.first..=range.last, |id| id..=id);
         for id in candidates {
-            let timeout = if wanted.is_some() { LOCK_TIMEOUT } else { Duration::ZERO };
+            let timeout = if requested.is_some() { LOCK_TIMEOUT } else { Duration::ZERO };
             let Some(mut lock) = self.lock(id, true, timeout)? else {
-                if wanted.is_some() {
+                if requested.is_some() {
                     return Err(SandboxError::BoxInUse(id));
                 }
                 continue;
             };
-            let timeout = if wanted.is_some() { EXIT_TIMEOUT } else { Duration::ZERO };
+            let timeout = if requested.is_some() { EXIT_TIMEOUT } else { Duration::ZERO };
             match self.clean(&mut lock, timeout) {
-                Err(error) if wanted.is_some() => return Err(error),
+                Err(error) if requested.is_some() => return Err(error),
                 Err(error) => {
                     log_unclean(id, &error);
                     continue;
                 }
                 Ok(_) => {}
             }
-            // The record is written first, so that a sweep finds the box even if this process is killed while it is made.
+            // Write the record first, so that a sweep finds the box even if this process is killed while making it.
             lock.write(record)?;
             match make(&lock) {
-                Ok(made) => return Ok((lock, made)),
+                Ok(result) => return Ok((lock, result)),
                 Err(error) => {
                     lock.release()?;
                     match error {
-                        SandboxError::BoxTaken { .. } if wanted.is_none() => tracing::debug!("{error}"),
+                        SandboxError::BoxTaken { .. } if requested.is_none() => tracing::debug!("{error}"),
                         error => return Err(error),
                     }
                 }
@@ -128,8 +128,7 @@ impl Boxes {
         let locks = numbers(&self.locks)?.into_iter().map(|id| (id, false));
         let directories = numbers(&self.directories)?.into_iter().map(|id| (id, true));
         for (id, create) in locks.chain(directories) {
-            // The file of a box that was given back meanwhile is not made anew: a run that wants the box next would find it
-            // locked.
+            // Do not make the file of a box that was released meanwhile: the next run in the box would find it locked.
             let Some(mut lock) = self.lock(id, create, Duration::ZERO)? else { continue };
             match self.clean(&mut lock, timeout) {
                 Ok(dirty) => {
@@ -143,7 +142,7 @@ impl Boxes {
     }
 
     /// Locks the file of a box; makes it if `create`. Returns `None` if another process holds the lock for longer than
-    /// `timeout`, or if there is no file.
+    /// `timeout`, or if the file does not exist.
     fn lock(&self, id: u32, create: bool, timeout: Duration) -> Result<Option<BoxLock>, SandboxError> {
         if create {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.locks).at("make", &self.locks)?;
@@ -168,7 +167,7 @@ impl Boxes {
         }
     }
 
-    /// Removes everything that a killed run has left of a box. Returns whether there was anything.
+    /// Removes the remains of a killed run from a box. Returns whether there were any.
     fn clean(&self, lock: &mut BoxLock, timeout: Duration) -> Result<bool, SandboxError> {
         let record = lock.read()?;
         let deadline = Instant::now() + timeout;
@@ -193,7 +192,7 @@ impl Boxes {
     }
 }
 
-/// Returns the names in a directory that are numbers; none if there is no directory.
+/// Returns the names in a directory that are numbers; none if the directory does not exist.
 fn numbers(directory: &Path) -> Result<Vec<u32>, SandboxError> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -229,8 +228,8 @@ mod tests {
         BoxRecord::Bwrap { root: String::new() }
     }
 
-    fn take(boxes: &Boxes, wanted: Option<u32>, range: &str) -> Result<(BoxLock, PathBuf), SandboxError> {
-        boxes.take(wanted, range.parse()?, &bwrap_record(), |lock| {
+    fn take(boxes: &Boxes, requested: Option<u32>, range: &str) -> Result<(BoxLock, PathBuf), SandboxError> {
+        boxes.take(requested, range.parse()?, &bwrap_record(), |lock| {
             let path = boxes.directories.join(lock.id().to_string());
             fs::create_dir_all(&path).unwrap();
             Ok(path)
@@ -250,24 +249,24 @@ mod tests {
     #[test]
     fn box_belongs_to_one_run_at_a_time_and_leaves_no_files() {
         let (dir, boxes) = test_boxes();
-        let (first, made) = take(&boxes, None, "5-6").unwrap();
+        let (first, path) = take(&boxes, None, "5-6").unwrap();
         let (second, _) = take(&boxes, None, "5-6").unwrap();
         assert_eq!((first.id(), second.id()), (5, 6));
         assert!(matches!(take(&boxes, None, "5-6"), Err(SandboxError::NoFreeBox { first: 5, last: 6 })));
         assert!(matches!(take(&boxes, Some(5), "7-8"), Err(SandboxError::BoxInUse(5))));
-        fs::write(made.join("file"), "x").unwrap();
+        fs::write(path.join("file"), "x").unwrap();
         for lock in [first, second] {
             bwrap::remove_directory(&boxes.directories, lock.id()).unwrap();
             lock.release().unwrap();
         }
-        for place in ["run/boxes", "made"] {
-            assert_eq!(fs::read_dir(dir.path().join(place)).unwrap().count(), 0, "{place}");
+        for name in ["run/boxes", "made"] {
+            assert_eq!(fs::read_dir(dir.path().join(name)).unwrap().count(), 0, "{name}");
         }
         assert_eq!(take(&boxes, Some(5), "7-8").unwrap().0.id(), 5);
     }
 
     #[test]
-    fn box_that_somebody_else_uses_is_skipped_or_an_error_if_wanted() {
+    fn box_of_another_program_is_skipped_or_an_error_if_requested() {
         let (_dir, boxes) = test_boxes();
         let make = |lock: &BoxLock| match lock.id() {
             id @ 5 => Err(SandboxError::BoxTaken { id, message: "already exists".to_owned() }),
@@ -287,11 +286,11 @@ mod tests {
         let (dir, boxes) = test_boxes();
         // Dropping a lock without releasing it leaves what a killed process leaves.
         drop(take(&boxes, Some(5), "5-6").unwrap());
-        let (live, made) = take(&boxes, Some(6), "5-6").unwrap();
+        let (live, path) = take(&boxes, Some(6), "5-6").unwrap();
         // A directory whose lock file is gone, as after a reboot.
         fs::create_dir_all(dir.path().join("made/7/deep")).unwrap();
         assert_eq!(boxes.sweep(EXIT_TIMEOUT).unwrap(), 2);
-        assert!(made.exists());
+        assert!(path.exists());
         assert_eq!(numbers(&dir.path().join("made")).unwrap(), [6]);
         assert_eq!(numbers(&dir.path().join("run/boxes")).unwrap(), [live.id()]);
         // The next run can take a dead box without a sweep.
@@ -302,18 +301,18 @@ mod tests {
     #[test]
     fn box_of_a_killed_run_stays_locked_while_its_isolate_lives() {
         let (dir, boxes) = test_boxes();
-        let (lock, made) = take(&boxes, Some(5), "5-6").unwrap();
+        let (lock, path) = take(&boxes, Some(5), "5-6").unwrap();
         let in_isolate = lock.file().try_clone().unwrap();
         drop(lock);
         assert_eq!(boxes.sweep(EXIT_TIMEOUT).unwrap(), 0);
-        assert!(made.exists());
+        assert!(path.exists());
         drop(in_isolate);
         assert_eq!(boxes.sweep(EXIT_TIMEOUT).unwrap(), 1);
         assert_eq!(fs::read_dir(dir.path().join("run/boxes")).unwrap().count(), 0);
     }
 
     #[test]
-    fn one_thread_at_a_time_has_a_box_although_holders_remove_its_file() {
+    fn box_has_one_holder_at_a_time_although_holders_remove_its_file() {
         let (_dir, boxes) = test_boxes();
         let inside = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {

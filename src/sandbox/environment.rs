@@ -12,7 +12,7 @@ use crate::image::ImageConfig;
 pub(super) enum Variable {
     Set(OsString, OsString),
     Unset(OsString),
-    /// Takes the caller's value; unset if the caller has none.
+    /// Inherits the caller's value; unset if the caller does not have the variable.
     Inherit(OsString),
 }
 
@@ -24,15 +24,15 @@ impl Variable {
     }
 }
 
-/// Returns the rules for the environment: a default `PATH` as other runtimes set it, the image's variables, then the
-/// caller's, `given`.
-pub(super) fn variables(config: &ImageConfig, given: &[OsString]) -> Result<Vec<Variable>, SandboxError> {
+/// Returns the rules for the environment: a default `PATH` as other runtimes set it, the image's variables, then the caller's
+/// `rules`.
+pub(super) fn variables(config: &ImageConfig, rules: &[OsString]) -> Result<Vec<Variable>, SandboxError> {
     let mut variables = vec![Variable::Set("PATH".into(), DEFAULT_PATH.into())];
     for entry in &config.env {
         if entry.contains('\0') {
             return Err(SandboxError::ImageConfig("a variable contains a zero byte"));
         }
-        // An entry without `=` would ask for the host's value. Images do not get variables of the host.
+        // An entry without `=` would inherit the host's value. Images must not read variables of the host.
         match entry.split_once('=') {
             Some((name, value)) if !name.is_empty() => {
                 variables.push(Variable::Set(name.into(), value.into()))
@@ -42,7 +42,7 @@ pub(super) fn variables(config: &ImageConfig, given: &[OsString]) -> Result<Vec<
             ),
         }
     }
-    for entry in given {
+    for entry in rules {
         let bytes = entry.as_bytes();
         let name = |end: usize| OsStr::from_bytes(&bytes[..end]).to_owned();
         variables.push(match bytes.iter().position(|byte| *byte == b'=') {
@@ -69,8 +69,8 @@ pub(super) fn apply(
         match variable {
             Variable::Set(name, value) => result.push((name.clone(), value.clone())),
             Variable::Unset(_) => {}
-            Variable::Inherit(wanted) => {
-                result.extend(callers.iter().find(|(name, _)| name == wanted).cloned());
+            Variable::Inherit(inherited) => {
+                result.extend(callers.iter().find(|(name, _)| name == inherited).cloned());
             }
         }
     }
@@ -88,12 +88,12 @@ mod tests {
 
     #[test]
     fn variables_of_the_caller_override_those_of_the_image() {
-        let given = ["B=2", "C=", "HOME", "NOT_THERE", "EQUALS=a=b"].map(OsString::from);
+        let rules = ["B=2", "C=", "HOME", "NOT_THERE", "EQUALS=a=b"].map(OsString::from);
         let config = image(&["PATH=/opt/bin", "A=1", "B=1", "C=1", "EMPTY=", "HOST_SECRET", "=x"]);
-        let variables = variables(&config, &given).unwrap();
+        let variables = variables(&config, &rules).unwrap();
         let callers = [("HOME", "/root"), ("HOST_SECRET", "s"), ("A", "host")]
             .map(|(name, value)| (OsString::from(name), OsString::from(value)));
-        let shown = |full| {
+        let environment = |full| {
             let applied = apply(&variables, full, callers.clone().into_iter());
             let mut lines: Vec<String> = applied
                 .into_iter()
@@ -102,8 +102,8 @@ mod tests {
             lines.sort();
             lines.join(" ")
         };
-        assert_eq!(shown(false), "A=1 B=2 EMPTY= EQUALS=a=b HOME=/root PATH=/opt/bin");
-        assert_eq!(shown(true), "A=1 B=2 EMPTY= EQUALS=a=b HOME=/root HOST_SECRET=s PATH=/opt/bin");
+        assert_eq!(environment(false), "A=1 B=2 EMPTY= EQUALS=a=b HOME=/root PATH=/opt/bin");
+        assert_eq!(environment(true), "A=1 B=2 EMPTY= EQUALS=a=b HOME=/root HOST_SECRET=s PATH=/opt/bin");
         for wrong in ["", "=x"] {
             assert!(super::variables(&config, &[wrong.into()]).is_err(), "{wrong}");
         }
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn image_without_path_gets_the_default_path() {
+    fn image_without_path_has_the_default_path() {
         let variables = variables(&image(&["A=1"]), &[]).unwrap();
         let set = |name: &str, value: &str| Variable::Set(name.into(), value.into());
         assert_eq!(variables, [set("PATH", DEFAULT_PATH), set("A", "1")]);

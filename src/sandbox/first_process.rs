@@ -1,7 +1,7 @@
 //! The first process of a run, which starts the sandbox's program.
 //!
-//! It is the first process (PID 1) of a PID namespace: when it ends, the kernel kills all others in the namespace. It ends
-//! when the caller does. The caller waits for it and forwards signals to it, and it forwards them to the sandbox's program.
+//! It is the first process (PID 1) of a PID namespace: when it ends, the kernel kills all others in the namespace. It ends when
+//! the caller ends. The caller waits for it and forwards signals to it, and it forwards them to the sandbox's program.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -29,7 +29,7 @@ pub(super) struct ProgramExit {
     pub(super) wall_us: u64,
 }
 
-/// A line that the first process sends to the caller, or its child if it cannot execute the sandbox's program.
+/// A line that the first process sends to the caller. Its child sends one if it cannot execute the sandbox's program.
 #[derive(Debug, Serialize, Deserialize)]
 enum FirstProcessReport {
     Failed(FailedStep),
@@ -38,12 +38,12 @@ enum FirstProcessReport {
     Interrupted(i32),
 }
 
-/// The first process, as its parent sees it.
+/// The parent's handle of the first process.
 #[derive(Debug)]
 pub(super) struct FirstProcess {
     pid: Pid,
     reports: File,
-    /// The kernel closes it when the parent dies, and the first process notices.
+    /// Closed by the kernel when the parent dies. The first process detects this.
     _alive: OwnedFd,
 }
 
@@ -70,7 +70,7 @@ fn first_process(command: &SandboxCommand, signals: &HeldSignals, parent: &Owned
     let send = |message: &FirstProcessReport| {
         let mut line = serde_json::to_vec(message).unwrap_or_default();
         line.push(b'\n');
-        // Writing fails only if the parent is dead, and then nobody needs the report.
+        // Writing fails only if the parent is dead, and then no process needs the report.
         let _ = (&*report).write_all(&line);
     };
     match run_command(command, signals, parent, &send) {
@@ -117,8 +117,8 @@ fn run_command(
 impl FirstProcess {
     /// Waits for the first process to end, and so for all processes in its namespace.
     ///
-    /// A signal that ends the run is an error even if the program has caught it and ended by itself: the caller of `run` did not
-    /// let it finish.
+    /// A signal that ends the run is an error even if the program has caught it and ended by itself: the caller of `run` did
+    /// not let it finish.
     pub(super) fn wait(mut self, signals: &HeldSignals) -> Result<ProgramExit, SandboxError> {
         let failed = |error| SandboxError::step("wait for the first process", error);
         let (exit, interrupted) = wait_for(self.pid, signals).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! Finds the sandbox to use among those that are installed.
+//! Finds an installed sandbox.
 
 use std::env;
 use std::ffi::OsString;
@@ -13,7 +13,7 @@ use super::bwrap::BwrapSandbox;
 use super::error::SandboxError;
 use super::isolate::IsolateSandbox;
 
-/// Which sandbox to use.
+/// The choice of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SandboxKind {
     /// isolate if it is installed, otherwise bubblewrap.
@@ -48,8 +48,8 @@ pub enum Sandbox {
 }
 
 impl Sandbox {
-    /// Finds the sandbox to use. `isolate` is the program that the configuration names; `run_dir` is where isolate's version
-    /// is cached.
+    /// Finds the sandbox to use. `isolate` is the program that the configuration names. isolate's version is cached in
+    /// `run_dir`.
     ///
     /// # Errors
     /// The sandbox is not installed, or isolate is too old.
@@ -69,7 +69,7 @@ impl Sandbox {
         }
     }
 
-    /// The name on the command line.
+    /// Returns the name on the command line.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {

@@ -29,8 +29,8 @@ pub(super) struct RootPreparation<'a> {
 }
 
 impl RootPreparation<'_> {
-    /// Makes a mount point for each directory rule. Returns what the program will see, and the rules with their paths in the
-    /// root.
+    /// Makes a mount point for each directory rule. Returns the program's view of the root, and the rules with their paths in
+    /// the root.
     pub(super) fn view(&self) -> Result<(RootView, Vec<(DirRule, PathBuf)>), SandboxError> {
         let duplicate = |fd: std::os::fd::BorrowedFd<'_>| {
             fd.try_clone_to_owned().map_err(|error| SandboxError::step("duplicate a descriptor", error))
@@ -50,7 +50,7 @@ impl RootPreparation<'_> {
         Ok((view, rules))
     }
 
-    /// Makes the mount point of a rule, and adds to the view what will be mounted there. Returns `None` for a rule with the
+    /// Makes the mount point of a rule, and adds the mount to the view. Returns `None` for a rule with the
     /// flag `maybe` whose directory does not exist.
     fn add_rule(&self, rule: &DirRule, view: &mut RootView) -> Result<Option<PathBuf>, SandboxError> {
         let content = match &rule.target {
@@ -88,7 +88,7 @@ impl RootPreparation<'_> {
         };
         if let Some(directory) = &self.spec.chdir {
             let path = Path::new(BOX).join(directory);
-            // Whether the user may enter it is checked by the sandbox.
+            // The sandbox checks whether the user may enter the directory.
             resolve(&path).at("start the program in", &path)?;
             return Ok(path);
         }
@@ -105,18 +105,18 @@ impl RootPreparation<'_> {
             Ok(ViewedPath::File { path, searchable: true, .. }) => Ok(path),
             Ok(ViewedPath::File { .. }) => in_box("the program's user may not enter it"),
             Err(Errno::NOENT) => match self.make_working_directory(view, &path)? {
-                Some(made) => Ok(made),
+                Some(directory) => Ok(directory),
                 None => in_box("it does not exist and cannot be made"),
             },
             Err(errno) => Err(errno).at("start the program in", &path)?,
         }
     }
 
-    /// Makes the image's working directory in the root or in the box, and returns its path. Returns `None` if it would be in
-    /// another mount or the root is read-only.
+    /// Makes the image's working directory in the root or in the box, and returns its path. Returns `None` if the directory
+    /// would be in another mount, or if the root is read-only.
     fn make_working_directory(&self, view: &RootView, path: &Path) -> Result<Option<PathBuf>, SandboxError> {
         let has_parent = path.components().any(|part| part == Component::ParentDir);
-        let made = if !has_parent && view.mountpoint(path) != Path::new("/") {
+        let directory = if !has_parent && view.mountpoint(path) != Path::new("/") {
             path.to_owned()
         } else if self.spec.upper == Upper::None {
             return Ok(None);
@@ -124,13 +124,13 @@ impl RootPreparation<'_> {
             // Links may lead the path into a mount: the result is checked below.
             Path::new("/").join(self.root.directory(path)?)
         };
-        let mountpoint = view.mountpoint(&made);
+        let mountpoint = view.mountpoint(&directory);
         if mountpoint == Path::new("/") {
-            Ok(Some(made))
+            Ok(Some(directory))
         } else if mountpoint == Path::new(BOX) {
-            let below = made.strip_prefix(BOX).unwrap_or(&made);
+            let below = directory.strip_prefix(BOX).unwrap_or(&directory);
             make_directories(self.box_fd.as_fd(), below, self.box_owner)?;
-            Ok(Some(made))
+            Ok(Some(directory))
         } else {
             Ok(None)
         }

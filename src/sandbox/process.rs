@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 /// The signals that end a run: they are forwarded to the sandbox, and the run is cleaned up.
 const END_SIGNALS: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
-/// Signals that are blocked and taken one by one.
+/// Signals that are blocked and received one by one.
 ///
 /// A signal that was ignored when the process started, as by `nohup`, stays ignored.
 #[derive(Clone, Copy)]
@@ -40,7 +40,7 @@ impl std::fmt::Debug for HeldSignals {
 pub(super) enum SignalEvent {
     /// A child may have ended.
     Child,
-    /// The run is to end.
+    /// The run must end.
     End(Signal),
 }
 
@@ -50,7 +50,7 @@ impl HeldSignals {
         let mut held = empty_set();
         let mut before = empty_set();
         // SAFETY: sigaction writes the disposition to a valid struct, the set functions write to valid sets, and no handler
-        // is installed. SIGCHLD gets its default disposition: if it were ignored, the kernel would reap children before
+        // is installed. SIGCHLD is reset to its default disposition: if it were ignored, the kernel would reap children before
         // this process can wait for them.
         unsafe {
             libc::signal(libc::SIGCHLD, libc::SIG_DFL);
@@ -82,7 +82,7 @@ impl HeldSignals {
         }
     }
 
-    /// Takes a signal that ends the run, if one is pending.
+    /// Returns a pending signal that ends the run, if any.
     pub(super) fn pending_end(&self) -> io::Result<Option<Signal>> {
         let no_wait = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         loop {
@@ -113,7 +113,7 @@ fn empty_set() -> libc::sigset_t {
     }
 }
 
-/// Returns what signal `number` means; `None` if the wait was interrupted. A negative number is an error of the wait.
+/// Converts a signal number to an event; `None` if the wait was interrupted. A negative number is an error of the wait.
 fn signal_event(number: i32) -> io::Result<Option<SignalEvent>> {
     match number {
         libc::SIGCHLD => Ok(Some(SignalEvent::Child)),
@@ -176,7 +176,7 @@ pub(super) struct SavedLocation {
 }
 
 impl SavedLocation {
-    /// Saves the present location.
+    /// Saves the current location.
     pub(super) fn save() -> io::Result<Self> {
         let open = |path: &str, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
         Ok(Self {
@@ -186,7 +186,7 @@ impl SavedLocation {
         })
     }
 
-    /// Returns to the saved location. The mount namespace that this process leaves lives on only with its other processes.
+    /// Returns to the saved location. The mount namespace that this process leaves survives only if another process is in it.
     pub(super) fn restore(&self) -> io::Result<()> {
         // setns(2) moves the process to the root of the namespace, which may differ from the saved root.
         rustix::thread::move_into_link_name_space(self.namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
@@ -221,7 +221,7 @@ impl ChildExit {
     }
 }
 
-/// Reaps one child that has ended. Returns `None` if there is none.
+/// Reaps one child that has ended. Returns `None` if no child has ended.
 pub(super) fn reap() -> io::Result<Option<(Pid, ChildExit)>> {
     let mut status = 0;
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
@@ -262,7 +262,7 @@ pub(super) fn wait_for(child: Pid, signals: &HeldSignals) -> io::Result<(ChildEx
             }
         }
         if let SignalEvent::End(signal) = signals.wait()? {
-            // The child may have ended, but it is not reaped yet, so its number cannot belong to another process.
+            // The child may have ended, but it is not reaped yet, so its PID cannot belong to another process.
             let _ = rustix::process::kill_process(child, signal);
             interrupted = interrupted.or(Some(signal.as_raw()));
         }

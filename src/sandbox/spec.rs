@@ -1,4 +1,4 @@
-//! What the caller asks a run to do.
+//! The specification of a run by its caller.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -7,21 +7,21 @@ use super::copy::FileCopy;
 use super::isolate::{DirRule, GivenOption, IsolateOption};
 use crate::roots::Upper;
 
-/// What the caller asks a run to do.
+/// The specification of a run by its caller.
 ///
 /// Options and directory rules are those of isolate. Each backend checks whether it supports them.
 #[derive(Debug, Clone, Default)]
 pub struct RunSpec {
     /// Limits, redirections and other options of isolate.
     pub options: Vec<GivenOption>,
-    /// Rules for variables, applied after the image's variables: `NAME=VALUE` sets one, `NAME=` removes it, `NAME` takes
-    /// the caller's value.
+    /// Rules for variables, applied after the image's variables: `NAME=VALUE` sets a variable, `NAME=` removes it, and `NAME`
+    /// inherits the caller's value.
     pub env: Vec<OsString>,
     /// Directories of the host that the program sees in addition to the image.
     pub dirs: Vec<DirRule>,
     /// The directory that the program starts in, relative to the box. `None`: the image's working directory.
     pub chdir: Option<PathBuf>,
-    /// The box. `None`: a free one.
+    /// The box. `None`: a free box.
     pub box_id: Option<u32>,
     /// Where writes outside the box go.
     pub upper: Upper,
@@ -39,15 +39,15 @@ pub struct RunSpec {
 
 impl RunSpec {
     pub(super) fn has(&self, option: IsolateOption) -> bool {
-        self.options.iter().any(|given| given.option == option)
+        self.options.iter().any(|entry| entry.option == option)
     }
 
-    /// The value of an option. If it is given more than once, the last one counts.
+    /// Returns the value of an option. If the option is repeated, the last value applies.
     pub(super) fn value(&self, option: IsolateOption) -> Option<&OsStr> {
-        self.options.iter().rev().find(|given| given.option == option)?.value.as_deref()
+        self.options.iter().rev().find(|entry| entry.option == option)?.value.as_deref()
     }
 
-    /// Whether the run uses control groups.
+    /// Returns whether the run uses control groups.
     pub(super) fn cg(&self) -> bool {
         self.has(IsolateOption::Cg)
     }

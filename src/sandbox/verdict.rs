@@ -47,12 +47,12 @@ pub struct Verdict {
     pub csw_forced: Option<u64>,
     /// Whether the sandbox killed the program.
     pub killed: bool,
-    /// A message for people.
+    /// A message for the user.
     pub message: Option<String>,
 }
 
 impl Verdict {
-    /// The verdict on a run that did not take place, because of `message`.
+    /// Returns the verdict on a run that failed with `message`.
     #[must_use]
     pub fn internal(message: String) -> Self {
         Self {

@@ -68,8 +68,8 @@ impl<'a> NodeAttributes<'a> {
         let owner = (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)));
         rustix::fs::chownat(directory, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(failed("change the owner of"))?;
-        // A symlink has no mode of its own. fchmodat(2) follows links, but only this process can put one in place of the
-        // node: the directory is closed to others.
+        // A symlink has no mode of its own. fchmodat(2) follows links, but only this process could replace the node with a
+        // link: other users cannot enter the directory.
         if !is_symlink {
             rustix::fs::chmodat(directory, name, Mode::from_raw_mode(self.mode.into()), AtFlags::empty())
                 .map_err(failed("change the mode of"))?;

@@ -1,4 +1,4 @@
-//! Compares a directory with the plan it was written by, to detect manual changes and disk errors.
+//! Compares a directory with the plan from which it was written, to detect manual changes and disk errors.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -20,10 +20,10 @@ use crate::error::chain_text;
 use crate::index::{EntryId, IndexedKind, Layer};
 use crate::tree::NodeSource;
 
-/// Differences after which the comparison stops.
+/// Number of differences after which the comparison stops.
 const DIFFERENCES_MAX: usize = 100;
 
-/// What the plan has under a name.
+/// The file that the plan contains under a name.
 #[derive(Clone, Copy)]
 enum PlannedFile {
     Directory,
@@ -32,7 +32,7 @@ enum PlannedFile {
     Whiteout,
 }
 
-/// Compares a directory with the plan it was written by; with `content` also every byte of every file.
+/// Compares a directory with the plan from which it was written; with `content`, also compares every byte of every file.
 ///
 /// Returns the differences, one line each, at most 100. An I/O error in the directory is a difference.
 ///

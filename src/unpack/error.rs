@@ -9,7 +9,7 @@ use crate::error::ErrorCode;
 use crate::index::ReadError;
 use crate::os::PathError;
 
-/// Why a tree could not be written. What was written before the error is incomplete.
+/// The error of writing a tree. The target is left incomplete.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
     /// The content of a file cannot be read from its layer.
@@ -80,7 +80,7 @@ impl UnpackError {
         PathError::new(action, path, errno).into()
     }
 
-    /// An error of setting the extended attribute `name` of `path`.
+    /// Returns the error of setting the extended attribute `name` of `path`.
     pub(super) fn xattr(name: &[u8], path: PathBuf, errno: Errno) -> Self {
         match errno {
             Errno::NOTSUP | Errno::PERM | Errno::INVAL | Errno::RANGE | Errno::TOOBIG => {

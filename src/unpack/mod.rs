@@ -1,7 +1,7 @@
 //! Writes trees to disk: a whole tree, or the difference between two trees.
 //!
-//! An [`UnpackPlan`] lists what to write and is a pure function of trees. [`write()`] carries it out on several threads and
-//! never writes outside the directory it is given. [`check()`] compares a directory with the plan it was written by.
+//! An [`UnpackPlan`] lists the files to write and is a pure function of trees. [`write()`] carries it out on several threads
+//! and never writes outside the target directory. [`check()`] compares a directory with the plan from which it was written.
 
 mod attributes;
 mod check;

@@ -1,6 +1,6 @@
-//! Plans what to write: a whole tree, or the difference between two trees.
+//! Plans the files to write: a whole tree, or the difference between two trees.
 //!
-//! The difference is the content of an overlay layer: put above the lower tree, it shows the upper tree
+//! The difference is the content of an overlay layer: stacked on the lower tree, it shows the upper tree
 //! (Documentation/filesystems/overlayfs.rst). It is computed from the merged trees, not from a layer's markers. Markers
 //! would be wrong for three reasons: overlayfs shows a whiteout in a directory that has no lower counterpart, it does not
 //! resolve links on the path to a marker, and it does not count the hard links of a file over several layers. So a whiteout
@@ -59,17 +59,17 @@ pub struct PlanNode {
     pub names: Vec<PlanName>,
 }
 
-/// What to write, in this order: directories, parents first; nodes; whiteouts.
+/// The files to write, in this order: directories, parents first; nodes; whiteouts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnpackPlan {
     /// All directories; the first is the root.
     pub directories: Vec<PlanDirectory>,
     /// All other files.
     pub nodes: Vec<PlanNode>,
-    /// Names of lower layers that do not exist in this tree.
+    /// Names in lower layers that do not exist in this tree.
     pub whiteouts: Vec<PlanName>,
-    /// Whether nothing of the lower layers remains. The lower layers must then be left out of the mount, since overlayfs
-    /// ignores an opaque marker at the root.
+    /// Whether nothing from the lower layers remains visible. The lower layers must then be left out of the mount, since
+    /// overlayfs ignores an opaque marker at the root.
     pub replaces_all: bool,
     /// Whether the attributes of the root differ from those in the lower tree.
     pub changes_root: bool,
@@ -82,7 +82,7 @@ impl UnpackPlan {
         Planner::new(tree, None).plan()
     }
 
-    /// Plans the difference between two trees of one image, `lower` being that of its lowest layers only.
+    /// Plans the difference between two trees of one image, where `lower` is the tree of its lowest layers only.
     #[must_use]
     pub fn difference(upper: &Tree, lower: &Tree) -> Self {
         Planner::new(upper, Some(lower)).plan()
@@ -96,7 +96,7 @@ impl UnpackPlan {
             .map(|(index, directory)| (DirectoryNo::from_index(index), directory))
     }
 
-    /// Whether the lower layers alone show the tree.
+    /// Returns whether the lower layers alone show the tree.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let only_root = self.directories.len() == 1 && !self.changes_root;
@@ -104,7 +104,7 @@ impl UnpackPlan {
     }
 }
 
-/// A directory of the upper tree on the walk.
+/// A directory of the upper tree, with its counterpart in the lower tree.
 struct DirectoryPair {
     upper: NodeId,
     lower: Option<NodeId>,
@@ -146,7 +146,7 @@ impl<'a> Planner<'a> {
             lower: self.lower.map(|_| NodeId::ROOT),
             parent: 0,
             name: Box::default(),
-            // Every layer directory has a root; overlayfs shows the attributes of the topmost one.
+            // Every layer directory has a root; overlayfs shows the attributes of the topmost root.
             planned: Some(DirectoryNo::ROOT),
         };
         self.pairs.push(root);
@@ -222,7 +222,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Adds a directory and its parents to the plan, unless they are in it; returns its number.
+    /// Adds a directory and its missing parents to the plan. Returns the number of the directory.
     fn plan_directory(&mut self, at: usize) -> DirectoryNo {
         let mut missing = Vec::new();
         let mut pair = at;
@@ -255,7 +255,7 @@ impl<'a> Planner<'a> {
         self.plan.nodes.push(PlanNode { source: self.upper.source(node), names: vec![place] });
     }
 
-    /// Whether `below`, the lower tree's node at the same path, is the same file with the same hard links.
+    /// Returns whether `below`, the lower tree's node at the same path, is the same file with the same hard links.
     fn is_unchanged(&self, node: NodeId, below: NodeId) -> bool {
         let Some(lower) = self.lower else { return false };
         !lower.is_directory(below)

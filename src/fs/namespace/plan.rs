@@ -1,4 +1,4 @@
-//! Decides which node each path of the mount gets.
+//! Plans the node at each path of the mount.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,11 +10,11 @@ use crate::image::ManifestDigest;
 pub(super) enum PlannedNode {
     Directory,
     Image(PublishedImage),
-    /// Target relative to the link's directory.
+    /// A symlink with its target, relative to the link's directory.
     Symlink(String),
 }
 
-/// Decides which node each path gets. See [`Namespace::new`] for the rules.
+/// Plans the node at each path. See [`Namespace::new`] for the rules.
 pub(super) fn plan(
     published: &[PublishedReference],
     previous: Option<&Namespace>,
@@ -51,7 +51,8 @@ pub(super) fn plan(
         };
         plans.insert(own, image);
     }
-    // Last, so that a directory of names replaces a tag of the same path: images are reached through the directory.
+    // Directories come last, so that a directory of names replaces a tag with the same path: images are reached through the
+    // directory.
     for published in published {
         let mut path = published.name.as_str();
         while let Some((parent, _)) = path.rsplit_once('/') {
@@ -62,8 +63,8 @@ pub(super) fn plan(
     plans
 }
 
-/// Returns the alias with `-` for each name with a `:`, unless another name is spelled like the alias. If two names have
-/// the same alias, the lesser name gets it.
+/// Returns the alias with `-` for each name with a `:`, unless another name is spelled like the alias. If two names have the
+/// same alias, it refers to the lesser name.
 pub(super) fn aliases<'a>(entries: &BTreeMap<&'a str, &PlannedNode>) -> BTreeMap<String, &'a str> {
     let mut aliases = BTreeMap::new();
     for &name in entries.keys().filter(|name| name.contains(':')) {
@@ -84,7 +85,7 @@ pub(super) fn join(directory: &str, name: &str) -> String {
     if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
 }
 
-/// The target of a link in `directory` that leads to `path`.
+/// Returns the target of a link in `directory` that leads to `path`.
 fn relative(directory: &str, path: &str) -> String {
     let ups = if directory.is_empty() { 0 } else { directory.split('/').count() };
     "../".repeat(ups) + path

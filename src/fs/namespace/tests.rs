@@ -1,4 +1,4 @@
-//! Which names references get, and what changes when the references change.
+//! Tests of the names that references receive, and of the changes between two namespaces.
 
 use super::*;
 use crate::image::Digest;
@@ -152,7 +152,7 @@ fn inode_numbers_depend_only_on_the_names() {
 }
 
 #[test]
-fn names_with_colliding_hashes_get_different_numbers() {
+fn names_with_colliding_hashes_have_different_numbers() {
     let published = [publish("a/b:1", 1), publish("c:2", 2)];
     let namespace = Namespace::with_hash(&published, at(1), None, |_| 7);
     assert_eq!(resolve(&namespace, "a/b:1"), Some(NameTarget::Image(image(1))));

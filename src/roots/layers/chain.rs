@@ -2,11 +2,11 @@
 
 use crate::image::{DiffId, Digest};
 
-/// Most lower directories of an image. overlayfs supports 500 (fs/overlayfs/params.h, `OVL_MAX_STACK`), and looks up a
-/// name that does not exist in each of them. In an image with more layers, one directory holds several layers.
+/// Maximum number of lower directories of an image. overlayfs supports 500 (fs/overlayfs/params.h, `OVL_MAX_STACK`), and looks
+/// up a missing name in each of them. In an image with more layers, one directory holds several layers.
 const STACK_MAX: usize = 250;
 
-/// One layer directory of an image: that of the layers `from..to`, counted from the lowest.
+/// One layer directory of an image. It contains the layers `from..to`, counted from the lowest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ChainStep {
     pub(super) from: usize,
@@ -38,7 +38,7 @@ pub(super) fn chain_steps(layers: &[DiffId]) -> Vec<ChainStep> {
             let id = if last == from {
                 chain[last]
             } else {
-                // Not the chain ID of the last layer: that is the name of the directory of this layer alone.
+                // The chain ID of the last layer is already the name of that layer's own directory.
                 let below = from.checked_sub(1).map_or_else(String::new, |below| chain[below].to_string());
                 Digest::of(format!("{below}..{}", chain[last]).as_bytes())
             };

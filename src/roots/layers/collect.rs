@@ -17,10 +17,10 @@ use crate::roots::mounts::OPEN_DIRECTORY;
 use crate::store::Store;
 
 impl LayerDirectories {
-    /// Removes the directories that none of `images` needs and no root uses. Returns their number, and their bytes of file
-    /// content. With `dry_run`, only counts them.
+    /// Removes the directories that none of `images` needs and no root uses. Returns their number, and the total size of their
+    /// files in bytes. With `dry_run`, only counts them.
     ///
-    /// `used` are the names of the directories that named roots use. Leased roots hold locks.
+    /// `used` lists the names of the directories that named roots use. Leased roots hold locks.
     ///
     /// # Errors
     ///
@@ -34,9 +34,9 @@ impl LayerDirectories {
     ) -> Result<(u64, u64), RootsError> {
         let mut needed: HashSet<String> = used.into_iter().collect();
         for image in images {
-            // No root can be made of an unreadable image, and existing roots hold locks.
+            // No root can be made from an unreadable image, and existing roots hold locks.
             let Ok(image) = read_image(store, image) else { continue };
-            // The diff IDs are not verified: false ones can only keep a directory that is not needed.
+            // The diff IDs are not verified: false diff IDs can only keep a directory that is not needed.
             let diff_ids: Vec<DiffId> = image.layers().iter().map(ImageLayer::diff_id).collect();
             needed.extend(chain_steps(&diff_ids).iter().map(|step| step.id.hex()));
         }
@@ -53,7 +53,7 @@ impl LayerDirectories {
             let Ok(directory) = rustix::fs::openat(&self.fd, name, OPEN_DIRECTORY, Mode::empty()) else {
                 continue;
             };
-            // A process that writes the directory or has a root of it holds the lock.
+            // A process that writes the directory or uses it in a root holds the lock.
             if !try_lock(&directory, Sharing::Exclusive).at("lock", &self.path.join(name))? {
                 continue;
             }

@@ -9,18 +9,18 @@ use serde::{Deserialize, Serialize};
 
 use super::META;
 
-/// Bytes of `meta.json` that are read.
+/// Largest `meta.json` that is read, in bytes.
 const META_MAX: u64 = 4096;
 
 /// The description of a layer directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LayerMeta {
     pub(super) version: u32,
-    /// Whether the lower layers alone show the tree, so that the directory is left out of the overlay.
+    /// Whether the lower layers alone show the tree, so that the overlay omits the directory.
     pub(super) empty: bool,
-    /// Whether nothing of the lower layers remains, so that they are left out of the overlay.
+    /// Whether nothing from the lower layers remains visible, so that the overlay omits them.
     pub(super) replaces_all: bool,
-    /// Bytes of file content.
+    /// Total size of the files in bytes.
     pub(super) bytes: u64,
 }
 

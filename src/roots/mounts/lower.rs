@@ -52,7 +52,7 @@ impl Lower {
     ///
     /// # Errors
     ///
-    /// The mountpoint shows another filesystem, the daemon is gone, or the mount does not have the image.
+    /// The mountpoint shows another filesystem, the daemon is gone, or the mount does not contain the image.
     pub fn in_mount(mountpoint: &Path, name: &Path) -> Result<Self, RootsError> {
         let mount = open_mount(mountpoint)?;
         let not_an_image =
@@ -84,7 +84,7 @@ impl Lower {
         }
     }
 
-    /// An image that is copied into each root.
+    /// Returns an image that is copied into each root.
     #[must_use]
     pub fn copy_of(image: OpenImage, name: &str) -> Self {
         Self {
@@ -95,7 +95,7 @@ impl Lower {
         }
     }
 
-    /// The directories of an unpacked image, topmost first, each with a descriptor that holds its lock.
+    /// Returns the image in `directories`, topmost first, each with a descriptor that holds its lock.
     pub(crate) fn from_directories(
         directories: Vec<(PathBuf, OwnedFd)>,
         name: &str,
@@ -111,7 +111,7 @@ impl Lower {
         Ok(Self { name: name.to_owned(), directories: opened, to_copy: None, locks })
     }
 
-    /// Whether the image is copied into each root, so that a root needs a home on disk.
+    /// Returns whether the image is copied into each root. A root then needs a home on disk.
     pub(crate) fn needs_copy(&self) -> bool {
         self.to_copy.is_some()
     }
@@ -129,19 +129,19 @@ impl Lower {
         Self::from_directories(vec![(path, fd)], &self.name).map(Some)
     }
 
-    /// The descriptors that must stay open as long as a root uses the image.
+    /// Returns the descriptors that must stay open as long as a root uses the image.
     #[must_use]
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.locks.iter().map(OwnedFd::as_fd).collect()
     }
 
-    /// The name of the image after links are resolved: `NAME@DIGEST`.
+    /// Returns the name of the image after links are resolved: `NAME@DIGEST`.
     #[must_use]
     pub fn resolved_name(&self) -> &str {
         &self.name
     }
 
-    /// The names of the layer directories that the image is made of.
+    /// Returns the names of the layer directories that make up the image.
     pub(crate) fn layer_directories(&self) -> Vec<String> {
         if self.locks.is_empty() {
             return Vec::new();
@@ -151,7 +151,7 @@ impl Lower {
         names.map(|name| name.to_string_lossy().into_owned()).collect()
     }
 
-    /// The attributes of the image's root directory. The image must not need a copy.
+    /// Returns the attributes of the image's root directory. The image must not need a copy.
     pub(super) fn stat(&self) -> &Stat {
         &self.directories[0].stat
     }
@@ -189,14 +189,15 @@ fn dead_mount(mountpoint: &Path, errno: Errno) -> RootsError {
     RootsError::DeadMount { mountpoint: mountpoint.to_owned(), source: errno.into() }
 }
 
-/// Opens a directory by its path; fails if it is not the same directory as `former` any more.
-pub(crate) fn reopen(path: &Path, former: BorrowedFd<'_>) -> Result<OwnedFd, PathError> {
+/// Opens a directory by its path. Fails if another directory has replaced `original`.
+pub(crate) fn reopen(path: &Path, original: BorrowedFd<'_>) -> Result<OwnedFd, PathError> {
     let fd = rustix::fs::open(path, OPEN_LAYER | OFlags::NOFOLLOW, Mode::empty()).at("open", path)?;
-    let (new, old) = (rustix::fs::fstat(&fd).at("stat", path)?, rustix::fs::fstat(former).at("stat", path)?);
+    let (new, old) =
+        (rustix::fs::fstat(&fd).at("stat", path)?, rustix::fs::fstat(original).at("stat", path)?);
     if (new.st_dev, new.st_ino) == (old.st_dev, old.st_ino) {
         Ok(fd)
     } else {
-        Err(PathError::new("open", path, io::Error::other("another directory has taken its place")))
+        Err(PathError::new("open", path, io::Error::other("another directory has replaced it")))
     }
 }
 

@@ -23,7 +23,7 @@ const NOT_A_DIRECTORY: &str = "a component is not a directory";
 const TOO_MANY_LINKS: &str = "too many symbolic links";
 const CANNOT_MAKE: &str = "the directory cannot be made";
 
-/// What is wrong with a path, and the error behind it.
+/// The reason why a path cannot be used, and the underlying error.
 type Failure = (&'static str, Errno);
 
 /// The first component of a path that does not exist.
@@ -57,7 +57,7 @@ impl PrivateRoot {
                 Err(Errno::NOENT) => {}
                 Err(errno) => return Err(open_failure(errno)),
             }
-            // Makes all missing components, or stops at a dangling link and goes on with its target.
+            // Make all missing components. At a dangling link, start again with its target.
             while let Some(missing) = self.first_missing(&path)? {
                 let parent = self.open(&missing.parent).map_err(open_failure)?;
                 match rustix::fs::mkdirat(&parent, &missing.name, MODE) {

@@ -21,19 +21,19 @@ impl PrivateRoot {
         Ok(Self { path, fd: overlay, source })
     }
 
-    /// Its mountpoint: the same path in every namespace, without `:` and `,`.
+    /// Returns the mountpoint: the same path in every namespace, without `:` and `,`.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its directory. The root is in use as long as a copy of this descriptor is open.
+    /// Returns the directory. The root is in use as long as a copy of this descriptor is open.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// Its source in the mount table.
+    /// Returns the root's source in the mount table.
     #[must_use]
     pub fn source(&self) -> &str {
         &self.source

@@ -1,6 +1,6 @@
 //! The skeleton: real directories for the mounts of a sandbox, above the image.
 //!
-//! If `/box` were a symlink of the image, isolate would bind the box to the link's target, and the program would run without
+//! If `/box` were a symlink in the image, isolate would bind the box to the link's target, and the program would run without
 //! its box.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -21,8 +21,8 @@ const DIRECTORIES: [(&str, u32); 5] =
 const SHARED: &str = "skeleton";
 /// The directory that is the overlay's layer.
 const LAYER: &str = "layer";
-/// Exists when the shared skeleton is complete. A process that does not find it makes all directories again, so that
-/// processes may die at any point, or work at the same time.
+/// Exists when the shared skeleton is complete. A process that does not find it makes all directories again, so a process may
+/// die at any point, and several may work concurrently.
 const COMPLETE: &str = "complete";
 /// 1970-01-01, as for all directories that no layer has an entry for.
 const EPOCH: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -45,10 +45,10 @@ pub(super) fn open_shared(run_dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     open(run_dir, SHARED)
 }
 
-/// Makes the skeleton of one root without an upper, in memory. Returns the tmpfs, which is not attached, and the layer.
+/// Makes the skeleton of one root without an upper, in memory. Returns the detached tmpfs and the layer.
 ///
-/// The topmost layer determines the attributes of the root directory, so the skeleton gets those of `image`. The caller must
-/// keep the tmpfs open until the overlay is made: closing it unmounts the layer.
+/// The topmost layer determines the attributes of the root directory, so the skeleton receives the attributes of `image`. The
+/// caller must keep the tmpfs open until the overlay is made: closing it unmounts the layer.
 pub(super) fn make_own(source: &str, image: &Stat) -> Result<(OwnedFd, OwnedFd), RootsError> {
     let tmpfs = mount::tmpfs(source, TMPFS_BYTES)?;
     let layer = build(tmpfs.as_fd(), ".")
@@ -69,7 +69,7 @@ fn build(directory: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
         let path = format!("{layer}/{name}");
         make_directory(directory, &path)?;
         rustix::fs::chmodat(directory, &path, Mode::from_raw_mode(mode), AtFlags::empty())?;
-        // A fixed time, so that all roots of an image are identical.
+        // Set a fixed time, so that all roots of an image are identical.
         rustix::fs::utimensat(directory, &path, &TIMES, AtFlags::empty())?;
     }
     rustix::fs::chmodat(directory, &layer, Mode::from_raw_mode(0o755), AtFlags::empty())

@@ -24,21 +24,21 @@ pub struct RootWatch {
 }
 
 impl RootWatch {
-    /// Makes a watch that watches no root yet.
+    /// Makes a watch without a root.
     ///
     /// # Errors
     ///
-    /// Those of inotify_init1(2), such as the user's limit `/proc/sys/fs/inotify/max_user_instances`.
+    /// inotify_init1(2) fails, for example at the user's limit `/proc/sys/fs/inotify/max_user_instances`.
     pub fn new() -> io::Result<Self> {
         let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         Ok(Self { queue, dead: AtomicBool::new(false) })
     }
 
-    /// Watches a root. Call it once for each watch.
+    /// Watches a root. Must be called only once.
     ///
     /// # Errors
     ///
-    /// Those of inotify_add_watch(2).
+    /// inotify_add_watch(2) fails.
     pub fn add(&self, root: &PrivateRoot) -> io::Result<()> {
         self.add_directory(root.fd())
     }
@@ -60,7 +60,7 @@ impl RootWatch {
     ///
     /// # Errors
     ///
-    /// Those of read(2) and poll(2).
+    /// read(2) or poll(2) fails.
     pub fn dead(&self, timeout: Duration) -> io::Result<bool> {
         let deadline = Instant::now().checked_add(timeout);
         loop {

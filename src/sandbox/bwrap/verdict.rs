@@ -17,7 +17,7 @@ pub(super) fn from_exit(exit: &ProgramExit, output: &[u8]) -> Result<Verdict, Sa
         // Like a shell, bubblewrap reports the program's death by signal N as exit code 128 + N.
         (Some(code @ 129..=192), _) => (None, Some(code - 128)),
         (Some(code), _) => (Some(code), None),
-        (None, Some(signal)) => return failed(format!("it was killed by signal {signal}")),
+        (None, Some(signal)) => return failed(format!("killed by signal {signal}")),
         (None, None) => return failed("could not set up the sandbox; its own message is above".to_owned()),
     };
     let (status, message) = match (exit_code, exit_signal) {

@@ -1,4 +1,4 @@
-//! isolate as the backend of a run.
+//! The isolate backend of a run.
 
 use std::fs;
 use std::os::fd::AsRawFd as _;
@@ -25,10 +25,10 @@ pub struct IsolateSandbox {
 }
 
 impl IsolateSandbox {
-    /// Checks the version of the isolate at `program`; `run_dir` is where the version is cached.
+    /// Checks the version of the isolate at `program`. The version is cached in `run_dir`.
     ///
     /// # Errors
-    /// Those of [`IsolateVersion::detect`].
+    /// The version cannot be detected: see [`IsolateVersion::detect`].
     pub(in crate::sandbox) fn new(program: PathBuf, run_dir: &Path) -> Result<Self, IsolateError> {
         let version = match fs::metadata(&program) {
             Ok(metadata) => IsolateVersion::cached(&program, &metadata, run_dir)?,
@@ -43,7 +43,7 @@ impl Backend for IsolateSandbox {
         check(spec, self.version)
     }
 
-    /// isolate has a user for each box, whose number only isolate knows. So the result is an ID that no file has.
+    /// isolate has a user for each box, whose ID only isolate knows. So this returns an ID that owns no file.
     fn user(&self, image: &ImageConfig, _default: User, _image_user: bool) -> User {
         if !image.user.is_empty() {
             tracing::info!("ignoring the image's user `{}`: isolate has a user for each box", image.user);
@@ -63,7 +63,7 @@ impl Backend for IsolateSandbox {
         boxes::clean_up(&self.program, request.id, request.spec.cg(), request.lock)
     }
 
-    /// `isolate --run` gives everything in the box to the box's user.
+    /// `isolate --run` changes the owner of everything in the box to the box's user.
     fn box_owner(&self, _user: User) -> Option<(Uid, Gid)> {
         None
     }
@@ -94,10 +94,10 @@ impl Backend for IsolateSandbox {
     }
 }
 
-/// Checks that this version of isolate knows all options of the run.
+/// Checks that this version of isolate supports all options of the run.
 fn check(spec: &RunSpec, version: IsolateVersion) -> Result<(), SandboxError> {
-    match spec.options.iter().find(|given| !given.option.is_known_to(version)) {
-        Some(given) => Err(SandboxError::UnknownOption { option: given.option.name(), version }),
+    match spec.options.iter().find(|entry| !entry.option.is_known_to(version)) {
+        Some(entry) => Err(SandboxError::UnknownOption { option: entry.option.name(), version }),
         None if spec.has(IsolateOption::CgMem) && !spec.cg() => Err(SandboxError::MissingOption {
             option: IsolateOption::CgMem.name(),
             needed: IsolateOption::Cg.name(),
@@ -112,7 +112,7 @@ mod tests {
     use crate::sandbox::isolate::GivenOption;
 
     #[test]
-    fn option_that_the_version_lacks_is_an_error_naming_both() {
+    fn error_names_the_unsupported_option_and_the_version() {
         let spec = |option, value: &str| {
             let options = vec![GivenOption { option, value: Some(value.into()) }];
             RunSpec { options, ..RunSpec::default() }

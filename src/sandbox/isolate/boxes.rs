@@ -86,6 +86,6 @@ fn failure_message(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
     match text.lines().find(|line| !line.trim().is_empty()) {
         Some(line) => line.trim().to_owned(),
-        None => format!("it ended with {} and no message", output.status),
+        None => format!("ended with {} and no message", output.status),
     }
 }

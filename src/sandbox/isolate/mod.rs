@@ -1,8 +1,8 @@
-//! isolate as the backend of a run, and its interface as values: versions, options, directory rules, the meta file.
+//! The isolate backend of a run, and isolate's interface as types: versions, options, directory rules and the meta file.
 //!
-//! isolate has no library; its interface is its command line, which differs between versions. Everything that is known
-//! about it is in this folder. The stand-in for isolate (`shim`) uses the values only; of these, only
-//! [`IsolateVersion::detect`] starts a process.
+//! isolate has no library; its interface is its command line, which differs between versions. This folder contains all
+//! knowledge about it. The stand-in for isolate (`shim`) uses only these types, of which only [`IsolateVersion::detect`] starts
+//! a process.
 
 mod arguments;
 mod backend;
@@ -30,7 +30,7 @@ pub use version_cache::is_trusted;
 
 use crate::error::ErrorCode;
 
-/// Why isolate cannot be used, or why its arguments are wrong.
+/// isolate cannot be used, or its arguments are invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum IsolateError {
     /// The program could not be started.
@@ -58,24 +58,24 @@ pub enum IsolateError {
     /// No version of isolate has this option.
     #[error("unknown option `{}`", .0.display())]
     UnknownOption(OsString),
-    /// An abbreviation stands for more than one option.
+    /// An abbreviation matches more than one option.
     #[error("option `{}` is ambiguous", .0.display())]
     AmbiguousOption(OsString),
-    /// An option without a value was given one.
+    /// A value was passed to an option that takes none.
     #[error("option `--{0}` takes no value")]
     UnwantedValue(&'static str),
     /// The value of an option is missing.
     #[error("option `--{0}` needs a value")]
     MissingValue(&'static str),
-    /// Two different modes, such as `--init` and `--run`.
+    /// Two different modes were requested, such as `--init` and `--run`.
     #[error("options `--{0}` and `--{1}` exclude each other")]
     TwoModes(&'static str, &'static str),
     /// A directory rule that isolate would refuse.
     #[error("directory rule `{}`: {reason}", .rule.display())]
     Rule {
-        /// The rule, as it was given.
+        /// The text of the rule.
         rule: OsString,
-        /// What is wrong with the rule.
+        /// Why isolate would refuse the rule.
         reason: &'static str,
     },
 }

@@ -1,4 +1,4 @@
-//! isolate's options over all versions.
+//! The options of all versions of isolate.
 
 use std::ffi::OsString;
 
@@ -51,7 +51,7 @@ pub enum IsolateOption {
     WallTime,
 }
 
-/// What a call of isolate does.
+/// The action of an isolate call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IsolateMode {
     /// `--init`
@@ -72,9 +72,9 @@ pub enum IsolateMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OptionValue {
     Never,
-    /// In the same argument or in the next one.
+    /// The value is in the same argument or in the next argument.
     Required,
-    /// In the same argument only.
+    /// The value, if any, is in the same argument.
     Optional,
 }
 
@@ -150,7 +150,7 @@ pub(super) const TABLE: [OptionRow; 41] = {
         row(O::Stdout, "stdout", Some(b'o'), Required, FIRST),
         row(O::Syscalls, "syscalls", None, Required, V2_6),
         row(O::Time, "time", Some(b't'), Required, FIRST),
-        // First in the fork of 1.8.1, later in a release.
+        // Introduced by the fork of 1.8.1, and adopted by a later release.
         row(O::TtyHack, "tty-hack", None, Never, V1_8_1),
         row(O::Verbose, "verbose", Some(b'v'), Never, FIRST),
         row(O::Version, "version", None, Never, FIRST),
@@ -164,7 +164,7 @@ impl OptionRow {
         TABLE.iter().find(|row| row.option == option).expect("the table has a row for every option")
     }
 
-    /// Whether a version has the option. True for an unknown version.
+    /// Returns whether a version has the option. True for an unknown version.
     pub(super) fn is_in(&self, version: Option<IsolateVersion>) -> bool {
         version.is_none_or(|version| self.since <= version && version < self.until)
     }
@@ -177,7 +177,7 @@ impl IsolateOption {
         OptionRow::of(self).name
     }
 
-    /// Whether a version has the option.
+    /// Returns whether a version has the option.
     #[must_use]
     pub fn is_known_to(self, version: IsolateVersion) -> bool {
         OptionRow::of(self).is_in(Some(version))

@@ -1,4 +1,4 @@
-//! Directory rules: what isolate binds or mounts inside the box.
+//! Directory rules: the directories and filesystems that isolate mounts inside the box.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::{IsolateError, IsolateVersion};
 
-/// Flags of a rule, except those that [`RuleTarget`] stands for.
+/// Flags of a rule, except those that [`RuleTarget`] represents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "isolate's flags are independent of each other")]
 pub struct RuleFlags {
@@ -17,16 +17,16 @@ pub struct RuleFlags {
     pub noexec: bool,
     /// The rule is skipped if the directory of the host does not exist.
     pub maybe: bool,
-    /// Device nodes in the directory work.
+    /// Device nodes in the directory can be used.
     pub dev: bool,
     /// Mounts below the directory are not bound.
     pub norec: bool,
 }
 
-/// What a rule mounts.
+/// The object that a rule mounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RuleTarget {
-    /// A directory of the host: an absolute path, or one that begins with `./` and is relative to isolate's directory for
+    /// A directory of the host: an absolute path, or a path that begins with `./` and is relative to isolate's directory for
     /// the box.
     Directory(OsString),
     /// A new instance of a filesystem of this type.
@@ -42,14 +42,14 @@ pub enum RuleTarget {
 pub struct DirRule {
     /// The path in the box, without leading slashes. isolate compares paths of rules as text.
     pub inside: OsString,
-    /// What is mounted at the path.
+    /// The object that is mounted at the path.
     pub target: RuleTarget,
-    /// How it is mounted.
+    /// How the object is mounted.
     pub flags: RuleFlags,
 }
 
 impl DirRule {
-    /// A rule for a directory of the host.
+    /// Returns a rule for a directory of the host.
     #[must_use]
     pub fn directory(inside: impl Into<OsString>, outside: impl Into<OsString>, flags: RuleFlags) -> Self {
         Self { inside: inside.into(), target: RuleTarget::Directory(outside.into()), flags }
@@ -85,7 +85,7 @@ impl DirRule {
             (true, false, None | Some(b"")) => return Err(refused("the name of the filesystem is missing")),
             (true, false, Some(kind)) => RuleTarget::Filesystem(owned(kind)),
             (false, true, Some(_)) => {
-                return Err(refused("a temporary directory has no directory of the host"));
+                return Err(refused("the flag `tmp` excludes a directory of the host"));
             }
             (false, true, None) => RuleTarget::Temporary,
             (false, false, Some(b"")) => RuleTarget::Nothing,
@@ -101,7 +101,7 @@ impl DirRule {
     /// Returns the rule as the value of `--dir`.
     ///
     /// # Errors
-    /// [`IsolateError::Rule`] if a path contains a separator of rules.
+    /// [`IsolateError::Rule`] if a path contains a separator.
     pub fn to_value(&self) -> Result<OsString, IsolateError> {
         let (outside, kind) = match &self.target {
             RuleTarget::Directory(outside) => (Some(outside.as_os_str()), None),
@@ -143,13 +143,13 @@ pub fn components(inside: &OsStr) -> impl Iterator<Item = &OsStr> {
     parts.filter(|part| !matches!(*part, b"" | b".")).map(OsStr::from_bytes)
 }
 
-/// Whether a rule is for the root of the box. isolate refuses `/` but accepts `.`, `./` and the like.
+/// Returns whether a rule is for the root of the box. isolate refuses `/` but accepts `.`, `./` and similar spellings.
 #[must_use]
 pub fn is_root(inside: &OsStr) -> bool {
     components(inside).next().is_none()
 }
 
-/// A directory that is empty in every root: the skeleton has it.
+/// A directory of the skeleton that is empty in every root.
 const EMPTY_DIRECTORY: &str = "sys";
 
 /// Returns the rules that make `root` the root of the box. They must be used with `--no-default-dirs`.

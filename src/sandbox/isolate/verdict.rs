@@ -16,11 +16,9 @@ pub(super) fn from_meta(exit: &ProgramExit, meta: &[u8]) -> Result<Verdict, Sand
         (Some(code @ (0 | 1)), _) => code,
         (Some(code), _) => {
             let message = meta.value("message").map(str::to_owned);
-            return failed(
-                message.unwrap_or_else(|| format!("it ended with exit code {code} and no message")),
-            );
+            return failed(message.unwrap_or_else(|| format!("ended with exit code {code} and no message")));
         }
-        (None, signal) => return failed(format!("it was killed by signal {}", signal.unwrap_or(0))),
+        (None, signal) => return failed(format!("killed by signal {}", signal.unwrap_or(0))),
     };
     let status = match meta.value("status") {
         None if code == 0 => RunStatus::Ok,

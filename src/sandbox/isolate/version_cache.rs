@@ -1,7 +1,7 @@
-//! A cache of isolate's version, so that not every run must start isolate to learn it.
+//! A cache of isolate's version, so that most runs need not start isolate to read it.
 //!
-//! The cache is a file in the run directory. The set-uid stand-in reads it too, so it is used only if nobody but root can
-//! have written it, and only for the program file that it describes.
+//! The cache is a file in the run directory. The set-uid stand-in reads it too, so it is used only if no user but root can have
+//! written it, and only for the program file that it describes.
 
 use std::fs::{self, File, Metadata};
 use std::io::{Read as _, Write as _};
@@ -17,7 +17,7 @@ const CACHE_FILE: &str = "isolate-version";
 /// Largest cache file that is read, in bytes. A [`CachedVersion`] takes less as JSON.
 const CACHE_FILE_MAX: u64 = 4 << 10;
 
-/// A version, and the program file that has it.
+/// A version, and the identity of its program file.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct CachedVersion {
     device: u64,
@@ -36,10 +36,10 @@ impl CachedVersion {
 
 impl IsolateVersion {
     /// Returns the version of the program at `path`, which is started only if its file has changed since the last call.
-    /// `program` are the attributes of that file. The cache is in `run_dir`, which need not exist.
+    /// `program` holds the attributes of this file. The cache is in `run_dir`, which need not exist.
     ///
     /// # Errors
-    /// Those of [`IsolateVersion::detect`].
+    /// The version cannot be detected: see [`IsolateVersion::detect`].
     pub fn cached(path: &Path, program: &Metadata, run_dir: &Path) -> Result<Self, IsolateError> {
         let file = run_dir.join(CACHE_FILE);
         if let Some(cached) = read(&file)
@@ -57,7 +57,7 @@ impl IsolateVersion {
 /// Checks that only root or the effective user of this process can have written a file or directory.
 ///
 /// # Errors
-/// The reason why somebody else can.
+/// The reason why another user can have written it.
 pub fn is_trusted(metadata: &Metadata) -> Result<(), &'static str> {
     if metadata.uid() != 0 && metadata.uid() != rustix::process::geteuid().as_raw() {
         Err("it does not belong to root")
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn version_is_detected_once_while_the_program_file_stays() {
+    fn version_is_detected_once_while_the_program_file_is_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let path = program(dir.path(), "The process isolator 1.10.1");
         for _ in 0..3 {

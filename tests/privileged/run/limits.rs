@@ -94,7 +94,7 @@ fn option_unsupported_by_isolate_is_an_error_that_names_its_version() {
             // The release 2.6 cannot be told from later sources, which support the option: isolate itself refuses it.
             let result = runner.run(&image, &["--syscalls", "0"], &["cat", "/etc/motd"]);
             assert!(result.code == Some(2) && result.err.contains("--syscalls"), "{result:?}");
-            runner.assert_nothing_left();
+            runner.assert_clean();
         } else {
             let parts = ["`--syscalls`", &version, "is not supported by isolate"];
             runner.assert_refused(&image, &["--syscalls", "0"], &["cat", "/etc/motd"], &parts);

@@ -1,7 +1,13 @@
-//! The daemon lock: at most one daemon serves a store, and other commands can find that daemon.
+//! The daemon of a store: at most one serves it, and other commands can find it.
+//!
+//! The daemon's right to serve is the lock of `locks/daemon`, which only the store's owner can open. The file `daemon` describes
+//! it to all users. It is locked too, as far as nobody prevents it: users who cannot open `locks/daemon` see by that lock that the
+//! description is valid, and so does version 0.1, whose daemon locks nothing else. Any user who can read the file can
+//! lock it as well, so nothing else depends on its lock.
 
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,18 +17,18 @@ use serde::{Deserialize, Serialize};
 use super::Store;
 use super::dir::read_bounded;
 use super::error::StoreError;
-use super::layout::FILE_MODE;
+use super::layout::{FILE_MODE, Subdir};
 use super::locks::Flock;
 use crate::os::{self, AtPath as _, Sharing};
 
-/// The file that the daemon locks and writes its [`DaemonInfo`] to.
+/// The file that describes the daemon, and the lock file below `locks/`.
 const DAEMON: &str = "daemon";
-/// How long a daemon may take to write its [`DaemonInfo`] after it has locked the file.
+/// How long a daemon may take to write its [`DaemonInfo`] after it has taken the lock.
 const INFO_WAIT: Duration = Duration::from_secs(2);
 /// [`Store::running_daemon`] holds the lock for some microseconds. A process that holds it for longer than this is a daemon.
 const QUERY_WAIT: Duration = Duration::from_millis(200);
 
-/// The daemon that serves a store. The daemon writes this to its lock file, where other commands read it.
+/// The daemon that serves a store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonInfo {
     /// The process ID.
@@ -33,16 +39,29 @@ pub struct DaemonInfo {
     pub mountpoint: PathBuf,
 }
 
+/// The content of the file that describes the daemon.
+#[derive(Serialize, Deserialize)]
+struct DaemonFile {
+    #[serde(flatten)]
+    info: DaemonInfo,
+    /// Whether this daemon holds the lock of `locks/daemon`. Version 0.1 does not.
+    #[serde(default)]
+    holds_private_lock: bool,
+}
+
 /// The exclusive right to serve a store. Released when dropped or when the process dies.
 #[derive(Debug)]
 pub struct DaemonLock {
-    flock: Flock,
+    file: File,
+    /// The lock of `file`, if nobody prevented it.
+    _visible: Option<Flock>,
+    _private: Flock,
 }
 
 impl Drop for DaemonLock {
     fn drop(&mut self) {
-        // The file itself must stay: otherwise two daemons could lock two files of the same name.
-        let _ = self.flock.file.set_len(0);
+        // The file itself stays: version 0.1 could otherwise lock two files of the same name.
+        let _ = self.file.set_len(0);
     }
 }
 
@@ -53,20 +72,33 @@ impl Store {
     pub fn lock_daemon(&self, info: &DaemonInfo) -> Result<DaemonLock, StoreError> {
         let top = self.make_top()?;
         let path = top.path_of(DAEMON);
-        // All users may read the file: a user who lists images may need the daemon's address.
-        let file = top.file_with(DAEMON, OFlags::RDWR | OFlags::CREATE, FILE_MODE)?;
+        let mut file = top.file_with(DAEMON, OFlags::RDWR | OFlags::CREATE, FILE_MODE)?;
+        let runs = |info: DaemonInfo| StoreError::DaemonRuns { pid: info.pid, mountpoint: info.mountpoint };
+        let locks = self.make_subdir(Subdir::Locks)?;
+        let Some(private) = Flock::open(&locks, DAEMON, Sharing::Exclusive, Some(QUERY_WAIT))? else {
+            return Err(runs(wait_for_info(&file, &path)?));
+        };
+        // A second open file, since `Flock` owns its own.
+        let visible = file.try_clone().at("open", &path)?;
         let deadline = Some(Instant::now() + QUERY_WAIT);
-        if !os::lock_until(&file, Sharing::Exclusive, deadline).at("lock", &path)? {
-            let running = read_info(&file, &path)?;
-            return Err(StoreError::DaemonRuns { pid: running.pid, mountpoint: running.mountpoint });
-        }
-        let mut flock = Flock { file };
+        let visible = if os::lock_until(&visible, Sharing::Exclusive, deadline).at("lock", &path)? {
+            Some(Flock { file: visible })
+        } else if let Some(old) = old_daemon(&file, &path)? {
+            return Err(runs(old));
+        } else {
+            let path = path.display();
+            tracing::warn!(
+                "a process that is not a daemon locks {path}; users without access to the store's locks may not find this daemon"
+            );
+            None
+        };
+        let content = DaemonFile { info: info.clone(), holds_private_lock: true };
         let json =
-            serde_json::to_vec(info).map_err(|source| StoreError::Json { path: path.clone(), source })?;
-        flock.file.set_len(0).at("write", &path)?;
-        flock.file.rewind().at("write", &path)?;
-        flock.file.write_all(&json).at("write", &path)?;
-        Ok(DaemonLock { flock })
+            serde_json::to_vec(&content).map_err(|source| StoreError::Json { path: path.clone(), source })?;
+        file.set_len(0).at("write", &path)?;
+        file.rewind().at("write", &path)?;
+        file.write_all(&json).at("write", &path)?;
+        Ok(DaemonLock { file, _visible: visible, _private: private })
     }
 
     /// Returns the daemon that serves this store; `None` if no daemon runs.
@@ -74,26 +106,63 @@ impl Store {
         let Some(top) = self.top()? else { return Ok(None) };
         let path = top.path_of(DAEMON);
         let Some(file) = top.file(DAEMON)? else { return Ok(None) };
-        if os::try_lock(&file, Sharing::Shared).at("lock", &path)? {
-            os::unlock(&file);
-            return Ok(None);
+        match self.is_private_lock_held() {
+            Ok(true) => wait_for_info(&file, &path).map(Some),
+            Ok(false) if is_locked(&file, &path)? => old_daemon(&file, &path),
+            Err(StoreError::Permission { .. }) if is_locked(&file, &path)? => {
+                wait_for_info(&file, &path).map(Some)
+            }
+            Ok(false) | Err(StoreError::Permission { .. }) => Ok(None),
+            Err(error) => Err(error),
         }
-        read_info(&file, &path).map(Some)
+    }
+
+    fn is_private_lock_held(&self) -> Result<bool, StoreError> {
+        let Some(locks) = self.subdir(Subdir::Locks)? else { return Ok(false) };
+        let Some(file) = locks.file(DAEMON)? else { return Ok(false) };
+        is_locked(&file, &locks.path_of(DAEMON))
     }
 }
 
-/// Reads the [`DaemonInfo`] of the daemon that holds the lock; waits if it has not written it yet.
-fn read_info(mut file: &File, path: &Path) -> Result<DaemonInfo, StoreError> {
+/// Whether another open file holds an exclusive lock of `file`.
+fn is_locked(file: &File, path: &Path) -> Result<bool, StoreError> {
+    if os::try_lock(file, Sharing::Shared).at("lock", path)? {
+        os::unlock(file);
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+/// The daemon of version 0.1 that locks the file; `None` if the lock is another process's. To be called when somebody locks the
+/// file, and no daemon holds the private lock.
+fn old_daemon(file: &File, path: &Path) -> Result<Option<DaemonInfo>, StoreError> {
+    let owner = file.metadata().at("stat", path)?.uid();
+    let runs = |pid: u32| std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|found| found.uid() == owner);
+    match read_info(file, path) {
+        // A newer daemon that was killed: it would hold the private lock.
+        Ok(DaemonFile { holds_private_lock: true, .. }) | Err(StoreError::Json { .. }) => Ok(None),
+        Ok(DaemonFile { info, .. }) => Ok(runs(info.pid).then_some(info)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads the description of the daemon that holds the lock; waits if it has not written it yet.
+fn wait_for_info(file: &File, path: &Path) -> Result<DaemonInfo, StoreError> {
     let deadline = Instant::now() + INFO_WAIT;
     loop {
-        file.rewind().at("read", path)?;
-        let bytes = read_bounded(file, path, 64 << 10)?;
-        match serde_json::from_slice(&bytes) {
-            Ok(info) => return Ok(info),
-            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
-            Err(source) => return Err(StoreError::Json { path: path.to_owned(), source }),
+        match read_info(file, path) {
+            Err(StoreError::Json { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result.map(|content| content.info),
         }
     }
+}
+
+fn read_info(mut file: &File, path: &Path) -> Result<DaemonFile, StoreError> {
+    file.rewind().at("read", path)?;
+    let bytes = read_bounded(file, path, 64 << 10)?;
+    serde_json::from_slice(&bytes).map_err(|source| StoreError::Json { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -114,6 +183,58 @@ mod tests {
         );
         drop(lock);
         assert_eq!(store.running_daemon().unwrap(), None);
+    }
+
+    /// A lock of the visible file by an open file of its own, as another process has it.
+    fn lock_visible_file(store: &Store, sharing: Sharing) -> File {
+        let file =
+            store.make_top().unwrap().file_with(DAEMON, OFlags::RDWR | OFlags::CREATE, FILE_MODE).unwrap();
+        assert!(os::try_lock(&file, sharing).unwrap());
+        file
+    }
+
+    #[test]
+    fn foreign_lock_of_the_visible_file_neither_looks_like_a_daemon_nor_prevents_one() {
+        for sharing in [Sharing::Shared, Sharing::Exclusive] {
+            let (_dir, store) = new_store();
+            let foreign = lock_visible_file(&store, sharing);
+            assert_eq!(store.running_daemon().unwrap(), None);
+            let info =
+                DaemonInfo { pid: std::process::id(), socket: "/run/s".into(), mountpoint: "/images".into() };
+            let lock = store.lock_daemon(&info).unwrap();
+            assert_eq!(store.running_daemon().unwrap(), Some(info.clone()));
+            assert!(matches!(store.lock_daemon(&info), Err(StoreError::DaemonRuns { .. })));
+            drop(lock);
+            assert_eq!(store.running_daemon().unwrap(), None);
+            drop(foreign);
+        }
+    }
+
+    #[test]
+    fn daemon_of_version_0_1_is_detected_while_it_runs() {
+        let (_dir, store) = new_store();
+        let mut old = lock_visible_file(&store, Sharing::Exclusive);
+        let pid = std::process::id();
+        let text =
+            format!(r#"{{"pid":{pid},"socket":"/run/rcx-imagefs/control.sock","mountpoint":"/images"}}"#);
+        old.write_all(text.as_bytes()).unwrap();
+        let found = store.running_daemon().unwrap().unwrap();
+        assert_eq!((found.pid, found.mountpoint.as_path()), (pid, Path::new("/images")));
+        assert!(
+            matches!(store.lock_daemon(&found), Err(StoreError::DaemonRuns { pid: old, .. }) if old == pid)
+        );
+        drop(old);
+        assert_eq!(store.running_daemon().unwrap(), None);
+        // Its description stays if it is killed. A foreign lock does not revive it.
+        let unused = DaemonFile {
+            info: DaemonInfo { pid: u32::MAX >> 1, ..found.clone() },
+            holds_private_lock: false,
+        };
+        let path = store.make_top().unwrap().path_of(DAEMON);
+        std::fs::write(path, serde_json::to_vec(&unused).unwrap()).unwrap();
+        let _foreign = lock_visible_file(&store, Sharing::Shared);
+        assert_eq!(store.running_daemon().unwrap(), None);
+        store.lock_daemon(&found).unwrap();
     }
 
     #[test]

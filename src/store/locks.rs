@@ -33,7 +33,7 @@ impl Flock {
     /// Opens the file `name` in `dir`, creating it if missing, and locks it.
     ///
     /// Returns `None` if the lock is not free within `wait` (`None`: waits without a limit).
-    fn open(
+    pub(super) fn open(
         dir: &Dir,
         name: &str,
         sharing: Sharing,

@@ -5,7 +5,7 @@
 //! DIR/rcx-imagefs/version           format version of this directory
 //!                 indexes/HEX.idx   index of a layer       seekable/HEX.spans  spans of a layer with no seekable blob
 //!                 slots             numbers of layers and images, for inode numbers
-//!                 daemon            the daemon that serves the store; locked while it runs
+//!                 daemon            describes the daemon that serves the store
 //!                 partial/HEX       unfinished downloads   tmp/  unfinished files           locks/  lock files
 //! ```
 //!

@@ -60,9 +60,9 @@
 //! | [`unpack`] | writes trees to a disk, either whole or as the difference between two trees |
 //! | [`fs`] | the filesystem, without the kernel |
 //! | [`fuse`] | the kernel side: mount, session, adapter |
+//! | [`daemon`] | the serving process: control socket, watching the store |
 //! | [`roots`] | writable roots: an overlay of an image and an upper |
 //! | [`sandbox`] | runs in such a root: isolate, bubblewrap, and the stand-in for isolate |
-//! | [`daemon`] | the serving process: control socket, watching the store |
 //! | [`manual`] | the pages of the manual, and their conversion to man pages |
 //! | [`cli`] | the commands |
 //!

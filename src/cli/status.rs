@@ -73,7 +73,7 @@ fn print(status: &DaemonStatus) -> anyhow::Result<()> {
         cache.hits, cache.misses, cache.waits, cache.decodes, cache.failures, cache.evictions
     ))?;
     let total: u64 = status.requests.values().sum();
-    output::line(format!("requests {total}, answered with EIO {}, panics {}", status.errors, status.panics))?;
+    output::line(format!("requests {total}, failed {}, panics {}", status.errors, status.panics))?;
     for (kind, count) in status.requests.iter().filter(|(_, count)| **count > 0) {
         output::line(format!("  {kind:<14}{count}"))?;
     }

@@ -2,11 +2,15 @@
 
 mod control;
 mod error;
+mod listener;
+mod protocol;
 mod server;
 mod status;
 mod watch;
 
-pub use control::{ControlError, ControlListener, ControlRequest, ControlResponse, ask};
+pub use control::{ControlError, ask};
 pub use error::DaemonError;
+pub use listener::ControlListener;
+pub use protocol::{ControlRequest, ControlResponse, MessageForm, PROTOCOL, decode_answer, decode_request};
 pub use server::{ServeOptions, refresh, serve};
 pub use status::DaemonStatus;

@@ -13,12 +13,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
-use super::control::{ControlError, ControlListener, ControlRequest, ControlResponse, ask};
+use super::control::{ControlError, ask};
 use super::error::DaemonError;
+use super::listener::ControlListener;
+use super::protocol::{ControlRequest, ControlResponse};
 use super::status::DaemonStatus;
 use super::watch::StoreWatch;
 use crate::fs::{FsOptions, ImageFs, ImageSource, LoadError};
-use crate::fuse::{self, CacheInvalidator, RequestCounters, UnmountResult};
+use crate::fuse::{self, CacheInvalidator, ReadAccounts, RequestCounters, UnmountResult};
 use crate::os::{AtPath as _, ignore_poison};
 use crate::store::{DaemonInfo, Store, StoreError};
 
@@ -129,6 +131,7 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
         fs,
         invalidator: session.invalidator().clone(),
         counters: Arc::clone(session.counters()),
+        accounts: Arc::clone(session.accounts()),
         refreshing: Mutex::new(()),
         started: Instant::now(),
         info: DaemonInfo { mountpoint: mounted.mount.path().to_owned(), ..info },
@@ -202,6 +205,7 @@ struct Daemon {
     fs: Arc<ImageFs>,
     invalidator: CacheInvalidator,
     counters: Arc<RequestCounters>,
+    accounts: Arc<ReadAccounts>,
     /// Held until the kernel's caches are invalidated, so that a concurrent refresh is answered only when the first one is
     /// complete. FUSE handlers never take this lock.
     refreshing: Mutex<()>,
@@ -214,8 +218,11 @@ struct Daemon {
 impl Daemon {
     fn handle(&self, request: ControlRequest) -> ControlResponse {
         match request {
-            ControlRequest::Ping => ControlResponse::Pong,
+            ControlRequest::Ping => ControlResponse::Pong(self.accounts.mark()),
             ControlRequest::Status => ControlResponse::Status(Box::new(self.status())),
+            ControlRequest::ReadFailures { since } => {
+                ControlResponse::ReadFailures(self.accounts.failures_since(since))
+            }
             ControlRequest::Refresh => match self.refresh() {
                 Ok(()) => ControlResponse::Refreshed,
                 Err(error) => {

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::fs::FsStatus;
 
 /// The answer to a status request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DaemonStatus {
     /// Version of the program.
     pub version: String,
@@ -26,7 +27,7 @@ pub struct DaemonStatus {
     pub filesystem: FsStatus,
     /// Number of kernel requests by kind.
     pub requests: BTreeMap<String, u64>,
-    /// Number of requests answered with EIO.
+    /// Number of requests answered with EIO or ETIMEDOUT.
     pub errors: u64,
     /// Number of these requests whose handler panicked.
     pub panics: u64,

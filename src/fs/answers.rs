@@ -39,6 +39,7 @@ pub struct StatFs {
 
 /// The state of the filesystem, as `status` prints it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct FsStatus {
     /// Number of images that have a name.
     pub published: usize,

@@ -54,6 +54,7 @@ impl SpanFault<ReadError> {
 
 /// The current content of the cache, and its activity since it was created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct CacheCounters {
     /// Requests for a span that was in memory.
     pub hits: u64,

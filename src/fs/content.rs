@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::layers::SlotLayer;
-use super::{CacheCounters, FsError, Ino, SpanBytes, SpanCache, SpanFault, SpanKey};
+use super::{CacheCounters, Ino, SpanBytes, SpanCache, SpanFault, SpanKey};
 use crate::error::chain_text;
 use crate::index::{EntryId, Layer, Piece, ReadError, SpanId};
 use crate::layer::TarOffset;
@@ -64,7 +64,7 @@ impl ContentReader {
         entry: EntryId,
         offset: u64,
         len: u32,
-    ) -> Result<FileBytes, FsError> {
+    ) -> Result<FileBytes, SpanFault<ReadError>> {
         let pieces = layer.pieces(entry, offset, len.into());
         let bytes = match pieces.as_slice() {
             [] => return Ok(FileBytes(BytesStorage::Buffer(Vec::new()))),
@@ -99,18 +99,23 @@ impl ContentReader {
         layer: &Arc<Layer>,
         tar: TarOffset,
         len: u64,
-    ) -> Result<Option<FileBytes>, FsError> {
+    ) -> Result<Option<FileBytes>, SpanFault<ReadError>> {
         let (span, range) = span_at(layer, tar);
         if tar.get() + len > range.end {
             return Ok(None);
         }
-        let bytes = self.spans.get(slot, layer, span).map_err(FsError::Content)?;
+        let bytes = self.spans.get(slot, layer, span)?;
         let start = memory_len(tar.get() - range.start);
         Ok(Some(FileBytes(BytesStorage::Span(bytes, start..start + memory_len(len)))))
     }
 
     /// Copies pieces, which may be holes and lie in several spans, into one buffer.
-    fn read_pieces(&self, slot: u32, layer: &Arc<Layer>, pieces: &[Piece]) -> Result<FileBytes, FsError> {
+    fn read_pieces(
+        &self,
+        slot: u32,
+        layer: &Arc<Layer>,
+        pieces: &[Piece],
+    ) -> Result<FileBytes, SpanFault<ReadError>> {
         let total: u64 = pieces.iter().map(|(Piece::Hole { len } | Piece::Data { len, .. })| len).sum();
         let mut out = Vec::with_capacity(memory_len(total));
         for piece in pieces {
@@ -120,7 +125,7 @@ impl ContentReader {
                     let (mut at, end) = (tar.get(), tar.get() + len);
                     while at < end {
                         let (span, range) = span_at(layer, TarOffset::new(at));
-                        let bytes = self.spans.get(slot, layer, span).map_err(FsError::Content)?;
+                        let bytes = self.spans.get(slot, layer, span)?;
                         let stop = end.min(range.end);
                         let within = memory_len(at - range.start)..memory_len(stop - range.start);
                         out.extend_from_slice(&bytes[within]);

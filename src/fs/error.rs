@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::{Ino, SpanFault};
 use crate::error::ErrorCode;
+use crate::image::{Digest, LayerDigest};
 use crate::index::ReadError;
 use crate::os::PathError;
 use crate::pipeline::PipelineError;
@@ -64,13 +65,41 @@ pub enum FsError {
     },
     /// File content cannot be read.
     #[error(transparent)]
-    Content(SpanFault<ReadError>),
+    Content(#[from] Box<ContentFault>),
     /// The tree and an index contradict each other although both were validated.
     #[error("inode {0}: tree and index contradict each other")]
     Inconsistent(Ino),
     /// The request's handler panicked.
     #[error("the request's handler panicked")]
     Panicked,
+}
+
+/// The reason why a file's content cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {path:?} of layer {layer}")]
+pub struct ContentFault {
+    /// The file's path in the layer.
+    pub path: String,
+    /// The layer.
+    pub layer: LayerDigest,
+    /// The image's path in the mount, for a file that belongs to one image.
+    pub image: Option<String>,
+    /// The underlying error.
+    #[source]
+    pub fault: SpanFault<ReadError>,
+}
+
+/// What a request did not get because an image cannot be served.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FailedContent {
+    /// The image's path in the mount.
+    pub image: Option<String>,
+    /// The layer.
+    pub layer: Option<LayerDigest>,
+    /// The blob that is missing or damaged.
+    pub blob: Option<Digest>,
+    /// The path in the image.
+    pub path: Option<String>,
 }
 
 /// The reason why a published image cannot be opened.
@@ -127,11 +156,42 @@ impl FsError {
             Self::PastEnd => Errno::NXIO,
             Self::ReadOnly => Errno::ROFS,
             Self::NotImplemented => Errno::NOSYS,
+            // A hung disk, which an administrator treats differently from a damaged image.
+            Self::Image(fault) if matches!(**fault, ImageFault::Deadline { .. }) => Errno::TIMEDOUT,
+            Self::Content(content) if matches!(content.fault, SpanFault::Deadline(_)) => Errno::TIMEDOUT,
             Self::Image(_)
             | Self::Layer { .. }
             | Self::Content(_)
             | Self::Inconsistent(_)
             | Self::Panicked => Errno::IO,
+        }
+    }
+
+    /// What the request did not get; `None` if the error is a correct answer about an intact image.
+    #[must_use]
+    pub fn failed_content(&self) -> Option<FailedContent> {
+        match self {
+            Self::Image(fault) => Some(fault.failed_content()),
+            Self::Layer { source, .. } => Some(source.failed_content()),
+            Self::Content(content) => Some(FailedContent {
+                image: content.image.clone(),
+                layer: Some(content.layer),
+                blob: Some(content.layer.digest()),
+                path: Some(content.path.clone()),
+            }),
+            Self::Inconsistent(_) | Self::Panicked => Some(FailedContent::default()),
+            Self::NotFound
+            | Self::NameTooLong
+            | Self::Stale(_)
+            | Self::NotADirectory(_)
+            | Self::IsADirectory(_)
+            | Self::WrongKind(_)
+            | Self::NoAttribute
+            | Self::BufferTooSmall
+            | Self::PastEnd
+            | Self::Invalid
+            | Self::ReadOnly
+            | Self::NotImplemented => None,
         }
     }
 
@@ -153,7 +213,7 @@ impl FsError {
             Self::ReadOnly => ErrorCode::ReadOnlyFilesystem,
             Self::Image(fault) => fault.code(),
             Self::Layer { source, .. } => source.code(),
-            Self::Content(fault) => fault.code(),
+            Self::Content(content) => content.fault.code(),
             Self::Inconsistent(_) | Self::Panicked => ErrorCode::Internal,
         }
     }
@@ -171,7 +231,44 @@ impl ImageFault {
     }
 }
 
+impl ImageFault {
+    fn failed_content(&self) -> FailedContent {
+        match self {
+            Self::Open { image, source } => {
+                FailedContent { image: Some(image.clone()), ..source.failed_content() }
+            }
+            Self::Panicked(image) | Self::Deadline { image, .. } => {
+                FailedContent { image: Some(image.clone()), ..FailedContent::default() }
+            }
+        }
+    }
+}
+
 impl LoadError {
+    /// The layer and the blob that cannot be opened, as far as the error names them.
+    fn failed_content(&self) -> FailedContent {
+        let blob = |digest: &Digest| FailedContent { blob: Some(*digest), ..FailedContent::default() };
+        match self {
+            Self::Pipeline(error) => match error {
+                PipelineError::MissingBlob(digest) | PipelineError::Document { digest, .. } => blob(digest),
+                PipelineError::Store(StoreError::NoBlob { digest } | StoreError::Damaged { digest, .. }) => {
+                    blob(digest)
+                }
+                PipelineError::WrongDigest { layer, .. }
+                | PipelineError::WrongSize { layer, .. }
+                | PipelineError::WrongDiffId { layer, .. }
+                | PipelineError::WrongCodec { layer, .. }
+                | PipelineError::Layer { layer, .. } => {
+                    FailedContent { layer: Some(*layer), ..blob(&layer.digest()) }
+                }
+                // The remaining errors name no blob, or do not occur when an image is opened.
+                _ => FailedContent::default(),
+            },
+            Self::Store(StoreError::NoBlob { digest } | StoreError::Damaged { digest, .. }) => blob(digest),
+            Self::Store(_) | Self::Io(_) => FailedContent::default(),
+        }
+    }
+
     /// The stable code of this error.
     #[must_use]
     pub fn code(&self) -> ErrorCode {

@@ -8,7 +8,7 @@ use super::attr::{FileKind, InodeAttr, NO_TIME};
 use super::content::{ContentReader, FileBytes};
 use super::resolve::{InodeSource, Resolver, decode, image_ino};
 use super::{
-    DecodedIno, FsError, ImageSource, Ino, LoadError, NameTarget, Namespace, NamespaceChanges,
+    ContentFault, DecodedIno, FsError, ImageSource, Ino, LoadError, NameTarget, Namespace, NamespaceChanges,
     NamespaceDirectory, NamespaceNode, SpanCache,
 };
 use crate::index::{IndexedKind, Piece};
@@ -268,13 +268,22 @@ impl ImageFs {
         // An image keeps the layer handles that it was opened with. A handle may have been replaced since.
         let layer = self.resolver.layers.opened(slot).unwrap_or(layer);
         let read = |layer| self.content.read(ino, &(slot, layer), inode.entry, offset, len);
-        match read(Arc::clone(&layer)) {
-            Err(FsError::Content(fault)) => match self.resolver.layers.replacement(slot, &layer) {
+        let result = match read(Arc::clone(&layer)) {
+            Err(fault) => match self.resolver.layers.replacement(slot, &layer) {
                 Some(layer) => read(layer),
-                None => Err(FsError::Content(fault)),
+                None => Err(fault),
             },
-            result => result,
-        }
+            bytes => bytes,
+        };
+        result.map_err(|fault| {
+            let image = match ino.decode() {
+                Some(DecodedIno::Image { slot, .. }) => self.namespace().path_of(slot),
+                _ => None,
+            };
+            let path = layer.index().entry(inode.entry).path();
+            let path = String::from_utf8_lossy(&path).into_owned();
+            FsError::from(Box::new(ContentFault { path, layer: *layer.index().layer(), image, fault }))
+        })
     }
 
     /// Returns the first offset at or after `offset` that is in a hole (`hole`) or in data.

@@ -19,7 +19,7 @@ pub use answers::{DirEntry, FsStatus, Lookup, StatFs};
 pub use attr::{FileKind, InodeAttr};
 pub use cache::{CacheCounters, SpanBytes, SpanCache, SpanFault, SpanKey};
 pub use content::FileBytes;
-pub use error::{FsError, ImageFault, LoadError};
+pub use error::{ContentFault, FailedContent, FsError, ImageFault, LoadError};
 pub use image_fs::{FsOptions, ImageFs, NAME_MAX};
 pub use inodes::{DecodedIno, Ino};
 pub use namespace::{

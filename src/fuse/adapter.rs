@@ -26,6 +26,7 @@ use super::answer::{ErrorReply, answer};
 use super::convert::{
     ABSENT, BLOCK_SIZE, file_attr, file_type, fill_buffer, ino, reply_xattr, without_trusted,
 };
+use super::failures::ReadAccounts;
 use super::requests::{Operation, RequestCounters};
 use crate::fs::{FsError, ImageFs, Lookup};
 
@@ -64,25 +65,28 @@ const _: () = assert!(crate::fs::NAME_MAX == NAME_MAX as usize);
 pub(super) struct Adapter {
     fs: Arc<ImageFs>,
     counters: Arc<RequestCounters>,
+    accounts: Arc<ReadAccounts>,
 }
 
 impl Adapter {
-    pub(super) fn new(fs: Arc<ImageFs>, counters: Arc<RequestCounters>) -> Self {
-        Self { fs, counters }
+    pub(super) fn new(fs: Arc<ImageFs>, counters: Arc<RequestCounters>, accounts: Arc<ReadAccounts>) -> Self {
+        Self { fs, counters, accounts }
     }
 
     fn answer<R: ErrorReply, T>(
         &self,
+        request: &Request,
         operation: Operation,
         reply: R,
         work: impl FnOnce(&ImageFs, &mut R) -> Result<T, FsError>,
         accept: impl FnOnce(R, T),
     ) {
-        answer(&self.counters, operation, reply, |reply| work(&self.fs, reply), accept);
+        let failed = |error: &FsError| self.accounts.record(request.pid(), error);
+        answer(&self.counters, operation, reply, |reply| work(&self.fs, reply), accept, failed);
     }
 
     fn refuse(&self, operation: Operation, reply: impl ErrorReply, error: FsError) {
-        answer(&self.counters, operation, reply, |_| Err::<(), _>(error), |_, ()| {});
+        answer(&self.counters, operation, reply, |_| Err::<(), _>(error), |_, ()| {}, |_| {});
     }
 
     fn read_only(&self, reply: impl ErrorReply) {
@@ -102,8 +106,9 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.answer(
+            request,
             Operation::Lookup,
             reply,
             |fs, _| match fs.lookup(ino(parent), name.as_bytes())? {
@@ -120,8 +125,9 @@ impl Filesystem for Adapter {
         self.counters.count(Operation::Forget);
     }
 
-    fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.answer(
+            request,
             Operation::GetAttr,
             reply,
             |fs, _| fs.getattr(ino(number)),
@@ -129,8 +135,9 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, number: INodeNo, reply: ReplyData) {
         self.answer(
+            request,
             Operation::ReadLink,
             reply,
             |fs, _| fs.readlink(ino(number)),
@@ -144,7 +151,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -154,6 +161,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         self.answer(
+            request,
             Operation::Read,
             reply,
             |fs, _| fs.read(ino(number), offset, size),
@@ -169,8 +177,9 @@ impl Filesystem for Adapter {
         self.refuse(Operation::OpenDir, reply, FsError::NotImplemented);
     }
 
-    fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
+    fn readdir(&self, request: &Request, number: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
         self.answer(
+            request,
             Operation::ReadDir,
             reply,
             |fs, reply| {
@@ -185,13 +194,14 @@ impl Filesystem for Adapter {
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         _: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
         self.answer(
+            request,
             Operation::ReadDirPlus,
             reply,
             |fs, reply| {
@@ -206,8 +216,9 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
         self.answer(
+            request,
             Operation::StatFs,
             reply,
             |fs, _| Ok(fs.statfs()),
@@ -218,8 +229,9 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn getxattr(&self, _: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.answer(
+            request,
             Operation::GetXattr,
             reply,
             |fs, _| fill_buffer(fs.getxattr(ino(number), name.as_bytes())?, size),
@@ -229,6 +241,7 @@ impl Filesystem for Adapter {
 
     fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
         self.answer(
+            request,
             Operation::ListXattr,
             reply,
             |fs, _| {
@@ -243,7 +256,7 @@ impl Filesystem for Adapter {
 
     fn lseek(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         _: FileHandle,
         offset: i64,
@@ -251,6 +264,7 @@ impl Filesystem for Adapter {
         reply: ReplyLseek,
     ) {
         self.answer(
+            request,
             Operation::Lseek,
             reply,
             |fs, _| {

@@ -42,13 +42,15 @@ error_reply!(
     ReplyXattr
 );
 
-/// Runs `work` and passes its result to `accept`, or replies with its error. A panic in `work` is answered with EIO.
+/// Runs `work` and passes its result to `accept`, or replies with its error after calling `failed`. A panic in `work` is
+/// answered with EIO.
 pub(super) fn answer<R: ErrorReply, T>(
     counters: &RequestCounters,
     operation: Operation,
     mut reply: R,
     work: impl FnOnce(&mut R) -> Result<T, FsError>,
     accept: impl FnOnce(R, T),
+    failed: impl FnOnce(&FsError),
 ) {
     counters.count(operation);
     // A panic can leave only the reply half done, and the error ends the reply.
@@ -62,9 +64,10 @@ pub(super) fn answer<R: ErrorReply, T>(
         Ok(value) => accept(reply, value),
         Err(error) => {
             let errno = error.errno();
-            if errno == rustix::io::Errno::IO {
+            if matches!(errno, rustix::io::Errno::IO | rustix::io::Errno::TIMEDOUT) {
                 counters.count_error();
             }
+            failed(&error);
             reply.reply_error(Errno::from_i32(errno.raw_os_error()));
         }
     }
@@ -94,16 +97,25 @@ mod tests {
     #[test]
     fn panicking_handler_is_answered_with_eio_and_counted() {
         let counters = RequestCounters::default();
+        let failures = std::cell::Cell::new(0);
         let request = |work: fn() -> Result<(), FsError>| {
             let mut errno = None;
-            answer(&counters, Operation::Read, RecordedReply(&mut errno), |_| work(), |_, ()| {});
+            let reply = RecordedReply(&mut errno);
+            answer(
+                &counters,
+                Operation::Read,
+                reply,
+                |_| work(),
+                |_, ()| {},
+                |_| failures.set(failures.get() + 1),
+            );
             errno
         };
         assert_eq!(request(|| panic!("bug")), Some(Errno::EIO));
         assert_eq!((counters.panics(), counters.errors()), (1, 1));
         assert_eq!(request(|| Err(FsError::NotFound)), Some(Errno::ENOENT));
         assert_eq!(request(|| Ok(())), None);
-        assert_eq!((counters.panics(), counters.errors()), (1, 1));
+        assert_eq!((counters.panics(), counters.errors(), failures.get()), (1, 1, 2));
         assert_eq!(counters.counts().collect::<Vec<_>>(), [("READ", 3)]);
     }
 }

@@ -61,7 +61,7 @@ impl RequestCounters {
         self.panics.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a request answered with EIO.
+    /// Counts a request answered with EIO or ETIMEDOUT.
     pub(super) fn count_error(&self) {
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
@@ -80,7 +80,7 @@ impl RequestCounters {
         self.panics.load(Ordering::Relaxed)
     }
 
-    /// The number of requests answered with EIO, including panics.
+    /// The number of requests answered with EIO or ETIMEDOUT, including panics.
     #[must_use]
     pub fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)

@@ -12,6 +12,7 @@ use tracing::debug;
 
 use super::SessionError;
 use super::adapter::Adapter;
+use super::failures::ReadAccounts;
 use super::requests::RequestCounters;
 use crate::fs::{ImageFs, NamespaceChanges};
 
@@ -21,6 +22,7 @@ pub struct FuseSession {
     thread: JoinHandle<io::Result<()>>,
     invalidator: CacheInvalidator,
     counters: Arc<RequestCounters>,
+    accounts: Arc<ReadAccounts>,
 }
 
 /// Invalidates the kernel's caches. A copy may outlive the session; it then has no effect.
@@ -43,7 +45,8 @@ pub fn serve(
     ended: impl FnOnce() + Send + 'static,
 ) -> Result<FuseSession, SessionError> {
     let counters = Arc::new(RequestCounters::default());
-    let adapter = Adapter::new(fs, Arc::clone(&counters));
+    let accounts = Arc::new(ReadAccounts::default());
+    let adapter = Adapter::new(fs, Arc::clone(&counters), Arc::clone(&accounts));
     let mut config = Config::default();
     config.n_threads = Some(threads.get());
     // All users have access: the kernel checks permissions itself (`default_permissions`).
@@ -56,7 +59,7 @@ pub fn serve(
         result
     };
     let thread = thread::Builder::new().name("fuse".to_owned()).spawn(run).map_err(SessionError::Serve)?;
-    Ok(FuseSession { thread, invalidator, counters })
+    Ok(FuseSession { thread, invalidator, counters, accounts })
 }
 
 impl FuseSession {
@@ -64,6 +67,12 @@ impl FuseSession {
     #[must_use]
     pub fn counters(&self) -> &Arc<RequestCounters> {
         &self.counters
+    }
+
+    /// The accounts of the session's failed reads.
+    #[must_use]
+    pub fn accounts(&self) -> &Arc<ReadAccounts> {
+        &self.accounts
     }
 
     /// Invalidates the caches that the kernel keeps for this session.

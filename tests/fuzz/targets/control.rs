@@ -10,7 +10,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
-use rcx_imagefs::daemon::{ControlListener, ControlRequest, ControlResponse, ask};
+use rcx_imagefs::daemon::{
+    ControlListener, ControlRequest, ControlResponse, ask, decode_answer, decode_request,
+};
+use rcx_imagefs::fuse::AccountMark;
 use tempfile::TempDir;
 
 use crate::input::Input;
@@ -20,7 +23,7 @@ const REQUEST_MAX: usize = 4 << 10;
 /// Longer than any response takes.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-const WORDS: [&[u8]; 12] = [
+const WORDS: [&[u8]; 15] = [
     b"\"ping\"\n",
     b"\"refresh\"\n",
     b"\"status\"\n",
@@ -30,6 +33,9 @@ const WORDS: [&[u8]; 12] = [
     b"\"dance\"\n",
     b"{\"ping\":null}\n",
     b"null\n",
+    b"{\"protocol\":2,\"request\":\"ping\"}\n",
+    b"{\"protocol\":3,\"request\":{\"read-failures\":{\"since\":7}}}\n",
+    b"{\"protocol\":3,\"request\":\"dance\"}\n",
     b"[[[[",
     b"\xff\n",
     b"                                                                ",
@@ -72,9 +78,13 @@ fn with_daemon(client: impl FnOnce(&Path) + Send + 'static) {
 
 fn answer(request: ControlRequest) -> ControlResponse {
     match request {
-        ControlRequest::Ping => ControlResponse::Pong,
+        ControlRequest::Ping => ControlResponse::Pong(AccountMark::default()),
         ControlRequest::Status => ControlResponse::Error("status".to_owned()),
         ControlRequest::Refresh => ControlResponse::Refreshed,
+        ControlRequest::ReadFailures { since } => {
+            let mark = AccountMark { sequence: since, ..AccountMark::default() };
+            ControlResponse::Pong(mark)
+        }
     }
 }
 
@@ -86,8 +96,8 @@ fn expected_responses(sent: &[u8]) -> Vec<Option<ControlResponse>> {
         let end = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |newline| newline + 1);
         let (line, behind) = rest.split_at(end.min(REQUEST_MAX));
         rest = behind;
-        let request = serde_json::from_slice::<ControlRequest>(line).ok();
-        answers.push(request.map(answer));
+        let (_, request) = decode_request(line);
+        answers.push(request.ok().map(answer));
         if !line.ends_with(b"\n") {
             break;
         }
@@ -100,7 +110,7 @@ fn check_daemon(sent: &[u8]) {
     with_daemon(move |socket| {
         exchange(socket, &sent);
         let answer = ask(socket, ControlRequest::Ping, TIMEOUT).expect("the daemon still answers");
-        assert_eq!(answer, ControlResponse::Pong);
+        assert_eq!(answer, ControlResponse::Pong(AccountMark::default()));
     });
 }
 
@@ -119,7 +129,8 @@ fn exchange(socket: &Path, sent: &[u8]) {
     for line in BufReader::new(&mut stream).split(b'\n') {
         match line {
             Ok(line) => {
-                answers.push(serde_json::from_slice::<ControlResponse>(&line).expect("a valid response"))
+                let (_, answer) = decode_answer(&line).expect("a valid response");
+                answers.push(answer);
             }
             // The daemon closes with unread data after a request that is too long, which resets the connection.
             Err(error) => {
@@ -160,7 +171,7 @@ fn check_client(bytes: &[u8]) {
     server.join().unwrap();
     // The client reads only the first line.
     let line = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes, |newline| &bytes[..=newline]);
-    match (result, serde_json::from_slice::<ControlResponse>(line)) {
+    match (result, decode_answer(line).map(|(_, answer)| answer)) {
         (Ok(ControlResponse::Error(_)), _) => panic!("the client returned an error response as a success"),
         (Ok(answer), Ok(expected)) => assert_eq!(answer, expected),
         (Ok(answer), Err(error)) => panic!("the client read {answer:?} from an invalid response: {error}"),

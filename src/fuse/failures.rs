@@ -1,0 +1,219 @@
+//! Accounts for failed reads: which process asked, and what it did not get.
+//!
+//! A sandbox asks for the failures that happened during a run, to tell a fault of the image from one of the program.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::chain_text;
+use crate::fs::FsError;
+use crate::os::ignore_poison;
+
+/// Number of failures that are kept.
+const KEPT: usize = 1024;
+/// Longest chain of parents that is recorded.
+const ANCESTORS_MAX: usize = 64;
+
+/// A point in the accounts of a daemon: everything up to `sequence` happened before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AccountMark {
+    /// Identifies the daemon's process. Another value means that the daemon has been replaced since, so that failures in
+    /// between are unknown.
+    pub instance: u64,
+    /// Number of the last failure; 0 if there was none.
+    pub sequence: u64,
+}
+
+/// A read, an open or a lookup that failed because an image cannot be served.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReadFailure {
+    /// Its number, counted from 1. A failure that is repeated by the same process gets a new number.
+    pub sequence: u64,
+    /// The process that asked; 0 if it is unknown. With readahead, this is the process that caused it.
+    pub pid: u32,
+    /// The parents of that process, from the nearest on, as they were when it asked.
+    pub ancestors: Vec<u32>,
+    /// The image, as its path in the mount; `None` for a file that several images share.
+    pub image: Option<String>,
+    /// The digest of the layer.
+    pub layer: Option<String>,
+    /// The digest of the blob that is missing or damaged.
+    pub blob: Option<String>,
+    /// The path in the image.
+    pub path: Option<String>,
+    /// The stable code of the error.
+    pub code: String,
+    /// The error in words.
+    pub reason: String,
+}
+
+/// The failures since a mark.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReadFailureReport {
+    /// The mark of this report.
+    pub mark: AccountMark,
+    /// Number of failures since the mark that are no longer known, because too many followed.
+    pub lost: u64,
+    /// The known failures, oldest first.
+    pub failures: Vec<ReadFailure>,
+}
+
+/// The accounts of one FUSE session.
+#[derive(Debug)]
+pub struct ReadAccounts {
+    instance: u64,
+    log: Mutex<FailureLog>,
+}
+
+#[derive(Debug, Default)]
+struct FailureLog {
+    kept: VecDeque<ReadFailure>,
+    /// Number of the last failure.
+    last: u64,
+    /// Number of the last failure that was dropped to make room.
+    dropped: u64,
+}
+
+impl Default for ReadAccounts {
+    fn default() -> Self {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let nanoseconds = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        Self { instance: nanoseconds, log: Mutex::default() }
+    }
+}
+
+impl ReadAccounts {
+    /// Records that a request of the thread `tid` failed. Ignores errors that say nothing about the image, such as ENOENT.
+    ///
+    /// Must be called before the request is answered: its process waits until then, so that `/proc` still shows its parents.
+    pub(super) fn record(&self, tid: u32, error: &FsError) {
+        let Some(subject) = error.failed_content() else { return };
+        let (pid, ancestors) = family(tid);
+        self.add(ReadFailure {
+            sequence: 0,
+            pid,
+            ancestors,
+            image: subject.image,
+            layer: subject.layer.map(|layer| layer.to_string()),
+            blob: subject.blob.map(|blob| blob.to_string()),
+            path: subject.path,
+            code: error.code().as_str().to_owned(),
+            reason: chain_text(error),
+        });
+    }
+
+    fn add(&self, failure: ReadFailure) {
+        let mut log = ignore_poison(self.log.lock());
+        // A process that tries again and again must not displace the failures of others.
+        log.kept.retain(|known| ReadFailure { sequence: 0, ..known.clone() } != failure);
+        if log.kept.len() == KEPT {
+            log.dropped = log.kept.pop_front().map_or(log.dropped, |oldest| oldest.sequence);
+        }
+        log.last += 1;
+        let sequence = log.last;
+        log.kept.push_back(ReadFailure { sequence, ..failure });
+    }
+
+    /// The present mark.
+    #[must_use]
+    pub fn mark(&self) -> AccountMark {
+        AccountMark { instance: self.instance, sequence: ignore_poison(self.log.lock()).last }
+    }
+
+    /// Returns the failures with a number above `since`.
+    #[must_use]
+    pub fn failures_since(&self, since: u64) -> ReadFailureReport {
+        let log = ignore_poison(self.log.lock());
+        ReadFailureReport {
+            mark: AccountMark { instance: self.instance, sequence: log.last },
+            lost: log.dropped.saturating_sub(since),
+            failures: log.kept.iter().filter(|failure| failure.sequence > since).cloned().collect(),
+        }
+    }
+}
+
+/// The process of a thread, and the parents of that process. (0, none) if the thread is gone or not visible.
+fn family(tid: u32) -> (u32, Vec<u32>) {
+    let Some((pid, mut parent)) = process_and_parent(tid) else { return (tid, Vec::new()) };
+    let mut ancestors = Vec::new();
+    while parent != 0 && ancestors.len() < ANCESTORS_MAX {
+        ancestors.push(parent);
+        parent = process_and_parent(parent).map_or(0, |(_, parent)| parent);
+    }
+    (pid, ancestors)
+}
+
+/// The process of a thread and the parent of that process (proc_pid_status(5)).
+fn process_and_parent(tid: u32) -> Option<(u32, u32)> {
+    if tid == 0 {
+        return None;
+    }
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    Some((field("Tgid:")?, field("PPid:")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(pid: u32, path: &str) -> ReadFailure {
+        ReadFailure { pid, path: Some(path.to_owned()), ..ReadFailure::default() }
+    }
+
+    fn sequences(report: &ReadFailureReport) -> Vec<u64> {
+        report.failures.iter().map(|failure| failure.sequence).collect()
+    }
+
+    #[test]
+    fn failures_since_a_mark_are_reported_with_the_new_mark() {
+        let accounts = ReadAccounts::default();
+        assert_eq!(accounts.failures_since(0).failures, []);
+        accounts.add(failure(1, "a"));
+        let mark = accounts.mark();
+        accounts.add(failure(2, "a"));
+        accounts.add(failure(1, "b"));
+        let report = accounts.failures_since(mark.sequence);
+        assert_eq!((sequences(&report), report.lost), (vec![2, 3], 0));
+        assert_eq!(report.mark, AccountMark { sequence: 3, ..mark });
+    }
+
+    #[test]
+    fn repeated_failure_takes_no_more_room_and_counts_as_new() {
+        let accounts = ReadAccounts::default();
+        accounts.add(failure(1, "a"));
+        for _ in 0..KEPT * 2 {
+            accounts.add(failure(2, "b"));
+        }
+        let report = accounts.failures_since(0);
+        assert_eq!((report.failures.len(), report.lost), (2, 0));
+        assert_eq!(accounts.failures_since(KEPT as u64).failures.len(), 1);
+    }
+
+    #[test]
+    fn number_of_failures_is_bounded_and_lost_ones_are_counted() {
+        let accounts = ReadAccounts::default();
+        for number in 0..KEPT + 10 {
+            accounts.add(failure(1, &number.to_string()));
+        }
+        let report = accounts.failures_since(4);
+        assert_eq!((report.failures.len(), report.lost), (KEPT, 6));
+        assert_eq!(accounts.failures_since(10).lost, 0);
+    }
+
+    #[test]
+    fn family_of_this_thread_is_this_process_and_its_parents() {
+        let tid = u32::try_from(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+        let (pid, ancestors) = family(tid);
+        assert_eq!(pid, std::process::id());
+        assert_eq!(ancestors.first().copied(), Some(std::os::unix::process::parent_id()));
+        assert_eq!(family(0), (0, vec![]));
+    }
+}

@@ -11,7 +11,7 @@ const EXAMPLES: &str = "\
 Examples:
   Show how much would be freed:
     rcx-imagefs gc --dry-run
-  Free it:
+  Free the space:
     rcx-imagefs gc";
 
 /// Free disk space that no image and no root uses
@@ -43,7 +43,7 @@ struct GcJson {
     roots: usize,
     /// Number of unpacked layers that no image and no root uses.
     layers: u64,
-    /// Bytes of all these, except the roots.
+    /// Total size of these files in bytes, without the roots.
     bytes: u64,
     /// Digests of manifests that images refer to, but that are missing.
     missing: Vec<String>,

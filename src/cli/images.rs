@@ -1,4 +1,4 @@
-//! `images`: lists the images of the store.
+//! `images`: lists the images in the store.
 
 use clap::Args;
 use serde::Serialize;
@@ -14,7 +14,7 @@ Examples:
   Print the references of all images that have a tag:
     rcx-imagefs images --json | jq -r '.[] | .name + \":\" + .tags[]'";
 
-/// List the images of the store
+/// List the images in the store
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct ImagesArgs {
@@ -30,7 +30,7 @@ struct ImageJson {
     digest: String,
     /// Number of layers; `None` if the manifest cannot be read.
     layers: Option<usize>,
-    /// Bytes of all blobs; a layer that several images share counts for each of them.
+    /// Total size of the blobs in bytes. A shared layer counts for each image.
     size: Option<u64>,
     /// Why the manifest cannot be read.
     error: Option<String>,

@@ -1,4 +1,4 @@
-//! `load`: takes images from a file or directory into the store.
+//! `load`: loads images from a file or directory into the store.
 
 use std::path::PathBuf;
 
@@ -14,9 +14,9 @@ use crate::store::Store;
 
 const EXAMPLES: &str = "\
 Examples:
-  LoadJob an image that docker has saved:
+  Load an image that docker has saved:
     docker save lab/gcc:13 -o gcc.tar && rcx-imagefs load gcc.tar
-  LoadJob an OCI layout under a name:
+  Load an OCI layout under a name:
     rcx-imagefs load ./layout --name lab/gcc:13";
 
 /// Load images from an OCI layout (directory or tar) or a `docker save` archive
@@ -27,7 +27,7 @@ Examples:
 pub(super) struct LoadArgs {
     /// OCI layout directory, OCI archive, or `docker save` archive
     path: PathBuf,
-    /// Name of the images, instead of those in the archive; without TAG, the archive's tags are kept
+    /// Name of the images, instead of the names in the archive; without TAG, the archive's tags are kept
     #[arg(long, value_name = "NAME[:TAG]")]
     name: Option<String>,
     /// Platform to choose from a multi-platform image [default: this host's platform]

@@ -1,4 +1,4 @@
-//! `root`: writable roots that exist until they are removed.
+//! `root`: manages writable roots, which exist until they are removed.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::{Duration, UNIX_EPOCH};
@@ -39,7 +39,7 @@ const REMOVE_EXAMPLES: &str = "\
 Examples:
   Remove a root:
     rcx-imagefs root remove judge-7
-  Remove a root although processes use it:
+  Remove a root even if processes use it:
     rcx-imagefs root remove --force judge-7";
 
 const SWEEP_EXAMPLES: &str = "\
@@ -50,7 +50,7 @@ Examples:
 /// Create and remove writable roots: directories for a sandbox
 ///
 /// A root is an overlay of three layers: at the bottom the image, above it real directories /box, /dev, /proc, /sys and /tmp,
-/// at the top an upper layer that takes the writes. To run one command in a root of its own, use `run`.
+/// at the top an upper layer that receives the writes. To run one command in a root of its own, use `run`.
 #[derive(Debug, Args)]
 #[command(after_long_help = ROOT_EXAMPLES)]
 pub(super) struct RootArgs {
@@ -91,7 +91,7 @@ struct CreateArgs {
     /// Name of the root [default: a random name]
     #[arg(long)]
     id: Option<RootId>,
-    /// How the root gets the image's files [default: fuse]
+    /// How the root accesses the image's files [default: fuse]
     #[arg(long)]
     engine: Option<EngineChoice>,
     /// Where writes go: dir, dir:SIZE (needs project quotas), tmpfs:SIZE, or none for a read-only root [default: dir]
@@ -120,7 +120,7 @@ struct RemoveArgs {
     /// Names of the roots
     #[arg(required = true, value_name = "ID")]
     ids: Vec<RootId>,
-    /// Detach a root even if it is in use; its files are removed when nothing uses them any more
+    /// Detach a root even if it is in use; its files are removed when no process uses them any more
     #[arg(long)]
     force: bool,
     /// Print JSON
@@ -154,7 +154,7 @@ struct RootJson {
 #[derive(Debug, Serialize)]
 struct RemovedRootJson {
     id: String,
-    /// False if the root is only detached, because it is in use, and if the removal failed.
+    /// False if the root was in use and is only detached, or if the removal failed.
     removed: bool,
     /// Processes that have the root in their mount namespace.
     holders: Vec<i32>,
@@ -257,14 +257,14 @@ fn remove(context: &Context, store: &Store, args: &RemoveArgs) -> anyhow::Result
         match roots.remove(id, args.force) {
             Ok(RootRemoval::Gone) => item.removed = true,
             Ok(RootRemoval::Detached { holders }) => {
-                let user = match holders.first() {
+                let reason = match holders.first() {
                     Some(pid) => format!("process {pid} has it in its mount namespace"),
-                    None => "something outside the mount table uses it".to_owned(),
+                    None => "its overlay is in use outside the mount table".to_owned(),
                 };
-                tracing::warn!("root {id} is detached, but {user}; a later sweep removes its files");
+                tracing::warn!("root {id} is detached, but {reason}; a later sweep removes its files");
                 item.holders = holders.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect();
             }
-            // The other roots are removed all the same. The first error becomes that of the command.
+            // Remove the other roots nevertheless. The first error becomes the error of the command.
             Err(error) => {
                 let error = anyhow::Error::from(error);
                 let explained = ErrorJson::new(&error);
@@ -284,7 +284,7 @@ fn remove(context: &Context, store: &Store, args: &RemoveArgs) -> anyhow::Result
 }
 
 fn sweep(context: &Context, store: &Store, args: &SweepArgs) -> anyhow::Result<()> {
-    // Boxes first: a root can only be removed when the processes of its box are gone.
+    // Boxes first: a root can be removed only after the processes of its box have ended.
     let boxes = context.boxes(store)?.sweep(EXIT_TIMEOUT)?;
     let swept = context.roots(store)?.sweep()?;
     let failures = swept.failed.into_iter().map(|(id, error)| {

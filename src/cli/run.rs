@@ -22,16 +22,16 @@ use crate::sandbox::{
     Verdict, run as run_job,
 };
 
-/// Exit code if the program failed, as isolate's.
+/// Exit code if the program failed. isolate uses the same code.
 const EXIT_PROGRAM: u8 = 1;
 
 const EXAMPLES: &str = "\
 Examples:
   Run a command under isolate, with limits:
     rcx-imagefs run --sandbox isolate --cg --cg-mem 262144 --time 2 python:3.12 -- python3 -c 'print(1)'
-  Compile a file of this directory and take the program out:
+  Compile a file of this directory, and copy the program out:
     rcx-imagefs run --copy-in hello.c --copy-out hello --processes=10 gcc:13 -- gcc -o hello hello.c
-  Get the result as JSON:
+  Print the result as JSON:
     rcx-imagefs run --json --sandbox bwrap python:3.12 -- python3 --version";
 
 /// Run a command in a fresh root of an image, under isolate or bubblewrap
@@ -40,7 +40,7 @@ Examples:
 /// host in the sandbox. The command is looked up in the PATH of the image. Everything it writes is removed after the run,
 /// except the files that --copy-out copies.
 ///
-/// Options that isolate also has mean the same as there. Exits with 0 if the program did, with 1 if the program failed or
+/// Options that isolate also has mean the same as in isolate. Exits with 0 if the program did, with 1 if the program failed or
 /// exceeded a limit, with 2 if it could not be run, and with 128+N if signal N ended `run` itself.
 #[derive(Debug, Args)]
 #[command(next_line_help = false, after_long_help = EXAMPLES)]
@@ -54,7 +54,7 @@ pub(super) struct RunArgs {
     /// Sandbox: auto, isolate, or bwrap, which enforces no limits [default: auto]
     #[arg(long, value_name = "SANDBOX")]
     sandbox: Option<SandboxKind>,
-    /// How the root gets the image's files [default: fuse]
+    /// How the root accesses the image's files [default: fuse]
     #[arg(long)]
     engine: Option<EngineChoice>,
     /// Where writes go: dir, dir:SIZE, tmpfs:SIZE or none [default: dir]
@@ -128,10 +128,10 @@ struct ProgramArgs {
     /// File in the sandbox that is the program's standard input
     #[arg(long, value_name = "FILE")]
     stdin: Option<OsString>,
-    /// File in the sandbox that gets the program's standard output
+    /// File in the sandbox that receives the program's standard output
     #[arg(long, value_name = "FILE")]
     stdout: Option<OsString>,
-    /// File in the sandbox that gets the program's standard error
+    /// File in the sandbox that receives the program's standard error
     #[arg(long, value_name = "FILE", conflicts_with = "stderr_to_stdout")]
     stderr: Option<OsString>,
     /// Redirect standard error to standard output
@@ -164,7 +164,7 @@ struct ProgramArgs {
     /// File for the result, in isolate's format; `-` is stdout
     #[arg(long, value_name = "FILE")]
     meta: Option<PathBuf>,
-    /// Box to use [default: a free box of `box-ids` of the configuration]
+    /// Box to use [default: a free box from `box-ids` in the configuration]
     #[arg(long, value_name = "N")]
     box_id: Option<u32>,
 }
@@ -179,12 +179,12 @@ impl std::str::FromStr for IsolateNumber {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.parse::<u32>() {
             Ok(number) if i32::try_from(number).is_ok() => Ok(Self(number)),
-            _ => Err("a whole number is expected".to_owned()),
+            _ => Err("expected a whole number below 2^31".to_owned()),
         }
     }
 }
 
-/// Seconds as the user writes them, with fractions. Checked here, because isolate silently ignores what follows a number.
+/// Seconds as the user writes them, with fractions. Checked here, because isolate silently ignores text after a number.
 #[derive(Debug, Clone)]
 struct Seconds(String);
 
@@ -196,7 +196,7 @@ impl std::str::FromStr for Seconds {
         match text.parse::<f64>() {
             // isolate counts milliseconds in a 32-bit int.
             Ok(seconds) if plain && seconds < 2_000_000.0 => Ok(Self(text.to_owned())),
-            _ => Err("seconds are expected, as in 1.5".to_owned()),
+            _ => Err("expected a number of seconds, such as 1.5".to_owned()),
         }
     }
 }
@@ -214,13 +214,13 @@ impl std::str::FromStr for BoxQuota {
             .map(|(blocks, inodes)| (blocks.parse::<IsolateNumber>(), inodes.parse::<IsolateNumber>()));
         match halves {
             Some((Ok(_), Ok(_))) => Ok(Self(text.to_owned())),
-            _ => Err("two numbers are expected, as in 10240,100".to_owned()),
+            _ => Err("expected two numbers, such as 10240,100".to_owned()),
         }
     }
 }
 
 impl RunArgs {
-    /// The options that are passed to isolate unchanged.
+    /// Returns the options that are passed to isolate unchanged.
     fn options(&self) -> Vec<GivenOption> {
         let (limits, program) = (&self.limits, &self.program);
         let number = |option, value: Option<IsolateNumber>| {
@@ -259,7 +259,7 @@ impl RunArgs {
             .filter_map(|(option, value)| Some(GivenOption { option, value: Some(value?) }));
         let bare = bare
             .into_iter()
-            .filter(|(_, given)| *given)
+            .filter(|(_, is_set)| *is_set)
             .map(|(option, _)| GivenOption { option, value: None });
         let processes = limits.processes.map(|count| GivenOption {
             option: IsolateOption::Processes,
@@ -316,7 +316,7 @@ struct RunSubject {
 }
 
 pub(super) fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
-    // Before the program runs, so that its result can be written.
+    // Open the meta file before the program runs, so that its result can be written afterwards.
     let mut meta = args.program.meta.as_deref().map(MetaFile::open).transpose()?;
     let mut subject = RunSubject::default();
     match execute(context, args, &mut subject) {
@@ -430,7 +430,9 @@ impl MetaFile {
     fn open(path: &Path) -> anyhow::Result<Self> {
         let file = match path == Path::new("-") {
             true => None,
-            false => Some(File::create(path).with_context(|| format!("meta file {}", path.display()))?),
+            false => Some(
+                File::create(path).with_context(|| format!("cannot open meta file {}", path.display()))?,
+            ),
         };
         Ok(Self { file, path: path.to_owned() })
     }
@@ -438,7 +440,9 @@ impl MetaFile {
     fn write(&mut self, text: &[u8]) -> anyhow::Result<()> {
         match &mut self.file {
             None => output::bytes(text),
-            Some(file) => file.write_all(text).with_context(|| format!("meta file {}", self.path.display())),
+            Some(file) => file
+                .write_all(text)
+                .with_context(|| format!("cannot write meta file {}", self.path.display())),
         }
     }
 }

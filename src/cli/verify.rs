@@ -29,7 +29,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct VerifyArgs {
     /// The image.
-    #[arg(help = format!("{REFERENCE} [default: all images of the store]"), value_name = "REF")]
+    #[arg(help = format!("{REFERENCE} [default: all images in the store]"), value_name = "REF")]
     reference: Option<String>,
     /// Also decode every layer
     #[arg(long)]

@@ -10,7 +10,7 @@ use crate::fuse::SessionError;
 use crate::os::PathError;
 use crate::store::StoreError;
 
-/// The error of starting or running a daemon, or of asking one to refresh.
+/// The error of starting or running a daemon, or of requesting a refresh.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// The store cannot be locked, or the daemon that serves it cannot be found.
@@ -44,7 +44,7 @@ pub enum DaemonError {
     /// Basic process resources could not be set up.
     #[error("{failure}")]
     System {
-        /// What failed.
+        /// The operation that failed.
         failure: &'static str,
         /// The operating system's error.
         source: io::Error,

@@ -16,7 +16,7 @@ use crate::index::{EntryId, IndexedKind};
 use crate::os::ignore_poison;
 use crate::tree::{LayerNo, NodeId, NodeSource, Tree};
 
-/// What the mount shows now, and all that is open.
+/// The current namespace, and all open images and layers.
 #[derive(Debug)]
 pub(super) struct Resolver {
     source: Arc<ImageSource>,
@@ -38,11 +38,11 @@ pub(super) struct ServedImage {
 pub(super) enum InodeSource {
     /// An entry of a layer.
     Entry(EntryInode),
-    /// A directory without an entry in any layer: these attributes are all there is.
+    /// A directory without an entry in any layer. It has only these attributes.
     Implied(InodeAttr),
 }
 
-/// An inode that is made from an entry of a layer.
+/// An inode whose source is an entry of a layer.
 pub(super) struct EntryInode {
     ino: Ino,
     pub(super) layer: SlotLayer,
@@ -51,7 +51,7 @@ pub(super) struct EntryInode {
 }
 
 impl Resolver {
-    /// Starts with an empty namespace. See [`ImageTable::new`] for the two durations.
+    /// Creates a resolver with an empty namespace. See [`ImageTable::new`] for the two durations.
     pub(super) fn new(source: Arc<ImageSource>, image_deadline: Duration, retry_after: Duration) -> Self {
         Self {
             namespace: RwLock::default(),
@@ -113,7 +113,8 @@ impl Resolver {
                 if !layer.index().contains(entry) {
                     return Err(FsError::Stale(ino));
                 }
-                // Never handed out: directories have a number of their image, and a hard link shares its target's.
+                // These numbers were never handed out: a directory has a number of its image, and a hard link shares its
+                // target's number.
                 if matches!(
                     layer.index().entry(entry).kind(),
                     IndexedKind::Directory | IndexedKind::Hardlink { .. }
@@ -140,7 +141,7 @@ impl Resolver {
         Ok(self.images.get_or_open(image.slot, name, open)?)
     }
 
-    /// Returns the image with this slot, whether it is open, published, or only still in the store.
+    /// Returns the image with this slot, whether it is open, published, or only present in the store.
     pub(super) fn image_by_slot(&self, slot: u32, ino: Ino) -> Result<Arc<ServedImage>, FsError> {
         if let Some(open) = self.images.opened(slot) {
             return Ok(open);
@@ -213,7 +214,7 @@ pub(super) fn decode(ino: Ino) -> Result<DecodedIno, FsError> {
     ino.decode().ok_or(FsError::Stale(ino))
 }
 
-/// The number of a node that belongs to one image.
+/// Returns the number of a node that belongs to one image.
 pub(super) fn image_ino(slot: u32, node: NodeId) -> Result<Ino, FsError> {
     Ino::of_image(slot, node.get()).ok_or(FsError::Inconsistent(Ino::ROOT))
 }

@@ -5,9 +5,9 @@
 //! neither OPEN nor RELEASE for the rest of the mount's life. A later process that serves the same mount must answer in the
 //! same way, because the kernel does not ask again.
 //!
-//! With FUSE_POSIX_ACL the kernel enforces the ACLs that the layers contain, as on ext4, also in an overlay on top of the mount.
-//! It asks for an inode's ACL with GETXATTR when it first checks the permissions of a user who is not the owner, and caches
-//! the answer, also that there is none (`fuse_get_acl`, fs/fuse/acl.c).
+//! With FUSE_POSIX_ACL the kernel enforces the ACLs that the layers contain, as on ext4, including in an overlay on top of the
+//! mount. It asks for an inode's ACL with GETXATTR when it first checks the permissions of a user who is not the owner, and
+//! caches the answer, even if the inode has no ACL (`fuse_get_acl`, fs/fuse/acl.c).
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -33,7 +33,7 @@ use crate::fs::{FsError, ImageFs, Lookup};
 /// The capabilities that are requested where the kernel offers them. A process that takes over a mount relies on the set
 /// that its predecessor negotiated.
 ///
-/// FUSE_READDIRPLUS_AUTO is left out: with it the kernel lists all but a directory's first names without attributes and looks
+/// FUSE_READDIRPLUS_AUTO is left out: with it, the kernel lists all but a directory's first names without attributes, and looks
 /// up each name at its first use, while attributes cost nothing here. (Cold `find -ls` of 3,000 names: 2.5 times as long.)
 const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_EXPORT_SUPPORT)
@@ -47,7 +47,7 @@ const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
 
 /// Number of readahead requests that the kernel keeps in flight. Beyond it, readers wait for each other.
 const MAX_BACKGROUND: u16 = 64;
-/// A hundred years: how long an answer is valid. The kernel clamps it to what its clock can hold (`time_to_jiffies`,
+/// A hundred years: how long an answer is valid. The kernel clamps it to the range of its clock (`time_to_jiffies`,
 /// fs/fuse/dir.c).
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Inode numbers are never reused, so one generation is enough.
@@ -100,7 +100,7 @@ impl Filesystem for Adapter {
         if offered != CAPABILITIES {
             tracing::warn!(missing = ?CAPABILITIES.difference(offered), "the kernel's FUSE lacks capabilities");
         }
-        // These cannot fail: the kernel offered the capabilities, and 64 is not 0.
+        // These calls cannot fail: the kernel offered the capabilities, and 64 is not 0.
         let _ = config.add_capabilities(offered);
         let _ = config.set_max_background(MAX_BACKGROUND);
         Ok(())
@@ -274,8 +274,8 @@ impl Filesystem for Adapter {
                     libc::SEEK_DATA => false,
                     _ => return Err(FsError::Invalid),
                 };
-                let found = fs.seek(ino(number), offset, hole)?;
-                i64::try_from(found).map_err(|_| FsError::Invalid)
+                let position = fs.seek(ino(number), offset, hole)?;
+                i64::try_from(position).map_err(|_| FsError::Invalid)
             },
             ReplyLseek::offset,
         );

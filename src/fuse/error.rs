@@ -43,7 +43,7 @@ pub enum SessionError {
     Mount {
         /// The mountpoint.
         path: PathBuf,
-        /// The system call, or the mount option that it was to set.
+        /// The system call or mount option that failed.
         step: &'static str,
         /// The kernel's error.
         source: io::Error,

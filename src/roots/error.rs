@@ -14,7 +14,7 @@ use crate::pipeline::PipelineError;
 use crate::tree::MergeError;
 use crate::unpack::UnpackError;
 
-/// Why an operation on a root or its image failed.
+/// The error of an operation on a root or its image.
 #[derive(Debug, thiserror::Error)]
 pub enum RootsError {
     /// The name of a root is invalid.
@@ -23,7 +23,7 @@ pub enum RootsError {
          letter or digit"
     )]
     Id(String),
-    /// There is no such engine.
+    /// The engine does not exist.
     #[error("engine `{0}` does not exist: expected `fuse`, `overlay2` or `unpack`")]
     Engine(String),
     /// The description of an upper is invalid.
@@ -31,7 +31,7 @@ pub enum RootsError {
     Upper {
         /// The description.
         text: String,
-        /// What is wrong with it, and what is expected.
+        /// Why the description is invalid, and the form that is expected.
         why: &'static str,
     },
     /// isolate and overlayfs split paths at these characters.
@@ -61,10 +61,10 @@ pub enum RootsError {
     DeadMount {
         /// The mountpoint.
         mountpoint: PathBuf,
-        /// The error of the system call on it.
+        /// The error of the system call on the mountpoint.
         source: io::Error,
     },
-    /// The mount does not have the image.
+    /// The mount does not contain the image.
     #[error("image {} is not in the mount {}", .name.display(), .mountpoint.display())]
     NoImage {
         /// The name of the image.
@@ -90,13 +90,13 @@ pub enum RootsError {
         /// The operating system's error.
         source: io::Error,
     },
-    /// The kernel does not have a filesystem type.
+    /// The kernel does not support a filesystem type.
     #[error("the kernel has no {0} filesystem (is the module loaded?)")]
     NoFilesystem(&'static str, #[source] io::Error),
     /// The process lacks a privilege.
     #[error("cannot {action}: this requires root privileges (CAP_SYS_ADMIN)")]
     Permission {
-        /// What was tried.
+        /// The attempted action.
         action: String,
         /// The operating system's error.
         source: io::Error,
@@ -122,11 +122,11 @@ pub enum RootsError {
     /// The kernel refused a mount operation.
     #[error("cannot {action}: {step}{}", .log.as_deref().map(|log| format!(" ({log})")).unwrap_or_default())]
     Mount {
-        /// What was tried.
+        /// The attempted action.
         action: String,
         /// The system call or mount option that failed.
         step: &'static str,
-        /// The kernel's message (fsopen(2)), if there was one.
+        /// The kernel's message (fsopen(2)), if any.
         log: Option<String>,
         /// The operating system's error.
         source: io::Error,
@@ -136,7 +136,7 @@ pub enum RootsError {
     InRoot {
         /// The path inside the root.
         path: PathBuf,
-        /// What is wrong.
+        /// Why the path cannot be used.
         why: &'static str,
         /// The operating system's error.
         source: io::Error,
@@ -182,8 +182,8 @@ pub enum RootsError {
         /// The underlying error.
         source: UnpackError,
     },
-    /// A layer cannot be unpacked, or not be compared with its directory.
-    #[error("layer {layer} of the image, counted from the lowest")]
+    /// A layer cannot be unpacked, or cannot be compared with its directory.
+    #[error("cannot unpack or verify layer {layer} of the image, counted from the lowest")]
     Unpack {
         /// The number of the layer; the lowest is 1.
         layer: usize,
@@ -240,9 +240,9 @@ impl RootsError {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::NoImage { .. } => {
-                Some("`rcx-imagefs pull` fetches an image; `rcx-imagefs images` lists those in the store")
-            }
+            Self::NoImage { .. } => Some(
+                "`rcx-imagefs pull` fetches an image; `rcx-imagefs images` lists the images in the store",
+            ),
             Self::NotTheMount(_) => Some("mount the store's images with `rcx-imagefs mount DIR`"),
             Self::DeadMount { .. } => {
                 Some("start the daemon again: `rcx-imagefs mount DIR` replaces the dead mount")
@@ -260,7 +260,7 @@ impl RootsError {
             }
             Self::Missing(_) => Some("`rcx-imagefs root list` lists all roots"),
             Self::LayerVersion { .. } => {
-                Some("remove the directory when no root uses it; it is made again when it is needed")
+                Some("remove the directory when no root uses it; it is made again when needed")
             }
             _ => None,
         }

@@ -1,11 +1,11 @@
-//! Writable roots: the directory that a sandbox gets as its `/`.
+//! Writable roots: directories that sandboxes use as `/`.
 //!
 //! A root is an overlay, so that runs never change the image. Its lower layers are the image and, above it, a skeleton: the
-//! directories that a sandbox mounts on. Its upper layer takes the writes of one run.
+//! directories that a sandbox mounts on. Its upper layer receives the writes of one run.
 //!
 //! ```text
 //!  upper      new for each root: in a home on disk, on a tmpfs, or none            <homes>/<id>/{upper,work}
-//!  skeleton   box dev proc sys tmp: real directories, whatever the image has       <run-dir>/skeleton
+//!  skeleton   box dev proc sys tmp: real directories, even if the image has links       <run-dir>/skeleton
 //!  image      shown by an engine; with fuse, a directory of the mount              /images/<name>@<digest>
 //! ```
 //!
@@ -16,8 +16,8 @@
 //! The files of a root may be removed when three conditions hold: no process holds the lock of its home (flock(2), which the
 //! kernel releases when the holder dies), the root is not mounted at its path, and the kernel does not use its upper. The
 //! kernel itself must answer the last question, because open descriptors and other mount namespaces keep an overlay alive
-//! without showing in any list of processes. So [`Roots::sweep`] finds all files that a crash leaves behind, and no files
-//! in use are ever removed.
+//! without appearing in any list of processes. So [`Roots::sweep`] finds all files that a crash leaves behind, and no files in
+//! use are ever removed.
 //!
 //! | folder | contents |
 //! |---|---|
@@ -78,7 +78,7 @@ impl RootId {
     }
 }
 
-/// How an image is shown to a root.
+/// The way in which a root accesses its image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
@@ -92,7 +92,7 @@ pub enum Engine {
     ///
     /// Do not use it where many roots are made: a copy takes 31 to 161 times as long as mounting a root
     /// (benches/RESULTS.md), and as much disk space as the image. It is for hosts whose kernel can stack neither FUSE nor
-    /// layer directories, and for comparing the other engines with.
+    /// layer directories, and for comparison with the other engines.
     Unpack,
 }
 
@@ -170,9 +170,9 @@ mod tests {
 
     #[test]
     fn random_root_names_are_valid_and_differ() {
-        let (one, two) = (RootId::random().unwrap(), RootId::random().unwrap());
-        assert_ne!(one, two);
-        assert_eq!(one.as_str().parse::<RootId>().unwrap(), one);
-        assert_eq!(one.source(), format!("rcx-root-{one}"));
+        let (first, second) = (RootId::random().unwrap(), RootId::random().unwrap());
+        assert_ne!(first, second);
+        assert_eq!(first.as_str().parse::<RootId>().unwrap(), first);
+        assert_eq!(first.source(), format!("rcx-root-{first}"));
     }
 }

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::error::SandboxError;
 use crate::os::{self, AtPath as _};
 
-/// Largest record that is read, in bytes. Records have some hundred bytes.
+/// Largest record that is read, in bytes. Records are a few hundred bytes long.
 const RECORD_MAX: u64 = 64 << 10;
 
-/// What a killed run has left.
+/// The remains of a killed run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "sandbox")]
 pub(super) enum BoxRecord {
@@ -23,7 +23,7 @@ pub(super) enum BoxRecord {
 }
 
 impl BoxRecord {
-    /// What the mount table calls the root of the run.
+    /// Returns the source of the run's root in the mount table.
     pub(super) fn root(&self) -> &str {
         match self {
             Self::Isolate { root, .. } | Self::Bwrap { root } => root,
@@ -33,7 +33,8 @@ impl BoxRecord {
 
 /// A box that belongs to this process.
 ///
-/// Dropped without [`release`](Self::release), the box is in the state that a killed run leaves: unlocked, with its record.
+/// If the lock is dropped without [`release`](Self::release), the box is in the state that a killed run leaves: unlocked, with
+/// its record.
 #[derive(Debug)]
 pub(super) struct BoxLock {
     id: u32,
@@ -42,7 +43,7 @@ pub(super) struct BoxLock {
 }
 
 impl BoxLock {
-    /// `file` is the locked file of box `id`, at `path`.
+    /// Returns the lock of box `id`. `file` is the locked file at `path`.
     pub(super) fn new(id: u32, file: File, path: PathBuf) -> Self {
         Self { id, file, path }
     }
@@ -66,7 +67,7 @@ impl BoxLock {
         Ok(serde_json::from_slice(&bytes).ok())
     }
 
-    /// Writes the record. The caller does this before it makes anything that needs cleaning.
+    /// Writes the record. The caller must do this before it makes anything that needs cleaning.
     pub(super) fn write(&mut self, record: &BoxRecord) -> Result<(), SandboxError> {
         let mut write = || -> io::Result<()> {
             let text = serde_json::to_vec(record)?;
@@ -77,7 +78,7 @@ impl BoxLock {
         Ok(write().at("write", &self.path)?)
     }
 
-    /// Gives the box back. The caller has cleaned it.
+    /// Releases the box. The caller must have cleaned it.
     pub(super) fn release(self) -> Result<(), SandboxError> {
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at("remove", &self.path)?,

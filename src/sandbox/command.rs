@@ -200,8 +200,8 @@ mod tests {
             "./submission",
             "/box/submission",
             "/work/submission",
-            "../data/given",
-            "/data/given",
+            "../data/bound",
+            "/data/bound",
             "/proc/self/exe",
             "/private/tool",
         ] {

@@ -1,18 +1,18 @@
 //! Isolated runs: one command in a root of its own, under `isolate` or bubblewrap; and a stand-in for isolate.
 //!
 //! [`run`](fn@run) does what all runs have in common: it makes the box and the root, copies files, finds the program, and
-//! cleans up. What differs between the two sandboxes is behind one trait, `Backend`, with one implementation in `isolate/`
+//! cleans up. The differences between the two sandboxes are behind one trait, `Backend`, with one implementation in `isolate/`
 //! and one in `bwrap/`. Argument vectors are made by pure functions, so that tests compare them as text.
 //!
 //! ```text
 //!  caller                       holds the lease of the root and the lock of the box
-//!   └─ first process            PID 1 of a PID namespace, in the mount namespace with the root; ends when the caller does
+//!   └─ first process            PID 1 of a PID namespace, in the mount namespace with the root; ends with the caller
 //!       └─ isolate --run        or bwrap
 //!           └─ the program
 //! ```
 //!
 //! When the caller is killed, the kernel kills the first process and with it the whole PID namespace. The mounts end with the
-//! last process of the mount namespace. The files of the root and the box are left; the next run sweeps them.
+//! last process of the mount namespace. The files of the root and the box remain; the next run sweeps them.
 
 pub mod isolate;
 pub mod shim;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::process::{HeldSignals, close_all_on_exec};
 use super::{BOX, User};
 
-/// The program of a sandbox and how to start it.
+/// The program of a sandbox, with the settings for starting it.
 #[derive(Debug)]
 pub(super) struct SandboxCommand {
     program: PathBuf,
@@ -56,7 +56,7 @@ impl SandboxCommand {
         Self { redirections: Some(redirections), ..self }
     }
 
-    /// Replaces this process by the program. Returns only if that fails.
+    /// Replaces this process with the program. Returns only on failure.
     pub(super) fn execute(&self, signals: &HeldSignals) -> FailedStep {
         match self.prepare(signals) {
             Err(failed) => failed,
@@ -79,7 +79,7 @@ impl SandboxCommand {
             rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(failed("change the group"))?;
             rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(failed("change the user"))?;
         }
-        // Files are opened with the rights of the program's user, which may have planted links in the box.
+        // Files are opened with the rights of the program's user, who may have planted links in the box.
         if let Some(redirections) = &self.redirections {
             redirections.apply()?;
         }

@@ -23,7 +23,7 @@ impl User {
 }
 
 impl Default for User {
-    /// An ID that Debian assigns to nobody: above the range for people and below `nobody`.
+    /// Returns an ID that Debian leaves unassigned: above the range for human users and below `nobody`.
     fn default() -> Self {
         Self { uid: 60_999, gid: 60_999 }
     }
@@ -32,7 +32,7 @@ impl Default for User {
 impl FromStr for User {
     type Err = &'static str;
 
-    /// Parses `UID[:GID]`, in numbers. Without `GID`, the group has the number of the user.
+    /// Parses `UID[:GID]`, in numbers. Without `GID`, the group ID equals the user ID.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (uid, gid) = text.split_once(':').unwrap_or((text, text));
         match (uid.parse::<u32>(), gid.parse::<u32>()) {

@@ -1,7 +1,7 @@
 //! The files that a program will see, before the sandbox has mounted them.
 //!
-//! A [`RootView`] is the mounted root together with a list of what the sandbox will mount in it. Paths are resolved one
-//! component at a time, so that no link leads out to the host or past a directory that the sandbox will mount.
+//! A [`RootView`] is the mounted root, together with a list of the mounts that the sandbox will make in it. Paths are resolved
+//! one component at a time, so that no link leads out to the host or past a directory that the sandbox will mount.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::User;
 use crate::os::{LINKS_MAX, PathWalk, retry_again};
 
-/// The root and what the sandbox will mount in it.
+/// The root, and the mounts that the sandbox will make in it.
 #[derive(Debug)]
 pub(super) struct RootView {
     mounts: Vec<ViewMount>,
@@ -29,14 +29,14 @@ struct ViewMount {
     owned_by_user: bool,
 }
 
-/// What the sandbox will mount at a path.
+/// The content of a mount that the sandbox will make.
 #[derive(Debug)]
 pub(super) enum MountContent {
     /// An existing directory.
     Directory(OwnedFd),
     /// A new, empty directory.
     Empty,
-    /// Something whose content is not known before it is mounted.
+    /// A filesystem whose content is unknown until it is mounted.
     Unknown,
 }
 
@@ -52,7 +52,7 @@ pub(super) enum ViewedPath {
         /// Whether the user may search all directories on the path, including the file itself if it is a directory.
         searchable: bool,
     },
-    /// The path leads into a mount whose content is not known.
+    /// The path leads into a mount whose content is unknown.
     Unknown,
 }
 
@@ -70,7 +70,7 @@ impl ViewedFile {
         FileType::from_raw_mode(self.mode)
     }
 
-    /// Whether the user may search this directory.
+    /// Returns whether the user may search this directory.
     fn is_searchable_by(&self, user: User) -> bool {
         let class = if self.owned_by_user || self.uid == user.uid {
             0o100
@@ -84,14 +84,13 @@ impl ViewedFile {
 }
 
 impl RootView {
-    /// A view of a root in which nothing is mounted.
+    /// Returns the view of a root in which nothing is mounted.
     pub(super) fn new(root: OwnedFd) -> Self {
         let content = MountContent::Directory(root);
         Self { mounts: vec![ViewMount { path: PathBuf::from("/"), content, owned_by_user: false }] }
     }
 
-    /// Adds a mount, or replaces the one at the same path. `owned_by_user` says whether its files will belong to the
-    /// program's user.
+    /// Adds a mount, or replaces the mount at the same path. If `owned_by_user`, its files will belong to the program's user.
     pub(super) fn mount(&mut self, path: &Path, content: MountContent, owned_by_user: bool) {
         self.mounts.retain(|mount| mount.path != path);
         self.mounts.push(ViewMount { path: path.to_owned(), content, owned_by_user });
@@ -102,7 +101,7 @@ impl RootView {
         self.mounts.retain(|mount| mount.path != path || path == Path::new("/"));
     }
 
-    /// Returns the path of the mount of the sandbox itself that will hide whatever is bound at `path` before.
+    /// Returns the path of the sandbox's own mount that will hide a directory bound at `path`.
     pub(super) fn covered_by(&self, path: &Path) -> Option<&Path> {
         let mount = self.mount_of(path.parent()?);
         (!matches!(mount.content, MountContent::Directory(_))).then_some(&*mount.path)
@@ -119,7 +118,7 @@ impl RootView {
         above.max_by_key(|mount| mount.path.as_os_str().len()).expect("the root is above every path")
     }
 
-    /// Resolves a path; a relative one starts at `directory`.
+    /// Resolves a path. A relative path is resolved from `directory`.
     pub(super) fn resolve(&self, path: &Path, directory: &Path, user: User) -> Result<ViewedPath, Errno> {
         let mut walk = PathWalk::new(path, directory, LINKS_MAX);
         let mut file = self.look_up(walk.at())?.ok_or(Errno::NOENT)?;
@@ -145,8 +144,8 @@ impl RootView {
         Ok(ViewedPath::File { path: walk.into_path(), mode: file.mode, searchable })
     }
 
-    /// Returns the attributes of a file; a link is not followed, and other components of `path` are no links. `None` if
-    /// the file is in a mount whose content is not known.
+    /// Returns the attributes of a file, without following a link. The other components of `path` must not be links. Returns
+    /// `None` if the file is in a mount whose content is unknown.
     fn look_up(&self, path: &Path) -> Result<Option<ViewedFile>, Errno> {
         let mount = self.mount_of(path);
         let owned_by_user = mount.owned_by_user;
@@ -180,8 +179,8 @@ fn path_in_mount<'a>(mount: &ViewMount, path: &'a Path) -> &'a Path {
     }
 }
 
-/// Opens a file in a directory without following a link at the end. Other components of `path` are no links unless
-/// somebody has replaced one meanwhile; the result is then still in the directory.
+/// Opens a file in a directory without following a link at the end. The other components of `path` must not be links. If
+/// another process replaces one meanwhile, the result is still in the directory.
 fn open_below(directory: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
@@ -197,7 +196,7 @@ pub(super) mod tests {
 
     pub(in crate::sandbox) const NOBODY: User = User { uid: 65_534, gid: 65_534 };
 
-    /// A root with programs and mounts. Links of the root point to files of the host beside it.
+    /// A root with programs and mounts. Links in the root point to files of the host beside the root.
     pub(in crate::sandbox) fn view_with_programs() -> (tempfile::TempDir, RootView) {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
@@ -213,7 +212,7 @@ pub(super) mod tests {
         program("root/private/tool", 0o755);
         program("root/data/hidden", 0o755);
         program("box/submission", 0o755);
-        program("data/given", 0o755);
+        program("data/bound", 0o755);
         program("host/secret", 0o755);
         fs::create_dir_all(root.join("usr/bin/directory")).unwrap();
         fs::set_permissions(root.join("private"), fs::Permissions::from_mode(0o700)).unwrap();

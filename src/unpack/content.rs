@@ -1,4 +1,4 @@
-//! Plans which bytes of a layer go to which file: files are cut at the layer's spans, so that each span is decoded once.
+//! Divides the content of files at the layer's spans, so that each span is decoded only once.
 
 use crate::index::{EntryId, Layer, Piece, SpanId};
 use crate::layer::TarOffset;
@@ -36,7 +36,7 @@ pub(super) struct DecodeUnit {
 
 /// Cuts the content of a layer's files into units.
 ///
-/// `files` are pairs of the caller's number and the entry. Returns the units, and the number of parts of each file in the
+/// `files` lists pairs of the caller's number and the entry. Returns the units, and the number of parts of each file in the
 /// order of `files`.
 pub(super) fn decode_units<D: AsRef<[u8]>>(
     layer: &Layer<D>,
@@ -57,7 +57,7 @@ pub(super) fn decode_units<D: AsRef<[u8]>>(
             }
         }
     }
-    // By offset in the tar.
+    // Sort by offset in the tar.
     ranges.sort_unstable();
     let mut counts = vec![0_u32; files.len()];
     let mut spans: Vec<NeededSpan> = Vec::new();

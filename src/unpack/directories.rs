@@ -12,10 +12,10 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::{DirectoryNo, PlanName, UnpackError, UnpackPlan};
 
-/// Bytes of a path after which the next path begins: with one more name of 255 bytes it stays below `PATH_MAX`, 4096
+/// Length at which a path is divided, in bytes. With one more name of 255 bytes, the path stays below `PATH_MAX`, 4096
 /// (linux/limits.h).
 const PATH_BYTES: usize = 3000;
-/// Directories that a thread keeps open.
+/// Number of directories that a thread keeps open.
 const OPEN_MAX: NonZeroUsize = NonZeroUsize::new(32).expect("not 0");
 
 /// The directories of a plan below the target.
@@ -31,7 +31,7 @@ impl<'a> TargetDirs<'a> {
         Self { plan, root, path }
     }
 
-    /// Makes all directories except the root, which exists.
+    /// Makes all directories except the root, which must exist.
     pub(super) fn make_all(&self, mode: Mode) -> Result<(), UnpackError> {
         let mut directories = self.cache();
         for directory in &self.plan.directories[1..] {
@@ -45,7 +45,7 @@ impl<'a> TargetDirs<'a> {
     /// Opens a directory for reading.
     pub(super) fn open(&self, directory: DirectoryNo) -> Result<OwnedFd, UnpackError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // Only this process should write in the target. The flags hold even if another one does.
+        // Only this process should write in the target. The flags confine the path even if another process does.
         let inside = ResolveFlags::BENEATH
             | ResolveFlags::NO_SYMLINKS
             | ResolveFlags::NO_MAGICLINKS
@@ -65,7 +65,7 @@ impl<'a> TargetDirs<'a> {
         Ok(opened)
     }
 
-    /// The path of a directory relative to the root, in pieces that are short enough for the kernel.
+    /// Returns the path of a directory relative to the root, in pieces that are short enough for the kernel.
     fn relative_paths(&self, directory: DirectoryNo) -> Vec<Vec<u8>> {
         let mut names: Vec<&[u8]> = Vec::new();
         let mut at = directory;
@@ -87,7 +87,7 @@ impl<'a> TargetDirs<'a> {
         paths
     }
 
-    /// The path of a name, for messages.
+    /// Returns the path of a name, for messages.
     pub(super) fn path(&self, name: &PlanName) -> PathBuf {
         let mut path = self.path.to_owned();
         path.extend(self.relative_paths(name.directory).iter().map(|path| OsStr::from_bytes(path)));
@@ -97,7 +97,7 @@ impl<'a> TargetDirs<'a> {
         path
     }
 
-    /// An empty cache for one thread.
+    /// Returns an empty cache for one thread.
     pub(super) fn cache(&self) -> DirCache {
         DirCache(LruCache::new(OPEN_MAX))
     }

@@ -26,7 +26,7 @@ pub enum UnpackError {
     /// The disk or a quota is full.
     #[error("cannot {action} {}: no space, inodes or quota left on the filesystem", .path.display())]
     NoSpace {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// The file.
         path: PathBuf,
@@ -46,7 +46,7 @@ pub enum UnpackError {
     /// The process lacks a privilege.
     #[error("cannot {action} {}: setting owners and making devices requires root privileges", .path.display())]
     Permission {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// The file.
         path: PathBuf,

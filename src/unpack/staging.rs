@@ -26,7 +26,7 @@ const MARKER: &str = ".rcx-imagefs-incomplete";
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Why a directory cannot be filled.
+/// The error of filling a directory.
 #[derive(Debug, thiserror::Error)]
 pub enum StagingError {
     /// The directory has content.
@@ -61,7 +61,7 @@ impl StagingError {
     }
 }
 
-/// A directory that is being filled. If it is dropped without [`Staging::finish`], it stays as it is: incomplete.
+/// A directory that is being filled. If it is dropped without [`Staging::finish`], it stays incomplete.
 #[derive(Debug)]
 pub struct Staging {
     parent: OwnedFd,
@@ -81,7 +81,7 @@ impl Staging {
     ///
     /// # Errors
     ///
-    /// The path is in use, is not a directory or has no parent, or an I/O error.
+    /// The path is in use, is not a directory or has no parent, or an I/O error occurs.
     pub fn new(path: &Path) -> Result<Self, StagingError> {
         let path = match path.canonicalize() {
             Ok(path) => path,
@@ -122,13 +122,13 @@ impl Staging {
         Ok(Self { parent, path, name, partial: Some(partial), root })
     }
 
-    /// The directory to fill.
+    /// Returns the directory to fill.
     #[must_use]
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 
-    /// Its final path, without symlinks.
+    /// Returns the final path, without symlinks.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -138,14 +138,14 @@ impl Staging {
     ///
     /// # Errors
     ///
-    /// The directory cannot be written or renamed, or something else was made at its path meanwhile.
+    /// The directory cannot be written or renamed, or another file was made at its path meanwhile.
     pub fn finish(self) -> Result<(), StagingError> {
         // After a crash, the final name must not exist without the content.
         rustix::fs::syncfs(&self.root).at("sync", &self.path)?;
         let Some(partial) = &self.partial else {
             return Ok(self.remove_marker()?);
         };
-        // The kernel replaces an empty directory and nothing else.
+        // The kernel replaces only an empty directory.
         match rustix::fs::renameat_with(&self.parent, partial, &self.parent, &self.name, RenameFlags::empty())
         {
             Ok(()) => {}
@@ -172,7 +172,7 @@ impl Staging {
     ///
     /// # Errors
     ///
-    /// Those of [`remove_tree`].
+    /// The incomplete copy cannot be removed.
     pub fn abandon(self) -> io::Result<()> {
         match &self.partial {
             Some(partial) => remove_tree(self.parent.as_fd(), partial),
@@ -207,7 +207,7 @@ fn check_empty(directory: &OwnedFd, path: &Path) -> Result<(), StagingError> {
         let entry = entry.at("list", path)?;
         match entry.file_name().to_bytes() {
             b"." | b".." => {}
-            // mke2fs(8) makes it in every ext4 filesystem.
+            // mke2fs(8) makes this directory in every ext4 filesystem.
             b"lost+found" if is_mount_root(directory).at("stat", path)? => {}
             name if name == MARKER.as_bytes() => return Err(StagingError::Incomplete(path.to_owned())),
             _ => is_empty = false,

@@ -1,8 +1,8 @@
 //! Carries out a plan: directories, then all other files in parallel, then hard links, whiteouts, and last the attributes
 //! of directories.
 //!
-//! The attributes of directories come last because writing in a directory changes its times, and its mode may keep even its
-//! owner out. Until then directories have mode 0700, so that no other user sees a file before it has its owner and mode.
+//! The attributes of directories come last because writing in a directory changes its times, and its mode may deny access even
+//! to its owner. Until then directories have mode 0700, so that no other user sees a file before its owner and mode are set.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,7 +27,7 @@ use crate::tree::NodeSource;
 /// "whiteouts and opaque directories").
 pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
 
-/// Modes of directories and files that do not have their attributes yet.
+/// Modes of directories and files whose attributes are not set yet.
 const UNREADY_DIRECTORY: Mode = Mode::RWXU;
 const UNREADY_FILE: Mode = Mode::from_raw_mode(0o600);
 
@@ -68,7 +68,7 @@ pub struct UnpackStats {
 
 /// Writes a plan into the empty directory `root`; `path` is its path for messages.
 ///
-/// The caller makes the directory with mode 0700, and renames it to its final name only after this has succeeded.
+/// The caller must make the directory with mode 0700, and rename it to its final name only after this has succeeded.
 ///
 /// # Errors
 ///

@@ -34,7 +34,7 @@ pub struct PublishedReference {
     pub name: String,
     /// The tag, if the reference has one.
     pub tag: Option<String>,
-    /// Digest of the multi-platform index through which the image was pulled, if there was one.
+    /// Digest of the multi-platform index through which the image was pulled, if any.
     pub index: Option<ManifestDigest>,
     /// The image.
     pub image: PublishedImage,
@@ -49,7 +49,7 @@ pub struct PublishedImage {
     pub slot: u32,
 }
 
-/// What a name refers to.
+/// The target of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NameTarget {
     /// A directory of the namespace.
@@ -87,10 +87,10 @@ pub struct NamespaceSymlink {
     mtime: Timestamp,
 }
 
-/// What the kernel must forget when one namespace replaces another.
+/// The cache entries that the kernel must forget when one namespace replaces another.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct NamespaceChanges {
-    /// Names that are gone or refer to something else, with their directory. Deeper names come first.
+    /// Names that were removed or refer to another target, with their directory. Deeper names come first.
     pub names: Vec<(Ino, Box<str>)>,
     /// Directories whose attributes or listing have changed.
     pub directories: Vec<Ino>,
@@ -100,12 +100,12 @@ pub struct NamespaceChanges {
 #[derive(Debug)]
 pub struct Namespace {
     nodes: HashMap<Ino, NamespaceNode>,
-    /// For each image, by slot: the directory that holds it, and its name there.
+    /// For each image, by slot: the directory that contains it, and its name there.
     homes: HashMap<u32, (Ino, Box<str>)>,
 }
 
 impl Default for Namespace {
-    /// An empty namespace, as before the first look at the store.
+    /// Returns an empty namespace, as before the store is first read.
     fn default() -> Self {
         Self::new(&[], NO_TIME, None)
     }
@@ -140,7 +140,8 @@ impl Namespace {
         }
         let mut numbers = InoAllocator { hash, taken: HashSet::from([Ino::ROOT]) };
         let mut directories: BTreeMap<&str, Ino> = BTreeMap::from([("", Ino::ROOT)]);
-        // In ascending order, so that even colliding hashes do not make the numbers depend on the order of the references.
+        // Allocate in ascending order of the paths: even if hashes collide, the numbers do not depend on the order of the
+        // references.
         for path in children.keys().filter(|path| !path.is_empty()) {
             directories.insert(path, numbers.next(&["d", path]));
         }
@@ -199,7 +200,7 @@ impl Namespace {
         self.nodes.get(&ino)
     }
 
-    /// Returns the directory that holds an image, and the image's name there.
+    /// Returns the directory that contains an image, and the image's name there.
     #[must_use]
     pub fn home(&self, image_slot: u32) -> Option<(Ino, &str)> {
         self.homes.get(&image_slot).map(|(parent, name)| (*parent, &**name))
@@ -234,13 +235,14 @@ impl Namespace {
         }
     }
 
-    /// Returns what the kernel must forget when `self` replaces `old`: it may have cached any answer from `old`.
+    /// Returns the cache entries that the kernel must forget when `self` replaces `old`. It may have cached any answer from
+    /// `old`.
     ///
-    /// Absent names are never cached, so the kernel need not forget anything about a name that is only new.
+    /// Absent names are never cached, so the kernel need not forget anything about a new name.
     #[must_use]
     pub fn changes_since(&self, old: &Self) -> NamespaceChanges {
         let mut changes = NamespaceChanges::default();
-        let mut gone: Vec<(Reverse<usize>, &str, Ino, Box<str>)> = Vec::new();
+        let mut removed: Vec<(Reverse<usize>, &str, Ino, Box<str>)> = Vec::new();
         for (&ino, node) in &old.nodes {
             let NamespaceNode::Directory(before) = node else { continue };
             let after = match self.nodes.get(&ino) {
@@ -250,20 +252,20 @@ impl Namespace {
             for (name, target) in &before.names {
                 if after.and_then(|after| after.names.get(name)) != Some(target) {
                     let depth = before.path.split('/').count() + usize::from(!before.path.is_empty());
-                    gone.push((Reverse(depth), &before.path, ino, name.clone()));
+                    removed.push((Reverse(depth), &before.path, ino, name.clone()));
                 }
             }
             if after.is_some_and(|after| after.listed != before.listed) {
                 changes.directories.push(ino);
             }
         }
-        gone.sort_unstable();
-        changes.names = gone.into_iter().map(|(_, _, parent, name)| (parent, name)).collect();
+        removed.sort_unstable();
+        changes.names = removed.into_iter().map(|(_, _, parent, name)| (parent, name)).collect();
         changes.directories.sort_unstable();
         changes
     }
 
-    /// Gives unchanged nodes their former time, and changed directories a later one: the kernel recognizes an outdated
+    /// Keeps the times of unchanged nodes, and gives changed directories a later time: the kernel recognizes an outdated
     /// cached listing by the directory's mtime (`fuse_readdir_cached`, fs/fuse/readdir.c).
     fn keep_times(&mut self, previous: &Self) {
         for (ino, node) in &mut self.nodes {
@@ -298,7 +300,7 @@ impl NamespaceDirectory {
         self.parent
     }
 
-    /// When a name was last added or removed, as far as this process knows.
+    /// Returns the time when a name was last added or removed, as far as this process knows.
     #[must_use]
     pub fn mtime(&self) -> Timestamp {
         self.mtime
@@ -311,9 +313,9 @@ impl NamespaceDirectory {
         u32::try_from(directories.count()).unwrap_or(u32::MAX - 2) + 2
     }
 
-    /// Returns the names after `cookie` with their cookies. Their order does not depend on what else is published.
+    /// Returns the names after `cookie` with their cookies. Their order does not depend on other published names.
     ///
-    /// Cookies are large, so 0 to 2 can stand for the start and the two dot entries.
+    /// Cookies are large, so 0 to 2 are free for the start and the two dot entries.
     pub fn listed_after(&self, cookie: u64) -> impl Iterator<Item = (u64, &str, NameTarget)> {
         let from = self.listed.partition_point(|(at, ..)| *at <= cookie);
         self.listed[from..].iter().map(|(cookie, name, target)| (*cookie, &**name, *target))
@@ -327,7 +329,7 @@ impl NamespaceSymlink {
         &self.target
     }
 
-    /// When the link was created, as far as this process knows.
+    /// Returns the time when the link was created, as far as this process knows.
     #[must_use]
     pub fn mtime(&self) -> Timestamp {
         self.mtime

@@ -1,4 +1,4 @@
-//! Compares layer directories with the layers they were made from.
+//! Compares layer directories with the layers from which they were made.
 
 use std::os::fd::AsFd as _;
 
@@ -16,7 +16,8 @@ use crate::roots::mounts::OPEN_DIRECTORY;
 use crate::unpack::check;
 
 impl LayerDirectories {
-    /// Compares the existing layer directories of an image with its layers; with `content` also every byte of every file.
+    /// Compares the existing layer directories of an image with its layers; with `content`, also compares every byte of every
+    /// file.
     ///
     /// Returns the differences, one line each.
     ///

@@ -24,9 +24,9 @@ pub enum Upper {
 
 /// The units of sizes, largest first.
 const UNITS: [(char, u64); 4] = [('T', 1 << 40), ('G', 1 << 30), ('M', 1 << 20), ('K', 1 << 10)];
-/// Bytes of a limit for each inode that it allows.
+/// A limit allows one inode for each group of this many bytes.
 const BYTES_PER_INODE: u64 = 4096;
-/// Inodes that every limit allows, so that a small limit is reached by bytes first.
+/// Number of inodes that every limit allows, so that a small limit is reached by bytes first.
 const INODES_MIN: u64 = 1024;
 
 impl Default for Upper {
@@ -35,7 +35,7 @@ impl Default for Upper {
     }
 }
 
-/// Returns the limit of inodes for an upper of `size` bytes.
+/// Returns the inode limit of an upper of `size` bytes.
 ///
 /// Empty files do not count towards the limit in bytes, but use kernel memory or inodes of the disk.
 pub(super) fn inodes_for(size: u64) -> u64 {
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn text_of_an_upper_parses_to_the_same_upper() {
-        for (text, upper, shown) in [
+        for (text, upper, displayed) in [
             ("dir", Upper::Dir { limit: None }, "dir"),
             ("dir:1G", Upper::Dir { limit: Some(1 << 30) }, "dir:1G"),
             ("dir:1000", Upper::Dir { limit: Some(1000) }, "dir:1000"),
@@ -114,8 +114,8 @@ mod tests {
             ("none", Upper::None, "none"),
         ] {
             let parsed: Upper = text.parse().unwrap();
-            assert_eq!((parsed, parsed.to_string().as_str()), (upper, shown));
-            assert_eq!(shown.parse::<Upper>().unwrap(), upper);
+            assert_eq!((parsed, parsed.to_string().as_str()), (upper, displayed));
+            assert_eq!(displayed.parse::<Upper>().unwrap(), upper);
         }
     }
 
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn limit_of_inodes_follows_the_limit_of_bytes() {
+    fn inode_limit_follows_the_byte_limit() {
         assert_eq!(inodes_for(1), 1024);
         assert_eq!(inodes_for(1 << 30), 262_144);
     }

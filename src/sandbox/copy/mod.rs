@@ -12,7 +12,7 @@ use super::BOX;
 use crate::error::ErrorCode;
 use crate::os::PathError;
 
-/// Why a file was not copied.
+/// The error of copying a file.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     /// The name of the file has the wrong form.
@@ -26,10 +26,10 @@ pub enum CopyError {
     Kind {
         /// The file.
         path: PathBuf,
-        /// What the file is, with an article.
+        /// The type of the file, with an article.
         kind: &'static str,
     },
-    /// The file is on another filesystem than its directory.
+    /// The file and its directory are on different filesystems.
     #[error("{0} is on another filesystem: mounts are not copied")]
     Mount(PathBuf),
     /// Directories are nested deeper than is supported.

@@ -1,4 +1,4 @@
-//! Parses a call of isolate as `getopt_long` of glibc does.
+//! Parses a call of isolate as glibc's `getopt_long` does.
 //!
 //! That includes abbreviated long options, bundled short options, values in the same or the next argument, and options
 //! after the command unless `--` comes before them. The stand-in for isolate, which rewrites calls, must see every option
@@ -15,7 +15,7 @@ use super::{GivenOption, IsolateError, IsolateMode, IsolateOption, IsolateVersio
 pub struct IsolateCall {
     /// All options in their order, including those that select the mode.
     pub options: Vec<GivenOption>,
-    /// What the call does; `None` if it selects no mode.
+    /// The mode that the call selects; `None` if it selects no mode.
     pub mode: Option<IsolateMode>,
     /// The command to run, with its arguments.
     pub arguments: Vec<OsString>,
@@ -24,11 +24,11 @@ pub struct IsolateCall {
 impl IsolateCall {
     /// Parses the arguments after the program's name.
     ///
-    /// A full name is accepted if any version has the option. With `version`, an abbreviation stands for options of that
-    /// version only. With `in_order`, as with `POSIXLY_CORRECT` in the environment, options end at the first other argument.
+    /// A full name is accepted if any version has the option. With `version`, an abbreviation matches only options of that
+    /// version. With `in_order`, as with `POSIXLY_CORRECT` in the environment, options end at the first other argument.
     ///
     /// # Errors
-    /// isolate would refuse the call too: an option is unknown, ambiguous, lacks its value or has an unwanted one, or two
+    /// isolate would refuse the call too: an option is unknown, ambiguous, lacks its value or has an unexpected value, or two
     /// modes exclude each other.
     pub fn parse(
         arguments: &[OsString],
@@ -110,7 +110,7 @@ impl IsolateCall {
 
     fn add(&mut self, option: IsolateOption, value: Option<OsString>) -> Result<(), IsolateError> {
         if let Some(mode) = option.mode() {
-            let other = self.options.iter().find(|given| given.option.mode().is_some_and(|old| old != mode));
+            let other = self.options.iter().find(|entry| entry.option.mode().is_some_and(|old| old != mode));
             if let Some(other) = other {
                 return Err(IsolateError::TwoModes(other.option.name(), option.name()));
             }
@@ -120,25 +120,25 @@ impl IsolateCall {
         Ok(())
     }
 
-    /// Whether the call has the option.
+    /// Returns whether the call has the option.
     #[must_use]
     pub fn has(&self, option: IsolateOption) -> bool {
-        self.options.iter().any(|given| given.option == option)
+        self.options.iter().any(|entry| entry.option == option)
     }
 
-    /// The values of an option, in their order.
+    /// Returns the values of an option, in their order.
     pub fn values(&self, option: IsolateOption) -> impl DoubleEndedIterator<Item = &OsStr> {
-        let of_option = move |given: &&GivenOption| given.option == option;
-        self.options.iter().filter(of_option).filter_map(|given| given.value.as_deref())
+        let of_option = move |entry: &&GivenOption| entry.option == option;
+        self.options.iter().filter(of_option).filter_map(|entry| entry.value.as_deref())
     }
 
-    /// The value of an option. If it is given more than once, the last value counts.
+    /// Returns the value of an option. If the option is repeated, the last value applies.
     #[must_use]
     pub fn value(&self, option: IsolateOption) -> Option<&OsStr> {
         self.values(option).next_back()
     }
 
-    /// The number of the box, 0 by default; `None` if the value has anything but digits.
+    /// Returns the number of the box, 0 by default; `None` if the value contains anything but digits.
     #[must_use]
     pub fn box_id(&self) -> Option<u32> {
         let Some(text) = self.value(IsolateOption::BoxId) else { return Some(0) };
@@ -159,12 +159,12 @@ fn find_long(name: &[u8], version: Option<IsolateVersion>) -> Result<&'static Op
     if let Some(exact) = TABLE.iter().find(|row| row.name.as_bytes() == name) {
         return Ok(exact);
     }
-    let given = || OsStr::from_bytes(&[b"--", name].concat()).to_owned();
-    let mut like = TABLE.iter().filter(|row| row.is_in(version) && row.name.as_bytes().starts_with(name));
-    match (like.next(), like.next()) {
-        (None, _) => Err(IsolateError::UnknownOption(given())),
+    let option = || OsStr::from_bytes(&[b"--", name].concat()).to_owned();
+    let mut matches = TABLE.iter().filter(|row| row.is_in(version) && row.name.as_bytes().starts_with(name));
+    match (matches.next(), matches.next()) {
+        (None, _) => Err(IsolateError::UnknownOption(option())),
         (Some(only), None) => Ok(only),
-        (Some(_), Some(_)) => Err(IsolateError::AmbiguousOption(given())),
+        (Some(_), Some(_)) => Err(IsolateError::AmbiguousOption(option())),
     }
 }
 
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn abbreviations_stand_for_options_of_the_version() {
+    fn abbreviations_match_options_of_the_version() {
         let chdir = arguments("--ch=/tmp --cg-t");
         assert!(matches!(IsolateCall::parse(&chdir, None, false), Err(IsolateError::AmbiguousOption(_))));
         let old = IsolateCall::parse(&chdir, Some(IsolateVersion::new(1, 10, 1)), false).unwrap();
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn last_value_counts_and_box_ids_are_digits() {
+    fn last_value_applies_and_box_ids_are_digits() {
         let call = parse("--meta=a -b1 -M b -b 12").unwrap();
         assert_eq!((call.value(IsolateOption::Meta), call.box_id()), (Some(OsStr::new("b")), Some(12)));
         assert_eq!(parse("--run").unwrap().box_id(), Some(0));

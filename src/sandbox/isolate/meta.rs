@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-/// The content of a meta file, in its order.
+/// The content of a meta file, in the order of the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IsolateMeta {
     pairs: Vec<(String, String)>,
@@ -20,18 +20,18 @@ impl IsolateMeta {
         Self { pairs: text.lines().filter_map(pair).collect() }
     }
 
-    /// The value of a key. If the key occurs more than once, the last value counts, as in readers that fill a table.
+    /// Returns the value of a key. If the key is repeated, the last value applies, as in readers that fill a table.
     #[must_use]
     pub fn value(&self, key: &str) -> Option<&str> {
         self.pairs.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
-    /// All pairs, in the file's order.
+    /// Returns all pairs, in the order of the file.
     pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.pairs.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// Whether the sandbox failed, and not the program in it.
+    /// Returns whether the sandbox failed, not the program in it.
     #[must_use]
     pub fn is_internal_error(&self) -> bool {
         self.value("status") == Some("XX")
@@ -47,7 +47,7 @@ pub fn failure_text(message: &str) -> String {
 
 /// Writes [`failure_text`] to a meta file. As with isolate, an existing file is truncated, and `-` is standard output.
 ///
-/// The file is opened with the present identity of this process.
+/// The file is opened with the current credentials of this process.
 ///
 /// # Errors
 /// The file cannot be opened or written.

@@ -1,4 +1,4 @@
-//! The version of isolate and what it supports.
+//! The version of isolate, and the features that it supports.
 
 use std::fmt;
 use std::path::Path;
@@ -20,13 +20,13 @@ pub struct IsolateVersion {
 }
 
 impl IsolateVersion {
-    /// The version `major.minor.patch`.
+    /// Returns the version `major.minor.patch`.
     #[must_use]
     pub const fn new(major: u32, minor: u32, patch: u32) -> Self {
         Self { major, minor, patch }
     }
 
-    /// Returns the version that the program at `path` prints, run with an empty environment and without input.
+    /// Returns the version that the program at `path` prints. It runs with an empty environment and without input.
     ///
     /// # Errors
     /// [`IsolateError::Start`], [`IsolateError::NoVersion`] and [`IsolateError::TooOld`].
@@ -59,7 +59,7 @@ impl IsolateVersion {
         parts.next().is_none().then_some(version)
     }
 
-    /// Whether directory rules support the flag `norec`.
+    /// Returns whether directory rules support the flag `norec`.
     #[must_use]
     pub fn has_norec(self) -> bool {
         self >= Self::new(1, 8, 0)

@@ -40,6 +40,9 @@ fn failed_write_to_stdout_is_an_error() {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let output = fixture.program.command(arguments).stdout(Stdio::from(full)).output().unwrap();
         let (error, _) = failed(&output);
-        assert!(error.starts_with("standard output: No space left on device"), "{arguments:?}: {error}");
+        assert!(
+            error.starts_with("cannot write to standard output: No space left on device"),
+            "{arguments:?}: {error}"
+        );
     }
 }

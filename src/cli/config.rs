@@ -15,7 +15,7 @@ use super::engine::EngineChoice;
 use super::error::ConfigurationError;
 use crate::image::{Platform, Reference};
 use crate::index::LayerLimits;
-use crate::roots::{RootsError, Upper};
+use crate::roots::{InodeWidth, RootsError, Upper};
 use crate::sandbox::shim::{self, BoxImages, ShimError};
 use crate::sandbox::{BoxRange, SandboxKind, User};
 
@@ -97,6 +97,8 @@ pub(super) struct RootConfig {
     pub(super) upper_dir: Option<PathBuf>,
     /// Upper layer of roots: `dir`, `dir:SIZE`, `tmpfs:SIZE` or `none`.
     upper: Option<String>,
+    /// Inode numbers of roots: `64bit` or `32bit`.
+    inodes: Option<String>,
 }
 
 /// Table `[run]`.
@@ -222,6 +224,7 @@ impl Config {
         config.isolate.box_images().context("table [isolate.images]")?;
         config.isolate.upper().context("table [isolate]")?;
         config.upper(None)?;
+        config.inodes(None)?;
         config.run.sandbox()?;
         config.run.box_ids()?;
         config.run.bwrap_user()?;
@@ -233,6 +236,15 @@ impl Config {
         match flag.or(self.platform.as_deref()) {
             None => Ok(Platform::host()),
             Some(text) => Ok(text.parse()?),
+        }
+    }
+
+    /// The width of the inode numbers of a root.
+    pub(super) fn inodes(&self, flag: Option<InodeWidth>) -> anyhow::Result<InodeWidth> {
+        match (flag, &self.root.inodes) {
+            (Some(inodes), _) => Ok(inodes),
+            (None, Some(text)) => Ok(text.parse()?),
+            (None, None) => Ok(InodeWidth::default()),
         }
     }
 
@@ -257,7 +269,7 @@ mod tests {
         let full = Config::parse(
             "default-registry = 'reg.example:5000'\nplain-http = ['a:1']\nplatform = 'linux/arm64'\n\
              store = '/s'\nrun-dir = '/r'\n[limits]\nlayer-size-mib = 7\nlayer-ratio = 30\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
-             [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\n\
+             [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\ninodes = '32bit'\n\
              [run]\nsandbox = 'bwrap'\nbox-ids = '5-7'\nbwrap-user = '1000:5'\nbwrap-image-user = true\n\
              [isolate]\npath = '/i'\nmountpoint = '/images'\nupper = 'tmpfs:64M'\nwritable = true\n\
              [isolate.images]\ndefault = 'a'\n7 = 'b:1'\n10-19 = 'c'\n",
@@ -268,6 +280,9 @@ mod tests {
         assert_eq!(full.upper(None).unwrap(), Upper::Tmpfs { size: 64 << 20 });
         assert_eq!(full.upper(Some(Upper::None)).unwrap(), Upper::None);
         assert_eq!(empty.upper(None).unwrap(), Upper::Dir { limit: None });
+        assert_eq!(full.inodes(None).unwrap(), InodeWidth::Bits32);
+        assert_eq!(full.inodes(Some(InodeWidth::Bits64)).unwrap(), InodeWidth::Bits64);
+        assert_eq!(empty.inodes(None).unwrap(), InodeWidth::Bits64);
         assert_eq!(full.mount.cache_mib, Some(64));
         assert_eq!(full.limits.layer(), LayerLimits { tar_bytes: 7 << 20, ratio: 30 });
         assert_eq!(empty.limits.layer(), LayerLimits::default());
@@ -292,6 +307,7 @@ mod tests {
             ("[run]\nbox-ids = '9-1'", "box ids `9-1` do not have the form FIRST-LAST"),
             ("[run]\nbwrap-user = 'root'", "bwrap-user `root`: expected UID[:GID], in numbers"),
             ("[root]\nupper = 'ram'", "upper `ram` is invalid: expected"),
+            ("[root]\ninodes = '16bit'", "inode numbers `16bit` are not supported: expected"),
             ("[isolate]\nupper = 'disk'", "table [isolate]"),
             ("[isolate.images]\nx = 'a'", "table [isolate.images]"),
         ] {

@@ -186,7 +186,7 @@ impl Context {
 
     /// Returns the roots of this host.
     fn roots(&self, store: &Store) -> anyhow::Result<Roots> {
-        Ok(Roots::open(&self.homes(store)?, &self.run_dir)?)
+        Ok(Roots::open(&self.homes(store)?, &self.run_dir)?.with_inodes(self.config.inodes(None)?))
     }
 
     /// Returns the name as users write it, without the implied parts.

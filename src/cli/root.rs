@@ -10,7 +10,7 @@ use super::engine::EngineChoice;
 use super::error::ErrorJson;
 use super::{Context, REFERENCE, output};
 use crate::error::chain_text;
-use crate::roots::{Engine, RootId, RootInfo, RootRemoval, RootState, Upper};
+use crate::roots::{Engine, InodeWidth, RootId, RootInfo, RootRemoval, RootState, Upper};
 use crate::sandbox::EXIT_TIMEOUT;
 use crate::store::Store;
 
@@ -97,6 +97,9 @@ struct CreateArgs {
     /// Where writes go: dir, dir:SIZE (needs project quotas), tmpfs:SIZE, or none for a read-only root [default: dir]
     #[arg(long)]
     upper: Option<Upper>,
+    /// Inode numbers: 64bit, or 32bit for programs without large-file support [default: 64bit]
+    #[arg(long, value_name = "WIDTH")]
+    inodes: Option<InodeWidth>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -195,7 +198,7 @@ pub(super) fn run(context: &Context, args: &RootArgs) -> anyhow::Result<()> {
 fn create(context: &Context, store: &Store, args: &CreateArgs) -> anyhow::Result<()> {
     let upper = context.config.upper(args.upper)?;
     let (engine, lower) = context.lower(store, &args.reference, args.engine)?;
-    let roots = context.roots(store)?;
+    let roots = context.roots(store)?.with_inodes(context.config.inodes(args.inodes)?);
     let root = roots.create(args.id.clone(), engine, &upper, &lower)?;
     if args.json {
         return output::json(&root_json(root));

@@ -15,7 +15,7 @@ use super::error::{ErrorJson, interrupted_by};
 use super::{Context, REFERENCE, output};
 use crate::error::chain_text;
 use crate::pipeline::read_image;
-use crate::roots::Upper;
+use crate::roots::{InodeWidth, Upper};
 use crate::sandbox::isolate::{DirRule, GivenOption, IsolateOption, failure_text};
 use crate::sandbox::{
     FileCopy, FinishedRun, RunReport, RunRequest, RunSpec, RunStatus, Sandbox, SandboxError, SandboxKind,
@@ -60,6 +60,9 @@ pub(super) struct RunArgs {
     /// Where writes go: dir, dir:SIZE, tmpfs:SIZE or none [default: dir]
     #[arg(long, value_name = "UPPER")]
     upper: Option<Upper>,
+    /// Inode numbers: 64bit, or 32bit for programs without large-file support [default: 64bit]
+    #[arg(long, value_name = "WIDTH")]
+    inodes: Option<InodeWidth>,
     /// Program to start, instead of the image's entrypoint; empty for none
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<OsString>,
@@ -377,7 +380,7 @@ fn execute(context: &Context, args: &RunArgs, subject: &mut RunSubject) -> anyho
         spec: &spec,
         config: image.config(),
         image: &lower,
-        roots: &context.roots(&store)?,
+        roots: &context.roots(&store)?.with_inodes(context.config.inodes(args.inodes)?),
         boxes: &context.boxes(&store)?,
         range: config.box_ids()?,
         sandbox: &sandbox,

@@ -139,6 +139,7 @@ fn settings(
         search: (rights != Rights::SetUid).then(|| std::env::var_os("PATH")).flatten(),
         mountpoint: config.isolate.mountpoint.clone(),
         upper: config.isolate.upper()?,
+        inodes: config.inodes(None)?,
         writable: config.isolate.writable,
         images: config.isolate.box_images()?,
         in_order: std::env::var_os("POSIXLY_CORRECT").is_some(),

@@ -142,6 +142,20 @@ mod tests {
     }
 
     #[test]
+    fn three_highest_bits_of_numbers_are_free_for_overlayfs() {
+        // With xino=on, an overlay of up to four filesystems marks the layer of a file in three bits
+        // (fs/overlayfs/super.c, `xino_mode`).
+        let largest = [
+            Ino::of_layer(Ino::SLOT_LIMIT - 1, Ino::NODE_LIMIT - 1).unwrap(),
+            Ino::of_image(Ino::SLOT_LIMIT - 1, Ino::NODE_LIMIT - 1).unwrap(),
+            Ino::of_namespace(u64::MAX),
+        ];
+        for ino in largest {
+            assert_eq!(ino.get() >> 61, 0, "{ino}");
+        }
+    }
+
+    #[test]
     fn numbers_that_no_inode_has_do_not_decode() {
         for number in
             [0, 2, 1 << 32, 1 << 58, (1 << 59) | 1, 1 << 59, 1 << 61, u64::MAX, (1 << 60) | (1 << 59)]

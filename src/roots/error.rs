@@ -26,6 +26,9 @@ pub enum RootsError {
     /// The engine does not exist.
     #[error("engine `{0}` does not exist: expected `fuse`, `overlay2` or `unpack`")]
     Engine(String),
+    /// There is no such width of inode numbers.
+    #[error("inode numbers `{0}` are not supported: expected `64bit` or `32bit`")]
+    InodeWidth(String),
     /// The description of an upper is invalid.
     #[error("upper `{text}` is invalid: {why}")]
     Upper {
@@ -210,7 +213,11 @@ impl RootsError {
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Id(_) | Self::Engine(_) | Self::Upper { .. } | Self::Separator { .. } => ErrorCode::Usage,
+            Self::Id(_)
+            | Self::Engine(_)
+            | Self::InodeWidth(_)
+            | Self::Upper { .. }
+            | Self::Separator { .. } => ErrorCode::Usage,
             Self::Io(error) => error.code(),
             Self::Untrusted { .. } => ErrorCode::Untrusted,
             Self::NotTheMount(_) => ErrorCode::Mountpoint,

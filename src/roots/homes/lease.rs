@@ -4,11 +4,11 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::RootDirs;
 use super::home::Home;
+use super::{RootDirs, Roots};
 use crate::os::PathError;
 use crate::roots::mounts::{make_overlay, mount, reopen};
-use crate::roots::{Lower, PrivateRoot, RootId, RootsError, Upper};
+use crate::roots::{InodeWidth, Lower, PrivateRoot, RootId, RootsError, Upper};
 
 /// The right to mount one root, and the ownership of its files.
 ///
@@ -22,13 +22,15 @@ pub struct RootLease {
     dirs: Arc<RootDirs>,
     id: RootId,
     upper: Upper,
+    inodes: InodeWidth,
     /// `None` for a root without files on disk.
     home: Option<Home>,
 }
 
 impl RootLease {
     /// Takes a lease of a new root. `needs_copy`: the image is copied into its home.
-    pub(super) fn new(dirs: &Arc<RootDirs>, upper: &Upper, needs_copy: bool) -> Result<Self, RootsError> {
+    pub(super) fn new(roots: &Roots, upper: &Upper, needs_copy: bool) -> Result<Self, RootsError> {
+        let dirs = &roots.dirs;
         let (mut id, mut home) = (random_id()?, None);
         if let Upper::Dir { .. } = upper {
             dirs.homes.check_filesystem()?;
@@ -41,7 +43,7 @@ impl RootLease {
                 }
             };
         }
-        let lease = Self { dirs: Arc::clone(dirs), id, upper: *upper, home };
+        let lease = Self { dirs: Arc::clone(dirs), id, upper: *upper, inodes: roots.inodes, home };
         if let (Upper::Dir { limit: Some(bytes) }, Some(home)) = (upper, &lease.home) {
             dirs.homes.limit(home, *bytes)?;
         }
@@ -89,7 +91,8 @@ impl RootLease {
             None => None,
         };
         let home = home.as_ref().map(|home: &OwnedFd| (home.as_fd(), home_path.as_path()));
-        let overlay = make_overlay(&self.source(), &self.dirs.run_dir, home, &self.upper, image)?;
+        let overlay =
+            make_overlay(&self.source(), &self.dirs.run_dir, home, &self.upper, image, self.inodes)?;
         PrivateRoot::attach(overlay, self.source(), self.dirs.private_root())
     }
 

@@ -22,7 +22,7 @@ pub use self::location::HomesLocation;
 pub use self::named::RootRemoval;
 pub use self::processes::processes_with_mount;
 pub use self::sweep::{RootInfo, RootState, SweepReport};
-use super::{Lower, RootsError, Upper};
+use super::{InodeWidth, Lower, RootsError, Upper};
 use crate::os::{AtPath as _, PathError};
 
 /// The mountpoint of leased roots in the run directory. All use the same one, each in its own mount namespace.
@@ -36,6 +36,7 @@ const MODE: Mode = Mode::from_raw_mode(0o755);
 #[derive(Debug, Clone)]
 pub struct Roots {
     dirs: Arc<RootDirs>,
+    inodes: InodeWidth,
 }
 
 /// The directories that hold the files and mountpoints of roots.
@@ -84,7 +85,14 @@ impl Roots {
                 Err(errno) => return Err(PathError::new("make directory", run_dir.join(name), errno).into()),
             }
         }
-        Ok(Self { dirs: Arc::new(RootDirs { homes: Homes::open(homes)?, run, run_dir }) })
+        let dirs = Arc::new(RootDirs { homes: Homes::open(homes)?, run, run_dir });
+        Ok(Self { dirs, inodes: InodeWidth::default() })
+    }
+
+    /// Sets the width of the inode numbers of roots made from now on.
+    #[must_use]
+    pub fn with_inodes(self, inodes: InodeWidth) -> Self {
+        Self { inodes, ..self }
     }
 
     /// Takes a lease of a new root. Nothing is mounted yet.
@@ -93,7 +101,7 @@ impl Roots {
     ///
     /// The filesystem of the homes cannot hold or limit the upper.
     pub fn lease(&self, upper: &Upper) -> Result<RootLease, RootsError> {
-        RootLease::new(&self.dirs, upper, false)
+        RootLease::new(self, upper, false)
     }
 
     /// Takes a lease of a new root of this image, which may need a home on disk for a copy.
@@ -102,7 +110,7 @@ impl Roots {
     ///
     /// Those of [`Roots::lease`].
     pub fn lease_for(&self, upper: &Upper, image: &Lower) -> Result<RootLease, RootsError> {
-        RootLease::new(&self.dirs, upper, image.needs_copy())
+        RootLease::new(self, upper, image.needs_copy())
     }
 }
 

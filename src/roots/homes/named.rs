@@ -94,8 +94,14 @@ impl Roots {
             dirs.homes.limit(home, *bytes)?;
         }
         RootRecord::new(image, engine, upper).write(home, &home_path)?;
-        let overlay =
-            make_overlay(&id.source(), &dirs.run_dir, Some((home.as_fd(), &home_path)), upper, image)?;
+        let overlay = make_overlay(
+            &id.source(),
+            &dirs.run_dir,
+            Some((home.as_fd(), &home_path)),
+            upper,
+            image,
+            self.inodes,
+        )?;
         let path = dirs.named_root(&id);
         match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)) {
             // A mountpoint without a home belongs to no root, unless a root that has lost its home is mounted there.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rustix::fs::Mode;
 
-use super::{Lower, OPEN_LAYER, Upper, mount, skeleton, upper_dirs};
+use super::{InodeWidth, Lower, OPEN_LAYER, Upper, mount, skeleton, upper_dirs};
 use crate::os::AtPath as _;
 use crate::roots::RootsError;
 
@@ -18,6 +18,7 @@ pub(crate) fn make_overlay(
     home: Option<(BorrowedFd<'_>, &Path)>,
     upper: &Upper,
     image: &Lower,
+    inodes: InodeWidth,
 ) -> Result<OwnedFd, RootsError> {
     let copy = match home {
         Some((home, path)) => image.copy_into(home, path)?,
@@ -25,9 +26,13 @@ pub(crate) fn make_overlay(
     };
     let image = copy.as_ref().unwrap_or(image);
     let image_layers = image.reopen()?;
+    // overlayfs numbers the filesystems of its layers from the top, and the number of a filesystem is in the highest bits of
+    // its inode numbers. With the image on top they start at 2^62, otherwise at 2^63, which is negative in a signed word.
+    let is_below = skeleton::fits_below(&image_layers).at("stat", Path::new(image.resolved_name()))?;
     let mount = |skeleton: &OwnedFd, writable| {
-        let lowers: Vec<_> = std::iter::once(skeleton).chain(&image_layers).map(OwnedFd::as_fd).collect();
-        mount::overlay(source, &lowers, writable)
+        let mut lowers: Vec<_> = image_layers.iter().map(OwnedFd::as_fd).collect();
+        lowers.insert(if is_below { lowers.len() } else { 0 }, skeleton.as_fd());
+        mount::overlay(source, &lowers, writable, inodes)
     };
     let shared_skeleton = || {
         let run = rustix::fs::open(run_dir, OPEN_LAYER, Mode::empty()).at("open", run_dir)?;

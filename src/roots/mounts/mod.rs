@@ -3,6 +3,7 @@
 //! Mount options are planned as data ([`plan`]) and then applied ([`mount`]), so that tests can compare them as text.
 
 mod assemble;
+mod inode_width;
 mod lower;
 pub(super) mod mount;
 mod mountpoint;
@@ -17,6 +18,7 @@ mod watch;
 use rustix::fs::OFlags;
 
 pub(super) use assemble::make_overlay;
+pub use inode_width::InodeWidth;
 pub use lower::Lower;
 pub(super) use lower::reopen;
 pub use mount::enter_private_namespace;

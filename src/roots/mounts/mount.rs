@@ -11,6 +11,7 @@ use rustix::mount::{
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
+use super::InodeWidth;
 use super::plan::{self, LowerForm, MountOption};
 use crate::roots::RootsError;
 
@@ -41,6 +42,7 @@ pub(super) fn overlay(
     source: &str,
     lowers: &[BorrowedFd<'_>],
     writable: Option<BorrowedFd<'_>>,
+    inodes: InodeWidth,
 ) -> Result<OwnedFd, RootsError> {
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     if writable.is_none() {
@@ -49,11 +51,11 @@ pub(super) fn overlay(
     // An overlay writes to its upper with the credentials of the process that made it. With CAP_SYS_RESOURCE, programs could
     // exceed quotas and use the blocks that the disk reserves for root.
     let _dropped = DroppedCapability::new(CapabilitySet::SYS_RESOURCE);
-    let options = plan::overlay(source, lowers, LowerForm::Each, writable);
+    let options = plan::overlay(source, lowers, LowerForm::Each, writable, inodes);
     match make("overlay", source, &options, attributes) {
         // Linux before 6.8.
         Err(RootsError::Mount { step: "lowerdir+", .. }) => {
-            let options = plan::overlay(source, lowers, LowerForm::Joined, writable);
+            let options = plan::overlay(source, lowers, LowerForm::Joined, writable, inodes);
             make("overlay", source, &options, attributes)
         }
         result => result,

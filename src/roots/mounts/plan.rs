@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
+use super::InodeWidth;
 use super::upper::inodes_for;
 
 /// One option of a new filesystem (fsconfig(2)).
@@ -32,6 +33,7 @@ pub(super) fn overlay(
     lowers: &[BorrowedFd<'_>],
     form: LowerForm,
     writable: Option<BorrowedFd<'_>>,
+    inodes: InodeWidth,
 ) -> Vec<MountOption> {
     let mut options = vec![MountOption::Value("source", source.to_owned())];
     let paths = lowers.iter().map(|lower| fd_path(*lower));
@@ -41,9 +43,14 @@ pub(super) fn overlay(
             options.push(MountOption::Value("lowerdir", paths.collect::<Vec<_>>().join(":")));
         }
     }
-    // The defaults depend on the kernel's configuration. `index` and `xino` serve NFS exports and keep hard links intact across
-    // copy-up. `metacopy` would make files of the upper depend on the image.
-    options.extend([("index", "off"), ("xino", "off"), ("metacopy", "off")].map(value));
+    let xino = match inodes {
+        InodeWidth::Bits64 => "on",
+        InodeWidth::Bits32 => "off",
+    };
+    // The defaults depend on the kernel's configuration. `index` serves NFS exports and keeps hard links intact across
+    // copy-up.
+    // `metacopy` would make files of the upper depend on the image.
+    options.extend([("index", "off"), ("xino", xino), ("metacopy", "off")].map(value));
     if let Some(writable) = writable {
         options.extend(upper_options(writable));
         // Allows renaming the image's directories, as on other filesystems.
@@ -122,18 +129,16 @@ mod tests {
         let (skeleton, image, home) = (open(), open(), open());
         let lowers = [skeleton.as_fd(), image.as_fd()];
         let files = [&skeleton, &image, &home];
-        let common = ["index=off", "xino=off", "metacopy=off"];
-        let read_only = overlay("rcx-root-x", &lowers, LowerForm::Each, None);
+        let read_only = overlay("rcx-root-x", &lowers, LowerForm::Each, None, InodeWidth::Bits64);
         assert_eq!(
             text(&read_only, &files),
-            [&["source=rcx-root-x", "lowerdir+=A", "lowerdir+=B"], &common[..]].concat()
+            ["source=rcx-root-x", "lowerdir+=A", "lowerdir+=B", "index=off", "xino=on", "metacopy=off"]
         );
-        let writable = overlay("rcx-root-x", &lowers, LowerForm::Joined, Some(home.as_fd()));
+        let home = Some(home.as_fd());
+        let writable = overlay("rcx-root-x", &lowers, LowerForm::Joined, home, InodeWidth::Bits32);
+        let common = ["source=rcx-root-x", "lowerdir=A:B", "index=off", "xino=off", "metacopy=off"];
         let upper = ["upperdir=C/upper", "workdir=C/work", "redirect_dir=on", "volatile"];
-        assert_eq!(
-            text(&writable, &files),
-            [&["source=rcx-root-x", "lowerdir=A:B"], &common[..], &upper[..]].concat()
-        );
+        assert_eq!(text(&writable, &files), [&common[..], &upper[..]].concat());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::rewrite::CallRewrite;
 use super::{BoxImages, Caller, ShimError};
 use crate::image::ManifestDigest;
 use crate::pipeline;
-use crate::roots::{HomesLocation, Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
+use crate::roots::{HomesLocation, InodeWidth, Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
 use crate::sandbox::DEFAULT_PATH;
 use crate::sandbox::User;
 use crate::sandbox::isolate::{
@@ -40,6 +40,8 @@ pub struct ShimSettings {
     pub mountpoint: Option<PathBuf>,
     /// Where writes to a root go.
     pub upper: Upper,
+    /// The inode numbers of roots.
+    pub inodes: InodeWidth,
     /// Whether roots are writable if the call does not say.
     pub writable: bool,
     /// The images of boxes whose calls name none.
@@ -148,7 +150,7 @@ fn make_root(
     let mountpoint = mountpoint(settings)?.ok_or_else(|| ShimError::NoDaemon(settings.store.clone()))?;
     // The steps that are likely to fail come first, before anything is made.
     let lower = Lower::in_mount(&mountpoint, name)?;
-    let roots = Roots::open(&settings.homes, &settings.run_dir)?;
+    let roots = Roots::open(&settings.homes, &settings.run_dir)?.with_inodes(settings.inodes);
     // Mount points for the caller's rules are made in the upper.
     let upper = if writable || !additional.is_empty() { settings.upper } else { Upper::None };
     let (guardian, lease) = Guardian::start(&roots, roots.lease(&upper)?)?;

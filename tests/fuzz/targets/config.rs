@@ -6,7 +6,7 @@ use rcx_imagefs::cli::check_config;
 
 use crate::input::Input;
 
-const KEYS: [&str; 26] = [
+const KEYS: [&str; 27] = [
     "store",
     "run-dir",
     "default-registry",
@@ -18,6 +18,7 @@ const KEYS: [&str; 26] = [
     "read-ahead-kib",
     "upper-dir",
     "upper",
+    "inodes",
     "sandbox",
     "box-ids",
     "bwrap-user",

@@ -4,6 +4,7 @@
 
 mod homes;
 mod in_use;
+mod inodes;
 mod removal;
 mod remove_tree;
 mod uppers;

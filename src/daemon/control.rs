@@ -127,7 +127,7 @@ pub fn ask(
     };
     let mut answer = exchange(MessageForm::Enveloped)?;
     if let Some((FIRST_PROTOCOL, ControlResponse::Error(_))) = answer {
-        // Version 0.1 knows no envelope.
+        // Version 0.1 does not understand envelopes.
         answer = exchange(MessageForm::Bare)?;
     }
     match answer {
@@ -144,9 +144,10 @@ pub fn ask(
     }
 }
 
-/// Sends a line and reads one, until `end`.
+/// Sends a line and reads the answer. Fails if the answer is not complete at `end`.
 fn exchange_lines(stream: &mut UnixStream, line: &[u8], end: Instant) -> io::Result<Vec<u8>> {
-    // A daemon that refuses the connection answers without reading the request. Its answer counts.
+    // A daemon that refuses the connection answers without reading the request. Then the answer is valid even if the write
+    // fails.
     let written = stream.write_all(line);
     let mut answer = Vec::new();
     let mut chunk = [0; 16 << 10];

@@ -3,8 +3,8 @@
 //! Any user of the host may connect (the socket has mode 0666), because no request changes more than what the mount shows.
 //! A request that does more must check the uid of the socket's peer first.
 //!
-//! No user can keep others from being answered: root and the daemon's own user have their own slots, each other user has a few,
-//! and a silent connection is closed.
+//! No user can block the requests of other users: root and the daemon's own user have their own slots, each other user has a
+//! few slots, and silent connections are closed.
 
 use std::collections::HashMap;
 use std::io;
@@ -21,7 +21,7 @@ use crate::os::{AtPath as _, ignore_poison};
 
 /// Longest request in bytes. A request is only a name and a number.
 const REQUEST_MAX: u64 = 4 << 10;
-/// How long a connection may take to send a request or to take its answer.
+/// How long a connection may take to send a request or to receive its answer.
 const IDLE: Duration = Duration::from_secs(10);
 /// Number of connections of root and of the daemon's own user that are served at the same time. Others wait.
 const OWN_CONNECTIONS: usize = 32;
@@ -155,14 +155,14 @@ impl Drop for ForeignConnection {
     }
 }
 
-/// Tells a client without a slot so, without waiting for its request.
+/// Answers a client without a slot with an error, without waiting for its request.
 async fn refuse(stream: tokio::net::UnixStream, idle: Duration) -> io::Result<()> {
     use tokio::io::AsyncWriteExt;
     let message = "too many connections of this user to the daemon; try again".to_owned();
     // Enveloped, so that the client does not repeat the request in another form.
     let answer = encode_answer(MessageForm::Enveloped, ControlResponse::Error(message));
     let mut stream = stream;
-    // An unread socket takes some hundred bytes at once.
+    // A socket accepts a few hundred bytes at once, even if the client does not read them.
     tokio::time::timeout(idle, stream.write_all(&answer)).await??;
     Ok(())
 }
@@ -218,7 +218,7 @@ mod tests {
         with_impatient_listener(IDLE, handle, client)
     }
 
-    /// The same with a listener that closes connections which are silent for `idle`.
+    /// Like [`with_listener`], but the listener closes connections that are silent for `idle`.
     fn with_impatient_listener<T: Send + 'static>(
         idle: Duration,
         handle: impl Fn(ControlRequest) -> ControlResponse + Clone + Send + 'static,
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn request_of_version_0_1_gets_an_answer_that_it_understands() {
+    fn request_of_version_0_1_is_answered_in_its_own_form() {
         let answer = with_listener(
             |_| ControlResponse::Pong(AccountMark { instance: 1, sequence: 2 }),
             |path| {
@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(answer, "\"pong\"\n");
     }
 
-    /// A daemon of version 0.1: what it sent for each line, as recorded.
+    /// Answers like a daemon of version 0.1, as recorded.
     fn answer_like_version_0_1(path: &Path) {
         let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
         std::thread::spawn(move || {

@@ -1,11 +1,12 @@
-//! The control protocol: what a request and an answer mean, and how they are written.
+//! The control protocol: requests, answers and their encoding.
 //!
-//! Both are one line of JSON: `{"protocol": 2, "request": "ping"}` and `{"protocol": 2, "answer": {"pong": {...}}}`. Protocol 1, that
-//! of version 0.1, has no such envelope: the request is `"ping"` and the answer `"pong"`. A daemon answers in the form of the
-//! request. A client whose request is not understood repeats it in the form of protocol 1 if there is one.
+//! A request or an answer is one line of JSON: `{"protocol": 2, "request": "ping"}` and `{"protocol": 2, "answer": {"pong":
+//! {...}}}`. Protocol 1, which version 0.1 uses, has no such envelope: the request is `"ping"` and the answer `"pong"`. A
+//! daemon answers in the form of the request. A client whose request is not understood repeats it in the form of protocol 1, if
+//! that form exists.
 //!
-//! Within a protocol number, requests, answers and fields may be added: both ends ignore fields that they do not know, and fields
-//! that are missing have defaults. The number grows with each addition, for messages; it decides nothing.
+//! Within a protocol number, requests, answers and fields may be added: both ends ignore fields that they do not know, and
+//! fields that are missing have defaults. The number increases with each addition. It serves only to explain errors.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,14 +18,14 @@ pub const PROTOCOL: u32 = 2;
 /// The protocol of version 0.1.
 pub(super) const FIRST_PROTOCOL: u32 = 1;
 
-/// How the message about a request that is not understood begins.
+/// The start of the error message for a request that is not understood.
 pub(super) const MALFORMED: &str = "malformed request";
 
 /// A request to the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ControlRequest {
-    /// Asks whether the daemon is alive, and for the present mark of its accounts.
+    /// Asks whether the daemon is alive, and for the current mark of its accounts.
     Ping,
     /// Asks for the daemon's status.
     Status,
@@ -94,7 +95,7 @@ enum BareAnswer {
     Error(String),
 }
 
-/// Writes a request as a line; `None` if the form has no such request.
+/// Encodes a request as a line. Returns `None` if the form has no such request.
 pub(super) fn encode_request(form: MessageForm, request: ControlRequest) -> Option<Vec<u8>> {
     let bare = match request {
         ControlRequest::Ping => Some(BareRequest::Ping),
@@ -108,7 +109,7 @@ pub(super) fn encode_request(form: MessageForm, request: ControlRequest) -> Opti
     }
 }
 
-/// Reads a request, and the form in which to answer it. The error is a message for the client.
+/// Decodes a request. Returns the form of its answer, and the request or an error message for the client.
 pub fn decode_request(line: &[u8]) -> (MessageForm, Result<ControlRequest, String>) {
     match serde_json::from_slice::<RequestEnvelope<serde_json::Value>>(line) {
         Ok(envelope) => {
@@ -126,7 +127,7 @@ pub fn decode_request(line: &[u8]) -> (MessageForm, Result<ControlRequest, Strin
     }
 }
 
-/// Writes an answer as a line.
+/// Encodes an answer as a line.
 pub(super) fn encode_answer(form: MessageForm, answer: ControlResponse) -> Vec<u8> {
     match form {
         MessageForm::Enveloped => line(&AnswerEnvelope { protocol: PROTOCOL, answer }),
@@ -140,7 +141,7 @@ pub(super) fn encode_answer(form: MessageForm, answer: ControlResponse) -> Vec<u
     }
 }
 
-/// Reads an answer in either form, and the protocol of the daemon that sent it.
+/// Decodes an answer in either form. Returns the protocol of the daemon, and the answer.
 ///
 /// # Errors
 ///
@@ -190,14 +191,14 @@ mod tests {
         assert_eq!(answer(ControlResponse::Pong(AccountMark { instance: 1, sequence: 2 })), r#""pong""#);
         assert_eq!(answer(ControlResponse::Refreshed), r#""refreshed""#);
         assert_eq!(answer(ControlResponse::Error("no".to_owned())), r#"{"error":"no"}"#);
-        // Version 0.1 knows no defaults: every field that it sent must still be sent.
+        // Version 0.1 has no defaults: every field that it sent must still be sent.
         let recorded: serde_json::Value = serde_json::from_str(STATUS_0_1).unwrap();
         let (_, ours) = decode_answer(STATUS_0_1.as_bytes()).unwrap();
         let ours: serde_json::Value = serde_json::from_str(&answer(ours)).unwrap();
         assert_contains(&ours, &recorded);
     }
 
-    /// Whether `value` has all that `part` has.
+    /// Checks that `value` contains all fields of `part`.
     fn assert_contains(value: &serde_json::Value, part: &serde_json::Value) {
         match part {
             serde_json::Value::Object(fields) => {
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_version_0_1_are_written_as_it_wrote_them() {
+    fn bare_requests_are_encoded_as_by_version_0_1() {
         let bare = |request| encode_request(MessageForm::Bare, request).map(|line| text(&line).to_owned());
         assert_eq!(bare(ControlRequest::Ping).as_deref(), Some(r#""ping""#));
         assert_eq!(bare(ControlRequest::Status).as_deref(), Some(r#""status""#));
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_this_protocol_keep_their_meaning_through_writing_and_reading() {
+    fn messages_survive_encoding_and_decoding() {
         for request in [ControlRequest::Ping, ControlRequest::ReadFailures { since: 7 }] {
             let line = encode_request(MessageForm::Enveloped, request).unwrap();
             assert_eq!(decode_request(&line), (MessageForm::Enveloped, Ok(request)));

@@ -89,7 +89,7 @@ pub struct ContentFault {
     pub fault: SpanFault<ReadError>,
 }
 
-/// What a request did not get because an image cannot be served.
+/// The content that a request could not read because an image cannot be served.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FailedContent {
     /// The image's path in the mount.
@@ -167,7 +167,7 @@ impl FsError {
         }
     }
 
-    /// What the request did not get; `None` if the error is a correct answer about an intact image.
+    /// Returns the content that the request could not read; `None` if the error is a correct answer about an intact image.
     #[must_use]
     pub fn failed_content(&self) -> Option<FailedContent> {
         match self {

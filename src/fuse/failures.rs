@@ -1,6 +1,6 @@
-//! Accounts for failed reads: which process asked, and what it did not get.
+//! Records failed reads, each with the process that sent the request and the content that it could not read.
 //!
-//! A sandbox asks for the failures that happened during a run, to tell a fault of the image from one of the program.
+//! A sandbox asks for the failures that happened during a run, to distinguish faults of the image from faults of the program.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -22,7 +22,7 @@ const ANCESTORS_MAX: usize = 64;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AccountMark {
-    /// Identifies the daemon's process. Another value means that the daemon has been replaced since, so that failures in
+    /// Identifies the daemon's process. A different value means that the daemon has been replaced since, so that failures in
     /// between are unknown.
     pub instance: u64,
     /// Number of the last failure; 0 if there was none.
@@ -33,11 +33,11 @@ pub struct AccountMark {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ReadFailure {
-    /// Its number, counted from 1. A failure that is repeated by the same process gets a new number.
+    /// The number of the failure, counted from 1. A failure that the same process repeats receives a new number.
     pub sequence: u64,
-    /// The process that asked; 0 if it is unknown. With readahead, this is the process that caused it.
+    /// The process that sent the request; 0 if it is unknown. For readahead, the process that caused the readahead.
     pub pid: u32,
-    /// The parents of that process, from the nearest on, as they were when it asked.
+    /// The ancestors of that process at the time of the request, nearest first.
     pub ancestors: Vec<u32>,
     /// The image, as its path in the mount; `None` for a file that several images share.
     pub image: Option<String>,
@@ -49,7 +49,7 @@ pub struct ReadFailure {
     pub path: Option<String>,
     /// The stable code of the error.
     pub code: String,
-    /// The error in words.
+    /// The error message.
     pub reason: String,
 }
 
@@ -111,7 +111,7 @@ impl ReadAccounts {
 
     fn add(&self, failure: ReadFailure) {
         let mut log = ignore_poison(self.log.lock());
-        // A process that tries again and again must not displace the failures of others.
+        // A process that keeps retrying must not displace the failures of other processes.
         log.kept.retain(|known| ReadFailure { sequence: 0, ..known.clone() } != failure);
         if log.kept.len() == KEPT {
             log.dropped = log.kept.pop_front().map_or(log.dropped, |oldest| oldest.sequence);
@@ -121,7 +121,7 @@ impl ReadAccounts {
         log.kept.push_back(ReadFailure { sequence, ..failure });
     }
 
-    /// The present mark.
+    /// Returns the current mark.
     #[must_use]
     pub fn mark(&self) -> AccountMark {
         AccountMark { instance: self.instance, sequence: ignore_poison(self.log.lock()).last }
@@ -139,7 +139,8 @@ impl ReadAccounts {
     }
 }
 
-/// The process of a thread, and the parents of that process. (0, none) if the thread is gone or not visible.
+/// Returns the process of a thread, and the ancestors of that process. If the thread has ended or is not visible, returns `tid`
+/// without ancestors.
 fn family(tid: u32) -> (u32, Vec<u32>) {
     let Some((pid, mut parent)) = process_and_parent(tid) else { return (tid, Vec::new()) };
     let mut ancestors = Vec::new();
@@ -150,7 +151,7 @@ fn family(tid: u32) -> (u32, Vec<u32>) {
     (pid, ancestors)
 }
 
-/// The process of a thread and the parent of that process (proc_pid_status(5)).
+/// Returns the process of a thread, and the parent of that process (proc_pid_status(5)).
 fn process_and_parent(tid: u32) -> Option<(u32, u32)> {
     if tid == 0 {
         return None;
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_failure_takes_no_more_room_and_counts_as_new() {
+    fn repeated_failure_takes_no_more_space_and_counts_as_new() {
         let accounts = ReadAccounts::default();
         accounts.add(failure(1, "a"));
         for _ in 0..KEPT * 2 {

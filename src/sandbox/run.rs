@@ -26,14 +26,14 @@ use crate::image::ImageConfig;
 use crate::os::AtPath as _;
 use crate::roots::{Lower, PrivateRoot, RootLease, Roots, enter_private_namespace};
 
-/// A run and everything that it needs.
+/// A run, with its image, roots and boxes.
 #[derive(Debug)]
 pub struct RunRequest<'a> {
-    /// What the caller asks for.
+    /// The specification of the run by its caller.
     pub spec: &'a RunSpec,
     /// The image's configuration.
     pub config: &'a ImageConfig,
-    /// The image, as an engine shows it.
+    /// The image, as an engine provides it.
     pub image: &'a Lower,
     /// The roots of the store.
     pub roots: &'a Roots,
@@ -45,11 +45,11 @@ pub struct RunRequest<'a> {
     pub sandbox: &'a Sandbox,
     /// The user that the program runs as under bubblewrap.
     pub user: User,
-    /// Whether the image's user takes the place of `user`.
+    /// Whether the image's user replaces `user`.
     pub image_user: bool,
 }
 
-/// The result of a run that took place.
+/// The result of a run whose program was started.
 #[derive(Debug)]
 pub struct FinishedRun {
     /// How the program ended.
@@ -60,9 +60,9 @@ pub struct FinishedRun {
 
 /// Runs a command in a new root of an image, and removes the root.
 ///
-/// The process must have no other threads, and no children that must not be reaped. From here on, signals that would end
-/// this process end the program instead; the run is cleaned up as usual and fails with [`SandboxError::Interrupted`]. Descriptors from 3 up are marked to be closed in
-/// the programs that this process executes.
+/// The process must have no other threads, and no children that must not be reaped. From here on, signals that would end this
+/// process end the program instead; the run is cleaned up as usual and fails with [`SandboxError::Interrupted`]. Descriptors
+/// from 3 up are marked to be closed in the programs that this process executes.
 ///
 /// # Errors
 /// The program cannot be started, a signal ends the run, or the sandbox itself fails. All traces of the run are removed first.
@@ -117,7 +117,7 @@ pub fn run(request: &RunRequest<'_>) -> Result<FinishedRun, SandboxError> {
 
 /// Removes the remains of killed runs. A root that cannot be removed does not fail this run.
 fn sweep(request: &RunRequest<'_>) -> Result<(), SandboxError> {
-    // Boxes first: cleaning one waits for the processes of its run, which may keep a root alive.
+    // Sweep boxes first: cleaning a box waits for the processes of its run, which may keep a root alive.
     request.boxes.sweep(Duration::ZERO)?;
     for (id, error) in request.roots.sweep()?.failed {
         tracing::warn!("cannot remove dead root {id}: {error}");
@@ -132,7 +132,7 @@ impl RunRequest<'_> {
     }
 }
 
-/// A run that has its box.
+/// A run with its box.
 struct BoxedRun<'a> {
     request: &'a RunRequest<'a>,
     backend: &'a dyn Backend,
@@ -187,7 +187,7 @@ impl BoxedRun<'_> {
         let signal = self
             .signals
             .pending_end()
-            .map_err(|error| SandboxError::step("look for pending signals", error))?;
+            .map_err(|error| SandboxError::step("check for pending signals", error))?;
         if let Some(signal) = signal {
             return Err(SandboxError::Interrupted(signal.as_raw()));
         }

@@ -102,7 +102,7 @@ impl Homes {
                     Err(errno) => return Err(PathError::new("make directory", &path, errno)),
                 }
                 match self.open_home(id, &path)? {
-                    // A sweep removed it, as the home of a process that died before it took the lock.
+                    // A sweep removed the home, which looked like that of a process that died before it took the lock.
                     None => {}
                     home => return Ok(home),
                 }
@@ -134,11 +134,11 @@ impl Homes {
         Ok(lock)
     }
 
-    /// Whether another process holds the lock of a home.
+    /// Returns whether another process holds the lock of a home.
     pub(super) fn is_locked(&self, id: &RootId) -> Result<bool, RootsError> {
         let path = self.path_of(id);
         let Some(home) = self.open_home(id, &path)? else { return Ok(false) };
-        // Shared, so that two processes that ask at the same time do not see each other.
+        // Use a shared lock, so that two concurrent checks do not see each other.
         if try_lock(&home, Sharing::Shared).at("lock", &path)? {
             home.unlock();
             return Ok(false);
@@ -146,14 +146,14 @@ impl Homes {
         Ok(true)
     }
 
-    /// Opens a home without locking it; `None` if there is no home of this name.
+    /// Opens a home without locking it; `None` if there is no home with this name.
     fn open_home(&self, id: &RootId, path: &Path) -> Result<Option<Home>, PathError> {
         let home = match rustix::fs::openat(&self.fd, id.as_str(), OPEN_DIRECTORY, Mode::empty()) {
             Ok(fd) => Home { fd },
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
             Err(errno) => return Err(PathError::new("open", path, errno)),
         };
-        // In this order: the process that makes the home may add the marker meanwhile.
+        // The order matters: the process that makes the home may add the marker meanwhile.
         let is_home = names_in(home.as_fd()).at("list", path)?.is_empty()
             || home.has_marker().at("stat the marker in", path)?;
         Ok(is_home.then_some(home))

@@ -28,7 +28,7 @@ pub struct RootLease {
 }
 
 impl RootLease {
-    /// Takes a lease of a new root. `needs_copy`: the image is copied into its home.
+    /// Takes a lease of a new root. If `needs_copy`, the image is copied into its home.
     pub(super) fn new(roots: &Roots, upper: &Upper, needs_copy: bool) -> Result<Self, RootsError> {
         let dirs = &roots.dirs;
         let (mut id, mut home) = (random_id()?, None);
@@ -85,7 +85,7 @@ impl RootLease {
     /// The kernel refuses a mount, or the disk is full. Nothing stays mounted.
     pub fn mount(&self, image: &Lower) -> Result<PrivateRoot, RootsError> {
         let home_path = self.dirs.homes.path_of(&self.id);
-        // Opened again by its path, since the descriptor belongs to another mount namespace.
+        // Open the home again by its path, since the descriptor belongs to another mount namespace.
         let home = match &self.home {
             Some(home) => Some(reopen(&home_path, home.as_fd())?),
             None => None,
@@ -96,11 +96,12 @@ impl RootLease {
         PrivateRoot::attach(overlay, self.source(), self.dirs.private_root())
     }
 
-    /// Whether the kernel still uses the root's overlay. Returns false for a root without files on disk, where this is unknown.
+    /// Returns whether the kernel still uses the root's overlay. Returns false for a root without files on disk, where this is
+    /// unknown.
     ///
     /// # Errors
     ///
-    /// The kernel refuses the test.
+    /// The kernel refuses the probe.
     pub fn is_alive(&self) -> Result<bool, RootsError> {
         self.home.as_ref().map_or(Ok(false), |home| mount::is_upper_in_use(home.as_fd()))
     }

@@ -1,7 +1,7 @@
-//! The directory of all homes: where it is, and whether it is ours.
+//! The directory of all homes: its location, and the checks that it belongs to this program.
 //!
-//! Roots are removed by root, with everything in them, so a sweep must never take another directory for a home. Homes stand
-//! in a directory of their own, which this program makes with a marker file in it. It is opened without following links, and
+//! Roots are removed by root, with everything in them, so a sweep must never mistake another directory for a home. Homes are in
+//! a directory of their own, which this program makes with a marker file in it. It is opened without following links, and
 //! refused if its marker is missing or another user could change it. Each home has a marker as well ([`super::home`]).
 
 use std::ffi::OsString;
@@ -27,7 +27,7 @@ const CONTENT: &[u8] = b"roots of rcx-imagefs, version 1\n";
 /// Names in homes of version 0.1, which had no marker.
 const OLD_NAMES: [&str; 4] = ["upper", "work", "image", "root.json"];
 
-/// Where the homes of roots are.
+/// The location of the homes of roots.
 #[derive(Debug, Clone)]
 pub enum HomesLocation {
     /// In a store: `<store>/rcx-imagefs/roots`. The directory above must exist.
@@ -134,7 +134,7 @@ fn check(homes: &OwnedFd, path: &Path) -> Result<(), RootsError> {
     }
 }
 
-/// Returns the content of the marker; `None` if there is none.
+/// Returns the content of the marker; `None` if the marker is missing.
 fn read_marker(homes: &OwnedFd, path: &Path) -> Result<Option<Vec<u8>>, PathError> {
     let path = path.join(MARKER);
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -153,7 +153,7 @@ fn read_marker(homes: &OwnedFd, path: &Path) -> Result<Option<Vec<u8>>, PathErro
     Ok(Some(content))
 }
 
-/// Writes the marker. Processes that do so at the same time write the same bytes.
+/// Writes the marker. Concurrent processes write the same bytes.
 fn write_marker(homes: &OwnedFd, path: &Path) -> Result<(), PathError> {
     let path = path.join(MARKER);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -171,8 +171,8 @@ fn adopt_old_homes(homes: &OwnedFd, path: &Path) -> Result<(), RootsError> {
     Ok(())
 }
 
-/// Names the homes that version 0.1 left directly in the configured directory. They may as well be directories of others, so
-/// they are not touched.
+/// Names the homes that version 0.1 left directly in the configured directory. They may also be unrelated directories, so they
+/// are not touched.
 fn report_old_homes(directory: &OwnedFd, path: &Path) -> Result<(), RootsError> {
     for id in ids_in(directory.as_fd()).at("list", path)? {
         if open_old_home(directory.as_fd(), id.as_str()).is_some() {

@@ -25,11 +25,11 @@ pub use self::sweep::{RootInfo, RootState, SweepReport};
 use super::{InodeWidth, Lower, RootsError, Upper};
 use crate::os::{AtPath as _, PathError};
 
-/// The mountpoint of leased roots in the run directory. All use the same one, each in its own mount namespace.
+/// The mountpoint of leased roots in the run directory. All use the same mountpoint, each in its own mount namespace.
 const PRIVATE: &str = "root";
 /// The directory of the mountpoints of named roots in the run directory.
 const NAMED: &str = "roots";
-/// Mode of both. isolate opens the root with the rights of its caller.
+/// Mode of both directories. isolate opens the root with the rights of its caller.
 const MODE: Mode = Mode::from_raw_mode(0o755);
 
 /// The roots of one store and run directory. Clones share the open directories.
@@ -62,14 +62,14 @@ impl RootDirs {
 impl Roots {
     /// Opens the directory of `homes`, for the files of roots, and `run_dir`, for their mountpoints.
     ///
-    /// Makes those that do not exist. They may be on different filesystems.
+    /// Makes the directories that do not exist. They may be on different filesystems.
     ///
     /// # Errors
     ///
     /// A directory cannot be made or opened, another user could change it, or the path of the run directory contains `:` or
     /// `,`.
     pub fn open(homes: &HomesLocation, run_dir: &Path) -> Result<Self, RootsError> {
-        // Checked before the directory is made, and again after its links are resolved.
+        // Check the path before the directory is made, and again after its links are resolved.
         check_separators(&std::path::absolute(run_dir).at("make absolute", run_dir)?)?;
         std::fs::create_dir_all(run_dir).at("make directory", run_dir)?;
         let run_dir = run_dir.canonicalize().at("resolve", run_dir)?;
@@ -108,7 +108,7 @@ impl Roots {
     ///
     /// # Errors
     ///
-    /// Those of [`Roots::lease`].
+    /// Fails like [`Roots::lease`].
     pub fn lease_for(&self, upper: &Upper, image: &Lower) -> Result<RootLease, RootsError> {
         RootLease::new(self, upper, image.needs_copy())
     }

@@ -41,7 +41,7 @@ impl RootDirs {
         self.run_dir.join(NAMED).join(id.as_str())
     }
 
-    /// Whether a filesystem is mounted at the mountpoint of a root. Sends no request to a daemon.
+    /// Returns whether a filesystem is mounted at the mountpoint of a root. Sends no request to a daemon.
     pub(super) fn is_mounted(&self, id: &RootId) -> Result<bool, RootsError> {
         Ok(self.mounted_device(id)?.is_some())
     }
@@ -70,7 +70,7 @@ impl RootDirs {
 }
 
 impl Roots {
-    /// Makes a named root. Without `id` it gets a random name.
+    /// Makes a named root. Without `id`, the root has a random name.
     ///
     /// # Errors
     ///
@@ -139,7 +139,7 @@ impl Roots {
     ///
     /// # Errors
     ///
-    /// There is no such root, it is in use, or another process holds its lock for more than 10 s.
+    /// The root does not exist or is in use, or another process holds its lock for more than 10 s.
     pub fn remove(&self, id: &RootId, force: bool) -> Result<RootRemoval, RootsError> {
         let home = self.lock_home(id)?;
         let removal = self.unmount_root(id, home.as_ref(), force);
@@ -161,7 +161,7 @@ impl Roots {
     fn lock_home(&self, id: &RootId) -> Result<Option<Home>, RootsError> {
         let dirs = &*self.dirs;
         let mut lock = dirs.homes.lock(id, Duration::ZERO)?;
-        // A leased root has no record. Its lock is held until the sandbox ends, so waiting is no use.
+        // A leased root has no record. Its lock is held until the sandbox ends, so waiting would not help.
         if matches!(lock, NamedLock::Busy) && RootRecord::exists(&dirs.homes.path_of(id)) {
             lock = dirs.homes.lock(id, LOCK_WAIT)?;
         }

@@ -61,13 +61,13 @@ impl RootRecord {
         fs::File::from(file).write_all(&text).at("write", &path)
     }
 
-    /// Reads the record of a home; `None` if there is none, or it is damaged or of another version.
+    /// Reads the record of a home; `None` if it is missing, damaged, or of another version.
     pub(super) fn read(home: &Path) -> Option<Self> {
         let record: Self = serde_json::from_slice(&fs::read(home.join(FILE)).ok()?).ok()?;
         (record.version == VERSION).then_some(record)
     }
 
-    /// Whether a home has a record, even a damaged one.
+    /// Returns whether a home has a record, even a damaged one.
     pub(super) fn exists(home: &Path) -> bool {
         home.join(FILE).exists()
     }

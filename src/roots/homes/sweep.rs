@@ -1,4 +1,4 @@
-//! Lists roots, and removes the files of dead ones.
+//! Lists roots, and removes the files of dead roots.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -30,11 +30,11 @@ pub enum RootState {
 /// A root that has files on disk.
 #[derive(Debug, Clone)]
 pub struct RootInfo {
-    /// Its name.
+    /// The name of the root.
     pub id: RootId,
-    /// Its state.
+    /// The state of the root.
     pub state: RootState,
-    /// Its mountpoint, if a named root is mounted there.
+    /// The mountpoint, if a named root is mounted there.
     pub path: Option<PathBuf>,
     /// The image as `NAME@DIGEST`. This and the next fields are unknown for leased roots and for damaged records.
     pub image: Option<String>,
@@ -44,7 +44,7 @@ pub struct RootInfo {
     pub layers: Vec<String>,
     /// The kind of its upper.
     pub upper: Option<Upper>,
-    /// When it was made.
+    /// The time when it was made.
     pub created: Option<SystemTime>,
 }
 
@@ -97,16 +97,16 @@ impl Roots {
         })
     }
 
-    /// Removes every dead root: of processes that died, of the time before a reboot, and detached ones that are no longer in
-    /// use. Cheap if there is none.
+    /// Removes every dead root: roots of processes that died, roots from before a reboot, and detached roots that are no longer
+    /// in use. Cheap if there is no dead root.
     ///
     /// # Errors
     ///
     /// A directory cannot be read. A root that cannot be removed is reported and does not end the sweep.
     pub fn sweep(&self) -> Result<SweepReport, RootsError> {
         let mut report = SweepReport::default();
-        // A root has its home for as long as its mountpoint. The mountpoints are listed before the homes are looked up, so
-        // that a root that is being made is not taken for one without a home.
+        // A root has its home for as long as its mountpoint. The mountpoints are listed before the homes are looked up, so that
+        // a root that is being made is not mistaken for a mountpoint without a home.
         for id in self.mountpoints()? {
             match rustix::fs::statat(self.dirs.homes.fd(), id.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
                 Err(Errno::NOENT) => {}
@@ -114,7 +114,7 @@ impl Roots {
             }
             match self.dirs.remove_mountpoint(&id) {
                 Err(error) if error.source.kind() == io::ErrorKind::ResourceBusy => {
-                    tracing::warn!("root {id} is mounted but has no home: the sweep leaves it alone");
+                    tracing::warn!("root {id} is mounted but has no home: the sweep skips it");
                 }
                 result => result?,
             }
@@ -163,7 +163,7 @@ impl Roots {
         Ok(None)
     }
 
-    /// Whether no process uses a root that is not mounted at its mountpoint.
+    /// Returns whether no process uses a root that is not mounted at its mountpoint.
     pub(super) fn is_dead(&self, id: &RootId, home: &Home) -> Result<bool, RootsError> {
         let path = self.dirs.homes.path_of(id);
         match rustix::fs::statat(home.as_fd(), "upper", AtFlags::SYMLINK_NOFOLLOW) {

@@ -29,7 +29,7 @@ impl BwrapRun<'_> {
         let mut add = |words: &[&dyn AsRef<OsStr>]| {
             arguments.extend(words.iter().map(|word| (**word).as_ref().to_owned()));
         };
-        // In a user namespace of its own, the program would get capabilities back: `--disable-userns` prevents one.
+        // In a user namespace of its own, the program would regain capabilities. `--disable-userns` prevents this.
         add(&[&"--unshare-all", &"--unshare-user", &"--disable-userns"]);
         if self.share_net {
             add(&[&"--share-net"]);
@@ -53,7 +53,7 @@ impl BwrapRun<'_> {
                 RuleTarget::Filesystem(_) | RuleTarget::Temporary => {
                     add(&[&"--perms", &"0755", &"--tmpfs", inside]);
                 }
-                // Bound into the root before, or not there at all.
+                // Directories are already bound into the root.
                 RuleTarget::Directory(_) | RuleTarget::Nothing => {}
             }
         }
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_use_every_isolation_that_bubblewrap_has() {
+    fn arguments_request_all_isolation_that_bubblewrap_offers() {
         let rule = |text: &str| DirRule::parse(OsStr::new(text)).unwrap();
         let rules = [
             (rule("data=/srv/data"), PathBuf::from("/data")),

@@ -1,4 +1,4 @@
-//! bubblewrap as the backend of a run.
+//! The bubblewrap backend of a run.
 
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
@@ -35,8 +35,8 @@ impl Backend for BwrapSandbox {
         check::check(spec)
     }
 
-    /// Users of the image are users of the host: bubblewrap maps no IDs. Such a user could reach the program and its box through
-    /// `/proc` of the host, so the image decides only if the administrator allows it.
+    /// Users of the image are users of the host: bubblewrap maps no IDs. Such a user could reach the program and its box
+    /// through `/proc` of the host, so the image decides only if the administrator allows it.
     fn user(&self, image: &ImageConfig, default: User, image_user: bool) -> User {
         let reason = match image.user.parse() {
             _ if image.user.is_empty() => return default,

@@ -7,7 +7,7 @@ use crate::sandbox::RunSpec;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::isolate::{DirRule, GivenOption, IsolateOption, RuleTarget};
 
-/// Checks that bubblewrap supports everything that the run asks for.
+/// Checks that bubblewrap supports everything that the run requests.
 pub(super) fn check(spec: &RunSpec) -> Result<(), SandboxError> {
     spec.options.iter().try_for_each(check_option)?;
     spec.dirs.iter().try_for_each(check_rule)?;
@@ -18,10 +18,10 @@ pub(super) fn check(spec: &RunSpec) -> Result<(), SandboxError> {
     Ok(())
 }
 
-fn check_option(given: &GivenOption) -> Result<(), SandboxError> {
-    let option = given.option.name();
+fn check_option(entry: &GivenOption) -> Result<(), SandboxError> {
+    let option = entry.option.name();
     let refused = |reason| Err(SandboxError::NotWithBubblewrap { option, reason });
-    match given.option {
+    match entry.option {
         IsolateOption::Cg
         | IsolateOption::CgMem
         | IsolateOption::Core
@@ -39,7 +39,7 @@ fn check_option(given: &GivenOption) -> Result<(), SandboxError> {
             refused("under bubblewrap the program runs in a session without a terminal")
         }
         IsolateOption::Stdin | IsolateOption::Stdout | IsolateOption::Stderr
-            if path_in_box(given.value.as_deref().unwrap_or_default()).is_none() =>
+            if path_in_box(entry.value.as_deref().unwrap_or_default()).is_none() =>
         {
             refused("under bubblewrap it must name a file in the box")
         }
@@ -61,8 +61,8 @@ fn check_rule(rule: &DirRule) -> Result<(), SandboxError> {
     }
 }
 
-/// Returns the path of a redirection relative to the box, or `None` if it leads out of the box. Like isolate, this takes a
-/// relative path as one in the box.
+/// Returns the path of a redirection relative to the box, or `None` if it leads out of the box. Like isolate, this resolves a
+/// relative path in the box.
 pub(super) fn path_in_box(path: &OsStr) -> Option<&Path> {
     let path = Path::new(path);
     let path = if path.is_absolute() { path.strip_prefix("/box").ok()? } else { path };

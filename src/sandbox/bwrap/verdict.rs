@@ -1,4 +1,4 @@
-//! The verdict on a run under bubblewrap, from its exit status and what the kernel counted.
+//! The verdict on a run under bubblewrap, from its exit status and the kernel's counters.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use crate::sandbox::error::SandboxError;
 use crate::sandbox::first_process::ProgramExit;
 use crate::sandbox::{RunStatus, Verdict};
 
-/// Returns the verdict on a run. `output` is what bubblewrap wrote to `--json-status-fd`.
+/// Returns the verdict on a run. `output` is bubblewrap's output to `--json-status-fd`.
 ///
 /// # Errors
 /// The program was not started, or bubblewrap was killed.

@@ -36,13 +36,13 @@ const RAISED_LIMITS: [(Resource, u64, u64); 3] =
     [(Resource::Fsize, u64::MAX, 1 << 20), (Resource::Nofile, 1024, 128), (Resource::Nproc, u64::MAX, 0)];
 
 impl Caller {
-    /// The caller of this process.
+    /// Returns the caller of this process.
     #[must_use]
     pub fn of_this_process() -> Self {
         let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
         let elevated = uid != rustix::process::geteuid() || gid != rustix::process::getegid();
         let rights = match (elevated, uid.is_root()) {
-            // Also if the program is set-gid, or set-uid to another user than root.
+            // This includes programs that are set-gid, or set-uid to a user other than root.
             (true, _) => Rights::SetUid,
             (false, true) => Rights::Root,
             (false, false) => Rights::None,
@@ -65,17 +65,17 @@ impl Caller {
         if !rustix::process::geteuid().is_root() {
             return Err(ShimError::Unprivileged);
         }
-        for (resource, wanted, minimum) in RAISED_LIMITS {
+        for (resource, target, minimum) in RAISED_LIMITS {
             let old = rustix::process::getrlimit(resource);
-            let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= wanted);
+            let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= target);
             if enough(old.current) && enough(old.maximum) {
                 continue;
             }
-            let value = (wanted != u64::MAX).then_some(wanted);
+            let value = (target != u64::MAX).then_some(target);
             let maximum = if enough(old.maximum) { old.maximum } else { value };
             let raised = Rlimit { current: value, maximum };
             // Without CAP_SYS_RESOURCE, as in a container, the limit can only be raised to its maximum. Below `minimum`, the
-            // guardian could not remove what was made.
+            // guardian could not remove the files of the root.
             let up_to_maximum = Rlimit { current: old.maximum, maximum: old.maximum };
             rustix::process::setrlimit(resource, raised)
                 .or_else(|error| match old.maximum {
@@ -89,7 +89,7 @@ impl Caller {
         Ok(())
     }
 
-    /// Calls `action` with the caller's rights to files, and takes root's rights again.
+    /// Calls `action` with the caller's file access rights, and then restores root's rights.
     pub(super) fn as_caller<T>(&self, action: impl FnOnce() -> T) -> Result<T, ShimError> {
         if self.rights != Rights::SetUid {
             return Ok(action());
@@ -105,17 +105,18 @@ impl Caller {
         Ok(result)
     }
 
-    /// Takes the identity of the caller for good, and restores its limits and umask. Calling it again does nothing.
+    /// Takes the identity of the caller permanently, and restores its limits and umask. Calling it again does nothing.
     ///
     /// # Errors
     /// [`ShimError::Process`]. The process must end then: it may have more rights than its caller.
     pub fn drop_privileges(&mut self) -> Result<(), ShimError> {
         if self.rights == Rights::SetUid {
-            // Before the limits are restored: with a low RLIMIT_NPROC, execve(2) fails in a process that changed its user.
+            // Change the user before the limits are restored: with a low RLIMIT_NPROC, execve(2) fails in a process that
+            // changed its user.
             let (uid, gid) = (self.uid, self.gid);
             rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(failed("drop privileges"))?;
             rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(failed("drop privileges"))?;
-            // Anybody but root must not be able to become root again.
+            // Unless the caller is root, the process must not be able to become root again.
             if !uid.is_root() && rustix::thread::set_thread_res_uid(None, Uid::ROOT, None).is_ok() {
                 let source = io::Error::other("the process could become root again");
                 return Err(ShimError::Process("drop privileges", source));

@@ -11,10 +11,10 @@ use crate::sandbox::isolate::{DirRule, IsolateCall, IsolateMode, IsolateOption, 
 /// The variable that names an image among the arguments: `--env=RCX_IMAGEFS_IMAGE=REF`.
 const IMAGE_VARIABLE: &str = "RCX_IMAGEFS_IMAGE";
 
-/// The image that a call is for.
+/// The image that a call requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageChoice {
-    /// No image: isolate gets the call unchanged.
+    /// No image: isolate receives the call unchanged.
     Unchanged,
     /// An image of the mount.
     Image {
@@ -27,11 +27,11 @@ pub enum ImageChoice {
 
 /// Chooses the image of a call. `mountpoint` is called only if the call has a rule for the root.
 ///
-/// A rule for the root decides, even if it binds something else than an image. Otherwise the variable decides; an empty
+/// A rule for the root decides, even if it does not bind an image. Otherwise the variable decides; an empty
 /// value means no image. Otherwise the number of the box decides.
 ///
 /// # Errors
-/// The name of the image or the number of the box has the wrong form; those of `mountpoint`.
+/// The name of the image or the number of the box has the wrong form, or `mountpoint` fails.
 pub fn choose(
     call: &IsolateCall,
     images: &BoxImages,
@@ -57,9 +57,8 @@ pub fn choose(
         }
         None if images.is_empty() => None,
         None => {
-            let given =
-                || call.value(IsolateOption::BoxId).unwrap_or_default().to_string_lossy().into_owned();
-            let id = call.box_id().ok_or_else(|| ShimError::BoxId(given()))?;
+            let text = || call.value(IsolateOption::BoxId).unwrap_or_default().to_string_lossy().into_owned();
+            let id = call.box_id().ok_or_else(|| ShimError::BoxId(text()))?;
             images.of_box(id).cloned()
         }
     };
@@ -69,7 +68,7 @@ pub fn choose(
     })
 }
 
-/// Whether arguments that cannot be parsed may request an image.
+/// Returns whether arguments that cannot be parsed may request an image.
 pub fn may_request_image(arguments: &[OsString], images: &BoxImages, mountpoint: Option<&Path>) -> bool {
     let holds = |argument: &OsString, text: &[u8]| {
         argument.as_bytes().windows(text.len()).any(|window| window == text)

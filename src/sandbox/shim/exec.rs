@@ -42,16 +42,16 @@ pub struct ShimSettings {
     pub upper: Upper,
     /// The inode numbers of roots.
     pub inodes: InodeWidth,
-    /// Whether roots are writable if the call does not say.
+    /// Whether roots are writable unless the call overrides it.
     pub writable: bool,
-    /// The images of boxes whose calls name none.
+    /// The images of boxes whose calls name no image.
     pub images: BoxImages,
     /// Whether options end at the first other argument, because isolate will see `POSIXLY_CORRECT` in its environment.
     pub in_order: bool,
 }
 
-/// Becomes isolate. Returns only if that fails. Everything that was made is removed before, or by the guardian after this
-/// process has ended.
+/// Becomes isolate. Returns only on failure. The remains of the root are removed before, or by the guardian after this process
+/// has ended.
 ///
 /// `name` is the name by which this program was called. The process must have one thread.
 pub fn become_isolate(
@@ -66,7 +66,7 @@ pub fn become_isolate(
     }
 }
 
-/// Returns the meta file of a call; `None` if there is none or the arguments cannot be parsed.
+/// Returns the meta file of a call; `None` if the call has no meta file or the arguments cannot be parsed.
 #[must_use]
 pub fn meta_file(arguments: &[OsString], in_order: bool) -> Option<PathBuf> {
     let call = IsolateCall::parse(arguments, None, in_order).ok()?;
@@ -101,7 +101,7 @@ fn prepare(
     }
 }
 
-/// Parses the call. Returns `None` for a malformed call that is certainly for no image: isolate itself reports the error.
+/// Parses the call. Returns `None` for a malformed call that certainly requests no image: isolate itself reports the error.
 fn parse(
     settings: &ShimSettings,
     real: &RealIsolate,
@@ -202,7 +202,7 @@ fn resolve_rules(
     rules: Vec<DirRule>,
 ) -> Result<Vec<DirRule>, ShimError> {
     let inside = |rule: &DirRule| components(&rule.inside).collect::<PathBuf>();
-    // The mounts so far: each path as the rule has it, and resolved.
+    // The mounts so far, each with the path in its rule and the resolved path.
     let mut mounted: Vec<(PathBuf, PathBuf)> =
         rewrite.standard_rules(root.path()).iter().map(|rule| (inside(rule), inside(rule))).collect();
     let mut resolved_rules = Vec::new();
@@ -216,7 +216,7 @@ fn resolve_rules(
             None => {
                 let resolved: PathBuf = components(root.directory(&path)?.as_os_str()).collect();
                 // Links of the image lead the path into a directory that isolate will have mounted by then: `/proc` with its
-                // magic links, or a directory of the host. There the path would mean something else, and isolate would make
+                // magic links, or a directory of the host. There the path would have another meaning, and isolate would make
                 // missing directories.
                 if let Some((mount, _)) = mounted.iter().find(|(_, at)| resolved.starts_with(at)) {
                     return Err(ShimError::Covered { path, mount: mount.clone() });
@@ -235,7 +235,7 @@ fn resolve_rules(
 
 /// Searches `PATH` in the root for the first word of the command.
 ///
-/// Returns `None` if the word is a path, or if there is no such program; isolate then reports that.
+/// Returns `None` if the word is a path, or if the program does not exist; isolate then reports the error.
 fn find_program(
     root: &PrivateRoot,
     rewrite: &CallRewrite,
@@ -250,7 +250,7 @@ fn find_program(
         view.mount(&at, MountContent::Unknown, false);
     }
     let path = rewrite.search_path(environment).unwrap_or_else(|| DEFAULT_PATH.into());
-    // Only isolate knows the user of the box. This one owns no file of any image.
+    // Only isolate knows the user of the box. This user owns no file of any image.
     let user = User { uid: u32::MAX - 1, gid: u32::MAX - 1 };
     view.find_program(word, &path, Path::new("/box"), user).ok()
 }

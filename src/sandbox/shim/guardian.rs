@@ -26,7 +26,7 @@ use super::ShimError;
 use crate::roots::{PrivateRoot, RootLease, RootWatch, Roots, processes_with_mount};
 use crate::sandbox::process::{Forked, fork};
 
-/// How long to wait for the root to die before the first look at its processes. Usually isolate's namespace is gone by then.
+/// How long to wait for the root to die before its processes are first checked. Usually isolate's namespace is gone by then.
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 /// How long the kernel may take to unmount everything in a namespace without processes. Each mount takes some time.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,7 +35,7 @@ const KILL_PAUSE: Duration = Duration::from_millis(200);
 /// Limit of open files. Removing a tree needs a bounded number of descriptors.
 const FILES_MAX: u64 = 1024;
 
-/// The guardian, as seen by the process that becomes isolate.
+/// The handle of the guardian for the process that becomes isolate.
 #[derive(Debug)]
 pub(super) struct Guardian {
     watch: RootWatch,
@@ -58,11 +58,11 @@ impl Guardian {
         match fork().map_err(ShimError::Guardian)? {
             Forked::Parent(_) => Ok((Self { watch, ready }, lease)),
             Forked::Child => {
-                // Nobody reads a failure of the guardian, and none of them excuses the others: whatever fails, the guardian goes
-                // on to wait for the root's death and to remove it. The next sweep removes whatever remains.
+                // No process reads the guardian's errors, and no failed step may prevent the following steps: the guardian
+                // always waits for the root's death and removes the root. The next sweep removes any remains.
                 let lease = ManuallyDrop::into_inner(lease);
                 attempt(|| detach_and_report(&lease, &watch, &isolate, &report_ready));
-                // If the report failed, the other process notices now.
+                // If the report failed, the closed pipe informs the other process.
                 drop(report_ready);
                 if attempt(|| Ok(wait_for_death(&lease, &watch, &isolate))).unwrap_or(false) {
                     attempt(|| lease.release().map_err(io::Error::other));
@@ -77,7 +77,7 @@ impl Guardian {
         }
     }
 
-    /// Lets the guardian notice when the root is no longer mounted anywhere.
+    /// Lets the guardian detect when the root is no longer mounted anywhere.
     pub(super) fn watch(&self, root: &PrivateRoot) -> Result<(), ShimError> {
         self.watch.add(root).map_err(ShimError::Guardian)
     }
@@ -114,7 +114,7 @@ fn detach_and_report(
 }
 
 /// Waits until isolate has ended and the kernel has unmounted the root everywhere. Kills processes of the sandbox that keep
-/// the root mounted. Returns false if the root's death was not noticed: it was never mounted, or something else keeps it alive.
+/// the root mounted. Returns false if the root's death was not detected: the root was never mounted, or is still in use.
 fn wait_for_death(lease: &RootLease, watch: &RootWatch, isolate: &OwnedFd) -> bool {
     let mut ended = [PollFd::new(isolate, PollFlags::IN)];
     while !matches!(rustix::event::poll(&mut ended, None), Ok(1..)) {
@@ -133,9 +133,9 @@ fn wait_for_death(lease: &RootLease, watch: &RootWatch, isolate: &OwnedFd) -> bo
             return true;
         }
         match processes_with_mount(&source) {
-            Ok(left) if left.is_empty() => break,
-            Ok(left) => left.into_iter().for_each(|pid| kill(pid, &source)),
-            // The next look may succeed.
+            Ok(remaining) if remaining.is_empty() => break,
+            Ok(remaining) => remaining.into_iter().for_each(|pid| kill(pid, &source)),
+            // The next attempt may succeed.
             Err(_) => {}
         }
         wait = KILL_PAUSE;
@@ -166,14 +166,14 @@ fn detach_from_caller(kept: &[RawFd]) -> io::Result<()> {
         (Resource::As, unlimited),
         (Resource::Nofile, files),
     ] {
-        // Fails without CAP_SYS_RESOURCE; the limit then stays.
+        // Fails without CAP_SYS_RESOURCE; the limit is then unchanged.
         let _ = rustix::process::setrlimit(resource, limit);
     }
     let _ = rustix::process::setpriority_process(None, 0);
     close_all_but(kept)
 }
 
-/// Closes every descriptor except `kept`, and opens the three standard ones on `/dev/null`.
+/// Closes every descriptor except `kept`, and redirects the three standard streams to `/dev/null`.
 fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
@@ -200,7 +200,7 @@ fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
 /// Kills a process if it has the root mounted.
 fn kill(pid: Pid, source: &str) {
     let Ok(fd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
-    // Between listing and opening, the number may have passed to another process.
+    // Between listing and opening, the PID may have been reused.
     if holds(pid, source) {
         let _ = rustix::process::pidfd_send_signal(fd.as_fd(), Signal::KILL);
     }

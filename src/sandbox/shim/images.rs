@@ -1,4 +1,4 @@
-//! Names of images in the mount, and the images of boxes whose calls name none.
+//! Names of images in the mount, and the images of boxes whose calls name no image.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -50,11 +50,11 @@ impl fmt::Display for ImageName {
     }
 }
 
-/// The images of boxes whose calls name none.
+/// The images of boxes whose calls name no image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BoxImages {
     default: Option<ImageName>,
-    /// Ranges that do not overlap. Boxes in a range without an image have none, whatever the default.
+    /// Ranges that do not overlap. A range without an image overrides the default.
     ranges: Vec<(RangeInclusive<u32>, Option<ImageName>)>,
 }
 
@@ -83,13 +83,13 @@ impl BoxImages {
         Ok(images)
     }
 
-    /// Whether no box has an image.
+    /// Returns whether no box has an image.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.default.is_none() && self.ranges.iter().all(|(_, image)| image.is_none())
     }
 
-    /// The image of a box, if it has one.
+    /// Returns the image of a box, if it has one.
     #[must_use]
     pub fn of_box(&self, id: u32) -> Option<&ImageName> {
         match self.ranges.iter().find(|(range, _)| range.contains(&id)) {
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn image_names_are_those_of_the_mount() {
+    fn image_names_match_the_names_in_the_mount() {
         let path = |text: &str| text.parse::<ImageName>().map(|name| name.to_string()).ok();
         for (text, expected) in [
             ("python", "python:latest"),

@@ -1,19 +1,19 @@
-//! A stand-in for isolate: called with a worker's arguments, it becomes the real isolate, in a root of an image if the call
-//! is for one.
+//! A stand-in for isolate: called with a worker's arguments, it becomes the real isolate, in the root of an image if the call
+//! requests an image.
 //!
-//! A worker that runs `isolate` from its `PATH` needs no change: it finds this program under that name. If the call is for no
-//! image, the stand-in executes the real isolate with the same arguments, descriptors and identity. Otherwise it makes a
-//! root in a mount namespace of its own, rewrites the call for that root, and executes isolate. The process *becomes*
-//! isolate, because workers kill it by its number.
+//! A worker that runs `isolate` from its `PATH` needs no change: it finds this program under that name. If the call requests no
+//! image, the stand-in executes the real isolate with the same arguments, descriptors and identity. Otherwise it makes a root
+//! in a mount namespace of its own, rewrites the call for that root, and executes isolate. The process *becomes* isolate,
+//! because workers kill it by its PID.
 //!
 //! Workers are not root, and only root can make such a namespace. So the program is installed set-uid, as isolate is, and
 //! does little before it drops its privileges:
 //!
 //! - It opens, follows and runs nothing that the caller names while it has privileges. It compares the path of an image with
-//!   the mountpoint as text, and the kernel looks the rest up below the mountpoint. It opens the meta file and executes
-//!   isolate only after it has dropped its privileges for good.
+//!   the mountpoint as text, and the kernel resolves the rest below the mountpoint. It opens the meta file and executes
+//!   isolate only after it has dropped its privileges permanently.
 //! - Settings come only from the configuration file, and only if nobody but root can write that file.
-//! - A second process, the guardian, removes everything that was made, however the first one ends. The caller cannot reach
+//! - A second process, the guardian, removes the root, however the first process ends. The caller cannot reach
 //!   it.
 
 mod caller;
@@ -39,7 +39,7 @@ use crate::pipeline::PipelineError;
 use crate::roots::RootsError;
 use crate::store::StoreError;
 
-/// Why the stand-in could not become isolate.
+/// The error of becoming isolate.
 #[derive(Debug, thiserror::Error)]
 pub enum ShimError {
     /// A name of an image has the wrong form.
@@ -48,13 +48,13 @@ pub enum ShimError {
     /// A key of the table of images has the wrong form.
     #[error("boxes `{0}`: expected a number, a range such as 10-19, or `default`")]
     Boxes(String),
-    /// Two images for the same box.
+    /// The same box has two images.
     #[error("box {0} has two images")]
     BoxTwice(u32),
-    /// The arguments cannot be parsed, so the call may be for an image.
+    /// The arguments cannot be parsed, so the call may request an image.
     #[error("cannot parse the isolate arguments; they may request an image")]
     Arguments(#[source] IsolateError),
-    /// The call is wrong, or the real isolate cannot be used.
+    /// The call is invalid, or the real isolate cannot be used.
     #[error(transparent)]
     Isolate(#[from] IsolateError),
     /// The number of the box selects its image and cannot be parsed.
@@ -63,7 +63,7 @@ pub enum ShimError {
     /// A path into the mount contains `..`.
     #[error("image {0}: a path into the mount must not contain `..`")]
     ParentDir(PathBuf),
-    /// A path into the mount is not that of an image.
+    /// A path into the mount does not lead to an image.
     #[error("{0} is not an image")]
     NotAnImage(PathBuf),
     /// The path of a rule is the root itself.
@@ -83,7 +83,7 @@ pub enum ShimError {
     /// The configured isolate is this program.
     #[error("isolate {0} is this program itself")]
     Itself(PathBuf),
-    /// Others than root could have written a file.
+    /// Users other than root could have written a file.
     #[error("{path} is not trusted: {reason}")]
     Untrusted {
         /// The file.
@@ -91,10 +91,10 @@ pub enum ShimError {
         /// Why the file is not trusted.
         reason: &'static str,
     },
-    /// No daemon shows the images of the store.
+    /// No daemon serves the store.
     #[error("no daemon serves the store {0}")]
     NoDaemon(PathBuf),
-    /// The call is for an image, but the process has no privileges.
+    /// The call requests an image, but the process has no privileges.
     #[error("making a root requires root privileges: this program is neither run by root nor set-uid root")]
     Unprivileged,
     /// The root could not be made.
@@ -108,7 +108,7 @@ pub enum ShimError {
     Config {
         /// The image.
         image: String,
-        /// Why it could not be read.
+        /// The underlying error.
         source: PipelineError,
     },
     /// The guardian could not be started.

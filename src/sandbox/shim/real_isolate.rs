@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use super::{Rights, ShimError};
 use crate::sandbox::isolate::{IsolateVersion, is_trusted};
 
-/// Where a set-uid stand-in looks for isolate if the configuration names none. The stand-in is usually installed at one of
-/// the first two paths itself.
+/// The paths at which a set-uid stand-in searches for isolate if the configuration does not name it. The stand-in itself is
+/// usually installed at one of the first two paths.
 const DEFAULT_PATHS: [&str; 4] = [
     "/usr/local/bin/isolate",
     "/usr/bin/isolate",
@@ -28,7 +28,7 @@ impl RealIsolate {
     /// Finds isolate at the configured path, otherwise in `search`, otherwise at the default paths. The result is never this
     /// program.
     ///
-    /// `search` is the caller's `PATH`. A set-uid stand-in does not use it; without privileges it can do no harm.
+    /// `search` is the caller's `PATH`. A set-uid stand-in ignores it; without privileges, it is harmless.
     ///
     /// # Errors
     /// [`ShimError::NoIsolate`]; for a configured path also [`ShimError::Itself`] and [`ShimError::Untrusted`].
@@ -67,7 +67,7 @@ impl RealIsolate {
         isolate.ok_or(ShimError::NoIsolate(paths))
     }
 
-    /// Returns the version of isolate; `run_dir` is where it is cached.
+    /// Returns the version of isolate. It is cached in `run_dir`.
     ///
     /// # Errors
     /// The program prints no version, or the version is too old.
@@ -76,8 +76,8 @@ impl RealIsolate {
     }
 }
 
-/// Whether two files are the same, or probably copies: two copies of the stand-in that take each other for isolate would
-/// execute each other for ever.
+/// Returns whether two files are the same file or probably copies. Two copies of the stand-in that mistake each other for
+/// isolate would execute each other forever.
 fn is_same(one: &Metadata, other: &Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino()) || one.size() == other.size()
 }

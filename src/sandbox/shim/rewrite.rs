@@ -10,11 +10,11 @@ use crate::sandbox::isolate::{
     components, is_root, root_rules,
 };
 
-/// A call for an image, in parts that can be put together for a root.
+/// A call that requests an image, divided into the parts of the call for a root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallRewrite {
     version: IsolateVersion,
-    /// The options that isolate gets unchanged.
+    /// The options that isolate receives unchanged.
     options: Vec<GivenOption>,
     /// The caller's rules for paths that have a rule in every root.
     overriding: Vec<DirRule>,
@@ -24,9 +24,9 @@ pub struct CallRewrite {
 }
 
 /// Returns the rules that take effect: a later rule for the same text replaces the earlier one in its position.
-pub(super) fn effective_rules(given: impl IntoIterator<Item = DirRule>) -> Vec<DirRule> {
+pub(super) fn effective_rules(all: impl IntoIterator<Item = DirRule>) -> Vec<DirRule> {
     let mut rules: Vec<DirRule> = Vec::new();
-    for rule in given {
+    for rule in all {
         match rules.iter_mut().find(|earlier| earlier.inside == rule.inside) {
             Some(earlier) => *earlier = rule,
             None => rules.push(rule),
@@ -36,15 +36,15 @@ pub(super) fn effective_rules(given: impl IntoIterator<Item = DirRule>) -> Vec<D
 }
 
 impl CallRewrite {
-    /// Takes apart a call for an image. `version` is that of the isolate that will get the call.
+    /// Divides a call that requests an image. `version` is the version of the isolate that will receive the call.
     ///
     /// # Errors
     /// [`IsolateError::Rule`] if a directory rule is malformed.
     pub fn new(call: &IsolateCall, version: IsolateVersion) -> Result<Self, IsolateError> {
-        let given: Result<Vec<DirRule>, _> = call.values(IsolateOption::Dir).map(DirRule::parse).collect();
+        let rules: Result<Vec<DirRule>, _> = call.values(IsolateOption::Dir).map(DirRule::parse).collect();
         let standard = root_rules(version, Path::new("/"), false);
         let (mut overriding, mut additional) = (Vec::new(), Vec::new());
-        for rule in effective_rules(given?) {
+        for rule in effective_rules(rules?) {
             if is_root(&rule.inside) || is_hosts_etc(&rule) {
                 continue;
             }
@@ -54,18 +54,18 @@ impl CallRewrite {
                 additional.push(rule);
             }
         }
-        let is_kept = |given: &&GivenOption| match given.option {
+        let is_kept = |entry: &&GivenOption| match entry.option {
             IsolateOption::Dir | IsolateOption::NoDefaultDirs => false,
-            IsolateOption::Env => given.value.as_deref().and_then(image_variable).is_none(),
-            // Versions without this option always do what it asks for.
-            IsolateOption::CgTiming => given.option.is_known_to(version),
+            IsolateOption::Env => entry.value.as_deref().and_then(image_variable).is_none(),
+            // Versions without this option always behave as with it.
+            IsolateOption::CgTiming => entry.option.is_known_to(version),
             _ => true,
         };
         let options = call.options.iter().filter(is_kept).cloned().collect();
         Ok(Self { version, options, overriding, additional, command: call.arguments.clone() })
     }
 
-    /// Returns the rules that every root has, without the one for the root itself, with the caller's replacements.
+    /// Returns the rules that every root has, except the rule for the root itself, with the caller's replacements.
     pub fn standard_rules(&self, root: &Path) -> Vec<DirRule> {
         let mut standard = root_rules(self.version, root, false);
         standard.retain(|rule| !is_root(&rule.inside));
@@ -95,7 +95,7 @@ impl CallRewrite {
         &self.additional
     }
 
-    /// The first word of the command, which isolate takes as a path.
+    /// Returns the first word of the command, which isolate interprets as a path.
     pub fn program(&self) -> Option<&OsStr> {
         self.command.first().map(OsString::as_os_str)
     }
@@ -118,7 +118,7 @@ impl CallRewrite {
         let mut arguments: Vec<OsString> = self.options.iter().map(GivenOption::argument).collect();
         let mut add =
             |option, value: OsString| arguments.push(GivenOption { option, value: Some(value) }.argument());
-        // Never with the flag `dev`: device nodes of an image must not work.
+        // The root never has the flag `dev`: device nodes of an image must not be usable.
         let top = DirRule::directory(".", root, RuleFlags { rw: writable, ..RuleFlags::default() });
         for rule in std::iter::once(&top).chain(&self.standard_rules(root)).chain(additional) {
             add(IsolateOption::Dir, rule.to_value()?);
@@ -140,14 +140,14 @@ impl CallRewrite {
     /// Returns the `PATH` that the program will have, if the image or the caller sets one.
     pub fn search_path(&self, environment: &[String]) -> Option<OsString> {
         let of_image = environment.iter().rev().find_map(|pair| pair.strip_prefix("PATH="));
-        let given = || {
-            let values = self.options.iter().rev().filter(|given| given.option == IsolateOption::Env);
-            let path = |given: &GivenOption| {
-                given.value.as_ref()?.as_bytes().strip_prefix(b"PATH=").map(<[u8]>::to_vec)
+        let of_caller = || {
+            let values = self.options.iter().rev().filter(|entry| entry.option == IsolateOption::Env);
+            let path = |entry: &GivenOption| {
+                entry.value.as_ref()?.as_bytes().strip_prefix(b"PATH=").map(<[u8]>::to_vec)
             };
             values.filter_map(path).next()
         };
-        of_image.map(OsString::from).or_else(|| given().map(|path| OsStr::from_bytes(&path).to_owned()))
+        of_image.map(OsString::from).or_else(|| of_caller().map(|path| OsStr::from_bytes(&path).to_owned()))
     }
 }
 
@@ -155,7 +155,7 @@ fn has_same_path(one: &DirRule, other: &DirRule) -> bool {
     components(&one.inside).eq(components(&other.inside))
 }
 
-/// Whether a rule binds the host's `/etc`, as workers do for programs of the host. An image has its own.
+/// Returns whether a rule binds the host's `/etc`, as workers do for programs of the host. An image has its own `/etc`.
 fn is_hosts_etc(rule: &DirRule) -> bool {
     let RuleTarget::Directory(outside) = &rule.target else { return false };
     let etc = |path: &OsStr| {
@@ -165,7 +165,7 @@ fn is_hosts_etc(rule: &DirRule) -> bool {
     outside.as_bytes().starts_with(b"/") && etc(&rule.inside) && etc(outside)
 }
 
-/// Whether `pair` sets a variable. For an entry without `=`, isolate would pass on the caller's variable.
+/// Returns whether `pair` sets a variable. For an entry without `=`, isolate would pass on the caller's variable.
 fn is_pair(pair: &str) -> bool {
     pair.find('=').is_some_and(|at| at > 0) && !pair.contains('\0')
 }
@@ -185,7 +185,7 @@ mod tests {
         IsolateCall::parse(&words(line), None, false).unwrap()
     }
 
-    /// Returns the call that isolate gets, without the parts that every call has.
+    /// Returns the call that isolate receives, without the parts that every call has.
     fn rewritten(line: &str, version: IsolateVersion, environment: &[&str]) -> String {
         let environment: Vec<String> = environment.iter().map(|pair| (*pair).to_owned()).collect();
         let rewrite = CallRewrite::new(&call(line), version).unwrap();

@@ -29,6 +29,8 @@ const MARK: &str = "RCX_TEST_RUN";
 /// The number of boxes reserved for each test, because isolate 1 takes a box away from its user. The tests of the
 /// stand-in use the boxes from 500 on.
 const BOXES: u32 = 22;
+/// The marker of the directory of homes. It stays when the homes are gone.
+const MARKER: &str = ".rcx-imagefs";
 
 /// An installed isolate.
 #[derive(Debug, Clone)]
@@ -245,7 +247,8 @@ impl Runner {
             state_dir.join("roots"),
             state_dir.join("boxes"),
         ] {
-            traces.extend(names(&dir).into_iter().map(|name| dir.join(name).display().to_string()));
+            let names = names(&dir).into_iter().filter(|name| name != MARKER);
+            traces.extend(names.map(|name| dir.join(name).display().to_string()));
         }
         // `isolate-version` caches the version of isolate.
         let is_known = |name: &str| {

@@ -86,7 +86,7 @@ pub(super) fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
             error: error.map(|error| error.message),
         }
     });
-    let shown = InspectJson {
+    let document = InspectJson {
         name: context.familiar(&image.name),
         tags: image.tags.iter().map(ToString::to_string).collect(),
         digest: image.digest.to_string(),
@@ -97,21 +97,21 @@ pub(super) fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
         layers: layers.collect(),
         config: config.raw.clone(),
     };
-    if args.json { output::json(&shown) } else { print(&shown, config) }
+    if args.json { output::json(&document) } else { print(&document, config) }
 }
 
-fn print(shown: &InspectJson, config: &crate::image::ImageConfig) -> anyhow::Result<()> {
+fn print(document: &InspectJson, config: &crate::image::ImageConfig) -> anyhow::Result<()> {
     let field = |name: &str, value: &str| match value {
         "" => Ok(()),
         value => output::line(format!("{name:<12}{value}")),
     };
-    field("name", &shown.name)?;
-    field("tags", &shown.tags.join(", "))?;
-    field("digest", &shown.digest)?;
-    field("index", shown.index.as_deref().unwrap_or_default())?;
-    field("type", &shown.media_type)?;
-    field("platform", &shown.platform)?;
-    field("created", shown.created.as_deref().unwrap_or_default())?;
+    field("name", &document.name)?;
+    field("tags", &document.tags.join(", "))?;
+    field("digest", &document.digest)?;
+    field("index", document.index.as_deref().unwrap_or_default())?;
+    field("type", &document.media_type)?;
+    field("platform", &document.platform)?;
+    field("created", document.created.as_deref().unwrap_or_default())?;
     field("user", &config.user)?;
     field("directory", &config.working_dir)?;
     field("entrypoint", &config.entrypoint.join(" "))?;
@@ -121,7 +121,7 @@ fn print(shown: &InspectJson, config: &crate::image::ImageConfig) -> anyhow::Res
     }
     output::line("")?;
     let cell = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-    let rows: Vec<Vec<String>> = shown
+    let rows: Vec<Vec<String>> = document
         .layers
         .iter()
         .map(|layer| {
@@ -140,7 +140,7 @@ fn print(shown: &InspectJson, config: &crate::image::ImageConfig) -> anyhow::Res
         .collect();
     let head = ["LAYER", "BLOB", "TAR", "ENTRIES", "SPANS", "INDEX", "OF BLOB", "SEEKABLE"];
     output::table(&head, &rows)?;
-    for layer in &shown.layers {
+    for layer in &document.layers {
         if let Some(error) = &layer.error {
             output::line(format!("{}: {error}", layer.digest))?;
         }

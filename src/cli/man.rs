@@ -30,10 +30,10 @@ pub(super) struct ManArgs {
 
 pub(super) fn run(args: &ManArgs, command: Command) -> anyhow::Result<()> {
     let dir = &args.dir;
-    fs::create_dir_all(dir).with_context(|| format!("directory {}", dir.display()))?;
+    fs::create_dir_all(dir).with_context(|| format!("cannot create directory {}", dir.display()))?;
     let write = |name: &str, text: &[u8]| {
         let path = dir.join(name);
-        fs::write(&path, text).with_context(|| format!("man page {}", path.display()))
+        fs::write(&path, text).with_context(|| format!("cannot write man page {}", path.display()))
     };
     for page in ManualPage::ALL {
         write(&page.file_name(), page.to_man_page().as_bytes())?;
@@ -52,7 +52,7 @@ struct CommandPage {
 }
 
 impl CommandPage {
-    /// The pages of a command and of all its subcommands.
+    /// Returns the pages of a command and of all its subcommands.
     fn all(command: Command) -> Vec<Self> {
         let mut command = command.disable_help_subcommand(true);
         command.build();

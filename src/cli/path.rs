@@ -53,6 +53,6 @@ pub(super) fn run(context: &Context, args: &PathArgs) -> anyhow::Result<()> {
             digest: found.image.digest.to_string(),
         });
     }
-    let shown = if args.no_colon { alias } else { path };
-    output::bytes_line(shown.as_os_str().as_bytes())
+    let printed = if args.no_colon { alias } else { path };
+    output::bytes_line(printed.as_os_str().as_bytes())
 }

@@ -60,9 +60,9 @@ fn remove(context: &Context, store: &Store, args: &RmArgs, text: &str) -> anyhow
     let found = context.find(store, text)?;
     let name = &found.image.name;
     let (digest, untagged, removed) = match found.tag {
-        // Another process may move the tag meanwhile, so the digest of the report comes from the removal itself.
+        // Another process may move the tag meanwhile, so take the reported digest from the removal itself.
         Some(tag) => match store.untag(name, &tag, args.keep)? {
-            Some(gone) => (gone.digest, vec![tag], gone.removed),
+            Some(removal) => (removal.digest, vec![tag], removal.removed),
             None => {
                 let message = format!("another process has removed the tag {name}:{tag}");
                 return Err(error::fail(ErrorCode::NoImage, message));

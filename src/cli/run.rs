@@ -37,8 +37,8 @@ Examples:
 /// Run a command in a fresh root of an image, under isolate or bubblewrap
 ///
 /// The command starts in the image's working directory, or in /box if the image has none; /box is the only directory of the
-/// host in the sandbox. The command is looked up in the PATH of the image. Everything it writes is removed after the run,
-/// except the files that --copy-out copies.
+/// host in the sandbox, unless --dir binds others. The command is looked up in the PATH of the image. Everything it writes is
+/// removed after the run, except the files that --copy-out copies.
 ///
 /// Options that isolate also has mean the same as in isolate. Exits with 0 if the program did, with 1 if the program failed or
 /// exceeded a limit, with 2 if it could not be run, and with 128+N if signal N ended `run` itself.
@@ -140,7 +140,7 @@ struct ProgramArgs {
     /// Redirect standard error to standard output
     #[arg(long)]
     stderr_to_stdout: bool,
-    /// Set a variable, overriding the image's; without VALUE, take it from the caller's environment
+    /// Set a variable, overriding the image's; without VALUE, inherit it from the caller's environment
     #[arg(long, value_name = "NAME[=VALUE]")]
     env: Vec<OsString>,
     /// Pass all variables of the caller's environment
@@ -307,7 +307,7 @@ struct RunJson<'a> {
     interrupted: bool,
     /// Errors after the program ended, for example of --copy-out.
     errors: Vec<String>,
-    /// The code of the error if the run failed, otherwise of the first of `errors`.
+    /// The code of the error if the run failed, otherwise the code of the first of `errors`.
     code: Option<&'static str>,
 }
 

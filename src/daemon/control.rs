@@ -152,8 +152,8 @@ fn exchange_lines(stream: &mut UnixStream, line: &[u8], end: Instant) -> io::Res
     let mut answer = Vec::new();
     let mut chunk = [0; 16 << 10];
     while !answer.ends_with(b"\n") && (answer.len() as u64) < RESPONSE_MAX {
-        let left = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
-        stream.set_read_timeout(Some(left.ok_or(io::ErrorKind::TimedOut)?))?;
+        let remaining = end.checked_duration_since(Instant::now()).filter(|remaining| !remaining.is_zero());
+        stream.set_read_timeout(Some(remaining.ok_or(io::ErrorKind::TimedOut)?))?;
         match stream.read(&mut chunk)? {
             0 => break,
             count => answer.extend_from_slice(&chunk[..count]),

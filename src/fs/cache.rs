@@ -248,8 +248,9 @@ impl PendingDecode {
                 DecodeState::Done(bytes) => return Ok(Arc::clone(bytes)),
                 DecodeState::Failed => return Err(SpanFault::Shared),
             }
-            let left = end.checked_duration_since(Instant::now()).ok_or(SpanFault::Deadline(deadline))?;
-            (state, _) = ignore_poison(self.finished.wait_timeout(state, left));
+            let remaining =
+                end.checked_duration_since(Instant::now()).ok_or(SpanFault::Deadline(deadline))?;
+            (state, _) = ignore_poison(self.finished.wait_timeout(state, remaining));
         }
     }
 }

@@ -73,10 +73,10 @@ impl<T> ImageTable<T> {
                 ImageState::Failed { .. } | ImageState::Idle => break,
                 ImageState::Opening => {}
             }
-            let Some(left) = end.checked_duration_since(Instant::now()) else {
+            let Some(remaining) = end.checked_duration_since(Instant::now()) else {
                 return Err(Arc::new(ImageFault::Deadline { image: name(), waited: self.deadline }));
             };
-            (state, _) = ignore_poison(cell.changed.wait_timeout(state, left));
+            (state, _) = ignore_poison(cell.changed.wait_timeout(state, remaining));
         }
         *state = ImageState::Opening;
         drop(state);

@@ -64,8 +64,8 @@ impl LayerTable {
         if !Arc::ptr_eq(&open, failed) {
             return Some(open);
         }
-        let opened_from = ignore_poison(self.layers.read()).get(&slot)?.blob;
-        if opened_from == Some(current) {
+        let previous = ignore_poison(self.layers.read()).get(&slot)?.blob;
+        if previous == Some(current) {
             return None;
         }
         let layer = self.source.open_layer(slot).ok()??;

@@ -1,4 +1,4 @@
-//! Counts the kernel's requests by kind. Requests that the kernel answers from its cache do not arrive here.
+//! Counts the kernel's requests by kind. Requests that the kernel answers from its cache are not counted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -56,7 +56,7 @@ impl RequestCounters {
         self.counts[operation as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a panic of a handler.
+    /// Counts a handler that panicked.
     pub(super) fn count_panic(&self) {
         self.panics.fetch_add(1, Ordering::Relaxed);
     }

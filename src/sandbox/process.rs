@@ -26,7 +26,7 @@ const END_SIGNALS: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::
 #[derive(Clone, Copy)]
 pub(super) struct HeldSignals {
     held: libc::sigset_t,
-    before: libc::sigset_t,
+    previous: libc::sigset_t,
 }
 
 impl std::fmt::Debug for HeldSignals {
@@ -48,7 +48,7 @@ impl HeldSignals {
     /// Blocks the signals that end a run, and SIGCHLD.
     pub(super) fn hold() -> io::Result<Self> {
         let mut held = empty_set();
-        let mut before = empty_set();
+        let mut previous = empty_set();
         // SAFETY: sigaction writes the disposition to a valid struct, the set functions write to valid sets, and no handler
         // is installed. SIGCHLD is reset to its default disposition: if it were ignored, the kernel would reap children before
         // this process can wait for them.
@@ -64,11 +64,11 @@ impl HeldSignals {
                     libc::sigaddset(&mut held, signal);
                 }
             }
-            if libc::sigprocmask(libc::SIG_BLOCK, &held, &mut before) != 0 {
+            if libc::sigprocmask(libc::SIG_BLOCK, &held, &mut previous) != 0 {
                 return Err(io::Error::last_os_error());
             }
         }
-        Ok(Self { held, before })
+        Ok(Self { held, previous })
     }
 
     /// Waits for the next signal.
@@ -100,7 +100,7 @@ impl HeldSignals {
     /// Restores the signal mask, in a child before it executes a program.
     pub(super) fn release(&self) {
         // SAFETY: the set is the one that sigprocmask returned. The call fails only for an invalid request.
-        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.before, ptr::null_mut()) };
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.previous, ptr::null_mut()) };
     }
 }
 

@@ -164,9 +164,9 @@ impl<'a> Planner<'a> {
         self.plan
     }
 
-    fn compare(&mut self, at: usize) {
+    fn compare(&mut self, pair: usize) {
         let (upper, lower) = (self.upper, self.lower);
-        let DirectoryPair { upper: directory, lower: lower_directory, .. } = self.pairs[at];
+        let DirectoryPair { upper: directory, lower: lower_directory, .. } = self.pairs[pair];
         let lookup_lower = |name: &[u8]| lower_directory.and_then(|below| lower?.lookup(below, name));
         let mut kept = false;
         let mut hidden: Vec<Box<[u8]>> = Vec::new();
@@ -175,11 +175,11 @@ impl<'a> Planner<'a> {
             if upper.is_directory(node) {
                 let below = below.filter(|below| lower.is_some_and(|lower| lower.is_directory(*below)));
                 kept |= below.is_some();
-                self.queue(at, name, node, below);
+                self.queue(pair, name, node, below);
             } else if below.is_some_and(|below| self.is_unchanged(node, below)) {
                 kept = true;
             } else {
-                let place = PlanName { directory: self.plan_directory(at), name: name.into() };
+                let place = PlanName { directory: self.plan_directory(pair), name: name.into() };
                 self.plan_node(node, place);
             }
         }
@@ -195,7 +195,7 @@ impl<'a> Planner<'a> {
         }
         // If nothing of the lower directory remains, one opaque marker replaces all whiteouts.
         if !kept && directory != NodeId::ROOT {
-            let planned = self.plan_directory(at);
+            let planned = self.plan_directory(pair);
             self.plan.directories[planned.index()].opaque = true;
             return;
         }
@@ -203,12 +203,12 @@ impl<'a> Planner<'a> {
             self.plan.replaces_all = true;
             return;
         }
-        let directory = self.plan_directory(at);
+        let directory = self.plan_directory(pair);
         self.plan.whiteouts.extend(hidden.into_iter().map(|name| PlanName { directory, name }));
     }
 
     fn queue(&mut self, parent: usize, name: &[u8], node: NodeId, below: Option<NodeId>) {
-        let at = self.pairs.len();
+        let pair = self.pairs.len();
         self.pairs.push(DirectoryPair {
             upper: node,
             lower: below,
@@ -218,7 +218,7 @@ impl<'a> Planner<'a> {
         });
         let lower_source = below.and_then(|below| Some(self.lower?.source(below)));
         if lower_source != Some(self.upper.source(node)) {
-            self.plan_directory(at);
+            self.plan_directory(pair);
         }
     }
 

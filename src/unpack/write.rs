@@ -1,4 +1,4 @@
-//! Carries out a plan: directories, then all other files in parallel, then hard links, whiteouts, and last the attributes
+//! Writes a plan to disk: directories, then all other files in parallel, then hard links, whiteouts, and last the attributes
 //! of directories.
 //!
 //! The attributes of directories come last because writing in a directory changes its times, and its mode may deny access even
@@ -34,9 +34,9 @@ const UNREADY_FILE: Mode = Mode::from_raw_mode(0o600);
 /// Options of [`write()`].
 #[derive(Clone, Copy)]
 pub struct UnpackOptions<'a> {
-    /// Threads that decode and write; at least one.
+    /// Number of threads that decode and write; at least one.
     pub threads: usize,
-    /// Called on any thread with the bytes of content written since its last call.
+    /// Called on any thread with the number of content bytes written since the last call.
     pub progress: Option<&'a (dyn Fn(u64) + Sync)>,
     /// Set by the caller to cancel the operation.
     pub cancel: Option<&'a AtomicBool>,
@@ -58,11 +58,11 @@ impl Default for UnpackOptions<'_> {
 /// The amount of files and bytes written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct UnpackStats {
-    /// Directories, including the root.
+    /// Number of directories, including the root.
     pub directories: u64,
-    /// All other files; hard links count once.
+    /// Number of all other files; hard links count once.
     pub nodes: u64,
-    /// Bytes of content.
+    /// Total size of the content in bytes.
     pub bytes: u64,
 }
 
@@ -131,7 +131,7 @@ enum WorkItem {
     Nodes(Vec<u32>),
 }
 
-/// Nodes without content in one unit of work.
+/// Number of nodes without content in one unit of work.
 const NODES_PER_ITEM: usize = 256;
 
 impl<D: AsRef<[u8]> + Sync + Send> TreeWriter<'_, D> {

@@ -289,3 +289,43 @@ impl LoadError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(fault: SpanFault<ReadError>) -> FsError {
+        let layer = LayerDigest::new(Digest::of(b"layer"));
+        FsError::from(Box::new(ContentFault { path: "bin/sh".to_owned(), layer, image: None, fault }))
+    }
+
+    #[test]
+    fn hanging_disk_and_damaged_image_have_different_errnos() {
+        let waited = Duration::from_secs(30);
+        let image = || "lab/a@sha256:12".to_owned();
+        let hanging = Arc::new(ImageFault::Deadline { image: image(), waited });
+        assert_eq!(FsError::from(hanging).errno(), Errno::TIMEDOUT);
+        assert_eq!(content(SpanFault::Deadline(waited)).errno(), Errno::TIMEDOUT);
+        assert_eq!(FsError::from(Arc::new(ImageFault::Panicked(image()))).errno(), Errno::IO);
+        assert_eq!(content(SpanFault::Shared).errno(), Errno::IO);
+    }
+
+    #[test]
+    fn failed_content_names_image_layer_blob_and_path() {
+        let blob = Digest::of(b"blob");
+        let source = LoadError::from(PipelineError::MissingBlob(blob));
+        let image = "lab/a@sha256:12".to_owned();
+        let missing = FsError::from(Arc::new(ImageFault::Open { image: image.clone(), source }));
+        let expected = FailedContent { image: Some(image), blob: Some(blob), ..FailedContent::default() };
+        assert_eq!(missing.failed_content(), Some(expected));
+        let layer = LayerDigest::new(Digest::of(b"layer"));
+        let expected = FailedContent {
+            image: None,
+            layer: Some(layer),
+            blob: Some(layer.digest()),
+            path: Some("bin/sh".to_owned()),
+        };
+        assert_eq!(content(SpanFault::Shared).failed_content(), Some(expected));
+        assert_eq!(FsError::NotFound.failed_content(), None);
+    }
+}

@@ -4,6 +4,7 @@
 
 mod bad_host;
 mod calls;
+mod control;
 mod damage;
 mod live;
 mod warm;

@@ -136,3 +136,34 @@ fn user_without_write_permission_can_read_and_gets_clear_errors_for_writes() {
         assert!(error.to_string().contains(store_on(&disk).to_str().unwrap()), "{error}");
     }
 }
+
+/// Each lock that a user can take, in each way.
+#[test]
+fn locks_of_another_user_neither_look_like_a_daemon_nor_keep_one_from_starting() {
+    use rustix::fs::FlockOperation::{NonBlockingLockExclusive, NonBlockingLockShared};
+    for operation in [NonBlockingLockShared, NonBlockingLockExclusive] {
+        let disk = Tmpfs::with_options("size=2m,mode=0755");
+        fs::set_permissions(disk.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let store = Store::open_or_create(&store_on(&disk)).unwrap();
+        put_image(&store);
+        let info =
+            DaemonInfo { pid: std::process::id(), socket: "/run/x".into(), mountpoint: "/images".into() };
+        // The files exist, as after any daemon.
+        drop(store.lock_daemon(&info).unwrap());
+        let top = store_on(&disk).join("rcx-imagefs");
+        let files = [top.join("daemon"), top.join("locks/daemon"), top.join("version"), top];
+        // Only this thread changes its user.
+        let held = std::thread::spawn(move || {
+            let nobody = rustix::thread::Uid::from_raw(65534);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            let opened: Vec<fs::File> = files.iter().filter_map(|path| fs::File::open(path).ok()).collect();
+            opened.iter().for_each(|file| rustix::fs::flock(file, operation).unwrap());
+            opened
+        });
+        let held = held.join().unwrap();
+        assert_eq!(store.running_daemon().unwrap(), None);
+        let lock = store.lock_daemon(&info).unwrap();
+        assert_eq!(store.running_daemon().unwrap(), Some(info));
+        drop((held, lock));
+    }
+}

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::limits::{CONFIG_MAX, check_length};
 use super::{DiffId, ManifestError, Platform};
 
-/// The parts of an image's configuration that are used (image-spec, config.md).
+/// The parts of an image's configuration that this program uses (image-spec, config.md).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageConfig {
     /// The diff IDs of the layers, lowest first. [`Image`](super::Image) pairs them with the layers.

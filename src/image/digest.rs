@@ -13,7 +13,7 @@ use crate::error::ErrorCode;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
-/// Why a text is not a supported digest.
+/// The reason why a text is not a supported digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
     /// The text does not start with `ALGORITHM:`.

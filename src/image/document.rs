@@ -277,11 +277,11 @@ mod tests {
             }),
             (manifest(), Some("text/html"), |e| matches!(e, E::Html)),
             (json!([1, 2]), None, |e| matches!(e, E::Neither(_) | E::Json(_))),
-            (json!({"hello": 1}), None, |e| matches!(e, E::Neither(what) if what.contains("hello"))),
+            (json!({"hello": 1}), None, |e| matches!(e, E::Neither(fields) if fields.contains("hello"))),
             (
                 json!({"errors": [{"code": "X", "message": "go away"}]}),
                 None,
-                |e| matches!(e, E::Neither(what) if what.contains("go away")),
+                |e| matches!(e, E::Neither(fields) if fields.contains("go away")),
             ),
             (with(manifest(), "layers", json!("none")), None, |e| matches!(e, E::Json(_))),
             (without(manifest(), "layers"), None, |e| matches!(e, E::Neither(_))),
@@ -320,7 +320,7 @@ mod tests {
                 |e| matches!(e, E::TooMany { .. }),
             ),
             (with(manifest(), "config", with(descriptor(media::OCI_CONFIG), "size", json!(0))), None, |e| {
-                matches!(e, E::Size { what: "config", .. })
+                matches!(e, E::Size { object: "config", .. })
             }),
             (
                 with(
@@ -329,7 +329,7 @@ mod tests {
                     json!([with(descriptor(media::OCI_LAYER), "size", json!(u64::MAX))]),
                 ),
                 None,
-                |e| matches!(e, E::Size { what: "layer", .. }),
+                |e| matches!(e, E::Size { object: "layer", .. }),
             ),
             (
                 with(

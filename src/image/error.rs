@@ -53,6 +53,9 @@ pub enum ManifestError {
     /// The document is an index where only an image manifest is allowed.
     #[error("document is a multi-platform index, not an image manifest")]
     UnexpectedIndex,
+    /// The document is an image manifest where only an index is allowed.
+    #[error("document is an image manifest, not an index")]
+    UnexpectedManifest,
     /// An artifact that is not an image: a Helm chart, a signature, an SBOM.
     #[error("document is an artifact of type `{0}`, not an image")]
     Artifact(String),
@@ -73,20 +76,20 @@ pub enum ManifestError {
         media_type: String,
     },
     /// The document has more entries than the limit.
-    #[error("document has {count} {what}, more than the limit of {limit}")]
+    #[error("document has {count} {items}, more than the limit of {limit}")]
     TooMany {
         /// The kind of entry.
-        what: &'static str,
+        items: &'static str,
         /// The number of entries.
         count: usize,
         /// The limit.
         limit: usize,
     },
     /// The descriptor has a size of 0, or a size beyond the limit.
-    #[error("{what} {digest} has an impossible size of {size} bytes")]
+    #[error("{object} {digest} has an impossible size of {size} bytes")]
     Size {
         /// `config`, `layer` or `manifest`.
-        what: &'static str,
+        object: &'static str,
         /// The digest in the descriptor.
         digest: Digest,
         /// The size in the descriptor.
@@ -141,6 +144,7 @@ impl ManifestError {
             | Self::Contradiction { .. }
             | Self::MediaTypeMismatch { .. }
             | Self::UnexpectedIndex
+            | Self::UnexpectedManifest
             | Self::TooMany { .. }
             | Self::Size { .. }
             | Self::RootfsType(_)

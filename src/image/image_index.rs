@@ -21,13 +21,13 @@ impl ImageIndex {
     ) -> Result<Self, ManifestError> {
         let count = manifests.len();
         if count > INDEX_ENTRIES_MAX {
-            return Err(ManifestError::TooMany { what: "manifests", count, limit: INDEX_ENTRIES_MAX });
+            return Err(ManifestError::TooMany { items: "manifests", count, limit: INDEX_ENTRIES_MAX });
         }
         let is_image = |entry: &&Descriptor| entry.is_manifest() || entry.is_index();
         if let Some(entry) =
             manifests.iter().filter(is_image).find(|entry| entry.size == 0 || entry.size > MANIFEST_MAX)
         {
-            return Err(ManifestError::Size { what: "manifest", digest: entry.digest, size: entry.size });
+            return Err(ManifestError::Size { object: "manifest", digest: entry.digest, size: entry.size });
         }
         Ok(Self { media_type, manifests, annotations })
     }

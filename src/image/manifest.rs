@@ -8,7 +8,7 @@ use super::descriptor::{Descriptor, LayerMedia, media};
 use super::limits::{CONFIG_MAX, LAYERS_MAX};
 use super::{LayerDigest, ManifestError};
 
-/// An image manifest. Its configuration and all layers have supported media types and possible sizes.
+/// An image manifest. Its configuration and all layers have supported media types and valid sizes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
     media_type: String,
@@ -18,10 +18,10 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Makes an OCI manifest.
+    /// Creates an OCI manifest.
     ///
     /// # Errors
-    /// A media type is not supported, a size is impossible, or there are too many layers.
+    /// A media type is not supported, a size is not valid, or there are too many layers.
     pub fn new(config: Descriptor, layers: Vec<Descriptor>) -> Result<Self, ManifestError> {
         Self::checked(media::OCI_MANIFEST.to_owned(), config, layers, BTreeMap::new())
     }
@@ -33,13 +33,13 @@ impl Manifest {
         annotations: BTreeMap<String, String>,
     ) -> Result<Self, ManifestError> {
         if layers.len() > LAYERS_MAX {
-            return Err(ManifestError::TooMany { what: "layers", count: layers.len(), limit: LAYERS_MAX });
+            return Err(ManifestError::TooMany { items: "layers", count: layers.len(), limit: LAYERS_MAX });
         }
         if !is_image_config(&config) {
             return Err(ManifestError::Artifact(config.media_type));
         }
         if config.size == 0 || config.size > CONFIG_MAX {
-            return Err(ManifestError::Size { what: "config", digest: config.digest, size: config.size });
+            return Err(ManifestError::Size { object: "config", digest: config.digest, size: config.size });
         }
         for layer in &layers {
             let (digest, media_type) = (layer.digest, layer.media_type.clone());
@@ -51,7 +51,7 @@ impl Manifest {
             }
             // Offsets in files and in HTTP ranges are signed 64-bit numbers.
             if layer.size == 0 || i64::try_from(layer.size).is_err() {
-                return Err(ManifestError::Size { what: "layer", digest, size: layer.size });
+                return Err(ManifestError::Size { object: "layer", digest, size: layer.size });
             }
         }
         Ok(Self { media_type, config, layers, annotations })
@@ -90,7 +90,7 @@ impl Manifest {
         &self.annotations
     }
 
-    /// Serializes the manifest, always to the same bytes: for images that came without a manifest.
+    /// Serializes the manifest, always to the same bytes. Used for images that arrive without a manifest.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         #[derive(Serialize)]
@@ -114,7 +114,7 @@ impl Manifest {
     }
 }
 
-/// Whether a descriptor points at the configuration of an image.
+/// Whether a descriptor points to the configuration of an image.
 pub(super) fn is_image_config(config: &Descriptor) -> bool {
     matches!(config.media_type.as_str(), media::OCI_CONFIG | media::DOCKER_CONFIG)
 }

@@ -135,7 +135,7 @@ impl Name {
         let repository = self.repository();
         match (self.host(), repository.strip_prefix(LIBRARY)) {
             (Some(DOCKER_HUB), Some(image)) if !image.contains('/') => image.to_owned(),
-            // Not if the first component of the repository would then parse as a host.
+            // The host must stay if the first component of the repository would parse as a host.
             (Some(host), _)
                 if Some(host) == default_registry.map(current_host) && split_host(repository).0.is_none() =>
             {
@@ -237,7 +237,7 @@ impl fmt::Debug for Name {
     }
 }
 
-/// Parses the text of [`Name::as_str`]. User input goes through [`Reference::parse`](super::Reference::parse), which knows the
+/// Parses the text of [`Name::as_str`]. User input goes through [`Reference::parse`](super::Reference::parse), which applies the
 /// default registry.
 impl FromStr for Name {
     type Err = ReferenceError;

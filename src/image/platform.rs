@@ -1,8 +1,8 @@
-//! Platforms, and the choice of the manifest for one.
+//! Platforms, and the choice of a manifest for a platform.
 //!
 //! Names are normalized when they are parsed (`aarch64` is `arm64`, `arm64/v8` is `arm64`, `arm` is `arm/v7`, `amd64/v1` is
-//! `amd64`), so that equal platforms compare equal. A machine also runs programs for older variants of its architecture. It
-//! gets an image of another architecture only if the user asks for one.
+//! `amd64`), so that equal platforms compare equal. A machine also runs programs for older variants of its architecture. An
+//! image for another architecture is chosen only if the user asks for it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,7 +20,7 @@ pub struct Platform {
     variant: Option<String>,
 }
 
-/// The platform as descriptors and configurations have it. Fields that only Windows uses are ignored.
+/// The JSON form of a platform, in descriptors and configurations. Fields that only Windows uses are ignored.
 #[derive(Serialize, Deserialize)]
 struct PlatformJson {
     #[serde(default)]
@@ -31,7 +31,7 @@ struct PlatformJson {
     variant: Option<String>,
 }
 
-/// Why a text is not a platform.
+/// The reason why a text is not a platform.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("platform `{0}` is not of the form OS/ARCH[/VARIANT], as in linux/amd64 or linux/arm/v7")]
 pub struct PlatformError(String);
@@ -100,8 +100,8 @@ impl Platform {
         self.os == "unknown" || self.architecture == "unknown"
     }
 
-    /// The position of the best match in `offered`: this platform itself, else its highest lower variant. The first of equals
-    /// wins.
+    /// The position of the best match in `offered`: this platform itself, otherwise its highest lower variant. Among equal
+    /// matches, the first one.
     #[must_use]
     pub fn choose<'a>(&self, offered: impl IntoIterator<Item = &'a Self>) -> Option<usize> {
         offered
@@ -131,8 +131,8 @@ impl Platform {
     }
 
     /// The variant as a number: a higher one runs the programs of a lower one (for arm64, `v9.2` is 92 and `v8` is 80).
-    fn level(&self, usual: u32) -> Option<u32> {
-        let Some(variant) = &self.variant else { return Some(usual) };
+    fn level(&self, default: u32) -> Option<u32> {
+        let Some(variant) = &self.variant else { return Some(default) };
         let digits = variant.strip_prefix('v')?;
         if self.architecture != "arm64" {
             return digits.parse().ok();

@@ -16,10 +16,10 @@ pub struct Reference {
     pub digest: Option<ManifestDigest>,
 }
 
-/// Why a text is not a reference.
+/// The reason why a text is not a reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
-    /// The text is empty, or there is no name before `:` or `@`.
+    /// The text is empty, or has no name before `:` or `@`.
     #[error("reference `{0}` has no name")]
     NoName(String),
     /// The text is a URL.
@@ -107,7 +107,7 @@ impl Reference {
     /// Parses a user's reference to an image of a registry.
     ///
     /// # Errors
-    /// The part that is wrong and, where it can be guessed, the correct spelling.
+    /// Names the invalid part and, if it can be guessed, the correct spelling.
     pub fn parse(text: &str, default_registry: Option<&str>) -> Result<Self, ReferenceError> {
         Self::with_name(text, |name| Name::normalized(name, default_registry))
     }
@@ -115,20 +115,20 @@ impl Reference {
     /// Parses the name that an archive gives to an image; see [`Name::from_archive`].
     ///
     /// # Errors
-    /// As [`Reference::parse`].
+    /// The same as for [`Reference::parse`].
     pub fn from_archive(text: &str) -> Result<Self, ReferenceError> {
         Self::with_name(text, Name::from_archive)
     }
 
-    /// Returns all references that a text may stand for among the images of the store, the most likely first: one of the
-    /// default registry, a local name, one of Docker Hub.
+    /// Returns all references that a text may mean among the images of the store, most likely first: in the default registry,
+    /// with a local name, on Docker Hub.
     ///
     /// # Errors
-    /// As [`Reference::parse`].
+    /// The same as for [`Reference::parse`].
     pub fn candidates(text: &str, default_registry: Option<&str>) -> Result<Vec<Self>, ReferenceError> {
         let first = Self::parse(text, default_registry);
         let mut all: Vec<Self> = Vec::new();
-        // With one host the name can be too long, and with another or without a host not.
+        // The name can be too long with one host, but not with another or without a host.
         for candidate in
             [first.clone(), Self::from_archive(text), Self::parse(text, None)].into_iter().flatten()
         {

@@ -1,7 +1,7 @@
 //! An image whose manifest and configuration agree.
 //!
-//! Everything behind this module takes an [`Image`] and never pairs layers with diff IDs itself. That a layer really
-//! decodes to the tar with its diff ID is not visible in the documents: the pipeline compares it with the layer's index.
+//! Everything behind this module takes an [`Image`] and never pairs layers with diff IDs itself. The documents
+//! cannot prove that a layer decodes to the tar with its diff ID: the pipeline verifies this with the layer's index.
 
 use super::{
     Compression, Descriptor, DiffId, Digest, ImageConfig, LayerDigest, LayerMedia, Manifest, ManifestDigest,
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn configuration_of_another_digest_or_size_is_refused() {
+    fn configuration_with_another_digest_or_size_is_refused() {
         let digest = ManifestDigest::new(Digest::of(b"manifest"));
         let config = config(1);
         let longer = [&config[..], b"\n"].concat();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn configuration_that_is_not_of_an_image_is_refused() {
+    fn configuration_of_an_artifact_is_refused() {
         let layers = manifest(1, b"{}").layers().to_vec();
         let descriptor = Descriptor::new("application/vnd.cncf.helm.config.v1+json", Digest::of(b"{}"), 2);
         assert!(matches!(Manifest::new(descriptor, layers), Err(ManifestError::Artifact(_))));

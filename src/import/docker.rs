@@ -44,7 +44,7 @@ impl ListedImage {
     }
 }
 
-/// Reads manifest.json; no images if it does not exist.
+/// Reads manifest.json; returns no images if it does not exist.
 fn listed_images(files: &ArchiveFiles) -> Result<Vec<ListedImage>, ImportError> {
     let Some(bytes) = files.read_document("manifest.json", MANIFEST_MAX)? else { return Ok(Vec::new()) };
     serde_json::from_slice(&bytes)
@@ -65,7 +65,7 @@ pub(super) fn names_by_config(files: &ArchiveFiles) -> Result<HashMap<Digest, Ve
     Ok(all)
 }
 
-/// Returns all images, and where their blobs are in the tar.
+/// Returns all images, and the positions of their blobs in the tar.
 pub(super) fn images(
     files: &ArchiveFiles,
 ) -> Result<(Vec<ImportImage>, HashMap<Digest, Extent>), ImportError> {
@@ -124,7 +124,7 @@ fn image(
     })
 }
 
-/// Describes a layer's file. Whether its content has this diff ID is verified when the layer is stored.
+/// Describes a layer's file. The diff ID is verified when the layer is stored.
 fn describe_layer(files: &ArchiveFiles, path: &str, diff_id: DiffId) -> Result<Descriptor, ImportError> {
     let failed = |source| ImportError::Read { file: path.to_owned(), source };
     let mut reader = files.file(path)?.ok_or_else(|| ImportError::Missing(path.to_owned()))?;

@@ -1,8 +1,8 @@
 //! Images of an OCI layout (image-spec, image-layout.md). Current `docker save` archives are layouts, too.
 //!
 //! The names of images are annotations. Some tools write a full reference to `org.opencontainers.image.ref.name`, others
-//! only a tag. docker writes the tag there and the full name to another annotation and to a manifest.json in its older
-//! format.
+//! only a tag. docker writes the tag to that annotation, and the full name to another one and to a manifest.json in its
+//! older format.
 
 use std::collections::{HashMap, HashSet};
 
@@ -22,7 +22,7 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Full name of an image, written by containerd and docker in addition.
 const IMAGE_NAME: &str = "io.containerd.image.name";
 
-/// Deepest nesting of indexes, not counting the layout's own.
+/// Deepest nesting of indexes, not counting index.json itself.
 const INDEX_DEPTH_MAX: usize = 4;
 
 /// Longest index.json, in bytes. It has one entry for each image of the layout.
@@ -44,8 +44,7 @@ pub(super) fn images(files: &ArchiveFiles, platform: &Platform) -> Result<Vec<Im
     let index = match Document::parse(&bytes, None) {
         Ok(Document::Index(index)) => index,
         Ok(Document::Manifest(_)) => {
-            let fields = "a configuration and layers, but index.json must be an index".to_owned();
-            return Err(ImportError::document("index.json", ManifestError::Neither(fields)));
+            return Err(ImportError::document("index.json", ManifestError::UnexpectedManifest));
         }
         Err(source) => return Err(ImportError::document("index.json", source)),
     };
@@ -157,7 +156,7 @@ fn resolve(
         }
     }
     let (count, limit) = (INDEX_DEPTH_MAX + 1, INDEX_DEPTH_MAX);
-    Err(ImportError::document(entry.digest, ManifestError::TooMany { what: "nested indexes", count, limit }))
+    Err(ImportError::document(entry.digest, ManifestError::TooMany { items: "nested indexes", count, limit }))
 }
 
 /// Adds the names from docker's manifest.json or, without any, from the entry's annotations.

@@ -48,14 +48,14 @@ pub enum BuildError {
         at: BlobOffset,
     },
     /// An entry exceeds a limit of the index format.
-    #[error("entry `{}` at offset {offset} of the tar: {what} exceeds the limit of an index", Printable(.path))]
+    #[error("entry `{}` at offset {offset} of the tar: {quantity} exceeds the limit of an index", Printable(.path))]
     TooLarge {
         /// The offset of the entry's header.
         offset: TarOffset,
         /// The path of the entry; for a marker, the path that it hides.
         path: Box<[u8]>,
         /// The quantity that exceeds its limit.
-        what: &'static str,
+        quantity: &'static str,
     },
     /// The new index is not valid: a bug in this program, or a faulty disk.
     #[error("the new index is not valid")]
@@ -179,7 +179,7 @@ fn walk<R: BufRead, W: Write, F: FnOnce() -> io::Result<W>>(
 ) -> Result<(), BuildError> {
     let mut walk = TarWalk::new(&mut *stream);
     while let Some(entry) = walk.next_entry()? {
-        tables.add(&entry).map_err(|what| too_large(&entry, what))?;
+        tables.add(&entry).map_err(|quantity| too_large(&entry, quantity))?;
     }
     // Content after the end-of-archive blocks is ignored, but belongs to the blob and to the diff ID.
     while stream.fill()? {
@@ -188,12 +188,12 @@ fn walk<R: BufRead, W: Write, F: FnOnce() -> io::Result<W>>(
     Ok(())
 }
 
-fn too_large(entry: &TarEntry, what: &'static str) -> BuildError {
+fn too_large(entry: &TarEntry, quantity: &'static str) -> BuildError {
     let path = match &entry.member {
         MemberName::Plain(path) | MemberName::Whiteout(path) | MemberName::Opaque(path) => path.as_bytes(),
         MemberName::Dropped => b"",
     };
-    BuildError::TooLarge { offset: entry.offset, path: path.into(), what }
+    BuildError::TooLarge { offset: entry.offset, path: path.into(), quantity }
 }
 
 /// Counts the bytes that are read from the blob.

@@ -67,7 +67,7 @@
 //! # The seekable file
 //!
 //! A zstd frame longer than a span can only be decoded from its start. The content of such a frame is written a second time,
-//! at pull, to a file beside the index: one zstd frame for each span, and nothing else. The blob stays as it was served, so
+//! at pull, to a file beside the index: one zstd frame for each span, and nothing else. The blob is kept as served, so
 //! its digest can be verified at any time; the spans of smaller frames refer to the blob.
 
 /// The first bytes of every index.

@@ -55,10 +55,10 @@ pub enum IndexError {
         declared: u64,
     },
     /// A record contradicts another one.
-    #[error("index is inconsistent: {what} {ordinal}")]
+    #[error("index is inconsistent: {record} {ordinal}")]
     Inconsistent {
         /// The kind of the record.
-        what: &'static str,
+        record: &'static str,
         /// The ordinal of the record.
         ordinal: usize,
     },

@@ -221,7 +221,7 @@ impl<D: AsRef<[u8]>> Layer<D> {
             }
         };
         let damaged =
-            IndexError::Inconsistent { what: "window group", ordinal: record.window_group as usize };
+            IndexError::Inconsistent { record: "window group", ordinal: record.window_group as usize };
         Ok(window_of(&raw, record.window_ordinal).ok_or(damaged)?)
     }
 

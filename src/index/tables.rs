@@ -206,7 +206,7 @@ impl Tables {
     }
 
     /// Counts the names of entries within the layer, by path. If the layer has symlinks or duplicate entries, the count of the
-    /// merge can differ. The file then has an inode number of its own in the image, which is slower but never wrong.
+    /// merge can differ. The file then has its own inode number in the image, which is slower but never wrong.
     fn count_links(&mut self) {
         if self.hardlinks.is_empty() {
             return;

@@ -28,20 +28,20 @@ impl<D: AsRef<[u8]>> Index<D> {
             let bytes = self.section(section).len();
             // Ordinals are u32 everywhere (`EntryId`, `SpanId`).
             if !bytes.is_multiple_of(length) || u32::try_from(bytes / length).is_err() {
-                return Err(IndexError::Inconsistent { what: "section", ordinal: section as usize });
+                return Err(IndexError::Inconsistent { record: "section", ordinal: section as usize });
             }
         }
-        let all = |what, count: usize, valid: &dyn Fn(usize) -> Option<bool>| match (0..count)
+        let all = |record, count: usize, valid: &dyn Fn(usize) -> Option<bool>| match (0..count)
             .find(|&ordinal| valid(ordinal) != Some(true))
         {
-            Some(ordinal) => Err(IndexError::Inconsistent { what, ordinal }),
+            Some(ordinal) => Err(IndexError::Inconsistent { record, ordinal }),
             None => Ok(()),
         };
         all("window group", self.count(Section::Groups, GROUP_LEN), &|n| self.group_is_valid(n))?;
         all("span", self.span_count(), &|n| self.span_is_valid(n))?;
         // `span_is_valid` checks that the last span ends at the end of the tar.
         if self.span_count() == 0 && self.tar_size() > 0 {
-            return Err(IndexError::Inconsistent { what: "tar size", ordinal: 0 });
+            return Err(IndexError::Inconsistent { record: "tar size", ordinal: 0 });
         }
         all("xattr set", self.count(Section::XattrSets, 4), &|n| self.xattr_set_is_valid(n))?;
         all("attributes", self.count(Section::Attrs, ATTR_LEN), &|n| {

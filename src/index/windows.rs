@@ -10,7 +10,7 @@ use crate::layer::Window;
 const GROUP_TARGET: usize = 32 << 10;
 /// Largest uncompressed group in bytes: the target and one more window with all of its runs.
 pub(super) const GROUP_LIMIT: u32 = 256 << 10;
-/// zstd level. The windows are compressed after the last byte of a layer arrives, so a pull waits for it. Level 12 saves 6 % and
+/// zstd level. The windows are compressed after the last byte of a layer arrives, so a pull waits for this. Level 12 saves 6 % and
 /// takes six times as long.
 const LEVEL: i32 = 3;
 
@@ -20,7 +20,7 @@ pub(super) struct WindowGroups {
     open_runs: Vec<u8>,
     open_bytes: Vec<u8>,
     open_count: u16,
-    /// The closed groups: (offset in the heap, bytes there, bytes uncompressed).
+    /// The closed groups: (offset in the heap, compressed bytes, uncompressed bytes).
     pub(super) records: Vec<(u64, u32, u32)>,
     /// The closed groups, compressed.
     pub(super) heap: Vec<u8>,
@@ -97,7 +97,7 @@ pub(super) fn window_of(group: &[u8], ordinal: u16) -> Option<Window> {
     let mut rest = group;
     let count = take_number(&mut rest)?;
     let mut window = Window::default();
-    let (mut skipped, mut wanted) = (0, 0);
+    let (mut skipped, mut window_len) = (0, 0);
     for at in 0..count {
         let mut end = 0;
         for _ in 0..take_number(&mut rest)? {
@@ -110,14 +110,14 @@ pub(super) fn window_of(group: &[u8], ordinal: u16) -> Option<Window> {
             match at.cmp(&ordinal.into()) {
                 std::cmp::Ordering::Less => skipped += length as usize,
                 std::cmp::Ordering::Equal => {
-                    wanted += length as usize;
+                    window_len += length as usize;
                     window.runs.push((u16::try_from(start).ok()?, u16::try_from(length).ok()?));
                 }
                 std::cmp::Ordering::Greater => {}
             }
         }
     }
-    window.bytes = rest.get(skipped..skipped + wanted)?.to_vec();
+    window.bytes = rest.get(skipped..skipped + window_len)?.to_vec();
     Some(window)
 }
 
@@ -125,7 +125,7 @@ pub(super) fn window_of(group: &[u8], ordinal: u16) -> Option<Window> {
 pub(super) fn decompress(frame: &[u8], raw_len: usize, ordinal: u32) -> Result<Vec<u8>, IndexError> {
     match zstd::bulk::decompress(frame, raw_len) {
         Ok(raw) if raw.len() == raw_len => Ok(raw),
-        _ => Err(IndexError::Inconsistent { what: "window group", ordinal: ordinal as usize }),
+        _ => Err(IndexError::Inconsistent { record: "window group", ordinal: ordinal as usize }),
     }
 }
 
@@ -149,10 +149,10 @@ mod tests {
             })
             .collect();
         let mut groups = WindowGroups::default();
-        let places: Vec<_> = windows.iter().map(|window| groups.push(window).unwrap()).collect();
+        let positions: Vec<_> = windows.iter().map(|window| groups.push(window).unwrap()).collect();
         groups.close().unwrap();
         assert!(groups.records.len() > 1);
-        for (window, (group, ordinal)) in windows.iter().zip(places) {
+        for (window, (group, ordinal)) in windows.iter().zip(positions) {
             let (start, length, raw_len) = groups.records[group as usize];
             assert!(raw_len <= GROUP_LIMIT);
             let start = usize::try_from(start).unwrap();

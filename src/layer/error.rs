@@ -1,4 +1,4 @@
-//! Errors of reading a layer's blob.
+//! Errors from reading a layer's blob.
 
 use std::io;
 
@@ -11,7 +11,7 @@ pub enum LayerError {
     /// The blob has no bytes, or only skippable zstd frames.
     #[error("the blob is empty")]
     Empty,
-    /// The reader that delivers the blob failed.
+    /// The reader of the blob failed.
     #[error("cannot read the blob at byte {at}")]
     Read {
         /// Position of the next byte to read.
@@ -55,22 +55,24 @@ pub enum LayerError {
         problem: String,
     },
     /// The decoded content of a gzip member does not match the checksum in its trailer.
-    #[error("gzip: member at byte {at}: checksum is {found:08x}, but the trailer says {expected:08x}")]
+    #[error("gzip: member at byte {at}: checksum is {actual:08x}, but the trailer declares {expected:08x}")]
     GzipChecksum {
         /// The first byte of the member.
         at: BlobOffset,
         /// CRC-32 of the decoded content.
-        found: u32,
+        actual: u32,
         /// CRC-32 in the trailer.
         expected: u32,
     },
     /// The decoded content of a gzip member does not have the length in its trailer.
-    #[error("gzip: member at byte {at}: length is {found}, but the trailer says {expected} (modulo 4 GiB)")]
+    #[error(
+        "gzip: member at byte {at}: length is {actual}, but the trailer declares {expected} (modulo 4 GiB)"
+    )]
     GzipLength {
         /// The first byte of the member.
         at: BlobOffset,
         /// Length of the decoded content, modulo 2^32.
-        found: u32,
+        actual: u32,
         /// ISIZE in the trailer.
         expected: u32,
     },

@@ -1,4 +1,4 @@
-//! Header and trailer of a gzip member (RFC 1952, 2.3). The deflate data between them is decoded elsewhere.
+//! Reads the header and the trailer of a gzip member (RFC 1952, 2.3), but not the deflate data between them.
 
 use std::io::BufRead;
 
@@ -22,13 +22,13 @@ struct GzipHeader<'a, R> {
     input: &'a mut BlobInput<R>,
     start: u64,
     crc: crc32fast::Hasher,
-    left: usize,
+    remaining: usize,
 }
 
 /// Reads a member's header. The deflate data comes next.
 pub(super) fn read_header<R: BufRead>(input: &mut BlobInput<R>) -> Result<(), LayerError> {
     let start = input.offset();
-    let mut header = GzipHeader { input, start, crc: crc32fast::Hasher::new(), left: HEADER_MAX };
+    let mut header = GzipHeader { input, start, crc: crc32fast::Hasher::new(), remaining: HEADER_MAX };
     let magic = [header.byte()?, header.byte()?];
     if magic != [0x1f, 0x8b] {
         return Err(LayerError::TrailingGarbage { codec: Codec::Gzip, at: BlobOffset::new(start) });
@@ -56,8 +56,8 @@ pub(super) fn read_header<R: BufRead>(input: &mut BlobInput<R>) -> Result<(), La
         }
     }
     if flags & HEADER_CRC != 0 {
-        let found = header.crc.clone().finalize().to_le_bytes();
-        if [header.byte()?, header.byte()?] != found[..2] {
+        let actual = header.crc.clone().finalize().to_le_bytes();
+        if [header.byte()?, header.byte()?] != actual[..2] {
             return Err(header.refuse("the header checksum does not match"));
         }
     }
@@ -66,10 +66,10 @@ pub(super) fn read_header<R: BufRead>(input: &mut BlobInput<R>) -> Result<(), La
 
 impl<R: BufRead> GzipHeader<'_, R> {
     fn byte(&mut self) -> Result<u8, LayerError> {
-        if self.left == 0 {
+        if self.remaining == 0 {
             return Err(self.refuse("the header is longer than 128 KiB"));
         }
-        self.left -= 1;
+        self.remaining -= 1;
         let byte = self.input.byte(Codec::Gzip, "member header")?;
         self.crc.update(&[byte]);
         Ok(byte)
@@ -95,12 +95,12 @@ pub(super) fn check_trailer<R: BufRead>(
     let at = BlobOffset::new(member);
     let expected = u32::from_le_bytes([a, b, c, d]);
     if crc != expected {
-        return Err(LayerError::GzipChecksum { at, found: crc, expected });
+        return Err(LayerError::GzipChecksum { at, actual: crc, expected });
     }
     let expected = u32::from_le_bytes([e, f, g, h]);
-    let found = u32::try_from(length & 0xffff_ffff).expect("masked to 32 bits");
-    if found != expected {
-        return Err(LayerError::GzipLength { at, found, expected });
+    let actual = u32::try_from(length & 0xffff_ffff).expect("masked to 32 bits");
+    if actual != expected {
+        return Err(LayerError::GzipLength { at, actual, expected });
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Raw deflate decoding. The only file that calls zlib-rs; wraps it in a safe type.
+//! Decodes raw deflate data. The only file that calls zlib-rs; wraps it in a safe type.
 #![expect(unsafe_code, reason = "zlib-rs offers block boundaries and priming only through its C interface")]
 
 use std::ffi::{CStr, c_int};
@@ -14,16 +14,16 @@ pub(super) struct Inflate {
 // allocator). `next_in` and `next_out` are set before each use. Nothing in the stream is tied to a thread.
 unsafe impl Send for Inflate {}
 
-/// When a call stops.
+/// The condition on which a call stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StopCondition {
     /// If the input or the output space is used up, or the stream ends.
     Exhausted,
-    /// As [`Exhausted`](StopCondition::Exhausted), and after each block.
+    /// Like [`Exhausted`](StopCondition::Exhausted), and also after each block.
     BlockEnd,
 }
 
-/// Where a call stopped.
+/// The position at which a call stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StopReason {
     /// Inside a block: the input or the output space is used up.
@@ -65,7 +65,7 @@ impl Inflate {
         // SAFETY: `stream` is a valid z_stream with the default allocator and no state; the version string is
         // static and the size is that of the type.
         let code = unsafe { z::inflateInit2_(&raw mut *stream, -15, z::zlibVersion(), size) };
-        // The arguments are constants, so only a failed allocation is possible. It panics as any other allocation does.
+        // The arguments are constants, so only a failed allocation is possible. It panics, as every other failed allocation does.
         assert_eq!(code, z::Z_OK, "out of memory for an inflate stream");
         Self { stream }
     }

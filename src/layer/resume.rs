@@ -10,22 +10,24 @@ use super::window::REACH;
 use super::{BlockHeader, Checkpoint, LayerError, Window, gzip_member, zstd};
 
 /// Longest block header, in bytes. It has at most 2300 bits: 3 of BFINAL and BTYPE, 14 of counts, 57 of the code of code
-/// lengths, and 316 code lengths of 7 bits (a repetition takes more bits, but stands for at least 3 lengths).
+/// lengths, and 316 code lengths of 7 bits (a repetition takes more bits, but encodes at least 3 lengths).
 const HEADER_MAX: usize = 512;
 /// Shortest block header, in bits: BFINAL and BTYPE of a block with the fixed codes.
 const HEADER_MIN: usize = 3;
 
-const DAMAGED: LayerError = LayerError::Span { problem: "the blob does not contain deflate data there" };
-const NO_HEADER: LayerError = LayerError::Span { problem: "the blob does not contain a block header there" };
+const DAMAGED: LayerError =
+    LayerError::Span { problem: "the blob contains no deflate data at the start of the span" };
+const NO_HEADER: LayerError =
+    LayerError::Span { problem: "the blob contains no block header at the position in the index" };
 
 /// Decodes the span that starts at `checkpoint` until `out` is full.
 ///
 /// `blob` starts with the byte of the blob that holds the span's first bit, and extends at least to the span's end; further
-/// bytes are ignored. `out` may also cover several consecutive spans: decoding continues from the first one's checkpoint.
+/// bytes are ignored. `out` may also cover several consecutive spans: decoding starts at the checkpoint of the first one.
 /// zstd frames are always decoded whole.
 ///
 /// `header` is the part of the blob that contains the checkpoint's [`BlockHeader`], from the byte with its first bit to the
-/// byte with its last. Empty if the checkpoint has none.
+/// byte with its last. It is empty if the checkpoint has none.
 ///
 /// Checksums of gzip members are not verified, because spans need not start or end with a member.
 ///
@@ -115,15 +117,15 @@ impl SpanInflater {
                     .filter(|_| (shift + bits).is_multiple_of(8))
                     .ok_or(NO_HEADER)?;
                 let at = bits - (bits / 8 - at) * 8;
-                let left = u16::from_le_bytes([octet(at), octet(at + 8)])
+                let remaining = u16::from_le_bytes([octet(at), octet(at + 8)])
                     .checked_sub(block.stored_before)
                     .ok_or(NO_HEADER)?;
-                let ([a, b], [c, d]) = (left.to_le_bytes(), (!left).to_le_bytes());
+                let ([a, b], [c, d]) = (remaining.to_le_bytes(), (!remaining).to_le_bytes());
                 space[..5].copy_from_slice(&[octet(0) & 1, a, b, c, d]);
                 (0, &space[..5])
             }
             _ => {
-                // inflate gets the first bits by priming, so that the remaining bits are whole bytes.
+                // The first bits are passed to inflate by priming, so that the remaining bits are whole bytes.
                 let odd = bits % 8;
                 for (i, byte) in space[..bits / 8].iter_mut().enumerate() {
                     *byte = octet(odd + i * 8);
@@ -142,7 +144,7 @@ impl SpanInflater {
         Ok(())
     }
 
-    /// Decodes until `out` is full. Continues with the next member at the end of one.
+    /// Decodes until `out` is full. At the end of a member, continues with the next one.
     fn fill(&mut self, mut blob: &[u8], out: &mut [u8]) -> Result<(), LayerError> {
         let mut filled = 0;
         while filled < out.len() {
@@ -168,7 +170,8 @@ impl SpanInflater {
 
 /// Returns the bytes after the member header at the start of `blob`.
 fn after_member_header(blob: &[u8]) -> Result<&[u8], LayerError> {
-    let invalid = |_| LayerError::Span { problem: "the blob does not contain a gzip member header there" };
+    let invalid =
+        |_| LayerError::Span { problem: "the blob contains no gzip member header where one is expected" };
     let mut input = BlobInput::new(blob).map_err(invalid)?;
     gzip_member::read_header(&mut input).map_err(invalid)?;
     let length = usize::try_from(input.offset()).map_err(|_| LayerError::SPAN_TOO_SHORT)?;

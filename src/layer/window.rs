@@ -1,4 +1,4 @@
-//! The window of a checkpoint: finds which of the 32 KiB before it are needed, and restores them for decoding.
+//! Windows: finds which of the 32 KiB before a checkpoint are needed, and restores them for decoding.
 
 use super::bits::DeflateError;
 use super::deflate::{CompressedBuffer, DeflateWalker};
@@ -10,7 +10,7 @@ pub(super) const REACH: usize = 32 << 10;
 /// Two used runs at most this far apart become one, because the bytes between them take less space than another run.
 const MERGED_GAP: usize = 3;
 
-/// Finds windows. Keeps its memory from one to the next.
+/// Finds windows. Reuses its memory for each of them.
 #[derive(Debug)]
 pub(super) struct WindowFinder {
     /// Matches that reach before the checkpoint: the start in the window in bits 0-15, the length in bits 16-31.
@@ -39,7 +39,7 @@ impl WindowFinder {
         let mut count = 0;
         start.clone().walk(buffer, origin + REACH as u64, u64::MAX, |at, length, distance| {
             // Whether a match reaches before the checkpoint is unpredictable, and a mispredicted branch would cost more
-            // than the rest of the walk. So every match is stored, and the next one overwrites it unless it counts.
+            // than the rest of the walk. So every match is stored, and the next one overwrites it unless `count` has grown.
             #[expect(clippy::cast_possible_truncation, reason = "the walk stays within 32 KiB of its origin")]
             let from = (at - origin) as u32 + REACH as u32 - distance;
             matches[count % MATCHES_MAX] = from | length << 16;
@@ -93,7 +93,7 @@ impl UsedBytes {
         }
     }
 
-    /// Returns the first position from `at` on that is marked (or is not), or the window's end.
+    /// Returns the first position from `at` on whose mark equals `marked`, or the window's end.
     fn find(&self, at: usize, marked: bool) -> usize {
         let flip = if marked { 0 } else { u64::MAX };
         let mut word = at / 64;

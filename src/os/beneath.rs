@@ -5,7 +5,8 @@ use std::os::fd::AsFd;
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
-/// Calls of [`retry_again`] before it gives up: a process that renames files all the time must not block it forever.
+/// Calls of [`retry_again`] before it gives up: a process that keeps renaming files must not block the caller
+/// forever.
 const CALLS_MAX: u32 = 1000;
 
 /// Repeats an `openat2` call while it fails with `EAGAIN`, for at most 1000 calls.
@@ -30,7 +31,7 @@ pub fn retry_again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, E
 ///
 /// # Errors
 ///
-/// Those of fstat(2) and fstatat(2), except `ENOENT`.
+/// The errors of fstat(2) and fstatat(2), except `ENOENT`.
 pub fn is_linked(dir: impl AsFd, name: impl rustix::path::Arg, file: impl AsFd) -> Result<bool, Errno> {
     let ours = rustix::fs::fstat(file)?;
     match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {

@@ -3,9 +3,9 @@
 //! A lock belongs to the open file description: it also works between threads of one process, and a forked process shares
 //! it. Waiting polls, since a blocking flock(2) takes no deadline; waiters are not served in order.
 //!
-//! The holder of a lock may remove the locked file or directory. A waiter that then gets the lock of the removed file must
-//! start over: otherwise two processes could both hold "the" lock, one that of the removed file and one that of its
-//! successor. [`lock_named`] does this, and is the only correct way to lock something by its name.
+//! The holder of a lock may remove the locked file or directory. A waiter that then acquires the lock of the removed file
+//! must start over. Otherwise, one process could hold the lock of the removed file while another holds the lock of a new file
+//! with the same name. [`lock_named`] does this, and is the only correct way to lock something by its name.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -38,15 +38,15 @@ pub enum NamedLock<F> {
     Locked(F),
     /// Another process or thread held the lock until the deadline.
     Busy,
-    /// There is no file of this name.
+    /// No file has this name.
     Missing,
 }
 
-/// Takes a lock if nobody holds a conflicting one; returns whether it did.
+/// Takes a lock unless a conflicting one is held; returns whether the lock was taken.
 ///
 /// # Errors
 ///
-/// Those of flock(2), except `EWOULDBLOCK` and `EINTR`.
+/// The errors of flock(2), except `EWOULDBLOCK` and `EINTR`.
 pub fn try_lock(file: impl AsFd, sharing: Sharing) -> Result<bool, Errno> {
     let operation = match sharing {
         Sharing::Shared => FlockOperation::NonBlockingLockShared,
@@ -59,23 +59,23 @@ pub fn try_lock(file: impl AsFd, sharing: Sharing) -> Result<bool, Errno> {
     }
 }
 
-/// Takes a lock, waiting until `deadline` (`None`: without a limit); returns whether it did.
+/// Takes a lock, waiting until `deadline` (`None`: without a limit); returns whether the lock was taken.
 ///
 /// # Errors
 ///
-/// Those of flock(2), except `EWOULDBLOCK` and `EINTR`.
+/// The errors of flock(2), except `EWOULDBLOCK` and `EINTR`.
 pub fn lock_until(file: impl AsFd, sharing: Sharing, deadline: Option<Instant>) -> Result<bool, Errno> {
     let mut pause = PAUSE_MIN;
     loop {
         if try_lock(&file, sharing)? {
             return Ok(true);
         }
-        let left =
+        let remaining =
             deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
-        if left.is_zero() {
+        if remaining.is_zero() {
             return Ok(false);
         }
-        std::thread::sleep(pause.min(left));
+        std::thread::sleep(pause.min(remaining));
         pause = (pause * 2).min(PAUSE_MAX);
     }
 }
@@ -96,7 +96,7 @@ pub fn unlock(file: impl AsFd) {
 ///
 /// # Errors
 ///
-/// Those of `open`, and those of flock(2) and stat(2) on `path`.
+/// The errors of `open`, and of flock(2) and stat(2) on `path`.
 ///
 /// # Panics
 ///

@@ -216,7 +216,7 @@ fn discard(mut partial: PartialBlob) -> Result<(), PipelineError> {
     Ok(partial.restart()?)
 }
 
-/// Writes the files derived from a blob. The index is written last: readers rely on the seekable file if there is an index.
+/// Writes the files derived from a blob. The index is written last: readers expect the seekable file to exist if the index does.
 pub(super) fn commit_derived(
     store: &Store,
     digest: &LayerDigest,

@@ -24,10 +24,10 @@ use crate::registry::RegistryError;
 use crate::store::StoreError;
 use crate::tree::MergeError;
 
-/// Why an image cannot be stored or opened.
+/// The reason why an image cannot be stored or opened.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
-    /// The registry failed, or the connection to it.
+    /// The registry or the connection to it failed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// The archive cannot be read.
@@ -37,10 +37,10 @@ pub enum PipelineError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The manifest or the configuration is not valid.
-    #[error("{what} {digest}")]
+    #[error("{kind} {digest}")]
     Document {
         /// `manifest` or `configuration`.
-        what: &'static str,
+        kind: &'static str,
         /// Its digest.
         digest: Digest,
         /// The reason.
@@ -100,7 +100,7 @@ pub enum PipelineError {
         /// The reason.
         source: BuildError,
     },
-    /// The layers do not fit together.
+    /// The layers cannot be merged.
     #[error("image {image}")]
     Merge {
         /// The digest of the manifest.
@@ -120,7 +120,7 @@ pub enum PipelineError {
         tags: Vec<String>,
     },
     /// The user gave one tag for an archive with several images.
-    #[error("a tag can name only one of several images: the archive holds {count}")]
+    #[error("a tag can name only one of several images: the archive contains {count}")]
     SeveralImages {
         /// The number of images.
         count: usize,
@@ -197,7 +197,7 @@ pub enum ProgressEvent {
     Bytes {
         /// The layer.
         digest: LayerDigest,
-        /// All bytes so far, including those of an earlier attempt.
+        /// All bytes processed so far, including those of an earlier attempt.
         total: u64,
     },
     /// Another process holds the lock of the layer.
@@ -255,7 +255,7 @@ pub struct StoredImage {
     pub digest: ManifestDigest,
     /// The tags that were set.
     pub tags: Vec<Tag>,
-    /// The number of layers that were fetched. The store had the others.
+    /// The number of layers that were fetched. The store already had the other layers.
     pub layers_fetched: usize,
     /// The number of layers of the image.
     pub layers: usize,

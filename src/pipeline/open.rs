@@ -132,7 +132,7 @@ pub fn open_layer(store: &Store, layer: LayerDigest) -> Result<Arc<Layer>, Pipel
 /// The manifest is missing, damaged or invalid.
 pub fn read_manifest(store: &Store, digest: &ManifestDigest) -> Result<Manifest, PipelineError> {
     let bytes = store.read_small(&digest.digest(), MANIFEST_MAX)?;
-    let document = |source| PipelineError::Document { what: "manifest", digest: digest.digest(), source };
+    let document = |source| PipelineError::Document { kind: "manifest", digest: digest.digest(), source };
     match Document::parse(&bytes, None).map_err(document)? {
         Document::Manifest(manifest) => Ok(manifest),
         // Another tool may have put a multi-platform index into the layout; `pull` and `load` would have chosen a manifest.
@@ -159,7 +159,7 @@ pub(super) fn validate(
 ) -> Result<Image, PipelineError> {
     let config_digest = manifest.config().digest;
     Image::new(digest, manifest, config).map_err(|source| PipelineError::Document {
-        what: "configuration",
+        kind: "configuration",
         digest: config_digest,
         source,
     })

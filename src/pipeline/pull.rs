@@ -13,9 +13,9 @@ use crate::image::{CONFIG_MAX, Descriptor, Digest, Image, ImageLayer, Name, Refe
 use crate::registry::{Registry, Resolved, ResolvedIndex};
 use crate::store::{Store, StoreError};
 
-/// Chunks of a download in the queue to the disk.
+/// Most chunks of a download in the queue to the thread that stores them.
 const DOWNLOAD_QUEUE: usize = 2;
-/// Least number of layers in parallel: one is decoded while another waits for the network. More layers than cores would only
+/// Minimum number of layers in parallel: one is decoded while another waits for the network. More layers than cores would only
 /// slow down the largest one, which ends last.
 const PARALLEL_LAYERS: usize = 2;
 
@@ -42,9 +42,9 @@ pub(super) struct IncomingImage {
 }
 
 impl IncomingImage {
-    /// The layers to fetch, each once, largest first: with few cores, this order ends earliest.
+    /// The layers to fetch, each once, largest first: with few cores, this order finishes earliest.
     ///
-    /// If the image lists a layer twice with different diff IDs, both stay, so that the wrong diff ID is found.
+    /// If the image lists a layer twice with different diff IDs, both are kept, so that the wrong diff ID is detected.
     pub(super) fn layers(&self) -> Vec<ImageLayer> {
         let mut seen = HashSet::new();
         let mut layers = self.image.layers().to_vec();
@@ -60,7 +60,7 @@ impl IncomingImage {
             let is_stored = match store.has_blob(&layer.digest().digest(), Some(layer.size())) {
                 // A damaged blob is fetched again.
                 Err(StoreError::Damaged { .. }) => false,
-                answer => answer?,
+                result => result?,
             };
             if !is_stored {
                 needed = needed.saturating_add(layer.size()).saturating_add(layer.size() / 50);
@@ -69,8 +69,8 @@ impl IncomingImage {
         Ok(store.require_space(needed)?)
     }
 
-    /// Makes the image visible. All of its layers must be stored. Merges them first, so that an image whose layers do not fit
-    /// together is refused here and not at its first use.
+    /// Makes the image visible. All of its layers must be stored. Merges them first, so that an image whose layers cannot
+    /// be merged is refused here and not at its first use.
     pub(super) fn publish(&self, store: &Store) -> Result<(), PipelineError> {
         OpenImage::open(store, &self.image, |_| None)?;
         let (digest, manifest) = (self.image.digest(), self.image.manifest());
@@ -112,7 +112,7 @@ impl IncomingImage {
 /// Pulls the image that a reference was resolved to: fetches the missing layers, verifies them, and makes the image visible.
 ///
 /// # Errors
-/// The registry or the store fails, or the image is not valid. Complete layers stay for the next attempt; the image is not
+/// The registry or the store fails, or the image is not valid. Complete layers are kept for the next attempt; the image is not
 /// visible.
 pub async fn pull(
     pull: &PullJob,
@@ -131,7 +131,7 @@ pub async fn pull(
         Some(bytes) => bytes,
         None => registry.fetch_small(&name, &config, CONFIG_MAX).await?,
     };
-    // An image that was pulled by digest gets no tag.
+    // An image that is pulled by digest has no tag.
     let tags = match (&reference.tag, &reference.digest) {
         (None, Some(_)) => Vec::new(),
         _ => vec![reference.tag_or_latest()],
@@ -146,15 +146,15 @@ pub async fn pull(
     };
     let layers = incoming.layers();
     let fetched = {
-        let (store, wanted, incoming) = (store.clone(), layers.clone(), incoming.clone());
-        blocking(move || incoming.require_space(&store, &wanted)).await?;
+        let (store, all_layers, incoming) = (store.clone(), layers.clone(), incoming.clone());
+        blocking(move || incoming.require_space(&store, &all_layers)).await?;
         fetch_layers(pull, &name, &layers, progress).await?
     };
-    let published = {
+    let publish = {
         let (store, incoming) = (store.clone(), incoming.clone());
         move || incoming.publish(&store)
     };
-    blocking(published).await?;
+    blocking(publish).await?;
     Ok(incoming.into_stored(&fetched))
 }
 
@@ -176,9 +176,9 @@ async fn fetch_layers(
     let mut waiting = layers.iter();
     let mut running = JoinSet::new();
     let mut fetched = Vec::new();
-    let mut failed = None;
+    let mut first_error = None;
     loop {
-        while failed.is_none()
+        while first_error.is_none()
             && running.len() < cores.max(PARALLEL_LAYERS)
             && let Some(layer) = waiting.next()
         {
@@ -194,11 +194,11 @@ async fn fetch_layers(
             Ok(Ok(bytes)) => fetched.push(bytes),
             Ok(Err(error)) | Err(error) => {
                 let _ = stop.send(true);
-                failed.get_or_insert(error);
+                first_error.get_or_insert(error);
             }
         }
     }
-    failed.map_or(Ok(fetched), Err)
+    first_error.map_or(Ok(fetched), Err)
 }
 
 /// Fetches one layer, in a thread that may block. `stopped` ends the download early.

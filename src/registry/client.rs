@@ -226,7 +226,7 @@ impl Registry {
         // The constructor of `oci_client::Client` panics if the system has no certificate authorities. This fails instead.
         reqwest::Client::builder().build()?;
         let deadlines = &self.0.options.deadlines;
-        // This client ignores the proxies of the environment only if it has a proxy of its own, which no address may use.
+        // The only way to make this client ignore the proxies of the environment is to set a proxy that applies to no address.
         let (http_proxy, no_proxy) = match clients.kind {
             HostKind::Loopback => {
                 (Some("http://127.0.0.1:9".to_owned()), Some("*,0.0.0.0/0,::/0".to_owned()))

@@ -1,4 +1,4 @@
-//! The errors of requests to a registry. Each names the requested manifest or blob.
+//! Errors from requests to a registry. Each names the requested manifest or blob.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -66,7 +66,7 @@ pub enum RegistryError {
         /// The message of the registry.
         message: String,
     },
-    /// The registry requires credentials, or rejected the given ones.
+    /// The registry requires credentials, or rejected the credentials in the request.
     #[error("{object}: not authorized{}", ServerMessage(.message))]
     Unauthorized {
         /// The requested object.
@@ -87,7 +87,7 @@ pub enum RegistryError {
     RateLimited {
         /// The requested object.
         object: RemoteObject,
-        /// The pause that the registry demands.
+        /// The pause that the registry requests.
         retry_after: Option<Duration>,
         /// The message of the registry.
         message: String,
@@ -99,7 +99,7 @@ pub enum RegistryError {
         object: RemoteObject,
         /// The HTTP status: 500 or more, or 408.
         status: u16,
-        /// The pause that the registry demands.
+        /// The pause that the registry requests.
         retry_after: Option<Duration>,
         /// The message of the registry.
         message: String,
@@ -124,7 +124,7 @@ pub enum RegistryError {
         /// The length of the wait.
         after: Duration,
     },
-    /// No connection: refused, no such host, or no route.
+    /// The connection failed: refused, no such host, or no route.
     #[error("{object}: cannot connect")]
     Connect {
         /// The requested object.
@@ -148,7 +148,7 @@ pub enum RegistryError {
         /// The underlying error.
         source: reqwest::Error,
     },
-    /// Too many redirects, or one from HTTPS to HTTP.
+    /// There were too many redirects, or a redirect from HTTPS to HTTP.
     #[error("{object}: cannot follow a redirect of the server")]
     Redirect {
         /// The requested object.
@@ -181,13 +181,13 @@ pub enum RegistryError {
         actual: Digest,
     },
     /// The size of the content differs from the size in the manifest.
-    #[error("{object}: the server has {} bytes, but the manifest says {expected}", ServerSize(*.actual, *.expected))]
+    #[error("{object}: the server has {} bytes, but the manifest declares {expected}", ServerSize(*.actual, *.expected))]
     Length {
         /// The requested object.
         object: RemoteObject,
         /// The size in the manifest, in bytes.
         expected: u64,
-        /// The size on the server, in bytes; `None` if only known to be larger.
+        /// The size on the server, in bytes; `None` if it is only known to be larger.
         actual: Option<u64>,
     },
     /// The server repeatedly closed the connection before the last byte.
@@ -211,7 +211,7 @@ pub enum RegistryError {
         returned: String,
     },
     /// The object exceeds the size limit for its kind.
-    #[error("{object}: has {size} bytes, more than the limit of {limit}")]
+    #[error("{object}: the content has {size} bytes, more than the limit of {limit}")]
     TooLong {
         /// The requested object.
         object: RemoteObject,
@@ -249,7 +249,7 @@ pub enum RegistryError {
     TlsSetup(#[source] reqwest::Error),
 }
 
-/// Displays the message of a server in parentheses, if there is one.
+/// Displays the message of a server in parentheses, or nothing if it is empty.
 struct ServerMessage<'a>(&'a str);
 
 impl fmt::Display for ServerMessage<'_> {
@@ -336,7 +336,7 @@ impl RegistryError {
                 Some(format!("try again later, or log in with `docker login {}` for a higher limit", host(object)))
             }
             Self::Tls { .. } => Some(
-                "use --plain-http if this registry serves plain HTTP; if it has a self-signed certificate, add that to the system's trusted certificates"
+                "use --plain-http if this registry serves plain HTTP; if it has a self-signed certificate, add the certificate to the system's trusted certificates"
                     .to_owned(),
             ),
             Self::Connect { object, .. } => {

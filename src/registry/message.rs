@@ -3,7 +3,7 @@
 /// Longest message, in characters.
 const MESSAGE_MAX: usize = 200;
 
-/// Returns the message of a server as one line; empty if there is none.
+/// Returns the message of a server as one line; empty if the body contains none.
 ///
 /// Removes control characters, which could control the terminal. Registries send `{"errors": [{"code", "message"}]}`
 /// (distribution-spec, "Error Codes"), token servers `{"details"}` or plain text, proxies HTML.

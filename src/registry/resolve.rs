@@ -63,7 +63,7 @@ impl Registry {
             check_entry(&child, &entry, &fetched)?;
         }
         let source = ManifestError::TooMany {
-            what: "nested indexes",
+            items: "nested indexes",
             count: INDEX_DEPTH_MAX + 1,
             limit: INDEX_DEPTH_MAX,
         };

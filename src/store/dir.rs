@@ -1,8 +1,8 @@
-//! Directory handles and temporary files, from which every change of the store is made.
+//! Directory handles and temporary files, which make every change to the store.
 //!
-//! A file gets its final name only when its content is on disk: it is written below `tmp/`, synced and renamed; then its
+//! A file receives its final name only when its content is on disk: it is written below `tmp/`, synced and renamed; then its
 //! directory is synced. A crash between two steps leaves the old state and perhaps a leftover file below `tmp/`.
-//! The writer holds a lock (flock) on its temporary file, so a file that nobody locks is a leftover.
+//! The writer holds a lock (flock) on its temporary file, so an unlocked file is a leftover.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -131,7 +131,7 @@ impl Dir {
         Ok(rustix::fs::renameat(&self.fd, from, &target.fd, name).at("replace", &target.path_of(name))?)
     }
 
-    /// The names in this directory, in no particular order. Skips names that are not UTF-8: none of them is the store's.
+    /// The names in this directory, in no particular order. Skips names that are not UTF-8: the store creates none.
     pub(super) fn names(&self) -> Result<Vec<String>, StoreError> {
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.fd).at("list", &self.path)? {
@@ -168,10 +168,10 @@ pub(super) fn read_bounded(file: &File, path: &Path, limit: u64) -> Result<Vec<u
 
 /// A file that is being written below `tmp/` and does not have its final name yet.
 ///
-/// [`TempFile::commit`] gives it that name in one step. If it is dropped before, it is removed.
+/// [`TempFile::commit`] gives it that name in one step. Dropping it without a commit removes it.
 #[derive(Debug)]
 pub struct TempFile {
-    /// Locked for as long as the writer lives: a sweep skips it.
+    /// Locked for as long as the writer lives, so that a sweep skips it.
     file: File,
     tmp: Dir,
     tmp_name: String,
@@ -181,7 +181,7 @@ pub struct TempFile {
 }
 
 impl TempFile {
-    /// Starts a file that will become `name` in `target`. The umask applies to `mode`.
+    /// Creates a temporary file that will become `name` in `target`. The umask applies to `mode`.
     pub(super) fn new(tmp: Dir, target: Dir, name: &str, mode: u32) -> Result<Self, StoreError> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         loop {
@@ -218,7 +218,7 @@ impl TempFile {
         &self.file
     }
 
-    /// Gives the file its final name, replacing an existing file. Returns when this is on disk.
+    /// Gives the file its final name, replacing an existing file. Returns when the new name is on disk.
     pub fn commit(mut self) -> Result<(), StoreError> {
         self.file.sync_all().at("sync", &self.path())?;
         self.tmp.rename(&self.tmp_name, &self.target, &self.name)?;
@@ -226,7 +226,7 @@ impl TempFile {
         self.target.sync()
     }
 
-    /// As [`TempFile::commit`], but keeps an existing file; returns whether the new file was put in place.
+    /// Like [`TempFile::commit`], but keeps an existing file; returns whether the new file was put in place.
     pub(super) fn commit_if_missing(self) -> Result<bool, StoreError> {
         self.file.sync_all().at("sync", &self.path())?;
         let (from, to) = (&self.tmp, &self.target);
@@ -270,7 +270,7 @@ pub(super) fn sweep(tmp: &Dir, dry_run: bool) -> Result<(u64, u64), StoreError> 
         let file = match tmp.file(&name) {
             Ok(Some(file)) => file,
             Ok(None) => continue,
-            // The store creates only regular files, so this is not the store's.
+            // The store creates only regular files, so another program created this one.
             Err(error @ StoreError::WrongFileType { .. }) => {
                 tracing::warn!("{error}; not removed");
                 continue;

@@ -1,4 +1,4 @@
-//! The errors of the store. Each variant names the file or the blob.
+//! Errors of the store. Each variant names the file or the blob.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub enum StoreError {
         /// The store's directory.
         path: PathBuf,
     },
-    /// The directory is not empty and holds no OCI image layout.
+    /// The directory is not empty and contains no OCI image layout.
     #[error("{} is not a store: it has no `oci-layout` file and is not empty", path.display())]
     NotAStore {
         /// The directory.
@@ -76,7 +76,7 @@ pub enum StoreError {
     /// Any other error of the operating system.
     #[error(transparent)]
     Io(PathError),
-    /// A symlink, a device or another special file stands where a regular file or a directory is expected.
+    /// A symlink, a device or another special file was found instead of a regular file or a directory.
     #[error("{} is not a {expected}", path.display())]
     WrongFileType {
         /// The path.
@@ -139,7 +139,7 @@ pub enum StoreError {
         waited: Duration,
     },
     /// Another daemon serves this store.
-    #[error("a daemon serves this store already (process {pid}, mounted on {})", mountpoint.display())]
+    #[error("a daemon already serves this store (process {pid}, mounted on {})", mountpoint.display())]
     DaemonRuns {
         /// The daemon's process ID.
         pid: u32,
@@ -197,7 +197,7 @@ impl StoreError {
         }
     }
 
-    /// What the user can do about this error: a sentence for a line of its own.
+    /// What the user can do about this error, as a sentence for a separate line.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {

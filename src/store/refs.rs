@@ -231,7 +231,7 @@ mod tests {
         store.tag(&python, Some(&tag("3")), &manifest("a"), None).unwrap();
         store.tag(&python, Some(&tag("3")), &manifest("b"), None).unwrap();
         assert_eq!(dump(&store), ["docker.io/library/python a", "docker.io/library/python b 3"]);
-        // Move it back: no digest may get a second entry.
+        // Move the tag back: no digest may have two entries.
         store.tag(&python, Some(&tag("3")), &manifest("a"), None).unwrap();
         assert_eq!(dump(&store), ["docker.io/library/python a 3", "docker.io/library/python b"]);
         assert_eq!(store.entries().unwrap().len(), 2);

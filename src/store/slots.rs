@@ -1,12 +1,12 @@
-//! Slots: small numbers for layers and images, from which inode numbers are made.
+//! Slots: small numbers for layers and images, from which inode numbers are computed.
 //!
 //! A slot belongs to the same layer or image for as long as the file `slots` exists, even after `gc` has removed that image:
 //! the kernel, and overlays on top of the mount, remember inode numbers for longer than any image is in the store.
 //!
 //! The file is text and only grows. After a header line it has one line per slot, `layer N DIGEST CRC` or
 //! `image N DIGEST CRC`. CRC is the CRC-32 of the text before it; layers and images are each numbered from 1. A slot is used
-//! only after its line is on disk. So a crash leaves at most an unfinished last line, whose number nobody has seen; the next
-//! writer removes it. Any other malformed line is reported as damage.
+//! only after its line is on disk. So a crash leaves at most an unfinished last line, whose number was never used; the next
+//! writer removes that line. Any other malformed line is reported as damage.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -86,7 +86,7 @@ impl<D: Copy + Eq + Hash + FromStr> SlotMap<D> {
         let slot =
             self.next().filter(|slot| number.parse() == Ok(slot.0)).ok_or("the number is out of order")?;
         if self.slots.contains_key(&digest) {
-            return Err("the digest has a slot already");
+            return Err("the digest already has a slot");
         }
         self.insert(slot, digest);
         Ok(())
@@ -107,7 +107,7 @@ pub(super) struct SlotTable {
 }
 
 impl SlotTable {
-    /// Reads the lines that were appended since the last call. Returns whether there is an unfinished last line.
+    /// Reads the lines that were appended since the last call. Returns whether the last line is unfinished.
     fn refresh(&mut self, file: &mut File, path: &Path) -> Result<bool, StoreError> {
         let metadata = file.metadata().at("stat", path)?;
         let identity = Some((metadata.dev(), metadata.ino()));
@@ -143,7 +143,7 @@ impl SlotTable {
         match (words.next(), words.next(), words.next(), words.next()) {
             (Some(LAYER), Some(number), Some(digest), None) => self.layers.add_line(number, digest),
             (Some(IMAGE), Some(number), Some(digest), None) => self.images.add_line(number, digest),
-            _ => Err("it is neither the line of a layer nor of an image"),
+            _ => Err("it is neither a layer line nor an image line"),
         }
     }
 }
@@ -182,7 +182,7 @@ impl Store {
         if let Some(digest) = map(&table).digest(slot) {
             return Ok(Some(digest));
         }
-        // Another process may have assigned it.
+        // Another process may have assigned the slot.
         let Some(top) = self.top()? else { return Ok(None) };
         let Some(mut file) = top.file(SLOTS)? else { return Ok(None) };
         table.refresh(&mut file, &top.path_of(SLOTS))?;
@@ -266,7 +266,7 @@ mod tests {
         ManifestDigest::new(Digest::of(text.as_bytes()))
     }
 
-    /// The same store with a table of its own, as another process has it.
+    /// Opens the same store with its own table, as another process does.
     fn other_process(store: &Store) -> Store {
         Store::open(store.path()).unwrap()
     }
@@ -307,7 +307,7 @@ mod tests {
             let maps: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
             maps.iter().map(|map| (0..20).map(|i| map[&layer(&i.to_string())]).collect()).collect()
         });
-        assert!(slots.iter().all(|one| *one == slots[0]));
+        assert!(slots.iter().all(|thread_slots| *thread_slots == slots[0]));
         let mut numbers: Vec<u32> = slots[0].iter().map(|slot| slot.get()).collect();
         numbers.sort_unstable();
         assert_eq!(numbers, (1..=20).collect::<Vec<_>>());
@@ -317,21 +317,21 @@ mod tests {
     fn line_cut_short_by_a_crash_is_repaired_at_every_length() {
         let (_dir, store) = new_store();
         let a = store.layer_slot(&layer("a")).unwrap();
-        let one = fs::read(path(&store)).unwrap();
+        let first_line = fs::read(path(&store)).unwrap();
         store.layer_slot(&layer("b")).unwrap();
-        let two = fs::read(path(&store)).unwrap();
-        for cut in 0..two.len() {
-            fs::write(path(&store), &two[..cut]).unwrap();
+        let both_lines = fs::read(path(&store)).unwrap();
+        for cut in 0..both_lines.len() {
+            fs::write(path(&store), &both_lines[..cut]).unwrap();
             let store = other_process(&store);
             let c = store.layer_slot(&layer("c")).unwrap();
-            let kept = cut >= one.len();
+            let kept = cut >= first_line.len();
             assert_eq!(c.get(), if kept { 2 } else { 1 }, "cut at {cut}");
             assert_eq!(store.layer_of(a).unwrap(), Some(layer(if kept { "a" } else { "c" })));
             let again = other_process(&store);
             assert_eq!(again.layer_of(c).unwrap(), Some(layer("c")), "cut at {cut}");
         }
         // The file's new size may reach the disk before its content: zeros without a newline.
-        fs::write(path(&store), [&one[..], &[0; 50]].concat()).unwrap();
+        fs::write(path(&store), [&first_line[..], &[0; 50]].concat()).unwrap();
         assert_eq!(other_process(&store).layer_slot(&layer("c")).unwrap().get(), 2);
     }
 

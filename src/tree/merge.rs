@@ -1,16 +1,16 @@
 //! Merges layers into one tree.
 //!
-//! A layer's markers apply to the layers below it and never to its own entries, wherever they stand in the tar
+//! A layer's markers apply to the layers below it and never to its own entries, in any order of the tar
 //! (image-spec, layer.md, "Whiteouts"). So each layer is applied in two steps: first its markers to the tree so far,
 //! then its entries in the order of the tar. Further rules:
 //!
-//! - Markers act in the order of the paths that they hide, so that a marker below a hidden name finds nothing.
+//! - Markers act in the order of the paths that they hide, so that a marker below a hidden name has no effect.
 //! - A marker below a symlink acts on the symlink's target, unless this layer has a directory entry at the symlink's own
 //!   path. That directory replaces the symlink, and its markers refer to *its* content: `lib -> usr/lib` below, with
-//!   `lib/` and `lib/.wh..wh..opq` above (as a builder writes when a program replaced the link by a directory), must
+//!   `lib/` and `lib/.wh..wh..opq` above (as a builder writes when a program replaced the link with a directory), must
 //!   not empty `usr/lib`.
 //! - Markers create nothing: a marker with missing parents, or below a file, hides nothing.
-//! - An entry below a file is an error (`a` is a file, `a/b` follows, and nothing makes `a` a directory): unpacking the
+//! - An entry below a file is an error (`a` is a file, `a/b` follows, and no entry turns `a` into a directory): unpacking the
 //!   layers one by one fails there with ENOTDIR.
 //! - An entry replaces the node at its path before the target of a hard link is looked up, like a program that unlinks first.
 //! - `..` after a missing component of a symlink's target cancels that component; only the components that remain are created.
@@ -68,7 +68,7 @@ pub fn merge<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<Tree, MergeError> {
         }
     }
     let layer = LayerNo(u16::try_from(layers.len().saturating_sub(1)).unwrap_or(IMPLIED));
-    // An image without layers has only the root, so this digest never shows up in an error.
+    // An image without layers has only the root, so this digest never appears in an error.
     let digest = layers.last().map_or_else(|| LayerDigest::new(Digest::of(&[])), |layer| *layer.layer());
     merge.freeze().map_err(|fault| MergeError {
         layer,
@@ -100,7 +100,7 @@ fn require_few_entries<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<(), Merge
     Ok(())
 }
 
-/// Symlinks that a layer replaces by directories, as directory and name: other names of the same symlink stay.
+/// Symlinks that a layer replaces with directories, as directory and name: other names of the same symlink remain.
 type ReplacedLinks<'a> = HashSet<(u32, &'a [u8])>;
 
 /// Name and origin of an entry, without its kind.
@@ -115,7 +115,7 @@ struct EntryName<'a> {
 /// A node during the merge.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct NodeDraft<'a> {
-    what: DraftKind<'a>,
+    kind: DraftKind<'a>,
     pub(super) layer: u16,
     pub(super) entry: u32,
 }
@@ -144,7 +144,7 @@ enum ResolvedPath<'a> {
     Blocked,
 }
 
-/// The tree so far. Nodes and names are represented by ordinals.
+/// The tree during the merge. Nodes and names are represented by ordinals.
 #[derive(Debug)]
 pub(super) struct MergeState<'a> {
     pub(super) drafts: Vec<NodeDraft<'a>>,
@@ -157,7 +157,7 @@ pub(super) struct MergeState<'a> {
     last: Option<(&'a [u8], u32)>,
     /// The number of symlinks in the path that was resolved last.
     followed: usize,
-    /// The number of components of symlink targets so far.
+    /// The number of components of symlink targets walked so far.
     link_steps: u32,
 }
 
@@ -174,7 +174,7 @@ impl<'a> MergeState<'a> {
             link_steps: 0,
         };
         merge.drafts.push(NodeDraft {
-            what: DraftKind::Directory { parent: 0, name: 0 },
+            kind: DraftKind::Directory { parent: 0, name: 0 },
             layer: IMPLIED,
             entry: 0,
         });
@@ -196,7 +196,7 @@ impl<'a> MergeState<'a> {
     }
 
     pub(super) fn is_directory(&self, node: u32) -> bool {
-        matches!(self.draft(node).what, DraftKind::Directory { .. })
+        matches!(self.draft(node).kind, DraftKind::Directory { .. })
     }
 
     fn intern(&mut self, name: &'a [u8]) -> Result<u32, MergeFault> {
@@ -215,7 +215,7 @@ impl<'a> MergeState<'a> {
         Ok(node)
     }
 
-    /// Gives a name in a directory to a node, instead of the node that had it.
+    /// Binds a name in a directory to a node, replacing the node that had the name.
     fn bind(&mut self, directory: u32, name: u32, node: u32) {
         let former = self.children.insert((directory, name), node);
         self.forget(former);
@@ -228,7 +228,7 @@ impl<'a> MergeState<'a> {
 
     /// Drops the cached directory if its path may have led through a node that is now unlinked.
     fn forget(&mut self, former: Option<u32>) {
-        if former.is_some_and(|former| !matches!(self.draft(former).what, DraftKind::Other)) {
+        if former.is_some_and(|former| !matches!(self.draft(former).kind, DraftKind::Other)) {
             self.last = None;
         }
     }
@@ -262,7 +262,7 @@ impl<'a> MergeState<'a> {
                 b"" | b"." => continue,
                 b".." => {
                     if missing.pop().is_none()
-                        && let DraftKind::Directory { parent, .. } = self.draft(at).what
+                        && let DraftKind::Directory { parent, .. } = self.draft(at).kind
                     {
                         at = parent;
                     }
@@ -275,7 +275,7 @@ impl<'a> MergeState<'a> {
                 missing.push(name);
                 continue;
             };
-            match self.draft(child).what {
+            match self.draft(child).kind {
                 DraftKind::Directory { .. } => at = child,
                 DraftKind::Symlink { .. } if replaced.contains(&(at, name)) => {
                     return Ok(ResolvedPath::Blocked);
@@ -313,8 +313,8 @@ impl<'a> MergeState<'a> {
                 }
                 for name in missing {
                     let name = self.intern(name)?;
-                    let what = DraftKind::Directory { parent: at, name };
-                    let node = self.add(NodeDraft { what, layer: IMPLIED, entry: 0 })?;
+                    let kind = DraftKind::Directory { parent: at, name };
+                    let node = self.add(NodeDraft { kind, layer: IMPLIED, entry: 0 })?;
                     self.bind(at, name, node);
                     at = node;
                 }
@@ -366,7 +366,7 @@ impl<'a> MergeState<'a> {
         Ok(())
     }
 
-    /// Finds the symlinks that this layer replaces by directories.
+    /// Finds the symlinks that this layer replaces with directories.
     fn replaced_links<D: AsRef<[u8]>>(&mut self, layer: &'a Index<D>) -> ReplacedLinks<'a> {
         let directories = layer.entries().filter(|(_, entry)| entry.kind() == IndexedKind::Directory);
         let mut directories: Vec<_> = directories.map(|(_, entry)| (entry.dir(), entry.name())).collect();
@@ -376,7 +376,7 @@ impl<'a> MergeState<'a> {
             // Errors are reported when the entry is applied.
             if let Ok(ResolvedPath::Directory(directory)) = self.resolve(dir, &replaced)
                 && let Some(child) = self.child(directory, name)
-                && matches!(self.draft(child).what, DraftKind::Symlink { .. })
+                && matches!(self.draft(child).kind, DraftKind::Symlink { .. })
             {
                 replaced.insert((directory, name));
             }
@@ -388,9 +388,9 @@ impl<'a> MergeState<'a> {
     fn empty(&mut self, directory: u32) -> Result<(), MergeFault> {
         let former = *self.draft(directory);
         let empty = self.add(former)?;
-        match former.what {
+        match former.kind {
             DraftKind::Directory { .. } if directory == self.root => {
-                self.drafts[empty as usize].what = DraftKind::Directory { parent: empty, name: 0 };
+                self.drafts[empty as usize].kind = DraftKind::Directory { parent: empty, name: 0 };
                 self.root = empty;
             }
             DraftKind::Directory { parent, name } => self.bind(parent, name, empty),
@@ -411,7 +411,7 @@ impl<'a> MergeState<'a> {
         let parent = self.directory(dir)?;
         let name = self.intern(name)?;
         let former = self.children.get(&(parent, name)).copied();
-        let what = match kind {
+        let kind = match kind {
             IndexedKind::Directory => match former {
                 Some(former) if self.is_directory(former) => {
                     let draft = &mut self.drafts[former as usize];
@@ -440,7 +440,7 @@ impl<'a> MergeState<'a> {
             | IndexedKind::BlockDevice { .. }
             | IndexedKind::Fifo => DraftKind::Other,
         };
-        let node = self.add(NodeDraft { what, layer, entry })?;
+        let node = self.add(NodeDraft { kind, layer, entry })?;
         self.bind(parent, name, node);
         Ok(())
     }

@@ -28,14 +28,15 @@ fn metadata_beyond_the_limit_is_refused_with_entry_and_offset_in_twice_its_memor
         [head, data, padding, header(b'2', format!("link-{n:06}").as_bytes(), 0)]
     });
     let error = within(2 * TABLES_MAX + 64 * MIB, || index_of(tar)).unwrap_err();
-    let BuildError::TooLarge { offset, path, what } = &error else { panic!("{error}") };
+    let BuildError::TooLarge { offset, path, quantity } = &error else { panic!("{error}") };
     // An entry takes 20 bytes, 11 for its name, and 2 plus 4095 for its target with its length.
     let fits = (TABLES_MAX - 100) / (20 + 11 + 2 + 4095);
     assert_eq!(*path, format!("link-{fits:06}").into_bytes().into());
     assert_eq!(*offset, TarOffset::new(fits as u64 * (512 + 4096 + 512) + 512 + 4096));
-    assert_eq!(*what, "metadata of all entries together (512 MiB)");
-    let expected =
-        format!("entry `link-{fits:06}` at offset {offset} of the tar: {what} exceeds the limit of an index");
+    assert_eq!(*quantity, "metadata of all entries together (512 MiB)");
+    let expected = format!(
+        "entry `link-{fits:06}` at offset {offset} of the tar: {quantity} exceeds the limit of an index"
+    );
     assert_eq!(error.to_string(), expected);
 }
 

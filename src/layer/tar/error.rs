@@ -1,4 +1,4 @@
-//! Errors of reading a tar.
+//! Errors from reading a tar.
 
 use std::io;
 
@@ -7,11 +7,11 @@ use crate::error::ErrorCode;
 use crate::layer::TarOffset;
 use crate::layer::name::{NameError, Printable};
 
-/// A tar cannot be a layer, or cannot be read.
+/// A tar that is not a valid layer, or cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("tar offset {offset}{}: {fault}", entry_text(path))]
 pub struct TarError {
-    /// The header block of the member at fault. For errors of the stream: its position.
+    /// The position of the faulty member's header block; for errors of the stream, the position in the stream.
     pub offset: TarOffset,
     /// The member's name, not normalised; `None` if it had not been read yet.
     pub path: Option<Box<[u8]>>,
@@ -90,7 +90,7 @@ pub enum TarFault {
     /// A PAX record is malformed. Holds its key, if that is known.
     #[error("malformed PAX record{}", if .0.is_empty() { String::new() } else { format!(" `{}`", Printable(.0)) })]
     PaxRecord(Box<[u8]>),
-    /// A global PAX header sets something that can only apply to one entry.
+    /// A global PAX header sets a value that can only apply to one entry.
     #[error("PAX record `{}` is not allowed in a global header", Printable(.0))]
     GlobalRecord(Box<[u8]>),
     /// Linux cannot store an xattr with this name or length.

@@ -16,7 +16,7 @@
 //! - xattrs are sorted by name. Those that Linux cannot store are left out: `user.*` on anything but files and directories,
 //!   ACLs on symlinks, namespaces of other systems (`com.apple.provenance`).
 //! - An ACL sets the permission bits. It is dropped if it is equivalent to them, as in the kernel.
-//! - A symlink's mode is 0777, whatever its header says: Linux has no other.
+//! - A symlink's mode is 0777, whatever its header declares: Linux supports no other mode.
 //! - One zero block ends the tar if it is followed by nothing or by another zero block. So does the end of the stream between
 //!   two entries.
 //!

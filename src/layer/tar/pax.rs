@@ -123,7 +123,7 @@ impl PaxHeader {
         {
             return Err(TarFault::Xattr(name.into()));
         }
-        // An overlay on top of the image would interpret these, whatever layer they come from.
+        // An overlay on top of the image would interpret these xattrs, in whichever layer they are.
         if !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay.") {
             self.xattrs.push((name, value));
         }

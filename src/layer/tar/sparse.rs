@@ -1,4 +1,4 @@
-//! Sparse maps. They are validated while they are read, so that a finished map can be trusted.
+//! Reads sparse maps and validates them at the same time, so that a finished map can be trusted.
 
 use super::header::number;
 use super::pax::SparseRecords;
@@ -95,21 +95,21 @@ pub(super) struct SparseLineMap {
     map: SparseMap,
     /// The current line.
     line: Vec<u8>,
-    /// Count of numbers that are not read yet; `None` before the number of segments is read.
-    left: Option<u64>,
+    /// The number of lines that remain to be read; `None` before the number of segments is read.
+    remaining: Option<u64>,
     /// Offset of the next segment, if its length is not read yet.
     logical: Option<u64>,
 }
 
 impl SparseLineMap {
     pub(super) fn new(size: u64) -> Self {
-        Self { map: SparseMap::new(size), line: Vec::with_capacity(20), left: None, logical: None }
+        Self { map: SparseMap::new(size), line: Vec::with_capacity(20), remaining: None, logical: None }
     }
 
     /// Reads the next block of the map. Returns true if it was the last.
     pub(super) fn push_block(&mut self, block: &[u8; BLOCK]) -> Result<bool, TarFault> {
         for &byte in block {
-            if self.left == Some(0) {
+            if self.remaining == Some(0) {
                 break;
             }
             match byte {
@@ -119,16 +119,16 @@ impl SparseLineMap {
                 _ => self.line.push(byte),
             }
         }
-        Ok(self.left == Some(0))
+        Ok(self.remaining == Some(0))
     }
 
     fn finish_line(&mut self) -> Result<(), TarFault> {
         let value = parse_size(&self.line).ok_or(TarFault::SparseMap)?;
         self.line.clear();
-        match (self.left, self.logical.take()) {
-            (None, _) => self.left = Some(value.checked_mul(2).ok_or(TarFault::SparseMap)?),
-            (Some(left), logical) => {
-                self.left = Some(left - 1);
+        match (self.remaining, self.logical.take()) {
+            (None, _) => self.remaining = Some(value.checked_mul(2).ok_or(TarFault::SparseMap)?),
+            (Some(remaining), logical) => {
+                self.remaining = Some(remaining - 1);
                 match logical {
                     None => self.logical = Some(value),
                     Some(logical) => self.map.push(logical, value)?,

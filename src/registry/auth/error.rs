@@ -1,4 +1,4 @@
-//! The errors of the lookup of credentials.
+//! Errors from looking up credentials.
 
 use std::io;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ pub enum AuthError {
     #[error(transparent)]
     Read(#[from] PathError),
     /// A file with credentials is not JSON of the expected form.
-    #[error("{} is not a valid file of credentials", .path.display())]
+    #[error("{} is not a valid credential file", .path.display())]
     Parse {
         /// The file.
         path: PathBuf,

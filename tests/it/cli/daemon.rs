@@ -169,6 +169,6 @@ fn second_daemon_is_refused_with_the_mountpoint_of_the_first() {
     let dir = fixture.program.dir().join("images");
     std::fs::create_dir(&dir).unwrap();
     let (error, hint) = fixture.fails(&["mount", dir.to_str().unwrap()]);
-    assert!(error.contains("a daemon serves this store already") && error.contains("/mnt/images"), "{error}");
+    assert!(error.contains("a daemon already serves this store") && error.contains("/mnt/images"), "{error}");
     assert_eq!(hint.unwrap(), "use its mount, or stop that daemon first");
 }

@@ -251,10 +251,10 @@ async fn another_length_than_the_manifests_is_an_error() {
     let in_range =
         Server::start(|_, _| Answer::new(206, &[("Content-Range", "bytes 500-2000/2001")], &[0; 1501])).await;
     for (server, from, part) in [
-        (&announced, 0, "has 1001 bytes, but the manifest says 1000"),
-        (&unannounced, 0, "has more than 1000 bytes, but the manifest says 1000"),
-        (&shorter, 0, "has 999 bytes, but the manifest says 1000"),
-        (&in_range, 500, "has 2001 bytes, but the manifest says 1000"),
+        (&announced, 0, "has 1001 bytes, but the manifest declares 1000"),
+        (&unannounced, 0, "has more than 1000 bytes, but the manifest declares 1000"),
+        (&shorter, 0, "has 999 bytes, but the manifest declares 1000"),
+        (&in_range, 500, "has 2001 bytes, but the manifest declares 1000"),
     ] {
         let error = download(&registry(), &server.address, &layer, from).await.unwrap_err();
         assert!(matches!(error, RegistryError::Length { .. }), "{error}");

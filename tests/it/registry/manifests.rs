@@ -108,7 +108,7 @@ async fn index_entry_that_contradicts_its_manifest_is_refused() {
     };
     let other_bytes = entry(&manifest("wanted"), "linux/amd64");
     for (entry, part) in [
-        (other_length, "but the manifest says"),
+        (other_length, "but the manifest declares"),
         (other_type, "but was announced as"),
         (other_bytes, "the content has digest"),
     ] {

@@ -1,4 +1,4 @@
-//! gzip: members, and blocks of every kind.
+//! Tests gzip blobs with several members and blocks of every kind.
 
 use flate2::GzBuilder;
 

@@ -1,4 +1,4 @@
-//! What spans decode to and where decoding can resume.
+//! Tests the content of spans and the positions at which decoding can resume.
 
 use std::io::{self, BufRead, Read, Write};
 
@@ -14,7 +14,7 @@ mod zstd;
 
 const SMALL: SpanLimits = SpanLimits { target: 4096, max: 5120 };
 
-/// Returns at most so many bytes at once.
+/// A reader that returns at most a fixed number of bytes at once.
 struct ChunkedReader<'a>(&'a [u8], usize);
 
 impl Read for ChunkedReader<'_> {

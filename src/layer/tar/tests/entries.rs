@@ -1,4 +1,4 @@
-//! Entries of every type, extension headers, and errors.
+//! Tests entries of every type, extension headers, and errors.
 
 use super::*;
 
@@ -123,7 +123,7 @@ fn extension_headers_override_the_header() {
         ("PAX", vec![pax(&[("path", b"p/q"), ("uid", b"4294967294"), ("gid", b"70000"), ("mtime", b"-1.25"), ("SCHILY.xattr.user.a", b"1")]), raw(b'0', "x").set(136, b"00000000005\0").build(), file("next", b"")], "p/q [] owner=4294967294:70000 mtime=-2.750000000 user.a=1\nnext []"),
         ("PAX linkpath", vec![pax(&[("linkpath", b"a/b")]), raw(b'1', "h").link("x").build(), pax(&[("linkpath", b"/a//b")]), raw(b'2', "s").build()], "h == a/b\ns -> /a//b"),
         ("empty values", vec![pax(&[("path", b""), ("uid", b""), ("size", b"")]), raw(b'0', "a").set(108, b"0000007\0").data(b"hi")], "a [hi] owner=7:0"),
-        ("the last PAX header counts", vec![pax(&[("path", b"p"), ("uid", b"1")]), pax(&[("path", b"q")]), file("x", b"")], "q []"),
+        ("the last PAX header applies", vec![pax(&[("path", b"p"), ("uid", b"1")]), pax(&[("path", b"q")]), file("x", b"")], "q []"),
         ("other records", vec![pax(&[("hdrcharset", b"BINARY"), ("path", b"\xff"), ("atime", b"1"), ("ctime", b"x"), ("comment", b""), ("VENDOR.x", b"y")]), file("x", b"")], "\\xff []"),
         ("GNU long name", vec![raw(b'L', "././@LongLink").gnu().data(format!("{long}\0").as_bytes()), raw(b'0', "cut").gnu().build()], &format!("{long} []")),
         ("GNU long link", vec![raw(b'K', "././@LongLink").gnu().data(format!("{long}\0").as_bytes()), raw(b'2', "s").gnu().link("cut").build()], &format!("s -> {long}")),

@@ -23,7 +23,7 @@ Examples:
 /// Fetch images from a registry, verify and index them
 ///
 /// Prints NAME@DIGEST for each image. Blobs that are in the store are not fetched again, and an interrupted download is
-/// resumed. To take an image from a file, use `load`.
+/// resumed. To load an image from a file, use `load`.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct PullArgs {

@@ -1,7 +1,7 @@
 //! The daemon's end of the control socket: one JSON request per line, one JSON answer per line.
 //!
-//! Any user of the host may connect (the socket has mode 0666), because no request changes more than what the mount shows.
-//! A request that does more must check the uid of the socket's peer first.
+//! Any user of the host may connect (the socket has mode 0666), because no request changes anything but the content that the
+//! mount shows. A request that does more must check the uid of the socket's peer first.
 //!
 //! No user can block the requests of other users: root and the daemon's own user have their own slots, each other user has a
 //! few slots, and silent connections are closed.

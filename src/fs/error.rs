@@ -114,7 +114,7 @@ pub enum ImageFault {
         source: LoadError,
     },
     /// The thread that opened the image panicked.
-    #[error("image {0}: opening it panicked")]
+    #[error("image {0}: the thread that opened it panicked")]
     Panicked(String),
     /// Another thread did not finish opening the image in time.
     #[error("image {image}: another request did not finish opening it within {waited:?}")]

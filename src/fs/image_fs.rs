@@ -15,7 +15,7 @@ use crate::index::{IndexedKind, Piece};
 use crate::os::ignore_poison;
 use crate::tree::NodeId;
 
-/// Longest name, in bytes. Tars and references are limited to this too.
+/// Longest name, in bytes. Names in tars and references have the same limit.
 pub const NAME_MAX: usize = 255;
 
 /// Settings of an [`ImageFs`].

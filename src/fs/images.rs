@@ -99,7 +99,7 @@ impl<T> ImageTable<T> {
         }
     }
 
-    /// Returns the slots of the open images, and the slots of the failed ones with the reason.
+    /// Returns the slots of the open images, and the slots of the failed images with the reasons.
     pub(super) fn states(&self) -> (Vec<u32>, Vec<(u32, String)>) {
         let (mut open, mut failed) = (Vec::new(), Vec::new());
         for (slot, cell) in &*ignore_poison(self.cells.read()) {

@@ -1,6 +1,6 @@
 //! Translates between fuser and [`ImageFs`]: inode numbers, flags and errnos, and nothing else.
 //!
-//! Every answer is valid forever, because images do not change; changes of the namespace are invalidated explicitly. `open`
+//! Every answer is valid forever, because images do not change; the daemon invalidates changed names explicitly. `open`
 //! and `opendir` answer ENOSYS. The kernel then opens files itself, keeps contents and listings in its cache, and sends
 //! neither OPEN nor RELEASE for the rest of the mount's life. A later process that serves the same mount must answer in the
 //! same way, because the kernel does not ask again.
@@ -33,8 +33,9 @@ use crate::fs::{FsError, ImageFs, Lookup};
 /// The capabilities that are requested where the kernel offers them. A process that takes over a mount relies on the set
 /// that its predecessor negotiated.
 ///
-/// FUSE_READDIRPLUS_AUTO is left out: with it, the kernel lists all but a directory's first names without attributes, and looks
-/// up each name at its first use, while attributes cost nothing here. (Cold `find -ls` of 3,000 names: 2.5 times as long.)
+/// FUSE_READDIRPLUS_AUTO is not requested: with it, the kernel lists all but a directory's first names without attributes, and
+/// looks up each name at its first use, while attributes cost nothing here. (Cold `find -ls` of 3,000 names: 2.5 times as
+/// long.)
 const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_EXPORT_SUPPORT)
     .union(InitFlags::FUSE_DO_READDIRPLUS)

@@ -26,7 +26,7 @@ pub enum RootsError {
     /// The engine does not exist.
     #[error("engine `{0}` does not exist: expected `fuse`, `overlay2` or `unpack`")]
     Engine(String),
-    /// There is no such width of inode numbers.
+    /// The width of inode numbers is not supported.
     #[error("inode numbers `{0}` are not supported: expected `64bit` or `32bit`")]
     InodeWidth(String),
     /// The description of an upper is invalid.
@@ -53,7 +53,7 @@ pub enum RootsError {
     Untrusted {
         /// The directory.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Why the directory cannot be used.
         reason: String,
     },
     /// The mountpoint shows another filesystem.
@@ -144,10 +144,10 @@ pub enum RootsError {
         /// The operating system's error.
         source: io::Error,
     },
-    /// There is already a root with this name.
+    /// A root with this name already exists.
     #[error("root {0} already exists")]
     Exists(RootId),
-    /// There is no root with this name.
+    /// No root has this name.
     #[error("there is no root {0}")]
     Missing(RootId),
     /// Another process makes or removes the root, or runs a program in it.
@@ -161,7 +161,7 @@ pub enum RootsError {
         /// One of the processes and its program, if a process was found.
         by: Option<(Pid, String)>,
     },
-    /// An image of the store cannot be opened.
+    /// An image in the store cannot be opened.
     #[error("cannot open image {image}")]
     StoredImage {
         /// The image.

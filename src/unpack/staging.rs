@@ -1,8 +1,8 @@
 //! A directory that is filled under a temporary name and renamed when it is complete.
 //!
 //! An interrupted copy must never look like a complete one. So a tree is written next to its final path, in
-//! `.NAME.rcx-imagefs-partial-PID`, and then renamed. A mountpoint cannot be renamed over: there the tree is written in
-//! place, together with a marker file that is removed last.
+//! `.NAME.rcx-imagefs-partial-PID`, and then renamed. A rename cannot replace a mountpoint: there the tree is written in place,
+//! together with a marker file that is removed last.
 
 use std::ffi::{OsStr, OsString};
 use std::io;

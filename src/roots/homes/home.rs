@@ -69,7 +69,7 @@ impl Homes {
         if let Some((_, name)) = NO_UPPER.iter().find(|(magic, _)| i128::from(*magic) == i128::from(kind)) {
             return refuse((*name).to_owned());
         }
-        // Without trusted.* attributes an overlay can be mounted, but shows removed files again.
+        // Without trusted.* attributes, an overlay can be mounted, but shows deleted files again.
         match rustix::fs::fgetxattr(&self.fd, "trusted.overlay.opaque", &mut [0; 1]) {
             Err(Errno::OPNOTSUPP) => {
                 refuse(format!("{}, which has no extended attributes,", self.filesystem()))
@@ -113,7 +113,8 @@ impl Homes {
             NamedLock::Missing => return Ok(None),
             NamedLock::Busy => unreachable!("waits without a deadline"),
         };
-        // Between mkdirat(2) and open, a sweep may have removed our directory and another process made one.
+        // Between mkdirat(2) and open, a sweep may have removed the directory of this process, and another process may have
+        // made a new one.
         if !names_in(home.as_fd()).at("list", &path)?.is_empty() {
             home.unlock();
             return Ok(None);

@@ -33,6 +33,9 @@ pub(super) struct LoadArgs {
     /// Platform to choose from a multi-platform image [default: this host's platform]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<String>,
+    /// Accept an image that is for another platform only, with a warning
+    #[arg(long)]
+    any_platform: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -46,7 +49,8 @@ pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
     let archive = Archive::open(&args.path, &platform).with_context(at)?;
     // Create a store only when there is something to store: its path may be mistyped.
     let store = context.make_store()?;
-    let job = LoadJob { store: store.clone(), name, progress: output::progress() };
+    let job =
+        LoadJob { store: store.clone(), name, any_platform: args.any_platform, progress: output::progress() };
     let images = load(&job, &archive).with_context(at)?;
     context.refresh(&store);
     if args.json {

@@ -36,6 +36,9 @@ pub(super) struct PullArgs {
     /// Platform to choose from a multi-platform image [default: this host's platform]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<String>,
+    /// Accept an image that is for another platform only, with a warning
+    #[arg(long)]
+    any_platform: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -124,7 +127,12 @@ pub(super) fn run(context: &Context, args: &PullArgs) -> anyhow::Result<()> {
             let resolved = registry.resolve(reference).await.with_context(at)?;
             // Create a store only when there is something to store: its path may be mistyped.
             let store = context.make_store()?;
-            let job = PullJob { store: store.clone(), registry, progress: output::progress() };
+            let job = PullJob {
+                store: store.clone(),
+                registry,
+                any_platform: args.any_platform,
+                progress: output::progress(),
+            };
             let image = pull(&job, reference, resolved).await.with_context(at)?;
             context.refresh(&store);
             if !args.json {

@@ -82,6 +82,23 @@ impl ImageConfig {
             raw: serde_json::from_slice(bytes).map_err(ManifestError::Config)?,
         })
     }
+
+    /// Whether the image is for a platform. A part of the platform that the configuration does not state fits any.
+    #[must_use]
+    pub fn is_for(&self, wanted: &Platform) -> bool {
+        let (os, architecture) = (self.platform.os(), self.platform.architecture());
+        if os.is_empty() || architecture.is_empty() {
+            return (os.is_empty() || os == wanted.os())
+                && (architecture.is_empty() || architecture == wanted.architecture());
+        }
+        // Many images for older variants of arm state no variant, and `Platform` then assumes v7.
+        let states_variant = self.raw["variant"].as_str().is_some_and(|variant| !variant.is_empty());
+        if states_variant {
+            wanted.choose([&self.platform]).is_some()
+        } else {
+            os == wanted.os() && architecture == wanted.architecture()
+        }
+    }
 }
 
 #[cfg(test)]
@@ -106,6 +123,28 @@ mod tests {
         assert_eq!((config.working_dir.as_str(), config.user.as_str()), ("/w", "1:2"));
         assert_eq!(config.diff_ids, [DiffId::new(Digest::of(b""))]);
         assert_eq!(config.raw["os"], "linux");
+    }
+
+    #[test]
+    fn platform_of_a_configuration_must_match_as_far_as_it_is_stated() {
+        for (stated, wanted, fits) in [
+            (r#""os":"linux","architecture":"amd64""#, "linux/amd64", true),
+            (r#""os":"linux","architecture":"x86_64""#, "linux/amd64", true),
+            (r#""os":"linux","architecture":"amd64""#, "linux/arm64", false),
+            (r#""os":"windows","architecture":"amd64""#, "linux/amd64", false),
+            (r#""os":"linux","architecture":"amd64","variant":"v3""#, "linux/amd64", false),
+            (r#""os":"linux","architecture":"amd64","variant":"v2""#, "linux/amd64/v3", true),
+            (r#""os":"linux","architecture":"arm""#, "linux/arm/v6", true),
+            (r#""os":"linux","architecture":"arm","variant":"v7""#, "linux/arm/v6", false),
+            (r#""os":"linux""#, "linux/arm64", true),
+            (r#""os":"windows""#, "linux/arm64", false),
+            (r#""architecture":"amd64""#, "linux/arm64", false),
+            (r#""created":null"#, "linux/arm64", true),
+        ] {
+            let text = format!(r#"{{{stated},"rootfs":{{"type":"layers"}}}}"#);
+            let config = ImageConfig::parse(text.as_bytes()).unwrap();
+            assert_eq!(config.is_for(&wanted.parse().unwrap()), fits, "{stated} for {wanted}");
+        }
     }
 
     #[test]

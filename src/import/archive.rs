@@ -15,6 +15,7 @@ pub struct Archive {
     /// Blobs that are not at their path in an OCI layout.
     blobs: HashMap<Digest, Extent>,
     images: Vec<ImportImage>,
+    platform: Platform,
 }
 
 impl Archive {
@@ -39,9 +40,15 @@ impl Archive {
         if images.is_empty() {
             return Err(ImportError::Empty);
         }
-        let archive = Self { files, blobs, images };
+        let archive = Self { files, blobs, images, platform: platform.clone() };
         archive.check_blob_sizes()?;
         Ok(archive)
+    }
+
+    /// The requested platform. An image that is the only one of its name may be for another platform.
+    #[must_use]
+    pub fn platform(&self) -> &Platform {
+        &self.platform
     }
 
     /// The images; at least one.

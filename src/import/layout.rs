@@ -105,7 +105,7 @@ fn image_entries(index: &ImageIndex, platform: &Platform) -> Result<Vec<Descript
         }
     }
     let chosen = groups.into_iter().map(|group| match group.as_slice() {
-        // An image for a single platform is accepted whatever the platform is: the user chose to load it.
+        // Nothing to choose from. The caller compares the image's configuration with the platform.
         [only] => Ok((*only).clone()),
         several => {
             let platforms = || several.iter().filter_map(|entry| entry.platform.as_ref());

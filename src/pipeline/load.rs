@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::layer::store_layer;
-use super::open::validate;
+use super::open::{check_platform, validate};
 use super::pull::IncomingImage;
 use super::{PipelineError, ProgressSink, StoredImage};
 use crate::image::{CONFIG_MAX, Descriptor, ImageLayer, Name, Reference, Tag};
@@ -27,6 +27,8 @@ pub struct LoadJob {
     pub store: Store,
     /// The name to use instead of the names in the archive. If it has no tag, the images keep their tags.
     pub name: Option<Reference>,
+    /// Whether to accept an image of another platform, with a warning.
+    pub any_platform: bool,
     /// Receives progress events.
     pub progress: ProgressSink,
 }
@@ -84,10 +86,12 @@ fn load_image(
 ) -> Result<StoredImage, PipelineError> {
     let LoadJob { store, progress, .. } = job;
     let config_bytes = read_config(archive, image.manifest.config())?;
+    let valid = validate(image.manifest_digest, image.manifest.clone(), &config_bytes)?;
+    check_platform(&valid, archive.platform(), job.any_platform)?;
     let incoming = IncomingImage {
         name,
         tags,
-        image: validate(image.manifest_digest, image.manifest.clone(), &config_bytes)?,
+        image: valid,
         manifest_bytes: image.manifest_bytes.clone(),
         config_bytes,
         index: image.index.clone(),

@@ -17,7 +17,7 @@ pub use open::{OpenImage, open_image, open_layer, read_image, read_manifest, ver
 pub use pull::{PullJob, pull};
 
 use crate::error::ErrorCode;
-use crate::image::{DiffId, Digest, LayerDigest, ManifestDigest, ManifestError, Name, Tag};
+use crate::image::{DiffId, Digest, LayerDigest, ManifestDigest, ManifestError, Name, Platform, Tag};
 use crate::import::ImportError;
 use crate::index::BuildError;
 use crate::registry::RegistryError;
@@ -45,6 +45,16 @@ pub enum PipelineError {
         digest: Digest,
         /// The reason.
         source: ManifestError,
+    },
+    /// The image's configuration states another platform than the requested one.
+    #[error("image {image} is for {stated}, not for {wanted}")]
+    OtherPlatform {
+        /// The digest of the manifest.
+        image: ManifestDigest,
+        /// The platform in the configuration.
+        stated: Platform,
+        /// The requested platform.
+        wanted: Platform,
     },
     /// The content of a layer does not have the digest in the manifest.
     #[error("layer {layer}: content has digest {actual}")]
@@ -153,6 +163,7 @@ impl PipelineError {
             Self::Document { source, .. } => source.code(),
             Self::Layer { source, .. } => source.code(),
             Self::Merge { source, .. } => source.code(),
+            Self::OtherPlatform { .. } => ErrorCode::NoPlatform,
             Self::WrongDigest { .. } | Self::WrongSize { .. } => ErrorCode::WrongContent,
             Self::WrongDiffId { .. } | Self::WrongCodec { .. } => ErrorCode::ImageMismatch,
             Self::Partial { .. } => ErrorCode::Io,
@@ -168,6 +179,9 @@ impl PipelineError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::MissingBlob(_) => Some("pull or load the image again"),
+            Self::OtherPlatform { .. } => Some(
+                "request the image's own platform with --platform, or accept any platform with --any-platform",
+            ),
             Self::Unnamed { .. } => Some("name the image with --name NAME[:TAG]"),
             Self::SeveralImages { .. } => {
                 Some("use --name without a tag, or leave --name out, to keep the tags of the archive")

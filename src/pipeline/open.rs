@@ -10,6 +10,7 @@ use super::layer::{check_diff_id, check_index, commit_derived, index_blob};
 use super::{PipelineError, ProgressEvent, ProgressSink};
 use crate::image::{
     CONFIG_MAX, DiffId, Document, Image, LayerDigest, MANIFEST_MAX, Manifest, ManifestDigest, ManifestError,
+    Platform,
 };
 use crate::index::{Index, IndexError, Layer, LayerBytes, open_file, recorded_diff_id};
 use crate::store::{BlobLock, Store};
@@ -163,6 +164,26 @@ pub(super) fn validate(
         digest: config_digest,
         source,
     })
+}
+
+/// Checks that an image is for the requested platform. With `any_platform`, another platform is only logged.
+///
+/// A registry or an archive may offer a single image under a name, so nothing was chosen by platform before.
+pub(super) fn check_platform(
+    image: &Image,
+    wanted: &Platform,
+    any_platform: bool,
+) -> Result<(), PipelineError> {
+    if image.config().is_for(wanted) {
+        return Ok(());
+    }
+    let (stated, wanted) = (image.config().platform.clone(), wanted.clone());
+    let error = PipelineError::OtherPlatform { image: image.digest(), stated, wanted };
+    if any_platform {
+        tracing::warn!("{error}");
+        return Ok(());
+    }
+    Err(error)
 }
 
 /// Returns the diff IDs of an image's layers, lowest first, after comparing each with the digest of the layer's tar.

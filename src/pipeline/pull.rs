@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::layer::store_layer;
-use super::open::{OpenImage, validate};
+use super::open::{OpenImage, check_platform, validate};
 use super::{PipelineError, ProgressSink, StoredImage};
 use crate::image::{CONFIG_MAX, Descriptor, Digest, Image, ImageLayer, Name, Reference, Tag};
 use crate::registry::{Registry, Resolved, ResolvedIndex};
@@ -26,6 +26,8 @@ pub struct PullJob {
     pub store: Store,
     /// The registry.
     pub registry: Arc<Registry>,
+    /// Whether to accept an image of another platform, with a warning.
+    pub any_platform: bool,
     /// Receives progress events.
     pub progress: ProgressSink,
 }
@@ -119,7 +121,7 @@ pub async fn pull(
     reference: &Reference,
     resolved: Resolved,
 ) -> Result<StoredImage, PipelineError> {
-    let PullJob { store, registry, progress } = pull;
+    let PullJob { store, registry, any_platform, progress } = pull;
     let Resolved { name, manifest_digest, manifest, manifest_bytes, index, .. } = resolved;
     let _lease = blocking({
         let store = store.clone();
@@ -136,14 +138,9 @@ pub async fn pull(
         (None, Some(_)) => Vec::new(),
         _ => vec![reference.tag_or_latest()],
     };
-    let incoming = IncomingImage {
-        name: name.clone(),
-        tags,
-        image: validate(manifest_digest, manifest, &config_bytes)?,
-        manifest_bytes,
-        config_bytes,
-        index,
-    };
+    let image = validate(manifest_digest, manifest, &config_bytes)?;
+    check_platform(&image, &registry.options().platform, *any_platform)?;
+    let incoming = IncomingImage { name: name.clone(), tags, image, manifest_bytes, config_bytes, index };
     let layers = incoming.layers();
     let fetched = {
         let (store, all_layers, incoming) = (store.clone(), layers.clone(), incoming.clone());

@@ -76,7 +76,12 @@ fn a_million_files_take_at_most_250_bytes_each_and_one_by_one_each_is_listed_onc
     let store = Store::open_or_create(&dir.path().join("store")).unwrap();
     let archive = Archive::open(&dir.path().join("layout"), &Platform::host()).unwrap();
     let name_of_image = Some(Reference::from_archive("lab/many").unwrap());
-    let job = LoadJob { store: store.clone(), name: name_of_image, progress: ProgressSink::none() };
+    let job = LoadJob {
+        store: store.clone(),
+        name: name_of_image,
+        any_platform: false,
+        progress: ProgressSink::none(),
+    };
     // The peak is the tables of the index together with the index file built from them; later, the tree during the merge.
     within(250 * FILES, || load(&job, &archive).unwrap());
     let fs = ImageFs::new(ImageSource::new(store, None), &FsOptions::default());

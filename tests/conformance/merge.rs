@@ -20,8 +20,10 @@ fn shown(store: &Store, case: &Case) -> Result<String, String> {
     let result = (|| -> Result<String, Box<dyn Error>> {
         let name = Some(Reference::from_archive("conformance")?);
         let archive = Archive::open(dir.path(), &Platform::host())?;
-        let arrived =
-            load(&LoadJob { store: store.clone(), name, progress: ProgressSink::none() }, &archive)?;
+        let arrived = load(
+            &LoadJob { store: store.clone(), name, any_platform: false, progress: ProgressSink::none() },
+            &archive,
+        )?;
         let [ref image] = arrived[..] else { panic!("one image is in the layout: {arrived:?}") };
         dump(store, image.digest)
     })();

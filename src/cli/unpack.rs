@@ -20,8 +20,9 @@ Examples:
 /// Copy an image into a directory
 ///
 /// The copy has the owners, modes, times, extended attributes, hard links, holes and devices of the image, so the command
-/// must be run by root. DIR must be missing or empty. It appears only when the copy is complete, so an interrupted copy never
-/// has this name.
+/// must be run by root. Files lose their set-uid and set-gid bits and their capabilities unless --preserve-setuid is given,
+/// because every local user could gain the rights of root through a program of the image. DIR must be missing or empty. It
+/// appears only when the copy is complete, so an interrupted copy never has this name.
 ///
 /// The copy is an independent directory that needs neither the store nor a daemon. To look into an image, use `mount`; for a
 /// writable directory with the content of the image, use `root create`. Both are faster and take less disk space.
@@ -37,6 +38,9 @@ pub(super) struct UnpackArgs {
     /// Number of threads that decode and write [default: number of processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
+    /// Keep the set-uid and set-gid bits and the capabilities of files
+    #[arg(long)]
+    preserve_setuid: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -77,7 +81,11 @@ pub(super) fn run(context: &Context, args: &UnpackArgs) -> anyhow::Result<()> {
         let before = done.fetch_add(bytes, Ordering::Relaxed);
         bar.set_position(before + bytes);
     };
-    let mut options = UnpackOptions { progress: Some(&progress), ..UnpackOptions::default() };
+    let mut options = UnpackOptions {
+        progress: Some(&progress),
+        without_setuid: !args.preserve_setuid,
+        ..UnpackOptions::default()
+    };
     if let Some(threads) = args.threads {
         options.threads = threads.into();
     }

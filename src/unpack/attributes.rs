@@ -10,9 +10,14 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 
 use super::UnpackError;
-use crate::index::Entry;
+use crate::index::{Entry, IndexedKind};
 use crate::layer::Timestamp;
 use crate::tree::{IMPLIED_MODE, IMPLIED_MTIME};
+
+/// The extended attribute with the capabilities that a program gains (capabilities(7), "File capabilities").
+const CAPABILITIES: &[u8] = b"security.capability";
+/// The set-user-ID and set-group-ID bits.
+const SETUID_SETGID: u16 = 0o6000;
 
 /// The metadata of a node.
 #[derive(Debug)]
@@ -22,17 +27,35 @@ pub(super) struct NodeAttributes<'a> {
     pub(super) gid: u32,
     pub(super) mtime: Timestamp,
     entry: Option<&'a Entry<'a>>,
+    without_capabilities: bool,
 }
 
 impl<'a> NodeAttributes<'a> {
     pub(super) fn of_entry(entry: &'a Entry<'a>) -> Self {
         let (mode, uid, gid, mtime) = (entry.mode(), entry.uid(), entry.gid(), entry.mtime());
-        Self { mode, uid, gid, mtime, entry: Some(entry) }
+        Self { mode, uid, gid, mtime, entry: Some(entry), without_capabilities: false }
+    }
+
+    /// The same without what lets a program gain the rights of another user: set-uid and set-gid bits and capabilities.
+    ///
+    /// Directories keep their bits, which only choose the group of new files.
+    pub(super) fn without_setuid(self) -> Self {
+        match self.entry.map(Entry::kind) {
+            None | Some(IndexedKind::Directory) => self,
+            Some(_) => Self { mode: self.mode & !SETUID_SETGID, without_capabilities: true, ..self },
+        }
     }
 
     /// The attributes of a directory that no layer has an entry for.
     pub(super) fn implied() -> Self {
-        Self { mode: IMPLIED_MODE, uid: 0, gid: 0, mtime: IMPLIED_MTIME, entry: None }
+        Self {
+            mode: IMPLIED_MODE,
+            uid: 0,
+            gid: 0,
+            mtime: IMPLIED_MTIME,
+            entry: None,
+            without_capabilities: false,
+        }
     }
 
     /// Sets the attributes of an open file or directory. `path` is for error messages.
@@ -87,7 +110,8 @@ impl<'a> NodeAttributes<'a> {
     }
 
     pub(super) fn xattrs(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
-        self.entry.into_iter().flat_map(Entry::xattrs)
+        let dropped = self.without_capabilities.then_some(CAPABILITIES);
+        self.entry.into_iter().flat_map(Entry::xattrs).filter(move |(name, _)| Some(*name) != dropped)
     }
 
     /// The access time equals the modification time, as in the mount.

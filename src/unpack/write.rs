@@ -38,6 +38,8 @@ pub struct UnpackOptions<'a> {
     pub threads: usize,
     /// Called on any thread with the number of content bytes written since the last call.
     pub progress: Option<&'a (dyn Fn(u64) + Sync)>,
+    /// Whether to leave out set-uid and set-gid bits and file capabilities. Without it, the copy is exact.
+    pub without_setuid: bool,
     /// Set by the caller to cancel the operation.
     pub cancel: Option<&'a AtomicBool>,
 }
@@ -51,7 +53,7 @@ impl fmt::Debug for UnpackOptions<'_> {
 impl Default for UnpackOptions<'_> {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { threads, progress: None, cancel: None }
+        Self { threads, progress: None, without_setuid: false, cancel: None }
     }
 }
 
@@ -281,7 +283,7 @@ impl<D: AsRef<[u8]> + Sync + Send> TreeWriter<'_, D> {
         let Some(size) = size else { return Ok(()) };
         rustix::fs::ftruncate(file, size)
             .map_err(|errno| UnpackError::new("set the length of", self.path_of(number), errno))?;
-        NodeAttributes::of_entry(&entry).set(file.as_fd(), || self.path_of(number))
+        self.attributes(&entry).set(file.as_fd(), || self.path_of(number))
     }
 
     /// Creates a node that has no content.
@@ -319,7 +321,7 @@ impl<D: AsRef<[u8]> + Sync + Send> TreeWriter<'_, D> {
             }
         }
         let is_symlink = matches!(entry.kind(), IndexedKind::Symlink { .. });
-        NodeAttributes::of_entry(&entry).set_at(directory, name, is_symlink, || self.path_of(number))
+        self.attributes(&entry).set_at(directory, name, is_symlink, || self.path_of(number))
     }
 
     /// Makes the hard links.
@@ -363,11 +365,16 @@ impl<D: AsRef<[u8]> + Sync + Send> TreeWriter<'_, D> {
                 NodeSource::Implied => NodeAttributes::implied().set(directory.as_fd(), path)?,
                 NodeSource::Entry { layer, entry } => {
                     let entry = self.layers[layer.index()].index().entry(entry);
-                    NodeAttributes::of_entry(&entry).set(directory.as_fd(), path)?;
+                    self.attributes(&entry).set(directory.as_fd(), path)?;
                 }
             }
         }
         Ok(())
+    }
+
+    fn attributes<'e>(&self, entry: &'e Entry<'e>) -> NodeAttributes<'e> {
+        let exact = NodeAttributes::of_entry(entry);
+        if self.options.without_setuid { exact.without_setuid() } else { exact }
     }
 
     fn node(&self, number: u32) -> &PlanNode {

@@ -51,7 +51,7 @@ pub fn overlay2(program: &Program, image: Digest) -> String {
 /// Unpacks an image and dumps the copy.
 pub fn unpacked(program: &Program, reference: &str) -> String {
     let at = program.dir().join("unpacked");
-    let output = program.run(&["unpack", reference, at.to_str().unwrap()]);
+    let output = program.run(&["unpack", "--preserve-setuid", reference, at.to_str().unwrap()]);
     if !output.status.success() {
         return String::from_utf8_lossy(&output.stderr).into_owned();
     }

@@ -13,7 +13,7 @@ use support::tmpfs::Tmpfs;
 use support::trees;
 
 fn unpack(program: &Program, image: &str, to: &Path) {
-    let printed = program.ok(&["unpack", image, to.to_str().unwrap()]);
+    let printed = program.ok(&["unpack", "--preserve-setuid", image, to.to_str().unwrap()]);
     assert_eq!(Path::new(&printed), to);
 }
 

@@ -102,7 +102,7 @@ impl EscapeFixture {
     fn check_engines(&self, attempt: &Attempt, image: &str, uppers: &[&str]) {
         let mounted = self.check_tree(attempt, "the mount", &self.mount.path(image));
         let copy = self.program.dir().join("copy");
-        self.program.ok(&["unpack", image, copy.to_str().unwrap()]);
+        self.program.ok(&["unpack", "--preserve-setuid", image, copy.to_str().unwrap()]);
         assert_eq!(self.check_tree(attempt, "unpack", &copy), mounted, "{}: unpack and mount", attempt.name);
         fs::remove_dir_all(&copy).unwrap();
         for upper in uppers {

@@ -129,9 +129,15 @@ fn set_id_programs_capabilities_and_devices_of_an_image_give_no_rights() {
             fixture.program.ok(&["root", "remove", "it"]);
         }
     }
-    // Control: in a plain copy on a disk of the host, each of them does give rights.
+    // A plain copy stands on a disk of the host, which is not mounted nosuid.
     let copy = fixture.program.dir().join("copy");
     fixture.program.ok(&["unpack", &image, copy.to_str().unwrap()]);
+    for name in ["plain", "set-user", "set-group", "capable", "linked"] {
+        assert_eq!(run_unprivileged(&copy, name), NO_RIGHTS, "{name} in a copy");
+    }
+    // Control: with the option, each of them does give rights.
+    let copy = fixture.program.dir().join("exact");
+    fixture.program.ok(&["unpack", "--preserve-setuid", &image, copy.to_str().unwrap()]);
     assert_eq!(run_unprivileged(&copy, "plain"), NO_RIGHTS);
     assert_eq!(run_unprivileged(&copy, "set-user").split(' ').next(), Some("0"));
     assert_eq!(run_unprivileged(&copy, "set-group").split(' ').nth(1), Some("0"));

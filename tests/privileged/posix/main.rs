@@ -119,7 +119,7 @@ impl MountedImage {
     fn on_tmpfs(&self) -> Tmpfs {
         let disk = Tmpfs::new("64m");
         let path = disk.path().to_str().unwrap();
-        self.program.ok(&["unpack", &self.name, path]);
+        self.program.ok(&["unpack", "--preserve-setuid", &self.name, path]);
         run("mount", &["-o", "remount,ro,nosuid,nodev", path]);
         disk
     }

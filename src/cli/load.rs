@@ -21,7 +21,7 @@ Examples:
 
 /// Load images from an OCI layout (directory or tar) or a `docker save` archive
 ///
-/// Prints NAME@DIGEST for each image. To fetch an image from a registry, use `pull`.
+/// Prints NAME@DIGEST for each image. A tag that another image of the store has moves only with --name or --replace. To fetch an image from a registry, use `pull`.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct LoadArgs {
@@ -30,6 +30,9 @@ pub(super) struct LoadArgs {
     /// Name of the images, instead of the names in the archive; without TAG, the archive's tags are kept
     #[arg(long, value_name = "NAME[:TAG]")]
     name: Option<String>,
+    /// Move tags that other images have to the images of the archive
+    #[arg(long)]
+    replace: bool,
     /// Platform to choose from a multi-platform image [default: this host's platform]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<String>,
@@ -49,8 +52,13 @@ pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
     let archive = Archive::open(&args.path, &platform).with_context(at)?;
     // Create a store only when there is something to store: its path may be mistyped.
     let store = context.make_store()?;
-    let job =
-        LoadJob { store: store.clone(), name, any_platform: args.any_platform, progress: output::progress() };
+    let job = LoadJob {
+        store: store.clone(),
+        name,
+        replace: args.replace,
+        any_platform: args.any_platform,
+        progress: output::progress(),
+    };
     let images = load(&job, &archive).with_context(at)?;
     context.refresh(&store);
     if args.json {

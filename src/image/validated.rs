@@ -3,6 +3,8 @@
 //! Everything behind this module takes an [`Image`] and never pairs layers with diff IDs itself. The documents
 //! cannot prove that a layer decodes to the tar with its diff ID: the pipeline verifies this with the layer's index.
 
+use std::sync::Arc;
+
 use super::{
     Compression, Descriptor, DiffId, Digest, ImageConfig, LayerDigest, LayerMedia, Manifest, ManifestDigest,
     ManifestError,
@@ -13,7 +15,7 @@ use super::{
 pub struct Image {
     digest: ManifestDigest,
     manifest: Manifest,
-    config: ImageConfig,
+    config: Arc<ImageConfig>,
     layers: Vec<ImageLayer>,
 }
 
@@ -42,7 +44,20 @@ impl Image {
         if config.len() as u64 != declared.size {
             return Err(ManifestError::ConfigSize { actual: config.len() as u64, declared: declared.size });
         }
-        let config = ImageConfig::parse(config)?;
+        Self::with_config(digest, manifest, Arc::new(ImageConfig::parse(config)?))
+    }
+
+    /// The same with a configuration that was parsed before.
+    ///
+    /// The caller must have checked that `config` has the digest and size in the manifest.
+    ///
+    /// # Errors
+    /// `config` has more or fewer diff IDs than the manifest has layers.
+    pub fn with_config(
+        digest: ManifestDigest,
+        manifest: Manifest,
+        config: Arc<ImageConfig>,
+    ) -> Result<Self, ManifestError> {
         let (diff_ids, layers) = (config.diff_ids.len(), manifest.layers().len());
         if diff_ids != layers {
             return Err(ManifestError::LayerCount { diff_ids, layers });
@@ -77,6 +92,12 @@ impl Image {
     #[must_use]
     pub fn config(&self) -> &ImageConfig {
         &self.config
+    }
+
+    /// The configuration, for images that share it.
+    #[must_use]
+    pub fn shared_config(&self) -> Arc<ImageConfig> {
+        Arc::clone(&self.config)
     }
 
     /// The layers, lowest first. The same layer may occur more than once.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::files::{ArchiveFiles, BlobReader};
 use super::members::Extent;
-use super::{ImportError, ImportImage, docker, layout};
+use super::{ImportError, ImportImage, NAMES_MAX, docker, layout};
 use crate::image::{Descriptor, Digest, Platform};
 
 /// An opened OCI layout or `docker save` archive. Its images are for one platform.
@@ -39,6 +39,9 @@ impl Archive {
         };
         if images.is_empty() {
             return Err(ImportError::Empty);
+        }
+        if images.iter().map(|image| image.names.len() + image.tags.len()).sum::<usize>() > NAMES_MAX {
+            return Err(ImportError::TooMany { what: "names of images", limit: NAMES_MAX });
         }
         let archive = Self { files, blobs, images, platform: platform.clone() };
         archive.check_blob_sizes()?;

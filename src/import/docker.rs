@@ -4,7 +4,7 @@
 //! uncompressed layer is its diff ID, which the configuration contains. Only compressed layers must be read to compute their
 //! digest.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Read as _;
 
 use serde::Deserialize;
@@ -12,7 +12,7 @@ use sha2::Digest as _;
 
 use super::files::ArchiveFiles;
 use super::members::Extent;
-use super::{ImportError, ImportImage};
+use super::{IMAGES_MAX, ImportError, ImportImage};
 use crate::image::{
     CONFIG_MAX, Descriptor, DiffId, Digest, ImageConfig, MANIFEST_MAX, Manifest, ManifestDigest,
     ManifestError, Reference, media,
@@ -47,8 +47,12 @@ impl ListedImage {
 /// Reads manifest.json; returns no images if it does not exist.
 fn listed_images(files: &ArchiveFiles) -> Result<Vec<ListedImage>, ImportError> {
     let Some(bytes) = files.read_document("manifest.json", MANIFEST_MAX)? else { return Ok(Vec::new()) };
-    serde_json::from_slice(&bytes)
-        .map_err(|source| ImportError::Json { file: "manifest.json".to_owned(), source })
+    let images: Vec<ListedImage> = serde_json::from_slice(&bytes)
+        .map_err(|source| ImportError::Json { file: "manifest.json".to_owned(), source })?;
+    if images.len() > IMAGES_MAX {
+        return Err(ImportError::TooMany { what: "images", limit: IMAGES_MAX });
+    }
+    Ok(images)
 }
 
 /// Returns the names in manifest.json of an archive that is also an OCI layout, by the digest of the configuration.
@@ -73,41 +77,82 @@ pub(super) fn images(
         return Err(ImportError::Unknown("it is a directory with manifest.json but without oci-layout"));
     }
     let mut blobs = HashMap::new();
-    // Several images may share a layer, which is then hashed only once.
-    let mut layers = HashMap::new();
+    let mut known = KnownFiles::default();
     let mut images = Vec::new();
     for listed in listed_images(files)? {
-        images.push(image(files, &listed, &mut blobs, &mut layers)?);
+        merge(&mut images, image(files, &listed, &mut blobs, &mut known)?);
     }
     Ok((images, blobs))
+}
+
+/// The files that were read for an earlier image. Several images may share a layer, which is then hashed only once, or a
+/// configuration, which is then parsed only once.
+#[derive(Default)]
+struct KnownFiles {
+    layers: HashMap<Extent, Descriptor>,
+    configs: HashMap<Extent, (Descriptor, Vec<DiffId>)>,
+}
+
+/// Adds an image to the list. An archive may list an image several times, once for each of its names.
+pub(super) fn merge(images: &mut Vec<ImportImage>, image: ImportImage) {
+    match images.iter_mut().find(|other| other.manifest_digest == image.manifest_digest) {
+        Some(other) => {
+            other.names.extend(image.names);
+            other.tags.extend(image.tags);
+            let mut seen = HashSet::new();
+            other.names.retain(|name| seen.insert(name.to_string()));
+            other.tags.sort();
+            other.tags.dedup();
+        }
+        None => images.push(image),
+    }
+}
+
+/// Reads a configuration; returns its descriptor and the diff IDs of the image's layers.
+fn config(
+    files: &ArchiveFiles,
+    listed: &ListedImage,
+    extent: Extent,
+) -> Result<(Descriptor, Vec<DiffId>), ImportError> {
+    let invalid = |source| ImportError::document(&listed.config, source);
+    let missing = || ImportError::Missing(listed.config.clone());
+    let bytes = files.read_document(&listed.config, CONFIG_MAX)?.ok_or_else(missing)?;
+    let config = ImageConfig::parse(&bytes).map_err(invalid)?;
+    let (diff_ids, layers) = (config.diff_ids.len(), listed.layers.as_deref().unwrap_or_default().len());
+    if layers != diff_ids {
+        return Err(invalid(ManifestError::LayerCount { diff_ids, layers }));
+    }
+    Ok((Descriptor::new(media::OCI_CONFIG, Digest::of(&bytes), extent.size), config.diff_ids))
 }
 
 fn image(
     files: &ArchiveFiles,
     listed: &ListedImage,
     blobs: &mut HashMap<Digest, Extent>,
-    known_layers: &mut HashMap<Extent, Descriptor>,
+    known: &mut KnownFiles,
 ) -> Result<ImportImage, ImportError> {
     let missing = |path: &String| ImportError::Missing(path.clone());
     let invalid = |source| ImportError::document(&listed.config, source);
-    let bytes = files.read_document(&listed.config, CONFIG_MAX)?.ok_or_else(|| missing(&listed.config))?;
-    let config = ImageConfig::parse(&bytes).map_err(invalid)?;
     let paths = listed.layers.as_deref().unwrap_or_default();
-    if paths.len() != config.diff_ids.len() {
-        let (diff_ids, layers) = (config.diff_ids.len(), paths.len());
+    let config_extent = files.extent(&listed.config)?.ok_or_else(|| missing(&listed.config))?;
+    let (config_descriptor, diff_ids) = match known.configs.get(&config_extent) {
+        Some(known) => known.clone(),
+        None => config(files, listed, config_extent)?,
+    };
+    if paths.len() != diff_ids.len() {
+        let (diff_ids, layers) = (diff_ids.len(), paths.len());
         return Err(invalid(ManifestError::LayerCount { diff_ids, layers }));
     }
-    let config_extent = files.extent(&listed.config)?.ok_or_else(|| missing(&listed.config))?;
-    let config_descriptor = Descriptor::new(media::OCI_CONFIG, Digest::of(&bytes), config_extent.size);
+    known.configs.insert(config_extent, (config_descriptor.clone(), diff_ids.clone()));
     blobs.insert(config_descriptor.digest, config_extent);
     let mut layers = Vec::new();
-    for (path, diff_id) in paths.iter().zip(&config.diff_ids) {
+    for (path, diff_id) in paths.iter().zip(&diff_ids) {
         let extent = files.extent(path)?.ok_or_else(|| missing(path))?;
-        let descriptor = match known_layers.get(&extent) {
+        let descriptor = match known.layers.get(&extent) {
             Some(descriptor) => descriptor.clone(),
             None => describe_layer(files, path, *diff_id)?,
         };
-        known_layers.insert(extent, descriptor.clone());
+        known.layers.insert(extent, descriptor.clone());
         blobs.insert(descriptor.digest, extent);
         layers.push(descriptor);
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::PATH_MAX;
 use crate::error::ErrorCode;
 use crate::image::{Digest, ManifestError};
 
@@ -77,6 +78,24 @@ pub enum ImportError {
         /// Most bytes allowed.
         limit: u64,
     },
+    /// The archive has more images or names than the limit.
+    #[error("the archive has more than {limit} {what}")]
+    TooMany {
+        /// `images` or `names of images`.
+        what: &'static str,
+        /// Most of them allowed.
+        limit: usize,
+    },
+    /// A path in the archive is too long.
+    #[error("the archive has a path of {length} bytes, which is longer than {limit} bytes: {start}...")]
+    PathTooLong {
+        /// Its first characters.
+        start: String,
+        /// Its length in bytes.
+        length: usize,
+        /// The longest allowed.
+        limit: usize,
+    },
     /// A file is not the expected JSON.
     #[error("cannot parse {file}")]
     Json {
@@ -99,6 +118,15 @@ pub enum ImportError {
 }
 
 impl ImportError {
+    /// Refuses a path that is longer than the limit.
+    pub(super) fn check_path(path: &str) -> Result<(), Self> {
+        if path.len() <= PATH_MAX {
+            return Ok(());
+        }
+        let start = path.chars().take(40).collect();
+        Err(Self::PathTooLong { start, length: path.len(), limit: PATH_MAX })
+    }
+
     pub(super) fn document(document: impl ToString, source: ManifestError) -> Self {
         Self::Document { document: document.to_string(), source: Box::new(source) }
     }
@@ -118,6 +146,8 @@ impl ImportError {
             | Self::Link(_)
             | Self::MissingBlob(_)
             | Self::TooLong { .. }
+            | Self::TooMany { .. }
+            | Self::PathTooLong { .. }
             | Self::Json { .. }
             | Self::Empty => ErrorCode::Archive,
             Self::BlobSize { .. } | Self::Digest { .. } => ErrorCode::WrongContent,

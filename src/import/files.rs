@@ -63,6 +63,7 @@ impl ArchiveFiles {
 
     /// Opens a file; `None` if it does not exist. Follows links inside the archive.
     pub(super) fn file(&self, path: &str) -> Result<Option<BlobReader>, ImportError> {
+        ImportError::check_path(path)?;
         let directory = match self {
             Self::Tar(file, members) => {
                 return Ok(members.find(path)?.map(|extent| BlobReader::new(file, extent)));
@@ -87,6 +88,7 @@ impl ArchiveFiles {
 
     /// Finds a file of a tar, see [`ArchiveMembers::find`]; always `None` in a directory.
     pub(super) fn extent(&self, path: &str) -> Result<Option<Extent>, ImportError> {
+        ImportError::check_path(path)?;
         match self {
             Self::Tar(_, members) => members.find(path),
             Self::Directory(_) => Ok(None),

@@ -4,12 +4,12 @@
 //! only a tag. docker writes the tag to that annotation, and the full name to another one and to a manifest.json in its
 //! older format.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use serde::Deserialize;
 
 use super::files::ArchiveFiles;
-use super::{ImportError, ImportImage, docker};
+use super::{IMAGES_MAX, ImportError, ImportImage, docker};
 use crate::image::{
     Descriptor, Digest, Document, ImageIndex, MANIFEST_MAX, ManifestDigest, ManifestError, Platform,
     Reference, Tag,
@@ -51,7 +51,11 @@ pub(super) fn images(files: &ArchiveFiles, platform: &Platform) -> Result<Vec<Im
     let docker_names = docker::names_by_config(files)?;
     let mut images: Vec<ImportImage> = Vec::new();
     let mut artifact = None;
-    for entry in image_entries(&index, platform)? {
+    let entries = image_entries(&index, platform)?;
+    if entries.len() > IMAGES_MAX {
+        return Err(ImportError::TooMany { what: "images", limit: IMAGES_MAX });
+    }
+    for entry in entries {
         let image = match resolve(files, &entry, platform) {
             Ok(image) => image,
             // A layout may contain artifacts such as signatures beside its images.
@@ -64,7 +68,7 @@ pub(super) fn images(files: &ArchiveFiles, platform: &Platform) -> Result<Vec<Im
             }
             Err(error) => return Err(error),
         };
-        merge(&mut images, with_names(image, &entry, &docker_names));
+        docker::merge(&mut images, with_names(image, &entry, &docker_names));
     }
     match artifact {
         Some(error) if images.is_empty() => Err(error),
@@ -180,19 +184,4 @@ fn with_names(
         }
     }
     image
-}
-
-/// Adds an image to the list. A layout may contain an image several times, once for each of its names.
-fn merge(images: &mut Vec<ImportImage>, image: ImportImage) {
-    match images.iter_mut().find(|other| other.manifest_digest == image.manifest_digest) {
-        Some(other) => {
-            other.names.extend(image.names);
-            other.tags.extend(image.tags);
-            let mut seen = HashSet::new();
-            other.names.retain(|name| seen.insert(name.to_string()));
-            other.tags.sort();
-            other.tags.dedup();
-        }
-        None => images.push(image),
-    }
 }

@@ -83,6 +83,8 @@ impl ArchiveMembers {
                 let ExtendedHeader { path, link, .. } = std::mem::take(&mut extended);
                 let path = path.unwrap_or_else(|| text(&header.path_bytes()));
                 let link = link.or_else(|| Some(text(&header.link_name_bytes()?)));
+                ImportError::check_path(&path)?;
+                link.as_deref().map_or(Ok(()), ImportError::check_path)?;
                 if let Some(path) = normalised(&path)
                     && let Some(member) = member(entry_type, data, link)
                 {

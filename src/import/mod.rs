@@ -29,6 +29,14 @@ pub use archive::Archive;
 pub use error::ImportError;
 pub use files::BlobReader;
 
+/// Most images of an archive, and most names of all of them together. Each image costs the time to parse its manifest and
+/// configuration, and each name one write of the store's index.json.
+const IMAGES_MAX: usize = 1000;
+const NAMES_MAX: usize = 1000;
+
+/// Longest path in an archive, in bytes: `PATH_MAX` of Linux.
+const PATH_MAX: usize = 4096;
+
 /// An image of an archive, for the requested platform.
 #[derive(Debug, Clone)]
 pub struct ImportImage {

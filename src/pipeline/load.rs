@@ -1,16 +1,19 @@
 //! Loads the images of a file or directory into the store.
 
+use std::collections::HashMap;
 use std::io::Read as _;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::layer::store_layer;
-use super::open::{check_platform, validate};
+use super::open::{check_platform, validate, with_config};
 use super::pull::IncomingImage;
 use super::{PipelineError, ProgressSink, StoredImage};
-use crate::image::{CONFIG_MAX, Descriptor, ImageLayer, Name, Reference, Tag};
+use crate::image::{
+    CONFIG_MAX, Descriptor, Digest, ImageConfig, ImageLayer, ManifestDigest, Name, Reference, Tag,
+};
 use crate::import::{Archive, ImportImage};
 use crate::os::ignore_poison;
 use crate::store::Store;
@@ -27,6 +30,8 @@ pub struct LoadJob {
     pub store: Store,
     /// The name to use instead of the names in the archive. If it has no tag, the images keep their tags.
     pub name: Option<Reference>,
+    /// Whether tags may move to the images of the archive. A tag also moves if the user gave its name.
+    pub replace: bool,
     /// Whether to accept an image of another platform, with a warning.
     pub any_platform: bool,
     /// Receives progress events.
@@ -39,7 +44,7 @@ pub struct LoadJob {
 /// The error of the first image that fails. The images before it are in the store.
 pub fn load(job: &LoadJob, archive: &Archive) -> Result<Vec<StoredImage>, PipelineError> {
     let _lease = job.store.lease(None)?;
-    let mut stored = Vec::new();
+    let mut incoming = Vec::new();
     for image in archive.images() {
         let names = names_of(image, job.name.as_ref());
         if names.is_empty() {
@@ -49,12 +54,50 @@ pub fn load(job: &LoadJob, archive: &Archive) -> Result<Vec<StoredImage>, Pipeli
         if job.name.as_ref().is_some_and(|name| name.tag.is_some()) && archive.images().len() > 1 {
             return Err(PipelineError::SeveralImages { count: archive.images().len() });
         }
-        for (name, tags) in names {
-            stored.push(load_image(job, archive, image, name, tags)?);
-        }
+        incoming.extend(names.into_iter().map(|(name, tags)| (image, name, tags)));
+    }
+    check_tags(job, &incoming)?;
+    // Images with the same configuration follow each other, so that each configuration is parsed once.
+    let mut groups = HashMap::new();
+    incoming.sort_by_cached_key(|(image, ..)| {
+        let next = groups.len();
+        *groups.entry(image.manifest.config().digest).or_insert(next)
+    });
+    let mut config = None;
+    let mut stored = Vec::new();
+    for (image, name, tags) in incoming {
+        stored.push(load_image(job, archive, image, (name, tags), &mut config)?);
     }
     Ok(stored)
 }
+
+/// An image of an archive with one of its names and the tags of that name.
+type NamedImage<'a> = (&'a ImportImage, Name, Vec<Tag>);
+
+/// Checks that no tag moves to another image because of a name that only the archive gives.
+///
+/// An archive may come from another host, and must not replace the image that users know by its tag unless the user says so.
+fn check_tags(job: &LoadJob, incoming: &[NamedImage<'_>]) -> Result<(), PipelineError> {
+    let refs = job.store.refs()?;
+    let mut seen: HashMap<(&Name, &Tag), ManifestDigest> = HashMap::new();
+    for (image, name, tags) in incoming {
+        let to = image.manifest_digest;
+        for tag in tags {
+            let stored = || refs.tagged(name, tag).map(|stored| stored.digest);
+            let from = seen.insert((name, tag), to).or_else(stored);
+            let Some(from) = from.filter(|from| *from != to) else { continue };
+            let moved = PipelineError::TagMoves { name: name.clone(), tag: tag.clone(), from, to };
+            if !job.replace && job.name.is_none() {
+                return Err(moved);
+            }
+            tracing::warn!("{moved}");
+        }
+    }
+    Ok(())
+}
+
+/// The digest, bytes and content of the configuration that was parsed last.
+type LastConfig = Option<(Digest, Vec<u8>, Arc<ImageConfig>)>;
 
 /// Returns the names of an image, each with its tags. `new_name` replaces the names in the archive.
 fn names_of(image: &ImportImage, new_name: Option<&Reference>) -> Vec<(Name, Vec<Tag>)> {
@@ -81,12 +124,23 @@ fn load_image(
     job: &LoadJob,
     archive: &Archive,
     image: &ImportImage,
-    name: Name,
-    tags: Vec<Tag>,
+    (name, tags): (Name, Vec<Tag>),
+    last_config: &mut LastConfig,
 ) -> Result<StoredImage, PipelineError> {
     let LoadJob { store, progress, .. } = job;
-    let config_bytes = read_config(archive, image.manifest.config())?;
-    let valid = validate(image.manifest_digest, image.manifest.clone(), &config_bytes)?;
+    let digest = image.manifest.config().digest;
+    let (config_bytes, valid) = match last_config {
+        Some((last, bytes, config)) if *last == digest => {
+            let config = Arc::clone(config);
+            (bytes.clone(), with_config(image.manifest_digest, image.manifest.clone(), config)?)
+        }
+        _ => {
+            let bytes = read_config(archive, image.manifest.config())?;
+            let valid = validate(image.manifest_digest, image.manifest.clone(), &bytes)?;
+            *last_config = Some((digest, bytes.clone(), valid.shared_config()));
+            (bytes, valid)
+        }
+    };
     check_platform(&valid, archive.platform(), job.any_platform)?;
     let incoming = IncomingImage {
         name,

@@ -129,6 +129,18 @@ pub enum PipelineError {
         /// The tags of the image in the archive.
         tags: Vec<String>,
     },
+    /// An archive gives an image a tag that another image has.
+    #[error("tag {name}:{tag} moves from {from} to {to}")]
+    TagMoves {
+        /// The name.
+        name: Name,
+        /// The tag.
+        tag: Tag,
+        /// The image that has the tag.
+        from: ManifestDigest,
+        /// The image in the archive.
+        to: ManifestDigest,
+    },
     /// The user gave one tag for an archive with several images.
     #[error("a tag can name only one of several images: the archive contains {count}")]
     SeveralImages {
@@ -169,6 +181,7 @@ impl PipelineError {
             Self::Partial { .. } => ErrorCode::Io,
             Self::MissingBlob(_) => ErrorCode::NoBlob,
             Self::Unnamed { .. } | Self::SeveralImages { .. } => ErrorCode::Usage,
+            Self::TagMoves { .. } => ErrorCode::Exists,
             Self::ArchiveRead { .. } => ErrorCode::Archive,
             Self::Thread(_) => ErrorCode::Internal,
         }
@@ -183,6 +196,9 @@ impl PipelineError {
                 "request the image's own platform with --platform, or accept any platform with --any-platform",
             ),
             Self::Unnamed { .. } => Some("name the image with --name NAME[:TAG]"),
+            Self::TagMoves { .. } => {
+                Some("use --replace to move it, or load the image under another name with --name NAME:TAG")
+            }
             Self::SeveralImages { .. } => {
                 Some("use --name without a tag, or leave --name out, to keep the tags of the archive")
             }

@@ -9,8 +9,8 @@ use memmap2::Mmap;
 use super::layer::{check_diff_id, check_index, commit_derived, index_blob};
 use super::{PipelineError, ProgressEvent, ProgressSink};
 use crate::image::{
-    CONFIG_MAX, DiffId, Document, Image, LayerDigest, MANIFEST_MAX, Manifest, ManifestDigest, ManifestError,
-    Platform,
+    CONFIG_MAX, DiffId, Document, Image, ImageConfig, LayerDigest, MANIFEST_MAX, Manifest, ManifestDigest,
+    ManifestError, Platform,
 };
 use crate::index::{Index, IndexError, Layer, LayerBytes, open_file, recorded_diff_id};
 use crate::store::{BlobLock, Store};
@@ -158,12 +158,23 @@ pub(super) fn validate(
     manifest: Manifest,
     config: &[u8],
 ) -> Result<Image, PipelineError> {
-    let config_digest = manifest.config().digest;
-    Image::new(digest, manifest, config).map_err(|source| PipelineError::Document {
-        kind: "configuration",
-        digest: config_digest,
-        source,
-    })
+    let failed = document_error(&manifest);
+    Image::new(digest, manifest, config).map_err(failed)
+}
+
+/// The same with a configuration that was parsed before. The caller has checked that the manifest names it.
+pub(super) fn with_config(
+    digest: ManifestDigest,
+    manifest: Manifest,
+    config: Arc<ImageConfig>,
+) -> Result<Image, PipelineError> {
+    let failed = document_error(&manifest);
+    Image::with_config(digest, manifest, config).map_err(failed)
+}
+
+fn document_error(manifest: &Manifest) -> impl FnOnce(ManifestError) -> PipelineError + use<> {
+    let digest = manifest.config().digest;
+    move |source| PipelineError::Document { kind: "configuration", digest, source }
 }
 
 /// Checks that an image is for the requested platform. With `any_platform`, another platform is only logged.

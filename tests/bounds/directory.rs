@@ -79,6 +79,7 @@ fn a_million_files_take_at_most_250_bytes_each_and_one_by_one_each_is_listed_onc
     let job = LoadJob {
         store: store.clone(),
         name: name_of_image,
+        replace: false,
         any_platform: false,
         progress: ProgressSink::none(),
     };

@@ -21,7 +21,13 @@ fn shown(store: &Store, case: &Case) -> Result<String, String> {
         let name = Some(Reference::from_archive("conformance")?);
         let archive = Archive::open(dir.path(), &Platform::host())?;
         let arrived = load(
-            &LoadJob { store: store.clone(), name, any_platform: false, progress: ProgressSink::none() },
+            &LoadJob {
+                store: store.clone(),
+                name,
+                replace: false,
+                any_platform: false,
+                progress: ProgressSink::none(),
+            },
             &archive,
         )?;
         let [ref image] = arrived[..] else { panic!("one image is in the layout: {arrived:?}") };

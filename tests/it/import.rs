@@ -206,6 +206,11 @@ fn archives_of_skopeo_are_read() {
 
 /// A `docker save` archive in the form from before docker added OCI layouts.
 fn docker_save(dir: &Path, layout: &Layout, manifest: &Value) -> PathBuf {
+    docker_save_with(dir, layout, manifest, "")
+}
+
+/// The same with a comment in the configuration.
+fn docker_save_with(dir: &Path, layout: &Layout, manifest: &Value, comment: &str) -> PathBuf {
     let path = dir.join("save.tar");
     let mut builder = tar::Builder::new(fs::File::create(&path).unwrap());
     let mut file = |name: &str, bytes: &[u8]| {
@@ -214,8 +219,7 @@ fn docker_save(dir: &Path, layout: &Layout, manifest: &Value) -> PathBuf {
         builder.append_data(&mut header, name, bytes).unwrap();
     };
     let diff_ids: Vec<_> = layout.tars.iter().map(|tar| Digest::of(tar)).collect();
-    let config =
-        json!({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+    let config = json!({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": diff_ids}, "comment": comment});
     file("config.json", config.to_string().as_bytes());
     file("one/layer.tar", &layout.tars[0]);
     file("two.tar.gz", &gzip(&layout.tars[1]));
@@ -239,14 +243,40 @@ fn old_docker_archive_gets_a_manifest() {
         image(&["link/layer.tar", "two.tar.gz"], &[]),
     ]);
     let archive = open(&docker_save(dir.path(), &layout, &manifest)).unwrap();
-    assert_eq!(archive.images().len(), 2);
+    assert_eq!(archive.images().len(), 1, "the second image is the first one without a name");
     for image in archive.images() {
         layout.check_image(&archive, image);
         let types: Vec<_> = image.manifest.layers().iter().map(|layer| layer.media_type.as_str()).collect();
         assert_eq!(types, [media::OCI_LAYER, media::OCI_LAYER_GZIP]);
     }
     assert_eq!(names(&archive.images()[0]), ["lab/app:1", "lab/app:2"]);
-    assert_eq!(archive.images()[0].manifest_digest, archive.images()[1].manifest_digest);
+}
+
+#[test]
+fn configuration_that_an_archive_lists_often_is_parsed_once() {
+    let (dir, layout) = (tempfile::tempdir().unwrap(), Layout::new());
+    let image =
+        |tag| json!({"Config": "config.json", "RepoTags": [tag], "Layers": ["one/layer.tar", "two.tar.gz"]});
+    let manifest = |count| Value::from_iter((0..count).map(|number| image(format!("lab/app:{number}"))));
+    let comment = "x".repeat(4 << 20);
+    let start = std::time::Instant::now();
+    let archive = open(&docker_save_with(dir.path(), &layout, &manifest(1000), &comment)).unwrap();
+    // Parsing it a thousand times takes minutes.
+    assert!(start.elapsed() < std::time::Duration::from_secs(15), "{:?}", start.elapsed());
+    assert_eq!((archive.images().len(), names(&archive.images()[0]).len()), (1, 1000));
+    let error = refused(&docker_save(dir.path(), &layout, &manifest(1001)));
+    assert!(matches!(error, ImportError::TooMany { limit: 1000, .. }), "{error}");
+}
+
+#[test]
+fn overlong_paths_in_an_archive_are_refused() {
+    let (dir, layout) = (tempfile::tempdir().unwrap(), Layout::new());
+    let long = "../a/".repeat(10_000);
+    for (config, layer) in [(long.as_str(), "one/layer.tar"), ("config.json", long.as_str())] {
+        let manifest = json!([{"Config": config, "RepoTags": null, "Layers": [layer, "two.tar.gz"]}]);
+        let error = refused(&docker_save(dir.path(), &layout, &manifest));
+        assert!(matches!(error, ImportError::PathTooLong { length: 50_000, .. }), "{error}");
+    }
 }
 
 #[test]

@@ -56,6 +56,14 @@ impl Layout {
         self.dir.path().to_str().unwrap()
     }
 
+    /// Gives the image a name instead of its tag.
+    pub(super) fn name(&self, name: &str) {
+        let path = self.dir.path().join("index.json");
+        let mut index: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        index["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"] = name.into();
+        fs::write(path, index.to_string()).unwrap();
+    }
+
     /// Writes a blob and returns its descriptor.
     fn put(&self, media_type: &str, bytes: &[u8]) -> Value {
         let digest = sha256(bytes);

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json;
 
-use super::{Fixture, LAYERS, Layout, keys};
+use super::{Fixture, LAYERS, Layout, failed, keys, texts};
 
 #[test]
 fn load_prints_the_images_and_a_second_load_copies_nothing() {
@@ -45,4 +45,51 @@ fn file_that_is_not_an_archive_is_named() {
         let (error, _) = fixture.fails(&["load", path]);
         assert!(error.starts_with(&format!("load {path}: ")), "{error}");
     }
+}
+
+#[test]
+fn image_of_another_platform_is_refused_unless_any_platform_is_accepted() {
+    let fixture = Fixture::new();
+    let layout = Layout::with_config(LAYERS, |config| config["architecture"] = "s390x".into());
+    let load = ["load", layout.path(), "--name", "lab/a:1"];
+    let output = fixture.program.run(&[&load[..], &["--platform", "linux/arm64", "--json"]].concat());
+    let (error, _) = failed(&output);
+    assert!(error.contains("is for linux/s390x, not for linux/arm64"), "{error}");
+    assert!(texts(&output).0.contains("\"no-platform\""), "{output:?}");
+    let (error, hint) = fixture.fails(&load);
+    assert!(error.contains("is for linux/s390x, not for linux/"), "{error}");
+    assert!(hint.unwrap().contains("--any-platform"));
+    assert_eq!(fixture.program.json(&["images"]), json!([]));
+
+    let output = fixture.program.run(&[&load[..], &["--any-platform"]].concat());
+    assert!(output.status.success() && texts(&output).1.contains("is for linux/s390x"), "{output:?}");
+    fixture.program.ok(&["load", layout.path(), "--name", "lab/b:1", "--platform", "linux/s390x"]);
+}
+
+#[test]
+fn image_that_states_no_platform_fits_any() {
+    let fixture = Fixture::new();
+    let layout = Layout::with_config(LAYERS, |config| {
+        config.as_object_mut().unwrap().retain(|key, _| key != "os" && key != "architecture");
+    });
+    fixture.program.ok(&["load", layout.path(), "--name", "lab/a:1", "--platform", "linux/arm64"]);
+}
+
+#[test]
+fn archive_moves_a_tag_only_with_name_or_replace() {
+    let (fixture, old) = Fixture::with("lab/a:1");
+    let layout = Layout::new("f other x");
+    layout.name("lab/a:1");
+    let (error, hint) = fixture.fails(&["load", layout.path()]);
+    assert!(error.contains(&format!("tag lab/a:1 moves from {old} to sha256:")), "{error}");
+    assert!(hint.unwrap().contains("--replace"));
+    assert_eq!(fixture.program.json(&["images"])[0]["digest"], json!(old));
+    assert_eq!(fixture.program.json(&["images"]).as_array().unwrap().len(), 1, "nothing was stored");
+
+    let output = fixture.program.run(&["load", layout.path(), "--replace"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(texts(&output).1.contains("tag lab/a:1 moves from"), "{output:?}");
+    // The same image again, and a name that the user gives, need no option.
+    fixture.program.ok(&["load", layout.path()]);
+    fixture.load("lab/a:1", LAYERS);
 }

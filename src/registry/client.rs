@@ -1,25 +1,23 @@
 //! Sends one request to a registry: address, credentials, deadline and status.
 //!
-//! `oci-client` answers the authentication challenge: it finds the token server and fetches a token. This module sends the
-//! requests for manifests and blobs itself, with that token. `oci-client`'s own requests read a manifest of any length into memory, drop
-//! `Content-Type`, `Retry-After` and `Content-Range`, and never renew an expired token.
+//! The requests of `oci-client` are not used: they read a manifest of any length into memory, drop `Content-Type`,
+//! `Retry-After` and `Content-Range`, and never renew an expired token.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, RANGE, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::http::{self, HostKind, USER_AGENT};
+use super::http::{self, HostKind};
 use super::message::server_message;
-use super::{Deadlines, PlainHttp, RegistryError, RegistryOptions, RemoteObject};
+use super::token::AuthChallenge;
+use super::{PlainHttp, RegistryError, RegistryOptions, RemoteObject};
 use crate::image::Name;
 
 /// Most bytes that are read from the body of an error response.
@@ -31,8 +29,6 @@ pub struct Registry(Arc<SharedClient>);
 
 struct SharedClient {
     options: RegistryOptions,
-    /// Additional certificate authorities, in PEM.
-    authorities: Vec<Vec<u8>>,
     loopback: HostClients,
     remote: HostClients,
     /// The latest authorization for each repository.
@@ -44,11 +40,8 @@ struct SharedClient {
 
 /// The HTTP clients for one kind of host.
 struct HostClients {
-    kind: HostKind,
     scheme: &'static str,
     http: reqwest::Client,
-    /// Created when a registry first requires credentials.
-    oci: OnceCell<oci_client::Client>,
 }
 
 /// The content of the `Authorization` header.
@@ -85,10 +78,10 @@ impl Registry {
                 (PlainHttp::Never, _) | (PlainHttp::Loopback, HostKind::Remote) => "https",
             };
             let http = http::client(&options, &authorities, kind)?;
-            Ok(HostClients { kind, scheme, http, oci: OnceCell::new() })
+            Ok(HostClients { scheme, http })
         };
         let (loopback, remote) = (clients(HostKind::Loopback)?, clients(HostKind::Remote)?);
-        Ok(Self(Arc::new(SharedClient { options, authorities, loopback, remote, tokens: Mutex::default() })))
+        Ok(Self(Arc::new(SharedClient { options, loopback, remote, tokens: Mutex::default() })))
     }
 
     /// The options that were passed to [`Registry::new`].
@@ -104,6 +97,16 @@ impl Registry {
         }
     }
 
+    /// The HTTP client for a host.
+    pub(super) fn http(&self, host: &str) -> &reqwest::Client {
+        &self.clients(host).http
+    }
+
+    /// The scheme of the URLs of a registry.
+    pub(super) fn scheme(&self, host: &str) -> &'static str {
+        self.clients(host).scheme
+    }
+
     /// Sends a request. If the registry requires other credentials, obtains them and sends the request once more.
     ///
     /// Returns only successful responses. The caller reads the body.
@@ -114,7 +117,8 @@ impl Registry {
         if response.status() != StatusCode::UNAUTHORIZED || !self.is_registry(name, &response)? {
             return self.check_status(request, response).await;
         }
-        let Some(authorization) = self.authorize(request.object, used).await? else {
+        let challenge = AuthChallenge::of(response.headers());
+        let Some(authorization) = self.authorize(request.object, used, challenge).await? else {
             return self.check_status(request, response).await;
         };
         let response = self.send(request, Some(&authorization)).await?;
@@ -169,7 +173,7 @@ impl Registry {
         Ok(actual.eq_ignore_ascii_case(expected))
     }
 
-    /// Fetches a token, or falls back to the password. Returns `None` if the user has no credentials and the registry has no
+    /// Answers a challenge with a token or the password. Returns `None` if the user has no credentials and the registry has no
     /// token server.
     ///
     /// If another task has replaced the `rejected` authorization already, returns the new one.
@@ -177,6 +181,7 @@ impl Registry {
         &self,
         object: &RemoteObject,
         rejected: Option<Authorization>,
+        challenge: Option<AuthChallenge>,
     ) -> Result<Option<Authorization>, RegistryError> {
         let name = object.name();
         let mut tokens = self.0.tokens.lock().await;
@@ -188,63 +193,18 @@ impl Registry {
         let credentials = (self.0.options.auth.find(name, deadlines.helper).await).map_err(|source| {
             RegistryError::Credentials { object: object.clone(), source: Box::new(source) }
         })?;
-        let clients = self.clients(host(name)?);
-        let oci =
-            clients.oci.get_or_try_init(|| async { self.oci_client(clients) }).await.map_err(|error| {
-                match error {
-                    OciDistributionError::RequestError(source) => RegistryError::TlsSetup(source),
-                    other => RegistryError::Token { object: object.clone(), source: Box::new(other) },
-                }
-            })?;
-        let image = oci_reference(name)?;
-        let after = deadlines.connect + deadlines.response;
-        let pull = oci_client::RegistryOperation::Pull;
-        let token = match timeout(after, oci.auth(&image, &credentials, pull)).await {
-            Ok(Ok(token)) => token,
-            Ok(Err(error)) => return Err(token_error(object, error, deadlines)),
-            Err(_) => {
-                return Err(RegistryError::Deadline { object: object.clone(), awaited: "a token", after });
+        let authorization = match (challenge, credentials) {
+            (_, RegistryAuth::Bearer(token)) => Authorization::Bearer(token),
+            (Some(AuthChallenge::Bearer { realm, service }), credentials) => Authorization::Bearer(
+                self.fetch_token(object, &realm, service.as_deref(), &credentials).await?,
+            ),
+            (Some(AuthChallenge::Basic), RegistryAuth::Basic(user, password)) => {
+                Authorization::Basic(user, password)
             }
-        };
-        let authorization = match (token, credentials) {
-            (Some(token), _) if token.bytes().all(|byte| byte.is_ascii_graphic()) => {
-                Authorization::Bearer(token)
-            }
-            (Some(_), _) => {
-                let message = "the token from the token server contains invalid characters".to_owned();
-                return Err(RegistryError::Unauthorized { object: object.clone(), message });
-            }
-            (None, RegistryAuth::Basic(user, password)) => Authorization::Basic(user, password),
-            (None, _) => return Ok(None),
+            (Some(AuthChallenge::Basic), RegistryAuth::Anonymous) | (None, _) => return Ok(None),
         };
         tokens.insert(name.clone(), authorization.clone());
         Ok(Some(authorization))
-    }
-
-    /// Creates the client that fetches tokens.
-    fn oci_client(&self, clients: &HostClients) -> Result<oci_client::Client, OciDistributionError> {
-        // The constructor of `oci_client::Client` panics if the system has no certificate authorities. This fails instead.
-        reqwest::Client::builder().build()?;
-        let deadlines = &self.0.options.deadlines;
-        // The only way to make this client ignore the proxies of the environment is to set a proxy that applies to no address.
-        let (http_proxy, no_proxy) = match clients.kind {
-            HostKind::Loopback => {
-                (Some("http://127.0.0.1:9".to_owned()), Some("*,0.0.0.0/0,::/0".to_owned()))
-            }
-            HostKind::Remote => (None, None),
-        };
-        let pem = |data: &Vec<u8>| Certificate { encoding: CertificateEncoding::Pem, data: data.clone() };
-        oci_client::Client::try_from(ClientConfig {
-            protocol: if clients.scheme == "http" { ClientProtocol::Http } else { ClientProtocol::Https },
-            extra_root_certificates: self.0.authorities.iter().map(pem).collect(),
-            platform_resolver: None,
-            read_timeout: Some(deadlines.response),
-            connect_timeout: Some(deadlines.connect),
-            user_agent: USER_AGENT,
-            http_proxy,
-            no_proxy,
-            ..ClientConfig::default()
-        })
     }
 
     /// Returns a successful response, and an error for any other.
@@ -279,7 +239,7 @@ impl Registry {
     }
 
     /// Returns the message in the body of an error response, cut off at the deadline.
-    async fn error_message(&self, mut response: Response) -> String {
+    pub(super) async fn error_message(&self, mut response: Response) -> String {
         let mut body = Vec::new();
         let read = async {
             while let Ok(Some(bytes)) = response.chunk().await {
@@ -298,17 +258,6 @@ impl Registry {
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registry").field("options", &self.0.options).finish_non_exhaustive()
-    }
-}
-
-fn token_error(object: &RemoteObject, error: OciDistributionError, deadlines: &Deadlines) -> RegistryError {
-    match error {
-        OciDistributionError::AuthenticationFailure(message) => RegistryError::Unauthorized {
-            object: object.clone(),
-            message: server_message(message.as_bytes()),
-        },
-        OciDistributionError::RequestError(source) => RegistryError::transport(object, source, deadlines),
-        other => RegistryError::Token { object: object.clone(), source: Box::new(other) },
     }
 }
 

@@ -229,12 +229,12 @@ pub enum RegistryError {
         source: Box<AuthError>,
     },
     /// The token server returned an error or an invalid response.
-    #[error("{object}: cannot get a token from the token server")]
+    #[error("{object}: cannot get a token from the token server: {reason}")]
     Token {
         /// The requested object.
         object: RemoteObject,
-        /// The underlying error.
-        source: Box<oci_client::errors::OciDistributionError>,
+        /// What is wrong with the server or its response.
+        reason: String,
     },
     /// A file of certificate authorities cannot be used.
     #[error("cannot use the certificate file {}", .path.display())]

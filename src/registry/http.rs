@@ -11,7 +11,7 @@ use super::{RegistryError, RegistryOptions};
 /// Most redirects that are followed: the limit of browsers and of Go's HTTP client.
 const REDIRECTS_MAX: usize = 10;
 
-pub(super) const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
+const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
 
 /// Whether a host is this machine. Requests to loopback addresses never use the proxies of the environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

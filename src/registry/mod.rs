@@ -11,6 +11,7 @@ mod http;
 mod message;
 mod resolve;
 mod retry;
+mod token;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -132,7 +132,7 @@ async fn basic_auth_is_used_without_a_token_server() {
     for _ in 0..2 {
         assert_eq!(download(&registry, &server.address, &descriptor(b"hello"), 0).await.unwrap(), b"hello");
     }
-    assert_eq!(server.requests().len(), 4, "refused, challenge, granted; then granted at once");
+    assert_eq!(server.requests().len(), 3, "refused, granted; then granted at once");
     let error = download(&super::registry(), &server.address, &descriptor(b"hello"), 0).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
 }
@@ -157,4 +157,38 @@ async fn broken_credentials_are_an_error_only_when_they_are_needed() {
     let closed = Server::start(|_, _| Answer::new(401, &[], b"")).await;
     let error = download(&registry, &closed.address, &descriptor(b"hello"), 0).await.unwrap_err();
     assert!(matches!(error, RegistryError::Credentials { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn challenge_of_another_host_that_the_registry_redirects_to_is_not_answered() {
+    let token = Server::start(|_, _| Answer::new(200, &[], br#"{"token":"t"}"#)).await;
+    let challenge = format!(r#"Bearer realm="http://{}/token",service="reg""#, token.address);
+    let other = Server::start(move |_, _| Answer::new(401, &[("WWW-Authenticate", &challenge)], b"")).await;
+    let target = format!("http://{}/v2/", other.address);
+    // Every request without a token is refused, and the address of the API itself leads to the other host.
+    let server = Server::start(move |request, _| match request.path() {
+        "/v2/" => Answer::new(307, &[("Location", &target)], b""),
+        _ => Answer::new(401, &[("WWW-Authenticate", "Basic realm=\"registry\"")], b""),
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let registry = Registry::new(with_password(&directory, &server.address)).unwrap();
+    let error = download(&registry, &server.address, &descriptor(b"x"), 0).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
+    assert_eq!(token.requests().len(), 0, "the password must not reach a server that another host chose");
+}
+
+#[tokio::test]
+async fn token_response_of_more_than_64_kib_is_an_error() {
+    let server = Server::start(move |request, _| {
+        let host = request.header("host").unwrap();
+        let challenge = format!(r#"Bearer realm="http://{host}/token""#);
+        if request.path().starts_with("/token") {
+            return Answer::new(200, &[], format!(r#"{{"token":"{}"}}"#, "t".repeat(70_000)).as_bytes());
+        }
+        Answer::new(401, &[("WWW-Authenticate", &challenge)], b"")
+    })
+    .await;
+    let error = download(&registry(), &server.address, &descriptor(b"x"), 0).await.unwrap_err();
+    assert!(error.to_string().contains("longer than 65536 bytes"), "{error}");
 }

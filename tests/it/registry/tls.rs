@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use rcx_imagefs::registry::{PlainHttp, Registry, RegistryError, RegistryOptions};
 use tempfile::TempDir;
 
+use super::auth::with_password;
 use super::{options, tagged};
 
 /// OpenSSL's file server.
@@ -16,7 +17,13 @@ struct TlsServer {
 }
 
 impl TlsServer {
+    /// Serves a file as the body of a response.
     fn start(path: &str, content: &[u8]) -> Self {
+        Self::serve("-WWW", path, content)
+    }
+
+    /// `mode` is `-WWW` to serve the content of files, or `-HTTP` if they are whole responses with headers.
+    fn serve(mode: &str, path: &str, content: &[u8]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join(path);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -26,8 +33,8 @@ impl TlsServer {
         let made =
             openssl(&dir, request).stderr(Stdio::null()).status().expect("openssl is needed for this test");
         assert!(made.success());
-        let serve = "s_server -accept 127.0.0.1:0 -cert cert.pem -key key.pem -WWW";
-        let mut child = openssl(&dir, serve)
+        let serve = format!("s_server -accept 127.0.0.1:0 -cert cert.pem -key key.pem {mode}");
+        let mut child = openssl(&dir, &serve)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -40,11 +47,12 @@ impl TlsServer {
     }
 
     fn trusting(&self) -> Result<Registry, RegistryError> {
-        Registry::new(RegistryOptions {
-            plain_http: PlainHttp::Never,
-            ca_files: vec![self.dir.path().join("cert.pem")],
-            ..options()
-        })
+        self.trusting_with(options())
+    }
+
+    fn trusting_with(&self, options: RegistryOptions) -> Result<Registry, RegistryError> {
+        let ca_files = vec![self.dir.path().join("cert.pem")];
+        Registry::new(RegistryOptions { plain_http: PlainHttp::Never, ca_files, ..options })
     }
 }
 
@@ -71,4 +79,16 @@ async fn self_signed_certificate_is_refused_unless_it_is_trusted() {
     assert!(matches!(error, RegistryError::Tls { .. }), "{error:?}");
     let resolved = server.trusting().unwrap().resolve(&tagged(&server.address)).await.unwrap();
     assert_eq!(resolved.manifest_bytes, manifest);
+}
+
+#[tokio::test]
+async fn password_is_not_sent_to_a_token_server_without_tls() {
+    let refusal = "HTTP/1.0 401 Unauthorized\r\n\
+        WWW-Authenticate: Bearer realm=\"http://registry.invalid/token\",service=\"s\"\r\n\r\n";
+    let server = TlsServer::serve("-HTTP", "v2/lab/app/manifests/1", refusal.as_bytes());
+    let directory = tempfile::tempdir().unwrap();
+    let registry = server.trusting_with(with_password(&directory, &server.address)).unwrap();
+    let error = registry.resolve(&tagged(&server.address)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Token { .. }), "{error:?}");
+    assert!(error.to_string().contains("`http://registry.invalid/token`, without encryption"), "{error}");
 }

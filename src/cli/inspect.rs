@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::ErrorJson;
-use super::{Context, REFERENCE, output};
+use super::{Context, STORED, output};
 use crate::pipeline::{open_layer, read_image};
 
 const EXAMPLES: &str = "\
@@ -19,7 +19,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct InspectArgs {
     /// The image.
-    #[arg(help = REFERENCE, value_name = "REF")]
+    #[arg(help = STORED, value_name = "REF")]
     reference: String,
     /// Print JSON
     #[arg(long)]

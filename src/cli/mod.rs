@@ -4,6 +4,7 @@ mod completions;
 mod config;
 mod engine;
 mod error;
+mod find;
 mod gc;
 mod images;
 mod inspect;
@@ -29,10 +30,10 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use self::config::Config;
 use crate::error::ErrorCode;
-use crate::image::{Name, Reference, Tag};
+use crate::image::Name;
 use crate::roots::{HomesLocation, Roots};
 use crate::sandbox::Boxes;
-use crate::store::{DaemonInfo, ImageRecord, Store};
+use crate::store::{DaemonInfo, Store};
 
 pub use shim::stand_in_for_isolate;
 
@@ -40,6 +41,8 @@ pub use shim::stand_in_for_isolate;
 const DEFAULT_STORE: &str = "/var/lib/rcx-imagefs";
 /// Help text of reference arguments.
 const REFERENCE: &str = "Image: [HOST[:PORT]/]NAME[:TAG][@DIGEST]";
+/// Help of arguments that name an image of the store.
+const STORED: &str = "Image: [HOST[:PORT]/]NAME[:TAG][@DIGEST], or the digest or its first digits";
 /// Default directory of the control socket and of roots.
 const DEFAULT_RUN_DIR: &str = "/run/rcx-imagefs";
 
@@ -194,40 +197,6 @@ impl Context {
         name.familiar(self.default_registry())
     }
 
-    /// Finds the image of a reference in the store.
-    fn find(&self, store: &Store, text: &str) -> anyhow::Result<FoundImage> {
-        let refs = store.refs()?;
-        let candidates = Reference::candidates(text, self.default_registry())?;
-        for reference in &candidates {
-            let tag = reference.tag_or_latest();
-            let found = match reference.digest {
-                Some(digest) => refs.with_digest(&reference.name, digest),
-                None => refs.tagged(&reference.name, &tag),
-            };
-            if let Some(image) = found {
-                let tag = reference.digest.is_none().then_some(tag);
-                return Ok(FoundImage { image: image.clone(), tag });
-            }
-        }
-        let mut reference = candidates[0].clone();
-        if reference.digest.is_none() {
-            reference.tag = Some(reference.tag_or_latest());
-        }
-        let tags: Vec<String> = refs
-            .images
-            .iter()
-            .filter(|image| candidates.iter().any(|candidate| candidate.name == image.name))
-            .flat_map(|image| image.tags.iter().map(ToString::to_string))
-            .collect();
-        let hint = match tags.as_slice() {
-            [] => format!(
-                "`rcx-imagefs pull {text}` fetches it; `rcx-imagefs images` lists the images in the store"
-            ),
-            tags => format!("the store has this image with other tags: {}", tags.join(", ")),
-        };
-        Err(error::fail_with_hint(ErrorCode::NoImage, format!("image {reference} is not in the store"), hint))
-    }
-
     /// Notifies a running daemon that the store has changed, and waits until the mount shows the change.
     ///
     /// A failure is only logged: the change itself is done.
@@ -236,13 +205,6 @@ impl Context {
             tracing::warn!("the mount may not show the change yet: {error}");
         }
     }
-}
-
-/// The image to which a reference resolves.
-struct FoundImage {
-    image: ImageRecord,
-    /// The tag to which the reference resolves; `None` if the reference has a digest.
-    tag: Option<Tag>,
 }
 
 /// Parses the command line, runs the command, reports an error if it fails, and returns the exit code.

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::{Context, REFERENCE, error, output};
+use super::{Context, STORED, error, output};
 use crate::error::ErrorCode;
 use crate::store::Store;
 
@@ -24,7 +24,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct RmArgs {
     /// The image.
-    #[arg(help = REFERENCE, required = true, value_name = "REF")]
+    #[arg(help = STORED, required = true, value_name = "REF")]
     references: Vec<String>,
     /// Keep an image that loses its last tag: it stays in the mount under its digest
     #[arg(long)]
@@ -46,7 +46,7 @@ pub(super) fn run(context: &Context, args: &RmArgs) -> anyhow::Result<()> {
     let store = context.open_store()?;
     // Check all references before anything is removed.
     for text in &args.references {
-        context.find(&store, text)?;
+        context.find_one_name(&store, text)?;
     }
     let done: anyhow::Result<Vec<RemovedImageJson>> =
         args.references.iter().map(|text| remove(context, &store, args, text)).collect();
@@ -57,7 +57,7 @@ pub(super) fn run(context: &Context, args: &RmArgs) -> anyhow::Result<()> {
 }
 
 fn remove(context: &Context, store: &Store, args: &RmArgs, text: &str) -> anyhow::Result<RemovedImageJson> {
-    let found = context.find(store, text)?;
+    let found = context.find_one_name(store, text)?;
     let name = &found.image.name;
     let (digest, untagged, removed) = match found.tag {
         // Another process may move the tag meanwhile, so take the reported digest from the removal itself.

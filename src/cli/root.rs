@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::engine::EngineChoice;
 use super::error::ErrorJson;
-use super::{Context, REFERENCE, output};
+use super::{Context, STORED, output};
 use crate::error::chain_text;
 use crate::roots::{Engine, InodeWidth, RootId, RootInfo, RootRemoval, RootState, Upper};
 use crate::sandbox::EXIT_TIMEOUT;
@@ -86,7 +86,7 @@ impl RootArgs {
 #[command(after_long_help = CREATE_EXAMPLES)]
 struct CreateArgs {
     /// The image.
-    #[arg(help = REFERENCE, value_name = "REF")]
+    #[arg(help = STORED, value_name = "REF")]
     reference: String,
     /// Name of the root [default: a random name]
     #[arg(long)]

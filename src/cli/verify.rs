@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::ErrorJson;
-use super::{Context, REFERENCE, error, output};
+use super::{Context, STORED, error, output};
 use crate::error::ErrorCode;
 use crate::image::{Digest, LayerDigest};
 use crate::pipeline::{OpenImage, open_image, open_layer, read_image, read_manifest};
@@ -29,7 +29,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct VerifyArgs {
     /// The image.
-    #[arg(help = format!("{REFERENCE} [default: all images in the store]"), value_name = "REF")]
+    #[arg(help = format!("{STORED} [default: all images in the store]"), value_name = "REF")]
     reference: Option<String>,
     /// Also decode every layer
     #[arg(long)]

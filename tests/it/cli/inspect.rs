@@ -117,3 +117,36 @@ fn image_with_a_missing_manifest_is_an_error_with_a_hint() {
     assert_eq!(error, format!("blob {digest} is not in the store"));
     assert_eq!(hint.unwrap(), "pull or load the image again");
 }
+
+#[test]
+fn digest_and_its_first_digits_name_an_image() {
+    let (fixture, digest) = Fixture::with("lab/a:1");
+    let hex = digest.strip_prefix("sha256:").unwrap().to_owned();
+    for reference in [&digest, &hex, &digest[..13], &hex[..6], &hex[..20]] {
+        assert_eq!(fixture.program.json(&["inspect", reference])["digest"], digest, "{reference}");
+        fixture.program.ok(&["verify", reference]);
+    }
+    for reference in [&digest[..12], &hex[..5]] {
+        let (error, _) = fixture.fails(&["inspect", reference]);
+        assert!(error.contains("is not in the store"), "{error}");
+    }
+    let (error, _) = fixture.fails(&["inspect", "sha256:0123456789"]);
+    assert_eq!(error, "no image in the store has the digest sha256:0123456789");
+}
+
+#[test]
+fn ambiguous_digest_is_an_error_that_lists_the_images_and_names_win() {
+    let (fixture, digest) = Fixture::with("lab/a:1");
+    // Two names of one image are ambiguous only for a command that removes names.
+    fixture.load("lab/b:1", super::LAYERS);
+    let short = &digest[..20];
+    fixture.program.ok(&["inspect", short]);
+    let (error, _) = fixture.fails(&["rm", short]);
+    assert!(error.contains(&format!("lab/a@{digest}, lab/b@{digest}")), "{error}");
+
+    let other = fixture.load(short, "f other x");
+    assert_eq!(fixture.program.json(&["inspect", short])["digest"], other);
+    fixture.program.ok(&["rm", &format!("lab/b@{digest}")]);
+    fixture.program.ok(&["rm", &digest[..21]]);
+    assert_eq!(fixture.program.json(&["images"]).as_array().unwrap().len(), 1);
+}

@@ -16,7 +16,7 @@ use super::error::ConfigurationError;
 use crate::image::{Platform, Reference};
 use crate::index::LayerLimits;
 use crate::roots::{InodeWidth, RootsError, Upper};
-use crate::sandbox::shim::{self, BoxImages, ShimError};
+use crate::sandbox::shim::{self, BoxImages, HostCommands, ShimError};
 use crate::sandbox::{BoxRange, SandboxKind, User};
 
 /// The configuration file if `--config` is not given. It may be missing.
@@ -148,6 +148,9 @@ pub(super) struct IsolateConfig {
     /// Whether roots are writable unless the call overrides it.
     #[serde(default)]
     pub(super) writable: bool,
+    /// Commands that run on the host, whatever the box: absolute paths with `*`.
+    #[serde(default)]
+    host_commands: Vec<String>,
     /// Images of boxes whose calls name no image: `7`, `10-19` or `default` = image.
     #[serde(default)]
     pub(super) images: BTreeMap<String, String>,
@@ -157,6 +160,11 @@ impl IsolateConfig {
     /// The images, by box.
     pub(super) fn box_images(&self) -> Result<BoxImages, ShimError> {
         BoxImages::new(self.images.iter().map(|(boxes, image)| (boxes.as_str(), image.as_str())))
+    }
+
+    /// The commands that run on the host.
+    pub(super) fn host_commands(&self) -> Result<HostCommands, ShimError> {
+        HostCommands::new(self.host_commands.iter().map(String::as_str))
     }
 
     /// The upper of writable roots.
@@ -222,6 +230,7 @@ impl Config {
             platform.parse::<Platform>()?;
         }
         config.isolate.box_images().context("table [isolate.images]")?;
+        config.isolate.host_commands().context("table [isolate]")?;
         config.isolate.upper().context("table [isolate]")?;
         config.upper(None)?;
         config.inodes(None)?;
@@ -271,7 +280,7 @@ mod tests {
              store = '/s'\nrun-dir = '/r'\n[limits]\nlayer-size-mib = 7\nlayer-ratio = 30\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
              [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\ninodes = '32bit'\n\
              [run]\nsandbox = 'bwrap'\nbox-ids = '5-7'\nbwrap-user = '1000:5'\nbwrap-image-user = true\n\
-             [isolate]\npath = '/i'\nmountpoint = '/images'\nupper = 'tmpfs:64M'\nwritable = true\n\
+             [isolate]\npath = '/i'\nmountpoint = '/images'\nupper = 'tmpfs:64M'\nwritable = true\nhost-commands = ['/usr/bin/recodex-*']\n\
              [isolate.images]\ndefault = 'a'\n7 = 'b:1'\n10-19 = 'c'\n",
         )
         .unwrap();
@@ -309,6 +318,7 @@ mod tests {
             ("[root]\nupper = 'ram'", "upper `ram` is invalid: expected"),
             ("[root]\ninodes = '16bit'", "inode numbers `16bit` are not supported: expected"),
             ("[isolate]\nupper = 'disk'", "table [isolate]"),
+            ("[isolate]\nhost-commands = ['recodex-*']", "table [isolate]"),
             ("[isolate.images]\nx = 'a'", "table [isolate.images]"),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();

@@ -142,6 +142,7 @@ fn settings(
         inodes: config.inodes(None)?,
         writable: config.isolate.writable,
         images: config.isolate.box_images()?,
+        host_commands: config.isolate.host_commands()?,
         in_order: std::env::var_os("POSIXLY_CORRECT").is_some(),
     })
 }

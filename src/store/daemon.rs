@@ -23,6 +23,8 @@ use crate::os::{self, AtPath as _, Sharing};
 
 /// The file that describes the daemon, and the lock file below `locks/`.
 const DAEMON: &str = "daemon";
+/// Largest file that describes a daemon and is read, in bytes.
+const INFO_MAX: u64 = 64 << 10;
 /// How long a daemon may take to write its [`DaemonInfo`] after it has taken the lock.
 const INFO_WAIT: Duration = Duration::from_secs(2);
 /// [`Store::running_daemon`] holds the lock for some microseconds. A process that holds it for longer than this is a daemon.
@@ -50,19 +52,14 @@ struct DaemonFile {
 }
 
 /// The exclusive right to serve a store. Released when dropped or when the process dies.
+///
+/// The file `daemon` and its content stay: version 0.1 could otherwise lock two files of the same name, and
+/// [`Store::last_daemon`] could not find the last mountpoint.
 #[derive(Debug)]
 pub struct DaemonLock {
-    file: File,
-    /// The lock of `file`, if nobody prevented it.
+    /// The lock of the file `daemon`, if nobody prevented it.
     _visible: Option<Flock>,
     _private: Flock,
-}
-
-impl Drop for DaemonLock {
-    fn drop(&mut self) {
-        // The file itself stays: version 0.1 could otherwise lock two files of the same name.
-        let _ = self.file.set_len(0);
-    }
 }
 
 impl Store {
@@ -98,7 +95,7 @@ impl Store {
         file.set_len(0).at("write", &path)?;
         file.rewind().at("write", &path)?;
         file.write_all(&json).at("write", &path)?;
-        Ok(DaemonLock { file, _visible: visible, _private: private })
+        Ok(DaemonLock { _visible: visible, _private: private })
     }
 
     /// Returns the daemon that serves this store; `None` if no daemon runs.
@@ -114,6 +111,19 @@ impl Store {
             }
             Ok(false) | Err(StoreError::Permission { .. }) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the daemon that serves this store now, otherwise the last one. Its mountpoint may be unmounted.
+    pub fn last_daemon(&self) -> Result<Option<DaemonInfo>, StoreError> {
+        let Some(top) = self.top()? else { return Ok(None) };
+        let path = top.path_of(DAEMON);
+        let Some(file) = top.file(DAEMON)? else { return Ok(None) };
+        // The file is empty while a daemon starts, and after a daemon of version 0.1 has ended.
+        let bytes = read_bounded(&file, &path, INFO_MAX)?;
+        match serde_json::from_slice::<DaemonFile>(&bytes) {
+            Ok(content) => Ok(Some(content.info)),
+            Err(_) => self.running_daemon(),
         }
     }
 
@@ -161,7 +171,7 @@ fn wait_for_info(file: &File, path: &Path) -> Result<DaemonInfo, StoreError> {
 
 fn read_info(mut file: &File, path: &Path) -> Result<DaemonFile, StoreError> {
     file.rewind().at("read", path)?;
-    let bytes = read_bounded(file, path, 64 << 10)?;
+    let bytes = read_bounded(file, path, INFO_MAX)?;
     serde_json::from_slice(&bytes).map_err(|source| StoreError::Json { path: path.to_owned(), source })
 }
 
@@ -183,6 +193,7 @@ mod tests {
         );
         drop(lock);
         assert_eq!(store.running_daemon().unwrap(), None);
+        assert_eq!(store.last_daemon().unwrap(), Some(info));
     }
 
     /// A lock of the visible file by an open file of its own, as another process has it.

@@ -4,8 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use super::rewrite::effective_rules;
-use super::{BoxImages, ImageName, ShimError};
+use super::rewrite::parse_rule;
+use super::{BoxImages, HostCommands, ImageName, ShimError};
 use crate::sandbox::isolate::{DirRule, IsolateCall, IsolateMode, IsolateOption, RuleTarget, is_root};
 
 /// The variable that names an image among the arguments: `--env=RCX_IMAGEFS_IMAGE=REF`.
@@ -23,32 +23,52 @@ pub enum ImageChoice {
         /// Whether the rule for the root makes it writable; `None` if there is no such rule.
         writable: Option<bool>,
     },
+    /// The image of the mount that the command lies in.
+    OfCommand,
 }
 
-/// Chooses the image of a call. `mountpoint` is called only if the call has a rule for the root.
+/// Chooses the image of a call. `mountpoint` is called only if the call has a rule for the root or an absolute command.
 ///
-/// A rule for the root decides, even if it does not bind an image. Otherwise the variable decides; an empty
-/// value means no image. Otherwise the number of the box decides.
+/// The first of these decides: a rule for the root, even if it binds something else than an image; the variable, where an
+/// empty value means no image; a command in the mount; a command of `host_commands`, which means no image; the number of the
+/// box. Of several rules for the root, or several values of the variable, the first counts: workers put the job's before their
+/// own.
 ///
 /// # Errors
 /// The name of the image or the number of the box has the wrong form, or `mountpoint` fails.
 pub fn choose(
     call: &IsolateCall,
     images: &BoxImages,
+    host_commands: &HostCommands,
     mountpoint: impl FnOnce() -> Result<Option<PathBuf>, ShimError>,
 ) -> Result<ImageChoice, ShimError> {
     if call.mode != Some(IsolateMode::Run) {
         return Ok(ImageChoice::Unchanged);
     }
-    if let Some(rule) = root_rule(call) {
-        let RuleTarget::Directory(outside) = rule.target else { return Ok(ImageChoice::Unchanged) };
+    let mut root_rules = root_rules(call).map(|rule| match rule.target {
+        RuleTarget::Directory(outside) => (PathBuf::from(outside), rule.flags),
+        _ => (PathBuf::new(), rule.flags),
+    });
+    if let Some((outside, flags)) = root_rules.next() {
         let Some(mountpoint) = mountpoint()? else { return Ok(ImageChoice::Unchanged) };
-        return Ok(match below(Path::new(&outside), &mountpoint)? {
-            Some(name) => ImageChoice::Image { name, writable: Some(rule.flags.rw) },
-            None => ImageChoice::Unchanged,
-        });
+        if let Some(name) = below(&outside, &mountpoint)? {
+            return Ok(ImageChoice::Image { name, writable: Some(flags.rw) });
+        }
+        // isolate would use the last rule, without anything that a root needs.
+        return match root_rules.find(|(other, _)| other.starts_with(&mountpoint)) {
+            Some((image, _)) => Err(ShimError::TwoRoots { image }),
+            None => Ok(ImageChoice::Unchanged),
+        };
     }
-    let named = call.values(IsolateOption::Env).rev().find_map(image_variable);
+    let named = call.values(IsolateOption::Env).find_map(image_variable);
+    if let (None, Some(word)) = (named, call.arguments.first()) {
+        if command_in_mount(word, mountpoint)?.is_some() {
+            return Ok(ImageChoice::OfCommand);
+        }
+        if host_commands.contains(word) {
+            return Ok(ImageChoice::Unchanged);
+        }
+    }
     let image = match named {
         Some(text) if text.is_empty() => None,
         Some(text) => {
@@ -66,6 +86,18 @@ pub fn choose(
         Some(image) => ImageChoice::Image { name: image.path().to_owned(), writable: None },
         None => ImageChoice::Unchanged,
     })
+}
+
+/// Returns the path of a command below the mountpoint, if the command lies in the mount. It begins with the name of an image.
+pub(super) fn command_in_mount(
+    word: &OsStr,
+    mountpoint: impl FnOnce() -> Result<Option<PathBuf>, ShimError>,
+) -> Result<Option<PathBuf>, ShimError> {
+    let path = Path::new(word);
+    if !path.is_absolute() {
+        return Ok(None);
+    }
+    mountpoint()?.map_or(Ok(None), |mountpoint| below(path, &mountpoint))
 }
 
 /// Returns whether arguments that cannot be parsed may request an image.
@@ -86,10 +118,10 @@ pub(super) fn image_variable(pair: &OsStr) -> Option<&OsStr> {
     Some(OsStr::from_bytes(value))
 }
 
-/// Returns the rule that is mounted last on the root of the box. Skips rules that isolate refuses.
-fn root_rule(call: &IsolateCall) -> Option<DirRule> {
-    let rules = effective_rules(call.values(IsolateOption::Dir).filter_map(|text| DirRule::parse(text).ok()));
-    rules.into_iter().rfind(|rule| is_root(&rule.inside) && rule.target != RuleTarget::Nothing)
+/// Returns the rules that mount something on the root of the box. Skips rules that isolate refuses.
+fn root_rules(call: &IsolateCall) -> impl Iterator<Item = DirRule> {
+    let rules = call.values(IsolateOption::Dir).filter_map(|text| parse_rule(text).ok());
+    rules.filter(|rule| is_root(&rule.inside) && rule.target != RuleTarget::Nothing)
 }
 
 /// Returns the part of `path` below the mountpoint, if there is one. The paths are compared as text, without any filesystem
@@ -123,8 +155,10 @@ mod tests {
 
     /// Returns the image of a call, followed by `+` if the root is writable; `-` for no image, `!` for an error.
     fn chosen(line: &str, images: &BoxImages) -> String {
-        match choose(&call(line), images, || Ok(Some("/images".into()))) {
+        let commands = HostCommands::new(["/usr/bin/judge-*"]).unwrap();
+        match choose(&call(line), images, &commands, || Ok(Some("/images".into()))) {
             Ok(ImageChoice::Unchanged) => "-".to_owned(),
+            Ok(ImageChoice::OfCommand) => "command".to_owned(),
             Ok(ImageChoice::Image { name, writable }) => {
                 format!("{}{}", name.display(), if writable == Some(true) { "+" } else { "" })
             }
@@ -133,15 +167,20 @@ mod tests {
     }
 
     #[test]
-    fn rule_then_variable_then_box_choose_the_image() {
+    fn rule_then_variable_then_command_then_box_choose_the_image() {
         let none = BoxImages::default();
         for (line, expected) in [
             ("--run -- a", "-"),
             ("--dir=.=/images/lab/x@sha256-ab --run -- a", "lab/x@sha256-ab"),
             ("-d /./=/images//lab/./x:rw:dev --run -- a", "lab/x+"),
-            ("--dir=.=/images/a --dir=.=/images/b --run -- a", "b"),
-            ("--dir=.=/images/a --dir=./=/images/b --dir=.=/images/c --run -- a", "b"),
-            ("--dir=.=/images/a --dir=.= --run -- a", "-"),
+            ("--dir=.=/images/a --dir=.=/images/b --run -- a", "a"),
+            ("--dir=.=/images/a --dir=./=/images/b:rw --dir=.=/images/c --run -- a", "a"),
+            ("--dir=.=/images/a --dir=.= --run -- a", "a"),
+            ("--dir=.= --dir=.=/images/a --run -- a", "a"),
+            ("--dir=.=/srv/root --dir=.=/images/a --run -- a", "!"),
+            ("--dir=.=tmpfs:fs --dir=.=/images/a --run -- a", "!"),
+            ("--dir=.=/srv/root --dir=/=/srv/other --run -- a", "-"),
+            ("--dir=/=/images/a:rw --run -- a", "a+"),
             ("--dir=.=/images/a --init", "-"),
             ("--dir=.=/images/a --cleanup", "-"),
             ("--dir=.=/images/a", "-"),
@@ -156,7 +195,18 @@ mod tests {
             ("--dir=.=/images/ --run -- a", "!"),
             ("--dir=mnt=/images/a --run -- a", "-"),
             ("--env=RCX_IMAGEFS_IMAGE=x --run -- a", "x:latest"),
-            ("-E RCX_IMAGEFS_IMAGE=x:1 --env=RCX_IMAGEFS_IMAGE=y:1@sha256:ab --run -- a", "y@sha256:ab"),
+            ("-E RCX_IMAGEFS_IMAGE=y:1@sha256:ab --env=RCX_IMAGEFS_IMAGE=x:1 --run -- a", "y@sha256:ab"),
+            ("--run -- /images/lab/x/usr/bin/env a", "command"),
+            ("--run -- /images/x", "command"),
+            ("--run -- /images", "!"),
+            ("--run -- /images/x/../y/bin/env", "!"),
+            ("--run -- images/x/bin/env", "-"),
+            ("--run -- /imagesx/bin/env", "-"),
+            ("--run -- env /images/x/bin/env", "-"),
+            ("--init -- /images/x/bin/env", "-"),
+            ("--env=RCX_IMAGEFS_IMAGE= --run -- /images/x/bin/env", "-"),
+            ("--env=RCX_IMAGEFS_IMAGE=a --run -- /images/x/bin/env", "a:latest"),
+            ("--dir=.=/images/a --run -- /images/x/bin/env", "a"),
             ("--env=RCX_IMAGEFS_IMAGE=../x --run -- a", "!"),
             ("--env=RCX_IMAGEFS_IMAGE --run -- a", "-"),
             ("--env=RCX_IMAGEFS_IMAGES=x --run -- a", "-"),
@@ -176,22 +226,28 @@ mod tests {
             ("-b x --run -- a", "!"),
             ("-b 7 --env=RCX_IMAGEFS_IMAGE=x --run -- a", "x:latest"),
             ("-b 7 --env=RCX_IMAGEFS_IMAGE= --run -- a", "-"),
+            ("-b 7 --run -- /images/x/bin/env", "command"),
+            ("-b 7 --run -- /usr/bin/judge-a", "-"),
+            ("-b 7 --run -- /usr/bin/judge", "s:1"),
+            ("-b 7 --env=RCX_IMAGEFS_IMAGE=x --run -- /usr/bin/judge-a", "x:latest"),
+            ("-b 7 --dir=.=/images/x --run -- /usr/bin/judge-a", "x"),
         ] {
             assert_eq!(chosen(line, &boxes), expected, "{line}");
         }
     }
 
     #[test]
-    fn mountpoint_is_looked_up_only_for_a_rule_about_the_root() {
+    fn mountpoint_is_looked_up_only_for_a_rule_about_the_root_or_an_absolute_command() {
         let never = || -> Result<Option<PathBuf>, ShimError> { panic!("looked up the mountpoint") };
         for line in ["--run -- a", "--init", "--dir=x=/images/a --run -- a", "--dir=.= --run -- a"] {
             assert_eq!(
-                choose(&call(line), &BoxImages::default(), never).unwrap(),
+                choose(&call(line), &BoxImages::default(), &HostCommands::default(), never).unwrap(),
                 ImageChoice::Unchanged,
                 "{line}"
             );
         }
-        let unmounted = choose(&call("--dir=.=/images/a --run -- a"), &BoxImages::default(), || Ok(None));
+        let unmounted = call("--dir=.=/images/a --run -- a");
+        let unmounted = choose(&unmounted, &BoxImages::default(), &HostCommands::default(), || Ok(None));
         assert_eq!(unmounted.unwrap(), ImageChoice::Unchanged);
     }
 

@@ -9,18 +9,16 @@ use std::process::Command;
 
 use super::choice::{ImageChoice, choose, may_request_image};
 use super::guardian::Guardian;
+use super::program::{find_image, find_program};
 use super::real_isolate::RealIsolate;
 use super::rewrite::CallRewrite;
-use super::{BoxImages, Caller, ShimError};
+use super::{BoxImages, Caller, HostCommands, ShimError};
 use crate::image::ManifestDigest;
 use crate::pipeline;
 use crate::roots::{HomesLocation, InodeWidth, Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
-use crate::sandbox::DEFAULT_PATH;
-use crate::sandbox::User;
 use crate::sandbox::isolate::{
     DirRule, IsolateCall, IsolateError, IsolateOption, RuleTarget, components, is_trusted,
 };
-use crate::sandbox::view::{MountContent, RootView};
 use crate::store::Store;
 
 /// The settings of the stand-in.
@@ -46,6 +44,8 @@ pub struct ShimSettings {
     pub writable: bool,
     /// The images of boxes whose calls name no image.
     pub images: BoxImages,
+    /// Commands that run on the host unless the call itself chooses an image.
+    pub host_commands: HostCommands,
     /// Whether options end at the first other argument, because isolate will see `POSIXLY_CORRECT` in its environment.
     pub in_order: bool,
 }
@@ -91,14 +91,15 @@ fn prepare(
 ) -> Result<(PathBuf, Vec<OsString>), ShimError> {
     let real = RealIsolate::find(settings.isolate.as_deref(), caller.rights(), settings.search.as_deref())?;
     let Some(call) = parse(settings, &real, arguments)? else { return Ok((real.path, arguments.to_vec())) };
-    match choose(&call, &settings.images, || mountpoint(settings))? {
-        ImageChoice::Unchanged => Ok((real.path, arguments.to_vec())),
-        ImageChoice::Image { name, writable } => {
-            let writable = writable.unwrap_or(settings.writable);
-            let arguments = make_root(caller, settings, &real, &call, &name, writable)?;
-            Ok((real.path, arguments))
-        }
-    }
+    let (name, writable) =
+        match choose(&call, &settings.images, &settings.host_commands, || known_mountpoint(settings))? {
+            ImageChoice::Unchanged => return Ok((real.path, arguments.to_vec())),
+            ImageChoice::OfCommand => (None, None),
+            ImageChoice::Image { name, writable } => (Some(name), writable),
+        };
+    let writable = writable.unwrap_or(settings.writable);
+    let arguments = make_root(caller, settings, &real, &call, name.as_deref(), writable)?;
+    Ok((real.path, arguments))
 }
 
 /// Parses the call. Returns `None` for a malformed call that certainly requests no image: isolate itself reports the error.
@@ -111,7 +112,7 @@ fn parse(
         Ok(call) => return Ok(Some(call)),
         Err(error) => error,
     };
-    let mountpoint = mountpoint(settings).unwrap_or_default();
+    let mountpoint = known_mountpoint(settings).unwrap_or_default();
     if !may_request_image(arguments, &settings.images, mountpoint.as_deref()) {
         return Ok(None);
     }
@@ -123,33 +124,50 @@ fn parse(
     Err(ShimError::Arguments(error))
 }
 
-/// Returns the mountpoint of the images, if they are mounted.
-fn mountpoint(settings: &ShimSettings) -> Result<Option<PathBuf>, ShimError> {
+/// Returns the mountpoint of the images: the configured one, or that of the running or last daemon.
+///
+/// A call for the mountpoint of a daemon that has ended is a call for an image. Otherwise its program would run on the host.
+fn known_mountpoint(settings: &ShimSettings) -> Result<Option<PathBuf>, ShimError> {
     if let Some(path) = &settings.mountpoint {
         return Ok(Some(path.clone()));
     }
     if !Store::exists(&settings.store)? {
         return Ok(None);
     }
-    Ok(Store::open(&settings.store)?.running_daemon()?.map(|daemon| daemon.mountpoint))
+    Ok(Store::open(&settings.store)?.last_daemon()?.map(|daemon| daemon.mountpoint))
+}
+
+/// Returns the mountpoint of the images, which must be mounted.
+fn live_mountpoint(settings: &ShimSettings) -> Result<PathBuf, ShimError> {
+    if let Some(path) = &settings.mountpoint {
+        return Ok(path.clone());
+    }
+    let no_daemon = || ShimError::NoDaemon(settings.store.clone());
+    if !Store::exists(&settings.store)? {
+        return Err(no_daemon());
+    }
+    let daemon = Store::open(&settings.store)?.running_daemon()?;
+    daemon.map(|daemon| daemon.mountpoint).ok_or_else(no_daemon)
 }
 
 /// Makes the root in a mount namespace of this process. Returns the arguments with which isolate uses it.
+///
+/// `name` is the image's path below the mountpoint; `None` if the command's path chooses the image.
 fn make_root(
     caller: &mut Caller,
     settings: &ShimSettings,
     real: &RealIsolate,
     call: &IsolateCall,
-    name: &Path,
+    name: Option<&Path>,
     writable: bool,
 ) -> Result<Vec<OsString>, ShimError> {
     caller.raise_limits()?;
     let version = real.version(&settings.run_dir)?;
     let rewrite = CallRewrite::new(call, version)?;
     let additional = without_missing(caller, rewrite.additional_rules())?;
-    let mountpoint = mountpoint(settings)?.ok_or_else(|| ShimError::NoDaemon(settings.store.clone()))?;
+    let mountpoint = live_mountpoint(settings)?;
     // The steps that are likely to fail come first, before anything is made.
-    let lower = Lower::in_mount(&mountpoint, name)?;
+    let (lower, command) = find_image(&mountpoint, name, rewrite.program())?;
     let roots = Roots::open(&settings.homes, &settings.run_dir)?.with_inodes(settings.inodes);
     // Mount points for the caller's rules are made in the upper.
     let upper = if writable || !additional.is_empty() { settings.upper } else { Upper::None };
@@ -160,7 +178,8 @@ fn make_root(
     let root = lease.mount(&lower)?;
     guardian.watch(&root)?;
     let additional = resolve_rules(&root, &rewrite, additional)?;
-    let program = find_program(&root, &rewrite, &additional, &environment);
+    let image = lower.resolved_name();
+    let program = find_program(&root, &rewrite, &additional, &environment, image, command)?;
     let arguments =
         rewrite.arguments(root.path(), writable, &additional, &environment, program.as_deref())?;
     guardian.wait()?;
@@ -231,28 +250,6 @@ fn resolve_rules(
         mounted.push((path, resolved));
     }
     Ok(resolved_rules)
-}
-
-/// Searches `PATH` in the root for the first word of the command.
-///
-/// Returns `None` if the word is a path, or if the program does not exist; isolate then reports the error.
-fn find_program(
-    root: &PrivateRoot,
-    rewrite: &CallRewrite,
-    additional: &[DirRule],
-    environment: &[String],
-) -> Option<PathBuf> {
-    let word =
-        rewrite.program().filter(|word| !word.is_empty() && !word.as_encoded_bytes().contains(&b'/'))?;
-    let mut view = RootView::new(root.fd().try_clone_to_owned().ok()?);
-    for rule in rewrite.standard_rules(root.path()).iter().chain(additional) {
-        let at: PathBuf = std::iter::once(OsStr::new("/")).chain(components(&rule.inside)).collect();
-        view.mount(&at, MountContent::Unknown, false);
-    }
-    let path = rewrite.search_path(environment).unwrap_or_else(|| DEFAULT_PATH.into());
-    // Only isolate knows the user of the box. This user owns no file of any image.
-    let user = User { uid: u32::MAX - 1, gid: u32::MAX - 1 };
-    view.find_program(word, &path, Path::new("/box"), user).ok()
 }
 
 /// Drops privileges and executes isolate.

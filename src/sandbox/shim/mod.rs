@@ -20,19 +20,24 @@ mod caller;
 mod choice;
 mod exec;
 mod guardian;
+mod host_commands;
 mod images;
+mod program;
 mod real_isolate;
 mod rewrite;
 
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
 pub use caller::{Caller, Rights};
 pub use choice::{ImageChoice, choose, may_request_image};
 pub use exec::{ShimSettings, become_isolate, meta_file, require_trusted};
+pub use host_commands::HostCommands;
 pub use images::{BoxImages, ImageName};
 pub use rewrite::CallRewrite;
 
+use super::command::ProgramFault;
 use super::isolate::IsolateError;
 use crate::error::ErrorCode;
 use crate::pipeline::PipelineError;
@@ -51,6 +56,37 @@ pub enum ShimError {
     /// The same box has two images.
     #[error("box {0} has two images")]
     BoxTwice(u32),
+    /// A pattern of commands that run on the host has the wrong form.
+    #[error(
+        "host command `{0}`: expected an absolute path without `.` and `..`; `*` stands for part of a name"
+    )]
+    HostCommand(String),
+    /// The first rule for the root is for no image, and a later one is.
+    #[error("the first directory rule for the root is not for an image, but another one is for {image}")]
+    TwoRoots {
+        /// The image of the later rule.
+        image: PathBuf,
+    },
+    /// The command cannot be executed in the image.
+    #[error("program `{}` of image {image}: {fault}", .program.display())]
+    Program {
+        /// The program, as the caller names it.
+        program: OsString,
+        /// The image.
+        image: String,
+        /// Why it cannot be executed.
+        fault: ProgramFault,
+    },
+    /// The call is for an image, and its command lies in another one.
+    #[error("program {} is in image {other}, but the call is for image {image}", .program.display())]
+    OtherImage {
+        /// The program, as the caller names it.
+        program: OsString,
+        /// The image that the program lies in.
+        other: String,
+        /// The image of the call.
+        image: String,
+    },
     /// The arguments cannot be parsed, so the call may request an image.
     #[error("cannot parse the isolate arguments; they may request an image")]
     Arguments(#[source] IsolateError),
@@ -133,11 +169,15 @@ impl ShimError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::ImageName(_) | Self::ParentDir(_) => ErrorCode::Reference,
-            Self::Boxes(_) | Self::BoxTwice(_) | Self::Itself(_) => ErrorCode::Configuration,
+            Self::Boxes(_) | Self::BoxTwice(_) | Self::HostCommand(_) | Self::Itself(_) => {
+                ErrorCode::Configuration
+            }
+            Self::Program { fault, .. } => fault.code(),
+            Self::OtherImage { .. } => ErrorCode::Program,
             Self::Arguments(error) | Self::Isolate(error) => error.code(),
             Self::BoxId(_) => ErrorCode::Usage,
             Self::NotAnImage(_) => ErrorCode::NoImage,
-            Self::OverRoot(_) | Self::Covered { .. } => ErrorCode::SandboxOption,
+            Self::OverRoot(_) | Self::Covered { .. } | Self::TwoRoots { .. } => ErrorCode::SandboxOption,
             Self::NoIsolate(_) => ErrorCode::NoSandbox,
             Self::Untrusted { .. } => ErrorCode::Untrusted,
             Self::NoDaemon(_) => ErrorCode::NoDaemon,

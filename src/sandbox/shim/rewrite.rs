@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::choice::image_variable;
 use crate::sandbox::isolate::{
@@ -23,8 +23,20 @@ pub struct CallRewrite {
     command: Vec<OsString>,
 }
 
+/// Variables of the caller that the image's `Env` does not override: they name directories that the caller has prepared.
+const VARIABLES_OF_THE_CALLER: [&str; 2] = ["HOME", "TMPDIR"];
+
+/// Parses a rule. Unlike isolate, this also accepts `/` for the root, which isolate calls `.`.
+pub(super) fn parse_rule(text: &OsStr) -> Result<DirRule, IsolateError> {
+    let slashes = text.as_bytes().iter().take_while(|byte| **byte == b'/').count();
+    match text.as_bytes().split_at(slashes) {
+        ([_, ..], rest @ [b'=', ..]) => DirRule::parse(OsStr::from_bytes(&[b".", rest].concat())),
+        _ => DirRule::parse(text),
+    }
+}
+
 /// Returns the rules that take effect: a later rule for the same text replaces the earlier one in its position.
-pub(super) fn effective_rules(all: impl IntoIterator<Item = DirRule>) -> Vec<DirRule> {
+fn effective_rules(all: impl IntoIterator<Item = DirRule>) -> Vec<DirRule> {
     let mut rules: Vec<DirRule> = Vec::new();
     for rule in all {
         match rules.iter_mut().find(|earlier| earlier.inside == rule.inside) {
@@ -41,10 +53,10 @@ impl CallRewrite {
     /// # Errors
     /// [`IsolateError::Rule`] if a directory rule is malformed.
     pub fn new(call: &IsolateCall, version: IsolateVersion) -> Result<Self, IsolateError> {
-        let rules: Result<Vec<DirRule>, _> = call.values(IsolateOption::Dir).map(DirRule::parse).collect();
+        let given: Result<Vec<DirRule>, _> = call.values(IsolateOption::Dir).map(parse_rule).collect();
         let standard = root_rules(version, Path::new("/"), false);
         let (mut overriding, mut additional) = (Vec::new(), Vec::new());
-        for rule in effective_rules(rules?) {
+        for rule in effective_rules(given?) {
             if is_root(&rule.inside) || is_hosts_etc(&rule) {
                 continue;
             }
@@ -103,7 +115,7 @@ impl CallRewrite {
     /// Returns the arguments for isolate.
     ///
     /// `root` is the mounted root. `additional` are the caller's rules with resolved paths. `environment` are the image's
-    /// `NAME=VALUE` pairs; they come last and so override all others. `program` replaces the first word of the command.
+    /// `NAME=VALUE` pairs; they come last and so override all others, except [`VARIABLES_OF_THE_CALLER`]. `program` replaces the first word of the command.
     ///
     /// # Errors
     /// [`IsolateError::Rule`] if a path cannot be written as a rule.
@@ -123,7 +135,7 @@ impl CallRewrite {
         for rule in std::iter::once(&top).chain(&self.standard_rules(root)).chain(additional) {
             add(IsolateOption::Dir, rule.to_value()?);
         }
-        for pair in environment.iter().filter(|pair| is_pair(pair)) {
+        for pair in environment.iter().filter(|pair| is_pair(pair) && !self.keeps_own(pair)) {
             add(IsolateOption::Env, pair.into());
         }
         arguments.push(GivenOption { option: IsolateOption::NoDefaultDirs, value: None }.argument());
@@ -135,6 +147,21 @@ impl CallRewrite {
         }
         arguments.extend(command.cloned());
         Ok(arguments)
+    }
+
+    /// Whether the caller's own value of the variable counts, and not the image's `pair`.
+    fn keeps_own(&self, pair: &str) -> bool {
+        let name = pair.split_once('=').map_or(pair, |(name, _)| name);
+        let given = self.options.iter().filter(|given| given.option == IsolateOption::Env);
+        let mut names =
+            given.filter_map(|given| given.value.as_ref()?.as_bytes().split(|byte| *byte == b'=').next());
+        VARIABLES_OF_THE_CALLER.contains(&name) && names.any(|given| given == name.as_bytes())
+    }
+
+    /// The directory that the program starts in, as a path in the root.
+    pub fn directory(&self) -> PathBuf {
+        let chdir = self.options.iter().rfind(|given| given.option == IsolateOption::Chdir);
+        Path::new("/box").join(chdir.and_then(|given| given.value.as_deref()).unwrap_or_default())
     }
 
     /// Returns the `PATH` that the program will have, if the image or the caller sets one.
@@ -268,6 +295,35 @@ mod tests {
             assert_eq!(additional(line), expected, "{line}");
         }
         assert!(CallRewrite::new(&call("--dir=a/../b=/x --run -- a"), V2).is_err());
+    }
+
+    #[test]
+    fn home_of_the_caller_is_kept() {
+        let environment = ["HOME=/root", "TMPDIR=/t", "LANG=C", "HOMES=x"];
+        let line = "--env=HOME=/box --env=LANG=cs -E TMPDIR --run -- a";
+        let expected = "--env=HOME=/box --env=LANG=cs --env=TMPDIR --run R --env=LANG=C --env=HOMES=x -- a";
+        assert_eq!(rewritten(line, V2, &environment), expected);
+        let expected = "--run R --env=HOME=/root --env=TMPDIR=/t --env=LANG=C --env=HOMES=x -- a";
+        assert_eq!(rewritten("--run -- a", V2, &environment), expected);
+    }
+
+    #[test]
+    fn root_may_be_spelled_as_a_slash() {
+        for (text, expected) in
+            [("/=/images/x", ".=/images/x"), ("//=/x:rw", ".=/x:rw"), ("/a=/x", "a=/x"), ("/=", ".=")]
+        {
+            assert_eq!(parse_rule(OsStr::new(text)).unwrap().to_string(), expected, "{text}");
+        }
+        assert!(parse_rule(OsStr::new("/")).is_err() && parse_rule(OsStr::new("=/x")).is_err());
+        assert_eq!(rewritten("--dir=/=/images/x --run -- a", V2, &[]), "--run R -- a");
+    }
+
+    #[test]
+    fn program_starts_in_the_box_or_where_the_caller_says() {
+        let directory = |line: &str| CallRewrite::new(&call(line), V2).unwrap().directory();
+        assert_eq!(directory("--run -- a"), Path::new("/box"));
+        assert_eq!(directory("--chdir=../box --chdir=x --run -- a"), Path::new("/box/x"));
+        assert_eq!(directory("--chdir=/opt --run -- a"), Path::new("/opt"));
     }
 
     #[test]

@@ -14,7 +14,9 @@ use rcx_imagefs::sandbox::isolate::{
     DirRule, IsolateCall, IsolateError, IsolateMeta, IsolateMode, IsolateOption, IsolateVersion, components,
     failure_text, is_root,
 };
-use rcx_imagefs::sandbox::shim::{BoxImages, CallRewrite, ImageChoice, choose, may_request_image};
+use rcx_imagefs::sandbox::shim::{
+    BoxImages, CallRewrite, HostCommands, ImageChoice, choose, may_request_image,
+};
 
 use crate::glibc::{self, HasArg};
 use crate::input::Input;
@@ -242,11 +244,19 @@ fn check_call(words: &[OsString]) {
 
 fn check_rewrite(call: &IsolateCall) {
     let images = BoxImages::new([("default", "d"), ("7", "s:1"), ("8", "")]).unwrap();
-    let Ok(choice) = choose(call, &images, || Ok(Some("/images".into()))) else { return };
-    let ImageChoice::Image { name, .. } = &choice else { return };
+    let host_commands = HostCommands::new(["/usr/bin/judge-*"]).unwrap();
+    let Ok(choice) = choose(call, &images, &host_commands, || Ok(Some("/images".into()))) else { return };
+    let below_mount = match &choice {
+        ImageChoice::Unchanged => return,
+        ImageChoice::Image { name, .. } => name.as_path(),
+        ImageChoice::OfCommand => {
+            Path::new(&call.arguments[0]).strip_prefix("/images").expect("in the mount")
+        }
+    };
     assert_eq!(call.mode, Some(IsolateMode::Run));
     let normal = |part| matches!(part, std::path::Component::Normal(_));
-    assert!(name.components().all(normal) && !name.as_os_str().is_empty(), "{name:?} escapes the mount");
+    let is_safe = below_mount.components().all(normal) && !below_mount.as_os_str().is_empty();
+    assert!(is_safe, "{} escapes the mount", below_mount.display());
     for version in [IsolateVersion::new(1, 8, 1), IsolateVersion::new(2, 6, 0)] {
         let Ok(rewrite) = CallRewrite::new(call, version) else { continue };
         let environment = ["PATH=/image".to_owned(), "HOME".to_owned(), "X=\0".to_owned()];

@@ -30,6 +30,14 @@ fn missing_daemon_is_reported_on_stderr_and_in_the_meta_file() {
     let by_name =
         vec![format!("--env=RCX_IMAGEFS_IMAGE={}", host.reference), "--run".into(), "--".into(), "x".into()];
     assert_fails(&host, &by_name, &["no daemon serves the store", "rcx-imagefs mount"]);
+    // The last mountpoint is still known: the program must not run on the host.
+    for flags in ["", ":rw", ":maybe"] {
+        let mut by_rule = in_image(&host);
+        by_rule[0].push_str(flags);
+        assert_fails(&host, &by_rule, &["no daemon serves the store"]);
+    }
+    let by_command = vec!["--run".into(), "--".into(), format!("{}/bin/sh", host.image)];
+    assert_fails(&host, &by_command, &["no daemon serves the store"]);
     // With a configured mountpoint, the path alone identifies the image.
     host.configure(&format!("mountpoint = '{}'\n", host.program.dir().join("images").display()));
     assert_fails(&host, &in_image(&host), &["images"]);
@@ -140,4 +148,30 @@ fn upper_that_cannot_be_created_is_reported_and_leaves_nothing() {
     let mut arguments = in_image(&host);
     arguments[0].push_str(":rw");
     assert_fails(&host, &arguments, &[file.to_str().unwrap()]);
+}
+
+#[test]
+fn program_that_the_image_does_not_have_is_an_error_of_the_call() {
+    let host = Host::with_script("printf '%s\\n' \"$@\"");
+    let call = |options: &[&str], word: &str| -> Vec<String> {
+        let rule = format!("--dir=.={}", host.image);
+        let options = options.iter().copied().chain([rule.as_str(), "--run", "--", word]);
+        options.map(str::to_owned).collect()
+    };
+    for (options, word, fault) in [
+        (&[][..], "/bin/nothing", "no such file in the image"),
+        (&[], "/etc/motd", "not executable"),
+        (&[], "/bin", "is a directory"),
+        (&[], "/etc/motd/x", "no such file in the image"),
+        (&["--chdir=/etc"], "./motd", "not executable"),
+        (&["--chdir=/etc"], "nothing", "not found in any directory of PATH"),
+    ] {
+        assert_fails(&host, &call(options, word), &[&format!("program `{word}`"), fault, "lab/image@sha256"]);
+    }
+    // Only isolate knows the files of the box and of other directories that it mounts.
+    for word in ["/box/a.out", "./a.out", "a.out", "../box/a.out", "/tmp/x", "/proc/self/exe", "/bin/sh"] {
+        let output = host.isolate().args(call(&[], word)).output().unwrap();
+        assert!(super::host::stdout_of(&output).ends_with(&format!("--\n{word}\n")), "{word}");
+    }
+    host.assert_clean();
 }

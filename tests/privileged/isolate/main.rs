@@ -7,6 +7,7 @@ mod host;
 mod attempts;
 mod attempts_files;
 mod attempts_images;
+mod commands;
 mod failures;
 mod kills;
 mod worker;

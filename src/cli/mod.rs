@@ -71,11 +71,11 @@ struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 struct Global {
-    /// Directory of the store [default: /var/lib/rcx-imagefs]
-    #[arg(long, global = true, value_name = "DIR", env = "RCX_IMAGEFS_STORE", hide_env_values = true)]
+    /// Directory of the store [env: RCX_IMAGEFS_STORE] [default: /var/lib/rcx-imagefs]
+    #[arg(long, global = true, value_name = "DIR")]
     store: Option<PathBuf>,
-    /// Directory of the control socket and of roots [default: /run/rcx-imagefs]
-    #[arg(long, global = true, value_name = "DIR", env = "RCX_IMAGEFS_RUN", hide_env_values = true)]
+    /// Directory of the control socket and of roots [env: RCX_IMAGEFS_RUN] [default: /run/rcx-imagefs]
+    #[arg(long, global = true, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     /// Configuration file [default: /etc/rcx-imagefs/config.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
@@ -139,9 +139,21 @@ struct Context {
 impl Context {
     fn new(global: Global) -> anyhow::Result<Self> {
         let config = Config::load(global.config.as_deref())?;
-        let store = global.store.or_else(|| config.store.clone()).unwrap_or_else(|| DEFAULT_STORE.into());
-        let run_dir =
-            global.run_dir.or_else(|| config.run_dir.clone()).unwrap_or_else(|| DEFAULT_RUN_DIR.into());
+        // Not by clap, which would list the options of set variables in the usage of every error.
+        let directory = |option: Option<PathBuf>,
+                         variable: &str,
+                         configured: &Option<PathBuf>,
+                         default: &str| {
+            let given = match (option, std::env::var_os(variable)) {
+                (None, Some(empty)) if empty.is_empty() => {
+                    return Err(error::fail(ErrorCode::Usage, format!("the variable {variable} is empty")));
+                }
+                (option, value) => option.or_else(|| value.map(PathBuf::from)),
+            };
+            Ok(given.or_else(|| configured.clone()).unwrap_or_else(|| default.into()))
+        };
+        let store = directory(global.store, "RCX_IMAGEFS_STORE", &config.store, DEFAULT_STORE)?;
+        let run_dir = directory(global.run_dir, "RCX_IMAGEFS_RUN", &config.run_dir, DEFAULT_RUN_DIR)?;
         Ok(Self { config, store, run_dir })
     }
 

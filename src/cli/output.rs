@@ -37,6 +37,11 @@ pub(super) fn json_error(error: &ErrorJson) {
     }
 }
 
+/// A number with a noun: `1 box`, `2 boxes`.
+pub(super) fn count(number: usize, singular: &str, plural: &str) -> String {
+    format!("{number} {}", if number == 1 { singular } else { plural })
+}
+
 /// Prints one line. A closed pipe is not an error.
 pub(super) fn line(text: impl std::fmt::Display) -> anyhow::Result<()> {
     bytes(format!("{}\n", plain(&text.to_string())).as_bytes())
@@ -149,6 +154,11 @@ mod tests {
     #[test]
     fn sizes_have_binary_units() {
         assert_eq!(size(1536), "1.50 KiB");
+    }
+
+    #[test]
+    fn one_thing_has_a_singular_noun() {
+        assert_eq!([0, 1, 2].map(|number| count(number, "box", "boxes")), ["0 boxes", "1 box", "2 boxes"]);
     }
 
     #[test]

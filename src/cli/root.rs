@@ -308,7 +308,7 @@ fn sweep(context: &Context, store: &Store, args: &SweepArgs) -> anyhow::Result<(
         })?;
     } else {
         if boxes > 0 {
-            output::line(format!("cleaned {boxes} boxes"))?;
+            output::line(format!("cleaned {}", output::count(boxes, "box", "boxes")))?;
         }
         for id in &swept.removed {
             output::line(format!("removed {id}"))?;

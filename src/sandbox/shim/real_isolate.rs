@@ -43,7 +43,7 @@ impl RealIsolate {
             if metadata.mode() & 0o111 == 0 {
                 return None;
             }
-            if own.as_ref().is_none_or(|own| is_same(own, &metadata)) {
+            if own.as_ref().is_none_or(|own| is_same(own, path, &metadata)) {
                 return Some(Err(ShimError::Itself(path.to_owned())));
             }
             let real = Self { path: path.to_owned(), metadata };
@@ -76,10 +76,15 @@ impl RealIsolate {
     }
 }
 
-/// Returns whether two files are the same file or probably copies. Two copies of the stand-in that mistake each other for
-/// isolate would execute each other forever.
-fn is_same(one: &Metadata, other: &Metadata) -> bool {
-    (one.dev(), one.ino()) == (other.dev(), other.ino()) || one.size() == other.size()
+/// Whether the file at `path` is this program, or a copy of it: two copies of the stand-in that take each other for isolate
+/// would execute each other for ever.
+fn is_same(own: &Metadata, path: &Path, metadata: &Metadata) -> bool {
+    if (own.dev(), own.ino()) == (metadata.dev(), metadata.ino()) {
+        return true;
+    }
+    // Only files of the same size are read. An unreadable file is no copy that this program would execute.
+    own.size() == metadata.size()
+        && matches!((fs::read("/proc/self/exe"), fs::read(path)), (Ok(own), Ok(other)) if own == other)
 }
 
 #[cfg(test)]
@@ -120,6 +125,11 @@ mod tests {
         let copy = dir.path().join("copy");
         fs::copy(&own, &copy).unwrap();
         assert!(matches!(RealIsolate::find(Some(&copy), Rights::Root, None), Err(ShimError::Itself(_))));
+        // Another program may have the same size.
+        let file = fs::File::options().write(true).open(&copy).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"#!/bin/sh", 0).unwrap();
+        drop(file);
+        assert!(RealIsolate::find(Some(&copy), Rights::Root, None).is_ok());
 
         let path = program(dir.path());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o775)).unwrap();

@@ -141,3 +141,22 @@ fn failed_command_prints_an_object_with_its_code() {
         assert!(!message.is_empty() && !message.contains('\n'), "{arguments:?}: {out}");
     }
 }
+
+#[test]
+fn usage_of_an_error_is_the_same_with_and_without_variables() {
+    let usage = |variables: &[(&str, &str)], arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rcx-imagefs"));
+        command.env_remove("RCX_IMAGEFS_STORE").env_remove("RCX_IMAGEFS_RUN");
+        let output = command.envs(variables.iter().copied()).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        error.lines().find(|line| line.starts_with("Usage: ")).map(str::to_owned)
+    };
+    let variables = [("RCX_IMAGEFS_STORE", "/nonexistent"), ("RCX_IMAGEFS_RUN", "/nonexistent")];
+    for arguments in [&["mount"][..], &["pull"], &["root", "create"], &["unpack", "a"], &["run"]] {
+        let expected = usage(&[], arguments);
+        assert!(expected.is_some(), "{arguments:?}");
+        assert_eq!(usage(&variables, arguments), expected, "{arguments:?}");
+    }
+    assert_eq!(usage(&[("RCX_IMAGEFS_STORE", "")], &["images"]), None);
+}

@@ -126,12 +126,11 @@ impl ForeignConnections {
     /// Counts a connection until the result is dropped; `None` if the user has too many.
     fn enter(this: &Arc<Self>, uid: u32) -> Option<ForeignConnection> {
         let mut counts = ignore_poison(this.counts.lock());
-        let total: usize = counts.values().sum();
-        let count = counts.entry(uid).or_default();
-        if *count >= USER_CONNECTIONS || total >= FOREIGN_CONNECTIONS {
+        let count = counts.get(&uid).copied().unwrap_or(0);
+        if count >= USER_CONNECTIONS || counts.values().sum::<usize>() >= FOREIGN_CONNECTIONS {
             return None;
         }
-        *count += 1;
+        counts.insert(uid, count + 1);
         Some(ForeignConnection { connections: Arc::clone(this), uid })
     }
 }
@@ -345,6 +344,9 @@ mod tests {
         let uids = (0..).map(|number: u32| 2000 + number / 4);
         let all: Vec<_> = uids.map_while(enter).collect();
         assert_eq!(all.len(), FOREIGN_CONNECTIONS);
+        assert!(enter(999).is_none());
+        drop(all);
+        assert!(connections.counts.lock().unwrap().is_empty(), "a refused user is not kept");
     }
 
     #[test]

@@ -25,8 +25,8 @@ const OPEN: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLO
 
 /// Removes `name` in `parent`, with its content if it is a directory. A missing name is not an error.
 ///
-/// Follows no link and enters no other mount. Changes permissions, and clears the attributes immutable and append-only, if
-/// they prevent the removal. Uses bounded memory and descriptors for a tree of any depth and size. Terminates even if another
+/// Follows no link and enters no other mount. Changes permissions in the tree, and clears the attributes immutable and
+/// append-only there, if they prevent the removal; never those of `parent`. Uses bounded memory and descriptors for a tree of any depth and size. Terminates even if another
 /// process adds files to the tree; fails if that process adds files as fast as they are removed.
 ///
 /// # Errors
@@ -34,6 +34,7 @@ const OPEN: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLO
 /// The first failed removal. Everything else that can be removed is removed; a second call continues with the rest.
 pub fn remove_tree(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     let name = CString::new(name.as_encoded_bytes())?;
+    let parent = EntryParent { fd: parent, is_in_tree: false };
     // Most trees are directories, so trying that first saves a system call.
     let Some(top) = remove_entry(parent, &name, FileType::Directory)? else { return Ok(()) };
     let names_left = names_max(&top)?;
@@ -58,6 +59,14 @@ fn names_max(top: &OwnedFd) -> Result<u64, Errno> {
     })
 }
 
+/// The directory of an entry to remove.
+#[derive(Clone, Copy)]
+struct EntryParent<'fd> {
+    fd: BorrowedFd<'fd>,
+    /// Whether it is in the tree that is removed. Only then may its mode and attributes be changed.
+    is_in_tree: bool,
+}
+
 /// An open directory of the walk.
 struct OpenLevel {
     directory: Dir,
@@ -77,11 +86,15 @@ impl OpenLevel {
     fn fd(&self) -> BorrowedFd<'_> {
         self.directory.fd().expect("an open directory stream has a descriptor")
     }
+
+    fn as_parent(&self) -> EntryParent<'_> {
+        EntryParent { fd: self.fd(), is_in_tree: true }
+    }
 }
 
 /// The state of one call of [`remove_tree`].
 struct RemovalWalk<'fd> {
-    parent: BorrowedFd<'fd>,
+    parent: EntryParent<'fd>,
     /// From the top of the tree down; each is in the one before it.
     levels: Vec<OpenLevel>,
     /// Number of attempts to move a directory to the top.
@@ -104,7 +117,7 @@ impl RemovalWalk<'_> {
                         return self.ascend();
                     };
                     self.names_left = names_left;
-                    let removed = remove_entry(deepest.fd(), name, entry.file_type());
+                    let removed = remove_entry(deepest.as_parent(), name, entry.file_type());
                     let result = removed.and_then(|inner| match inner {
                         Some(inner) => self.descend(inner, name),
                         None => Ok(()),
@@ -138,12 +151,12 @@ impl RemovalWalk<'_> {
             return Ok(());
         }
         drop(inner);
-        let from = self.levels.last().expect("OPEN_MAX levels are open").fd();
+        let from = self.levels.last().expect("OPEN_MAX levels are open").as_parent();
         let top = self.levels.first().expect("OPEN_MAX levels are open").fd();
         loop {
             let to = format!(".deep-{}", self.moves);
             self.moves += 1;
-            let moved = retry_unprotected(from, name, || rustix::fs::renameat(from, name, top, &to));
+            let moved = retry_unprotected(from, name, || rustix::fs::renameat(from.fd, name, top, &to));
             match moved {
                 Ok(()) => {
                     self.levels[0].has_new_entries = true;
@@ -160,12 +173,12 @@ impl RemovalWalk<'_> {
     /// Removes the deepest open directory, whose listing is complete.
     fn ascend(&mut self) {
         let Some(mut level) = self.levels.pop() else { return };
-        let parent = self.levels.last().map_or(self.parent, OpenLevel::fd);
+        let parent = self.levels.last().map_or(self.parent, OpenLevel::as_parent);
         let can_succeed = level.has_new_entries || !level.has_failed;
         let removed = match can_succeed {
             false => Err(Errno::NOTEMPTY),
             true => retry_unprotected(parent, &level.name, || {
-                rustix::fs::unlinkat(parent, &level.name, AtFlags::REMOVEDIR)
+                rustix::fs::unlinkat(parent.fd, &level.name, AtFlags::REMOVEDIR)
             }),
         };
         match removed {
@@ -185,11 +198,12 @@ impl RemovalWalk<'_> {
 }
 
 /// Removes an entry. If it is a directory that is not empty, opens and returns it instead.
-fn remove_entry(parent: BorrowedFd<'_>, name: &CStr, kind: FileType) -> Result<Option<OwnedFd>, Errno> {
-    let unlink = |flags| match retry_unprotected(parent, name, || rustix::fs::unlinkat(parent, name, flags)) {
-        Err(Errno::NOENT) => Ok(()),
-        result => result,
-    };
+fn remove_entry(parent: EntryParent<'_>, name: &CStr, kind: FileType) -> Result<Option<OwnedFd>, Errno> {
+    let unlink =
+        |flags| match retry_unprotected(parent, name, || rustix::fs::unlinkat(parent.fd, name, flags)) {
+            Err(Errno::NOENT) => Ok(()),
+            result => result,
+        };
     if kind != FileType::Directory {
         match unlink(AtFlags::empty()) {
             Err(Errno::ISDIR) => {}
@@ -198,7 +212,7 @@ fn remove_entry(parent: BorrowedFd<'_>, name: &CStr, kind: FileType) -> Result<O
     }
     match unlink(AtFlags::REMOVEDIR) {
         Ok(()) => Ok(None),
-        Err(Errno::NOTEMPTY | Errno::EXIST) => open_directory(parent, name),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => open_directory(parent.fd, name),
         // The type in the listing was wrong, or the entry was replaced.
         Err(Errno::NOTDIR) => unlink(AtFlags::empty()).map(|()| None),
         Err(errno) => Err(errno),
@@ -227,7 +241,7 @@ fn open_directory(parent: BorrowedFd<'_>, name: &CStr) -> Result<Option<OwnedFd>
 
 /// Calls `change`, which changes the entry `name`. If permissions or attributes prevent that, clears them and calls it again.
 fn retry_unprotected(
-    parent: BorrowedFd<'_>,
+    parent: EntryParent<'_>,
     name: &CStr,
     change: impl Fn() -> Result<(), Errno>,
 ) -> Result<(), Errno> {
@@ -235,13 +249,15 @@ fn retry_unprotected(
         Err(Errno::PERM | Errno::ACCESS) => {}
         result => return result,
     }
-    // Start with the directory: without access to it, the entry cannot be opened.
-    let _ = rustix::fs::fchmod(parent, Mode::RWXU);
-    clear_attributes(parent);
-    if let Ok(stat) = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+    if parent.is_in_tree {
+        // Start with the directory: without access to it, the entry cannot be opened.
+        let _ = rustix::fs::fchmod(parent.fd, Mode::RWXU);
+        clear_attributes(parent.fd);
+    }
+    if let Ok(stat) = rustix::fs::statat(parent.fd, name, AtFlags::SYMLINK_NOFOLLOW)
         // Other types have no such attributes, and opening a device can have side effects.
         && matches!(FileType::from_raw_mode(stat.st_mode), FileType::RegularFile | FileType::Directory)
-        && let Ok(entry) = rustix::fs::openat(parent, name, OPEN | OFlags::NOCTTY, Mode::empty())
+        && let Ok(entry) = rustix::fs::openat(parent.fd, name, OPEN | OFlags::NOCTTY, Mode::empty())
     {
         clear_attributes(entry);
     }

@@ -87,6 +87,27 @@ fn immutable_and_append_only_files_are_removed() {
 }
 
 #[test]
+fn failed_removal_does_not_change_the_directory_above_the_tree() {
+    let temp_dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let dir = temp_dir.path();
+    fs::create_dir(dir.join("tree")).unwrap();
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o751)).unwrap();
+    let above = File::open(dir).unwrap();
+    let flags = rustix::fs::ioctl_getflags(&above).unwrap();
+    for flag in [IFlags::IMMUTABLE, IFlags::APPEND] {
+        rustix::fs::ioctl_setflags(&above, flags | flag).unwrap();
+        let error = remove(dir).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(rustix::fs::ioctl_getflags(&above).unwrap(), flags | flag);
+        assert_eq!(fs::metadata(dir).unwrap().permissions().mode() & 0o7777, 0o751);
+        assert!(dir.join("tree").exists());
+    }
+    rustix::fs::ioctl_setflags(&above, flags).unwrap();
+    remove(dir).unwrap();
+    assert!(!dir.join("tree").exists());
+}
+
+#[test]
 fn owner_without_privileges_removes_directories_it_cannot_read() {
     let temp_dir = tempfile::tempdir().unwrap();
     let dir = temp_dir.path();

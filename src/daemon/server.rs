@@ -96,7 +96,7 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
     let mut terminate = signal(SignalKind::terminate()).map_err(system("cannot handle SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("cannot handle SIGINT"))?;
     let run_dir = &options.run_dir;
-    std::fs::create_dir_all(run_dir).at("create run directory", run_dir)?;
+    crate::os::make_directories(run_dir, rustix::fs::Mode::from_raw_mode(0o755))?;
     let socket = run_dir.canonicalize().at("resolve run directory", run_dir)?.join(SOCKET);
     let mountpoint = &options.mountpoint;
     let info = DaemonInfo {

@@ -1,9 +1,12 @@
 //! Directories of this program: made with an exact mode, and not used if another user could change them.
 
 use std::os::fd::AsFd;
+use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, Stat};
+use rustix::fs::{AtFlags, CWD, Mode, Stat};
 use rustix::io::Errno;
+
+use super::path_error::{AtPath as _, PathError};
 
 /// Makes a directory with this mode, whatever the umask; returns false if the name exists.
 ///
@@ -23,6 +26,22 @@ pub fn make_directory(
     }
     rustix::fs::chmodat(&parent, name, mode, AtFlags::empty())?;
     Ok(true)
+}
+
+/// Makes a directory and those above it that do not exist, all with this mode, whatever the umask.
+///
+/// # Errors
+///
+/// A directory cannot be made.
+pub fn make_directories(path: &Path, mode: Mode) -> Result<(), PathError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = path.parent().filter(|above| !above.as_os_str().is_empty()) {
+        make_directories(above, mode)?;
+    }
+    make_directory(CWD, path, mode).at("make directory", path)?;
+    Ok(())
 }
 
 /// Returns why the owner of a file is not trusted: it is neither root nor the effective user of this process.
@@ -56,6 +75,20 @@ mod tests {
         assert_eq!(mode(), 0o777);
         assert!(!make_directory(&handle, "new", Mode::RWXU).unwrap());
         assert_eq!(mode(), 0o777, "a directory that exists is not changed");
+    }
+
+    #[test]
+    fn missing_directories_of_a_path_are_made_with_the_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("one/two");
+        make_directories(&path, Mode::from_raw_mode(0o777)).unwrap();
+        for path in [path.as_path(), path.parent().unwrap()] {
+            assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o7777, 0o777);
+        }
+        make_directories(&path, Mode::RWXU).unwrap();
+        File::create(dir.path().join("file")).unwrap();
+        let error = make_directories(&dir.path().join("file/new"), Mode::RWXU).unwrap_err();
+        assert!(error.to_string().ends_with("file/new"), "{error}");
     }
 
     #[test]

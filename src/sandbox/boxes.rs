@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -145,7 +145,7 @@ impl Boxes {
     /// `timeout`, or if the file does not exist.
     fn lock(&self, id: u32, create: bool, timeout: Duration) -> Result<Option<BoxLock>, SandboxError> {
         if create {
-            fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.locks).at("make", &self.locks)?;
+            crate::os::make_directories(&self.locks, rustix::fs::Mode::from_raw_mode(0o755))?;
         }
         let directory: OwnedFd = match File::open(&self.locks) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

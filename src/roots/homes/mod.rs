@@ -13,8 +13,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::{Mode, OFlags};
 
 use self::home::Homes;
 pub use self::lease::RootLease;
@@ -23,7 +22,7 @@ pub use self::named::RootRemoval;
 pub use self::processes::processes_with_mount;
 pub use self::sweep::{RootInfo, RootState, SweepReport};
 use super::{InodeWidth, Lower, RootsError, Upper};
-use crate::os::{AtPath as _, PathError};
+use crate::os::{self, AtPath as _};
 
 /// The mountpoint of leased roots in the run directory. All use the same mountpoint, each in its own mount namespace.
 const PRIVATE: &str = "root";
@@ -71,19 +70,13 @@ impl Roots {
     pub fn open(homes: &HomesLocation, run_dir: &Path) -> Result<Self, RootsError> {
         // Check the path before the directory is made, and again after its links are resolved.
         check_separators(&std::path::absolute(run_dir).at("make absolute", run_dir)?)?;
-        std::fs::create_dir_all(run_dir).at("make directory", run_dir)?;
+        os::make_directories(run_dir, MODE)?;
         let run_dir = run_dir.canonicalize().at("resolve", run_dir)?;
         check_separators(&run_dir)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let run = rustix::fs::open(&run_dir, flags, Mode::empty()).at("open", &run_dir)?;
         for name in [PRIVATE, NAMED] {
-            match rustix::fs::mkdirat(&run, name, MODE) {
-                Err(Errno::EXIST) => {}
-                // mkdirat(2) applies the umask.
-                Ok(()) => rustix::fs::chmodat(&run, name, MODE, AtFlags::empty())
-                    .at("change the mode of", &run_dir.join(name))?,
-                Err(errno) => return Err(PathError::new("make directory", run_dir.join(name), errno).into()),
-            }
+            os::make_directory(&run, name, MODE).at("make directory", &run_dir.join(name))?;
         }
         let dirs = Arc::new(RootDirs { homes: Homes::open(homes)?, run, run_dir });
         Ok(Self { dirs, inodes: InodeWidth::default() })

@@ -13,8 +13,8 @@ use rustix::process::Pid;
 
 use super::home::Home;
 use super::record::RootRecord;
-use super::{NAMED, RootDirs, RootInfo, Roots, lease, processes};
-use crate::os::{AtPath as _, NamedLock, PathError};
+use super::{MODE, NAMED, RootDirs, RootInfo, Roots, lease, processes};
+use crate::os::{self, AtPath as _, NamedLock, PathError};
 use crate::roots::mounts::{OPEN_LAYER, make_overlay, mount};
 use crate::roots::{Engine, Lower, RootId, RootWatch, RootsError, Upper};
 
@@ -103,11 +103,11 @@ impl Roots {
             self.inodes,
         )?;
         let path = dirs.named_root(&id);
-        match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)) {
-            // A mountpoint without a home belongs to no root, unless a root that has lost its home is mounted there.
-            Err(Errno::EXIST) if !dirs.is_mounted(&id)? => {}
-            Err(Errno::EXIST) => return Err(RootsError::Exists(id.clone())),
-            result => result.at("make directory", &path)?,
+        let is_new = os::make_directory(&dirs.run, format!("{NAMED}/{id}").as_str(), MODE)
+            .at("make directory", &path)?;
+        // A mountpoint without a home belongs to no root, unless a root that has lost its home is mounted there.
+        if !is_new && dirs.is_mounted(&id)? {
+            return Err(RootsError::Exists(id.clone()));
         }
         mount::attach(&overlay, &id.source(), &path)?;
         unfinished.finish();

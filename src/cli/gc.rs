@@ -1,5 +1,7 @@
 //! `gc`: frees disk space that no image and no root uses.
 
+use std::collections::HashSet;
+
 use clap::Args;
 use serde::Serialize;
 
@@ -93,6 +95,21 @@ fn unpacked_layers(context: &Context, store: &Store, dry_run: bool) -> anyhow::R
         return Ok((0, 0));
     }
     let images: Vec<_> = store.refs()?.images.iter().map(|image| image.digest).collect();
-    let used = context.roots(store)?.list()?.into_iter().flat_map(|root| root.layers);
+    let roots = context.roots(store)?;
+    let used = || {
+        let mut used = HashSet::new();
+        for root in roots.list()? {
+            let Some(layers) = root.layers else {
+                tracing::warn!(
+                    "the record of root {0} is missing or cannot be read: all unpacked layers are kept, because the root \
+                     may use them; `rcx-imagefs root remove {0}` removes it",
+                    root.id
+                );
+                return Ok(None);
+            };
+            used.extend(layers);
+        }
+        Ok(Some(used))
+    };
     Ok(LayerDirectories::open(&path)?.collect(store, &images, used, dry_run)?)
 }

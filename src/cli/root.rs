@@ -4,13 +4,14 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
+use rustix::process::Pid;
 use serde::Serialize;
 
 use super::engine::EngineChoice;
 use super::error::ErrorJson;
 use super::{Context, STORED, output};
 use crate::error::chain_text;
-use crate::roots::{Engine, InodeWidth, RootId, RootInfo, RootRemoval, RootState, Upper};
+use crate::roots::{Engine, InodeWidth, RootId, RootInfo, RootRemoval, RootState, RootsError, Upper};
 use crate::sandbox::EXIT_TIMEOUT;
 use crate::store::Store;
 
@@ -159,7 +160,7 @@ struct RemovedRootJson {
     id: String,
     /// False if the root was in use and is only detached, or if the removal failed.
     removed: bool,
-    /// Processes that have the root in their mount namespace.
+    /// Processes that use the root.
     holders: Vec<i32>,
     /// Why the removal failed.
     error: Option<String>,
@@ -240,6 +241,7 @@ fn root_json(root: RootInfo) -> RootJson {
 fn state_name(state: RootState) -> &'static str {
     match state {
         RootState::Mounted => "mounted",
+        RootState::Dead => "dead",
         RootState::Leased => "leased",
         RootState::Detached => "detached",
     }
@@ -261,14 +263,17 @@ fn remove(context: &Context, store: &Store, args: &RemoveArgs) -> anyhow::Result
             Ok(RootRemoval::Gone) => item.removed = true,
             Ok(RootRemoval::Detached { holders }) => {
                 let reason = match holders.first() {
-                    Some(pid) => format!("process {pid} has it in its mount namespace"),
+                    Some(pid) => format!("process {pid} uses it"),
                     None => "its overlay is in use outside the mount table".to_owned(),
                 };
                 tracing::warn!("root {id} is detached, but {reason}; a later sweep removes its files");
-                item.holders = holders.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect();
+                item.holders = numbers(holders);
             }
             // Remove the other roots nevertheless. The first error becomes the error of the command.
             Err(error) => {
+                if let RootsError::InUse { by, .. } = &error {
+                    item.holders = numbers(by.iter().map(|(pid, _)| *pid));
+                }
                 let error = anyhow::Error::from(error);
                 let explained = ErrorJson::new(&error);
                 (item.error, item.code) = (Some(explained.message), Some(explained.code));
@@ -286,10 +291,16 @@ fn remove(context: &Context, store: &Store, args: &RemoveArgs) -> anyhow::Result
     failure.map_or(Ok(()), Err)
 }
 
+fn numbers(pids: impl IntoIterator<Item = Pid>) -> Vec<i32> {
+    pids.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect()
+}
+
 fn sweep(context: &Context, store: &Store, args: &SweepArgs) -> anyhow::Result<()> {
     // Boxes first: a root can be removed only after the processes of its box have ended.
     let boxes = context.boxes(store)?.sweep(EXIT_TIMEOUT)?;
-    let swept = context.roots(store)?.sweep()?;
+    let roots = context.roots(store)?;
+    roots.unmount_dead()?;
+    let swept = roots.sweep()?;
     let failures = swept.failed.into_iter().map(|(id, error)| {
         let error = anyhow::Error::from(error).context(format!("root {id}"));
         (id, error)
@@ -338,6 +349,7 @@ pub(super) fn sweep_beside(context: &Context, store: &Store, dry_run: bool) -> u
         if dry_run {
             return Ok(roots.dead()?.len());
         }
+        roots.unmount_dead()?;
         let swept = roots.sweep()?;
         for (id, error) in &swept.failed {
             tracing::warn!("cannot remove dead root {id}: {}", chain_text(error));

@@ -154,12 +154,12 @@ pub enum RootsError {
     #[error("root {0} is in use: another process holds its lock")]
     Locked(RootId),
     /// Processes use the root.
-    #[error("root {id} is in use{}", .by.as_ref().map(|(pid, program)| format!(" by process {} ({program})", pid.as_raw_nonzero())).unwrap_or_default())]
+    #[error("root {id} is in use{}", .by.first().map(|(pid, program)| format!(" by process {} ({program})", pid.as_raw_nonzero())).unwrap_or_default())]
     InUse {
         /// The root.
         id: RootId,
-        /// One of the processes and its program, if a process was found.
-        by: Option<(Pid, String)>,
+        /// The processes and their programs, as far as `/proc` shows them.
+        by: Vec<(Pid, String)>,
     },
     /// An image in the store cannot be opened.
     #[error("cannot open image {image}")]

@@ -5,6 +5,7 @@
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
@@ -23,6 +24,9 @@ const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// How long the kernel may take to shut down an overlay after it is unmounted.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
 
+/// How long a daemon may take to answer a lookup before it counts as running.
+const ANSWER_WAIT: Duration = Duration::from_secs(1);
+
 /// The result of removing a root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RootRemoval {
@@ -30,7 +34,7 @@ pub enum RootRemoval {
     Gone,
     /// The root is unmounted but still in use. A sweep removes its files when no process uses them any more.
     Detached {
-        /// The processes that still have it in their mount namespace, if `/proc` shows any.
+        /// The processes that used it when it was detached, or have it in their mount namespace, as far as `/proc` shows them.
         holders: Vec<Pid>,
     },
 }
@@ -58,6 +62,18 @@ impl RootDirs {
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(PathError::new("stat", path, errno).into()),
         }
+    }
+
+    /// Whether the daemon that serves the image of a mounted root has ended.
+    ///
+    /// Looks up a name that the kernel has not cached, so that it must ask the daemon. A daemon that does not answer in time
+    /// counts as running.
+    pub(super) fn has_lost_daemon(&self, id: &RootId) -> Result<bool, RootsError> {
+        let probe = self.named_root(id).join(format!(".rcx-imagefs-probe-{}", lease::random_id()?));
+        let (sender, receiver) = mpsc::channel();
+        // The lookup may block for as long as a stopped daemon does not answer. The thread then stays until that ends.
+        std::thread::spawn(move || sender.send(rustix::fs::lstat(&probe).map(drop)));
+        Ok(matches!(receiver.recv_timeout(ANSWER_WAIT), Ok(Err(Errno::NOTCONN | Errno::CONNABORTED))))
     }
 
     /// Removes the mountpoint of a root, if it exists. The kernel unmounts it in other mount namespaces.
@@ -177,16 +193,18 @@ impl Roots {
     fn unmount_root(&self, id: &RootId, home: Option<&Home>, force: bool) -> Result<RootRemoval, RootsError> {
         let dirs = &*self.dirs;
         let path = dirs.named_root(id);
-        let in_use = |device| {
-            let by = processes::find_user(&id.source(), device).ok().flatten();
-            RootsError::InUse { id: id.clone(), by }
-        };
+        let users = |device| processes::find_users(&id.source(), device).unwrap_or_default();
+        let in_use = |by| RootsError::InUse { id: id.clone(), by };
+        // Found before the root is detached: `/proc` does not show what a detached mount belongs to.
+        let mut holders = Vec::new();
         let watch = RootWatch::new().at("watch", &path)?;
         let mut watched = false;
         while let Some(device) = dirs.mounted_device(id)? {
-            if !force && let error @ RootsError::InUse { by: Some(_), .. } = in_use(device) {
-                return Err(error);
+            let by = users(device);
+            if !force && !by.is_empty() {
+                return Err(in_use(by));
             }
+            holders.extend(by.into_iter().map(|(pid, _)| pid));
             let root =
                 rustix::fs::open(&path, OPEN_LAYER | OFlags::NOFOLLOW, Mode::empty()).at("open", &path)?;
             watch.add_directory(root.as_fd()).at("watch", &path)?;
@@ -195,7 +213,7 @@ impl Roots {
             match mount::unmount(&path, force) {
                 // EINVAL: another process has unmounted it.
                 Ok(()) | Err(Errno::INVAL) => {}
-                Err(Errno::BUSY) => return Err(in_use(device)),
+                Err(Errno::BUSY) => return Err(in_use(users(device))),
                 Err(errno) => {
                     return Err(mount::refused(&format!("unmount root {id}"), "umount2", None, errno));
                 }
@@ -210,7 +228,9 @@ impl Roots {
         if is_dead {
             return Ok(RootRemoval::Gone);
         }
-        let holders = processes::processes_with_mount(&id.source()).at("read", Path::new("/proc"))?;
+        holders.extend(processes::processes_with_mount(&id.source()).at("read", Path::new("/proc"))?);
+        holders.sort_by_key(|pid| pid.as_raw_nonzero());
+        holders.dedup();
         Ok(RootRemoval::Detached { holders })
     }
 }

@@ -1,6 +1,6 @@
 //! Finds the processes that use a root.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,25 +26,15 @@ pub fn processes_with_mount(source: &str) -> io::Result<Vec<Pid>> {
     Ok(all_processes()?.into_iter().filter(has_mount).collect())
 }
 
-/// Returns one process that uses the overlay with this source and device, and the name of its program.
+/// Returns the processes that use the overlay with this source and device, each with the name of its program.
 ///
-/// A process uses the overlay if its root directory, working directory, program or an open file is in it, in any mount
-/// namespace. The source alone is ambiguous: another store may have a root of the same name.
-pub(super) fn find_user(source: &str, device: (u32, u32)) -> io::Result<Option<(Pid, String)>> {
-    let pattern = format!(" - overlay {source} ");
-    let device = format!("{}:{}", device.0, device.1);
+/// A process uses the overlay if its root directory, working directory, program or an open file is in it or in a filesystem
+/// mounted below it, in any mount namespace. The source alone is ambiguous: another store may have a root of the same name.
+pub(super) fn find_users(source: &str, device: (u32, u32)) -> io::Result<Vec<(Pid, String)>> {
     let pids = all_processes()?;
-    // A mount ID is the same for all processes that see the mount, and unique on the host.
-    let mut mount_ids = HashSet::new();
-    for pid in &pids {
-        let table = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-        let table = String::from_utf8_lossy(&table);
-        let has_device = |line: &&str| line.split(' ').nth(2) == Some(&device);
-        let mounts = table.lines().filter(|line| line.contains(&pattern)).filter(has_device);
-        mount_ids.extend(mounts.filter_map(|line| line.split(' ').next()?.parse::<u64>().ok()));
-    }
+    let mount_ids = mount_ids(&pids, source, device);
     if mount_ids.is_empty() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let is_inside = |path: &Path| {
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
@@ -57,7 +47,40 @@ pub(super) fn find_user(source: &str, device: (u32, u32)) -> io::Result<Option<(
             || fs::read_dir(process.join("fd"))
                 .is_ok_and(|files| files.flatten().any(|file| is_inside(&file.path())))
     };
-    Ok(pids.into_iter().find(is_user).map(|pid| (pid, program_name(pid))))
+    Ok(pids.into_iter().filter(is_user).map(|pid| (pid, program_name(pid))).collect())
+}
+
+/// Returns the IDs of the mounts of an overlay and of all mounts below them, in the mount namespaces of these processes.
+fn mount_ids(pids: &[Pid], source: &str, device: (u32, u32)) -> HashSet<u64> {
+    let pattern = format!(" - overlay {source} ");
+    let device = format!("{}:{}", device.0, device.1);
+    // A mount ID is the same for all processes that see the mount, and unique on the host.
+    let (mut ids, mut parents) = (HashSet::new(), HashMap::new());
+    for pid in pids {
+        let table = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        let table = String::from_utf8_lossy(&table);
+        if !table.contains(&pattern) {
+            continue;
+        }
+        for line in table.lines() {
+            let mut fields = line.split(' ');
+            let mut number = || fields.next()?.parse::<u64>().ok();
+            if let (Some(id), Some(parent)) = (number(), number()) {
+                parents.insert(id, parent);
+                if fields.next() == Some(&device) && line.contains(&pattern) {
+                    ids.insert(id);
+                }
+            }
+        }
+    }
+    loop {
+        let below = parents.iter().filter(|(id, parent)| !ids.contains(*id) && ids.contains(*parent));
+        let below: Vec<u64> = below.map(|(id, _)| *id).collect();
+        if below.is_empty() {
+            return ids;
+        }
+        ids.extend(below);
+    }
 }
 
 fn program_name(pid: Pid) -> String {

@@ -21,6 +21,8 @@ use crate::roots::{Engine, RootId, RootsError, Upper};
 pub enum RootState {
     /// It is mounted at its mountpoint.
     Mounted,
+    /// It is mounted, but the daemon that served its image has ended: access to the image fails with `ENOTCONN`.
+    Dead,
     /// A process holds its lock: it is leased, or being made or removed.
     Leased,
     /// It is not mounted at its mountpoint, and its lock is free. A sweep removes it when no process uses it any more.
@@ -40,8 +42,9 @@ pub struct RootInfo {
     pub image: Option<String>,
     /// The engine that shows the image.
     pub engine: Option<Engine>,
-    /// The names of the layer directories that it uses.
-    pub layers: Vec<String>,
+    /// The names of the layer directories that it uses. `None` if they are unknown, because its record is missing or cannot
+    /// be read. Leased roots hold the locks of theirs.
+    pub layers: Option<Vec<String>>,
     /// The kind of its upper.
     pub upper: Option<Upper>,
     /// The time when it was made.
@@ -77,20 +80,32 @@ impl Roots {
     }
 
     pub(super) fn describe(&self, id: RootId) -> Result<RootInfo, RootsError> {
-        let record = RootRecord::read(&self.dirs.homes.path_of(&id));
+        let home_path = self.dirs.homes.path_of(&id);
+        let record = RootRecord::read(&home_path);
+        let is_fuse = record.as_ref().is_some_and(|record| record.engine == Engine::Fuse);
         let state = if self.dirs.is_mounted(&id)? {
-            RootState::Mounted
+            if is_fuse && self.dirs.has_lost_daemon(&id)? { RootState::Dead } else { RootState::Mounted }
         } else if self.dirs.homes.is_locked(&id)? {
             RootState::Leased
         } else {
             RootState::Detached
         };
+        let layers = match &record {
+            Some(record) => Some(record.layers.clone()),
+            None if state == RootState::Leased => Some(Vec::new()),
+            None if matches!(state, RootState::Mounted | RootState::Dead)
+                || RootRecord::exists(&home_path) =>
+            {
+                None
+            }
+            None => Some(Vec::new()),
+        };
         Ok(RootInfo {
-            path: (state == RootState::Mounted).then(|| self.dirs.named_root(&id)),
+            path: matches!(state, RootState::Mounted | RootState::Dead).then(|| self.dirs.named_root(&id)),
             engine: record.as_ref().map(|record| record.engine),
             upper: record.as_ref().and_then(RootRecord::upper),
             created: record.as_ref().map(RootRecord::created),
-            layers: record.as_ref().map(|record| record.layers.clone()).unwrap_or_default(),
+            layers,
             image: record.map(|record| record.image),
             id,
             state,
@@ -129,13 +144,31 @@ impl Roots {
         Ok(report)
     }
 
+    /// Unmounts the roots whose daemon has ended and that no process uses; a sweep then removes them.
+    ///
+    /// # Errors
+    ///
+    /// A directory cannot be read. Roots that cannot be unmounted stay.
+    pub fn unmount_dead(&self) -> Result<(), RootsError> {
+        for root in self.list()?.into_iter().filter(|root| root.state == RootState::Dead) {
+            match mount::unmount(&self.dirs.named_root(&root.id), false) {
+                // EINVAL: another process has unmounted it. Without its mountpoint, it is unmounted in other mount namespaces.
+                Ok(()) | Err(Errno::INVAL) => self.dirs.remove_mountpoint(&root.id)?,
+                Err(Errno::BUSY) => tracing::warn!("root {} is dead, but processes still use it", root.id),
+                Err(errno) => tracing::warn!("cannot unmount dead root {}: {errno}", root.id),
+            }
+        }
+        Ok(())
+    }
+
     /// Lists the dead roots, which a sweep would remove.
     ///
     /// # Errors
     ///
     /// A directory cannot be read.
     pub fn dead(&self) -> Result<Vec<RootId>, RootsError> {
-        let mut dead = Vec::new();
+        let lost = self.list()?.into_iter().filter(|root| root.state == RootState::Dead);
+        let mut dead: Vec<RootId> = lost.map(|root| root.id).collect();
         for id in self.dirs.homes.ids()? {
             if let Some(home) = self.lock_dead(&id)? {
                 home.unlock();

@@ -20,19 +20,20 @@ impl LayerDirectories {
     /// Removes the directories that none of `images` needs and no root uses. Returns their number, and the total size of their
     /// files in bytes. With `dry_run`, only counts them.
     ///
-    /// `used` lists the names of the directories that named roots use. Leased roots hold locks.
+    /// `used` returns the names of the directories that named roots use; `None` if they are unknown, so that nothing may be
+    /// removed. Leased roots hold locks.
     ///
     /// # Errors
     ///
-    /// A directory cannot be removed.
+    /// Those of `used`, or a directory cannot be removed.
     pub fn collect(
         &self,
         store: &Store,
         images: &[ManifestDigest],
-        used: impl IntoIterator<Item = String>,
+        used: impl Fn() -> Result<Option<HashSet<String>>, RootsError>,
         dry_run: bool,
     ) -> Result<(u64, u64), RootsError> {
-        let mut needed: HashSet<String> = used.into_iter().collect();
+        let mut needed = HashSet::new();
         for image in images {
             // No root can be made from an unreadable image, and existing roots hold locks.
             let Ok(image) = read_image(store, image) else { continue };
@@ -56,6 +57,12 @@ impl LayerDirectories {
             // A process that writes the directory or uses it in a root holds the lock.
             if !try_lock(&directory, Sharing::Exclusive).at("lock", &self.path.join(name))? {
                 continue;
+            }
+            // Asked while the directory is locked: a root that is made meanwhile waits for the lock.
+            match used()? {
+                Some(used) if used.contains(name) => continue,
+                Some(_) => {}
+                None => break,
             }
             bytes += LayerMeta::read(&directory).map_or(0, |meta| meta.bytes);
             count += 1;

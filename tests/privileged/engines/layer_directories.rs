@@ -112,6 +112,35 @@ fn image_with_more_layers_than_overlayfs_supports_shows_the_same_tree() {
 }
 
 #[test]
+fn layers_of_a_mounted_root_survive_gc_even_if_its_record_is_unreadable_or_elsewhere() {
+    let fixture = Fixture::new(&["small"]);
+    let (program, name) = (&fixture.program, fixture.pull("small"));
+    let root = Root::new(program, &name, "overlay2", "dir");
+    program.ok(&["rm", &name]);
+    let kept = layers(program);
+    assert!(!kept.is_empty());
+    let record = program.store().join("rcx-imagefs/roots").join(&root.id).join("root.json");
+    let text = fs::read_to_string(&record).unwrap();
+    let assert_kept = || {
+        let output = program.run(&["gc"]);
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && log.contains(&format!("record of root {}", root.id)), "{log}");
+        assert_eq!(layers(program), kept);
+        assert_eq!(fs::read_to_string(root.path.join("etc/motd")).unwrap(), "a small image\n");
+    };
+    fs::write(&record, "{}").unwrap();
+    assert_kept();
+    fs::write(&record, text).unwrap();
+    let config = program.dir().join("config.toml");
+    fs::write(&config, format!("[root]\nupper-dir = '{}'\n", program.dir().join("new").display())).unwrap();
+    assert_kept();
+    fs::write(&config, "").unwrap();
+    program.ok(&["root", "remove", &root.id]);
+    assert!(program.json(&["gc"])["layers"].as_u64() > Some(0));
+    assert!(layers(program).is_empty());
+}
+
+#[test]
 fn overlay2_needs_no_daemon_and_auto_selects_an_available_engine() {
     let fixture = Fixture::new(&["small"]);
     let (program, name) = (&fixture.program, fixture.pull("small"));

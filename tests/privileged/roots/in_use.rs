@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use super::{RootsFixture, RunningProcess, names};
 use support::child::wait_until;
 use support::images::run;
-use support::program::{failure, is_mounted};
+use support::program::{binary, failure, is_mounted};
 
 #[test]
 fn live_root_survives_every_cleanup() {
-    let mut fixture = RootsFixture::new();
+    let fixture = RootsFixture::new();
     let roots = ["dir", "tmpfs:8M", "none"].map(|upper| {
         let id = upper.split(':').next().unwrap();
         (id, fixture.create(id, upper))
@@ -40,16 +40,7 @@ fn live_root_survives_every_cleanup() {
     let error = fixture.program().fails(&["root", "create", &fixture.mounted.good, "--id", "dir"]);
     assert!(error.contains("root dir already exists"), "{error}");
     assert_alive(&fixture);
-    // The daemon exits cleanly. The next one also sweeps when it starts.
-    fixture.mounted.mount.server().signal("TERM");
-    assert!(fixture.mounted.mount.server().wait().success());
-    assert_alive(&fixture);
-    fixture.mount_new_daemon();
-    assert_alive(&fixture);
-    // New roots use the new mount. The old roots lost their image with the old daemon but can be removed.
-    let new = fixture.create("new", "dir");
-    assert_eq!(fs::read_to_string(new.join("etc/motd")).unwrap(), "a small image\n");
-    for id in ["new", "dir", "tmpfs", "none"] {
+    for (id, _) in &roots {
         fixture.remove(id);
     }
     fixture.finish();
@@ -69,16 +60,59 @@ fn dead_daemon_is_reported_and_its_roots_can_be_removed() {
         error.contains("no daemon serves the store") && error.contains("rcx-imagefs mount DIR"),
         "{error}"
     );
-    assert_eq!(fixture.sweep(), json!([]));
     for id in ["dir", "tmpfs", "none"] {
-        assert_eq!(fixture.state(id).as_deref(), Some("mounted"));
-        fixture.remove(id);
+        assert_eq!(fixture.state(id).as_deref(), Some("dead"));
     }
-    fixture.assert_clean();
-    // The next daemon replaces the dead mount.
+    fixture.remove("none");
+    // A root that a process uses is not swept.
+    let user = RunningProcess::in_directory(&roots[0].join("box"));
+    assert_eq!(fixture.program().json(&["gc", "--dry-run"])["roots"], 2);
+    assert_eq!(fixture.sweep(), json!(["tmpfs"]));
+    assert_eq!(fixture.state("dir").as_deref(), Some("dead"));
+    user.end();
+    // The next daemon replaces the dead mount, and sweeps.
     fixture.mount_new_daemon();
-    fixture.create("it", "dir");
+    fixture.assert_clean();
+    let root = fixture.create("it", "dir");
+    assert_eq!(fs::read_to_string(root.join("etc/motd")).unwrap(), "a small image\n");
+    assert_eq!(fixture.state("it").as_deref(), Some("mounted"));
     fixture.remove("it");
+    fixture.finish();
+}
+
+#[test]
+fn root_of_a_stopped_daemon_is_not_dead() {
+    let mut fixture = RootsFixture::new();
+    fixture.create("it", "dir");
+    fixture.mounted.mount.server().signal("STOP");
+    assert_eq!(fixture.state("it").as_deref(), Some("mounted"));
+    assert_eq!(fixture.sweep(), json!([]));
+    fixture.mounted.mount.server().signal("CONT");
+    fixture.remove("it");
+    fixture.finish();
+}
+
+#[test]
+fn roots_made_with_umask_077_are_accessible_to_other_users() {
+    let fixture = RootsFixture::new();
+    let program = fixture.program();
+    let run_dir = program.dir().join("new/run");
+    let mut command = Command::new("sh");
+    command.args(["-c", "umask 077; exec \"$0\" \"$@\""]).arg(binary("rcx-imagefs"));
+    command.arg("--store").arg(program.store()).arg("--run-dir").arg(&run_dir);
+    let output = command.args(["root", "create", &fixture.mounted.good, "--id", "it"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for directory in [run_dir.parent().unwrap(), &run_dir, &run_dir.join("roots"), &run_dir.join("root")] {
+        assert_eq!(fs::metadata(directory).unwrap().mode() & 0o7777, 0o755, "{}", directory.display());
+    }
+    let motd = run_dir.join("roots/it/etc/motd");
+    let user = ["--reuid", "4242", "--regid", "4242", "--clear-groups", "cat", motd.to_str().unwrap()];
+    assert_eq!(run("setpriv", &user), "a small image\n");
+    let run_dir = run_dir.to_str().unwrap();
+    run(
+        binary("rcx-imagefs").to_str().unwrap(),
+        &["--store", program.store().to_str().unwrap(), "--run-dir", run_dir, "root", "remove", "it"],
+    );
     fixture.finish();
 }
 
@@ -128,6 +162,9 @@ fn root_in_use_is_removed_only_by_force_and_swept_once_free() {
         let error = fixture.program().fails(&["root", "remove", "used"]);
         let named = format!("root used is in use by process {} (sleep)", user.pid());
         assert!(error.contains(&named) && error.contains("--force"), "{error}");
+        let output = fixture.program().run(&["root", "remove", "used", "--json"]);
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&answer[0]["holders"], &answer[0]["code"]), (&json!([user.pid()]), &json!("in-use")));
         assert_eq!(fixture.state("used").as_deref(), Some("mounted"));
 
         let output = fixture.program().run(&["root", "remove", "used", "--force", "--json"]);
@@ -136,7 +173,7 @@ fn root_in_use_is_removed_only_by_force_and_swept_once_free() {
         let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(
             answer,
-            json!([{"id": "used", "removed": false, "holders": [], "error": null, "code": null}])
+            json!([{"id": "used", "removed": false, "holders": [user.pid()], "error": null, "code": null}])
         );
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(errors.contains("root used is detached"), "{errors}");
@@ -160,6 +197,35 @@ fn root_in_use_is_removed_only_by_force_and_swept_once_free() {
             fixture.state("used").is_none()
         });
         fixture.assert_clean();
+    }
+    fixture.finish();
+}
+
+#[test]
+fn process_with_an_open_file_in_a_root_is_a_holder_of_it() {
+    let fixture = RootsFixture::new();
+    for (upper, with_mount) in [("dir", false), ("tmpfs:8M", false), ("dir", true)] {
+        let root = fixture.create("held", upper);
+        let tmp = root.join("tmp");
+        if with_mount {
+            run("mount", &["-t", "tmpfs", "tmpfs", tmp.to_str().unwrap()]);
+        }
+        let file = fs::File::create(tmp.join("file")).unwrap();
+        let holder = RunningProcess(Command::new("sleep").arg("1000").stdin(file).spawn().unwrap());
+        for force in [false, true] {
+            let arguments = ["root", "remove", "held", "--json", "--force"];
+            let output = fixture.program().run(&arguments[..if force { 5 } else { 4 }]);
+            let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+            // Only the mount below the root is in use then.
+            let holders = if force && with_mount { json!([]) } else { json!([holder.pid()]) };
+            assert_eq!(answer[0]["holders"], holders, "{upper}, {with_mount}, {force}: {answer}");
+            assert_eq!(answer[0]["removed"], json!(force && with_mount), "{answer}");
+        }
+        holder.end();
+        wait_until("the root is swept", || {
+            fixture.sweep();
+            fixture.state("held").is_none()
+        });
     }
     fixture.finish();
 }

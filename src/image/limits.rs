@@ -8,10 +8,10 @@ pub const MANIFEST_MAX: u64 = 4 << 20;
 /// Largest image configuration in bytes. No specification limits it; the largest ones known have some 100 KiB of history.
 pub const CONFIG_MAX: u64 = 8 << 20;
 
-/// Most layers of an image. Docker stops at 127 and overlayfs at 500; each layer costs an open index.
+/// Maximum number of layers of an image. Docker stops at 127 and overlayfs at 500; each layer costs an open index.
 pub const LAYERS_MAX: usize = 1000;
 
-/// Most manifests of an index.
+/// Maximum number of manifests of an index.
 pub(super) const INDEX_ENTRIES_MAX: usize = 10_000;
 
 /// Refuses a document that is larger than its limit.

@@ -1,8 +1,8 @@
-//! Images in docker's own archive format: a manifest.json that lists the configuration and the layers of each by path.
+//! Finds images in docker's own archive format: a manifest.json lists the configuration and the layers of each image by path.
 //!
 //! Such an image has no OCI manifest, so one is generated from the configuration and the layers. The digest of an
 //! uncompressed layer is its diff ID, which the configuration contains. Only compressed layers must be read to compute their
-//! digest.
+//! digests.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Read as _;

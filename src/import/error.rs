@@ -75,7 +75,7 @@ pub enum ImportError {
     TooLong {
         /// The file.
         file: String,
-        /// Most bytes allowed.
+        /// Maximum number of bytes allowed.
         limit: u64,
     },
     /// The archive has more images or names than the limit.

@@ -18,10 +18,10 @@ const BLOCK: u64 = 512;
 /// Longest extended header, in bytes. Names have at most `PATH_MAX` bytes, and builders add a few attributes.
 const EXTENSION_MAX: u64 = 1 << 20;
 
-/// Most members of an archive. An image of 1000 layers has about 4000 in the oldest format.
+/// Maximum number of members of an archive. An image of 1000 layers has about 4000 in the oldest format.
 const MEMBERS_MAX: usize = 100_000;
 
-/// Most links that are followed to reach a file. `docker save` needs only one.
+/// Maximum number of links that are followed to reach a file. `docker save` needs only one.
 const LINKS_MAX: u32 = 8;
 
 /// Position and size of a regular file's bytes.

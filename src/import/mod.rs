@@ -48,7 +48,7 @@ pub struct ImportImage {
     pub manifest_digest: ManifestDigest,
     /// The parsed manifest.
     pub manifest: Manifest,
-    /// The manifest's bytes. If the archive has no manifest, one is generated, always the same for the same image.
+    /// The manifest's bytes. If the archive has no manifest, one is generated; the same image always yields the same bytes.
     pub manifest_bytes: Vec<u8>,
     /// The manifest's media type.
     pub media_type: String,

@@ -24,7 +24,7 @@ use crate::layer::{
 const WINDOWS_IN_MEMORY: u64 = 64 << 20;
 /// zstd level of the seekable file: fast to compress, and as fast to decode as any other level.
 const SEEKABLE_LEVEL: i32 = 3;
-/// Most spans in the queue to the hash thread.
+/// Maximum number of spans in the queue to the hash thread.
 const HASH_QUEUE: usize = 4;
 
 /// The reason why a layer cannot be indexed.

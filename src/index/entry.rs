@@ -26,16 +26,16 @@ pub enum IndexedKind<'a> {
     },
     /// Character device.
     CharDevice {
-        /// Driver number.
+        /// Major device number.
         major: u32,
-        /// Device number.
+        /// Minor device number.
         minor: u32,
     },
     /// Block device.
     BlockDevice {
-        /// Driver number.
+        /// Major device number.
         major: u32,
-        /// Device number.
+        /// Minor device number.
         minor: u32,
     },
     /// Named pipe.
@@ -117,18 +117,18 @@ impl<'a> Entry<'a> {
         })
     }
 
-    /// The offset of its header in the tar (the last header, after PAX and GNU extension headers).
+    /// The offset of the entry's header in the tar (the last header, after PAX and GNU extension headers).
     #[must_use]
     pub fn offset(&self) -> TarOffset {
         TarOffset::new(self.header)
     }
 
-    /// The offset of its content in the tar, if the content is in one piece right after the header.
+    /// The offset of the entry's content in the tar, if the content is in one piece right after the header.
     pub(super) fn content_start(&self) -> u64 {
         self.header + TAR_BLOCK
     }
 
-    /// The ordinal of its extent record, if it has one.
+    /// The ordinal of the entry's extent record, if it has one.
     pub(super) fn extent(&self) -> Option<u32> {
         self.extent
     }

@@ -29,8 +29,8 @@
 //! bits of the block header u32 · position of the block header in the blob, in bits, u64 ([`NO_BLOCK`]: none) ·
 //! bytes of a stored block before the span u16 · 6 zero bytes.
 //!
-//! The kinds are 0 stored, 1 gzip member, 2 deflate, 3 zstd frames, 4 a zstd frame of the seekable file. [`crate::layer::Checkpoint`]
-//! describes how to resume at each.
+//! The kinds are 0 stored, 1 gzip member, 2 deflate, 3 zstd frames, 4 a zstd frame of the seekable file.
+//! [`crate::layer::Checkpoint`] describes how to resume at each.
 //!
 //! **Window groups**, [`GROUP_LEN`] bytes each: offset in the window heap u64 · compressed bytes u32 · uncompressed bytes u32.
 //! A group is one zstd frame with the windows of neighbouring spans. Uncompressed: the number of windows; for each window
@@ -38,8 +38,8 @@
 //! all windows. A window contains only the bytes that its span refers to, about a tenth of the 32 KiB.
 //!
 //! **Entries**, [`ENTRY_LEN`] bytes each, in the order of the tar: directory u32 · end of the name in the name heap u32
-//! (a name starts where the previous one ends) · attributes u32 · offset of the header in the tar, in blocks of 512, u32 · payload
-//! u32.
+//! (a name starts where the previous one ends) · attributes u32 · offset of the header in the tar, in blocks of 512, u32 ·
+//! payload u32.
 //!
 //! The payload depends on the kind: the size of a regular file whose content follows its header; the ordinal in *extents* of a
 //! regular file that is sparse or at least 4 GiB long; the offset of a link's target in the text heap (u16 length, bytes);
@@ -72,8 +72,8 @@
 
 /// The first bytes of every index.
 pub const MAGIC: [u8; 8] = *b"RCXINDEX";
-/// The format version. It changes with this format, *with the meaning of an entry's ordinal* (inode numbers depend on it), and with the
-/// data that is taken from a tar.
+/// The format version. It changes with this format, *with the meaning of an entry's ordinal* (inode numbers depend on it), and
+/// with the data that is taken from a tar.
 pub const VERSION: u32 = 2;
 /// The length of the header in bytes.
 pub const HEADER_LEN: usize = 256;

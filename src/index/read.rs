@@ -302,8 +302,8 @@ impl<D: AsRef<[u8]>> Layer<D> {
         }
     }
 
-    /// Reads a range of a regular file without a cache, for `verify`, unpacking and tests. The result is short only at the end of
-    /// the file.
+    /// Reads a range of a regular file without a cache, for `verify`, unpacking and tests. The result is short only at the end
+    /// of the file.
     ///
     /// # Errors
     /// The same as for [`Layer::decode_span`].

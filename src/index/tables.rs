@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::format::{ENTRY_LEN, KindByte, NO_XATTRS, NOT_SPARSE, SECTIONS, Section, TAR_BLOCK};
 use crate::layer::{EntryKind, FileContent, LayerPath, MemberName, TarEntry, Xattrs};
 
-/// Most bytes that the entries of one layer may take in its index. An entry takes some 60, so the limit allows more than eight
-/// million entries, four times as many as the largest images have. A build holds up to four copies of parts of the index (keys
-/// for deduplication, the assembled file), so this limits its memory to 2 GiB for any layer: a blob of a few megabytes can
-/// contain a path of 4 KiB for each of a million entries.
+/// Maximum number of bytes that the entries of one layer may take in its index. An entry takes some 60, so the limit allows
+/// more than eight million entries, four times as many as the largest images have. A build holds up to four copies of parts of
+/// the index (keys for deduplication, the assembled file), so this limits its memory to 2 GiB for any layer: a blob of a few
+/// megabytes can contain a path of 4 KiB for each of a million entries.
 pub const TABLES_MAX: usize = 512 << 20;
 
 /// An attribute record before it is written. Equal records are written once.

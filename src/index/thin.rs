@@ -13,8 +13,9 @@ use crate::layer::Checkpoint;
 /// Longest span after thinning, in bytes of tar.
 pub const SPAN_MAX: u64 = 1 << 20;
 
-/// Most bytes of the blob in a joined span: more than any content of that length needs (15 bits per byte, and block headers).
-/// A hostile blob can have gigabytes of empty blocks between two spans, and a read holds all bytes of a span in memory.
+/// Maximum number of bytes of the blob in a joined span: more than any content of that length needs (15 bits per byte, and
+/// block headers). A hostile blob can have gigabytes of empty blocks between two spans, and a read holds all bytes of a span
+/// in memory.
 const DATA_MAX: u64 = 2 * SPAN_MAX + (64 << 10);
 
 /// A span before it is written.

@@ -10,8 +10,8 @@ use crate::layer::Window;
 const GROUP_TARGET: usize = 32 << 10;
 /// Largest uncompressed group in bytes: the target and one more window with all of its runs.
 pub(super) const GROUP_LIMIT: u32 = 256 << 10;
-/// zstd level. The windows are compressed after the last byte of a layer arrives, so a pull waits for this. Level 12 saves 6 % and
-/// takes six times as long.
+/// zstd level. The windows are compressed after the last byte of a layer arrives, so a pull waits for this. Level 12 saves 6 %
+/// and takes six times as long.
 const LEVEL: i32 = 3;
 
 /// Collects windows into groups.

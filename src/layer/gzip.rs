@@ -15,8 +15,8 @@ use super::input::BlobInput;
 use super::window::{REACH, WindowFinder};
 use super::{BlobOffset, Checkpoint, Codec, DecodedSpan, LayerError, SpanLimits, Window};
 
-/// Most compressed bytes that are kept for walks. Spans need this much only if the blob is filled with empty blocks. Honest
-/// writers produce thousands of times fewer of them per 32 KiB of content.
+/// Maximum number of compressed bytes that are kept for walks. Spans need this much only if the blob is filled with empty
+/// blocks. Honest writers produce thousands of times fewer of them per 32 KiB of content.
 const BUFFER_MAX: usize = 32 << 20;
 
 /// Number of span buffers that are kept for reuse: as many as are in use at once.
@@ -26,7 +26,7 @@ const SPARE_MAX: usize = 8;
 #[derive(Debug)]
 pub(super) struct GzipSpans {
     limits: SpanLimits,
-    /// Most bytes of the blob in one span: more than the content of a span can need.
+    /// Maximum number of bytes of the blob in one span: more than the content of a span can need.
     blob_max: u64,
     inflate: Inflate,
     state: GzipState,

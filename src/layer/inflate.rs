@@ -54,7 +54,7 @@ pub(super) struct InflateProgress {
 #[derive(Debug)]
 pub(super) struct InflateError(pub(super) String);
 
-/// Most bytes that one call passes to zlib, which counts in 32 bits.
+/// Maximum number of bytes that one call passes to zlib, which counts in 32 bits.
 const CALL_MAX: usize = 1 << 30;
 
 impl Inflate {
@@ -65,7 +65,8 @@ impl Inflate {
         // SAFETY: `stream` is a valid z_stream with the default allocator and no state; the version string is
         // static and the size is that of the type.
         let code = unsafe { z::inflateInit2_(&raw mut *stream, -15, z::zlibVersion(), size) };
-        // The arguments are constants, so only a failed allocation is possible. It panics, as every other failed allocation does.
+        // The arguments are constants, so only a failed allocation is possible. It panics, as every other failed allocation
+        // does.
         assert_eq!(code, z::Z_OK, "out of memory for an inflate stream");
         Self { stream }
     }

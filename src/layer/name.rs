@@ -167,8 +167,8 @@ impl fmt::Debug for LayerPath {
 impl MemberName {
     /// Normalises a name from a tar and determines its meaning.
     ///
-    /// The first component that is named like a marker determines the meaning. Everything below a leftover of AUFS is dropped. A member
-    /// below any other marker is an error, because no engine could show it.
+    /// The first component that is named like a marker determines the meaning. Everything below a leftover of AUFS is dropped.
+    /// A member below any other marker is an error, because no engine could show it.
     ///
     /// # Errors
     ///

@@ -21,7 +21,7 @@ const MAGIC: u32 = 0xfd2f_b528;
 /// Decodes a zstd blob into spans.
 pub(super) struct ZstdSpans {
     limits: SpanLimits,
-    /// Most bytes of the blob in one span: more than the content of a span can need.
+    /// Maximum number of bytes of the blob in one span: more than the content of a span can need.
     blob_max: u64,
     context: DCtx<'static>,
     state: ZstdState,

@@ -7,8 +7,8 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, IFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// Most open directories. A deeper directory is moved to the top of the tree and removed from there, so that descriptors and
-/// memory do not grow with the depth.
+/// Maximum number of open directories. A deeper directory is moved to the top of the tree and removed from there, so that
+/// descriptors and memory do not grow with the depth.
 const OPEN_MAX: usize = 32;
 /// How often a directory is listed again because another process added an entry after the first listing.
 ///
@@ -16,7 +16,7 @@ const OPEN_MAX: usize = 32;
 const REREADS_MAX: u32 = 64;
 /// Without hard links, a tree has no more names than its filesystem has files. This many hard links are allowed in addition.
 const NAMES_BEYOND_FILES: u64 = 1 << 15;
-/// Most names in a tree on a filesystem that does not count its files.
+/// Maximum number of names in a tree on a filesystem that does not count its files.
 const NAMES_UNCOUNTED: u64 = 1 << 26;
 /// Attributes that prevent the removal of a file, even by root (FS_IOC_SETFLAGS(2const)).
 const UNREMOVABLE: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);

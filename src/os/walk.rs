@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
-/// Most symbolic links that are followed in one path, as in the kernel (path_resolution(7), `MAXSYMLINKS`).
+/// Maximum number of symbolic links that are followed in one path, as in the kernel (path_resolution(7), `MAXSYMLINKS`).
 pub const LINKS_MAX: u32 = 40;
 
 /// A path has more symbolic links than the walk may follow.

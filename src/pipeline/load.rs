@@ -20,7 +20,7 @@ use crate::store::Store;
 
 /// Bytes of an archive that are read at once.
 const READ: usize = 256 << 10;
-/// Most chunks of an archive in the queue to the thread that stores them.
+/// Maximum number of chunks of an archive in the queue to the thread that stores them.
 const QUEUE: usize = 4;
 
 /// The options of [`load()`].

@@ -13,7 +13,7 @@ use crate::image::{CONFIG_MAX, Descriptor, Digest, Image, ImageLayer, Name, Refe
 use crate::registry::{Registry, Resolved, ResolvedIndex};
 use crate::store::{Store, StoreError};
 
-/// Most chunks of a download in the queue to the thread that stores them.
+/// Maximum number of chunks of a download in the queue to the thread that stores them.
 const DOWNLOAD_QUEUE: usize = 2;
 /// Minimum number of layers in parallel: one is decoded while another waits for the network. More layers than cores would only
 /// slow down the largest one, which ends last.

@@ -20,7 +20,7 @@ use super::token::AuthChallenge;
 use super::{PlainHttp, RegistryError, RegistryOptions, RemoteObject};
 use crate::image::Name;
 
-/// Most bytes that are read from the body of an error response.
+/// Maximum number of bytes that are read from the body of an error response.
 const ERROR_BODY_MAX: usize = 16 << 10;
 
 /// A client for all registries. Cheap to clone; clones share connections and tokens.

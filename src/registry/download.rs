@@ -1,8 +1,8 @@
 //! Downloads a blob as a stream of bytes, and resumes after errors.
 //!
 //! A download tracks the offset of the next byte. After an error it requests the rest from that offset. If the server sends
-//! the whole blob instead, the download skips the bytes before the offset. It does *not* check the digest: the caller hashes the bytes
-//! together with those of an earlier attempt.
+//! the whole blob instead, the download skips the bytes before the offset. It does *not* check the digest: the caller hashes
+//! the bytes together with those of an earlier attempt.
 
 use std::fmt;
 use std::time::Duration;

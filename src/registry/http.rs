@@ -8,7 +8,7 @@ use reqwest::redirect::Policy;
 
 use super::{RegistryError, RegistryOptions};
 
-/// Most redirects that are followed: the limit of browsers and of Go's HTTP client.
+/// Maximum number of redirects that are followed: the limit of browsers and of Go's HTTP client.
 const REDIRECTS_MAX: usize = 10;
 
 const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));

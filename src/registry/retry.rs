@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::RegistryError;
 
-/// Most retries without progress after a transient error.
+/// Maximum number of retries without progress after a transient error.
 const TRANSIENT_MAX: u32 = 5;
 
-/// Most retries if the connection fails. A wrong address is more likely than a registry that restarts.
+/// Maximum number of retries if the connection fails. A wrong address is more likely than a registry that restarts.
 const CONNECT_MAX: u32 = 3;
 
-/// Most retries after a timeout: each further attempt may take as long again.
+/// Maximum number of retries after a timeout: each further attempt may take as long again.
 const DEADLINE_MAX: u32 = 1;
 
 /// Longest pause that a registry may request. If it requests more, the error is final.

@@ -1,9 +1,9 @@
-//! The daemon of a store: at most one serves it, and other commands can find it.
+//! The lock and the description of the daemon: at most one daemon serves a store, and other commands can find it.
 //!
-//! The daemon's right to serve is the lock of `locks/daemon`, which only the store's owner can open. The file `daemon` describes
-//! it to all users. It is locked too, as far as nobody prevents it: users who cannot open `locks/daemon` see by that lock that the
-//! description is valid, and so does version 0.1, whose daemon locks nothing else. Any user who can read the file can
-//! lock it as well, so nothing else depends on its lock.
+//! The daemon holds the private lock, that of `locks/daemon`, which only the store's owner can open. The file `daemon`, which
+//! all users can read, describes the daemon. The daemon locks that file too, unless another process holds its lock. This
+//! visible lock shows that the description is valid: to users who cannot open `locks/daemon`, and to version 0.1, whose daemon
+//! takes only the visible lock. Any user can take the visible lock, so nothing else depends on it.
 
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
@@ -53,11 +53,11 @@ struct DaemonFile {
 
 /// The exclusive right to serve a store. Released when dropped or when the process dies.
 ///
-/// The file `daemon` and its content stay: version 0.1 could otherwise lock two files of the same name, and
-/// [`Store::last_daemon`] could not find the last mountpoint.
+/// The file `daemon` and its content are kept: otherwise, two daemons of version 0.1 could lock two files with the same name,
+/// and [`Store::last_daemon`] could not find the last mountpoint.
 #[derive(Debug)]
 pub struct DaemonLock {
-    /// The lock of the file `daemon`, if nobody prevented it.
+    /// The lock of the file `daemon`; `None` if another process holds it.
     _visible: Option<Flock>,
     _private: Flock,
 }
@@ -75,7 +75,7 @@ impl Store {
         let Some(private) = Flock::open(&locks, DAEMON, Sharing::Exclusive, Some(QUERY_WAIT))? else {
             return Err(runs(wait_for_info(&file, &path)?));
         };
-        // A second open file, since `Flock` owns its own.
+        // A second descriptor of the same open file, since `Flock` owns its file.
         let visible = file.try_clone().at("open", &path)?;
         let deadline = Some(Instant::now() + QUERY_WAIT);
         let visible = if os::lock_until(&visible, Sharing::Exclusive, deadline).at("lock", &path)? {
@@ -85,7 +85,7 @@ impl Store {
         } else {
             let path = path.display();
             tracing::warn!(
-                "a process that is not a daemon locks {path}; users without access to the store's locks may not find this daemon"
+                "a process that is not a daemon holds the lock of {path}; users without access to the store's locks may not find this daemon"
             );
             None
         };
@@ -143,20 +143,22 @@ fn is_locked(file: &File, path: &Path) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-/// The daemon of version 0.1 that locks the file; `None` if the lock is another process's. To be called when somebody locks the
-/// file, and no daemon holds the private lock.
+/// Returns the daemon of version 0.1 that holds the visible lock; `None` if the holder is not a daemon.
+///
+/// Call it only if the visible lock is held and the private lock is free.
 fn old_daemon(file: &File, path: &Path) -> Result<Option<DaemonInfo>, StoreError> {
     let owner = file.metadata().at("stat", path)?.uid();
-    let runs = |pid: u32| std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|found| found.uid() == owner);
+    let runs =
+        |pid: u32| std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == owner);
     match read_info(file, path) {
-        // A newer daemon that was killed: it would hold the private lock.
+        // The description of a newer daemon that was killed: a running one would hold the private lock.
         Ok(DaemonFile { holds_private_lock: true, .. }) | Err(StoreError::Json { .. }) => Ok(None),
         Ok(DaemonFile { info, .. }) => Ok(runs(info.pid).then_some(info)),
         Err(error) => Err(error),
     }
 }
 
-/// Reads the description of the daemon that holds the lock; waits if it has not written it yet.
+/// Reads the description of the daemon that holds a lock; waits if the daemon has not written it yet.
 fn wait_for_info(file: &File, path: &Path) -> Result<DaemonInfo, StoreError> {
     let deadline = Instant::now() + INFO_WAIT;
     loop {
@@ -196,7 +198,7 @@ mod tests {
         assert_eq!(store.last_daemon().unwrap(), Some(info));
     }
 
-    /// A lock of the visible file by an open file of its own, as another process has it.
+    /// Takes the visible lock through a separate open file, as another process does.
     fn lock_visible_file(store: &Store, sharing: Sharing) -> File {
         let file =
             store.make_top().unwrap().file_with(DAEMON, OFlags::RDWR | OFlags::CREATE, FILE_MODE).unwrap();
@@ -205,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_lock_of_the_visible_file_neither_looks_like_a_daemon_nor_prevents_one() {
+    fn visible_lock_of_another_program_is_not_taken_for_a_daemon_and_blocks_none() {
         for sharing in [Sharing::Shared, Sharing::Exclusive] {
             let (_dir, store) = new_store();
             let foreign = lock_visible_file(&store, sharing);
@@ -236,7 +238,7 @@ mod tests {
         );
         drop(old);
         assert_eq!(store.running_daemon().unwrap(), None);
-        // Its description stays if it is killed. A foreign lock does not revive it.
+        // The description of a killed daemon remains. The lock of another program does not make it valid again.
         let unused = DaemonFile {
             info: DaemonInfo { pid: u32::MAX >> 1, ..found.clone() },
             holds_private_lock: false,

@@ -20,8 +20,8 @@
 //! may list the same layers in opposite orders. All functions here block; async code must call them from a blocking thread.
 //!
 //! **Permissions.** Directories are 0755 and files 0644 (minus the umask), as in layouts of other tools. `tmp` and `partial`
-//! are 0700 because their content is not verified yet, and `locks` because any process that can open a lock file can block others.
-//! Reading needs no write permission.
+//! are 0700 because their content is not verified yet, and `locks` because any process that can open a lock file can block
+//! others. Reading needs no write permission.
 
 mod blobs;
 mod daemon;

@@ -13,11 +13,12 @@
 //! ```
 //!
 //! `f` has the content (nothing for an empty file), `l` the target, `h` the first name of the same node, devices their
-//! numbers. Attributes with default values are left out: mode 755 for directories, 777 for symlinks and 644 for all
-//! others, owner 0, group 0, mtime 0, no xattrs. The root has a line, `d /`, only if one of its attributes differs from the default.
+//! numbers. Attributes with default values are left out: mode 755 for directories, 777 for symlinks and 644 for all others,
+//! owner 0, group 0, mtime 0, no xattrs. The root has a line, `d /`, only if one of its attributes differs from the default.
 //! Space, `=`, `\`, control characters and bytes that are not UTF-8 are escaped as in Rust, byte by byte.
 //!
-//! Layers are written the same way, with `w PATH` for a whiteout, `o PATH` for an opaque directory, and `---` between two layers.
+//! Layers are written the same way, with `w PATH` for a whiteout, `o PATH` for an opaque directory, and `---` between two
+//! layers.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

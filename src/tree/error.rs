@@ -5,7 +5,7 @@ use crate::error::ErrorCode;
 use crate::image::LayerDigest;
 use crate::layer::{Printable, TarOffset};
 
-/// Most symlinks in one path (`MAXSYMLINKS`, linux/namei.h).
+/// Maximum number of symlinks in one path (`MAXSYMLINKS`, linux/namei.h).
 pub const MAX_LINKS: usize = 40;
 
 /// Longest name in bytes (`NAME_MAX`). The tar walk has checked the names of entries, but not the

@@ -25,16 +25,18 @@ use super::{IMPLIED, LayerNo, MAX_LINKS, MAX_NAME, MergeError, MergeFault, Tree}
 use crate::image::{Digest, LayerDigest};
 use crate::index::{EntryId, Index, IndexedKind};
 
-/// Most components of symlink targets that a merge walks, for all entries together. Paths in real layers lead through a few
-/// links of a few components; 40 links of 2,000 components in the path of each of a million entries would take an hour.
+/// Maximum number of components of symlink targets that a merge walks, for all entries together. Paths in real layers lead
+/// through a few links of a few components; 40 links of 2,000 components in the path of each of a million entries would take
+/// an hour.
 const MAX_LINK_STEPS: u32 = 1 << 24;
 
-/// Most nodes that a merge creates, including removed ones. Each takes some 100 bytes during the merge. The largest images
-/// have two million files; a path of 4,000 bytes can create two thousand directories, so a small layer could use all memory.
+/// Maximum number of nodes that a merge creates, including removed ones. Each takes some 100 bytes during the merge. The
+/// largest images have two million files; a path of 4,000 bytes can create two thousand directories, so a small layer could
+/// use all memory.
 const MAX_NODES: usize = 1 << 24;
 
-/// Most entries and markers in all layers of an image; a layer that occurs twice counts twice. Even if they create few nodes,
-/// each takes time: a thousand times the same layer of a million directories would take an hour.
+/// Maximum number of entries and markers in all layers of an image; a layer that occurs twice counts twice. Even if they
+/// create few nodes, each takes time: a thousand times the same layer of a million directories would take an hour.
 const MAX_ENTRIES: usize = 1 << 25;
 
 /// Merges the layers of an image, lowest first.

@@ -47,10 +47,11 @@ pub const MAX_PAX: u64 = 1 << 20;
 /// Longest GNU long name or long link, in bytes. A path has at most 4095; before normalisation it may be longer.
 pub const MAX_LONG_NAME: u64 = 64 << 10;
 
-/// Most extension headers before one entry. Writers use up to three. Without a limit, a layer could consist of nothing else.
+/// Maximum number of extension headers before one entry. Writers use up to three. Without a limit, a layer could consist of
+/// nothing else.
 pub const MAX_EXTENSIONS: u32 = 32;
 
-/// Most segments of a sparse file (24 bytes of memory each; adjacent segments count as one).
+/// Maximum number of segments of a sparse file (24 bytes of memory each; adjacent segments count as one).
 pub const MAX_SEGMENTS: usize = 1_000_000;
 
 /// Longest symlink target, in bytes (`PATH_MAX` without the NUL, linux/limits.h).
@@ -60,7 +61,7 @@ pub const MAX_TARGET: usize = 4095;
 pub const MAX_XATTR_NAME: usize = 255;
 /// Longest value of an xattr, in bytes (`XATTR_SIZE_MAX`, linux/limits.h).
 pub const MAX_XATTR_VALUE: usize = 64 << 10;
-/// Most bytes of all xattr names of one file, each with a NUL (`XATTR_LIST_MAX`, linux/limits.h).
+/// Maximum number of bytes of all xattr names of one file, each with a NUL (`XATTR_LIST_MAX`, linux/limits.h).
 pub const MAX_XATTR_LIST: usize = 64 << 10;
 
 /// A point in time.

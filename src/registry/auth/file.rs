@@ -18,7 +18,7 @@ use crate::os::PathError;
 /// The key of Docker Hub in docker's files and helpers. It is older than the current registry protocol.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
-/// Most bytes that are read from a credential file.
+/// Maximum number of bytes that are read from a credential file.
 const FILE_MAX: u64 = 4 << 20;
 
 /// The fields of a credential file that this program reads.

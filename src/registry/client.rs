@@ -193,6 +193,10 @@ impl Registry {
         let credentials = (self.0.options.auth.find(name, deadlines.helper).await).map_err(|source| {
             RegistryError::Credentials { object: object.clone(), source: Box::new(source) }
         })?;
+        let challenge = match challenge {
+            Some(challenge) => Some(challenge),
+            None => self.base_challenge(object).await?,
+        };
         let authorization = match (challenge, credentials) {
             (_, RegistryAuth::Bearer(token)) => Authorization::Bearer(token),
             (Some(AuthChallenge::Bearer { realm, service }), credentials) => Authorization::Bearer(
@@ -205,6 +209,20 @@ impl Registry {
         };
         tokens.insert(name.clone(), authorization.clone());
         Ok(Some(authorization))
+    }
+
+    /// Returns the challenge of `/v2/`, for registries that send none with the refusal of a manifest or blob.
+    async fn base_challenge(&self, object: &RemoteObject) -> Result<Option<AuthChallenge>, RegistryError> {
+        let (name, deadlines) = (object.name(), &self.0.options.deadlines);
+        let clients = self.clients(host(name)?);
+        let url = format!("{}://{}/v2/", clients.scheme, api_host(name)?);
+        let after = deadlines.connect + deadlines.response;
+        let response = timeout(after, clients.http.get(url).send())
+            .await
+            .map_err(|_| RegistryError::Deadline { object: object.clone(), awaited: "a response", after })?;
+        let response = response.map_err(|source| RegistryError::transport(object, source, deadlines))?;
+        // Another host, to which the registry redirected, must not choose the token server.
+        Ok(if self.is_registry(name, &response)? { AuthChallenge::of(response.headers()) } else { None })
     }
 
     /// Returns a successful response, and an error for any other.

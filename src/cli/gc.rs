@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Context, output, root};
 use crate::roots::LayerDirectories;
-use crate::store::Store;
+use crate::store::{GcOptions, Store};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,6 +27,9 @@ pub(super) struct GcArgs {
     /// Only show what would be freed
     #[arg(long)]
     dry_run: bool,
+    /// Also remove downloads that were interrupted less than a day ago, which the next pull would resume
+    #[arg(long)]
+    partial: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -45,6 +48,10 @@ struct GcJson {
     roots: usize,
     /// Number of unpacked layers that no image and no root uses.
     layers: u64,
+    /// Number of interrupted downloads that were kept.
+    kept_partials: u64,
+    /// Bytes of the kept downloads.
+    kept_bytes: u64,
     /// Total size of these files in bytes, without the roots.
     bytes: u64,
     /// Digests of manifests that images refer to, but that are missing.
@@ -54,7 +61,7 @@ struct GcJson {
 
 pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
     let store = context.open_store()?;
-    let report = store.gc(args.dry_run)?;
+    let report = store.collect(GcOptions { dry_run: args.dry_run, all_partials: args.partial })?;
     for digest in &report.missing {
         tracing::warn!("manifest {digest} is not in the store: blobs that only it refers to are freed");
     }
@@ -67,6 +74,8 @@ pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
         temporary: report.temporary,
         roots,
         layers,
+        kept_partials: report.kept_partials,
+        kept_bytes: report.kept_bytes,
         bytes: report.bytes + layer_bytes,
         missing: report.missing.iter().map(ToString::to_string).collect(),
         dry_run: args.dry_run,
@@ -85,7 +94,18 @@ pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
         summary.temporary,
         summary.roots,
         summary.layers
-    ))
+    ))?;
+    match (summary.kept_partials, args.partial) {
+        (0, _) => Ok(()),
+        (count, false) => output::line(format!(
+            "kept {count} interrupted downloads ({}) for a day, so that the next pull resumes them; `gc --partial` removes them",
+            output::size(summary.kept_bytes)
+        )),
+        (count, true) => output::line(format!(
+            "kept {count} downloads ({}) that a process is writing",
+            output::size(summary.kept_bytes)
+        )),
+    }
 }
 
 /// Frees unused unpacked layers; returns their number and bytes.

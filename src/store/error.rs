@@ -207,7 +207,7 @@ impl StoreError {
                 "run as the owner of the store, or select another store with `--store DIR`"
             }
             Self::DiskFull { .. } | Self::NoSpace { .. } => {
-                "free space with `rm` and `gc`; an interrupted download resumes where it stopped"
+                "free space with `rm` and `gc --partial`; without `--partial`, an interrupted download resumes where it stopped"
             }
             Self::NoBlob { .. } | Self::Damaged { .. } => "pull or load the image again",
             Self::DaemonRuns { .. } => "use its mount, or stop that daemon first",

@@ -37,8 +37,21 @@ pub struct GcReport {
     pub temporary: u64,
     /// Total size of all these files in bytes.
     pub bytes: u64,
+    /// Interrupted downloads that were kept, because the next pull resumes them or a running one uses them.
+    pub kept_partials: u64,
+    /// Total size of the kept downloads in bytes.
+    pub kept_bytes: u64,
     /// Manifests of images that are not in the store. The blobs they refer to are unknown and were not kept.
     pub missing: Vec<Digest>,
+}
+
+/// What [`Store::collect`] does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GcOptions {
+    /// Only counts the files.
+    pub dry_run: bool,
+    /// Also removes downloads that were interrupted less than a day ago.
+    pub all_partials: bool,
 }
 
 /// All fields of a manifest or an index that can refer to a blob.
@@ -64,12 +77,18 @@ impl Store {
     /// Fails with [`StoreError::Busy`] if a pull or a load is still running after ten seconds. Removes nothing if a
     /// stored manifest cannot be read, because the blobs that it refers to are then unknown.
     pub fn gc(&self, dry_run: bool) -> Result<GcReport, StoreError> {
+        self.collect(GcOptions { dry_run, ..GcOptions::default() })
+    }
+
+    /// The same with all options.
+    pub fn collect(&self, options: GcOptions) -> Result<GcReport, StoreError> {
+        let GcOptions { dry_run, all_partials } = options;
         let _exclusion = self.exclude_leases(LEASE_WAIT)?;
         let mut report = GcReport::default();
         let marked = self.mark(&mut report.missing)?;
         let mut sweep = GcSweep { store: self, marked: &marked, dry_run, report };
         // Before `blobs`: a partial download is obsolete if its blob is in the store.
-        sweep.partials()?;
+        sweep.partials(all_partials)?;
         sweep.blobs()?;
         sweep.derived(Subdir::Indexes, INDEX_SUFFIX)?;
         sweep.derived(Subdir::Seekable, SEEKABLE_SUFFIX)?;
@@ -155,7 +174,9 @@ impl GcSweep<'_> {
         self.finish(&dir)
     }
 
-    fn partials(&mut self) -> Result<(), StoreError> {
+    /// Removes interrupted downloads: those that are old or whose blob is in the store, or with `all` every one that no
+    /// process is writing.
+    fn partials(&mut self, all: bool) -> Result<(), StoreError> {
         let Some(dir) = self.store.subdir(Subdir::Partial)? else { return Ok(()) };
         for name in dir.names()? {
             let Some(digest) = digest_of(&name) else { continue };
@@ -164,10 +185,16 @@ impl GcSweep<'_> {
                 file.metadata().and_then(|metadata| metadata.modified()).at("stat", &dir.path_of(&name))?;
             // A time in the future counts as now.
             let age = SystemTime::now().duration_since(modified).unwrap_or_default();
-            if age < PARTIAL_AGE_MAX && !matches!(self.store.has_blob(&digest, None), Ok(true)) {
+            let is_obsolete = || matches!(self.store.has_blob(&digest, None), Ok(true));
+            let lock = match all || age >= PARTIAL_AGE_MAX || is_obsolete() {
+                true => self.store.try_lock_blob(&digest)?,
+                false => None,
+            };
+            if lock.is_none() {
+                self.report.kept_partials += 1;
+                self.report.kept_bytes += file.metadata().at("stat", &dir.path_of(&name))?.len();
                 continue;
             }
-            let Some(_lock) = self.store.try_lock_blob(&digest)? else { continue };
             self.report.partials += self.remove(&dir, &name)?;
         }
         self.finish(&dir)

@@ -34,6 +34,7 @@ mod layout;
 mod locks;
 mod partial;
 mod refs;
+mod reserve;
 mod slots;
 
 use std::path::{Path, PathBuf};
@@ -42,7 +43,7 @@ use std::sync::{Arc, Mutex};
 pub use daemon::{DaemonInfo, DaemonLock};
 pub use dir::TempFile;
 pub use error::StoreError;
-pub use gc::GcReport;
+pub use gc::{GcOptions, GcReport};
 pub use locks::{BlobLock, GcLease};
 pub use partial::PartialBlob;
 pub use refs::{ImageRecord, Refs, UntagResult};

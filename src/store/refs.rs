@@ -139,21 +139,37 @@ impl Store {
         IndexJson::read(&self.root()?).map(IndexJson::into_entries)
     }
 
-    /// Changes `index.json` under its lock. Writes nothing if nothing changes, so that watchers are not woken.
+    /// Changes `index.json` under its lock. Writes nothing if nothing changes, so that watchers do not wake up.
+    ///
+    /// A full disk fails only a change that makes the file longer: a removal then uses the reserve.
     fn update<T>(&self, change: impl FnOnce(&mut IndexJson) -> T) -> Result<T, StoreError> {
         let _lock = self.lock_for_update(INDEX_JSON)?;
         let root = self.root()?;
         let before = IndexJson::read(&root)?;
         let mut after = before.clone();
         let result = change(&mut after);
-        if after != before {
-            let path = root.path_of(INDEX_JSON);
-            let bytes = serde_json::to_vec(&after)
-                .map_err(|source| StoreError::Json { path: path.clone(), source })?;
-            let mut temp = self.temp_file(root, INDEX_JSON)?;
-            temp.write_all(&bytes).map_err(|error| StoreError::from_write(&path, error))?;
-            temp.commit()?;
+        if after == before {
+            return Ok(result);
         }
+        let path = root.path_of(INDEX_JSON);
+        let to_bytes = |file: &IndexJson| {
+            serde_json::to_vec(file).map_err(|source| StoreError::Json { path: path.clone(), source })
+        };
+        let bytes = to_bytes(&after)?;
+        let write = || {
+            let mut temp = self.temp_file(root.reopen()?, INDEX_JSON)?;
+            temp.write_all(&bytes).map_err(|error| StoreError::from_write(&path, error))?;
+            temp.commit()
+        };
+        match write() {
+            Err(StoreError::DiskFull { .. })
+                if bytes.len() < to_bytes(&before)?.len()
+                    && self.replace_from_reserve(&root, INDEX_JSON, &bytes)? => {}
+            written => {
+                written?;
+            }
+        }
+        self.keep_reserve(bytes.len());
         Ok(result)
     }
 }

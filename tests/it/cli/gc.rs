@@ -18,7 +18,19 @@ fn gc_frees_only_files_that_no_image_refers_to() {
     let kept = fixture.load("lab/b:1", super::LAYERS.split("---").next().unwrap());
     assert_eq!(fixture.layer(&kept, 0), layers[0]);
     let nothing = fixture.program.json(&["gc"]);
-    let all = ["blobs", "bytes", "derived", "dry_run", "layers", "missing", "partials", "roots", "temporary"];
+    let all = [
+        "blobs",
+        "bytes",
+        "derived",
+        "dry_run",
+        "kept_bytes",
+        "kept_partials",
+        "layers",
+        "missing",
+        "partials",
+        "roots",
+        "temporary",
+    ];
     assert_eq!(keys(&nothing), all);
     assert_eq!((&nothing["blobs"], &nothing["bytes"]), (&json!(0), &json!(0)));
 
@@ -54,4 +66,29 @@ fn missing_manifest_is_reported() {
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(report["missing"], json!([digest]));
     assert!(err.contains(&format!("manifest {digest} is not in the store")), "{err}");
+}
+
+#[test]
+fn gc_names_interrupted_downloads_that_it_keeps_and_removes_them_with_partial() {
+    let (fixture, _) = Fixture::with("lab/a:1");
+    let partial = fixture.program.store().join("rcx-imagefs/partial");
+    fs::create_dir_all(&partial).unwrap();
+    let file = partial.join("ab".repeat(32));
+    fs::write(&file, [0; 3000]).unwrap();
+    let kept = fixture.program.json(&["gc"]);
+    assert_eq!(
+        (&kept["partials"], &kept["kept_partials"], &kept["kept_bytes"]),
+        (&json!(0), &json!(1), &json!(3000))
+    );
+    let printed = fixture.program.ok(&["gc"]);
+    assert!(
+        printed.contains("kept 1 interrupted downloads") && printed.contains("gc --partial"),
+        "{printed}"
+    );
+    assert!(file.exists());
+    let preview = fixture.program.json(&["gc", "--partial", "--dry-run"]);
+    assert_eq!((&preview["partials"], &preview["bytes"]), (&json!(1), &json!(3000)));
+    assert!(file.exists());
+    assert_eq!(fixture.program.json(&["gc", "--partial"])["partials"], json!(1));
+    assert!(!file.exists());
 }

@@ -65,6 +65,30 @@ fn full_disk_is_reported_and_leaves_the_store_unchanged() {
 }
 
 #[test]
+fn images_can_be_removed_from_a_full_disk() {
+    let disk = Tmpfs::with_options("size=2m");
+    let store = Store::open_or_create(&store_on(&disk)).unwrap();
+    let manifest = put_image(&store);
+    for number in 0..200 {
+        let tag = format!("tag-{number}").parse().unwrap();
+        store.tag(&name(), Some(&tag), &manifest, None).unwrap();
+    }
+    let mut ballast = fs::File::create(disk.path().join("ballast")).unwrap();
+    while ballast.write_all(&[0; 4096]).is_ok() {}
+    // The same twice: the first removal frees enough for the reserve of the second.
+    for tag in ["tag-7", "tag-8"] {
+        let removed = store.untag(&name(), &tag.parse().unwrap(), false).unwrap();
+        assert_eq!(removed.unwrap().digest.digest(), manifest.digest);
+        while ballast.write_all(&[0; 4096]).is_ok() {}
+    }
+    let digest = rcx_imagefs::image::ManifestDigest::from(&manifest);
+    assert!(store.remove_image(&name(), digest).unwrap());
+    assert!(store.refs().unwrap().images.is_empty());
+    let freed = store.gc(false).unwrap();
+    assert_eq!(freed.blobs, 1, "gc needs no space either");
+}
+
+#[test]
 fn slots_survive_a_full_disk() {
     let disk = Tmpfs::with_options("size=1m");
     let store = Store::open_or_create(&store_on(&disk)).unwrap();

@@ -366,8 +366,7 @@ fn execute(context: &Context, args: &RunArgs, subject: &mut RunSubject) -> anyho
     let config = &context.config.run;
     let store = context.open_store()?;
     let found = context.find(&store, &args.reference)?;
-    let name = format!("{}@{}", context.familiar(&found.image.name), found.image.digest);
-    subject.image = Some(name);
+    subject.image = Some(format!("{}@{}", context.familiar(&found.image.name), found.image.digest));
     let image = read_image(&store, &found.image.digest)?;
     let kind = args.sandbox.map_or_else(|| config.sandbox(), Ok)?;
     let sandbox = Sandbox::find(kind, context.config.isolate.path.as_deref(), &context.run_dir)?;

@@ -17,7 +17,10 @@ use super::output::plain;
 use super::{Context, DEFAULT_RUN_DIR, DEFAULT_STORE};
 use crate::roots::HomesLocation;
 use crate::sandbox::isolate::write_failure;
-use crate::sandbox::shim::{Caller, Rights, ShimError, ShimSettings, become_isolate, meta_file};
+use crate::sandbox::shim::{
+    Caller, Rights, SYSLOG_SOCKET, ShimError, ShimSettings, become_isolate, call_subject, log_failure,
+    meta_file,
+};
 
 /// The name under which the program is a stand-in for isolate.
 const NAME: &str = "isolate";
@@ -48,7 +51,7 @@ pub(super) fn run(context: &Context, args: &ShimArgs) -> anyhow::Result<()> {
         settings(&context.config, context.store.clone(), context.run_dir.clone(), caller.rights())?;
     let error = become_isolate(&mut caller, &settings, OsStr::new(NAME), &args.arguments);
     let error = anyhow::Error::from(error);
-    report_failure(&mut caller, &args.arguments, &error);
+    report_failure(&mut caller, &args.arguments, Some(&settings), &error);
     Err(error)
 }
 
@@ -72,9 +75,10 @@ fn become_or_report(mut caller: Caller, is_isolate: bool) -> ExitCode {
     // The message of a panic depends on the environment, which is not trusted.
     std::panic::set_hook(Box::new(|_| ()));
     let arguments: Vec<OsString> = arguments.collect();
+    let mut settings = None;
     let attempt = AssertUnwindSafe(|| {
         if is_isolate {
-            become_isolate_by_configuration(&mut caller, &name, &arguments)
+            become_isolate_by_configuration(&mut caller, &mut settings, &name, &arguments)
         } else {
             anyhow::anyhow!(
                 "a set-uid rcx-imagefs only stands in for isolate, and must be called as `{NAME}`"
@@ -83,14 +87,16 @@ fn become_or_report(mut caller: Caller, is_isolate: bool) -> ExitCode {
     });
     let error = std::panic::catch_unwind(attempt)
         .unwrap_or_else(|_| anyhow::anyhow!("internal error of rcx-imagefs"));
-    let message = report_failure(&mut caller, &arguments, &error);
+    let message = report_failure(&mut caller, &arguments, settings.as_ref(), &error);
     eprintln!("error: {message}");
     ExitCode::from(EXIT_FAILURE)
 }
 
-/// Becomes isolate, with settings from the configuration file. Returns only on failure.
+/// Becomes isolate, with settings from the configuration file. Returns only on failure; `known` then has the settings, if they
+/// could be read.
 fn become_isolate_by_configuration(
     caller: &mut Caller,
+    known: &mut Option<ShimSettings>,
     name: &OsStr,
     arguments: &[OsString],
 ) -> anyhow::Error {
@@ -105,7 +111,7 @@ fn become_isolate_by_configuration(
         }),
     };
     match settings {
-        Ok(settings) => become_isolate(caller, &settings, name, arguments).into(),
+        Ok(settings) => become_isolate(caller, known.insert(settings), name, arguments).into(),
         Err(error) => error,
     }
 }
@@ -151,14 +157,23 @@ fn settings(
 /// meta file.
 ///
 /// Returns the message, as one line.
-fn report_failure(caller: &mut Caller, arguments: &[OsString], error: &anyhow::Error) -> String {
+fn report_failure(
+    caller: &mut Caller,
+    arguments: &[OsString],
+    settings: Option<&ShimSettings>,
+    error: &anyhow::Error,
+) -> String {
+    let in_order = std::env::var_os("POSIXLY_CORRECT").is_some();
+    // Before privileges are dropped: the caller may have no access to the store.
+    let subject = call_subject(arguments, in_order, settings);
     let hint = error.chain().find_map(|cause| cause.downcast_ref::<ShimError>()).and_then(ShimError::hint);
     let hint = hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
     let message = plain(&format!("rcx-imagefs: {error:#}{hint}"));
     if caller.drop_privileges().is_err() {
         return message;
     }
-    let in_order = std::env::var_os("POSIXLY_CORRECT").is_some();
+    // A host without a system log is no failure.
+    let _ = log_failure(Path::new(SYSLOG_SOCKET), &plain(&format!("{subject}: {error:#}{hint}")));
     if let Some(meta) = meta_file(arguments, in_order).filter(|path| !path.as_os_str().as_bytes().is_empty())
         && let Err(error) = write_failure(&meta, &message)
     {

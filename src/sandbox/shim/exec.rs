@@ -127,7 +127,7 @@ fn parse(
 /// Returns the mountpoint of the images: the configured one, or that of the running or last daemon.
 ///
 /// A call for the mountpoint of a daemon that has ended is a call for an image. Otherwise its program would run on the host.
-fn known_mountpoint(settings: &ShimSettings) -> Result<Option<PathBuf>, ShimError> {
+pub(super) fn known_mountpoint(settings: &ShimSettings) -> Result<Option<PathBuf>, ShimError> {
     if let Some(path) = &settings.mountpoint {
         return Ok(Some(path.clone()));
     }

@@ -25,6 +25,7 @@ mod images;
 mod program;
 mod real_isolate;
 mod rewrite;
+mod syslog;
 
 use std::ffi::OsString;
 use std::io;
@@ -36,6 +37,7 @@ pub use exec::{ShimSettings, become_isolate, meta_file, require_trusted};
 pub use host_commands::HostCommands;
 pub use images::{BoxImages, ImageName};
 pub use rewrite::CallRewrite;
+pub use syslog::{SYSLOG_SOCKET, call_subject, log_failure};
 
 use super::command::ProgramFault;
 use super::isolate::IsolateError;

@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::time::Duration;
 
-use super::host::Host;
+use super::host::{Host, failure_message};
 use support::images::run;
 
 fn in_image(host: &Host) -> Vec<String> {
@@ -118,7 +121,7 @@ fn unwritable_meta_file_is_reported_on_stderr() {
     let host = host();
     let mut command = host.isolate();
     command.arg("--meta=/nonexistent/meta").args(in_image(&host)[..1].iter().map(|rule| format!("{rule}x")));
-    let message = super::host::failure_message(&command.args(["--run", "--", "x"]).output().unwrap());
+    let message = failure_message(&command.args(["--run", "--", "x"]).output().unwrap());
     assert!(message.contains("meta file /nonexistent/meta"), "{message}");
     // As in isolate, `-` means standard output.
     let mut command = host.isolate();
@@ -174,4 +177,41 @@ fn program_that_the_image_does_not_have_is_an_error_of_the_call() {
         assert!(super::host::stdout_of(&output).ends_with(&format!("--\n{word}\n")), "{word}");
     }
     host.assert_clean();
+}
+
+/// Runs the remaining arguments in a mount namespace whose `/dev/log` is the socket `$1`.
+const WITH_LOG: &str = r#"log=$1 && shift && mount -t tmpfs -o mode=755 rcx-test-dev /dev && mknod -m 666 /dev/null c 1 3 &&
+    touch /dev/log && mount --bind "$log" /dev/log && exec "$@""#;
+
+#[test]
+fn failure_is_written_to_the_system_log() {
+    let host = host();
+    let socket = host.program.dir().join("log");
+    let log = UnixDatagram::bind(&socket).unwrap();
+    log.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+    let logged = |arguments: &[&str]| {
+        let call = host.isolate();
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "--", "sh", "-c", WITH_LOG, "sh"]).arg(&socket);
+        command.arg(call.get_program()).args(call.get_args()).args(arguments);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).current_dir(&host.caller_dir);
+        let message = failure_message(&command.output().unwrap());
+        let mut buffer = [0; 4096];
+        let length = log.recv(&mut buffer).unwrap();
+        (message, String::from_utf8(buffer[..length].to_vec()).unwrap())
+    };
+    for (option, image) in
+        [("--env=RCX_IMAGEFS_IMAGE=lab/none:2", "lab/none:2"), ("--box-id=7", "lab/table:1")]
+    {
+        host.configure("[isolate.images]\n7 = 'lab/table:1'\n");
+        let (message, line) = logged(&["--box-id=7", option, "--run", "--", "/bin/sh\n"]);
+        let (head, text) = line.split_once("]: ").unwrap();
+        assert!(head.starts_with("<11>rcx-imagefs-isolate["), "{line}");
+        let reason = message.strip_prefix("rcx-imagefs: ").unwrap();
+        assert_eq!(text, format!("box 7, image {image}: {reason}"));
+    }
+    host.configure("no-such-key = 1\n");
+    let (_, line) = logged(&["--run", "--", "x"]);
+    assert!(line.contains("]: box 0: ") && line.contains("no-such-key") && !line.contains('\n'), "{line}");
 }

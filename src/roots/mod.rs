@@ -29,6 +29,7 @@ mod error;
 mod homes;
 mod layers;
 mod mounts;
+mod trusted;
 
 use std::fmt;
 use std::io;

@@ -91,8 +91,7 @@ impl RootLease {
             None => None,
         };
         let home = home.as_ref().map(|home: &OwnedFd| (home.as_fd(), home_path.as_path()));
-        let overlay =
-            make_overlay(&self.source(), &self.dirs.run_dir, home, &self.upper, image, self.inodes)?;
+        let overlay = make_overlay(&self.source(), self.dirs.run(), home, &self.upper, image, self.inodes)?;
         PrivateRoot::attach(overlay, self.source(), self.dirs.private_root())
     }
 

@@ -21,6 +21,7 @@ pub use self::location::HomesLocation;
 pub use self::named::RootRemoval;
 pub use self::processes::processes_with_mount;
 pub use self::sweep::{RootInfo, RootState, SweepReport};
+use super::trusted::{check_trusted, open_trusted};
 use super::{InodeWidth, Lower, RootsError, Upper};
 use crate::os::{self, AtPath as _};
 
@@ -53,6 +54,11 @@ impl RootDirs {
         self.run_dir.join(PRIVATE)
     }
 
+    /// The run directory and its path.
+    fn run(&self) -> (BorrowedFd<'_>, &Path) {
+        (self.run.as_fd(), &self.run_dir)
+    }
+
     fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.homes.fd(), self.run.as_fd()]
     }
@@ -75,8 +81,11 @@ impl Roots {
         check_separators(&run_dir)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let run = rustix::fs::open(&run_dir, flags, Mode::empty()).at("open", &run_dir)?;
+        check_trusted(&run, &run_dir)?;
         for name in [PRIVATE, NAMED] {
-            os::make_directory(&run, name, MODE).at("make directory", &run_dir.join(name))?;
+            let path = run_dir.join(name);
+            os::make_directory(&run, name, MODE).at("make directory", &path)?;
+            open_trusted(run.as_fd(), name, &path)?;
         }
         let dirs = Arc::new(RootDirs { homes: Homes::open(homes)?, run, run_dir });
         Ok(Self { dirs, inodes: InodeWidth::default() })

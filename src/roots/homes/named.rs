@@ -69,11 +69,15 @@ impl RootDirs {
     /// Looks up a name that the kernel has not cached, so that it must ask the daemon. A daemon that does not answer in time
     /// counts as running.
     pub(super) fn has_lost_daemon(&self, id: &RootId) -> Result<bool, RootsError> {
+        // During the lookup the root is in use. With the lock, no other process tries to unmount it then.
+        let NamedLock::Locked(home) = self.homes.lock(id, Duration::ZERO)? else { return Ok(false) };
         let probe = self.named_root(id).join(format!(".rcx-imagefs-probe-{}", lease::random_id()?));
         let (sender, receiver) = mpsc::channel();
         // The lookup may block for as long as a stopped daemon does not answer. The thread then stays until that ends.
         std::thread::spawn(move || sender.send(rustix::fs::lstat(&probe).map(drop)));
-        Ok(matches!(receiver.recv_timeout(ANSWER_WAIT), Ok(Err(Errno::NOTCONN | Errno::CONNABORTED))))
+        let answer = receiver.recv_timeout(ANSWER_WAIT);
+        home.unlock();
+        Ok(matches!(answer, Ok(Err(Errno::NOTCONN | Errno::CONNABORTED))))
     }
 
     /// Removes the mountpoint of a root, if it exists. The kernel unmounts it in other mount namespaces.
@@ -112,7 +116,7 @@ impl Roots {
         RootRecord::new(image, engine, upper).write(home, &home_path)?;
         let overlay = make_overlay(
             &id.source(),
-            &dirs.run_dir,
+            dirs.run(),
             Some((home.as_fd(), &home_path)),
             upper,
             image,
@@ -178,7 +182,7 @@ impl Roots {
         let dirs = &*self.dirs;
         let mut lock = dirs.homes.lock(id, Duration::ZERO)?;
         // A leased root has no record. Its lock is held until the sandbox ends, so waiting would not help.
-        if matches!(lock, NamedLock::Busy) && RootRecord::exists(&dirs.homes.path_of(id)) {
+        if matches!(lock, NamedLock::Busy) && RootRecord::exists(dirs.homes.fd(), id) {
             lock = dirs.homes.lock(id, LOCK_WAIT)?;
         }
         match lock {

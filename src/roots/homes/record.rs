@@ -1,20 +1,23 @@
 //! The record of a named root: its properties for listings. A leased root has none.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::fd::AsFd as _;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::home::Home;
-use crate::os::{AtPath as _, PathError};
-use crate::roots::{Engine, Lower, Upper};
+use crate::os::{AtPath as _, PathError, retry_again};
+use crate::roots::{Engine, Lower, RootId, Upper};
 
 const FILE: &str = "root.json";
 const VERSION: u32 = 1;
+/// Bytes of a record that are read. One with 250 layers has some 17 KiB.
+const SIZE_MAX: u64 = 1 << 20;
 
 /// The file `root.json` in a home. It is written before the root is mounted, and never changes.
 #[derive(Debug, Serialize, Deserialize)]
@@ -61,14 +64,24 @@ impl RootRecord {
         fs::File::from(file).write_all(&text).at("write", &path)
     }
 
-    /// Reads the record of a home; `None` if it is missing, damaged, or of another version.
-    pub(super) fn read(home: &Path) -> Option<Self> {
-        let record: Self = serde_json::from_slice(&fs::read(home.join(FILE)).ok()?).ok()?;
+    /// Reads the record of a home in `homes`; `None` if there is none, or it is damaged or of another version.
+    pub(super) fn read(homes: BorrowedFd<'_>, id: &RootId) -> Option<Self> {
+        let mut text = Vec::new();
+        let file = fs::File::from(open(homes, id).ok()?);
+        file.take(SIZE_MAX).read_to_end(&mut text).ok()?;
+        let record: Self = serde_json::from_slice(&text).ok()?;
         (record.version == VERSION).then_some(record)
     }
 
-    /// Returns whether a home has a record, even a damaged one.
-    pub(super) fn exists(home: &Path) -> bool {
-        home.join(FILE).exists()
+    /// Whether a home in `homes` has a record, even a damaged one.
+    pub(super) fn exists(homes: BorrowedFd<'_>, id: &RootId) -> bool {
+        !matches!(open(homes, id), Err(Errno::NOENT | Errno::NOTDIR))
     }
+}
+
+/// Opens the record of a home without following links.
+fn open(homes: BorrowedFd<'_>, id: &RootId) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    retry_again(|| rustix::fs::openat2(homes, format!("{id}/{FILE}"), flags, Mode::empty(), resolve))
 }

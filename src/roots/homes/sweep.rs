@@ -80,8 +80,8 @@ impl Roots {
     }
 
     pub(super) fn describe(&self, id: RootId) -> Result<RootInfo, RootsError> {
-        let home_path = self.dirs.homes.path_of(&id);
-        let record = RootRecord::read(&home_path);
+        let homes = self.dirs.homes.fd();
+        let record = RootRecord::read(homes, &id);
         let is_fuse = record.as_ref().is_some_and(|record| record.engine == Engine::Fuse);
         let state = if self.dirs.is_mounted(&id)? {
             if is_fuse && self.dirs.has_lost_daemon(&id)? { RootState::Dead } else { RootState::Mounted }
@@ -94,7 +94,7 @@ impl Roots {
             Some(record) => Some(record.layers.clone()),
             None if state == RootState::Leased => Some(Vec::new()),
             None if matches!(state, RootState::Mounted | RootState::Dead)
-                || RootRecord::exists(&home_path) =>
+                || RootRecord::exists(homes, &id) =>
             {
                 None
             }
@@ -205,7 +205,7 @@ impl Roots {
             Err(errno) => return Err(PathError::new("stat", path.join("upper"), errno).into()),
         }
         // Without an upper on disk, no data can be lost: looking at the mount tables is enough.
-        if !RootRecord::exists(&path) {
+        if !RootRecord::exists(self.dirs.homes.fd(), id) {
             return Ok(true);
         }
         let holders = processes::processes_with_mount(&id.source()).at("read", Path::new("/proc"))?;

@@ -29,10 +29,11 @@ use rustix::io::Errno;
 use self::chain::{ChainStep, chain_steps};
 use self::make::StepPlanner;
 use self::meta::LayerMeta;
-use super::mounts::OPEN_DIRECTORY;
+use super::mounts::{OPEN_DIRECTORY, OPEN_LAYER};
+use super::trusted::open_trusted;
 use super::{Lower, RootsError};
 use crate::image::ManifestDigest;
-use crate::os::{AtPath as _, NamedLock, PathError, Sharing, lock_named};
+use crate::os::{AtPath as _, NamedLock, PathError, Sharing, lock_named, make_directory};
 use crate::pipeline::{OpenImage, read_image, verified_diff_ids};
 use crate::store::Store;
 
@@ -64,14 +65,14 @@ impl LayerDirectories {
     ///
     /// # Errors
     ///
-    /// The directory cannot be made or opened.
+    /// The directory cannot be made or opened, or another user could change it.
     pub fn open(path: &Path) -> Result<Self, RootsError> {
         let path = std::path::absolute(path).at("make absolute", path)?;
-        match rustix::fs::mkdir(&path, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(PathError::new("make directory", path, errno).into()),
-        }
-        let fd = rustix::fs::open(&path, OPEN_DIRECTORY, Mode::empty()).at("open", &path)?;
+        let parent = path.parent().unwrap_or(&path);
+        let opened = rustix::fs::open(parent, OPEN_LAYER, Mode::empty()).at("open", parent)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        make_directory(&opened, &*name, Mode::RWXU).at("make directory", &path)?;
+        let fd = open_trusted(opened.as_fd(), &name, &path)?;
         Ok(Self { fd, path })
     }
 

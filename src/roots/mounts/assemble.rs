@@ -3,18 +3,16 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::Mode;
-
-use super::{InodeWidth, Lower, OPEN_LAYER, Upper, mount, skeleton, upper_dirs};
+use super::{InodeWidth, Lower, Upper, mount, reopen, skeleton, upper_dirs};
 use crate::os::AtPath as _;
 use crate::roots::RootsError;
 
 /// Makes the overlay of a root without attaching it.
 ///
-/// `home` is an empty home and its path. An upper on disk and a copy of the image are made in the home.
+/// The run directory and an empty home are each given with their paths. An upper on disk and a copy of the image are made in the home.
 pub(crate) fn make_overlay(
     source: &str,
-    run_dir: &Path,
+    (run, run_dir): (BorrowedFd<'_>, &Path),
     home: Option<(BorrowedFd<'_>, &Path)>,
     upper: &Upper,
     image: &Lower,
@@ -35,8 +33,9 @@ pub(crate) fn make_overlay(
         mount::overlay(source, &lowers, writable, inodes)
     };
     let shared_skeleton = || {
-        let run = rustix::fs::open(run_dir, OPEN_LAYER, Mode::empty()).at("open", run_dir)?;
-        skeleton::open_shared(run.as_fd()).at("make the skeleton in", run_dir)
+        // Opened again by its path, since the descriptor may belong to another mount namespace.
+        let run = reopen(run_dir, run)?;
+        skeleton::open_shared(run.as_fd(), run_dir)
     };
     match (upper, home) {
         (Upper::Dir { .. }, Some((home, path))) => {

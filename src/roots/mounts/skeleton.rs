@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::{OPEN_LAYER, mount, upper_dirs};
 use crate::os::AtPath as _;
 use crate::roots::RootsError;
+use crate::roots::trusted::open_trusted;
 
 /// The directories with their modes.
 const DIRECTORIES: [(&str, u32); 5] =
@@ -31,18 +32,18 @@ const TIMES: Timestamps = Timestamps { last_access: EPOCH, last_modification: EP
 const TMPFS_BYTES: u64 = 64 << 10;
 
 /// Opens the skeleton that all roots with an upper share; makes it if it does not exist.
-pub(super) fn open_shared(run_dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    let complete = format!("{SHARED}/{COMPLETE}");
+pub(super) fn open_shared(run: BorrowedFd<'_>, run_dir: &Path) -> Result<OwnedFd, RootsError> {
+    let path = run_dir.join(SHARED);
+    make_directory(run, SHARED).at("make directory", &path)?;
+    let skeleton = open_trusted(run, SHARED, &path)?;
     // Not access(2): it checks for the real user ID, which in a set-uid program is the caller's.
-    match rustix::fs::statat(run_dir, &complete, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT) => {
-            make_directory(run_dir, SHARED)?;
-            build(run_dir, SHARED)?;
-            make_directory(run_dir, &complete)?;
-        }
-        result => result.map(|_| ())?,
+    match rustix::fs::statat(&skeleton, COMPLETE, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => build(skeleton.as_fd(), ".")
+            .and_then(|()| make_directory(skeleton.as_fd(), COMPLETE))
+            .at("make the skeleton in", &path)?,
+        result => result.map(drop).at("stat", &path.join(COMPLETE))?,
     }
-    open(run_dir, SHARED)
+    open_trusted(skeleton.as_fd(), LAYER, &path.join(LAYER))
 }
 
 /// Whether the skeleton may be below the image, which is given as its layers, topmost first: the image has no other files,

@@ -62,7 +62,7 @@ fn directories_of_others_in_the_upper_dir_survive_every_sweep() {
     assert_eq!(fixture.state("beside"), None);
     let error = fixture.program().fails(&["root", "remove", "beside"]);
     assert!(error.contains("there is no root beside"), "{error}");
-    fixture.program().ok(&["root", "remove", "it"]);
+    assert_eq!(fixture.state("it"), None, "a root is swept after its daemon has ended");
     fs::remove_dir_all(beside).unwrap();
     fixture.finish();
 }
@@ -120,6 +120,56 @@ fn homes_that_another_user_could_change_are_refused() {
     set_mode(&homes, 0o1777);
     fixture.assert_untrusted(&homes, "other users may write to it");
     set_mode(&homes, 0o700);
+    fixture.finish();
+}
+
+#[test]
+fn run_directory_that_another_user_could_change_is_refused() {
+    let fixture = RootsFixture::new();
+    fixture.create("it", "dir");
+    fixture.remove("it");
+    let run_dir = fixture.run_dir();
+    for directory in ["", "roots", "root"] {
+        let path = run_dir.join(directory);
+        chown(&path, Some(OTHER), None).unwrap();
+        fixture.assert_untrusted(&path.canonicalize().unwrap(), "it belongs to user 4242");
+        chown(&path, Some(0), None).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).unwrap();
+        fixture.assert_untrusted(&path.canonicalize().unwrap(), "other users may write to it");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let outside = tempfile::tempdir().unwrap();
+    fs::remove_dir(run_dir.join("roots")).unwrap();
+    symlink(outside.path(), run_dir.join("roots")).unwrap();
+    fixture.assert_untrusted(&run_dir.join("roots"), "link");
+    fs::remove_file(run_dir.join("roots")).unwrap();
+    fixture.create("it", "dir");
+    fixture.remove("it");
+    fixture.finish();
+}
+
+#[test]
+fn skeleton_that_another_user_made_does_not_appear_in_a_root() {
+    let fixture = RootsFixture::new();
+    let skeleton = fixture.run_dir().join("skeleton");
+    fs::create_dir_all(skeleton.join("layer/planted")).unwrap();
+    fs::create_dir(skeleton.join("complete")).unwrap();
+    let create_fails = |path: &Path| {
+        let error = fixture.program().fails(&["root", "create", &fixture.mounted.good]);
+        assert!(error.contains(&format!("cannot use directory {}: ", path.display())), "{error}");
+    };
+    for path in [&skeleton, &skeleton.join("layer")] {
+        chown(path, Some(OTHER), None).unwrap();
+        create_fails(path);
+        chown(path, Some(0), None).unwrap();
+    }
+    let outside = tempfile::tempdir().unwrap();
+    fs::rename(skeleton.join("layer"), outside.path().join("layer")).unwrap();
+    symlink(outside.path().join("layer"), skeleton.join("layer")).unwrap();
+    create_fails(&skeleton.join("layer"));
+    fs::remove_dir_all(&skeleton).unwrap();
+    fixture.create("it", "dir");
+    fixture.remove("it");
     fixture.finish();
 }
 

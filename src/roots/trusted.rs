@@ -3,11 +3,10 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::RootsError;
-use super::mounts::OPEN_DIRECTORY;
 use crate::os::{AtPath as _, foreign_owner, foreign_writers};
 
 /// Opens the directory `name` in `parent` without following a link. `path` is its path.
@@ -16,7 +15,8 @@ use crate::os::{AtPath as _, foreign_owner, foreign_writers};
 ///
 /// [`RootsError::Untrusted`], also for a link.
 pub(super) fn open_trusted(parent: BorrowedFd<'_>, name: &str, path: &Path) -> Result<OwnedFd, RootsError> {
-    let directory = match rustix::fs::openat(parent, name, OPEN_DIRECTORY, Mode::empty()) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
         Err(Errno::LOOP | Errno::NOTDIR) => {
             let reason = "it is a link or not a directory".to_owned();
             return Err(RootsError::Untrusted { path: path.to_owned(), reason });

@@ -137,8 +137,9 @@ pub fn resolve(fs: &ImageFs, path: &str) -> InodeAttr {
     while let Some(name) = rest.pop() {
         let next = lookup(fs, at.ino, &name);
         match (next.kind, at.mode) {
-            // Symlinks of tags are in directories of mode 0555; the images of these tests have none of that mode.
-            (FileKind::Symlink, 0o555) => {
+            // Symlinks of tags are in the directories of the namespace: the root has mode 0505, the others 0555. Images of
+            // these tests have no directory of these modes.
+            (FileKind::Symlink, 0o505 | 0o555) => {
                 let target = fs.readlink(next.ino).unwrap();
                 rest.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
             }

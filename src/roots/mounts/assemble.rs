@@ -24,12 +24,10 @@ pub(crate) fn make_overlay(
     };
     let image = copy.as_ref().unwrap_or(image);
     let image_layers = image.reopen()?;
-    // overlayfs numbers the filesystems of its layers from the top, and the number of a filesystem is in the highest bits of
-    // its inode numbers. With the image on top they start at 2^62, otherwise at 2^63, which is negative in a signed word.
-    let is_below = skeleton::fits_below(&image_layers).at("stat", Path::new(image.resolved_name()))?;
+    // The skeleton must stay above the image even where it would hide nothing: with a layer below the image's FUSE, lookups of
+    // files that were copied up fail with ESTALE (seen on Linux 6.18).
     let mount = |skeleton: &OwnedFd, writable| {
-        let mut lowers: Vec<_> = image_layers.iter().map(OwnedFd::as_fd).collect();
-        lowers.insert(if is_below { lowers.len() } else { 0 }, skeleton.as_fd());
+        let lowers: Vec<_> = std::iter::once(skeleton).chain(&image_layers).map(OwnedFd::as_fd).collect();
         mount::overlay(source, &lowers, writable, inodes)
     };
     let shared_skeleton = || {

@@ -1,12 +1,12 @@
-//! The skeleton: real directories for the mounts of a sandbox.
+//! The skeleton: real directories for the mounts of a sandbox, above the image.
 //!
 //! If `/box` were a symlink of the image, isolate would bind the box to the link's target, and the program would run without
-//! its box. So the skeleton is above the image in the overlay, unless the image has nothing that it must hide.
+//! its box. So the skeleton is above the image in the overlay.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, Stat, Timespec, Timestamps};
+use rustix::fs::{AtFlags, Mode, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::{OPEN_LAYER, mount, upper_dirs};
@@ -44,27 +44,6 @@ pub(super) fn open_shared(run: BorrowedFd<'_>, run_dir: &Path) -> Result<OwnedFd
         result => result.map(drop).at("stat", &path.join(COMPLETE))?,
     }
     open_trusted(skeleton.as_fd(), LAYER, &path.join(LAYER))
-}
-
-/// Whether the skeleton may be below the image, which is given as its layers, topmost first: the image has no other files,
-/// and no less accessible directories, in place of the skeleton's.
-pub(super) fn fits_below(image: &[OwnedFd]) -> Result<bool, Errno> {
-    for (name, mode) in DIRECTORIES {
-        for layer in image {
-            match rustix::fs::statat(layer, name, AtFlags::SYMLINK_NOFOLLOW) {
-                Err(Errno::NOENT) => continue,
-                Err(errno) => return Err(errno),
-                Ok(stat) => {
-                    let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-                    if !is_directory || stat.st_uid != 0 || stat.st_mode & mode != mode {
-                        return Ok(false);
-                    }
-                    break;
-                }
-            }
-        }
-    }
-    Ok(true)
 }
 
 /// Makes the skeleton of one root without an upper, in memory. Returns the tmpfs, which is not attached, and the layer.

@@ -96,5 +96,5 @@ fn each_command_has_a_man_page() {
     let file = fixture.program.dir().join("file");
     fs::write(&file, "").unwrap();
     let (error, _) = fixture.fails(&["man", file.join("below").to_str().unwrap()]);
-    assert!(error.starts_with(&format!("directory {}/below: ", file.display())), "{error}");
+    assert!(error.starts_with(&format!("cannot create directory {}/below: ", file.display())), "{error}");
 }

@@ -51,6 +51,7 @@ fn dead_daemon_is_reported_and_its_roots_can_be_removed() {
     let mut fixture = RootsFixture::new();
     let roots =
         ["dir", "tmpfs:8M", "none"].map(|upper| fixture.create(upper.split(':').next().unwrap(), upper));
+    let user = RunningProcess::in_directory(&roots[0].join("box"));
     fixture.mounted.mount.server().signal("KILL");
     fixture.mounted.mount.server().wait();
     let dead = fs::read_dir(roots[0].join("bin")).and_then(|mut dir| dir.next().transpose());
@@ -65,7 +66,6 @@ fn dead_daemon_is_reported_and_its_roots_can_be_removed() {
     }
     fixture.remove("none");
     // A root that a process uses is not swept.
-    let user = RunningProcess::in_directory(&roots[0].join("box"));
     assert_eq!(fixture.program().json(&["gc", "--dry-run"])["roots"], 2);
     assert_eq!(fixture.sweep(), json!(["tmpfs"]));
     assert_eq!(fixture.state("dir").as_deref(), Some("dead"));

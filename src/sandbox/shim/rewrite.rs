@@ -115,7 +115,7 @@ impl CallRewrite {
     /// Returns the arguments for isolate.
     ///
     /// `root` is the mounted root. `additional` are the caller's rules with resolved paths. `environment` are the image's
-    /// `NAME=VALUE` pairs; they come last and so override all others, except [`VARIABLES_OF_THE_CALLER`]. `program` replaces the first word of the command.
+    /// `NAME=VALUE` pairs; they come last and so override all others, except `VARIABLES_OF_THE_CALLER`. `program` replaces the first word of the command.
     ///
     /// # Errors
     /// [`IsolateError::Rule`] if a path cannot be written as a rule.

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt::Write as _;
 
+use rcx_imagefs::error::chain_text;
 use rcx_imagefs::image::{ManifestDigest, Platform, Reference};
 use rcx_imagefs::import::Archive;
 use rcx_imagefs::index::IndexedKind;
@@ -33,15 +34,7 @@ fn shown(store: &Store, case: &Case) -> Result<String, String> {
         let [ref image] = arrived[..] else { panic!("one image is in the layout: {arrived:?}") };
         dump(store, image.digest)
     })();
-    result.map_err(|error| {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let _ = write!(text, ": {cause}");
-            source = cause.source();
-        }
-        text
-    })
+    result.map_err(|error| chain_text(&*error))
 }
 
 fn dump(store: &Store, image: ManifestDigest) -> Result<String, Box<dyn Error>> {

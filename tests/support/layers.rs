@@ -1,7 +1,6 @@
 //! Layers written as text in the syntax of `tree::dump`: parsing, writing as tar, indexing and merging.
 
-use std::fmt::Write as _;
-
+use rcx_imagefs::error::chain_text;
 use rcx_imagefs::image::LayerDigest;
 use rcx_imagefs::index::{BuildOptions, Index, Layer, LayerBytes, build};
 use rcx_imagefs::tree::{self, Tree};
@@ -192,7 +191,8 @@ pub fn tar(lines: &[Line]) -> Vec<u8> {
 /// Indexes a layer in memory: a tar, compressed or not.
 pub fn open(blob: Vec<u8>) -> Result<Layer<Vec<u8>>, String> {
     let options = BuildOptions::default();
-    let (built, _) = build(&blob[..], &options, || Ok(std::io::sink())).map_err(|error| chain(&error))?;
+    let (built, _) =
+        build(&blob[..], &options, || Ok(std::io::sink())).map_err(|error| chain_text(&error))?;
     let index = built.finish(&LayerDigest::new(rcx_imagefs::image::Digest::of(&blob))).unwrap();
     Ok(Layer::new(Index::open(index).unwrap(), LayerBytes::Memory(blob), None))
 }
@@ -222,17 +222,6 @@ pub fn merge_text(text: &str) -> Result<Merged, String> {
 pub fn merge_lines(lines: &[Vec<Line>]) -> Result<Merged, String> {
     let layers = lines.iter().map(|layer| open(tar(layer))).collect::<Result<Vec<_>, _>>()?;
     let indexes: Vec<_> = layers.iter().map(Layer::index).collect();
-    let tree = tree::merge(&indexes).map_err(|error| chain(&error))?;
+    let tree = tree::merge(&indexes).map_err(|error| chain_text(&error))?;
     Ok(Merged { layers, tree })
-}
-
-/// An error with all that caused it, as the program shows it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let _ = write!(text, ": {cause}");
-        source = cause.source();
-    }
-    text
 }

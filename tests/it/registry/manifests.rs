@@ -1,7 +1,6 @@
 //! Resolving references: the manifest is the requested one, or an error names the reference.
 
-use std::error::Error as _;
-
+use rcx_imagefs::error::chain_text;
 use rcx_imagefs::image::{Digest, ManifestDigest, ManifestError, Reference, media};
 use rcx_imagefs::registry::RegistryError;
 use serde_json::json;
@@ -30,16 +29,6 @@ fn entry(manifest: &[u8], platform: &str) -> serde_json::Value {
 
 fn index(entries: &[serde_json::Value]) -> Vec<u8> {
     json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries}).to_string().into_bytes()
-}
-
-fn message(error: &RegistryError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// The error of resolving a tag when the registry sends this answer.
@@ -119,7 +108,7 @@ async fn index_entry_that_contradicts_its_manifest_is_refused() {
         })
         .await;
         let error = registry().resolve(&tagged(&server.address)).await.unwrap_err();
-        assert!(message(&error).contains(part), "{}", message(&error));
+        assert!(chain_text(&error).contains(part), "{}", chain_text(&error));
     }
 }
 
@@ -128,7 +117,7 @@ async fn missing_platform_is_reported_with_the_available_ones() {
     let bytes =
         index(&[entry(b"x", "linux/arm64"), entry(b"y", "linux/s390x"), entry(b"z", "unknown/unknown")]);
     let error = resolve_to(200, &[], bytes).await;
-    assert!(message(&error).ends_with("no manifest for linux/amd64; available: linux/arm64, linux/s390x"));
+    assert!(chain_text(&error).ends_with("no manifest for linux/amd64; available: linux/arm64, linux/s390x"));
     assert!(error.hint().unwrap().contains("--platform"));
 }
 
@@ -155,21 +144,21 @@ async fn manifest_with_a_wrong_digest_is_refused() {
 #[tokio::test]
 async fn answers_that_are_no_manifest_are_reported() {
     let page = resolve_to(200, &[("Content-Type", "text/html")], b"<html>log in</html>".to_vec()).await;
-    assert!(message(&page).contains("HTML"), "{}", message(&page));
+    assert!(chain_text(&page).contains("HTML"), "{}", chain_text(&page));
     let page =
         resolve_to(200, &[("Content-Type", media::OCI_MANIFEST)], b"<html>log in</html>".to_vec()).await;
-    assert!(message(&page).contains("HTML"), "{}", message(&page));
+    assert!(chain_text(&page).contains("HTML"), "{}", chain_text(&page));
     let other = resolve_to(200, &[], br#"{"errors":[{"message":"sorry"}]}"#.to_vec()).await;
-    assert!(message(&other).contains("sorry"), "{}", message(&other));
+    assert!(chain_text(&other).contains("sorry"), "{}", chain_text(&other));
     let contradiction = resolve_to(200, &[("Content-Type", media::OCI_INDEX)], manifest("")).await;
     assert!(
         matches!(&contradiction, RegistryError::Document { source, .. }
             if matches!(**source, ManifestError::MediaTypeMismatch { .. })),
         "{}",
-        message(&contradiction)
+        chain_text(&contradiction)
     );
     let schema1 = resolve_to(200, &[], br#"{"schemaVersion":1,"fsLayers":[]}"#.to_vec()).await;
-    assert!(message(&schema1).contains("schema version 1"), "{}", message(&schema1));
+    assert!(chain_text(&schema1).contains("schema version 1"), "{}", chain_text(&schema1));
 }
 
 #[tokio::test]

@@ -38,15 +38,20 @@ const EXIT_SIGNAL: i32 = 128;
 /// With `json`, the error is also printed as an object on stdout, unless the command has printed its own document.
 pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     let explained = ErrorJson::new(error);
-    eprintln!("error: {}", plain(&explained.message));
-    if let Some(hint) = &explained.hint {
-        eprintln!("hint: {}", plain(hint));
-    }
+    print(&explained);
     if json {
         output::json_error(&explained);
     }
     let interrupted = interrupted_by(error).and_then(|signal| u8::try_from(EXIT_SIGNAL + signal).ok());
     ExitCode::from(interrupted.unwrap_or(EXIT_FAILURE))
+}
+
+/// Prints an error and its hint on stderr.
+pub(super) fn print(error: &ErrorJson) {
+    eprintln!("error: {}", plain(&error.message));
+    if let Some(hint) = &error.hint {
+        eprintln!("hint: {}", plain(hint));
+    }
 }
 
 /// Returns the signal that ended the command, if one did.
@@ -94,14 +99,18 @@ impl ErrorJson {
     }
 
     pub(super) fn of(error: &(dyn StdError + 'static)) -> Self {
-        let explanations = || chain(error).filter_map(explain);
-        let code = explanations().next().map(|explanation| explanation.code);
         Self {
-            code: code.or_else(|| code_of_io(error)).unwrap_or(ErrorCode::Internal).as_str(),
+            code: code_of(error).as_str(),
             message: chain_text(error),
-            hint: explanations().find_map(|explanation| explanation.hint),
+            hint: chain(error).filter_map(explain).find_map(|explanation| explanation.hint),
         }
     }
+}
+
+/// Returns the code of an error: that of the first error in its chain that has one.
+pub(super) fn code_of(error: &(dyn StdError + 'static)) -> ErrorCode {
+    let code = chain(error).find_map(explain).map(|explanation| explanation.code);
+    code.or_else(|| code_of_io(error)).unwrap_or(ErrorCode::Internal)
 }
 
 /// An error of the command line itself.

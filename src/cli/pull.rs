@@ -1,15 +1,17 @@
 //! `pull`: fetches images from a registry into the store.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::error::ErrorJson;
+use super::failures::{FailedItemJson, Failures};
+use super::reference_list::{self, ListedReference};
 use super::{Context, REFERENCE, output};
-use crate::image::Reference;
-use crate::pipeline::{PullJob, StoredImage, pull};
+use crate::image::{Platform, Reference};
+use crate::pipeline::{ProgressSink, PullJob, StoredImage, pull};
 use crate::registry::{PlainHttp, Registry, RegistryOptions};
 use crate::store::Store;
 
@@ -18,18 +20,25 @@ Examples:
   Fetch an image from Docker Hub:
     rcx-imagefs pull python:3.12
   Fetch an image for another platform from another registry:
-    rcx-imagefs pull --platform linux/arm64 registry.example:5000/lab/gcc:13";
+    rcx-imagefs pull --platform linux/arm64 registry.example:5000/lab/gcc:13
+  Fetch the images of a list, and print only their names:
+    rcx-imagefs pull --quiet --from /etc/rcx-imagefs/images.txt";
 
 /// Fetch images from a registry, verify and index them
 ///
 /// Prints NAME@DIGEST for each image. Blobs that are in the store are not fetched again, and an interrupted download is
 /// resumed. To load an image from a file, use `load`.
+///
+/// With several references, the command goes on after a failure, reports each one, and exits with 2 at the end.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct PullArgs {
     /// The image.
-    #[arg(help = REFERENCE, required = true, value_name = "REF")]
+    #[arg(help = REFERENCE, required_unless_present = "from", value_name = "REF")]
     references: Vec<String>,
+    /// Also fetch the images that this file lists, one reference per line; `#` starts a comment, `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    from: Vec<PathBuf>,
     /// Use plain HTTP (implied for registries on loopback)
     #[arg(long)]
     plain_http: bool,
@@ -39,6 +48,9 @@ pub(super) struct PullArgs {
     /// Accept an image that is for another platform only, with a warning
     #[arg(long)]
     any_platform: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -71,24 +83,9 @@ impl PulledJson {
 /// An item in the output of `pull --json`.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-enum PulledItem<'a> {
+enum PulledItem {
     Image(PulledJson),
-    Failed(FailedPullJson<'a>),
-}
-
-/// The reference at which `pull` of several images stopped.
-#[derive(Debug, Serialize)]
-struct FailedPullJson<'a> {
-    reference: &'a str,
-    error: String,
-    code: &'static str,
-}
-
-impl<'a> FailedPullJson<'a> {
-    fn new(reference: &'a str, error: &anyhow::Error) -> Self {
-        let error = ErrorJson::new(error);
-        Self { reference, error: error.message, code: error.code }
-    }
+    Failed(FailedItemJson),
 }
 
 /// Starts the async runtime for registry requests.
@@ -102,58 +99,58 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 pub(super) fn run(context: &Context, args: &PullArgs) -> anyhow::Result<()> {
     let platform = context.config.platform(args.platform.as_deref())?;
-    let references: Vec<Reference> = args
-        .references
-        .iter()
-        .map(|text| {
-            Reference::parse(text, context.default_registry()).with_context(|| format!("pull {text}"))
-        })
-        .collect::<anyhow::Result<_>>()?;
+    let mut references: Vec<ListedReference> =
+        args.references.iter().map(|text| ListedReference::argument(text)).collect();
+    for file in &args.from {
+        let listed = reference_list::read(file)?;
+        if listed.is_empty() {
+            tracing::warn!("{} lists no image", file.display());
+        }
+        references.extend(listed);
+    }
     Store::exists(&context.store)?;
     let runtime = runtime()?;
-    let mut pulled = Vec::new();
-    let result = runtime.block_on(async {
-        for (reference, text) in references.iter().zip(&args.references) {
-            let plain_http = args.plain_http
-                || reference
-                    .name
-                    .host()
-                    .is_some_and(|host| context.config.plain_http.iter().any(|plain| plain == host));
-            let plain_http = if plain_http { PlainHttp::Always } else { PlainHttp::Loopback };
-            let options =
-                RegistryOptions { plain_http, platform: platform.clone(), ..RegistryOptions::default() };
-            let at = || format!("pull {text}");
-            let registry = Arc::new(Registry::new(options).with_context(at)?);
-            let resolved = registry.resolve(reference).await.with_context(at)?;
-            // Create a store only when there is something to store: its path may be mistyped.
-            let store = context.make_store()?;
-            let job = PullJob {
-                store: store.clone(),
-                registry,
-                any_platform: args.any_platform,
-                progress: output::progress(),
-            };
-            let image = pull(&job, reference, resolved).await.with_context(at)?;
-            context.refresh(&store);
-            if !args.json {
-                output::line(format!(
-                    "{}@{}",
-                    image.name.familiar(context.default_registry()),
-                    image.digest
-                ))?;
-            }
-            pulled.push(PulledItem::Image(PulledJson::new(context, &image)));
-        }
-        anyhow::Ok(())
-    });
+    let mut failures = Failures::new(references.len());
+    let mut items = Vec::new();
+    for reference in &references {
+        let pulled = runtime.block_on(pull_one(context, args, &platform, reference));
+        items.push(match pulled.with_context(|| format!("pull {reference}")) {
+            Ok(image) => PulledItem::Image(image),
+            Err(error) => PulledItem::Failed(failures.add(reference.text(), error)),
+        });
+    }
     // Do not wait for a thread that waits for another process to finish a layer.
     runtime.shutdown_background();
-    if args.json && (result.is_ok() || !pulled.is_empty()) {
-        // The images before the failure are in the store; the error is the last item.
-        if let (Err(error), Some(reference)) = (&result, args.references.get(pulled.len())) {
-            pulled.push(PulledItem::Failed(FailedPullJson::new(reference, error)));
-        }
-        output::json(&pulled)?;
+    if args.json && !failures.is_single() {
+        output::json(&items)?;
     }
-    result
+    failures.finish("pulled")
+}
+
+/// Fetches one image, and prints its name unless the command prints JSON.
+async fn pull_one(
+    context: &Context,
+    args: &PullArgs,
+    platform: &Platform,
+    listed: &ListedReference,
+) -> anyhow::Result<PulledJson> {
+    let reference = Reference::parse(listed.text(), context.default_registry())?;
+    let host = reference.name.host();
+    let is_plain = |host: &str| context.config.plain_http.iter().any(|plain| plain == host);
+    let plain_http =
+        if args.plain_http || host.is_some_and(is_plain) { PlainHttp::Always } else { PlainHttp::Loopback };
+    let options = RegistryOptions { plain_http, platform: platform.clone(), ..RegistryOptions::default() };
+    let registry = Arc::new(Registry::new(options)?);
+    let resolved = registry.resolve(&reference).await?;
+    // Create a store only when there is something to store: its path may be mistyped.
+    let store = context.make_store()?;
+    let progress = if args.quiet { ProgressSink::none() } else { output::progress() };
+    let job = PullJob { store: store.clone(), registry, any_platform: args.any_platform, progress };
+    let image = pull(&job, &reference, resolved).await?;
+    context.refresh(&store);
+    let image = PulledJson::new(context, &image);
+    if !args.json {
+        output::line(format!("{}@{}", image.name, image.digest))?;
+    }
+    Ok(image)
 }

@@ -3,6 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 
+use super::failures::{FailedItemJson, Failures};
 use super::{Context, STORED, error, output};
 use crate::error::ErrorCode;
 use crate::store::Store;
@@ -19,7 +20,7 @@ Examples:
 /// A reference with a tag removes the tag, and the image too if that was its last tag, unless --keep is given. A reference
 /// with a digest removes the image and all its tags. The image's blobs stay on disk until `gc`.
 ///
-/// If one of several references is not in the store, nothing is removed.
+/// With several references, the command goes on after a failure, reports each one, and exits with 2 at the end.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct RmArgs {
@@ -42,18 +43,28 @@ struct RemovedImageJson {
     removed: bool,
 }
 
+/// An item in the output of `rm --json`.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum RemovedItem {
+    Removed(RemovedImageJson),
+    Failed(FailedItemJson),
+}
+
 pub(super) fn run(context: &Context, args: &RmArgs) -> anyhow::Result<()> {
     let store = context.open_store()?;
-    // Check all references before anything is removed.
-    for text in &args.references {
-        context.find_one_name(&store, text)?;
-    }
-    let done: anyhow::Result<Vec<RemovedImageJson>> =
-        args.references.iter().map(|text| remove(context, &store, args, text)).collect();
-    // The mount must also show removals that preceded an error.
+    let mut failures = Failures::new(args.references.len());
+    let items = args.references.iter().map(|text| match remove(context, &store, args, text) {
+        Ok(removed) => RemovedItem::Removed(removed),
+        Err(error) => RemovedItem::Failed(failures.add(text, error)),
+    });
+    let items: Vec<RemovedItem> = items.collect();
+    // The mount must also show the removals beside a failure.
     context.refresh(&store);
-    let done = done?;
-    if args.json { output::json(&done) } else { Ok(()) }
+    if args.json && !failures.is_single() {
+        output::json(&items)?;
+    }
+    failures.finish("removed")
 }
 
 fn remove(context: &Context, store: &Store, args: &RmArgs, text: &str) -> anyhow::Result<RemovedImageJson> {

@@ -13,6 +13,7 @@ mod inspect;
 mod load;
 mod manual;
 mod output;
+mod pull;
 mod rm;
 mod verify;
 

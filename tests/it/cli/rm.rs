@@ -1,8 +1,8 @@
 //! `rm`.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Fixture, LAYERS};
+use super::{Fixture, LAYERS, texts};
 
 #[test]
 fn rm_of_the_last_tag_removes_the_image() {
@@ -40,9 +40,22 @@ fn rm_keep_leaves_the_image_under_its_digest() {
 }
 
 #[test]
-fn missing_reference_among_several_removes_nothing() {
+fn rm_goes_on_after_a_failure_and_reports_each_one() {
     let (fixture, _) = Fixture::with("lab/a:1");
-    let (error, _) = fixture.fails(&["rm", "lab/a:1", "lab/none:1"]);
-    assert!(error.contains("lab/none:1"), "{error}");
-    assert_eq!(fixture.program.json(&["images"])[0]["tags"], json!(["1"]), "nothing was removed");
+    fixture.load("lab/b:1", LAYERS);
+    let output = fixture.program.run(&["rm", "lab/none:1", "lab/a:1", "lab/none:2"]);
+    let (out, err) = texts(&output);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(out.starts_with("untagged lab/a:1\nremoved lab/a@"), "{out}");
+    let errors: Vec<&str> = err.lines().filter(|line| line.starts_with("error: ")).collect();
+    let missing = |tag: u32| format!("error: image docker.io/lab/none:{tag} is not in the store");
+    let expected = [missing(1), missing(2), "error: 2 of 3 images could not be removed".to_owned()];
+    assert_eq!(errors, expected, "{err}");
+
+    let output = fixture.program.run(&["rm", "lab/none:1", "lab/b:1", "--json"]);
+    assert_eq!(output.status.code(), Some(2));
+    let items: Value = serde_json::from_str(&texts(&output).0).unwrap();
+    assert_eq!((&items[0]["reference"], &items[0]["code"]), (&json!("lab/none:1"), &json!("no-image")));
+    assert_eq!((&items[1]["name"], &items[1]["removed"]), (&json!("lab/b"), &json!(true)));
+    assert_eq!(fixture.program.json(&["images"]), json!([]));
 }

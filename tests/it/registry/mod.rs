@@ -2,6 +2,7 @@
 
 mod auth;
 mod blobs;
+pub(crate) mod layout;
 mod manifests;
 mod server;
 mod tls;

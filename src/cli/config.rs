@@ -181,22 +181,14 @@ impl Config {
     }
 
     fn read_trusted(path: &Path) -> anyhow::Result<Self> {
-        let open_trusted = |path: &Path| -> anyhow::Result<Option<File>> {
-            let file = match File::open(path) {
-                Ok(file) => file,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(error.into()),
-            };
-            shim::require_trusted(&file, path)?;
-            Ok(Some(file))
+        // Whoever can write to a directory above the file can replace it.
+        shim::require_trusted_path(path)?;
+        let mut file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(error.into()),
         };
-        // Whoever can write to the directory can replace the file in it.
-        if let Some(directory) = path.parent()
-            && open_trusted(directory)?.is_none()
-        {
-            return Ok(Self::default());
-        }
-        let Some(mut file) = open_trusted(path)? else { return Ok(Self::default()) };
+        shim::require_trusted(&file, path)?;
         let mut text = String::new();
         file.read_to_string(&mut text)?;
         Self::parse(&text)

@@ -12,7 +12,9 @@ mod remove_tree;
 mod walk;
 
 pub use beneath::{is_linked, retry_again};
-pub use directory::{foreign_owner, foreign_writers, make_directories, make_directory};
+pub use directory::{
+    UntrustedPart, foreign_owner, foreign_writers, make_directories, make_directory, untrusted_part,
+};
 pub use lock::{NamedLock, Sharing, lock_named, lock_until, try_lock, unlock};
 pub use path_error::{AtPath, PathError};
 pub use poison::ignore_poison;

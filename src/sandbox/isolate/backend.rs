@@ -31,8 +31,8 @@ impl IsolateSandbox {
     /// The version cannot be detected: see [`IsolateVersion::detect`].
     pub(in crate::sandbox) fn new(program: PathBuf, run_dir: &Path) -> Result<Self, IsolateError> {
         let version = match fs::metadata(&program) {
-            Ok(metadata) => IsolateVersion::cached(&program, &metadata, run_dir)?,
-            Err(_) => IsolateVersion::detect(&program)?,
+            Ok(metadata) => IsolateVersion::cached(&program, &metadata, run_dir, None)?,
+            Err(_) => IsolateVersion::detect(&program, None)?,
         };
         Ok(Self { program, version })
     }

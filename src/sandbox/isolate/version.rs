@@ -1,6 +1,7 @@
 //! The version of isolate, and the features that it supports.
 
 use std::fmt;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -26,12 +27,17 @@ impl IsolateVersion {
         Self { major, minor, patch }
     }
 
-    /// Returns the version that the program at `path` prints. It runs with an empty environment and without input.
+    /// Returns the version that the program at `path` prints. It runs with an empty environment and without input, and as
+    /// `identity`, a user and a group, if that is given.
     ///
     /// # Errors
     /// [`IsolateError::Start`], [`IsolateError::NoVersion`] and [`IsolateError::TooOld`].
-    pub fn detect(path: &Path) -> Result<Self, IsolateError> {
-        let output = Command::new(path)
+    pub fn detect(path: &Path, identity: Option<(u32, u32)>) -> Result<Self, IsolateError> {
+        let mut command = Command::new(path);
+        if let Some((uid, gid)) = identity {
+            command.uid(uid).gid(gid);
+        }
+        let output = command
             .arg("--version")
             .env_clear()
             .current_dir("/")
@@ -103,13 +109,13 @@ mod tests {
     #[test]
     fn program_that_is_not_isolate_is_an_error() {
         let missing = Path::new("/nonexistent/isolate");
-        assert!(matches!(IsolateVersion::detect(missing), Err(IsolateError::Start { .. })));
+        assert!(matches!(IsolateVersion::detect(missing, None), Err(IsolateError::Start { .. })));
         assert!(matches!(
-            IsolateVersion::detect(Path::new("/bin/true")),
+            IsolateVersion::detect(Path::new("/bin/true"), None),
             Err(IsolateError::NoVersion { .. })
         ));
         assert!(matches!(
-            IsolateVersion::detect(Path::new("/bin/false")),
+            IsolateVersion::detect(Path::new("/bin/false"), None),
             Err(IsolateError::NoVersion { .. })
         ));
     }

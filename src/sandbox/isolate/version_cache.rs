@@ -36,18 +36,24 @@ impl CachedVersion {
 
 impl IsolateVersion {
     /// Returns the version of the program at `path`, which is started only if its file has changed since the last call.
-    /// `program` holds the attributes of this file. The cache is in `run_dir`, which need not exist.
+    /// `program` holds the attributes of this file. The cache is in `run_dir`, which need not exist. The program runs as
+    /// `identity`, a user and a group, if that is given.
     ///
     /// # Errors
     /// The version cannot be detected: see [`IsolateVersion::detect`].
-    pub fn cached(path: &Path, program: &Metadata, run_dir: &Path) -> Result<Self, IsolateError> {
+    pub fn cached(
+        path: &Path,
+        program: &Metadata,
+        run_dir: &Path,
+        identity: Option<(u32, u32)>,
+    ) -> Result<Self, IsolateError> {
         let file = run_dir.join(CACHE_FILE);
         if let Some(cached) = read(&file)
             && cached == CachedVersion::new(program, cached.version)
         {
             return Ok(cached.version);
         }
-        let version = Self::detect(path)?;
+        let version = Self::detect(path, identity)?;
         // If the cache cannot be written, the next call detects the version again.
         let _ = write(&file, &CachedVersion::new(program, version));
         Ok(version)
@@ -117,7 +123,7 @@ mod tests {
     }
 
     fn cached(path: &Path, dir: &Path) -> IsolateVersion {
-        IsolateVersion::cached(path, &fs::metadata(path).unwrap(), dir).unwrap()
+        IsolateVersion::cached(path, &fs::metadata(path).unwrap(), dir, None).unwrap()
     }
 
     #[test]

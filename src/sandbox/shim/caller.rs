@@ -56,6 +56,11 @@ impl Caller {
         self.rights
     }
 
+    /// The user and group of the caller, if they differ from those of this process.
+    pub(super) fn identity(&self) -> Option<(u32, u32)> {
+        (self.rights == Rights::SetUid).then(|| (self.uid.as_raw(), self.gid.as_raw()))
+    }
+
     /// Raises limits that the caller may have set too low, and sets the umask.
     /// [`drop_privileges`](Self::drop_privileges) restores both.
     ///

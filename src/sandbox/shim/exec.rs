@@ -1,7 +1,6 @@
 //! The steps from a call of the stand-in to the execution of isolate.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -12,12 +11,13 @@ use super::guardian::Guardian;
 use super::program::{find_image, find_program};
 use super::real_isolate::RealIsolate;
 use super::rewrite::CallRewrite;
-use super::{BoxImages, Caller, HostCommands, ShimError};
+use super::trusted::require_trusted_directories;
+use super::{BoxImages, Caller, HostCommands, Rights, ShimError};
 use crate::image::ManifestDigest;
 use crate::pipeline;
 use crate::roots::{HomesLocation, InodeWidth, Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
 use crate::sandbox::isolate::{
-    DirRule, IsolateCall, IsolateError, IsolateOption, RuleTarget, components, is_trusted,
+    DirRule, IsolateCall, IsolateError, IsolateMode, IsolateOption, RuleTarget, components,
 };
 use crate::store::Store;
 
@@ -73,16 +73,6 @@ pub fn meta_file(arguments: &[OsString], in_order: bool) -> Option<PathBuf> {
     call.value(IsolateOption::Meta).map(PathBuf::from)
 }
 
-/// Checks that only root or the effective user of this process can have written an open file.
-///
-/// # Errors
-/// [`ShimError::Untrusted`].
-pub fn require_trusted(file: &File, path: &Path) -> Result<(), ShimError> {
-    let untrusted = |reason| ShimError::Untrusted { path: path.to_owned(), reason };
-    let metadata = file.metadata().map_err(|_| untrusted("its owner and mode cannot be read"))?;
-    is_trusted(&metadata).map_err(untrusted)
-}
-
 /// Returns the program to execute and its arguments.
 fn prepare(
     caller: &mut Caller,
@@ -90,7 +80,12 @@ fn prepare(
     arguments: &[OsString],
 ) -> Result<(PathBuf, Vec<OsString>), ShimError> {
     let real = RealIsolate::find(settings.isolate.as_deref(), caller.rights(), settings.search.as_deref())?;
-    let Some(call) = parse(settings, &real, arguments)? else { return Ok((real.path, arguments.to_vec())) };
+    let Some(call) = parse(caller, settings, &real, arguments)? else {
+        return Ok((real.path, arguments.to_vec()));
+    };
+    if caller.rights() == Rights::SetUid && call.mode == Some(IsolateMode::Run) {
+        require_trusted_directories(settings)?;
+    }
     let (name, writable) =
         match choose(&call, &settings.images, &settings.host_commands, || known_mountpoint(settings))? {
             ImageChoice::Unchanged => return Ok((real.path, arguments.to_vec())),
@@ -104,6 +99,7 @@ fn prepare(
 
 /// Parses the call. Returns `None` for a malformed call that certainly requests no image: isolate itself reports the error.
 fn parse(
+    caller: &Caller,
     settings: &ShimSettings,
     real: &RealIsolate,
     arguments: &[OsString],
@@ -118,7 +114,7 @@ fn parse(
     }
     if let IsolateError::AmbiguousOption(_) = error {
         // An abbreviation that is ambiguous over all versions may be unambiguous in the installed one.
-        let version = real.version(&settings.run_dir)?;
+        let version = real.version(&settings.run_dir, caller)?;
         return Ok(Some(IsolateCall::parse(arguments, Some(version), settings.in_order)?));
     }
     Err(ShimError::Arguments(error))
@@ -162,7 +158,7 @@ fn make_root(
     writable: bool,
 ) -> Result<Vec<OsString>, ShimError> {
     caller.raise_limits()?;
-    let version = real.version(&settings.run_dir)?;
+    let version = real.version(&settings.run_dir, caller)?;
     let rewrite = CallRewrite::new(call, version)?;
     let additional = without_missing(caller, rewrite.additional_rules())?;
     let mountpoint = live_mountpoint(settings)?;

@@ -26,6 +26,7 @@ mod program;
 mod real_isolate;
 mod rewrite;
 mod syslog;
+mod trusted;
 
 use std::ffi::OsString;
 use std::io;
@@ -33,15 +34,17 @@ use std::path::PathBuf;
 
 pub use caller::{Caller, Rights};
 pub use choice::{ImageChoice, choose, may_request_image};
-pub use exec::{ShimSettings, become_isolate, meta_file, require_trusted};
+pub use exec::{ShimSettings, become_isolate, meta_file};
 pub use host_commands::HostCommands;
 pub use images::{BoxImages, ImageName};
 pub use rewrite::CallRewrite;
 pub use syslog::{SYSLOG_SOCKET, call_subject, log_failure};
+pub use trusted::{require_trusted, require_trusted_path};
 
 use super::command::ProgramFault;
 use super::isolate::IsolateError;
 use crate::error::ErrorCode;
+use crate::os::{PathError, UntrustedPart};
 use crate::pipeline::PipelineError;
 use crate::roots::RootsError;
 use crate::store::StoreError;
@@ -121,14 +124,17 @@ pub enum ShimError {
     /// The configured isolate is this program.
     #[error("isolate {0} is this program itself")]
     Itself(PathBuf),
-    /// Users other than root could have written a file.
+    /// Users other than root could have written a file, or could make a path lead elsewhere.
     #[error("{path} is not trusted: {reason}")]
     Untrusted {
         /// The file.
         path: PathBuf,
         /// Why the file is not trusted.
-        reason: &'static str,
+        reason: String,
     },
+    /// A file could not be examined.
+    #[error(transparent)]
+    Io(#[from] PathError),
     /// No daemon serves the store.
     #[error("no daemon serves the store {0}")]
     NoDaemon(PathBuf),
@@ -186,6 +192,7 @@ impl ShimError {
             Self::Unprivileged => ErrorCode::Permission,
             Self::Roots(error) => error.code(),
             Self::Store(error) => error.code(),
+            Self::Io(error) => error.code(),
             Self::Config { source, .. } => source.code(),
             Self::Guardian(_) | Self::Process(..) | Self::Execute { .. } => ErrorCode::Sandbox,
         }
@@ -205,6 +212,12 @@ impl ShimError {
             Self::Config { source, .. } => source.hint(),
             _ => None,
         }
+    }
+}
+
+impl From<UntrustedPart> for ShimError {
+    fn from(UntrustedPart { path, reason }: UntrustedPart) -> Self {
+        Self::Untrusted { path, reason }
     }
 }
 

@@ -5,8 +5,9 @@ use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{Rights, ShimError};
-use crate::sandbox::isolate::{IsolateVersion, is_trusted};
+use super::trusted::require_trusted_path;
+use super::{Caller, Rights, ShimError};
+use crate::sandbox::isolate::IsolateVersion;
 
 /// The paths at which a set-uid stand-in searches for isolate if the configuration does not name it. The stand-in itself is
 /// usually installed at one of the first two paths.
@@ -46,13 +47,12 @@ impl RealIsolate {
             if own.as_ref().is_none_or(|own| is_same(own, path, &metadata)) {
                 return Some(Err(ShimError::Itself(path.to_owned())));
             }
-            let real = Self { path: path.to_owned(), metadata };
             if rights == Rights::SetUid
-                && let Err(reason) = is_trusted(&real.metadata)
+                && let Err(error) = require_trusted_path(path)
             {
-                return Some(Err(ShimError::Untrusted { path: path.to_owned(), reason }));
+                return Some(Err(error));
             }
-            Some(Ok(real))
+            Some(Ok(Self { path: path.to_owned(), metadata }))
         };
         if let Some(path) = configured {
             return candidate(path).unwrap_or_else(|| Err(ShimError::NoIsolate(vec![path.to_owned()])));
@@ -67,12 +67,13 @@ impl RealIsolate {
         isolate.ok_or(ShimError::NoIsolate(paths))
     }
 
-    /// Returns the version of isolate. It is cached in `run_dir`.
+    /// Returns the version of isolate. It is cached in `run_dir`. If isolate must be started for it, it runs with the rights of
+    /// the caller, as in every other call.
     ///
     /// # Errors
     /// The program prints no version, or the version is too old.
-    pub(super) fn version(&self, run_dir: &Path) -> Result<IsolateVersion, ShimError> {
-        Ok(IsolateVersion::cached(&self.path, &self.metadata, run_dir)?)
+    pub(super) fn version(&self, run_dir: &Path, caller: &Caller) -> Result<IsolateVersion, ShimError> {
+        Ok(IsolateVersion::cached(&self.path, &self.metadata, run_dir, caller.identity())?)
     }
 }
 
@@ -136,6 +137,13 @@ mod tests {
         assert!(RealIsolate::find(Some(&path), Rights::Root, None).is_ok());
         let error = RealIsolate::find(Some(&path), Rights::SetUid, None).unwrap_err();
         assert!(matches!(error, ShimError::Untrusted { .. }), "{error}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(RealIsolate::find(Some(&path), Rights::SetUid, None).is_ok());
+        // Whoever can write to a directory of the path can replace the program.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o757)).unwrap();
+        let error = RealIsolate::find(Some(&path), Rights::SetUid, None).unwrap_err();
+        assert!(matches!(&error, ShimError::Untrusted { path, .. } if path == dir.path()), "{error}");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(matches!(RealIsolate::find(Some(&path), Rights::Root, None), Err(ShimError::NoIsolate(_))));
     }

@@ -53,6 +53,7 @@
 //! | [`layer`] | a layer's blob: codecs with checkpoints, tar parsing |
 //! | [`index`] | a layer's index file: format, build, open, read |
 //! | [`tree`] | all layers of an image as one tree: merge |
+//! | [`erofs`] | a tree as an EROFS image, whose extents point into the tars of the layers |
 //! | [`store`] | the local disk: blobs, references, slots, locks |
 //! | [`registry`] | the network: resolving references, authentication, downloads |
 //! | [`import`] | OCI layouts and `docker save` archives |
@@ -92,6 +93,7 @@
 
 pub mod cli;
 pub mod daemon;
+pub mod erofs;
 pub mod error;
 pub mod fs;
 pub mod fuse;

@@ -5,6 +5,7 @@
 //! which lookups cannot fail. [`Layer`] reads content through the index. [`format`](mod@format) specifies the file.
 
 mod build;
+mod content;
 mod entry;
 pub mod format;
 mod limits;
@@ -20,10 +21,11 @@ mod write;
 use std::fmt;
 
 pub use build::{BuildError, BuildOptions, BuiltIndex, build};
+pub use content::{Piece, StoredContent};
 pub use entry::{Entry, IndexedKind};
 pub use limits::{LayerLimits, RATIO_FROM, TarLimit};
 pub use open::{Index, IndexError, open_file, recorded_diff_id};
-pub use read::{Layer, LayerBytes, Piece, ReadError};
+pub use read::{Layer, LayerBytes, ReadError};
 pub use tables::TABLES_MAX;
 pub use thin::SPAN_MAX;
 

@@ -11,7 +11,7 @@ use memmap2::Mmap;
 use super::format::{NO_BLOCK, NO_WINDOW, NOT_SPARSE, SpanKind};
 use super::records::SpanRecord;
 use super::windows::{decompress, window_of};
-use super::{EntryId, Index, IndexError, IndexedKind, SpanId};
+use super::{EntryId, Index, IndexError, IndexedKind, Piece, SpanId};
 use crate::error::ErrorCode;
 use crate::image::LayerDigest;
 use crate::layer::{BlockHeader, Checkpoint, LayerError, TarOffset, Window, decode_span};
@@ -97,23 +97,6 @@ impl ReadError {
             ReadCause::NoSeekable => ErrorCode::Index,
         }
     }
-}
-
-/// A range of a regular file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Piece {
-    /// Zero bytes that are not stored.
-    Hole {
-        /// The number of bytes.
-        len: u64,
-    },
-    /// Bytes of the tar.
-    Data {
-        /// The offset of the first byte.
-        tar: TarOffset,
-        /// The number of bytes.
-        len: u64,
-    },
 }
 
 /// A layer that can be read: its index and its bytes.
@@ -239,47 +222,7 @@ impl<D: AsRef<[u8]>> Layer<D> {
     /// # Panics
     /// `entry` is not an entry of this layer.
     pub fn pieces_from(&self, entry: EntryId, offset: u64, len: u64) -> impl Iterator<Item = Piece> {
-        let entry = self.index.entry(entry);
-        let size = if let IndexedKind::Regular { size } = entry.kind() { size } else { 0 };
-        let end = offset.saturating_add(len).min(size);
-        // A file that is not sparse is treated as one segment.
-        let sparse = entry.extent().map(|extent| self.index.extent(extent as usize));
-        let (segments, content) = match sparse {
-            Some((_, _, first, count)) if count != NOT_SPARSE => {
-                (first as usize..first as usize + count as usize, None)
-            }
-            Some((_, content, ..)) => (0..1, Some(content)),
-            None => (0..1, Some(entry.content_start())),
-        };
-        let segment = move |at: usize| match content {
-            Some(start) => (0, start, size),
-            None => self.index.segment(at),
-        };
-        // Segments ascend: skip those before `offset` by bisection.
-        let (mut next, mut high) = (segments.start, segments.end);
-        while next < high {
-            let middle = next.midpoint(high);
-            let (logical, _, length) = segment(middle);
-            if logical + length <= offset { next = middle + 1 } else { high = middle }
-        }
-        let mut at = offset;
-        std::iter::from_fn(move || {
-            if at >= end {
-                return None;
-            }
-            let piece = match (next < segments.end).then(|| segment(next)) {
-                Some((logical, tar, length)) if logical <= at => {
-                    next += 1;
-                    let stop = (logical + length).min(end);
-                    Piece::Data { tar: TarOffset::new(tar + (at - logical)), len: stop - at }
-                }
-                Some((logical, ..)) => Piece::Hole { len: logical.min(end) - at },
-                None => Piece::Hole { len: end - at },
-            };
-            let (Piece::Hole { len } | Piece::Data { len, .. }) = piece;
-            at += len;
-            Some(piece)
-        })
+        self.index.pieces_from(entry, offset, len)
     }
 
     /// The size of a regular file without its holes. Takes constant time: every stat needs it, and a million names can be hard

@@ -42,7 +42,9 @@ pub use homes::{
     HomesLocation, RootInfo, RootLease, RootRemoval, RootState, Roots, SweepReport, processes_with_mount,
 };
 pub use layers::LayerDirectories;
-pub use mounts::{InodeWidth, Lower, PrivateRoot, RootWatch, Upper, enter_private_namespace};
+pub use mounts::{
+    InodeWidth, Lower, PrivateRoot, RootWatch, Upper, enter_private_namespace, mount_tree_image,
+};
 
 /// The name of a root: 1 to 64 characters of `a-z`, `0-9`, `.`, `_` and `-`, the first a letter or digit.
 ///

@@ -7,7 +7,7 @@ use std::path::Path;
 use rcx_imagefs::roots::enter_private_namespace;
 
 use support::case::{self, Case, Expected};
-use support::engine_dump::{in_mount, overlay2, unpacked};
+use support::engine_dump::{erofs, in_mount, overlay2, unpacked};
 use support::layout;
 use support::program::{Program, failure};
 
@@ -54,8 +54,12 @@ fn every_engine_shows_the_expected_tree_of_each_case() {
         let Expected::Tree(expected) = &case.expected else { continue };
         let name = format!("conformance@{digest}");
         let fuse = in_mount(&served, &name);
-        let shown =
-            [("fuse", fuse), ("overlay2", overlay2(&program, digest)), ("unpack", unpacked(&program, &name))];
+        let shown = [
+            ("fuse", fuse),
+            ("erofs", erofs(&program, digest)),
+            ("overlay2", overlay2(&program, digest)),
+            ("unpack", unpacked(&program, &name)),
+        ];
         for (engine, shown) in shown {
             if shown != *expected {
                 let _ =

@@ -12,7 +12,7 @@ use rcx_imagefs::roots::enter_private_namespace;
 use crate::fs::{packing, sound};
 use support::blob::Blob;
 use support::case::{Case, Expected};
-use support::engine_dump::{in_mount, overlay2, unpacked};
+use support::engine_dump::{erofs, in_mount, overlay2, unpacked};
 use support::layers::{Line, parse, tar};
 use support::layout;
 use support::model::Model;
@@ -77,6 +77,7 @@ fn engines_agree_with_the_model_on_the_real_kernel() {
     for ((stack, model, _), digest) in images.iter().zip(digests) {
         let name = format!("random@{digest}");
         assert_shows("the mount", &in_mount(&served, &name), model, stack);
+        assert_shows("erofs", &erofs(&program, digest), model, stack);
         assert_shows("overlay2", &overlay2(&program, digest), model, stack);
         assert_shows("unpack", &unpacked(&program, &name), model, stack);
     }

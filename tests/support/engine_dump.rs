@@ -1,13 +1,17 @@
 //! Dumps the tree that each engine shows of an image on the real kernel. Needs root.
 
 use std::ffi::CString;
-use std::fs;
-use std::os::fd::AsRawFd as _;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::path::{Path, PathBuf};
 
+use rcx_imagefs::erofs::{TreeImage, write_plain};
 use rcx_imagefs::image::{Digest, ManifestDigest};
-use rcx_imagefs::roots::LayerDirectories;
+use rcx_imagefs::pipeline::{OpenImage, open_image};
+use rcx_imagefs::roots::{LayerDirectories, mount_tree_image};
 use rcx_imagefs::store::Store;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::fs::CWD;
+use rustix::mount::{MountFlags, MoveMountFlags, UnmountFlags, mount, move_mount, unmount};
 
 use crate::disk;
 use crate::program::{Program, TestMount};
@@ -58,4 +62,59 @@ pub fn unpacked(program: &Program, reference: &str) -> String {
     let dumped = disk::dump(&at, NEVER).unwrap_or_else(|error| error.to_string());
     fs::remove_dir_all(&at).unwrap();
     dumped
+}
+
+/// Dumps what EROFS makes of the tree image of an image, over decoded layers in files. The caller must be in a private mount
+/// namespace.
+pub fn erofs(program: &Program, image: Digest) -> String {
+    let store = Store::open(program.store()).unwrap();
+    let image = match open_image(&store, ManifestDigest::new(image), |_| None) {
+        Ok(image) => image,
+        Err(error) => return format!("{error:?}"),
+    };
+    let dir = tempfile::tempdir_in(program.dir()).unwrap();
+    let mounted = TreeMount::new(&image, dir.path());
+    disk::dump(mounted.path(), NEVER).unwrap_or_else(|error| error.to_string())
+}
+
+/// An image mounted as EROFS, without an overlay. Unmounts on drop.
+#[derive(Debug)]
+pub struct TreeMount(PathBuf);
+
+impl TreeMount {
+    /// Writes the tree image and the decoded layers of an image to `dir`, and mounts them there.
+    pub fn new(image: &OpenImage, dir: &Path) -> Self {
+        let indexes: Vec<_> = image.layers.iter().map(|layer| layer.index()).collect();
+        let mut tree = TreeImage::plan(&image.tree, &indexes).unwrap();
+        let devices: Vec<File> = tree
+            .devices()
+            .enumerate()
+            .map(|(number, (layer, device))| {
+                let file = File::create_new(dir.join(number.to_string())).unwrap();
+                write_plain(&image.layers[layer.index()], device, &file).unwrap();
+                assert_eq!(file.metadata().unwrap().len(), device.size());
+                file
+            })
+            .collect();
+        let file = File::options().read(true).write(true).create_new(true).open(dir.join("tree")).unwrap();
+        tree.write([7; 16], &file).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), tree.size());
+        let fds: Vec<_> = devices.iter().map(AsFd::as_fd).collect();
+        let mounted = mount_tree_image("test", file.as_fd(), &fds).unwrap();
+        let at = dir.join("mounted");
+        fs::create_dir(&at).unwrap();
+        move_mount(&mounted, "", CWD, &at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).unwrap();
+        Self(at)
+    }
+
+    /// The root directory.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TreeMount {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
 }

@@ -21,7 +21,7 @@ pub(super) use assemble::make_overlay;
 pub use inode_width::InodeWidth;
 pub use lower::Lower;
 pub(super) use lower::reopen;
-pub use mount::enter_private_namespace;
+pub use mount::{enter_private_namespace, mount_tree_image};
 pub use private_root::PrivateRoot;
 pub use upper::Upper;
 pub use watch::RootWatch;

@@ -67,6 +67,29 @@ pub(super) fn tmpfs(source: &str, size: u64) -> Result<OwnedFd, RootsError> {
     make("tmpfs", source, &plan::tmpfs(source, size), MountAttrFlags::empty())
 }
 
+/// Makes a detached EROFS of a tree image whose devices are files, in the order of [`crate::erofs::TreeImage::devices`].
+///
+/// The kernel needs file-backed mounts (Linux 6.12, `CONFIG_EROFS_FS_BACKED_BY_FILE`). Where it has `directio` (Linux 6.15), the
+/// devices are read past their page cache.
+///
+/// # Errors
+/// The kernel has no such EROFS, or refuses the image.
+pub fn mount_tree_image(
+    name: &str,
+    image: BorrowedFd<'_>,
+    devices: &[BorrowedFd<'_>],
+) -> Result<OwnedFd, RootsError> {
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV;
+    match make("erofs", name, &plan::erofs(image, devices, true), attributes) {
+        Err(RootsError::Mount { step: "directio", .. }) => {
+            make("erofs", name, &plan::erofs(image, devices, false), attributes)
+        }
+        result => result,
+    }
+}
+
 /// Returns whether an overlay uses the upper in `home`, in any namespace, attached or not.
 ///
 /// Probes with a second overlay with `index=on`, which the kernel refuses exactly in this case (fs/overlayfs/super.c,

@@ -72,6 +72,17 @@ pub(super) fn probe(lower: BorrowedFd<'_>, writable: BorrowedFd<'_>) -> Vec<Moun
     options
 }
 
+/// Plans the EROFS of a tree image and its devices, in the order of the image's device table.
+pub(super) fn erofs(source: BorrowedFd<'_>, devices: &[BorrowedFd<'_>], directio: bool) -> Vec<MountOption> {
+    let mut options = vec![MountOption::Value("source", fd_path(source))];
+    options.extend(devices.iter().map(|device| MountOption::Value("device", fd_path(*device))));
+    // Reads the devices past the page cache, so that pages are cached once.
+    if directio {
+        options.push(MountOption::Flag("directio"));
+    }
+    options
+}
+
 /// Plans a tmpfs of at most `size` bytes, for an upper.
 pub(super) fn tmpfs(source: &str, size: u64) -> Vec<MountOption> {
     vec![

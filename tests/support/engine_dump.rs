@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 
 use rcx_imagefs::erofs::{TreeImage, write_plain};
 use rcx_imagefs::image::{Digest, ManifestDigest};
-use rcx_imagefs::pipeline::{OpenImage, open_image};
+use rcx_imagefs::index::Layer;
+use rcx_imagefs::pipeline::open_image;
 use rcx_imagefs::roots::{LayerDirectories, mount_tree_image};
 use rcx_imagefs::store::Store;
+use rcx_imagefs::tree::Tree;
 use rustix::fs::CWD;
 use rustix::mount::{MountFlags, MoveMountFlags, UnmountFlags, mount, move_mount, unmount};
 
@@ -73,7 +75,8 @@ pub fn erofs(program: &Program, image: Digest) -> String {
         Err(error) => return format!("{error:?}"),
     };
     let dir = tempfile::tempdir_in(program.dir()).unwrap();
-    let mounted = TreeMount::new(&image, dir.path());
+    let layers: Vec<_> = image.layers.iter().map(AsRef::as_ref).collect();
+    let mounted = TreeMount::new(&image.tree, &layers, dir.path());
     disk::dump(mounted.path(), NEVER).unwrap_or_else(|error| error.to_string())
 }
 
@@ -83,15 +86,15 @@ pub struct TreeMount(PathBuf);
 
 impl TreeMount {
     /// Writes the tree image and the decoded layers of an image to `dir`, and mounts them there.
-    pub fn new(image: &OpenImage, dir: &Path) -> Self {
-        let indexes: Vec<_> = image.layers.iter().map(|layer| layer.index()).collect();
-        let mut tree = TreeImage::plan(&image.tree, &indexes).unwrap();
+    pub fn new<D: AsRef<[u8]>>(tree: &Tree, layers: &[&Layer<D>], dir: &Path) -> Self {
+        let indexes: Vec<_> = layers.iter().map(|layer| layer.index()).collect();
+        let mut tree = TreeImage::plan(tree, &indexes).unwrap();
         let devices: Vec<File> = tree
             .devices()
             .enumerate()
             .map(|(number, (layer, device))| {
                 let file = File::create_new(dir.join(number.to_string())).unwrap();
-                write_plain(&image.layers[layer.index()], device, &file).unwrap();
+                write_plain(layers[layer.index()], device, &file).unwrap();
                 assert_eq!(file.metadata().unwrap().len(), device.size());
                 file
             })

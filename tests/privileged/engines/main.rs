@@ -6,4 +6,5 @@ mod acl;
 mod compare;
 mod foreign;
 mod layer_directories;
+mod tree_image;
 mod unpack;

@@ -1,6 +1,7 @@
 //! Merging layers into a tree, and looking up names in it.
 
 use criterion::{BatchSize, Criterion, Throughput};
+use rcx_imagefs::erofs::TreeImage;
 use rcx_imagefs::tree::{NodeId, Tree, merge};
 
 use crate::data::{self, DIRECTORIES, FILES, Random};
@@ -17,6 +18,13 @@ pub(crate) fn bench(criterion: &mut Criterion) {
     group.finish();
 
     let tree = merge(&indexes).unwrap();
+    let mut group = criterion.benchmark_group("tree image");
+    group.throughput(Throughput::Elements(tree.len() as u64));
+    group.bench_function(format!("{} nodes", tree.len()), |bencher| {
+        bencher.iter(|| TreeImage::plan(&tree, &indexes).unwrap().write([0; 16], std::io::sink()).unwrap());
+    });
+    group.finish();
+
     let mut random = Random(2);
     let mut path = || {
         let directory = u32::try_from(random.below(DIRECTORIES.into())).unwrap();

@@ -243,7 +243,6 @@ fn nodes(tree: &Tree) -> impl Iterator<Item = NodeId> + use<> {
 }
 
 /// The layers that have content in the tree, as devices with their addresses.
-#[expect(clippy::type_complexity, reason = "two parts of the image, made together")]
 fn devices<D: AsRef<[u8]>>(
     tree: &Tree,
     layers: &[&Index<D>],

@@ -216,7 +216,7 @@ fn layers_beyond_the_common_addresses_are_shown() {
 
 #[test]
 fn large_directory_is_listed_and_searched() {
-    const COUNT: usize = 100_000;
+    const COUNT: usize = 40_000;
     let lines = (0..COUNT)
         .map(|number| Line::new(format!("many/file-{number:07}").as_bytes(), EntryKind::Fifo))
         .collect();

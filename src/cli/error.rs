@@ -18,7 +18,7 @@ use crate::import::ImportError;
 use crate::index::{BuildError, IndexError, ReadError};
 use crate::layer::{LayerError, NameError, TarError};
 use crate::os::PathError;
-use crate::pipeline::PipelineError;
+use crate::pipeline::{NodePathError, PipelineError};
 use crate::registry::{AuthError, RegistryError};
 use crate::roots::RootsError;
 use crate::sandbox::isolate::IsolateError;
@@ -195,7 +195,7 @@ fn explain(cause: &(dyn StdError + 'static)) -> Option<Explanation> {
             DaemonError, ControlError, SandboxError, RootsError, ShimError;
         no hint: ConfigurationError, PathError, LayerError, NameError, TarError, UnpackError, StagingError, FsError,
             IsolateError, CopyError, ReferenceError, DigestError, PlatformError, ManifestError, BuildError, IndexError,
-            ReadError, MergeError;
+            ReadError, MergeError, NodePathError;
     }
     None
 }

@@ -211,9 +211,8 @@ impl CommandPage {
             "isolate-shim" => &["isolate", "run", "config"],
             path if path.starts_with("root") => &["run", "images", "config", "errors"],
             "mount" | "path" | "status" => &["images", "operations", "config", "errors"],
-            "gc" | "verify" | "rm" | "images" | "inspect" | "pull" | "load" | "unpack" => {
-                &["store", "images", "config", "errors"]
-            }
+            "gc" | "verify" | "rm" | "images" | "inspect" | "pull" | "load" | "unpack" | "tag" | "ls"
+            | "cp" => &["store", "images", "config", "errors"],
             _ => &["config", "operations"],
         };
         let of_manual = pages.iter().filter_map(|name| ManualPage::find(name)).map(ManualPage::title);

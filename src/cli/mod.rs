@@ -2,14 +2,17 @@
 
 mod completions;
 mod config;
+mod cp;
 mod engine;
 mod error;
 mod failures;
 mod find;
 mod gc;
+mod image_path;
 mod images;
 mod inspect;
 mod load;
+mod ls;
 mod man;
 mod manual;
 mod mount;
@@ -22,6 +25,8 @@ mod root;
 mod run;
 mod shim;
 mod status;
+mod tag;
+mod time;
 mod unpack;
 mod verify;
 
@@ -95,6 +100,9 @@ enum Command {
     Images(images::ImagesArgs),
     Inspect(inspect::InspectArgs),
     Path(path::PathArgs),
+    Tag(tag::TagArgs),
+    Ls(ls::LsArgs),
+    Cp(cp::CpArgs),
     Unpack(unpack::UnpackArgs),
     Rm(rm::RmArgs),
     Gc(gc::GcArgs),
@@ -117,6 +125,9 @@ impl Command {
             Self::Images(args) => args.json,
             Self::Inspect(args) => args.json,
             Self::Path(args) => args.json,
+            Self::Tag(args) => args.json,
+            Self::Ls(args) => args.json,
+            Self::Cp(args) => args.json,
             Self::Unpack(args) => args.json,
             Self::Rm(args) => args.json,
             Self::Gc(args) => args.json,
@@ -246,6 +257,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Images(args) => images::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Path(args) => path::run(&context, &args),
+        Command::Tag(args) => tag::run(&context, &args),
+        Command::Ls(args) => ls::run(&context, &args),
+        Command::Cp(args) => cp::run(&context, &args),
         Command::Unpack(args) => unpack::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
         Command::Gc(args) => gc::run(&context, &args),

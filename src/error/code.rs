@@ -131,6 +131,8 @@ codes! {
     InUse = "in-use",
     /// The kernel refused a mount.
     Mount = "mount",
+    /// The image has no file at this path.
+    NoFile = "no-file",
 
     // sandbox: runs.
     /// No usable sandbox is installed.

@@ -60,6 +60,12 @@ impl PathWalk {
         self.left_root
     }
 
+    /// Whether components remain.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        !self.rest.is_empty()
+    }
+
     /// Advances by one component and returns the new path; `None` at the end.
     ///
     /// Before the call, the caller must check that the current path is a directory; after it, whether the new path is a link

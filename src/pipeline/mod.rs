@@ -6,6 +6,7 @@
 
 mod layer;
 mod load;
+mod node_path;
 mod open;
 mod pull;
 
@@ -13,6 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use load::{LoadJob, load};
+pub use node_path::{FoundNode, NodePathError};
 pub use open::{OpenImage, open_image, open_layer, read_image, read_manifest, verified_diff_ids};
 pub use pull::{PullJob, pull};
 

@@ -20,7 +20,7 @@ const CAPABILITIES: &[u8] = b"security.capability";
 const SETUID_SETGID: u16 = 0o6000;
 
 /// The metadata of a node.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct NodeAttributes<'a> {
     pub(super) mode: u16,
     pub(super) uid: u32,
@@ -28,12 +28,15 @@ pub(super) struct NodeAttributes<'a> {
     pub(super) mtime: Timestamp,
     entry: Option<&'a Entry<'a>>,
     without_capabilities: bool,
+    /// Whether files keep the owner that they were made with. Extended attributes are then left out too: ACLs name users of the
+    /// image.
+    without_owner: bool,
 }
 
 impl<'a> NodeAttributes<'a> {
     pub(super) fn of_entry(entry: &'a Entry<'a>) -> Self {
         let (mode, uid, gid, mtime) = (entry.mode(), entry.uid(), entry.gid(), entry.mtime());
-        Self { mode, uid, gid, mtime, entry: Some(entry), without_capabilities: false }
+        Self { mode, uid, gid, mtime, entry: Some(entry), without_capabilities: false, without_owner: false }
     }
 
     /// The same without what lets a program gain the rights of another user: set-uid and set-gid bits and capabilities.
@@ -55,7 +58,18 @@ impl<'a> NodeAttributes<'a> {
             mtime: IMPLIED_MTIME,
             entry: None,
             without_capabilities: false,
+            without_owner: false,
         }
+    }
+
+    /// The same without owner, group and extended attributes.
+    pub(super) fn without_owner(self) -> Self {
+        Self { without_owner: true, ..self }
+    }
+
+    /// The owner and group to set.
+    fn owner(&self) -> Option<(Option<Uid>, Option<Gid>)> {
+        (!self.without_owner).then(|| (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid))))
     }
 
     /// Sets the attributes of an open file or directory. `path` is for error messages.
@@ -64,8 +78,9 @@ impl<'a> NodeAttributes<'a> {
             let path = &path;
             move |errno| UnpackError::new(action, path(), errno)
         };
-        rustix::fs::fchown(file, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))
-            .map_err(failed("change the owner of"))?;
+        if let Some((uid, gid)) = self.owner() {
+            rustix::fs::fchown(file, uid, gid).map_err(failed("change the owner of"))?;
+        }
         rustix::fs::fchmod(file, Mode::from_raw_mode(self.mode.into()))
             .map_err(failed("change the mode of"))?;
         for (name, value) in self.xattrs() {
@@ -88,9 +103,10 @@ impl<'a> NodeAttributes<'a> {
             move |errno| UnpackError::new(action, path(), errno)
         };
         let directory = directory.as_fd();
-        let owner = (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)));
-        rustix::fs::chownat(directory, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(failed("change the owner of"))?;
+        if let Some((uid, gid)) = self.owner() {
+            rustix::fs::chownat(directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(failed("change the owner of"))?;
+        }
         // A symlink has no mode of its own. fchmodat(2) follows links, but only this process could replace the node with a
         // link: other users cannot enter the directory.
         if !is_symlink {
@@ -111,7 +127,8 @@ impl<'a> NodeAttributes<'a> {
 
     pub(super) fn xattrs(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         let dropped = self.without_capabilities.then_some(CAPABILITIES);
-        self.entry.into_iter().flat_map(Entry::xattrs).filter(move |(name, _)| Some(*name) != dropped)
+        let entry = self.entry.filter(|_| !self.without_owner);
+        entry.into_iter().flat_map(Entry::xattrs).filter(move |(name, _)| Some(*name) != dropped)
     }
 
     /// The access time equals the modification time, as in the mount.

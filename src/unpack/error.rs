@@ -56,6 +56,9 @@ pub enum UnpackError {
     /// Any other error of the operating system.
     #[error(transparent)]
     Io(PathError),
+    /// A tar cannot be written.
+    #[error("cannot write the tar")]
+    Tar(#[source] io::Error),
     /// The caller cancelled the operation, or another thread failed.
     #[error("interrupted")]
     Interrupted,
@@ -72,6 +75,7 @@ impl UnpackError {
             Self::Xattr { .. } => ErrorCode::Filesystem,
             Self::Permission { .. } => ErrorCode::Permission,
             Self::Io(error) => error.code(),
+            Self::Tar(source) => ErrorCode::of_io(source),
             Self::Interrupted => ErrorCode::Interrupted,
         }
     }

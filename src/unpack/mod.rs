@@ -1,7 +1,7 @@
 //! Writes trees to disk: a whole tree, or the difference between two trees.
 //!
 //! An [`UnpackPlan`] lists the files to write and is a pure function of trees. [`write()`] carries it out on several threads
-//! and never writes outside the target directory. [`check()`] compares a directory with the plan from which it was written.
+//! and never writes outside the target directory; [`write_tar()`] writes it as a tar. [`check()`] compares a directory with the plan from which it was written.
 
 mod attributes;
 mod check;
@@ -10,10 +10,14 @@ mod directories;
 mod error;
 mod plan;
 mod staging;
+mod stream;
+mod tar;
 mod write;
 
+pub use self::tar::write_tar;
 pub use check::check;
 pub use error::UnpackError;
 pub use plan::{DirectoryNo, PlanDirectory, PlanName, PlanNode, UnpackPlan};
 pub use staging::{Staging, StagingError};
+pub use stream::{FileReader, FileStream};
 pub use write::{UnpackOptions, UnpackStats, write};

@@ -79,13 +79,34 @@ impl UnpackPlan {
     /// Plans a whole tree.
     #[must_use]
     pub fn whole(tree: &Tree) -> Self {
-        Planner::new(tree, None).plan()
+        Self::below(tree, NodeId::ROOT)
+    }
+
+    /// Plans a directory of a tree with everything below it. The directory is the root of the plan. Other names of its files
+    /// are left out.
+    #[must_use]
+    pub fn below(tree: &Tree, directory: NodeId) -> Self {
+        Planner::new(tree, None).plan(directory)
+    }
+
+    /// Plans one file that is not a directory, under `name` in a new directory.
+    #[must_use]
+    pub fn single(tree: &Tree, node: NodeId, name: &[u8]) -> Self {
+        let root = PlanName { directory: DirectoryNo::ROOT, name: Box::default() };
+        let name = PlanName { directory: DirectoryNo::ROOT, name: name.into() };
+        Self {
+            directories: vec![PlanDirectory { place: root, source: NodeSource::Implied, opaque: false }],
+            nodes: vec![PlanNode { source: tree.source(node), names: vec![name] }],
+            whiteouts: Vec::new(),
+            replaces_all: false,
+            changes_root: true,
+        }
     }
 
     /// Plans the difference between two trees of one image, where `lower` is the tree of its lowest layers only.
     #[must_use]
     pub fn difference(upper: &Tree, lower: &Tree) -> Self {
-        Planner::new(upper, Some(lower)).plan()
+        Planner::new(upper, Some(lower)).plan(NodeId::ROOT)
     }
 
     /// Returns the directories with their numbers, parents first.
@@ -140,9 +161,9 @@ impl<'a> Planner<'a> {
         Self { upper, lower, relinked, pairs: Vec::new(), hard_links: HashMap::new(), plan }
     }
 
-    fn plan(mut self) -> UnpackPlan {
+    fn plan(mut self, start: NodeId) -> UnpackPlan {
         let root = DirectoryPair {
-            upper: NodeId::ROOT,
+            upper: start,
             lower: self.lower.map(|_| NodeId::ROOT),
             parent: 0,
             name: Box::default(),
@@ -152,7 +173,7 @@ impl<'a> Planner<'a> {
         self.pairs.push(root);
         self.plan.directories.push(PlanDirectory {
             place: PlanName { directory: DirectoryNo::ROOT, name: Box::default() },
-            source: self.upper.source(NodeId::ROOT),
+            source: self.upper.source(start),
             opaque: false,
         });
         // Breadth first, without recursion: a tree may be deeper than the stack allows, and parents come before children.

@@ -38,6 +38,9 @@ pub enum StagingError {
     /// The path is a file of another type.
     #[error("{} is not a directory", .0.display())]
     NotADirectory(PathBuf),
+    /// The path is a directory where a file should be.
+    #[error("{} is a directory", .0.display())]
+    IsADirectory(PathBuf),
     /// The parent directory does not exist.
     #[error("the directory {} does not exist", .0.display())]
     NoParent(PathBuf),
@@ -55,7 +58,9 @@ impl StagingError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::NotEmpty(_) | Self::Incomplete(_) => ErrorCode::Exists,
-            Self::NotADirectory(_) | Self::NoParent(_) | Self::NoName(_) => ErrorCode::Usage,
+            Self::NotADirectory(_) | Self::IsADirectory(_) | Self::NoParent(_) | Self::NoName(_) => {
+                ErrorCode::Usage
+            }
             Self::Io(error) => error.code(),
         }
     }
@@ -115,6 +120,30 @@ impl Staging {
             Err(Errno::NOTDIR | Errno::LOOP) => return Err(StagingError::NotADirectory(path)),
             Err(errno) => return Err(PathError::new("open", path, errno).into()),
         }
+        Self::beside(parent, path, name)
+    }
+
+    /// Prepares to replace the file `path`, or to make it. [`Staging::finish_file`] moves a file of the directory there. Links of
+    /// its parent are followed, but not `path` itself.
+    ///
+    /// # Errors
+    ///
+    /// The parent does not exist, or an I/O error occurs.
+    pub fn for_file(path: &Path) -> Result<Self, StagingError> {
+        let path = absolute(path)?;
+        let (Some(parent_path), Some(name)) = (path.parent(), path.file_name().map(OsStr::to_owned)) else {
+            return Err(StagingError::NoName(path));
+        };
+        let parent = rustix::fs::open(parent_path, DIRECTORY, Mode::empty()).at("open", parent_path)?;
+        if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            return Err(StagingError::IsADirectory(path));
+        }
+        Self::beside(parent, path, name)
+    }
+
+    /// Makes the directory with the temporary name, next to `path`.
+    fn beside(parent: OwnedFd, path: PathBuf, name: OsString) -> Result<Self, StagingError> {
+        let parent_path = path.parent().unwrap_or(Path::new("/"));
         let prefix = [b".", name.as_bytes(), PARTIAL.as_bytes()].concat();
         sweep(&parent, parent_path, &prefix)?;
         let partial = OsString::from_vec([&prefix[..], std::process::id().to_string().as_bytes()].concat());
@@ -153,6 +182,23 @@ impl Staging {
             Err(Errno::NOTDIR) => return Err(StagingError::NotADirectory(self.path)),
             Err(errno) => return Err(PathError::new("rename the copy to", self.path, errno).into()),
         }
+        Ok(rustix::fs::fsync(&self.parent).at("sync", &self.path)?)
+    }
+
+    /// Writes the file `name` of the directory to disk, moves it to the final path, and removes the directory. Replaces a file
+    /// there, but not a directory.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written or renamed.
+    pub fn finish_file(self, name: &OsStr) -> Result<(), StagingError> {
+        rustix::fs::syncfs(&self.root).at("sync", &self.path)?;
+        let renamed = rustix::fs::renameat(&self.root, name, &self.parent, &self.name);
+        if let Some(partial) = &self.partial {
+            remove_tree(self.parent.as_fd(), partial)
+                .at("remove the directory of the copy of", &self.path)?;
+        }
+        renamed.at("rename the copy to", &self.path)?;
         Ok(rustix::fs::fsync(&self.parent).at("sync", &self.path)?)
     }
 

@@ -40,6 +40,8 @@ pub struct UnpackOptions<'a> {
     pub progress: Option<&'a (dyn Fn(u64) + Sync)>,
     /// Whether to leave out set-uid and set-gid bits and file capabilities. Without it, the copy is exact.
     pub without_setuid: bool,
+    /// Whether files keep the owner that writes them, instead of the image's owners. Leaves out extended attributes too.
+    pub without_owners: bool,
     /// Set by the caller to cancel the operation.
     pub cancel: Option<&'a AtomicBool>,
 }
@@ -53,7 +55,15 @@ impl fmt::Debug for UnpackOptions<'_> {
 impl Default for UnpackOptions<'_> {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { threads, progress: None, without_setuid: false, cancel: None }
+        Self { threads, progress: None, without_setuid: false, without_owners: false, cancel: None }
+    }
+}
+
+impl UnpackOptions<'_> {
+    /// Leaves out of a node's attributes what the options exclude.
+    pub(super) fn apply<'a>(&self, exact: NodeAttributes<'a>) -> NodeAttributes<'a> {
+        let kept = if self.without_setuid { exact.without_setuid() } else { exact };
+        if self.without_owners { kept.without_owner() } else { kept }
     }
 }
 
@@ -362,7 +372,9 @@ impl<D: AsRef<[u8]> + Sync + Send> TreeWriter<'_, D> {
                     .map_err(|errno| UnpackError::new("mark as opaque", path(), errno))?;
             }
             match planned.source {
-                NodeSource::Implied => NodeAttributes::implied().set(directory.as_fd(), path)?,
+                NodeSource::Implied => {
+                    self.options.apply(NodeAttributes::implied()).set(directory.as_fd(), path)?;
+                }
                 NodeSource::Entry { layer, entry } => {
                     let entry = self.layers[layer.index()].index().entry(entry);
                     self.attributes(&entry).set(directory.as_fd(), path)?;
@@ -373,8 +385,7 @@ impl<D: AsRef<[u8]> + Sync + Send> TreeWriter<'_, D> {
     }
 
     fn attributes<'e>(&self, entry: &'e Entry<'e>) -> NodeAttributes<'e> {
-        let exact = NodeAttributes::of_entry(entry);
-        if self.options.without_setuid { exact.without_setuid() } else { exact }
+        self.options.apply(NodeAttributes::of_entry(entry))
     }
 
     fn node(&self, number: u32) -> &PlanNode {

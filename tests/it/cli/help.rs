@@ -4,13 +4,16 @@ use std::fs;
 
 use super::{Fixture, texts};
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: &[&str] = &[
     "pull",
     "load",
     "mount",
     "images",
     "inspect",
     "path",
+    "tag",
+    "ls",
+    "cp",
     "rm",
     "gc",
     "verify",
@@ -24,7 +27,7 @@ const COMMANDS: [&str; 13] = [
 fn help_lists_every_command_and_every_command_has_help() {
     let fixture = Fixture::new();
     let all = fixture.program.ok(&["--help"]);
-    for command in COMMANDS {
+    for &command in COMMANDS {
         let listed = all.lines().any(|line| {
             let mut words = line.split_whitespace();
             words.next() == Some(command) && words.next().is_some()
@@ -76,7 +79,7 @@ fn completions_of_each_shell_contain_all_commands() {
     let fixture = Fixture::new();
     for shell in ["bash", "zsh", "fish"] {
         let script = fixture.program.ok(&["completions", shell]);
-        for word in COMMANDS.into_iter().chain(["dry-run", "plain-http", "run-dir"]) {
+        for word in COMMANDS.iter().chain(&["dry-run", "plain-http", "run-dir"]) {
             assert!(script.contains(word), "{shell}: {word}");
         }
     }
@@ -87,7 +90,7 @@ fn each_command_has_a_man_page() {
     let fixture = Fixture::new();
     let dir = fixture.program.dir().join("share/man/man1");
     assert_eq!(fixture.program.ok(&["man", dir.to_str().unwrap()]), "");
-    for command in COMMANDS {
+    for &command in COMMANDS {
         let page = fs::read_to_string(dir.join(format!("rcx-imagefs-{command}.1"))).unwrap();
         assert!(page.contains(".TH ") && page.contains(".SH SYNOPSIS"), "{command}: {page}");
     }

@@ -4,6 +4,7 @@
 
 mod archive;
 mod config;
+mod cp;
 mod daemon;
 mod errors;
 mod gc;
@@ -11,10 +12,12 @@ mod help;
 mod images;
 mod inspect;
 mod load;
+mod ls;
 mod manual;
 mod output;
 mod pull;
 mod rm;
+mod tag;
 mod verify;
 
 use std::fs;

@@ -4,6 +4,7 @@
 
 mod acl;
 mod compare;
+mod cp;
 mod foreign;
 mod layer_directories;
 mod tree_image;

@@ -1,4 +1,4 @@
-//! Runs the attempts through `load`, `pull`, `unpack`, the mount, and roots of every engine.
+//! Runs the attempts through `load`, `pull`, `unpack`, `cp`, the mount, and roots of every engine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -104,6 +104,10 @@ impl EscapeFixture {
         let copy = self.program.dir().join("copy");
         self.program.ok(&["unpack", "--preserve-setuid", image, copy.to_str().unwrap()]);
         assert_eq!(self.check_tree(attempt, "unpack", &copy), mounted, "{}: unpack and mount", attempt.name);
+        fs::remove_dir_all(&copy).unwrap();
+        let whole = format!("{image}:/");
+        self.program.ok(&["cp", "--archive", "--preserve-setuid", &whole, copy.to_str().unwrap()]);
+        assert_eq!(self.check_tree(attempt, "cp", &copy), mounted, "{}: cp and mount", attempt.name);
         fs::remove_dir_all(&copy).unwrap();
         for upper in uppers {
             let [fuse, others @ ..] =

@@ -39,7 +39,7 @@ use self::config::Config;
 use crate::error::ErrorCode;
 use crate::image::Name;
 use crate::roots::{HomesLocation, Roots};
-use crate::sandbox::Boxes;
+use crate::sandbox::{Boxes, find_isolate};
 use crate::store::{DaemonInfo, Store};
 
 pub use shim::stand_in_for_isolate;
@@ -209,7 +209,8 @@ impl Context {
 
     /// Returns the boxes of runs.
     fn boxes(&self, store: &Store) -> anyhow::Result<Boxes> {
-        Ok(Boxes::new(&self.run_dir, &store.boxes_path()?))
+        let isolate = find_isolate(self.config.isolate.path.as_deref());
+        Ok(Boxes::new(&self.run_dir, &store.boxes_path()?, isolate))
     }
 
     /// Returns the roots of this host.

@@ -1,21 +1,20 @@
 //! Boxes: numbered directories for the files of a run, each used by one run at a time.
 //!
-//! While a run uses box N, it holds the lock of the file `<run-dir>/boxes/N`. The lock ends when its holder dies, and the
-//! file records what the holder has made. A sweep cleans every box that has a file and no lock holder. A run that has
-//! cleaned up removes the file just before it releases the lock.
+//! While a run uses box N, it holds the locks of the file `<run-dir>/boxes/N` and of the directory of the box. Locks end when
+//! their holder dies, and the file records what the holder has made. A sweep cleans every box that has a file and no lock
+//! holder. A run that has cleaned up removes the file just before it releases the lock.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use super::box_lock::{BoxLock, BoxRecord};
+use super::box_lock::{BoxLock, BoxRecord, lock_directory};
+use super::box_locks::BoxLocks;
 use super::error::SandboxError;
 use super::{bwrap, isolate};
-use crate::os::{AtPath as _, NamedLock, Sharing, lock_named};
+use crate::os::{AtPath as _, NamedLock, Sharing};
 use crate::roots::processes_with_mount;
 
 /// How long to wait for the processes of a killed run to end before their box counts as in use.
@@ -54,17 +53,19 @@ impl FromStr for BoxRange {
 /// All boxes of one run directory.
 #[derive(Debug, Clone)]
 pub struct Boxes {
-    /// The directory of the locked files.
-    locks: PathBuf,
+    locks: BoxLocks,
+    /// The program that made boxes of isolate.
+    isolate: Option<PathBuf>,
     /// The directory that contains the boxes of backends other than isolate.
     directories: PathBuf,
 }
 
 impl Boxes {
-    /// Returns the boxes of a run directory. Backends other than isolate make their boxes in `directories`.
+    /// Returns the boxes of a run directory. `isolate` is the program that cleans boxes of isolate. Backends other than isolate
+    /// make their boxes in `directories`.
     #[must_use]
-    pub fn new(run_dir: &Path, directories: &Path) -> Self {
-        Self { locks: run_dir.join("boxes"), directories: directories.to_owned() }
+    pub fn new(run_dir: &Path, directories: &Path, isolate: Option<PathBuf>) -> Self {
+        Self { locks: BoxLocks::new(run_dir), isolate, directories: directories.to_owned() }
     }
 
     /// Returns the directory that contains the boxes of backends other than isolate.
@@ -72,21 +73,22 @@ impl Boxes {
         &self.directories
     }
 
-    /// Takes the box `requested`, or the first free box of `range`, and calls `make` to make it.
+    /// Takes the box `requested`, or the first free box of `range`, and calls `make` to make it. Returns the path that `make`
+    /// returns: the directory of the box.
     ///
     /// A box that is in use, or for which `make` returns [`SandboxError::BoxTaken`], is an error only if the caller requested
     /// this box.
-    pub(super) fn take<T>(
+    pub(super) fn take(
         &self,
         requested: Option<u32>,
         range: BoxRange,
         record: &BoxRecord,
-        mut make: impl FnMut(&BoxLock) -> Result<T, SandboxError>,
-    ) -> Result<(BoxLock, T), SandboxError> {
+        mut make: impl FnMut(&BoxLock) -> Result<PathBuf, SandboxError>,
+    ) -> Result<(BoxLock, PathBuf), SandboxError> {
         let candidates = requested.map_or(range.first..=range.last, |id| id..=id);
         for id in candidates {
             let timeout = if requested.is_some() { LOCK_TIMEOUT } else { Duration::ZERO };
-            let Some(mut lock) = self.lock(id, true, timeout)? else {
+            let Some(mut lock) = self.locks.lock(id, true, timeout)? else {
                 if requested.is_some() {
                     return Err(SandboxError::BoxInUse(id));
                 }
@@ -103,12 +105,18 @@ impl Boxes {
             }
             // Write the record first, so that a sweep finds the box even if this process is killed while making it.
             lock.write(record)?;
-            match make(&lock) {
-                Ok(result) => return Ok((lock, result)),
+            let made = make(&lock).and_then(|path| {
+                lock.lock_made(&path, LOCK_TIMEOUT)?;
+                Ok(path)
+            });
+            match made {
+                Ok(path) => return Ok((lock, path)),
                 Err(error) => {
                     lock.release()?;
                     match error {
-                        SandboxError::BoxTaken { .. } if requested.is_none() => tracing::debug!("{error}"),
+                        SandboxError::BoxTaken { .. } | SandboxError::BoxInUse(_) if requested.is_none() => {
+                            tracing::debug!("{error}")
+                        }
                         error => return Err(error),
                     }
                 }
@@ -125,11 +133,21 @@ impl Boxes {
     /// The directories of boxes cannot be read.
     pub fn sweep(&self, timeout: Duration) -> Result<usize, SandboxError> {
         let mut swept = 0;
-        let locks = numbers(&self.locks)?.into_iter().map(|id| (id, false));
+        self.locks.open(false)?;
+        let locks = numbers(self.locks.path())?.into_iter().map(|id| (id, false));
         let directories = numbers(&self.directories)?.into_iter().map(|id| (id, true));
         for (id, create) in locks.chain(directories) {
             // Do not make the file of a box that was released meanwhile: the next run in the box would find it locked.
-            let Some(mut lock) = self.lock(id, create, Duration::ZERO)? else { continue };
+            let mut lock = match self.locks.lock(id, create, Duration::ZERO) {
+                Ok(Some(lock)) => lock,
+                Ok(None) => continue,
+                // Another user made this record. The other boxes do not depend on it.
+                Err(error @ SandboxError::Untrusted { .. }) => {
+                    log_unclean(id, &error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             match self.clean(&mut lock, timeout) {
                 Ok(dirty) => {
                     swept += usize::from(dirty);
@@ -139,32 +157,6 @@ impl Boxes {
             }
         }
         Ok(swept)
-    }
-
-    /// Locks the file of a box; makes it if `create`. Returns `None` if another process holds the lock for longer than
-    /// `timeout`, or if the file does not exist.
-    fn lock(&self, id: u32, create: bool, timeout: Duration) -> Result<Option<BoxLock>, SandboxError> {
-        if create {
-            crate::os::make_directories(&self.locks, rustix::fs::Mode::from_raw_mode(0o755))?;
-        }
-        let directory: OwnedFd = match File::open(&self.locks) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.at("open", &self.locks)?.into(),
-        };
-        let path = self.locks.join(id.to_string());
-        let open = || -> Result<Option<File>, SandboxError> {
-            let mut options = File::options();
-            options.read(true).write(true).create(create).truncate(false).mode(0o600);
-            match options.open(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && !create => Ok(None),
-                other => Ok(Some(other.at("open", &path)?)),
-            }
-        };
-        let deadline = Some(Instant::now() + timeout);
-        match lock_named(directory.as_fd(), &path, Sharing::Exclusive, deadline, open)? {
-            NamedLock::Locked(file) => Ok(Some(BoxLock::new(id, file, path))),
-            NamedLock::Busy | NamedLock::Missing => Ok(None),
-        }
     }
 
     /// Removes the remains of a killed run from a box. Returns whether there were any.
@@ -183,12 +175,25 @@ impl Boxes {
                 std::thread::sleep(EXIT_PAUSE);
             }
         }
-        if let Some(BoxRecord::Isolate { program, cg, .. }) = &record {
-            isolate::remove_abandoned(program, lock.id(), *cg, lock.file(), deadline)?;
+        // A run in the box holds the lock of its directory even if the file in the run directory was removed.
+        let lock_free = |directory: &Path| match lock_directory(directory, Sharing::Exclusive, timeout)? {
+            NamedLock::Busy => Err(SandboxError::BoxInUse(lock.id())),
+            NamedLock::Locked(directory) => Ok(Some(directory)),
+            NamedLock::Missing => Ok(None),
+        };
+        if let Some(program) = &self.isolate {
+            let _directory = lock_free(&isolate::box_directory(&isolate::box_root(program), lock.id()))?;
+            if let Some(BoxRecord::Isolate { cg, .. }) = &record {
+                isolate::remove_abandoned(program, lock.id(), *cg, lock.file(), deadline)?;
+            }
+        } else if let Some(BoxRecord::Isolate { .. }) = &record {
+            return Err(SandboxError::Missing("isolate"));
         }
-        let had_directory = self.directories.join(lock.id().to_string()).exists();
-        bwrap::remove_directory(&self.directories, lock.id())?;
-        Ok(record.is_some() || had_directory)
+        let directory = lock_free(&self.directories.join(lock.id().to_string()))?;
+        if directory.is_some() {
+            bwrap::remove_directory(&self.directories, lock.id())?;
+        }
+        Ok(record.is_some() || directory.is_some())
     }
 }
 
@@ -209,7 +214,9 @@ fn numbers(directory: &Path) -> Result<Vec<u32>, SandboxError> {
 /// Logs that the box of a killed run stays for the next sweep.
 fn log_unclean(id: u32, error: &SandboxError) {
     match error {
-        SandboxError::BoxInUse(_) => tracing::debug!("box {id}: processes of a killed run are still ending"),
+        SandboxError::BoxInUse(_) => {
+            tracing::debug!("box {id} is in use, or the processes of a killed run are still ending")
+        }
         _ => tracing::warn!("cannot clean box {id} of a killed run: {error}"),
     }
 }
@@ -220,7 +227,7 @@ mod tests {
 
     fn test_boxes() -> (tempfile::TempDir, Boxes) {
         let dir = tempfile::tempdir().unwrap();
-        let boxes = Boxes::new(&dir.path().join("run"), &dir.path().join("made"));
+        let boxes = Boxes::new(&dir.path().join("run"), &dir.path().join("made"), None);
         (dir, boxes)
     }
 
@@ -270,11 +277,16 @@ mod tests {
         let (_dir, boxes) = test_boxes();
         let make = |lock: &BoxLock| match lock.id() {
             id @ 5 => Err(SandboxError::BoxTaken { id, message: "already exists".to_owned() }),
-            id => Ok(id),
+            id => {
+                let path = boxes.directories.join(id.to_string());
+                fs::create_dir_all(&path).unwrap();
+                Ok(path)
+            }
         };
         let range: BoxRange = "5-6".parse().unwrap();
-        let (lock, id) = boxes.take(None, range, &bwrap_record(), make).unwrap();
-        assert_eq!(id, 6);
+        let (lock, path) = boxes.take(None, range, &bwrap_record(), make).unwrap();
+        assert_eq!(path, boxes.directories.join("6"));
+        bwrap::remove_directory(&boxes.directories, 6).unwrap();
         lock.release().unwrap();
         let error = boxes.take(Some(5), range, &bwrap_record(), make).unwrap_err();
         assert_eq!(error.to_string(), "box 5: already exists");
@@ -296,6 +308,25 @@ mod tests {
         // The next run can take a dead box without a sweep.
         drop(take(&boxes, Some(5), "5-6").unwrap());
         take(&boxes, Some(5), "5-6").unwrap();
+    }
+
+    #[test]
+    fn box_is_not_taken_or_swept_while_it_is_used_although_the_run_directory_was_cleaned() {
+        let (dir, boxes) = test_boxes();
+        let (lock, path) = take(&boxes, Some(5), "5-6").unwrap();
+        fs::write(path.join("file"), "x").unwrap();
+        fs::remove_dir_all(dir.path().join("run")).unwrap();
+        assert_eq!(boxes.sweep(Duration::ZERO).unwrap(), 0);
+        assert!(matches!(take(&boxes, Some(5), "5-6"), Err(SandboxError::BoxInUse(5))));
+        assert_eq!(take(&boxes, None, "5-6").unwrap().0.id(), 6);
+        assert!(path.join("file").exists());
+        // Another process may hold the new file of the box. The old holder must not remove it.
+        let other = boxes.locks.lock(5, true, Duration::ZERO).unwrap().unwrap();
+        lock.release().unwrap();
+        assert!(dir.path().join("run/boxes/5").exists());
+        drop(other);
+        assert_eq!(boxes.sweep(Duration::ZERO).unwrap(), 2);
+        assert!(!path.exists());
     }
 
     #[test]

@@ -92,6 +92,14 @@ pub enum SandboxError {
         /// isolate's message.
         message: String,
     },
+    /// Another user could change the records of boxes.
+    #[error("{path} is not trusted: {reason}")]
+    Untrusted {
+        /// The directory or record.
+        path: PathBuf,
+        /// Why it is not trusted.
+        reason: String,
+    },
     /// All boxes are in use.
     #[error("all boxes of {first}-{last} are in use")]
     NoFreeBox {
@@ -152,6 +160,7 @@ impl SandboxError {
             Self::Program { fault, .. } => fault.code(),
             Self::ImageConfig(_) => ErrorCode::Document,
             Self::BoxInUse(_) | Self::BoxTaken { .. } | Self::NoFreeBox { .. } => ErrorCode::NoBox,
+            Self::Untrusted { .. } => ErrorCode::Untrusted,
             Self::BoxRange(_) => ErrorCode::Configuration,
             Self::Sandbox { .. } | Self::FirstProcess(_) | Self::Step { .. } => ErrorCode::Sandbox,
             Self::Interrupted(_) => ErrorCode::Interrupted,

@@ -19,6 +19,7 @@ pub mod shim;
 
 mod backend;
 mod box_lock;
+mod box_locks;
 mod boxes;
 mod bwrap;
 mod command;

@@ -52,7 +52,7 @@ impl Backend for IsolateSandbox {
     }
 
     fn record(&self, spec: &RunSpec, root: String) -> BoxRecord {
-        BoxRecord::Isolate { program: self.program.clone(), cg: spec.cg(), root }
+        BoxRecord::Isolate { cg: spec.cg(), root }
     }
 
     fn make_box(&self, request: &BoxRequest<'_>) -> Result<PathBuf, SandboxError> {

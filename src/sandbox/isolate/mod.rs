@@ -6,6 +6,7 @@
 
 mod arguments;
 mod backend;
+mod box_root;
 mod boxes;
 mod call;
 mod meta;
@@ -20,6 +21,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use backend::IsolateSandbox;
+pub(super) use box_root::{box_directory, box_root};
 pub(super) use boxes::remove_abandoned;
 pub use call::IsolateCall;
 pub use meta::{IsolateMeta, failure_text, write_failure};

@@ -2,24 +2,32 @@
 
 use std::ffi::{OsStr, OsString};
 use std::mem::ManuallyDrop;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use super::choice::{ImageChoice, choose, may_request_image};
 use super::guardian::Guardian;
 use super::program::{find_image, find_program};
 use super::real_isolate::RealIsolate;
 use super::rewrite::CallRewrite;
-use super::trusted::require_trusted_directories;
+use super::trusted::{require_trusted_directories, require_trusted_path};
 use super::{BoxImages, Caller, HostCommands, Rights, ShimError};
 use crate::image::ManifestDigest;
+use crate::os::{NamedLock, Sharing};
 use crate::pipeline;
 use crate::roots::{HomesLocation, InodeWidth, Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
+use crate::sandbox::box_lock::lock_directory;
 use crate::sandbox::isolate::{
-    DirRule, IsolateCall, IsolateError, IsolateMode, IsolateOption, RuleTarget, components,
+    DirRule, IsolateCall, IsolateError, IsolateMode, IsolateOption, RuleTarget, box_directory, box_root,
+    components,
 };
 use crate::store::Store;
+
+/// How long to wait for a `run` that may be leaving the box.
+const BOX_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The settings of the stand-in.
 #[derive(Debug, Clone)]
@@ -160,6 +168,7 @@ fn make_root(
     caller.raise_limits()?;
     let version = real.version(&settings.run_dir, caller)?;
     let rewrite = CallRewrite::new(call, version)?;
+    let box_lock = lock_box(caller, real, call)?;
     let additional = without_missing(caller, rewrite.additional_rules())?;
     let mountpoint = live_mountpoint(settings)?;
     // The steps that are likely to fail come first, before anything is made.
@@ -167,7 +176,7 @@ fn make_root(
     let roots = Roots::open(&settings.homes, &settings.run_dir)?.with_inodes(settings.inodes);
     // Mount points for the caller's rules are made in the upper.
     let upper = if writable || !additional.is_empty() { settings.upper } else { Upper::None };
-    let (guardian, lease) = Guardian::start(&roots, roots.lease(&upper)?)?;
+    let (guardian, lease) = Guardian::start(&roots, roots.lease(&upper)?, box_lock.as_ref())?;
     // The guardian detaches itself from the caller meanwhile.
     let environment = environment(settings, &lower)?;
     enter_private_namespace()?;
@@ -182,6 +191,21 @@ fn make_root(
     // The root stays mounted until isolate's namespace ends. execve(2) closes its descriptor.
     let _ = ManuallyDrop::new(root);
     Ok(arguments)
+}
+
+/// Locks the directory of the call's box, so that no `run` takes the box, or removes it. Calls of the stand-in share the lock:
+/// isolate itself keeps them apart. Returns `None` for a box that does not exist, which isolate reports.
+fn lock_box(caller: &Caller, real: &RealIsolate, call: &IsolateCall) -> Result<Option<OwnedFd>, ShimError> {
+    let Some(id) = call.box_id() else { return Ok(None) };
+    let root = box_root(&real.path);
+    if caller.rights() == Rights::SetUid {
+        require_trusted_path(&root)?;
+    }
+    match lock_directory(&box_directory(&root, id), Sharing::Shared, BOX_TIMEOUT)? {
+        NamedLock::Locked(lock) => Ok(Some(lock)),
+        NamedLock::Missing => Ok(None),
+        NamedLock::Busy => Err(ShimError::BoxInUse(id)),
+    }
 }
 
 /// Returns the rules without those that have the flag `maybe` and whose directory does not exist for the caller.

@@ -43,10 +43,12 @@ pub(super) struct Guardian {
 }
 
 impl Guardian {
-    /// Starts the guardian, which will release the lease. The returned lease is only for mounting the root.
+    /// Starts the guardian, which will release the lease, and the lock of the box at its end. The returned lease is only for
+    /// mounting the root.
     pub(super) fn start(
         roots: &Roots,
         lease: RootLease,
+        box_lock: Option<&OwnedFd>,
     ) -> Result<(Self, ManuallyDrop<RootLease>), ShimError> {
         let failed = |error: Errno| ShimError::Guardian(error.into());
         let watch = RootWatch::new().map_err(ShimError::Guardian)?;
@@ -61,7 +63,7 @@ impl Guardian {
                 // No process reads the guardian's errors, and no failed step may prevent the following steps: the guardian
                 // always waits for the root's death and removes the root. The next sweep removes any remains.
                 let lease = ManuallyDrop::into_inner(lease);
-                attempt(|| detach_and_report(&lease, &watch, &isolate, &report_ready));
+                attempt(|| detach_and_report(&lease, &watch, &isolate, box_lock, &report_ready));
                 // If the report failed, the closed pipe informs the other process.
                 drop(report_ready);
                 if attempt(|| Ok(wait_for_death(&lease, &watch, &isolate))).unwrap_or(false) {
@@ -103,9 +105,11 @@ fn detach_and_report(
     lease: &RootLease,
     watch: &RootWatch,
     isolate: &OwnedFd,
+    box_lock: Option<&OwnedFd>,
     report_ready: &OwnedFd,
 ) -> io::Result<()> {
     let mut kept = vec![watch.fd().as_raw_fd(), isolate.as_raw_fd(), report_ready.as_raw_fd()];
+    kept.extend(box_lock.map(|lock| lock.as_raw_fd()));
     kept.extend(lease.descriptors().iter().map(|fd| fd.as_raw_fd()));
     detach_from_caller(&kept)?;
     // Fails with EPIPE if the other process has ended already, for example because of an error.

@@ -101,6 +101,9 @@ pub enum ShimError {
     /// The number of the box selects its image and cannot be parsed.
     #[error("cannot choose the image of box `{0}`: not a number")]
     BoxId(String),
+    /// A `run` uses the box.
+    #[error("box {0} is in use by another run")]
+    BoxInUse(u32),
     /// A path into the mount contains `..`.
     #[error("image {0}: a path into the mount must not contain `..`")]
     ParentDir(PathBuf),
@@ -184,6 +187,7 @@ impl ShimError {
             Self::OtherImage { .. } => ErrorCode::Program,
             Self::Arguments(error) | Self::Isolate(error) => error.code(),
             Self::BoxId(_) => ErrorCode::Usage,
+            Self::BoxInUse(_) => ErrorCode::NoBox,
             Self::NotAnImage(_) => ErrorCode::NoImage,
             Self::OverRoot(_) | Self::Covered { .. } | Self::TwoRoots { .. } => ErrorCode::SandboxOption,
             Self::NoIsolate(_) => ErrorCode::NoSandbox,

@@ -1,5 +1,7 @@
 //! Sequential, concurrent, interrupted and killed runs leave nothing behind.
 
+use std::fs;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -113,6 +115,52 @@ pub(super) fn killed_run_is_cleaned_up_by_the_next(runner: &Runner, image: &str)
             runner.traces().is_empty()
         });
     }
+}
+
+/// A box belongs to its run although the run directory is cleaned, as by systemd when a service stops. `made` is the directory
+/// of the first box.
+pub(super) fn used_box_survives_the_removal_of_the_run_directory(runner: &Runner, image: &str, made: &Path) {
+    let mut child = start(runner, image, &[], "busybox");
+    fs::remove_dir_all(runner.program.dir().join("run")).unwrap();
+    assert_eq!(runner.ok(image, &[], &["busybox", "echo", "other"]), "other\n", "another box is free");
+    runner.program.ok(&["root", "sweep"]);
+    assert!(made.exists(), "{runner:?}: the box is still there");
+    if runner.isolate.is_some() {
+        let ran = runner.run(image, &["--box-id", &runner.first_box.to_string()], &["busybox", "true"]);
+        assert_eq!(ran.code, Some(2), "{runner:?}: {ran:?}");
+        assert!(ran.err.contains("is in use by another run"), "{runner:?}: {ran:?}");
+    }
+    assert!(made.exists() && runner.processes().iter().any(|(_, command)| command == "busybox"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn box_of_isolate_is_not_taken_while_it_is_used_although_the_run_directory_was_cleaned() {
+    let (mut runner, isolates) = Runner::with_isolate(22);
+    let image = runner.pull("small");
+    for isolate in isolates {
+        let (id, program) = (runner.first_box.to_string(), isolate.program.clone());
+        let directory = isolate.boxes.join(&id);
+        runner.isolate = Some(isolate);
+        used_box_survives_the_removal_of_the_run_directory(&runner, &image, &directory.join("box"));
+        // No record of the box is left, so only isolate knows that it was in use.
+        wait_until("the processes of the run are gone", || runner.processes().is_empty());
+        support::images::run(program.to_str().unwrap(), &[&format!("--box-id={id}"), "--cleanup"]);
+        runner.sweep_until_clean();
+    }
+    runner.mount.stop();
+}
+
+#[test]
+fn box_of_bubblewrap_is_not_removed_while_it_is_used_although_the_run_directory_was_cleaned() {
+    let runner = Runner::new(0, "bwrap");
+    let image = runner.pull("small");
+    let directory = runner.program.store().join("rcx-imagefs/boxes/0");
+    used_box_survives_the_removal_of_the_run_directory(&runner, &image, &directory);
+    runner.sweep_until_clean();
+    runner.mount.stop();
 }
 
 #[test]

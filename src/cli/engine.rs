@@ -8,10 +8,11 @@ use clap::ValueEnum;
 use serde::Deserialize;
 
 use super::Context;
-use crate::daemon::{ControlRequest, ask};
+use crate::daemon::{AccountedImage, ControlRequest, RunAccount, ask};
+use crate::image::Image;
 use crate::pipeline::open_image;
 use crate::roots::{Engine, LayerDirectories, Lower};
-use crate::store::Store;
+use crate::store::{DaemonInfo, Store};
 
 /// How long to wait for a daemon's answer to a ping.
 const PING: Duration = Duration::from_secs(2);
@@ -33,16 +34,9 @@ pub(super) enum EngineChoice {
 }
 
 impl Context {
-    /// Chooses the engine and returns the image of a reference as the lower layers of a root.
-    pub(super) fn lower(
-        &self,
-        store: &Store,
-        text: &str,
-        choice: Option<EngineChoice>,
-    ) -> anyhow::Result<(Engine, Lower)> {
-        let image = self.find(store, text)?.image;
-        let name = format!("{}@{}", self.familiar(&image.name), image.digest);
-        let engine = match choice.or(self.config.engine).unwrap_or_default() {
+    /// Chooses the engine of a root.
+    pub(super) fn engine(&self, store: &Store, choice: Option<EngineChoice>) -> anyhow::Result<Engine> {
+        Ok(match choice.or(self.config.engine).unwrap_or_default() {
             EngineChoice::Fuse => Engine::Fuse,
             EngineChoice::Overlay2 => Engine::Overlay2,
             EngineChoice::Unpack => Engine::Unpack,
@@ -50,13 +44,40 @@ impl Context {
                 Some(daemon) if ask(&daemon.socket, ControlRequest::Ping, PING).is_ok() => Engine::Fuse,
                 _ => Engine::Overlay2,
             },
-        };
-        let lower = match engine {
-            Engine::Fuse => {
-                let hint = "start one with `rcx-imagefs mount DIR`, or use `--engine overlay2`, which needs no daemon";
-                let daemon = self.daemon_or(store, hint)?;
-                Lower::in_mount(&daemon.mountpoint, name.as_ref())?
-            }
+        })
+    }
+
+    /// Opens the account of a run with the daemon of its image; `None` for an engine that needs no daemon. `name` is the name to
+    /// show in errors.
+    ///
+    /// Call it before [`Self::lower`], so that a daemon that is replaced in between is detected.
+    pub(super) fn account(
+        &self,
+        store: &Store,
+        engine: Engine,
+        image: &Image,
+        name: &str,
+    ) -> anyhow::Result<Option<(RunAccount, AccountedImage)>> {
+        if engine != Engine::Fuse {
+            return Ok(None);
+        }
+        let daemon = self.daemon_of_fuse(store)?;
+        let account = RunAccount::open(&daemon.socket, &daemon.mountpoint)?;
+        Ok(Some((account, AccountedImage::new(name, image))))
+    }
+
+    fn daemon_of_fuse(&self, store: &Store) -> anyhow::Result<DaemonInfo> {
+        let hint =
+            "start one with `rcx-imagefs mount DIR`, or use `--engine overlay2`, which needs no daemon";
+        self.daemon_or(store, hint)
+    }
+
+    /// Returns the image of a reference as the lower layers of a root.
+    pub(super) fn lower(&self, store: &Store, text: &str, engine: Engine) -> anyhow::Result<Lower> {
+        let image = self.find(store, text)?.image;
+        let name = format!("{}@{}", self.familiar(&image.name), image.digest);
+        Ok(match engine {
+            Engine::Fuse => Lower::in_mount(&self.daemon_of_fuse(store)?.mountpoint, name.as_ref())?,
             Engine::Overlay2 => {
                 // The lease keeps `gc` from freeing the layers while they are unpacked.
                 let _lease = store.lease(None)?;
@@ -67,8 +88,7 @@ impl Context {
                 let open = open_image(store, image.digest, |_| None).with_context(|| name.clone())?;
                 Lower::copy_of(open, &name)
             }
-        };
-        Ok((engine, lower))
+        })
     }
 }
 

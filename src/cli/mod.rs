@@ -15,6 +15,7 @@ mod load;
 mod ls;
 mod man;
 mod manual;
+mod meta_file;
 mod mount;
 mod output;
 mod path;

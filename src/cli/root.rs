@@ -198,7 +198,8 @@ pub(super) fn run(context: &Context, args: &RootArgs) -> anyhow::Result<()> {
 
 fn create(context: &Context, store: &Store, args: &CreateArgs) -> anyhow::Result<()> {
     let upper = context.config.upper(args.upper)?;
-    let (engine, lower) = context.lower(store, &args.reference, args.engine)?;
+    let engine = context.engine(store, args.engine)?;
+    let lower = context.lower(store, &args.reference, engine)?;
     let roots = context.roots(store)?.with_inodes(context.config.inodes(args.inodes)?);
     let root = roots.create(args.id.clone(), engine, &upper, &lower)?;
     if args.json {

@@ -1,17 +1,15 @@
 //! `run`: runs one command in a fresh root of an image.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
 use super::engine::EngineChoice;
 use super::error::{ErrorJson, interrupted_by};
+use super::meta_file::MetaFile;
 use super::{Context, STORED, output};
 use crate::error::chain_text;
 use crate::pipeline::read_image;
@@ -374,11 +372,19 @@ fn execute(context: &Context, args: &RunArgs, subject: &mut RunSubject) -> anyho
     if let (Sandbox::Bwrap(_), false) = (&sandbox, args.program.silent) {
         eprintln!("note: bubblewrap isolates the program, but enforces no limits");
     }
-    let (_, lower) = context.lower(&store, &args.reference, args.engine)?;
+    let engine = context.engine(&store, args.engine)?;
+    let account = context.account(&store, engine, &image, subject.image.as_deref().unwrap_or_default())?;
+    let lower = context.lower(&store, &args.reference, engine).map_err(|error| match &account {
+        Some((account, image)) => account
+            .failed_reads(std::process::id(), image)
+            .map_or(error, |fault| SandboxError::from(fault).into()),
+        None => error,
+    })?;
     let job = RunRequest {
         spec: &spec,
         config: image.config(),
         image: &lower,
+        account: account.as_ref(),
         roots: &context.roots(&store)?.with_inodes(context.config.inodes(args.inodes)?),
         boxes: &context.boxes(&store)?,
         range: config.box_ids()?,
@@ -419,32 +425,4 @@ fn print_result(
         }
     }
     Ok(())
-}
-
-/// The open file of `--meta`.
-struct MetaFile {
-    /// `None` for standard output.
-    file: Option<File>,
-    path: PathBuf,
-}
-
-impl MetaFile {
-    fn open(path: &Path) -> anyhow::Result<Self> {
-        let file = match path == Path::new("-") {
-            true => None,
-            false => Some(
-                File::create(path).with_context(|| format!("cannot open meta file {}", path.display()))?,
-            ),
-        };
-        Ok(Self { file, path: path.to_owned() })
-    }
-
-    fn write(&mut self, text: &[u8]) -> anyhow::Result<()> {
-        match &mut self.file {
-            None => output::bytes(text),
-            Some(file) => file
-                .write_all(text)
-                .with_context(|| format!("cannot write meta file {}", self.path.display())),
-        }
-    }
 }

@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn request_of_version_0_1_is_answered_in_its_own_form() {
         let answer = with_listener(
-            |_| ControlResponse::Pong(AccountMark { instance: 1, sequence: 2 }),
+            |_| ControlResponse::Pong(AccountMark { instance: 1, sequence: 2, pid_namespace: 3 }),
             |path| {
                 let mut stream = UnixStream::connect(path).unwrap();
                 stream.write_all(b"\"ping\"\n").unwrap();

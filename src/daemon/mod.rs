@@ -1,5 +1,6 @@
 //! The daemon: serves one store at one mountpoint, follows changes in the store, and answers control requests.
 
+mod account;
 mod control;
 mod error;
 mod listener;
@@ -8,6 +9,7 @@ mod server;
 mod status;
 mod watch;
 
+pub use account::{AccountedImage, ReadFault, RunAccount};
 pub use control::{ControlError, ask};
 pub use error::DaemonError;
 pub use listener::ControlListener;

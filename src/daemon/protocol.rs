@@ -188,7 +188,10 @@ mod tests {
             assert_eq!(decode_request(recorded.as_bytes()), (MessageForm::Bare, Ok(request)));
         }
         let answer = |answer| text(&encode_answer(MessageForm::Bare, answer)).to_owned();
-        assert_eq!(answer(ControlResponse::Pong(AccountMark { instance: 1, sequence: 2 })), r#""pong""#);
+        assert_eq!(
+            answer(ControlResponse::Pong(AccountMark { instance: 1, sequence: 2, pid_namespace: 3 })),
+            r#""pong""#
+        );
         assert_eq!(answer(ControlResponse::Refreshed), r#""refreshed""#);
         assert_eq!(answer(ControlResponse::Error("no".to_owned())), r#"{"error":"no"}"#);
         // Version 0.1 has no defaults: every field that it sent must still be sent.
@@ -237,7 +240,7 @@ mod tests {
             let line = encode_request(MessageForm::Enveloped, request).unwrap();
             assert_eq!(decode_request(&line), (MessageForm::Enveloped, Ok(request)));
         }
-        let mark = AccountMark { instance: 5, sequence: 9 };
+        let mark = AccountMark { instance: 5, sequence: 9, pid_namespace: 3 };
         let failures = vec![ReadFailure { sequence: 9, pid: 3, ..ReadFailure::default() }];
         for answer in [
             ControlResponse::Pong(mark),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::chain_text;
 use crate::fs::FsError;
-use crate::os::ignore_poison;
+use crate::os::{self, ignore_poison};
 
 /// Number of failures that are kept.
 const KEPT: usize = 1024;
@@ -27,6 +27,8 @@ pub struct AccountMark {
     pub instance: u64,
     /// Number of the last failure; 0 if there was none.
     pub sequence: u64,
+    /// Identifies the PID namespace of the daemon; 0 if it is unknown. Process IDs are those of this namespace.
+    pub pid_namespace: u64,
 }
 
 /// A read, an open or a lookup that failed because an image cannot be served.
@@ -69,6 +71,7 @@ pub struct ReadFailureReport {
 #[derive(Debug)]
 pub struct ReadAccounts {
     instance: u64,
+    pid_namespace: u64,
     log: Mutex<FailureLog>,
 }
 
@@ -85,7 +88,7 @@ impl Default for ReadAccounts {
     fn default() -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let nanoseconds = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        Self { instance: nanoseconds, log: Mutex::default() }
+        Self { instance: nanoseconds, pid_namespace: os::pid_namespace(), log: Mutex::default() }
     }
 }
 
@@ -124,7 +127,11 @@ impl ReadAccounts {
     /// Returns the current mark.
     #[must_use]
     pub fn mark(&self) -> AccountMark {
-        AccountMark { instance: self.instance, sequence: ignore_poison(self.log.lock()).last }
+        self.mark_at(ignore_poison(self.log.lock()).last)
+    }
+
+    fn mark_at(&self, sequence: u64) -> AccountMark {
+        AccountMark { instance: self.instance, sequence, pid_namespace: self.pid_namespace }
     }
 
     /// Returns the failures with a number above `since`.
@@ -132,7 +139,7 @@ impl ReadAccounts {
     pub fn failures_since(&self, since: u64) -> ReadFailureReport {
         let log = ignore_poison(self.log.lock());
         ReadFailureReport {
-            mark: AccountMark { instance: self.instance, sequence: log.last },
+            mark: self.mark_at(log.last),
             lost: log.dropped.saturating_sub(since),
             failures: log.kept.iter().filter(|failure| failure.sequence > since).cloned().collect(),
         }

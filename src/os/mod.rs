@@ -6,6 +6,7 @@
 mod beneath;
 mod directory;
 mod lock;
+mod namespace;
 mod path_error;
 mod poison;
 mod remove_tree;
@@ -16,6 +17,7 @@ pub use directory::{
     UntrustedPart, foreign_owner, foreign_writers, make_directories, make_directory, untrusted_part,
 };
 pub use lock::{NamedLock, Sharing, lock_named, lock_until, try_lock, unlock};
+pub use namespace::pid_namespace;
 pub use path_error::{AtPath, PathError};
 pub use poison::ignore_poison;
 pub use remove_tree::remove_tree;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::command::ProgramFault;
 use super::copy::CopyError;
 use super::isolate::{IsolateError, IsolateVersion};
+use crate::daemon::ReadFault;
 use crate::error::ErrorCode;
 use crate::os::PathError;
 use crate::roots::RootsError;
@@ -119,6 +120,9 @@ pub enum SandboxError {
         /// The program's message.
         message: String,
     },
+    /// The result says nothing about the program, because the image could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadFault),
     /// A signal to this process ended the run.
     #[error("interrupted by signal {0}")]
     Interrupted(i32),
@@ -163,6 +167,7 @@ impl SandboxError {
             Self::Untrusted { .. } => ErrorCode::Untrusted,
             Self::BoxRange(_) => ErrorCode::Configuration,
             Self::Sandbox { .. } | Self::FirstProcess(_) | Self::Step { .. } => ErrorCode::Sandbox,
+            Self::Read(fault) => fault.code(),
             Self::Interrupted(_) => ErrorCode::Interrupted,
             Self::Copy(error) => error.code(),
             Self::Io(error) => error.code(),
@@ -183,6 +188,7 @@ impl SandboxError {
             ),
             Self::NoLimits(_) => Some("omit the option, or use `--sandbox isolate`"),
             Self::Roots(error) => error.hint(),
+            Self::Read(fault) => fault.hint(),
             Self::NoCommand => Some("give a command: `rcx-imagefs run REF -- COMMAND ARGUMENT...`"),
             Self::BoxTaken { .. } | Self::NoFreeBox { .. } => Some(
                 "free an unused box with `isolate --box-id=N --cleanup`, or change `box-ids` in the table [run] of the configuration",

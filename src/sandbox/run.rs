@@ -22,6 +22,7 @@ use super::process::{HeldSignals, SavedLocation, close_all_on_exec};
 use super::sandbox_command::SandboxCommand;
 use super::verdict::RunReport;
 use super::{BoxRange, Boxes, RunSpec, Sandbox, User};
+use crate::daemon::{AccountedImage, ReadFault, RunAccount};
 use crate::image::ImageConfig;
 use crate::os::AtPath as _;
 use crate::roots::{Lower, PrivateRoot, RootLease, Roots, enter_private_namespace};
@@ -35,6 +36,8 @@ pub struct RunRequest<'a> {
     pub config: &'a ImageConfig,
     /// The image, as an engine provides it.
     pub image: &'a Lower,
+    /// The account with the daemon that serves the image, opened before the image was looked up; `None` if no daemon does.
+    pub account: Option<&'a (RunAccount, AccountedImage)>,
     /// The roots of the store.
     pub roots: &'a Roots,
     /// The boxes of the run directory.
@@ -65,7 +68,8 @@ pub struct FinishedRun {
 /// from 3 up are marked to be closed in the programs that this process executes.
 ///
 /// # Errors
-/// The program cannot be started, a signal ends the run, or the sandbox itself fails. All traces of the run are removed first.
+/// The program cannot be started, a signal ends the run, a file of the image cannot be read, or the sandbox itself fails. All
+/// traces of the run are removed first.
 pub fn run(request: &RunRequest<'_>) -> Result<FinishedRun, SandboxError> {
     if !rustix::process::geteuid().is_root() {
         return Err(SandboxError::NotRoot);
@@ -154,10 +158,29 @@ impl BoxedRun<'_> {
         for copy in &spec.copy_in {
             copy_in(box_fd.as_fd(), copy, self.backend.box_owner(self.user))?;
         }
-        let report = self.run_program(lease, &box_fd)?;
+        let report = self.run_program(lease, &box_fd).map_err(|error| self.blame_image(error))?;
+        self.close_account()?;
         let copied = spec.copy_out.iter().map(|copy| copy_out(box_fd.as_fd(), copy));
         let errors = copied.filter_map(|copied| copied.err().map(SandboxError::from));
         Ok((report, errors.collect()))
+    }
+
+    /// Checks that the image could be read throughout the run. All processes of the run have ended.
+    fn close_account(&self) -> Result<(), ReadFault> {
+        self.request.account.map_or(Ok(()), |(account, image)| account.close(std::process::id(), image))
+    }
+
+    /// Replaces the error of a run that failed because its image could not be read.
+    fn blame_image(&self, error: SandboxError) -> SandboxError {
+        match error {
+            SandboxError::Interrupted(_) => error,
+            error => {
+                let account = self.request.account;
+                let fault =
+                    account.and_then(|(account, image)| account.failed_reads(std::process::id(), image));
+                fault.map_or(error, SandboxError::from)
+            }
+        }
     }
 
     /// Mounts the root in a private mount namespace, runs the program in it, and waits for its end.

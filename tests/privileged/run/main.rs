@@ -10,6 +10,7 @@ mod hostile;
 mod isolate;
 mod killed;
 mod limits;
+mod unreadable;
 
 use std::env;
 use std::fs;

@@ -76,7 +76,7 @@ pub struct ReadError {
 enum ReadCause {
     #[error("cannot read the file")]
     Io(#[from] std::io::Error),
-    #[error("cannot decode the span")]
+    #[error(transparent)]
     Decode(#[from] LayerError),
     #[error("decoded bytes do not match their checksum")]
     Checksum,

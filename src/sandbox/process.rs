@@ -13,7 +13,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::ptr;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use serde::{Deserialize, Serialize};
 
@@ -102,6 +102,20 @@ impl HeldSignals {
         // SAFETY: the set is the one that sigprocmask returned. The call fails only for an invalid request.
         unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.previous, ptr::null_mut()) };
     }
+}
+
+/// Ends this process by a signal, as another process was ended by it. If that is impossible, exits as shells do.
+pub(super) fn end_by_signal(signals: &HeldSignals, signal: i32) -> ! {
+    // The other process has dumped its core, if any.
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let _ = rustix::process::setrlimit(Resource::Core, none);
+    signals.release();
+    // SAFETY: no handler is installed; the runtime's own, for stack overflows, is removed.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+    std::process::exit(128 + signal)
 }
 
 fn empty_set() -> libc::sigset_t {

@@ -1,21 +1,24 @@
 //! The steps from a call of the stand-in to the execution of isolate.
 
+use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::mem::ManuallyDrop;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use super::choice::{ImageChoice, choose, may_request_image};
-use super::guardian::Guardian;
+use super::guardian::{GuardedCall, Guardian};
 use super::program::{find_image, find_program};
 use super::real_isolate::RealIsolate;
 use super::rewrite::CallRewrite;
+use super::supervisor::{SplitSide, SupervisedChild, split};
 use super::trusted::{require_trusted_directories, require_trusted_path};
 use super::{BoxImages, Caller, HostCommands, Rights, ShimError};
-use crate::image::ManifestDigest;
+use crate::daemon::{AccountedImage, RunAccount};
+use crate::image::{Image, ManifestDigest};
 use crate::os::{NamedLock, Sharing};
 use crate::pipeline;
 use crate::roots::{HomesLocation, InodeWidth, Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
@@ -24,7 +27,7 @@ use crate::sandbox::isolate::{
     DirRule, IsolateCall, IsolateError, IsolateMode, IsolateOption, RuleTarget, box_directory, box_root,
     components,
 };
-use crate::store::Store;
+use crate::store::{DaemonInfo, Store};
 
 /// How long to wait for a `run` that may be leaving the box.
 const BOX_TIMEOUT: Duration = Duration::from_millis(200);
@@ -58,8 +61,10 @@ pub struct ShimSettings {
     pub in_order: bool,
 }
 
-/// Becomes isolate. Returns only on failure. The remains of the root are removed before, or by the guardian after this process
-/// has ended.
+/// Becomes isolate, or with an image, runs isolate in a child process and ends as isolate does. Returns only on failure. The
+/// remains of the root are removed before, or by the guardian after isolate has ended.
+///
+/// With an image, this function may return in both processes. Each then reports its error and ends.
 ///
 /// `name` is the name by which this program was called. The process must have one thread.
 pub fn become_isolate(
@@ -68,9 +73,28 @@ pub fn become_isolate(
     name: &OsStr,
     arguments: &[OsString],
 ) -> ShimError {
-    match prepare(caller, settings, arguments) {
-        Ok((path, arguments)) => execute(caller, path, name, &arguments),
-        Err(error) => error,
+    let Err(error) = try_to_become_isolate(caller, settings, name, arguments);
+    error
+}
+
+fn try_to_become_isolate(
+    caller: &mut Caller,
+    settings: &ShimSettings,
+    name: &OsStr,
+    arguments: &[OsString],
+) -> Result<Infallible, ShimError> {
+    let real = RealIsolate::find(settings.isolate.as_deref(), caller.rights(), settings.search.as_deref())?;
+    let Some(request) = image_request(caller, settings, &real, arguments)? else {
+        return execute(caller, real.path, name, arguments);
+    };
+    // Also of the supervisor: it forks, and writes the meta file if it fails.
+    caller.raise_limits()?;
+    match split()? {
+        SplitSide::Supervisor(supervisor) => supervisor.end_as_child(),
+        SplitSide::Child(child) => {
+            let arguments = make_root(caller, settings, &real, &request, child)?;
+            execute(caller, real.path, name, &arguments)
+        }
     }
 }
 
@@ -81,28 +105,32 @@ pub fn meta_file(arguments: &[OsString], in_order: bool) -> Option<PathBuf> {
     call.value(IsolateOption::Meta).map(PathBuf::from)
 }
 
-/// Returns the program to execute and its arguments.
-fn prepare(
-    caller: &mut Caller,
+/// A call that requests an image.
+struct ImageRequest {
+    call: IsolateCall,
+    /// The image's path below the mountpoint; `None` if the command's path chooses the image.
+    name: Option<PathBuf>,
+    writable: bool,
+}
+
+/// Returns the image that the call requests; `None` if it requests none.
+fn image_request(
+    caller: &Caller,
     settings: &ShimSettings,
+    real: &RealIsolate,
     arguments: &[OsString],
-) -> Result<(PathBuf, Vec<OsString>), ShimError> {
-    let real = RealIsolate::find(settings.isolate.as_deref(), caller.rights(), settings.search.as_deref())?;
-    let Some(call) = parse(caller, settings, &real, arguments)? else {
-        return Ok((real.path, arguments.to_vec()));
-    };
+) -> Result<Option<ImageRequest>, ShimError> {
+    let Some(call) = parse(caller, settings, real, arguments)? else { return Ok(None) };
     if caller.rights() == Rights::SetUid && call.mode == Some(IsolateMode::Run) {
         require_trusted_directories(settings)?;
     }
     let (name, writable) =
         match choose(&call, &settings.images, &settings.host_commands, || known_mountpoint(settings))? {
-            ImageChoice::Unchanged => return Ok((real.path, arguments.to_vec())),
+            ImageChoice::Unchanged => return Ok(None),
             ImageChoice::OfCommand => (None, None),
             ImageChoice::Image { name, writable } => (Some(name), writable),
         };
-    let writable = writable.unwrap_or(settings.writable);
-    let arguments = make_root(caller, settings, &real, &call, name.as_deref(), writable)?;
-    Ok((real.path, arguments))
+    Ok(Some(ImageRequest { call, name, writable: writable.unwrap_or(settings.writable) }))
 }
 
 /// Parses the call. Returns `None` for a malformed call that certainly requests no image: isolate itself reports the error.
@@ -141,52 +169,72 @@ pub(super) fn known_mountpoint(settings: &ShimSettings) -> Result<Option<PathBuf
     Ok(Store::open(&settings.store)?.last_daemon()?.map(|daemon| daemon.mountpoint))
 }
 
-/// Returns the mountpoint of the images, which must be mounted.
-fn live_mountpoint(settings: &ShimSettings) -> Result<PathBuf, ShimError> {
-    if let Some(path) = &settings.mountpoint {
-        return Ok(path.clone());
-    }
+/// Returns the daemon of the store, with the mountpoint to use.
+fn live_daemon(settings: &ShimSettings) -> Result<DaemonInfo, ShimError> {
     let no_daemon = || ShimError::NoDaemon(settings.store.clone());
     if !Store::exists(&settings.store)? {
         return Err(no_daemon());
     }
-    let daemon = Store::open(&settings.store)?.running_daemon()?;
-    daemon.map(|daemon| daemon.mountpoint).ok_or_else(no_daemon)
+    let daemon = Store::open(&settings.store)?.running_daemon()?.ok_or_else(no_daemon)?;
+    let mountpoint = settings.mountpoint.clone().unwrap_or(daemon.mountpoint);
+    Ok(DaemonInfo { mountpoint, ..daemon })
 }
 
 /// Makes the root in a mount namespace of this process. Returns the arguments with which isolate uses it.
-///
-/// `name` is the image's path below the mountpoint; `None` if the command's path chooses the image.
 fn make_root(
-    caller: &mut Caller,
+    caller: &Caller,
     settings: &ShimSettings,
     real: &RealIsolate,
-    call: &IsolateCall,
-    name: Option<&Path>,
-    writable: bool,
+    request: &ImageRequest,
+    child: SupervisedChild,
 ) -> Result<Vec<OsString>, ShimError> {
-    caller.raise_limits()?;
     let version = real.version(&settings.run_dir, caller)?;
-    let rewrite = CallRewrite::new(call, version)?;
-    let box_lock = lock_box(caller, real, call)?;
+    let rewrite = CallRewrite::new(&request.call, version)?;
+    let box_lock = lock_box(caller, real, &request.call)?;
+    let guarded =
+        GuardedCall { supervisor: child.supervisor(), box_lock: box_lock.as_ref().map(|lock| lock.as_fd()) };
+    let daemon = live_daemon(settings)?;
+    let account = RunAccount::open(&daemon.socket, &daemon.mountpoint)?;
+    let name = request.name.as_deref().map(Path::as_os_str).or(rewrite.program()).unwrap_or_default();
+    let mut image = AccountedImage::named(&name.to_string_lossy());
+    match make_accounted_root(caller, settings, &daemon.mountpoint, request, &rewrite, guarded, &mut image) {
+        Ok(arguments) => {
+            child.hand_over(account, image)?;
+            Ok(arguments)
+        }
+        Err(error) => Err(account.failed_reads(std::process::id(), &image).map_or(error, ShimError::from)),
+    }
+}
+
+/// Does the steps of [`make_root`] that read the image. Sets `accounted` as soon as the image is known.
+fn make_accounted_root(
+    caller: &Caller,
+    settings: &ShimSettings,
+    mountpoint: &Path,
+    request: &ImageRequest,
+    rewrite: &CallRewrite,
+    guarded: GuardedCall<'_>,
+    accounted: &mut AccountedImage,
+) -> Result<Vec<OsString>, ShimError> {
     let additional = without_missing(caller, rewrite.additional_rules())?;
-    let mountpoint = live_mountpoint(settings)?;
     // The steps that are likely to fail come first, before anything is made.
-    let (lower, command) = find_image(&mountpoint, name, rewrite.program())?;
+    let (lower, command) = find_image(mountpoint, request.name.as_deref(), rewrite.program())?;
     let roots = Roots::open(&settings.homes, &settings.run_dir)?.with_inodes(settings.inodes);
     // Mount points for the caller's rules are made in the upper.
-    let upper = if writable || !additional.is_empty() { settings.upper } else { Upper::None };
-    let (guardian, lease) = Guardian::start(&roots, roots.lease(&upper)?, box_lock.as_ref())?;
+    let upper = if request.writable || !additional.is_empty() { settings.upper } else { Upper::None };
+    let (guardian, lease) = Guardian::start(&roots, roots.lease(&upper)?, guarded)?;
     // The guardian detaches itself from the caller meanwhile.
-    let environment = environment(settings, &lower)?;
+    let image = stored_image(settings, &lower)?;
+    let name = lower.resolved_name();
+    *accounted = AccountedImage::new(name, &image);
+    let environment = &image.config().env;
     enter_private_namespace()?;
     let root = lease.mount(&lower)?;
     guardian.watch(&root)?;
-    let additional = resolve_rules(&root, &rewrite, additional)?;
-    let image = lower.resolved_name();
-    let program = find_program(&root, &rewrite, &additional, &environment, image, command)?;
+    let additional = resolve_rules(&root, rewrite, additional)?;
+    let program = find_program(&root, rewrite, &additional, environment, name, command)?;
     let arguments =
-        rewrite.arguments(root.path(), writable, &additional, &environment, program.as_deref())?;
+        rewrite.arguments(root.path(), request.writable, &additional, environment, program.as_deref())?;
     guardian.wait()?;
     // The root stays mounted until isolate's namespace ends. execve(2) closes its descriptor.
     let _ = ManuallyDrop::new(root);
@@ -223,15 +271,14 @@ fn without_missing(caller: &Caller, rules: &[DirRule]) -> Result<Vec<DirRule>, S
     caller.as_caller(|| rules.iter().filter(|rule| !is_missing(rule)).cloned().collect())
 }
 
-/// Returns the `NAME=VALUE` pairs of the image.
-fn environment(settings: &ShimSettings, image: &Lower) -> Result<Vec<String>, ShimError> {
+/// Reads the manifest and the configuration of the image.
+fn stored_image(settings: &ShimSettings, image: &Lower) -> Result<Image, ShimError> {
     let name = image.resolved_name();
     let digest = name.rsplit_once('@').and_then(|(_, digest)| digest.parse::<ManifestDigest>().ok());
     let digest = digest.ok_or_else(|| ShimError::NotAnImage(name.into()))?;
     let store = Store::open(&settings.store)?;
-    let image = pipeline::read_image(&store, &digest)
-        .map_err(|source| ShimError::Config { image: name.to_owned(), source })?;
-    Ok(image.config().env.clone())
+    pipeline::read_image(&store, &digest)
+        .map_err(|source| ShimError::Config { image: name.to_owned(), source })
 }
 
 /// Makes mount points for the caller's rules, and returns the rules with the resolved paths of their mount points.
@@ -273,10 +320,13 @@ fn resolve_rules(
 }
 
 /// Drops privileges and executes isolate.
-fn execute(caller: &mut Caller, path: PathBuf, name: &OsStr, arguments: &[OsString]) -> ShimError {
-    if let Err(error) = caller.drop_privileges() {
-        return error;
-    }
+fn execute(
+    caller: &mut Caller,
+    path: PathBuf,
+    name: &OsStr,
+    arguments: &[OsString],
+) -> Result<Infallible, ShimError> {
+    caller.drop_privileges()?;
     let source = Command::new(&path).arg0(name).args(arguments).exec();
-    ShimError::Execute { path, source }
+    Err(ShimError::Execute { path, source })
 }

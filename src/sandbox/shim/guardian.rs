@@ -1,8 +1,8 @@
 //! The guardian: a process that outlives isolate and removes the root.
 //!
-//! After execve(2), no code of this program runs in the process that became isolate, and the caller may kill it at any
-//! moment. So a second process holds the lease of the root. It waits until isolate has ended, kills remaining processes of
-//! the sandbox, and removes the files of the root. Its real user is root, so the caller can neither kill nor stop it. It
+//! After execve(2), no code of this program runs in the process that became isolate, and the caller may kill it and its
+//! supervisor at any moment. So another process holds the lease of the root. It waits until isolate has ended, kills remaining
+//! processes of the sandbox, and removes the files of the root. Its real user is root, so the caller can neither kill nor stop it. It
 //! keeps no descriptor, working directory, limit or session of the caller.
 
 #![expect(
@@ -13,7 +13,7 @@
 use std::fs;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -42,13 +42,21 @@ pub(super) struct Guardian {
     ready: OwnedFd,
 }
 
+/// The call of a guardian.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GuardedCall<'a> {
+    /// The supervisor's process. If it ends before isolate, the guardian kills isolate.
+    pub(super) supervisor: BorrowedFd<'a>,
+    /// The lock of the box, which the guardian holds until its end.
+    pub(super) box_lock: Option<BorrowedFd<'a>>,
+}
+
 impl Guardian {
-    /// Starts the guardian, which will release the lease, and the lock of the box at its end. The returned lease is only for
-    /// mounting the root.
+    /// Starts the guardian, which will release the lease. The returned lease is only for mounting the root.
     pub(super) fn start(
         roots: &Roots,
         lease: RootLease,
-        box_lock: Option<&OwnedFd>,
+        call: GuardedCall<'_>,
     ) -> Result<(Self, ManuallyDrop<RootLease>), ShimError> {
         let failed = |error: Errno| ShimError::Guardian(error.into());
         let watch = RootWatch::new().map_err(ShimError::Guardian)?;
@@ -63,10 +71,11 @@ impl Guardian {
                 // No process reads the guardian's errors, and no failed step may prevent the following steps: the guardian
                 // always waits for the root's death and removes the root. The next sweep removes any remains.
                 let lease = ManuallyDrop::into_inner(lease);
-                attempt(|| detach_and_report(&lease, &watch, &isolate, box_lock, &report_ready));
+                attempt(|| detach_and_report(&lease, &watch, &isolate, call, &report_ready));
                 // If the report failed, the closed pipe informs the other process.
                 drop(report_ready);
-                if attempt(|| Ok(wait_for_death(&lease, &watch, &isolate))).unwrap_or(false) {
+                if attempt(|| Ok(wait_for_death(&lease, &watch, &isolate, call.supervisor))).unwrap_or(false)
+                {
                     attempt(|| lease.release().map_err(io::Error::other));
                 } else {
                     // Asks the kernel whether the root is dead. If a descriptor that was passed out of the sandbox keeps it
@@ -105,11 +114,12 @@ fn detach_and_report(
     lease: &RootLease,
     watch: &RootWatch,
     isolate: &OwnedFd,
-    box_lock: Option<&OwnedFd>,
+    call: GuardedCall<'_>,
     report_ready: &OwnedFd,
 ) -> io::Result<()> {
     let mut kept = vec![watch.fd().as_raw_fd(), isolate.as_raw_fd(), report_ready.as_raw_fd()];
-    kept.extend(box_lock.map(|lock| lock.as_raw_fd()));
+    kept.push(call.supervisor.as_raw_fd());
+    kept.extend(call.box_lock.map(|lock| lock.as_raw_fd()));
     kept.extend(lease.descriptors().iter().map(|fd| fd.as_raw_fd()));
     detach_from_caller(&kept)?;
     // Fails with EPIPE if the other process has ended already, for example because of an error.
@@ -119,11 +129,16 @@ fn detach_and_report(
 
 /// Waits until isolate has ended and the kernel has unmounted the root everywhere. Kills processes of the sandbox that keep
 /// the root mounted. Returns false if the root's death was not detected: the root was never mounted, or is still in use.
-fn wait_for_death(lease: &RootLease, watch: &RootWatch, isolate: &OwnedFd) -> bool {
-    let mut ended = [PollFd::new(isolate, PollFlags::IN)];
-    while !matches!(rustix::event::poll(&mut ended, None), Ok(1..)) {
-        std::thread::sleep(FIRST_WAIT);
-    }
+fn wait_for_death(
+    lease: &RootLease,
+    watch: &RootWatch,
+    isolate: &OwnedFd,
+    supervisor: BorrowedFd<'_>,
+) -> bool {
+    wait_for_end(&[isolate.as_fd(), supervisor]);
+    // Fails if isolate has ended. Otherwise its supervisor was killed: the caller means isolate, whose process it does not know.
+    let _ = rustix::process::pidfd_send_signal(isolate, Signal::KILL);
+    wait_for_end(&[isolate.as_fd()]);
     let is_dead = |wait| {
         watch.dead(wait).unwrap_or_else(|_| {
             std::thread::sleep(wait);
@@ -151,6 +166,14 @@ fn wait_for_death(lease: &RootLease, watch: &RootWatch, isolate: &OwnedFd) -> bo
         }
     }
     false
+}
+
+/// Waits until one of the processes has ended.
+fn wait_for_end(processes: &[BorrowedFd<'_>]) {
+    let mut ended: Vec<_> = processes.iter().map(|process| PollFd::new(process, PollFlags::IN)).collect();
+    while !matches!(rustix::event::poll(&mut ended, None), Ok(1..)) {
+        std::thread::sleep(FIRST_WAIT);
+    }
 }
 
 /// Drops everything inherited from the caller, so that the caller cannot reach this process.

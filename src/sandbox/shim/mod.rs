@@ -3,8 +3,9 @@
 //!
 //! A worker that runs `isolate` from its `PATH` needs no change: it finds this program under that name. If the call requests no
 //! image, the stand-in executes the real isolate with the same arguments, descriptors and identity. Otherwise it makes a root
-//! in a mount namespace of its own, rewrites the call for that root, and executes isolate. The process *becomes* isolate,
-//! because workers kill it by its PID.
+//! in a mount namespace of its own, rewrites the call for that root, and executes isolate in a child process. The process that
+//! the caller started becomes the supervisor: it waits for isolate, ends as isolate does, and reports a failure of the sandbox
+//! if the image could not be read.
 //!
 //! Workers are not root, and only root can make such a namespace. So the program is installed set-uid, as isolate is, and
 //! does little before it drops its privileges:
@@ -13,8 +14,7 @@
 //!   the mountpoint as text, and the kernel resolves the rest below the mountpoint. It opens the meta file and executes
 //!   isolate only after it has dropped its privileges permanently.
 //! - Settings come only from the configuration file, and only if nobody but root can write that file.
-//! - A second process, the guardian, removes the root, however the first process ends. The caller cannot reach
-//!   it.
+//! - Another process, the guardian, removes the root, however the others end. The caller cannot reach it.
 
 mod caller;
 mod choice;
@@ -25,6 +25,7 @@ mod images;
 mod program;
 mod real_isolate;
 mod rewrite;
+mod supervisor;
 mod syslog;
 mod trusted;
 
@@ -43,6 +44,7 @@ pub use trusted::{require_trusted, require_trusted_path};
 
 use super::command::ProgramFault;
 use super::isolate::IsolateError;
+use crate::daemon::{ControlError, ReadFault};
 use crate::error::ErrorCode;
 use crate::os::{PathError, UntrustedPart};
 use crate::pipeline::PipelineError;
@@ -158,6 +160,15 @@ pub enum ShimError {
         /// The underlying error.
         source: PipelineError,
     },
+    /// The daemon does not answer.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The result says nothing about the program, because the image could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadFault),
+    /// The process that waits for isolate failed.
+    #[error("cannot supervise isolate")]
+    Supervisor(#[source] io::Error),
     /// The guardian could not be started.
     #[error("cannot start the guardian process")]
     Guardian(#[source] io::Error),
@@ -198,7 +209,11 @@ impl ShimError {
             Self::Store(error) => error.code(),
             Self::Io(error) => error.code(),
             Self::Config { source, .. } => source.code(),
-            Self::Guardian(_) | Self::Process(..) | Self::Execute { .. } => ErrorCode::Sandbox,
+            Self::Control(error) => error.code(),
+            Self::Read(fault) => fault.code(),
+            Self::Supervisor(_) | Self::Guardian(_) | Self::Process(..) | Self::Execute { .. } => {
+                ErrorCode::Sandbox
+            }
         }
     }
 
@@ -211,6 +226,7 @@ impl ShimError {
             }
             Self::NoDaemon(_) => Some("start a daemon with `rcx-imagefs mount DIR`"),
             Self::Unprivileged => Some("install the program set-uid: see rcx-imagefs-isolate(8)"),
+            Self::Read(fault) => fault.hint(),
             Self::Roots(error) => error.hint(),
             Self::Store(error) => error.hint(),
             Self::Config { source, .. } => source.hint(),

@@ -128,7 +128,7 @@ fn without_an_image_isolate_runs_with_the_rights_of_the_caller() {
         let output =
             host.isolate().args([&format!("--dir=.={outside}"), "--run", "--", "x"]).output().unwrap();
         assert_eq!(stdout_of(&output), caller_without_rights(), "{outside}");
-        assert_eq!(host.guardians(), Vec::<u32>::new());
+        assert_eq!(host.stand_ins(), Vec::<u32>::new());
     }
     // isolate has no more rights in an image.
     let output =

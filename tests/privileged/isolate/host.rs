@@ -303,17 +303,22 @@ impl Host {
         message
     }
 
-    /// The running guardians of this host.
+    /// The running processes of the stand-in on this host: supervisors, guardians, and calls that have not executed isolate yet.
+    pub(super) fn stand_ins(&self) -> Vec<u32> {
+        let is_ours = |pid: &u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == self.shim);
+        processes().into_iter().map(|(pid, _)| pid).filter(is_ours).collect()
+    }
+
+    /// The running guardians that have detached themselves from their callers.
     pub(super) fn guardians(&self) -> Vec<u32> {
-        let is_guardian =
-            |pid: &u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == self.shim);
-        processes().into_iter().map(|(pid, _)| pid).filter(is_guardian).collect()
+        let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        self.stand_ins().into_iter().filter(|pid| name(*pid) == "rcx-guardian\n").collect()
     }
 
     /// Waits for the guardians to exit and checks that no file and no mount is left behind.
     #[track_caller]
     pub(super) fn assert_clean(&self) {
-        wait_until("the guardians have exited", || self.guardians().is_empty());
+        wait_until("the guardians have exited", || self.stand_ins().is_empty());
         assert_eq!(self.files(), self.initial_files, "files are left behind");
         let root = self.run_dir().join("root");
         let mounts = |pid: u32| fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();

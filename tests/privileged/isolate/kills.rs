@@ -17,7 +17,7 @@ fn killing_the_started_process_ends_the_box() {
         let script = "echo > /tmp/x; sleep 1000 & sleep 1000 & sleep 1000";
         let mut child = RunningProcess::start(host.isolate().args(host.run_arguments(&sandbox, &[], script)));
         wait_until("the box has processes", || sandbox.processes().len() >= 3);
-        assert_eq!(host.guardians().len(), 1);
+        assert_eq!((host.guardians().len(), host.stand_ins().len()), (1, 2));
         child.kill();
         wait_until("the processes in the box are dead", || sandbox.processes().is_empty());
         host.assert_clean();
@@ -93,11 +93,12 @@ fn sixteen_concurrent_isolate_calls_with_half_killed_leave_nothing() {
     }
 }
 
-/// A library for `LD_PRELOAD` that changes the order of events around fork(2) of the stand-in:
+/// A library for `LD_PRELOAD` that changes the order of events around the second fork(2) of the stand-in, which starts the
+/// guardian. The first starts the supervisor's child.
 ///
 /// - A process holds the root open from the moment it is mounted until the file `release` appears.
-/// - The stand-in ends only after that process has opened the root.
-/// - The guardian begins only after the stand-in has ended.
+/// - The supervisor's child ends only after that process has opened the root.
+/// - The guardian begins only after the supervisor's child has ended.
 const LATE_GUARDIAN: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -106,7 +107,8 @@ const LATE_GUARDIAN: &str = r#"
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-static pid_t stand_in;
+static pid_t supervised;
+static int forks;
 static void await(const char *path) { while (access(path, F_OK) != 0) usleep(1000); }
 static int is_mounted(pid_t pid, const char *root) {
     char line[8192], name[64], wanted[4096];
@@ -120,8 +122,9 @@ static int is_mounted(pid_t pid, const char *root) {
 }
 pid_t fork(void) {
     pid_t (*real_fork)(void) = (pid_t (*)(void))dlsym(RTLD_NEXT, "fork");
+    if (forks++ == 0) return real_fork();
     pid_t parent = getpid(), child = real_fork();
-    if (child != 0) { stand_in = parent; return child; }
+    if (child != 0) { supervised = parent; return child; }
     if (real_fork() == 0) {
         char path[4096];
         const char *root = getenv("TEST_ROOT");
@@ -135,7 +138,7 @@ pid_t fork(void) {
     while (getppid() == parent) usleep(1000);
     return 0;
 }
-__attribute__((destructor)) static void wait_for_holder(void) { if (getpid() == stand_in) await("held"); }
+__attribute__((destructor)) static void wait_for_holder(void) { if (getpid() == supervised) await("held"); }
 "#;
 
 #[test]
@@ -149,7 +152,7 @@ fn root_is_removed_although_the_call_fails_before_its_guardian_begins() {
     let host = Host::with_script_and_layer("exit 9", &layer);
     let arguments = ["--dir=covered/x=/from", &format!("--dir=.={}", host.image), "--run", "--", "/bin/sh"]
         .map(str::to_owned);
-    // Also caches the version of isolate, so that the next call forks only once.
+    // Also caches the version of isolate, so that the next call does not fork for it.
     let message = host.fails(&mut host.isolate(), &arguments);
     assert!(message.contains("covered"), "{message}");
 
@@ -172,7 +175,7 @@ fn root_is_removed_although_the_call_fails_before_its_guardian_begins() {
         name == "rcx-guardian\n" && !fds.into_iter().any(is_pipe)
     };
     wait_until("the guardian has detached itself or has ended", || {
-        let guardians = host.guardians();
+        let guardians = host.stand_ins();
         guardians.len() < 2 || guardians.into_iter().any(has_reported)
     });
     fs::write(host.caller_dir.join("release"), "").unwrap();

@@ -10,4 +10,5 @@ mod attempts_images;
 mod commands;
 mod failures;
 mod kills;
+mod unreadable;
 mod worker;

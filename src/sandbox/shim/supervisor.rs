@@ -1,0 +1,116 @@
+//! The supervisor: the process that the caller started, which waits for isolate and reports the result of the run.
+//!
+//! If the image could not be read, isolate reports a failure of the program. The exit code and the meta file must say instead
+//! that the sandbox failed, and only the caller's own child can do that. So isolate runs in a child of the supervisor. The
+//! supervisor forwards signals to isolate, ends as isolate does, and asks the daemon about failed reads before.
+//!
+//! The caller may kill the supervisor with SIGKILL, which cannot be forwarded. The guardian then kills isolate.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
+use serde::{Deserialize, Serialize};
+
+use super::ShimError;
+use crate::daemon::{AccountedImage, RunAccount};
+use crate::sandbox::process::{Forked, HeldSignals, end_by_signal, fork, wait_for};
+
+/// The side of [`split`] that this process is on.
+#[derive(Debug)]
+pub(super) enum SplitSide {
+    /// The process that the caller started.
+    Supervisor(Box<Supervisor>),
+    /// Its child, which is to become isolate.
+    Child(SupervisedChild),
+}
+
+/// The supervisor, with its child.
+#[derive(Debug)]
+pub(super) struct Supervisor {
+    child: Pid,
+    signals: HeldSignals,
+    account: File,
+}
+
+/// The child's handle of its supervisor.
+#[derive(Debug)]
+pub(super) struct SupervisedChild {
+    supervisor: OwnedFd,
+    account: File,
+}
+
+/// The message of the child to its supervisor: the account to close after the run.
+#[derive(Debug, Serialize, Deserialize)]
+struct SupervisedRun {
+    account: RunAccount,
+    image: AccountedImage,
+}
+
+/// Forks. From here on, signals that would end the supervisor are forwarded to the child.
+pub(super) fn split() -> Result<SplitSide, ShimError> {
+    let failed = |error: Errno| ShimError::Supervisor(error.into());
+    // Before the fork: afterwards this process may have ended, and its number may belong to another process.
+    let supervisor =
+        rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).map_err(failed)?;
+    // In memory, not in a pipe: the list of layers may be longer than a pipe's buffer.
+    let account = rustix::fs::memfd_create("account", MemfdFlags::CLOEXEC).map_err(failed)?;
+    let account = File::from(account);
+    let signals = HeldSignals::hold().map_err(ShimError::Supervisor)?;
+    match fork() {
+        Ok(Forked::Parent(child)) => {
+            Ok(SplitSide::Supervisor(Box::new(Supervisor { child, signals, account })))
+        }
+        Ok(Forked::Child) => {
+            signals.release();
+            Ok(SplitSide::Child(SupervisedChild { supervisor, account }))
+        }
+        Err(error) => {
+            signals.release();
+            Err(ShimError::Supervisor(error))
+        }
+    }
+}
+
+impl SupervisedChild {
+    /// The descriptor of the supervisor's process.
+    pub(super) fn supervisor(&self) -> BorrowedFd<'_> {
+        self.supervisor.as_fd()
+    }
+
+    /// Passes the account of the run to the supervisor.
+    pub(super) fn hand_over(mut self, account: RunAccount, image: AccountedImage) -> Result<(), ShimError> {
+        let text = serde_json::to_vec(&SupervisedRun { account, image });
+        let text = text.map_err(|error| ShimError::Supervisor(error.into()))?;
+        self.account.write_all(&text).map_err(ShimError::Supervisor)
+    }
+}
+
+impl Supervisor {
+    /// Waits for the child and ends this process in the same way: with its exit code, or by its signal.
+    ///
+    /// # Errors
+    /// [`ShimError::Read`]: the image could not be read during the run.
+    pub(super) fn end_as_child(mut self) -> Result<Infallible, ShimError> {
+        let (exit, _) = wait_for(self.child, &self.signals).map_err(ShimError::Supervisor)?;
+        // The child reports its own failures, and passes no account then.
+        if let Some(run) = self.account().map_err(ShimError::Supervisor)? {
+            run.account.close(std::process::id(), &run.image)?;
+        }
+        match exit.signal() {
+            Some(signal) => end_by_signal(&self.signals, signal),
+            None => std::process::exit(exit.code().unwrap_or(0)),
+        }
+    }
+
+    fn account(&mut self) -> io::Result<Option<SupervisedRun>> {
+        let mut text = Vec::new();
+        self.account.rewind()?;
+        self.account.read_to_end(&mut text)?;
+        if text.is_empty() { Ok(None) } else { Ok(Some(serde_json::from_slice(&text)?)) }
+    }
+}

@@ -15,6 +15,7 @@ use super::engine::EngineChoice;
 use super::error::ConfigurationError;
 use crate::image::{Platform, Reference};
 use crate::index::LayerLimits;
+use crate::registry::Mirror;
 use crate::roots::{InodeWidth, RootsError, Upper};
 use crate::sandbox::shim::{self, BoxImages, HostCommands, ShimError};
 use crate::sandbox::{BoxRange, SandboxKind, User};
@@ -35,6 +36,9 @@ pub(super) struct Config {
     /// Registries with plain HTTP, besides those on loopback: `host` or `host:port`.
     #[serde(default)]
     pub(super) plain_http: Vec<String>,
+    /// Mirrors of registries, by the host of the registry: `host[:port][/prefix]`.
+    #[serde(default)]
+    mirrors: BTreeMap<String, Vec<String>>,
     /// Platform to choose from multi-platform images: `os/arch[/variant]`.
     pub(super) platform: Option<String>,
     /// Engine of roots and runs.
@@ -218,6 +222,7 @@ impl Config {
         if let Some(host) = &config.default_registry {
             Reference::parse("name", Some(host))?;
         }
+        config.mirrors()?;
         if let Some(platform) = &config.platform {
             platform.parse::<Platform>()?;
         }
@@ -230,6 +235,18 @@ impl Config {
         config.run.box_ids()?;
         config.run.bwrap_user()?;
         Ok(config)
+    }
+
+    /// The mirrors of registries, by the host of the registry.
+    pub(super) fn mirrors(&self) -> anyhow::Result<BTreeMap<String, Vec<Mirror>>> {
+        let parse = |(registry, mirrors): (&String, &Vec<String>)| {
+            Reference::parse("name", Some(registry)).context("table [mirrors]")?;
+            let parse = |mirror: &String| {
+                mirror.parse().with_context(|| format!("table [mirrors]: mirror `{mirror}` of {registry}"))
+            };
+            Ok((registry.clone(), mirrors.iter().map(parse).collect::<anyhow::Result<_>>()?))
+        };
+        self.mirrors.iter().map(parse).collect()
     }
 
     /// The platform to choose from multi-platform images.
@@ -268,7 +285,7 @@ mod tests {
         let empty = Config::parse("").unwrap();
         assert!(empty.default_registry.is_none());
         let full = Config::parse(
-            "default-registry = 'reg.example:5000'\nplain-http = ['a:1']\nplatform = 'linux/arm64'\n\
+            "default-registry = 'reg.example:5000'\nmirrors.'docker.io' = ['mirror.example/hub', 'b:1']\nplain-http = ['a:1']\nplatform = 'linux/arm64'\n\
              store = '/s'\nrun-dir = '/r'\n[limits]\nlayer-size-mib = 7\nlayer-ratio = 30\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
              [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\ninodes = '32bit'\n\
              [run]\nsandbox = 'bwrap'\nbox-ids = '5-7'\nbwrap-user = '1000:5'\nbwrap-image-user = true\n\
@@ -276,6 +293,7 @@ mod tests {
              [isolate.images]\ndefault = 'a'\n7 = 'b:1'\n10-19 = 'c'\n",
         )
         .unwrap();
+        assert_eq!(full.mirrors().unwrap()["docker.io"].len(), 2);
         let image = |id| full.isolate.box_images().unwrap().of_box(id).map(ToString::to_string);
         assert_eq!((image(7).as_deref(), image(12).as_deref()), (Some("b:1"), Some("c:latest")));
         assert_eq!(full.upper(None).unwrap(), Upper::Tmpfs { size: 64 << 20 });
@@ -300,6 +318,9 @@ mod tests {
     fn invalid_values_are_errors_when_the_file_is_read() {
         for (text, expected) in [
             ("default-registry = 'no host'", "default registry `no host` is not a host"),
+            ("[mirrors]\n'docker.io' = ['mirror']", "table [mirrors]: mirror `mirror` of docker.io"),
+            ("[mirrors]\n'no host' = ['m:1']", "table [mirrors]"),
+            ("[mirrors]\n'docker.io' = 'm:1'", "line 2: "),
             ("platform = 'x'", "platform `x` is not of the form"),
             ("[mount]\nthreads = 0", "line 2: invalid value: integer `0`"),
             ("[limits]\nlayer-ratio = 0", "line 2: invalid value: integer `0`"),

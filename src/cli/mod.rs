@@ -39,6 +39,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use self::config::Config;
 use crate::error::ErrorCode;
 use crate::image::Name;
+use crate::registry::{PlainHttp, RegistryOptions};
 use crate::roots::{HomesLocation, Roots};
 use crate::sandbox::{Boxes, find_isolate};
 use crate::store::{DaemonInfo, Store};
@@ -175,6 +176,15 @@ impl Context {
         self.config.default_registry.as_deref()
     }
 
+    /// The options of a client for registries. `plain_http`: over plain HTTP, whatever the configuration says.
+    fn registry_options(&self, plain_http: bool) -> anyhow::Result<RegistryOptions> {
+        let plain_http = match plain_http {
+            true => PlainHttp::Always,
+            false => PlainHttp::Hosts(self.config.plain_http.clone()),
+        };
+        Ok(RegistryOptions { plain_http, mirrors: self.config.mirrors()?, ..RegistryOptions::default() })
+    }
+
     /// Opens the store, which must exist.
     fn open_store(&self) -> anyhow::Result<Store> {
         Ok(Store::open(&self.store)?.with_layer_limits(self.config.limits.layer()))
@@ -276,10 +286,11 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts the log on stderr: warnings, and more with `-v`. `RUST_LOG` overrides both.
+/// Starts the log on stderr: warnings, retries if it is a terminal, and more with `-v`. `RUST_LOG` overrides all this.
 fn start_log(verbose: u8) {
     use std::io::IsTerminal as _;
     let level = match verbose {
+        0 if std::io::stderr().is_terminal() => "rcx_imagefs::registry::retry=info,warn",
         0 => "warn",
         1 => "rcx_imagefs=info,warn",
         _ => "rcx_imagefs=debug,info",

@@ -10,9 +10,9 @@ use serde::Serialize;
 use super::failures::{FailedItemJson, Failures};
 use super::reference_list::{self, ListedReference};
 use super::{Context, REFERENCE, output};
-use crate::image::{Platform, Reference};
+use crate::image::Reference;
 use crate::pipeline::{ProgressSink, PullJob, StoredImage, pull};
-use crate::registry::{PlainHttp, Registry, RegistryOptions};
+use crate::registry::{Registry, RegistryOptions};
 use crate::store::Store;
 
 const EXAMPLES: &str = "\
@@ -109,11 +109,14 @@ pub(super) fn run(context: &Context, args: &PullArgs) -> anyhow::Result<()> {
         references.extend(listed);
     }
     Store::exists(&context.store)?;
+    let options = RegistryOptions { platform, ..context.registry_options(args.plain_http)? };
+    // One client for all references: they share connections and tokens.
+    let registry = Arc::new(Registry::new(options)?);
     let runtime = runtime()?;
     let mut failures = Failures::new(references.len());
     let mut items = Vec::new();
     for reference in &references {
-        let pulled = runtime.block_on(pull_one(context, args, &platform, reference));
+        let pulled = runtime.block_on(pull_one(context, args, &registry, reference));
         items.push(match pulled.with_context(|| format!("pull {reference}")) {
             Ok(image) => PulledItem::Image(image),
             Err(error) => PulledItem::Failed(failures.add(reference.text(), error)),
@@ -131,21 +134,20 @@ pub(super) fn run(context: &Context, args: &PullArgs) -> anyhow::Result<()> {
 async fn pull_one(
     context: &Context,
     args: &PullArgs,
-    platform: &Platform,
+    registry: &Arc<Registry>,
     listed: &ListedReference,
 ) -> anyhow::Result<PulledJson> {
     let reference = Reference::parse(listed.text(), context.default_registry())?;
-    let host = reference.name.host();
-    let is_plain = |host: &str| context.config.plain_http.iter().any(|plain| plain == host);
-    let plain_http =
-        if args.plain_http || host.is_some_and(is_plain) { PlainHttp::Always } else { PlainHttp::Loopback };
-    let options = RegistryOptions { plain_http, platform: platform.clone(), ..RegistryOptions::default() };
-    let registry = Arc::new(Registry::new(options)?);
     let resolved = registry.resolve(&reference).await?;
     // Create a store only when there is something to store: its path may be mistyped.
     let store = context.make_store()?;
     let progress = if args.quiet { ProgressSink::none() } else { output::progress() };
-    let job = PullJob { store: store.clone(), registry, any_platform: args.any_platform, progress };
+    let job = PullJob {
+        store: store.clone(),
+        registry: Arc::clone(registry),
+        any_platform: args.any_platform,
+        progress,
+    };
     let image = pull(&job, &reference, resolved).await?;
     context.refresh(&store);
     let image = PulledJson::new(context, &image);

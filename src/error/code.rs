@@ -101,7 +101,7 @@ codes! {
     Timeout = "timeout",
     /// The registry returned an error or an unexpected response.
     Registry = "registry",
-    /// Stored credentials cannot be used.
+    /// Stored logins cannot be used or changed.
     Credentials = "credentials",
     /// Received content does not have the expected digest or size.
     WrongContent = "wrong-content",

@@ -230,7 +230,16 @@ fn fetch_layer(
         });
         receiver
     };
-    store_layer(&pull.store, layer, &fetch, &|| *stopped.borrow(), progress)
+    let store = || store_layer(&pull.store, layer, &fetch, &|| *stopped.borrow(), progress);
+    match store() {
+        Err(error @ (PipelineError::WrongDigest { .. } | PipelineError::WrongSize { .. }))
+            if pull.registry.distrust_mirrors(name) =>
+        {
+            tracing::warn!("{error}; fetching it from the registry itself");
+            store()
+        }
+        result => result,
+    }
 }
 
 /// Runs blocking work of the store outside the async threads.

@@ -4,6 +4,7 @@
 //! the whole blob instead, the download skips the bytes before the offset. It does *not* check the digest: the caller hashes
 //! the bytes together with those of an earlier attempt.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
@@ -13,7 +14,9 @@ use reqwest::{Response, StatusCode};
 use tokio::time::{Instant, timeout};
 
 use super::client::RegistryRequest;
-use super::retry::{jittered, retry_after};
+use super::endpoint::Endpoint;
+use super::exchange::host_of;
+use super::retry::{pause_before_retry, retry_after};
 use super::{Registry, RegistryError, RemoteObject};
 use crate::image::{Descriptor, Digest, Name};
 
@@ -28,6 +31,9 @@ const END_WAIT: Duration = Duration::from_secs(1);
 /// The bytes of a blob, from an offset to its end.
 pub struct Download {
     registry: Registry,
+    name: Name,
+    /// The places that have not failed yet, the registry itself last; empty before the first request.
+    endpoints: VecDeque<Endpoint>,
     object: RemoteObject,
     digest: Digest,
     size: u64,
@@ -59,6 +65,8 @@ impl Registry {
     pub fn download(&self, name: &Name, descriptor: &Descriptor, from: u64) -> Download {
         Download {
             registry: self.clone(),
+            name: name.clone(),
+            endpoints: VecDeque::new(),
             object: RemoteObject::blob(name, descriptor.digest),
             digest: descriptor.digest,
             size: descriptor.size,
@@ -106,11 +114,31 @@ impl Download {
             if matches!(error, RegistryError::Range { .. }) {
                 self.use_ranges = false;
             }
+            if self.pass_over_mirror(&error) {
+                continue;
+            }
             let first = self.registry.options().deadlines.backoff;
             let Some(pause) = retry_after(self.failures, &error, first) else { return Err(error) };
-            tracing::info!(%error, offset = self.offset, attempt = self.failures, ?pause, "retrying");
-            tokio::time::sleep(jittered(pause)).await;
+            pause_before_retry(self.failures, &error, pause).await;
         }
+    }
+
+    /// Goes on at the next place if the current one is a mirror. Returns false if it is the registry itself.
+    ///
+    /// A mirror may break a connection and go on from there: it can be the only place that is in reach.
+    fn pass_over_mirror(&mut self, error: &RegistryError) -> bool {
+        let is_broken = matches!(
+            error,
+            RegistryError::Broken { .. } | RegistryError::Short { .. } | RegistryError::Range { .. }
+        );
+        let Some(mirror) = self.endpoints.front().filter(|endpoint| endpoint.is_mirror) else { return false };
+        if is_broken && retry_after(self.failures, error, Duration::ZERO).is_some() {
+            return false;
+        }
+        self.registry.pass_over(mirror, error);
+        self.endpoints.pop_front();
+        (self.failures, self.use_ranges) = (0, true);
+        true
     }
 
     /// Returns the next bytes, without retries.
@@ -168,11 +196,15 @@ impl Download {
     }
 
     /// Requests the rest of the blob. Checks that the server sends the rest, or the whole blob.
-    async fn open(&self) -> Result<DownloadBody, RegistryError> {
+    async fn open(&mut self) -> Result<DownloadBody, RegistryError> {
+        if self.endpoints.is_empty() {
+            self.endpoints = self.registry.endpoints(&self.name)?.into();
+        }
+        let endpoint = self.endpoints.front().expect("the registry itself is never passed over");
         let from = if self.use_ranges { self.offset } else { 0 };
         let path = format!("blobs/{}", self.digest);
         let request = RegistryRequest { object: &self.object, path, accept: None, from };
-        let response = self.registry.request(&request).await?;
+        let response = self.registry.request(endpoint, &request).await?;
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         if header(CONTENT_TYPE).is_some_and(|media_type| media_type.trim_start().starts_with("text/html")) {
             return Err(RegistryError::Html { object: self.object.clone() });
@@ -216,13 +248,15 @@ impl DownloadBody {
             let remaining = deadlines.idle.saturating_sub(self.waited);
             let Ok(result) = timeout(remaining, self.response.chunk()).await else {
                 if self.arrived < PROGRESS_MIN {
-                    let (object, after) = (object.clone(), deadlines.idle);
-                    return Err(RegistryError::Deadline { object, awaited: "more data", after });
+                    let host = host_of(self.response.url());
+                    return Err(RegistryError::deadline(object, &host, "more data", deadlines.idle));
                 }
                 (self.waited, self.arrived) = (Duration::ZERO, 0);
                 continue;
             };
-            let chunk = result.map_err(|source| RegistryError::transport(object, source, deadlines))?;
+            let chunk = result.map_err(|source| {
+                RegistryError::transport(object, &host_of(self.response.url()), &source, deadlines)
+            })?;
             self.waited += start.elapsed();
             let Some(chunk) = chunk else { return Ok(None) };
             self.arrived = self.arrived.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));

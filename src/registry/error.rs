@@ -1,56 +1,18 @@
 //! Errors from requests to a registry. Each names the requested manifest or blob.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::ErrorCode;
-use crate::image::{Digest, ManifestError, Name, Reference};
+use super::failure::{FailureKind, describe};
+use super::http::HostKind;
+use super::{AuthError, Deadlines, RemoteObject};
+use crate::error::{ErrorCode, chain_text};
+use crate::image::{Digest, ManifestError, Name};
 
-use super::{AuthError, Deadlines};
-
-/// A manifest or a blob of a registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemoteObject(Arc<RemoteObjectKind>);
-
-#[derive(Debug, PartialEq, Eq)]
-enum RemoteObjectKind {
-    Manifest(Reference),
-    Blob(Name, Digest),
-}
-
-impl RemoteObject {
-    pub(super) fn manifest(reference: Reference) -> Self {
-        Self(Arc::new(RemoteObjectKind::Manifest(reference)))
-    }
-
-    pub(super) fn blob(name: &Name, digest: Digest) -> Self {
-        Self(Arc::new(RemoteObjectKind::Blob(name.clone(), digest)))
-    }
-
-    /// The registry and the repository of the object.
-    #[must_use]
-    pub fn name(&self) -> &Name {
-        match &*self.0 {
-            RemoteObjectKind::Manifest(reference) => &reference.name,
-            RemoteObjectKind::Blob(name, _) => name,
-        }
-    }
-
-    fn is_manifest(&self) -> bool {
-        matches!(*self.0, RemoteObjectKind::Manifest(_))
-    }
-}
-
-impl fmt::Display for RemoteObject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &*self.0 {
-            RemoteObjectKind::Manifest(reference) => write!(f, "{reference}"),
-            RemoteObjectKind::Blob(name, digest) => write!(f, "{name}: blob {digest}"),
-        }
-    }
-}
+/// The variables that name a proxy, in the order in which they are used for a registry.
+const PROXY_VARIABLES: &[&str] = &["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
 
 /// A request to a registry failed.
 #[derive(Debug, thiserror::Error)]
@@ -83,20 +45,24 @@ pub enum RegistryError {
         message: String,
     },
     /// The user has sent too many requests.
-    #[error("{object}: the registry limits the rate of requests{}", ServerMessage(.message))]
+    #[error("{object}: {host} limits the rate of requests{}", ServerMessage(.message))]
     RateLimited {
         /// The requested object.
         object: RemoteObject,
+        /// The server.
+        host: String,
         /// The pause that the registry requests.
         retry_after: Option<Duration>,
         /// The message of the registry.
         message: String,
     },
-    /// The registry failed.
-    #[error("{object}: the server failed with HTTP status {status}{}", ServerMessage(.message))]
+    /// The registry or its token server failed.
+    #[error("{object}: {host} failed with HTTP status {status}{}", ServerMessage(.message))]
     Server {
         /// The requested object.
         object: RemoteObject,
+        /// The server.
+        host: String,
         /// The HTTP status: 500 or more, or 408.
         status: u16,
         /// The pause that the registry requests.
@@ -105,56 +71,108 @@ pub enum RegistryError {
         message: String,
     },
     /// The registry returned a status that the protocol does not provide for this request.
-    #[error("{object}: the server returned the unexpected HTTP status {status}{}", ServerMessage(.message))]
+    #[error("{object}: {host} returned the unexpected HTTP status {status}{}", ServerMessage(.message))]
     Status {
         /// The requested object.
         object: RemoteObject,
+        /// The server.
+        host: String,
         /// The HTTP status.
         status: u16,
         /// The message of the registry.
         message: String,
     },
+    /// The registry or its token server refuses the login of the user.
+    #[error("{object}: {host} refuses {login}{}", ServerMessage(.message))]
+    LoginRefused {
+        /// The requested object.
+        object: RemoteObject,
+        /// The server.
+        host: String,
+        /// The user name, and where the login is stored.
+        login: String,
+        /// The message of the server.
+        message: String,
+    },
+    /// The registry accepts no login of this kind.
+    #[error("{object}: cannot use {login}: {reason}")]
+    LoginUnusable {
+        /// The requested object.
+        object: RemoteObject,
+        /// The kind of the login, and where it is stored.
+        login: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// The registry requires a kind of authentication that is not supported.
+    #[error("{object}: {host} requires authentication by {schemes}, which is not supported")]
+    Scheme {
+        /// The requested object.
+        object: RemoteObject,
+        /// The server.
+        host: String,
+        /// The names of the schemes.
+        schemes: String,
+    },
     /// A deadline passed.
-    #[error("{object}: timed out after {} s waiting for {awaited}", .after.as_secs_f32())]
+    #[error("{host}: timed out after {} s waiting for {awaited}", .after.as_secs_f32())]
     Deadline {
         /// The requested object.
         object: RemoteObject,
+        /// The server.
+        host: String,
         /// The part of the exchange that did not arrive in time, with its article.
         awaited: &'static str,
         /// The length of the wait.
         after: Duration,
     },
-    /// The connection failed: refused, no such host, or no route.
-    #[error("{object}: cannot connect")]
+    /// No connection was made: refused, no such host, or no route.
+    #[error("{host}: {reason}")]
     Connect {
         /// The requested object.
         object: RemoteObject,
-        /// The underlying error.
-        source: reqwest::Error,
+        /// The server.
+        host: String,
+        /// The cause.
+        reason: String,
     },
     /// The TLS handshake failed, for example because the certificate is not trusted.
-    #[error("{object}: cannot establish a TLS connection")]
+    #[error("{host}: {reason}")]
     Tls {
         /// The requested object.
         object: RemoteObject,
-        /// The underlying error.
-        source: reqwest::Error,
+        /// The server.
+        host: String,
+        /// The cause.
+        reason: String,
     },
     /// The connection broke, or the server did not send valid HTTP.
-    #[error("{object}: the connection failed")]
+    #[error("{host}: {reason}")]
     Broken {
         /// The requested object.
         object: RemoteObject,
-        /// The underlying error.
-        source: reqwest::Error,
+        /// The server.
+        host: String,
+        /// The cause.
+        reason: String,
     },
     /// There were too many redirects, or a redirect from HTTPS to HTTP.
-    #[error("{object}: cannot follow a redirect of the server")]
+    #[error("{object}: {host} redirects {reason}")]
     Redirect {
         /// The requested object.
         object: RemoteObject,
-        /// The underlying error.
-        source: reqwest::Error,
+        /// The server.
+        host: String,
+        /// Where to, or how often.
+        reason: String,
+    },
+    /// The address of a registry is not valid.
+    #[error("`{url}` is not a valid address: {reason}")]
+    Address {
+        /// The address.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// The response is not a valid manifest or index, or the index has no manifest for the platform.
     #[error("{object}")]
@@ -236,13 +254,13 @@ pub enum RegistryError {
         /// What is wrong with the server or its response.
         reason: String,
     },
-    /// A file of certificate authorities cannot be used.
-    #[error("cannot use the certificate file {}", .path.display())]
-    CaFile {
-        /// The file.
+    /// A certificate for a host cannot be used.
+    #[error("cannot use {}: {reason}", .path.display())]
+    Certificate {
+        /// The file or directory.
         path: PathBuf,
-        /// The underlying error.
-        source: std::io::Error,
+        /// What is wrong with it.
+        reason: String,
     },
     /// The TLS client cannot be set up.
     #[error("cannot set up TLS")]
@@ -270,36 +288,64 @@ impl fmt::Display for ServerSize {
     }
 }
 
+/// Says that requests to a host may go through a proxy, which then is what cannot be reached.
+fn proxy_hint(host: &str, variable: impl Fn(&str) -> Option<OsString>) -> String {
+    let is_set = |name: &&&str| variable(name).is_some_and(|value| !value.is_empty());
+    match PROXY_VARIABLES.iter().find(is_set) {
+        Some(name) if HostKind::of(host) == HostKind::Remote => {
+            format!(", and that the proxy in ${name} is right")
+        }
+        _ => String::new(),
+    }
+}
+
 impl RegistryError {
     pub(super) fn document(object: &RemoteObject, source: ManifestError) -> Self {
         Self::Document { object: object.clone(), source: Box::new(source) }
     }
 
-    /// Classifies an error of the HTTP client.
-    pub(super) fn transport(object: &RemoteObject, source: reqwest::Error, deadlines: &Deadlines) -> Self {
-        let object = object.clone();
-        if source.is_redirect() {
-            return Self::Redirect { object, source };
-        }
-        if source.is_connect() && source.is_timeout() {
-            return Self::Deadline { object, awaited: "a connection", after: deadlines.connect };
-        }
+    /// Classifies an error of the HTTP client. Its own text goes to the log only: it repeats itself and names no cause first.
+    pub(super) fn transport(
+        object: &RemoteObject,
+        host: &str,
+        source: &reqwest::Error,
+        deadlines: &Deadlines,
+    ) -> Self {
+        tracing::debug!("{host}: {}", chain_text(source));
         if source.is_timeout() {
-            return Self::Deadline { object, awaited: "a response", after: deadlines.response };
+            let (awaited, after) = match source.is_connect() {
+                true => ("a connection", deadlines.connect),
+                false => ("a response", deadlines.response),
+            };
+            return Self::deadline(object, host, awaited, after);
         }
-        if is_tls(&source) {
-            return Self::Tls { object, source };
+        let (object, host) = (object.clone(), host.to_owned());
+        match describe(source) {
+            (FailureKind::Connect, reason) => Self::Connect { object, host, reason },
+            (FailureKind::Tls, reason) => Self::Tls { object, host, reason },
+            (FailureKind::Broken, reason) => Self::Broken { object, host, reason },
         }
-        if source.is_connect() { Self::Connect { object, source } } else { Self::Broken { object, source } }
+    }
+
+    pub(super) fn deadline(
+        object: &RemoteObject,
+        host: &str,
+        awaited: &'static str,
+        after: Duration,
+    ) -> Self {
+        Self::Deadline { object: object.clone(), host: host.to_owned(), awaited, after }
     }
 
     /// The stable code of this error.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Local(_) => ErrorCode::Reference,
+            Self::Local(_) | Self::Address { .. } => ErrorCode::Reference,
             Self::NotFound { .. } => ErrorCode::NotFound,
-            Self::Unauthorized { .. } | Self::Denied { .. } => ErrorCode::Unauthorized,
+            Self::Unauthorized { .. }
+            | Self::Denied { .. }
+            | Self::LoginRefused { .. }
+            | Self::Scheme { .. } => ErrorCode::Unauthorized,
             Self::RateLimited { .. } => ErrorCode::RateLimited,
             Self::Deadline { .. } => ErrorCode::Timeout,
             Self::Connect { .. } | Self::Tls { .. } | Self::Broken { .. } | Self::Short { .. } => {
@@ -315,33 +361,40 @@ impl RegistryError {
             Self::TooLong { .. } => ErrorCode::Document,
             Self::Digest { .. } | Self::Length { .. } => ErrorCode::WrongContent,
             Self::Credentials { source, .. } => source.code(),
-            Self::CaFile { .. } | Self::TlsSetup(_) => ErrorCode::Configuration,
+            Self::LoginUnusable { .. } => ErrorCode::Credentials,
+            Self::Certificate { .. } | Self::TlsSetup(_) => ErrorCode::Configuration,
         }
     }
 
     /// What the user can do about this error.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
-        let host = |object: &RemoteObject| object.name().host().unwrap_or_default().to_owned();
         match self {
             Self::Unauthorized { object, .. } | Self::Denied { object, .. } => Some(format!(
-                "log in with `docker login {}` (or `podman login`); set $DOCKER_CONFIG or $REGISTRY_AUTH_FILE if the credentials are stored elsewhere",
-                host(object)
+                "log in with `rcx-imagefs login {0}`; a login of docker or podman is used too (`docker login {0}`)",
+                object.host()
+            )),
+            Self::LoginRefused { object, .. } | Self::LoginUnusable { object, .. } => Some(format!(
+                "log in again with `rcx-imagefs login {0}`, or remove the login with `rcx-imagefs logout {0}`",
+                object.host()
             )),
             Self::NotFound { object, .. } if object.is_manifest() => Some(
                 "check the name and the tag; some registries also report this for a repository that requires a login"
                     .to_owned(),
             ),
-            Self::RateLimited { object, .. } => {
-                Some(format!("try again later, or log in with `docker login {}` for a higher limit", host(object)))
-            }
-            Self::Tls { .. } => Some(
-                "use --plain-http if this registry serves plain HTTP; if it has a self-signed certificate, add the certificate to the system's trusted certificates"
-                    .to_owned(),
-            ),
-            Self::Connect { object, .. } => {
-                Some(format!("check that the registry `{}` exists and is running", host(object)))
-            }
+            Self::RateLimited { object, .. } => Some(format!(
+                "try again later, or log in with `rcx-imagefs login {}` for a higher limit",
+                object.host()
+            )),
+            Self::Tls { object, .. } => Some(format!(
+                "use --plain-http if this registry serves plain HTTP; put the certificate of its authority into /etc/containers/certs.d/{}/ca.crt if it is not a public one",
+                object.host()
+            )),
+            Self::Connect { object, .. } => Some(format!(
+                "check that the registry `{}` exists and is running{}",
+                object.host(),
+                proxy_hint(object.host(), |name| std::env::var_os(name))
+            )),
             Self::Document { source, .. } if matches!(**source, ManifestError::NoPlatform { .. }) => {
                 Some("choose a platform with --platform OS/ARCH".to_owned())
             }
@@ -350,14 +403,4 @@ impl RegistryError {
             _ => None,
         }
     }
-}
-
-/// Whether an error was caused by a TLS error.
-///
-/// An I/O error can contain a TLS error that is not in its `source` chain: `io::Error::source` skips the wrapped error.
-fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
-    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.is::<rustls::Error>()
-        || wrapped.is_some_and(|wrapped| is_tls(wrapped))
-        || error.source().is_some_and(is_tls)
 }

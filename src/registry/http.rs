@@ -1,15 +1,19 @@
-//! The HTTP clients: certificate authorities, proxies and redirects.
+//! The HTTP clients: certificates and proxies for each host.
+//!
+//! Most hosts share one of two clients, for loopback and for all other addresses. A host with certificates of its own has a
+//! client of its own, so that a client certificate is offered to no other host.
 
-use std::io;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Duration;
 
 use reqwest::redirect::Policy;
 
+use super::certificates::HostCertificates;
 use super::{RegistryError, RegistryOptions};
-
-/// Maximum number of redirects that are followed: the limit of browsers and of Go's HTTP client.
-const REDIRECTS_MAX: usize = 10;
+use crate::os::ignore_poison;
 
 const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
 
@@ -33,55 +37,90 @@ impl HostKind {
     }
 }
 
-/// Reads the PEM files of the additional certificate authorities, and checks that each has a certificate.
-pub(super) fn read_authorities(options: &RegistryOptions) -> Result<Vec<Vec<u8>>, RegistryError> {
-    let read = |path: &PathBuf| {
-        let error = |source| RegistryError::CaFile { path: path.clone(), source };
-        let pem = std::fs::read(path).map_err(error)?;
-        match reqwest::Certificate::from_pem_bundle(&pem) {
-            Ok(certificates) if !certificates.is_empty() => Ok(pem),
-            _ => Err(error(io::Error::new(io::ErrorKind::InvalidData, "it contains no PEM certificate"))),
-        }
-    };
-    options.ca_files.iter().map(read).collect()
+/// The clients for all hosts.
+pub(super) struct HttpClients {
+    connect: Duration,
+    certificate_dirs: Vec<PathBuf>,
+    loopback: reqwest::Client,
+    remote: reqwest::Client,
+    /// The client for a host that is asked on behalf of a registry; `None` for one of the two above.
+    own: Mutex<HashMap<(String, String), Option<reqwest::Client>>>,
 }
 
-/// Sets up the HTTP client for one kind of host.
-pub(super) fn client(
-    options: &RegistryOptions,
-    authorities: &[Vec<u8>],
-    kind: HostKind,
-) -> Result<reqwest::Client, RegistryError> {
-    let mut certificates = Vec::new();
-    for pem in authorities {
-        certificates.extend(reqwest::Certificate::from_pem_bundle(pem).map_err(RegistryError::TlsSetup)?);
+impl HttpClients {
+    /// Sets up the clients. Opens no connection.
+    pub(super) fn new(options: &RegistryOptions) -> Result<Self, RegistryError> {
+        // Fails if a provider is installed already, which can only be the same one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let connect = options.deadlines.connect;
+        let shared = |kind| build(connect, kind, &HostCertificates::default());
+        Ok(Self {
+            connect,
+            certificate_dirs: options.certificate_dirs.clone(),
+            loopback: shared(HostKind::Loopback)?,
+            remote: shared(HostKind::Remote)?,
+            own: Mutex::default(),
+        })
     }
+
+    /// Returns the client for `host`, which is `registry` itself, or a host to which the registry leads: its token server, or
+    /// where its blobs are. The certificate authorities of the registry are trusted for those too; docker and podman do the same.
+    pub(super) fn of_host(&self, host: &str, registry: &str) -> Result<reqwest::Client, RegistryError> {
+        let kind = HostKind::of(host);
+        let mut own = ignore_poison(self.own.lock());
+        let key = (host.to_owned(), registry.to_owned());
+        let client = match own.get(&key) {
+            Some(client) => client.clone(),
+            None => {
+                let mut certificates = HostCertificates::read(&self.certificate_dirs, host)?;
+                if host != registry {
+                    let of_registry = HostCertificates::read(&self.certificate_dirs, registry)?;
+                    certificates.authorities.extend(of_registry.authorities);
+                }
+                let client = match certificates.is_empty() {
+                    true => None,
+                    false => Some(build(self.connect, kind, &certificates)?),
+                };
+                own.insert(key, client.clone());
+                client
+            }
+        };
+        let shared = match kind {
+            HostKind::Loopback => &self.loopback,
+            HostKind::Remote => &self.remote,
+        };
+        Ok(client.unwrap_or_else(|| shared.clone()))
+    }
+}
+
+/// Sets up a client. It follows no redirects: each of them may need another client and other credentials.
+fn build(
+    connect: Duration,
+    kind: HostKind,
+    certificates: &HostCertificates,
+) -> Result<reqwest::Client, RegistryError> {
+    let mut authorities = Vec::new();
+    for pem in &certificates.authorities {
+        authorities.extend(reqwest::Certificate::from_pem_bundle(pem).map_err(RegistryError::TlsSetup)?);
+    }
+    let identity = match &certificates.identity {
+        Some(pem) => Some(reqwest::Identity::from_pem(pem).map_err(RegistryError::TlsSetup)?),
+        None => None,
+    };
     let builder = || {
-        let builder = reqwest::Client::builder()
+        let mut builder = reqwest::Client::builder()
             .user_agent(USER_AGENT)
-            .connect_timeout(options.deadlines.connect)
-            .redirect(redirects());
+            .connect_timeout(connect)
+            .redirect(Policy::none());
+        if let Some(identity) = &identity {
+            builder = builder.identity(identity.clone());
+        }
         if kind == HostKind::Loopback { builder.no_proxy() } else { builder }
     };
-    builder().tls_certs_merge(certificates.clone()).build().or_else(|error| {
+    builder().tls_certs_merge(authorities.clone()).build().or_else(|error| {
         // A system without certificate authorities can still use plain HTTP and the additional authorities.
         tracing::warn!(%error, "cannot load the system's certificate authorities");
-        builder().tls_certs_only(certificates).build().map_err(RegistryError::TlsSetup)
-    })
-}
-
-/// Follows redirects, except from HTTPS to HTTP. A redirect to another host or port drops the `Authorization` header.
-fn redirects() -> Policy {
-    Policy::custom(|attempt| {
-        let insecure = attempt.previous().last().is_some_and(|url| url.scheme() == "https")
-            && attempt.url().scheme() != "https";
-        if insecure {
-            attempt.error("redirected from HTTPS to HTTP")
-        } else if attempt.previous().len() > REDIRECTS_MAX {
-            attempt.error("redirected more than 10 times")
-        } else {
-            attempt.follow()
-        }
+        builder().tls_certs_only(authorities).build().map_err(RegistryError::TlsSetup)
     })
 }
 

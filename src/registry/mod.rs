@@ -4,35 +4,65 @@
 //! them. Each wait has a deadline, and transient errors are retried.
 
 mod auth;
+mod authorize;
+mod certificates;
+mod challenge;
 mod client;
 mod download;
+mod endpoint;
 mod error;
+mod exchange;
+mod failure;
 mod http;
+mod login;
 mod message;
+mod mirrors;
+mod object;
 mod resolve;
 mod retry;
 mod token;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::image::{Manifest, ManifestDigest, Name, Platform};
 
-pub use auth::{AuthError, AuthFiles};
+pub use auth::{AuthError, AuthFiles, add_login, remove_all_logins, remove_login};
 pub use client::Registry;
 pub use download::Download;
-pub use error::{RegistryError, RemoteObject};
+pub use endpoint::Mirror;
+pub use error::RegistryError;
+use http::HostKind;
+pub use login::LoginCheck;
+pub use object::RemoteObject;
 
 /// The registries that are accessed over plain HTTP.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum PlainHttp {
     /// Registries on a loopback address (`localhost`, `127.0.0.0/8`, `[::1]`), on any port.
     #[default]
     Loopback,
+    /// These hosts (`HOST` or `HOST:PORT`), and those on a loopback address.
+    Hosts(Vec<String>),
     /// All registries.
     Always,
     /// No registry.
     Never,
+}
+
+impl PlainHttp {
+    /// The scheme of the URLs of a registry.
+    fn scheme(&self, host: &str) -> &'static str {
+        let is_loopback = HostKind::of(host) == HostKind::Loopback;
+        let is_plain = match self {
+            Self::Loopback => is_loopback,
+            Self::Hosts(hosts) => is_loopback || hosts.iter().any(|plain| plain == host),
+            Self::Always => true,
+            Self::Never => false,
+        };
+        if is_plain { "http" } else { "https" }
+    }
 }
 
 /// The longest waits of the client.
@@ -71,10 +101,12 @@ pub struct RegistryOptions {
     pub platform: Platform,
     /// The longest waits.
     pub deadlines: Deadlines,
-    /// PEM files of certificate authorities to trust in addition to the system's.
-    pub ca_files: Vec<PathBuf>,
-    /// The files with credentials.
+    /// Directories with certificates for each host (`certs.d`), in order of precedence.
+    pub certificate_dirs: Vec<PathBuf>,
+    /// The files with logins.
     pub auth: AuthFiles,
+    /// The mirrors of registries, by the host of the registry.
+    pub mirrors: BTreeMap<String, Vec<Mirror>>,
 }
 
 impl Default for RegistryOptions {
@@ -83,8 +115,9 @@ impl Default for RegistryOptions {
             plain_http: PlainHttp::default(),
             platform: Platform::host(),
             deadlines: Deadlines::default(),
-            ca_files: Vec::new(),
+            certificate_dirs: certificates::directories_of_user(),
             auth: AuthFiles::of_user(),
+            mirrors: BTreeMap::new(),
         }
     }
 }

@@ -5,7 +5,9 @@ use tokio::time::timeout;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 
 use super::client::RegistryRequest;
-use super::retry::{jittered, retry_after};
+use super::endpoint::Endpoint;
+use super::exchange::host_of;
+use super::retry::with_retries;
 use super::{Registry, RegistryError, RemoteObject, Resolved, ResolvedIndex};
 use crate::image::{
     Descriptor, Digest, Document, MANIFEST_MAX, ManifestDigest, ManifestError, Name, Reference, media,
@@ -31,8 +33,8 @@ impl Registry {
         let name = &reference.name;
         let object = RemoteObject::manifest(reference.clone());
         let mut fetched = match reference.digest {
-            Some(digest) => self.document(&object, &digest.to_string(), Some(digest)).await?,
-            None => self.document(&object, reference.tag_or_latest().as_str(), None).await?,
+            Some(digest) => self.document(name, &object, &digest.to_string(), Some(digest)).await?,
+            None => self.document(name, &object, reference.tag_or_latest().as_str(), None).await?,
         };
         let mut index = None;
         for _ in 0..=INDEX_DEPTH_MAX {
@@ -59,7 +61,7 @@ impl Registry {
             let digest = ManifestDigest::new(entry.digest);
             let child = Reference { name: name.clone(), tag: None, digest: Some(digest) };
             let child = RemoteObject::manifest(child);
-            fetched = self.document(&child, &entry.digest.to_string(), Some(digest)).await?;
+            fetched = self.document(name, &child, &entry.digest.to_string(), Some(digest)).await?;
             check_entry(&child, &entry, &fetched)?;
         }
         let source = ManifestError::TooMany {
@@ -85,18 +87,28 @@ impl Registry {
         if descriptor.size > limit {
             return Err(RegistryError::TooLong { object, size: descriptor.size, limit });
         }
-        let mut download = self.download(name, descriptor, 0);
-        let mut bytes = Vec::new();
-        while let Some(chunk) = download.next_chunk().await? {
-            bytes.extend_from_slice(&chunk);
+        let fetch = async || {
+            let mut download = self.download(name, descriptor, 0);
+            let mut bytes = Vec::new();
+            while let Some(chunk) = download.next_chunk().await? {
+                bytes.extend_from_slice(&chunk);
+            }
+            check_digest(&object, descriptor.digest, &bytes)?;
+            Ok(bytes)
+        };
+        match fetch().await {
+            Err(error @ RegistryError::Digest { .. }) if self.distrust_mirrors(name) => {
+                tracing::warn!("{error}; fetching it from the registry itself");
+                fetch().await
+            }
+            result => result,
         }
-        check_digest(&object, descriptor.digest, &bytes)?;
-        Ok(bytes)
     }
 
-    /// Fetches one manifest or index, with retries.
+    /// Fetches one manifest or index from the first place that has it, with retries at the registry itself.
     async fn document(
         &self,
+        name: &Name,
         object: &RemoteObject,
         tag_or_digest: &str,
         digest: Option<ManifestDigest>,
@@ -107,29 +119,29 @@ impl Registry {
             accept: Some(media::DOCUMENTS.join(", ")),
             from: 0,
         };
-        let mut attempt = 0;
-        loop {
-            let error = match self.document_once(&request, digest).await {
+        for endpoint in self.endpoints(name)?.iter().filter(|endpoint| endpoint.is_mirror) {
+            match self.document_once(endpoint, &request, digest).await {
                 Ok(fetched) => return Ok(fetched),
-                Err(error) => error,
-            };
-            attempt += 1;
-            let Some(pause) = retry_after(attempt, &error, self.options().deadlines.backoff) else {
-                return Err(error);
-            };
-            tracing::debug!(%error, attempt, ?pause, "retrying");
-            tokio::time::sleep(jittered(pause)).await;
+                Err(error) => self.pass_over(endpoint, &error),
+            }
         }
+        let registry = Endpoint::of(name)?;
+        with_retries(self.options().deadlines.backoff, async || {
+            self.document_once(&registry, &request, digest).await
+        })
+        .await
     }
 
     async fn document_once(
         &self,
+        endpoint: &Endpoint,
         request: &RegistryRequest<'_>,
         digest: Option<ManifestDigest>,
     ) -> Result<FetchedDocument, RegistryError> {
         let object = request.object;
         let deadlines = &self.options().deadlines;
-        let mut response = self.request(request).await?;
+        let mut response = self.request(endpoint, request).await?;
+        let host = host_of(response.url());
         let headers = response.headers().clone();
         let too_long = |size| RegistryError::TooLong { object: object.clone(), size, limit: MANIFEST_MAX };
         if let Some(size) = response.content_length().filter(|size| *size > MANIFEST_MAX) {
@@ -138,7 +150,7 @@ impl Registry {
         let read = async {
             let mut bytes = Vec::new();
             while let Some(chunk) =
-                response.chunk().await.map_err(|e| RegistryError::transport(object, e, deadlines))?
+                response.chunk().await.map_err(|e| RegistryError::transport(object, &host, &e, deadlines))?
             {
                 bytes.extend_from_slice(&chunk);
                 let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
@@ -152,8 +164,12 @@ impl Registry {
         let bytes = match timeout(deadlines.idle, read).await {
             Ok(bytes) => bytes?,
             Err(_) => {
-                let (object, after) = (object.clone(), deadlines.idle);
-                return Err(RegistryError::Deadline { object, awaited: "the rest of the manifest", after });
+                return Err(RegistryError::deadline(
+                    object,
+                    &host,
+                    "the rest of the manifest",
+                    deadlines.idle,
+                ));
             }
         };
         let announced = header(&headers, CONTENT_TYPE.as_str());

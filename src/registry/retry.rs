@@ -1,6 +1,8 @@
 //! Decides which errors are retried, how often, and after which pause.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::{HeaderMap, RETRY_AFTER};
 
 use super::RegistryError;
 
@@ -16,8 +18,55 @@ const DEADLINE_MAX: u32 = 1;
 /// Longest pause that a registry may request. If it requests more, the error is final.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
+/// A pause of which every user is told.
+const LONG_PAUSE: Duration = Duration::from_secs(5);
+
 /// Longest pause if the registry requests none.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Calls `attempt` until it succeeds or fails with a final error, with pauses that start with `first`.
+pub(super) async fn with_retries<T>(
+    first: Duration,
+    attempt: impl AsyncFn() -> Result<T, RegistryError>,
+) -> Result<T, RegistryError> {
+    let mut failures = 0;
+    loop {
+        let error = match attempt().await {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        failures += 1;
+        let Some(pause) = retry_after(failures, &error, first) else { return Err(error) };
+        pause_before_retry(failures, &error, pause).await;
+    }
+}
+
+/// Says what failed and waits.
+///
+/// The command line shows also the short pauses if somebody watches it on a terminal.
+pub(super) async fn pause_before_retry(failures: u32, error: &RegistryError, pause: Duration) {
+    let pause = jittered(pause);
+    let text = format!("{error}; trying again in {:.1} s (retry {failures})", pause.as_secs_f32());
+    match pause >= LONG_PAUSE {
+        true => tracing::warn!("{text}"),
+        false => tracing::info!("{text}"),
+    }
+    tokio::time::sleep(pause).await;
+}
+
+/// Returns the pause that a server requests with `Retry-After`, in seconds or as a date (RFC 9110, section 10.2.3).
+pub(super) fn requested_pause(headers: &HeaderMap) -> Option<Duration> {
+    parse_retry_after(headers.get(RETRY_AFTER)?.to_str().ok()?, SystemTime::now())
+}
+
+fn parse_retry_after(text: &str, now: SystemTime) -> Option<Duration> {
+    let text = text.trim();
+    match text.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        // A date that has passed asks for no pause.
+        Err(_) => Some(httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()),
+    }
+}
 
 /// Returns the pause before the next retry; `None` if the error is final.
 ///
@@ -34,6 +83,10 @@ pub(super) fn retry_after(attempt: u32, error: &RegistryError, first: Duration) 
         | E::Unauthorized { .. }
         | E::Denied { .. }
         | E::Status { .. }
+        | E::LoginRefused { .. }
+        | E::LoginUnusable { .. }
+        | E::Scheme { .. }
+        | E::Address { .. }
         | E::Tls { .. }
         | E::Redirect { .. }
         | E::Document { .. }
@@ -43,7 +96,7 @@ pub(super) fn retry_after(attempt: u32, error: &RegistryError, first: Duration) 
         | E::TooLong { .. }
         | E::Credentials { .. }
         | E::Token { .. }
-        | E::CaFile { .. }
+        | E::Certificate { .. }
         | E::TlsSetup(_) => return None,
     };
     if attempt > attempts_max || requested.is_some_and(|requested| requested > RETRY_AFTER_MAX) {
@@ -54,7 +107,7 @@ pub(super) fn retry_after(attempt: u32, error: &RegistryError, first: Duration) 
 }
 
 /// Lengthens a pause by up to a quarter, so that clients that failed at the same time do not retry at the same time.
-pub(super) fn jittered(pause: Duration) -> Duration {
+fn jittered(pause: Duration) -> Duration {
     use std::hash::{BuildHasher as _, Hasher as _};
     // The random seeds of the standard library's hash tables are good enough here.
     let random = std::hash::RandomState::new().build_hasher().finish();
@@ -80,7 +133,13 @@ mod tests {
 
     fn server(retry_after: Option<u64>) -> RegistryError {
         let retry_after = retry_after.map(Duration::from_secs);
-        RegistryError::Server { object: object(), status: 500, retry_after, message: String::new() }
+        RegistryError::Server {
+            object: object(),
+            host: "reg".to_owned(),
+            status: 500,
+            retry_after,
+            message: String::new(),
+        }
     }
 
     #[test]
@@ -100,11 +159,30 @@ mod tests {
         assert_eq!(retry_after(1, &server(Some(61)), FIRST), None);
         let limited = |seconds| RegistryError::RateLimited {
             object: object(),
+            host: "reg".to_owned(),
             retry_after: Some(Duration::from_secs(seconds)),
             message: String::new(),
         };
         assert_eq!(retry_after(1, &limited(60), FIRST), Some(Duration::from_secs(60)));
         assert_eq!(retry_after(1, &limited(3600), FIRST), None);
+    }
+
+    #[test]
+    fn requested_pause_is_read_as_seconds_and_as_a_date() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        for (text, seconds) in [
+            ("7", Some(7)),
+            (" 0 ", Some(0)),
+            ("Sun, 06 Nov 1994 08:49:47 GMT", Some(10)),
+            ("Sunday, 06-Nov-94 08:49:47 GMT", Some(10)),
+            ("Sun Nov  6 08:49:47 1994", Some(10)),
+            ("Sun, 06 Nov 1994 08:49:27 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_retry_after(text, now), seconds.map(Duration::from_secs), "{text}");
+        }
     }
 
     #[test]
@@ -118,7 +196,7 @@ mod tests {
         ] {
             assert_eq!(retry_after(1, &error, FIRST), None, "{error}");
         }
-        let slow = RegistryError::Deadline { object: object(), awaited: "a response", after: FIRST };
+        let slow = RegistryError::deadline(&object(), "reg", "a response", FIRST);
         assert!(retry_after(1, &slow, FIRST).is_some() && retry_after(2, &slow, FIRST).is_none());
     }
 

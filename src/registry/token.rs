@@ -1,174 +1,291 @@
-//! Answers the challenge of a registry: finds the token server and gets a token.
+//! Gets tokens from token servers (distribution-spec, "Token Authentication" and "OAuth2 Token Authentication").
 //!
-//! The challenge comes from the registry's own response, never from a server that it redirected to. A password is sent to the
-//! token server of the challenge only over HTTPS, unless the user has allowed plain HTTP for the registry or the token server
-//! is on this machine.
+//! The registry chooses the token server; that is the protocol. But a registry that is accessed over HTTPS cannot choose one
+//! that is accessed over HTTP, except on this machine, and a password follows no redirect to another server.
 
-use http_auth::ChallengeParser;
-use oci_client::secrets::RegistryAuth;
-use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
-use reqwest::{StatusCode, Url};
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HeaderValue};
+use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::time::timeout;
 
+use super::auth::{Login, LoginSecret};
+use super::challenge::BearerChallenge;
+use super::endpoint::Endpoint;
+use super::exchange::{Authorization, HttpRequest, Reply, host_of, without_user};
 use super::http::HostKind;
+use super::retry::requested_pause;
 use super::{Registry, RegistryError, RemoteObject};
 
 /// Longest response of a token server, in bytes. Tokens have a few kilobytes.
 const TOKEN_MAX: usize = 64 << 10;
 
-/// The authentication that a registry requires.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum AuthChallenge {
-    /// A token of a token server (distribution-spec, "Token Authentication").
-    Bearer { realm: String, service: Option<String> },
-    /// Nothing else that is supported: the password itself, if there is one.
-    Basic,
+/// How long a token is valid if the server does not say (distribution-spec, "Token Response Fields").
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
+
+/// How this program names itself to token servers.
+const CLIENT_ID: &str = env!("CARGO_PKG_NAME");
+
+/// A token of a token server.
+pub(super) struct RegistryToken {
+    pub(super) value: String,
+    /// How long it is valid.
+    pub(super) lifetime: Duration,
 }
 
-/// The response of a token server. Servers may give either field, or both.
+/// The response of a token server. Servers give one of the first two fields, or both.
 #[derive(Deserialize)]
 struct TokenResponse {
     #[serde(default)]
     token: Option<String>,
     #[serde(default)]
     access_token: Option<String>,
+    /// Seconds; some servers send text.
+    #[serde(default)]
+    expires_in: Value,
 }
 
-impl AuthChallenge {
-    /// Reads the challenge of a response with status 401; `None` if it has none.
-    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
-        let texts = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-        let mut result = headers.contains_key(WWW_AUTHENTICATE).then_some(Self::Basic);
-        for challenge in texts.flat_map(|text| ChallengeParser::new(text).filter_map(Result::ok)) {
-            let parameter = |name: &str| {
-                let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-                found.map(|(_, value)| value.to_unescaped())
-            };
-            if challenge.scheme.eq_ignore_ascii_case("Bearer")
-                && let Some(realm) = parameter("realm")
-            {
-                result = Some(Self::Bearer { realm, service: parameter("service") });
-                break;
-            }
+impl TokenResponse {
+    /// Parses a response. The error says what is wrong with it.
+    fn parse(body: &[u8]) -> Result<RegistryToken, String> {
+        let response: Self =
+            serde_json::from_slice(body).map_err(|error| format!("its response is not valid: {error}"))?;
+        let tokens = [response.token, response.access_token].into_iter().flatten();
+        let value = tokens.into_iter().find(|token| !token.is_empty());
+        let value = value.ok_or("its response has no token")?;
+        if !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err("its token contains invalid characters".to_owned());
         }
-        result
+        let seconds = match &response.expires_in {
+            Value::Number(number) => number.as_f64(),
+            Value::String(text) => text.trim().parse().ok(),
+            _ => None,
+        };
+        let lifetime = seconds.filter(|seconds: &f64| *seconds > 0.0).map(Duration::try_from_secs_f64);
+        let lifetime = match lifetime {
+            Some(Ok(lifetime)) => lifetime,
+            Some(Err(_)) => Duration::MAX,
+            None => DEFAULT_LIFETIME,
+        };
+        Ok(RegistryToken { value, lifetime })
     }
 }
 
-/// Checks that the credentials may be sent to a token server. `scheme` is the scheme of the registry.
-fn token_url(realm: &str, scheme: &str, credentials: &RegistryAuth) -> Result<Url, String> {
+/// Parses the address of a token server. `scheme` is the scheme of the registry.
+fn token_server(realm: &str, scheme: &str) -> Result<Url, String> {
     let url = Url::parse(realm).map_err(|error| format!("its address `{realm}` is not valid: {error}"))?;
-    let host = url.host_str().unwrap_or_default();
-    let is_private = *credentials == RegistryAuth::Anonymous;
+    let is_loopback = HostKind::of(url.host_str().unwrap_or_default()) == HostKind::Loopback;
     match url.scheme() {
-        "https" => Ok(url),
-        "http" if scheme == "http" || is_private || HostKind::of(host) == HostKind::Loopback => Ok(url),
-        "http" => Err(format!("the registry wants the password to be sent to `{realm}`, without encryption")),
+        "https" => Ok(without_user(url)),
+        "http" if scheme == "http" || is_loopback => Ok(without_user(url)),
+        "http" => Err(format!(
+            "the registry is accessed over HTTPS, but its token server is `{realm}`, without encryption"
+        )),
         _ => Err(format!("its address `{realm}` is neither an http nor an https URL")),
     }
 }
 
+/// What a token must allow: what the challenge asks for, which is right also behind a proxy that changes names.
+fn scope(challenge: &BearerChallenge, endpoint: &Endpoint) -> Option<String> {
+    let asked = challenge.scope.as_ref().filter(|scope| scope.starts_with("repository:"));
+    endpoint.pull_scope().map(|pull| asked.cloned().unwrap_or(pull))
+}
+
 impl Registry {
-    /// Gets a token for pulling from the object's repository.
+    /// Gets a token that answers a challenge of an endpoint.
     pub(super) async fn fetch_token(
         &self,
         object: &RemoteObject,
-        realm: &str,
-        service: Option<&str>,
-        credentials: &RegistryAuth,
-    ) -> Result<String, RegistryError> {
+        endpoint: &Endpoint,
+        challenge: &BearerChallenge,
+        login: Option<&Login>,
+    ) -> Result<RegistryToken, RegistryError> {
         let failed = |reason| RegistryError::Token { object: object.clone(), reason };
-        let name = object.name();
-        let scheme = self.scheme(name.host().unwrap_or_default());
-        let mut url = token_url(realm, scheme, credentials).map_err(failed)?;
-        url.query_pairs_mut().append_pair("scope", &format!("repository:{}:pull", name.repository()));
-        if let Some(service) = service {
-            url.query_pairs_mut().append_pair("service", service);
-        }
-        let mut builder = self.http(url.host_str().unwrap_or_default()).get(url.clone());
-        if let RegistryAuth::Basic(user, password) = credentials {
-            builder = builder.basic_auth(user, Some(password));
-        }
-        let deadlines = &self.options().deadlines;
-        let after = deadlines.connect + deadlines.response;
-        let exchange = async {
-            let mut response =
-                builder.send().await.map_err(|source| RegistryError::transport(object, source, deadlines))?;
-            if response.status() != StatusCode::OK {
-                let message = self.error_message(response).await;
-                return Err(RegistryError::Unauthorized { object: object.clone(), message });
+        let scheme = self.options().plain_http.scheme(&endpoint.host);
+        let url = token_server(&challenge.realm, scheme).map_err(failed)?;
+        let server = host_of(&url);
+        tracing::info!("{}: getting a token from {server}", endpoint.host);
+        let fields = [("service", challenge.service.clone()), ("scope", scope(challenge, endpoint))];
+        let fields: Vec<(&str, String)> =
+            fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        let mut request = HttpRequest::get(object, endpoint, url);
+        request.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        request.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        let password = login.and_then(|login| match &login.secret {
+            LoginSecret::Password { user, password } => {
+                Some(Authorization::Basic(user.clone(), password.clone()))
             }
+            LoginSecret::IdentityToken(_) | LoginSecret::RegistryToken(_) => None,
+        });
+        request.authorization = password.as_ref();
+        if let Some(Login { secret: LoginSecret::IdentityToken(token), .. }) = login {
+            let grant = [("grant_type", "refresh_token"), ("client_id", CLIENT_ID), ("refresh_token", token)];
+            let fields = fields.iter().map(|(name, value)| (*name, value.as_str()));
+            request.method = Method::POST;
+            request.body = Some(form(grant.into_iter().chain(fields)));
+            let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
+            request.headers.insert(CONTENT_TYPE, form_type);
+        } else {
+            request.url.query_pairs_mut().extend_pairs(&fields);
+        }
+        let reply = self.exchange(request).await?;
+        if login.is_some() && !reply.from_origin {
+            return Err(failed(format!(
+                "{server} redirects to {}, which the login is not for",
+                reply.host()
+            )));
+        }
+        if reply.status() != StatusCode::OK {
+            return Err(self.token_refusal(object, reply, login).await);
+        }
+        let body = self.token_body(object, reply, &server).await?;
+        TokenResponse::parse(&body).map_err(|reason| failed(format!("{server}: {reason}")))
+    }
+
+    /// The error for a response without a token.
+    async fn token_refusal(
+        &self,
+        object: &RemoteObject,
+        reply: Reply,
+        login: Option<&Login>,
+    ) -> RegistryError {
+        let (status, host) = (reply.status(), reply.host());
+        let retry_after = requested_pause(reply.response.headers());
+        let message = self.error_message(reply.response).await;
+        let object = object.clone();
+        match (status, login) {
+            // An identity token that has expired is a bad request (RFC 6749, section 5.2).
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST, Some(login)) => {
+                RegistryError::LoginRefused { object, host, login: login.to_string(), message }
+            }
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, None) => {
+                RegistryError::Unauthorized { object, message }
+            }
+            (StatusCode::TOO_MANY_REQUESTS, _) => {
+                RegistryError::RateLimited { object, host, retry_after, message }
+            }
+            _ if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
+                RegistryError::Server { object, host, status: status.as_u16(), retry_after, message }
+            }
+            _ => {
+                let message = if message.is_empty() { message } else { format!(" ({message})") };
+                let reason = format!("{host} returned HTTP status {}{message}", status.as_u16());
+                RegistryError::Token { object, reason }
+            }
+        }
+    }
+
+    /// Reads a response of limited length.
+    async fn token_body(
+        &self,
+        object: &RemoteObject,
+        mut reply: Reply,
+        server: &str,
+    ) -> Result<Vec<u8>, RegistryError> {
+        let deadlines = &self.options().deadlines;
+        let read = async {
             let mut body = Vec::new();
-            while let Some(chunk) = response
-                .chunk()
-                .await
-                .map_err(|source| RegistryError::transport(object, source, deadlines))?
-            {
-                body.extend_from_slice(&chunk);
+            let chunk = |result: Result<_, reqwest::Error>| {
+                result.map_err(|source| RegistryError::transport(object, server, &source, deadlines))
+            };
+            while let Some(bytes) = chunk(reply.response.chunk().await)? {
+                body.extend_from_slice(&bytes);
                 if body.len() > TOKEN_MAX {
-                    return Err(failed(format!("its response is longer than {TOKEN_MAX} bytes")));
+                    let reason = format!("the response of {server} is longer than {TOKEN_MAX} bytes");
+                    return Err(RegistryError::Token { object: object.clone(), reason });
                 }
             }
             Ok(body)
         };
-        let body = timeout(after, exchange).await.map_err(|_| RegistryError::Deadline {
-            object: object.clone(),
-            awaited: "a token",
-            after,
-        })??;
-        let response: TokenResponse = serde_json::from_slice(&body)
-            .map_err(|error| failed(format!("its response is not valid: {error}")))?;
-        match response.token.or(response.access_token) {
-            Some(token) if !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) => {
-                Ok(token)
-            }
-            Some(_) => Err(RegistryError::Unauthorized {
-                object: object.clone(),
-                message: "the token of the token server contains invalid characters".to_owned(),
-            }),
-            None => Err(failed("its response has no token".to_owned())),
-        }
+        timeout(deadlines.idle, read)
+            .await
+            .map_err(|_| RegistryError::deadline(object, server, "the rest of a token", deadlines.idle))?
     }
+}
+
+/// Encodes the fields of a form.
+fn form<'a>(fields: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut url = Url::parse("http://form").expect("a constant URL");
+    url.query_pairs_mut().extend_pairs(fields);
+    url.query().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn challenge(values: &[&str]) -> Option<AuthChallenge> {
-        let mut headers = HeaderMap::new();
-        for value in values {
-            headers.append(WWW_AUTHENTICATE, value.parse().unwrap());
+    #[test]
+    fn token_server_is_accessed_over_http_only_on_loopback_or_for_a_plain_registry() {
+        let allowed = |realm, scheme| token_server(realm, scheme).is_ok();
+        assert!(allowed("https://auth.example/token", "https"));
+        assert!(!allowed("http://auth.example/token", "https"));
+        assert!(!allowed("HTTP://127.0.0.1.auth.example/token", "https"));
+        assert!(!allowed("http://user@auth.example/token", "https"));
+        assert!(allowed("http://auth.example/token", "http"));
+        assert!(allowed("http://127.0.0.1:5001/token", "https"));
+        assert!(allowed("http://[::1]:5001/token", "https"));
+        for realm in ["ftp://auth.example/token", "/token", "", "file:///etc/passwd", "auth.example"] {
+            assert!(!allowed(realm, "https") && !allowed(realm, "http"), "{realm}");
         }
-        AuthChallenge::of(&headers)
     }
 
     #[test]
-    fn bearer_challenge_is_found_beside_others() {
-        let bearer = AuthChallenge::Bearer { realm: "https://t/x".to_owned(), service: Some("s".to_owned()) };
-        let text = r#"Bearer realm="https://t/x",service="s",scope="repository:a:pull""#;
-        assert_eq!(challenge(&[text]), Some(bearer.clone()));
-        assert_eq!(challenge(&[r#"Basic realm="r""#, text]), Some(bearer.clone()));
-        assert_eq!(challenge(&[&format!(r#"Basic realm="r", {text}"#)]), Some(bearer));
-        assert_eq!(challenge(&[r#"Basic realm="r""#]), Some(AuthChallenge::Basic));
-        assert_eq!(challenge(&["Bearer service=\"s\""]), Some(AuthChallenge::Basic));
-        assert_eq!(challenge(&[]), None);
+    fn first_token_that_is_not_empty_is_used() {
+        let parse = |body: &str| TokenResponse::parse(body.as_bytes()).map(|token| token.value);
+        assert_eq!(parse(r#"{"token":"a","access_token":"b"}"#).as_deref(), Ok("a"));
+        assert_eq!(parse(r#"{"token":"","access_token":"b"}"#).as_deref(), Ok("b"));
+        assert_eq!(parse(r#"{"token":null,"access_token":"b"}"#).as_deref(), Ok("b"));
+        assert_eq!(parse(r#"{"access_token":"b","scope":"","refresh_token":"r"}"#).as_deref(), Ok("b"));
+        for (body, reason) in [
+            ("{}", "its response has no token"),
+            (r#"{"token":""}"#, "its response has no token"),
+            (r#"{"token":"a b"}"#, "its token contains invalid characters"),
+            ("<html>", "its response is not valid"),
+        ] {
+            assert!(parse(body).unwrap_err().starts_with(reason), "{body}");
+        }
     }
 
     #[test]
-    fn password_goes_over_http_only_to_loopback_or_from_a_plain_registry() {
-        let password = RegistryAuth::Basic("lab".to_owned(), "secret".to_owned());
-        let allowed = |realm, scheme, credentials| token_url(realm, scheme, credentials).is_ok();
-        assert!(allowed("https://auth.example/token", "https", &password));
-        assert!(!allowed("http://auth.example/token", "https", &password));
-        assert!(!allowed("HTTP://127.0.0.1.auth.example/token", "https", &password));
-        assert!(!allowed("http://user@auth.example/token", "https", &password));
-        assert!(allowed("http://auth.example/token", "https", &RegistryAuth::Anonymous));
-        assert!(allowed("http://auth.example/token", "http", &password));
-        assert!(allowed("http://127.0.0.1:5001/token", "https", &password));
-        assert!(allowed("http://[::1]:5001/token", "https", &password));
-        assert!(!allowed("ftp://auth.example/token", "https", &password));
-        assert!(!allowed("/token", "https", &password));
+    fn lifetime_of_a_token_is_read_in_every_form() {
+        for (expires_in, seconds) in [
+            ("300", 300),
+            ("\"300\"", 300),
+            ("300.9", 300),
+            ("null", 60),
+            ("0", 60),
+            ("-5", 60),
+            ("\"soon\"", 60),
+            ("1e300", u64::MAX),
+        ] {
+            let body = format!(r#"{{"token":"a","expires_in":{expires_in}}}"#);
+            let lifetime = TokenResponse::parse(body.as_bytes()).map(|token| token.lifetime.as_secs());
+            assert_eq!(lifetime, Ok(seconds), "{expires_in}");
+        }
+    }
+
+    #[test]
+    fn scope_is_that_of_the_challenge_if_it_is_for_a_repository() {
+        let endpoint =
+            |repository: &str| Endpoint { repository: repository.to_owned(), ..Endpoint::of_host("reg:1") };
+        let asked =
+            |scope: &str| BearerChallenge { scope: Some(scope.to_owned()), ..BearerChallenge::default() };
+        let own = Some("repository:lab/a:pull".to_owned());
+        assert_eq!(scope(&BearerChallenge::default(), &endpoint("lab/a")), own);
+        assert_eq!(scope(&asked("registry:catalog:*"), &endpoint("lab/a")), own);
+        assert_eq!(
+            scope(&asked("repository:a:pull"), &endpoint("lab/a")).as_deref(),
+            Some("repository:a:pull")
+        );
+        assert_eq!(scope(&asked("registry:catalog:*"), &endpoint("")), None);
+    }
+
+    #[test]
+    fn form_is_percent_encoded() {
+        let fields = [("grant_type", "refresh_token"), ("scope", "repository:lab/a:pull"), ("x", "a&b=c +é")];
+        let encoded = "grant_type=refresh_token&scope=repository%3Alab%2Fa%3Apull&x=a%26b%3Dc+%2B%C3%A9";
+        assert_eq!(form(fields.into_iter()), encoded);
     }
 }

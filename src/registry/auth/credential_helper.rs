@@ -5,13 +5,13 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::super::message::server_message;
 use super::error::AuthError;
+use super::login::{Login, LoginSecret};
 
 /// The user name that marks a helper's secret as an identity token.
 const TOKEN_USER: &str = "<token>";
@@ -25,6 +25,11 @@ struct HelperCredentials {
     secret: String,
 }
 
+/// The program of a helper that a file calls `name`.
+pub(super) fn helper_program(name: &str) -> String {
+    format!("docker-credential-{name}")
+}
+
 /// Runs `docker-credential-NAME get`; `None` if the helper has no credentials for `server`.
 ///
 /// The protocol is that of docker/docker-credential-helpers. `path` is the file that names the helper.
@@ -33,8 +38,8 @@ pub(super) async fn run_helper(
     server: &str,
     path: &Path,
     deadline: Duration,
-) -> Result<Option<RegistryAuth>, AuthError> {
-    let helper = format!("docker-credential-{name}");
+) -> Result<Option<Login>, AuthError> {
+    let helper = helper_program(name);
     // A name with a slash could run any program; docker searches only PATH.
     if name.contains('/') {
         let source = io::Error::new(io::ErrorKind::InvalidInput, "its name contains a slash");
@@ -50,7 +55,7 @@ async fn get_credentials(
     server: &str,
     path: &Path,
     deadline: Duration,
-) -> Result<Option<RegistryAuth>, AuthError> {
+) -> Result<Option<Login>, AuthError> {
     let helper = helper.to_owned();
     let start = |source| AuthError::HelperStart { helper: helper.clone(), path: path.to_owned(), source };
     let mut child = program
@@ -84,11 +89,13 @@ async fn get_credentials(
     }
     let output: HelperCredentials = serde_json::from_slice(&output.stdout)
         .map_err(|source| AuthError::HelperOutput { helper: helper.clone(), source })?;
-    match (output.username.as_str(), output.secret.as_str()) {
-        ("", "") => Ok(None),
-        (TOKEN_USER, _) => Err(AuthError::IdentityToken { key: server.to_owned() }),
-        _ => Ok(Some(RegistryAuth::Basic(output.username, output.secret))),
-    }
+    let HelperCredentials { username: user, secret } = output;
+    let secret = match (user.as_str(), secret.as_str()) {
+        ("", "") => return Ok(None),
+        (TOKEN_USER, _) => LoginSecret::IdentityToken(secret),
+        _ => LoginSecret::Password { user, password: secret },
+    };
+    Ok(Some(Login { secret, origin: format!("from the credential helper `{helper}`") }))
 }
 
 #[cfg(test)]
@@ -100,12 +107,8 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(10);
 
-    fn basic(user: &str, password: &str) -> RegistryAuth {
-        RegistryAuth::Basic(user.to_owned(), password.to_owned())
-    }
-
     /// Runs a shell script as a helper.
-    async fn helper(script: &str, deadline: Duration) -> Result<Option<RegistryAuth>, AuthError> {
+    async fn helper(script: &str, deadline: Duration) -> Result<Option<Login>, AuthError> {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("helper");
         fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -117,11 +120,13 @@ mod tests {
     #[tokio::test]
     async fn helper_reads_the_server_and_prints_the_credentials() {
         let script = r#"test "$1" = get || exit 9; read -r server; echo "{\"ServerURL\":\"x\",\"Username\":\"$server\",\"Secret\":\"s\"}""#;
-        assert_eq!(helper(script, DEADLINE).await.unwrap(), Some(basic("reg:1", "s")));
+        let login = helper(script, DEADLINE).await.unwrap().unwrap();
+        assert!(login.secret == Login::typed("reg:1", "s").secret, "{login}");
         let nothing = "echo credentials not found in native keychain; exit 1";
         assert_eq!(helper(nothing, DEADLINE).await.unwrap(), None);
         let token = r#"echo '{"Username":"<token>","Secret":"s"}'"#;
-        assert!(matches!(helper(token, DEADLINE).await, Err(AuthError::IdentityToken { .. })));
+        let login = helper(token, DEADLINE).await.unwrap().unwrap();
+        assert!(login.secret == LoginSecret::IdentityToken("s".to_owned()), "{login}");
     }
 
     #[tokio::test]

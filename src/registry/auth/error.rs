@@ -1,4 +1,4 @@
-//! Errors from looking up credentials.
+//! Errors from looking up and storing logins.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,13 +7,13 @@ use std::time::Duration;
 use crate::error::ErrorCode;
 use crate::os::PathError;
 
-/// Stored credentials cannot be used.
+/// Stored logins cannot be used or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
-    /// A file with credentials cannot be read.
+    /// A credential file cannot be read or written.
     #[error(transparent)]
-    Read(#[from] PathError),
-    /// A file with credentials is not JSON of the expected form.
+    File(#[from] PathError),
+    /// A credential file is not JSON of the expected form.
     #[error("{} is not a valid credential file", .path.display())]
     Parse {
         /// The file.
@@ -22,14 +22,14 @@ pub enum AuthError {
         source: serde_json::Error,
     },
     /// The entry of a registry is malformed.
-    #[error("{}: the entry `{key}` is malformed", .path.display())]
+    #[error("{}: the entry `{key}` is malformed: {reason}", .path.display())]
     Entry {
         /// The file.
         path: PathBuf,
         /// The key of the entry.
         key: String,
-        /// The underlying error.
-        source: docker_credential::CredentialRetrievalError,
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// A credential helper cannot be run.
     #[error("cannot run the credential helper `{helper}` (named in {})", .path.display())]
@@ -67,12 +67,27 @@ pub enum AuthError {
         /// The parse error.
         source: serde_json::Error,
     },
-    /// The only stored credential is a refresh token.
-    #[error("the credential stored for `{key}` is an identity token, which is not supported")]
-    IdentityToken {
-        /// The key of the entry.
+    /// A login would have no effect, because the file names a credential helper for the registry.
+    #[error("{} names the credential helper `{helper}` for {key}, so a login in the file would have no effect", .path.display())]
+    HelperTakesPrecedence {
+        /// The file.
+        path: PathBuf,
+        /// The name of the program.
+        helper: String,
+        /// The registry.
         key: String,
     },
+    /// There is no login to remove.
+    #[error("{} has no login for {key}", .path.display())]
+    NoLogin {
+        /// The file.
+        path: PathBuf,
+        /// The registry.
+        key: String,
+    },
+    /// Another process holds the lock of the directory.
+    #[error("{}: another process is changing the credential files in this directory", .0.display())]
+    Busy(PathBuf),
 }
 
 impl AuthError {
@@ -80,14 +95,16 @@ impl AuthError {
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Read(_)
+            Self::Busy(_) => ErrorCode::Busy,
+            Self::File(_)
             | Self::Parse { .. }
             | Self::Entry { .. }
             | Self::HelperStart { .. }
             | Self::HelperFailed { .. }
             | Self::HelperDeadline { .. }
             | Self::HelperOutput { .. }
-            | Self::IdentityToken { .. } => ErrorCode::Credentials,
+            | Self::HelperTakesPrecedence { .. }
+            | Self::NoLogin { .. } => ErrorCode::Credentials,
         }
     }
 
@@ -98,9 +115,15 @@ impl AuthError {
             Self::HelperStart { helper, path, .. } => {
                 Some(format!("install `{helper}`, or remove it from {}", path.display()))
             }
-            Self::IdentityToken { .. } => {
-                Some("log in again with a user name and a password or access token".to_owned())
+            Self::Parse { path, .. } => {
+                Some(format!("repair {}, or remove it and log in again", path.display()))
             }
+            Self::NoLogin { key, .. } => Some(format!(
+                "--authfile chooses another file; a login of docker is removed with `docker logout {key}`"
+            )),
+            Self::HelperTakesPrecedence { key, .. } => Some(format!(
+                "log in with `docker login {key}`, which uses the helper, or choose another file with --authfile"
+            )),
             _ => None,
         }
     }

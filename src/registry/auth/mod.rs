@@ -1,37 +1,37 @@
-//! Credentials for a registry: from the files of docker and podman, and from the helper programs that they name.
+//! Logins for registries: from the files of docker and podman, and from the helper programs that they name.
 //!
-//! Credentials are looked up only when a registry requires them, so a broken helper does not affect images that need no
-//! login. `docker_credential` parses the entries of the files, but this module runs the helpers: `docker_credential` has no
-//! deadline and never kills a helper that hangs.
+//! Logins are looked up only when a registry refuses a request without one, so a broken file or helper does not affect images
+//! that need no login.
 
 mod credential_helper;
+mod edit;
 mod error;
 mod file;
+mod login;
+mod places;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Duration;
 
-use oci_client::secrets::RegistryAuth;
-
+pub use edit::{add_login, remove_all_logins, remove_login};
 pub use error::AuthError;
 use file::CredentialFile;
+pub(crate) use login::{Login, LoginSecret};
+use places::AuthPlaces;
 
-use crate::image::Name;
+use crate::os::ignore_poison;
 
-/// The files with credentials, in order of precedence.
+/// The files with logins, in order of precedence.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AuthFiles(Vec<PathBuf>);
 
 impl AuthFiles {
-    /// The files that docker and podman write for this user.
-    ///
-    /// First `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`, then `$REGISTRY_AUTH_FILE` or
-    /// `$XDG_RUNTIME_DIR/containers/auth.json`.
+    /// The files that docker and podman write for this user, in podman's order; see `rcx-imagefs-registries(7)`.
     #[must_use]
     pub fn of_user() -> Self {
-        Self::from_variables(|name| {
-            std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
-        })
+        Self(of_environment(|places| places.files()))
     }
 
     /// Uses only `files`.
@@ -40,45 +40,45 @@ impl AuthFiles {
         Self(files)
     }
 
-    fn from_variables(variable: impl Fn(&str) -> Option<PathBuf>) -> Self {
-        let docker = variable("DOCKER_CONFIG").or_else(|| Some(variable("HOME")?.join(".docker")));
-        let podman = variable("REGISTRY_AUTH_FILE")
-            .or_else(|| Some(variable("XDG_RUNTIME_DIR")?.join("containers/auth.json")));
-        Self(docker.map(|directory| directory.join("config.json")).into_iter().chain(podman).collect())
+    /// The file that `login` writes unless another one is given: that of `podman login`.
+    #[must_use]
+    pub fn written_by_login() -> PathBuf {
+        of_environment(|places| places.written())
     }
 
-    /// Returns the credentials for a repository from the first file that has any; anonymous if no file has any.
-    pub(super) async fn find(&self, name: &Name, deadline: Duration) -> Result<RegistryAuth, AuthError> {
+    /// The files.
+    #[must_use]
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.0
+    }
+
+    /// Returns the login for a repository from the first file that has one.
+    pub(super) async fn find(
+        &self,
+        host: &str,
+        repository: &str,
+        deadline: Duration,
+    ) -> Result<Option<Login>, AuthError> {
         for path in &self.0 {
             let Some(file) = CredentialFile::read(path).await? else { continue };
-            if let Some(credentials) = file.find(path, name, deadline).await? {
-                tracing::debug!(file = %path.display(), registry = name.host(), "found credentials");
-                return Ok(credentials);
+            if let Some(login) = file.find(path, host, repository, deadline).await? {
+                tracing::debug!("found {login} for {host}");
+                return Ok(Some(login));
             }
         }
-        Ok(RegistryAuth::Anonymous)
+        Ok(None)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn of_environment<T>(choose: impl FnOnce(&AuthPlaces<'_>) -> T) -> T {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    choose(&AuthPlaces { variable: &variable, uid: rustix::process::getuid().as_raw() })
+}
 
-    #[test]
-    fn environment_selects_the_files_of_docker_and_podman() {
-        let of = |variables: &'static [(&str, &str)]| {
-            AuthFiles::from_variables(|name| {
-                variables.iter().find(|(key, _)| *key == name).map(|(_, value)| PathBuf::from(value))
-            })
-        };
-        let files = |paths: &[&str]| AuthFiles::new(paths.iter().map(PathBuf::from).collect());
-        assert_eq!(of(&[]), files(&[]));
-        assert_eq!(of(&[("HOME", "/h")]), files(&["/h/.docker/config.json"]));
-        assert_eq!(of(&[("HOME", "/h"), ("DOCKER_CONFIG", "/d")]), files(&["/d/config.json"]));
-        assert_eq!(
-            of(&[("HOME", "/h"), ("XDG_RUNTIME_DIR", "/x")]),
-            files(&["/h/.docker/config.json", "/x/containers/auth.json"])
-        );
-        assert_eq!(of(&[("XDG_RUNTIME_DIR", "/x"), ("REGISTRY_AUTH_FILE", "/r")]), files(&["/r"]));
+/// Logs a warning unless this process has logged it before. Logins are looked up several times during one pull.
+fn warn_once(text: String) {
+    static LOGGED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if ignore_poison(LOGGED.lock()).insert(text.clone()) {
+        tracing::warn!("{text}");
     }
 }

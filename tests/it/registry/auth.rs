@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rcx_imagefs::error::chain_text;
 use rcx_imagefs::registry::{AuthFiles, Registry, RegistryError, RegistryOptions};
 use tempfile::TempDir;
 
@@ -106,9 +107,13 @@ async fn refused_password_is_reported_with_the_reason_and_a_hint() {
     let directory = tempfile::tempdir().unwrap();
     let registry = Registry::new(with_password(&directory, &server.address)).unwrap();
     let error = download(&registry, &server.address, &descriptor(b"x"), 0).await.unwrap_err();
-    assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
-    assert!(error.to_string().contains("wrong user name or password"), "{error}");
-    assert!(error.hint().unwrap().contains("docker login"));
+    assert!(matches!(error, RegistryError::LoginRefused { .. }), "{error}");
+    let text = error.to_string();
+    for part in ["wrong user name or password", "refuses the login of `lab`", "config.json"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!text.contains("secret"), "{text}");
+    assert!(error.hint().unwrap().contains(&format!("rcx-imagefs login {}", server.address)));
     assert_eq!(tokens_fetched(&server.requests()), 1, "a wrong password is not retried");
 }
 
@@ -147,16 +152,25 @@ async fn hanging_token_server_ends_in_a_deadline_error() {
 }
 
 #[tokio::test]
-async fn broken_credentials_are_an_error_only_when_they_are_needed() {
+async fn broken_credential_file_is_an_error_only_when_it_is_needed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
-    std::fs::write(&path, r#"{"credsStore": "is-not-there"}"#).unwrap();
+    std::fs::write(&path, r#"{"auths": "#).unwrap();
     let registry = Registry::new(RegistryOptions { auth: AuthFiles::new(vec![path]), ..options() }).unwrap();
     let open = Server::start(|_, _| Answer::new(200, &[], b"hello")).await;
     assert_eq!(download(&registry, &open.address, &descriptor(b"hello"), 0).await.unwrap(), b"hello");
     let closed = Server::start(|_, _| Answer::new(401, &[], b"")).await;
     let error = download(&registry, &closed.address, &descriptor(b"hello"), 0).await.unwrap_err();
     assert!(matches!(error, RegistryError::Credentials { .. }), "{error}");
+    assert!(
+        chain_text(&error).contains("config.json is not a valid credential file"),
+        "{}",
+        chain_text(&error)
+    );
+    // A missing image is more likely than a hidden one.
+    let missing = Server::start(|_, _| Answer::new(404, &[], b"")).await;
+    let error = download(&registry, &missing.address, &descriptor(b"hello"), 0).await.unwrap_err();
+    assert!(matches!(error, RegistryError::NotFound { .. }), "{error}");
 }
 
 #[tokio::test]
@@ -174,7 +188,11 @@ async fn challenge_of_another_host_that_the_registry_redirects_to_is_not_answere
     let directory = tempfile::tempdir().unwrap();
     let registry = Registry::new(with_password(&directory, &server.address)).unwrap();
     let error = download(&registry, &server.address, &descriptor(b"x"), 0).await.unwrap_err();
-    assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
+    assert!(matches!(error, RegistryError::LoginRefused { .. }), "{error}");
+    assert_eq!(
+        other.requests().iter().filter(|request| request.header("authorization").is_some()).count(),
+        0
+    );
     assert_eq!(token.requests().len(), 0, "the password must not reach a server that another host chose");
 }
 

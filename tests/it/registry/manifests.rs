@@ -180,7 +180,7 @@ async fn every_http_status_has_its_own_error() {
     assert!(matches!(error, RegistryError::Denied { .. }), "{error}");
     let error = resolve_to(401, &[], body("UNAUTHORIZED")).await;
     assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
-    assert!(error.hint().unwrap().contains("docker login 127.0.0.1:"), "{error}");
+    assert!(error.hint().unwrap().contains("rcx-imagefs login 127.0.0.1:"), "{error}");
     let error = resolve_to(429, &[("Retry-After", "100000")], body("TOOMANYREQUESTS")).await;
     assert!(matches!(error, RegistryError::RateLimited { .. }), "{error}");
     let error = resolve_to(500, &[], body("UNKNOWN")).await;

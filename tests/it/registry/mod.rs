@@ -2,10 +2,14 @@
 
 mod auth;
 mod blobs;
+mod hidden;
 pub(crate) mod layout;
+mod login;
 mod manifests;
+mod mirrors;
 mod server;
 mod tls;
+mod tokens;
 
 use std::time::Duration;
 
@@ -24,6 +28,7 @@ fn options() -> RegistryOptions {
         },
         platform: "linux/amd64".parse().unwrap(),
         auth: AuthFiles::default(),
+        certificate_dirs: Vec::new(),
         ..RegistryOptions::default()
     }
 }

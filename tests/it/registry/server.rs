@@ -41,13 +41,23 @@ impl Answer {
     }
 }
 
-/// The head of a request.
+/// A request.
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     head: String,
+    body: String,
 }
 
 impl Request {
+    pub(super) fn method(&self) -> &str {
+        self.head.split(' ').next().unwrap_or_default()
+    }
+
+    /// The body, if its length was given.
+    pub(super) fn body(&self) -> &str {
+        &self.body
+    }
+
     pub(super) fn path(&self) -> &str {
         self.head.split(' ').nth(1).unwrap_or_default()
     }
@@ -112,7 +122,11 @@ async fn talk(
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);
     }
-    let request = Request { head: String::from_utf8_lossy(&head).into_owned() };
+    let mut request = Request { head: String::from_utf8_lossy(&head).into_owned(), body: String::new() };
+    let length = request.header("content-length").map_or(0, |length| length.parse().unwrap());
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    request.body = String::from_utf8(body).unwrap();
     let before = {
         let mut seen = seen.lock().unwrap();
         seen.push(request.clone());

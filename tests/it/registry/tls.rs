@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
+use rcx_imagefs::error::chain_text;
 use rcx_imagefs::registry::{PlainHttp, Registry, RegistryError, RegistryOptions};
 use tempfile::TempDir;
 
@@ -51,8 +52,12 @@ impl TlsServer {
     }
 
     fn trusting_with(&self, options: RegistryOptions) -> Result<Registry, RegistryError> {
-        let ca_files = vec![self.dir.path().join("cert.pem")];
-        Registry::new(RegistryOptions { plain_http: PlainHttp::Never, ca_files, ..options })
+        let certs = self.dir.path().join("certs.d");
+        let host = certs.join(&self.address);
+        std::fs::create_dir_all(&host).unwrap();
+        std::fs::copy(self.dir.path().join("cert.pem"), host.join("ca.crt")).unwrap();
+        let certificate_dirs = vec![self.dir.path().join("none"), certs];
+        Registry::new(RegistryOptions { plain_http: PlainHttp::Never, certificate_dirs, ..options })
     }
 }
 
@@ -77,6 +82,9 @@ async fn self_signed_certificate_is_refused_unless_it_is_trusted() {
     let untrusting = Registry::new(RegistryOptions { plain_http: PlainHttp::Never, ..options() }).unwrap();
     let error = untrusting.resolve(&tagged(&server.address)).await.unwrap_err();
     assert!(matches!(error, RegistryError::Tls { .. }), "{error:?}");
+    let expected = format!("{}: certificate is not trusted: its issuer is unknown", server.address);
+    assert_eq!(chain_text(&error), expected);
+    assert!(error.hint().unwrap().contains(&format!("certs.d/{}/ca.crt", server.address)));
     let resolved = server.trusting().unwrap().resolve(&tagged(&server.address)).await.unwrap();
     assert_eq!(resolved.manifest_bytes, manifest);
 }

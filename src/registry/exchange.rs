@@ -1,0 +1,153 @@
+//! Sends one HTTP request: deadline, redirects, credentials.
+//!
+//! Redirects are followed here and not by the HTTP client, because each host has its own certificates, and because the caller
+//! must know whether the answer comes from the server that it asked.
+
+use reqwest::header::{HeaderMap, LOCATION};
+use reqwest::{Method, Response, StatusCode, Url};
+use tokio::time::timeout;
+
+use super::endpoint::Endpoint;
+use super::{Registry, RegistryError, RemoteObject};
+
+/// Maximum number of redirects that are followed: the limit of browsers and of Go's HTTP client.
+const REDIRECTS_MAX: usize = 10;
+
+/// The content of the `Authorization` header.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Authorization {
+    Bearer(String),
+    Basic(String, String),
+}
+
+/// A request to a registry, or to its token server.
+pub(super) struct HttpRequest<'a> {
+    /// What the request is for.
+    pub(super) object: &'a RemoteObject,
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    pub(super) authorization: Option<&'a Authorization>,
+    pub(super) body: Option<String>,
+}
+
+/// The response to a request.
+pub(super) struct Reply {
+    pub(super) response: Response,
+    /// Whether the response comes from the server that was asked, and not from one that it redirected to.
+    ///
+    /// Only that server may choose the token server, and only it has seen the credentials.
+    pub(super) from_origin: bool,
+}
+
+impl<'a> HttpRequest<'a> {
+    /// A GET request without credentials.
+    pub(super) fn get(object: &'a RemoteObject, endpoint: &'a Endpoint, url: Url) -> Self {
+        let (method, headers) = (Method::GET, HeaderMap::new());
+        Self { object, endpoint, method, url, headers, authorization: None, body: None }
+    }
+}
+
+impl Reply {
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    /// The host that sent the response.
+    pub(super) fn host(&self) -> String {
+        host_of(self.response.url())
+    }
+}
+
+impl Registry {
+    /// Sends a request and follows redirects. The body of the response has not been read.
+    pub(super) async fn exchange(&self, request: HttpRequest<'_>) -> Result<Reply, RegistryError> {
+        let deadlines = &self.options().deadlines;
+        let HttpRequest { object, endpoint, method, mut url, headers, mut authorization, body } = request;
+        let origin = url.origin();
+        let registry = self.url(endpoint, "")?.origin();
+        let mut from_origin = true;
+        for _ in 0..=REDIRECTS_MAX {
+            let host = host_of(&url);
+            // The registry's own certificates are stored under the name that users write.
+            let client_host = if url.origin() == registry { endpoint.host.as_str() } else { host.as_str() };
+            let client = self.http().of_host(client_host, &endpoint.host)?;
+            let mut builder = client.request(method.clone(), url.clone()).headers(headers.clone());
+            builder = match authorization {
+                Some(Authorization::Bearer(token)) => builder.bearer_auth(token),
+                Some(Authorization::Basic(user, password)) => builder.basic_auth(user, Some(password)),
+                None => builder,
+            };
+            if let Some(body) = &body {
+                builder = builder.body(body.clone());
+            }
+            tracing::trace!(%object, host, "request");
+            let after = deadlines.connect + deadlines.response;
+            let response = match timeout(after, builder.send()).await {
+                Ok(Ok(response)) => response,
+                Ok(Err(source)) => return Err(RegistryError::transport(object, &host, &source, deadlines)),
+                Err(_) => return Err(RegistryError::deadline(object, &host, "a response", after)),
+            };
+            let location = match (response.status().as_u16(), response.headers().get(LOCATION)) {
+                // What is sent in a body is for one server only.
+                (301 | 302 | 303 | 307 | 308, Some(location)) if method == Method::GET => location,
+                _ => return Ok(Reply { response, from_origin }),
+            };
+            let refuse = |reason: String| RegistryError::Redirect {
+                object: object.clone(),
+                host: host.clone(),
+                reason,
+            };
+            let target = location.to_str().ok().and_then(|location| url.join(location).ok());
+            let target = target.ok_or_else(|| refuse("to something that is not a URL".to_owned()))?;
+            match (url.scheme(), target.scheme()) {
+                (_, "https") | ("http", "http") => {}
+                ("https", "http") => {
+                    return Err(refuse(format!("from HTTPS to HTTP at {}", host_of(&target))));
+                }
+                (_, scheme) => return Err(refuse(format!("to a URL of the scheme `{scheme}`"))),
+            }
+            if target.origin() != origin {
+                (authorization, from_origin) = (None, false);
+            }
+            url = without_user(target);
+        }
+        Err(RegistryError::Redirect {
+            object: object.clone(),
+            host: host_of(&url),
+            reason: format!("more than {REDIRECTS_MAX} times"),
+        })
+    }
+
+    /// The URL of a path at an endpoint.
+    pub(super) fn url(&self, endpoint: &Endpoint, path: &str) -> Result<Url, RegistryError> {
+        endpoint.url(self.options().plain_http.scheme(&endpoint.host), path)
+    }
+}
+
+/// Removes the user name and the password from a URL. The HTTP client would send them, and a server chose them.
+pub(super) fn without_user(mut url: Url) -> Url {
+    // Only URLs without a host refuse this, and they have no user either.
+    let _ = url.set_username("").and_then(|()| url.set_password(None));
+    url
+}
+
+/// The host of a URL, and the port unless it is that of the scheme.
+pub(super) fn host_of(url: &Url) -> String {
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}{port}", url.host_str().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_of_a_url_is_removed() {
+        let url = Url::parse("https://user:secret@host.example:8443/path?a=b").unwrap();
+        assert_eq!(host_of(&url), "host.example:8443");
+        assert_eq!(without_user(url).as_str(), "https://host.example:8443/path?a=b");
+        assert_eq!(host_of(&Url::parse("https://[::1]:443/").unwrap()), "[::1]");
+    }
+}

@@ -153,11 +153,13 @@ impl CommandPage {
         ];
         match self.path.as_str() {
             "pull" => variables.extend([
-                ("DOCKER_CONFIG", "Directory of docker's `config.json`, whose credentials are used; `~/.docker` by default."),
-                (
-                    "REGISTRY_AUTH_FILE",
-                    "podman's credentials file; `$XDG_RUNTIME_DIR/containers/auth.json` by default.",
-                ),
+                ("REGISTRY_AUTH_FILE", "File with logins, in place of podman's files; see rcx-imagefs-registries(7)."),
+                ("DOCKER_CONFIG", "Directory of docker's `config.json`, whose logins are used; `~/.docker` by default."),
+                ("HTTPS_PROXY", "Proxy; also `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`. See rcx-imagefs-registries(7)."),
+            ]),
+            "login" | "logout" => variables.extend([
+                ("REGISTRY_AUTH_FILE", "File with logins, unless `--authfile` is given."),
+                ("XDG_RUNTIME_DIR", "Directory of `containers/auth.json`; by default, the file is `/run/containers/UID/auth.json`."),
             ]),
             "mount" => variables.extend([(
                 "NOTIFY_SOCKET",
@@ -206,13 +208,26 @@ impl CommandPage {
 
     fn see_also(&self) -> String {
         let pages: &[&str] = match self.path.as_str() {
-            "" => &["images", "run", "isolate", "config", "operations", "store", "errors", "changes"],
+            "" => &[
+                "images",
+                "run",
+                "isolate",
+                "config",
+                "registries",
+                "operations",
+                "store",
+                "errors",
+                "changes",
+            ],
             "run" => &["run", "images", "config", "errors"],
             "isolate-shim" => &["isolate", "run", "config"],
             path if path.starts_with("root") => &["run", "images", "config", "errors"],
             "mount" | "path" | "status" => &["images", "operations", "config", "errors"],
-            "gc" | "verify" | "rm" | "images" | "inspect" | "pull" | "load" | "unpack" | "tag" | "ls"
-            | "cp" => &["store", "images", "config", "errors"],
+            "login" | "logout" => &["registries", "config", "errors"],
+            "pull" => &["registries", "store", "images", "config", "errors"],
+            "gc" | "verify" | "rm" | "images" | "inspect" | "load" | "unpack" | "tag" | "ls" | "cp" => {
+                &["store", "images", "config", "errors"]
+            }
             _ => &["config", "operations"],
         };
         let of_manual = pages.iter().filter_map(|name| ManualPage::find(name)).map(ManualPage::title);

@@ -12,6 +12,8 @@ mod image_path;
 mod images;
 mod inspect;
 mod load;
+mod login;
+mod logout;
 mod ls;
 mod man;
 mod manual;
@@ -98,6 +100,8 @@ struct Global {
 enum Command {
     Pull(pull::PullArgs),
     Load(load::LoadArgs),
+    Login(login::LoginArgs),
+    Logout(logout::LogoutArgs),
     Mount(mount::MountArgs),
     Images(images::ImagesArgs),
     Inspect(inspect::InspectArgs),
@@ -124,6 +128,8 @@ impl Command {
         match self {
             Self::Pull(args) => args.json,
             Self::Load(args) => args.json,
+            Self::Login(args) => args.json,
+            Self::Logout(args) => args.json,
             Self::Images(args) => args.json,
             Self::Inspect(args) => args.json,
             Self::Path(args) => args.json,
@@ -265,6 +271,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Run(args) => return run::run(&context, &args),
         Command::Pull(args) => pull::run(&context, &args),
         Command::Load(args) => load::run(&context, &args),
+        Command::Login(args) => login::run(&context, &args),
+        Command::Logout(args) => logout::run(&context, &args),
         Command::Mount(args) => mount::run(&context, &args),
         Command::Images(args) => images::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),

@@ -37,6 +37,7 @@ impl ManualPage {
         "run" 7,
         "isolate" 8,
         "config" 5,
+        "registries" 7,
         "operations" 7,
         "store" 7,
         "errors" 7,

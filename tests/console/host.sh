@@ -3,7 +3,7 @@
 # range of isolate's boxes that `run` may use.
 #
 # The root is an overlay over that of the machine, so commands may write anywhere. The registries of the pages are on
-# loopback and serve test images: over TLS on port 443, and on port 5000.
+# loopback and serve test images: over TLS on port 443, and on port 5000. Port 5443 is like 443 and requires a login.
 set -eu
 scratch=$1 programs=$2 layout=$3 boxes=$4
 root=$scratch/root
@@ -45,15 +45,19 @@ rm -rf "$root"/etc/ssl/certs/*
 cp "$scratch/certificate.pem" "$root/etc/ssl/certs/ca-certificates.crt"
 
 serve() {
-    local port=$1 tls=$2
-    printf 'version: 0.1\nlog: { level: warn }\nstorage: { filesystem: { rootdirectory: %s } }\nhttp: { addr: "127.0.0.1:%s"%s }\n' \
-        "$scratch/registry" "$port" "$tls" >"$scratch/registry-$port.yml"
+    local port=$1 tls=$2 auth=$3
+    printf 'version: 0.1\nlog: { level: warn }\nstorage: { filesystem: { rootdirectory: %s } }\nhttp: { addr: "127.0.0.1:%s"%s }\n%s\n' \
+        "$scratch/registry" "$port" "$tls" "$auth" >"$scratch/registry-$port.yml"
     docker-registry serve "$scratch/registry-$port.yml" >"$scratch/registry-$port.log" 2>&1 &
 }
-serve 443 ", tls: { certificate: $scratch/certificate.pem, key: $scratch/key.pem }"
-serve 5000 ''
+# The password is `open sesame`.
+echo 'reader:$2y$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW' >"$scratch/htpasswd"
+tls=", tls: { certificate: $scratch/certificate.pem, key: $scratch/key.pem }"
+serve 443 "$tls" ''
+serve 5000 '' ''
+serve 5443 "$tls" "auth: { htpasswd: { realm: test, path: $scratch/htpasswd } }"
 tries=0
-until echo >/dev/tcp/127.0.0.1/5000 && echo >/dev/tcp/127.0.0.1/443; do
+until echo >/dev/tcp/127.0.0.1/5000 && echo >/dev/tcp/127.0.0.1/443 && echo >/dev/tcp/127.0.0.1/5443; do
     tries=$((tries + 1))
     [ "$tries" -lt 400 ] || { cat "$scratch"/registry-*.log; exit 1; }
     sleep 0.05

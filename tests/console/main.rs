@@ -82,6 +82,7 @@ pages! {
     images: "src/manual/rcx-imagefs-images.7.md" from Mounted,
     isolate: "src/manual/rcx-imagefs-isolate.8.md" from Mounted,
     operations: "src/manual/rcx-imagefs-operations.7.md" from Mounted,
+    registries: "src/manual/rcx-imagefs-registries.7.md" from Mounted,
     run: "src/manual/rcx-imagefs-run.7.md" from Mounted,
     store: "src/manual/rcx-imagefs-store.7.md" from Mounted,
 }

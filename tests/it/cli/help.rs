@@ -6,6 +6,8 @@ use super::{Fixture, texts};
 
 const COMMANDS: &[&str] = &[
     "pull",
+    "login",
+    "logout",
     "load",
     "mount",
     "images",

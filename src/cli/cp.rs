@@ -121,7 +121,7 @@ fn stream(image: &OpenImage, found: &FoundNode, options: &UnpackOptions<'_>) -> 
         let mut reader = FileReader::default();
         std::io::copy(&mut reader.stream(layers[layer.index()], entry), &mut out)
             .and_then(|_| out.flush())
-            .with_context(|| format!("cannot write {}", found.path.display()))
+            .with_context(|| format!("cannot copy {} to standard output", found.path.display()))
     };
     match result {
         Err(error) if is_broken_pipe(&error) => Ok(()),

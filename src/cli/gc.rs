@@ -108,8 +108,8 @@ pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Frees unused unpacked layers; returns their number and bytes.
-fn unpacked_layers(context: &Context, store: &Store, dry_run: bool) -> anyhow::Result<(u64, u64)> {
+/// Frees unused unpacked layers; returns their number and bytes. With `dry_run`, only counts them.
+pub(super) fn unpacked_layers(context: &Context, store: &Store, dry_run: bool) -> anyhow::Result<(u64, u64)> {
     let path = store.layers_path()?;
     if !path.exists() {
         return Ok((0, 0));

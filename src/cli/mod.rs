@@ -2,7 +2,11 @@
 
 mod completions;
 mod config;
+mod config_check;
 mod cp;
+mod df;
+mod diff;
+mod doctor;
 mod engine;
 mod error;
 mod failures;
@@ -32,6 +36,7 @@ mod tag;
 mod time;
 mod unpack;
 mod verify;
+mod version;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -109,6 +114,8 @@ enum Command {
     Tag(tag::TagArgs),
     Ls(ls::LsArgs),
     Cp(cp::CpArgs),
+    Diff(diff::DiffArgs),
+    Df(df::DfArgs),
     Unpack(unpack::UnpackArgs),
     Rm(rm::RmArgs),
     Gc(gc::GcArgs),
@@ -116,6 +123,9 @@ enum Command {
     Root(root::RootArgs),
     Run(Box<run::RunArgs>),
     Status(status::StatusArgs),
+    Version(version::VersionArgs),
+    Config(config_check::ConfigArgs),
+    Doctor(doctor::DoctorArgs),
     IsolateShim(shim::ShimArgs),
     Manual(manual::ManualArgs),
     Completions(completions::CompletionsArgs),
@@ -136,6 +146,8 @@ impl Command {
             Self::Tag(args) => args.json,
             Self::Ls(args) => args.json,
             Self::Cp(args) => args.json,
+            Self::Diff(args) => args.json,
+            Self::Df(args) => args.json,
             Self::Unpack(args) => args.json,
             Self::Rm(args) => args.json,
             Self::Gc(args) => args.json,
@@ -143,6 +155,9 @@ impl Command {
             Self::Root(args) => args.json(),
             Self::Run(args) => args.json,
             Self::Status(args) => args.json,
+            Self::Version(args) => args.json,
+            Self::Config(args) => args.json(),
+            Self::Doctor(args) => args.json,
             Self::Mount(_) | Self::IsolateShim(_) | Self::Manual(_) | Self::Completions(_) | Self::Man(_) => {
                 false
             }
@@ -266,6 +281,11 @@ pub fn run() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    if let Command::Config(args) = &cli.command {
+        // Before the context, which fails if the configuration does.
+        config_check::run(args, cli.global.config.as_deref())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let context = Context::new(cli.global)?;
     match cli.command {
         Command::Run(args) => return run::run(&context, &args),
@@ -280,13 +300,18 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Tag(args) => tag::run(&context, &args),
         Command::Ls(args) => ls::run(&context, &args),
         Command::Cp(args) => cp::run(&context, &args),
+        Command::Diff(args) => diff::run(&context, &args),
+        Command::Df(args) => df::run(&context, &args),
         Command::Unpack(args) => unpack::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
         Command::Gc(args) => gc::run(&context, &args),
         Command::Verify(args) => verify::run(&context, &args),
         Command::Root(args) => root::run(&context, &args),
         Command::Status(args) => status::run(&context, &args),
+        Command::Version(args) => version::run(&context, &args),
+        Command::Doctor(args) => doctor::run(&context, &args),
         Command::IsolateShim(args) => shim::run(&context, &args),
+        Command::Config(_) => unreachable!("handled above"),
         Command::Manual(args) => manual::run(&args),
         Command::Completions(args) => completions::run(&args, command()),
         Command::Man(args) => man::run(&args, command()),

@@ -106,6 +106,19 @@ pub fn ask(
     request: ControlRequest,
     deadline: Duration,
 ) -> Result<ControlResponse, ControlError> {
+    ask_with_protocol(socket, request, deadline).map(|(_, response)| response)
+}
+
+/// Sends a request as [`ask`] does, and returns the protocol of the answer too: the newest that the daemon knows.
+///
+/// # Errors
+///
+/// Those of [`ask`].
+pub fn ask_with_protocol(
+    socket: &Path,
+    request: ControlRequest,
+    deadline: Duration,
+) -> Result<(u32, ControlResponse), ControlError> {
     let end = Instant::now() + deadline;
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
@@ -140,7 +153,7 @@ pub fn ask(
         Some((_, ControlResponse::Error(message))) => {
             Err(ControlError::Refused { socket: socket.to_owned(), message })
         }
-        Some((_, response)) => Ok(response),
+        Some(answer) => Ok(answer),
     }
 }
 

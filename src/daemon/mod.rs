@@ -10,7 +10,7 @@ mod status;
 mod watch;
 
 pub use account::{AccountedImage, ReadFault, RunAccount};
-pub use control::{ControlError, ask};
+pub use control::{ControlError, ask, ask_with_protocol};
 pub use error::DaemonError;
 pub use listener::ControlListener;
 pub use protocol::{ControlRequest, ControlResponse, MessageForm, PROTOCOL, decode_answer, decode_request};

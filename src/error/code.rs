@@ -43,6 +43,8 @@ codes! {
     DiskFull = "disk-full",
     /// The filesystem is read-only.
     ReadOnlyFilesystem = "read-only-filesystem",
+    /// The host lacks something that is needed: see `doctor`.
+    Host = "host",
     /// A signal interrupted the command.
     Interrupted = "interrupted",
     /// A bug in this program.

@@ -103,7 +103,7 @@ impl Store {
     }
 
     /// Returns all blobs that `index.json` refers to, directly or through manifests. Adds missing manifests to `missing`.
-    fn mark(&self, missing: &mut Vec<Digest>) -> Result<HashSet<Digest>, StoreError> {
+    pub(super) fn mark(&self, missing: &mut Vec<Digest>) -> Result<HashSet<Digest>, StoreError> {
         let mut marked = HashSet::new();
         // The flag is true for a manifest that `index.json` lists, which should be in the store.
         let mut pending: Vec<(BlobReference, bool)> = Vec::new();
@@ -181,12 +181,7 @@ impl GcSweep<'_> {
         for name in dir.names()? {
             let Some(digest) = digest_of(&name) else { continue };
             let Some(file) = dir.file(&name)? else { continue };
-            let modified =
-                file.metadata().and_then(|metadata| metadata.modified()).at("stat", &dir.path_of(&name))?;
-            // A time in the future counts as now.
-            let age = SystemTime::now().duration_since(modified).unwrap_or_default();
-            let is_obsolete = || matches!(self.store.has_blob(&digest, None), Ok(true));
-            let lock = match all || age >= PARTIAL_AGE_MAX || is_obsolete() {
+            let lock = match all || partial_is_due(self.store, &dir, &digest)? {
                 true => self.store.try_lock_blob(&digest)?,
                 false => None,
             };
@@ -224,8 +219,19 @@ impl GcSweep<'_> {
     }
 }
 
+/// Whether `gc` removes an interrupted download without being asked: it is old, or its blob is in the store.
+pub(super) fn partial_is_due(store: &Store, dir: &Dir, digest: &Digest) -> Result<bool, StoreError> {
+    let name = digest.hex();
+    let Some(file) = dir.file(&name)? else { return Ok(false) };
+    let modified =
+        file.metadata().and_then(|metadata| metadata.modified()).at("stat", &dir.path_of(&name))?;
+    // A time in the future counts as now.
+    let age = SystemTime::now().duration_since(modified).unwrap_or_default();
+    Ok(age >= PARTIAL_AGE_MAX || matches!(store.has_blob(digest, None), Ok(true)))
+}
+
 /// Parses a file name of 64 hex digits.
-fn digest_of(hex: &str) -> Option<Digest> {
+pub(super) fn digest_of(hex: &str) -> Option<Digest> {
     format!("sha256:{hex}").parse().ok()
 }
 

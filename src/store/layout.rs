@@ -24,7 +24,7 @@ const LAYERS: &str = "layers";
 /// Directory of sandbox boxes, in `rcx-imagefs`.
 const BOXES: &str = "boxes";
 /// Format version of the directory `rcx-imagefs`. It changes if an older program would misread data of a newer one.
-const VERSION: &str = "1";
+pub(super) const VERSION: &str = "1";
 
 /// The file `index.json` of an empty layout (image-spec, image-index.md).
 const EMPTY_INDEX: &[u8] =

@@ -36,6 +36,7 @@ mod partial;
 mod refs;
 mod reserve;
 mod slots;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -48,6 +49,7 @@ pub use locks::{BlobLock, GcLease};
 pub use partial::PartialBlob;
 pub use refs::{ImageRecord, Refs, UntagResult};
 pub use slots::Slot;
+pub use usage::StoreUsage;
 
 use crate::image::Digest;
 use crate::index::LayerLimits;
@@ -75,6 +77,9 @@ impl Store {
         let shared = SharedStore { path, slots: Mutex::default() };
         Self { shared: Arc::new(shared), layer_limits: LayerLimits::default() }
     }
+
+    /// The format of stores that this program reads and writes.
+    pub const FORMAT: &str = layout::VERSION;
 
     /// The store's directory, absolute.
     #[must_use]

@@ -1,6 +1,6 @@
 //! Removes layer directories that no image and no root needs.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::fd::AsFd as _;
 
@@ -17,6 +17,37 @@ use crate::roots::mounts::OPEN_DIRECTORY;
 use crate::store::Store;
 
 impl LayerDirectories {
+    /// The names of the directories that an image needs, whether or not they exist. None if the image cannot be read: no root can
+    /// be made from it, and existing roots hold locks.
+    #[must_use]
+    pub fn names_for(store: &Store, image: ManifestDigest) -> Vec<String> {
+        let Ok(image) = read_image(store, &image) else { return Vec::new() };
+        // The diff IDs are not verified: false diff IDs can only keep a directory that is not needed.
+        let diff_ids: Vec<DiffId> = image.layers().iter().map(ImageLayer::diff_id).collect();
+        chain_steps(&diff_ids).iter().map(|step| step.id.hex()).collect()
+    }
+
+    /// The sizes of all complete directories, in bytes of file content, by name.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be listed.
+    pub fn sizes(&self) -> Result<BTreeMap<String, u64>, RootsError> {
+        let mut sizes = BTreeMap::new();
+        for entry in fs::read_dir(&self.path).at("list", &self.path)? {
+            let name = entry.at("list", &self.path)?.file_name();
+            // Incomplete directories have other names.
+            let Some(name) = name.to_str().filter(|name| name.len() == 64) else { continue };
+            let Ok(directory) = rustix::fs::openat(&self.fd, name, OPEN_DIRECTORY, Mode::empty()) else {
+                continue;
+            };
+            if let Ok(meta) = LayerMeta::read(&directory) {
+                sizes.insert(name.to_owned(), meta.bytes);
+            }
+        }
+        Ok(sizes)
+    }
+
     /// Removes the directories that none of `images` needs and no root uses. Returns their number, and the total size of their
     /// files in bytes. With `dry_run`, only counts them.
     ///
@@ -35,11 +66,7 @@ impl LayerDirectories {
     ) -> Result<(u64, u64), RootsError> {
         let mut needed = HashSet::new();
         for image in images {
-            // No root can be made from an unreadable image, and existing roots hold locks.
-            let Ok(image) = read_image(store, image) else { continue };
-            // The diff IDs are not verified: false diff IDs can only keep a directory that is not needed.
-            let diff_ids: Vec<DiffId> = image.layers().iter().map(ImageLayer::diff_id).collect();
-            needed.extend(chain_steps(&diff_ids).iter().map(|step| step.id.hex()));
+            needed.extend(Self::names_for(store, *image));
         }
         let (mut count, mut bytes) = (0, 0);
         for entry in fs::read_dir(&self.path).at("list", &self.path)? {

@@ -9,6 +9,7 @@ pub(super) mod mount;
 mod mountpoint;
 mod plan;
 mod private_root;
+mod probe;
 pub(super) mod quota;
 mod skeleton;
 mod upper;
@@ -23,6 +24,7 @@ pub use lower::Lower;
 pub(super) use lower::reopen;
 pub use mount::{enter_private_namespace, mount_tree_image};
 pub use private_root::PrivateRoot;
+pub use probe::{loaded_filesystems, try_erofs_file, try_filesystem, try_overlay};
 pub use upper::Upper;
 pub use watch::RootWatch;
 

@@ -139,7 +139,7 @@ fn make(
         .map_err(|errno| refused(&action, "fsmount", read_log(&context), errno))
 }
 
-fn open(kind: &'static str, failed: impl Fn(Errno) -> RootsError) -> Result<OwnedFd, RootsError> {
+pub(super) fn open(kind: &'static str, failed: impl Fn(Errno) -> RootsError) -> Result<OwnedFd, RootsError> {
     rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| match errno {
         Errno::NODEV => RootsError::NoFilesystem(kind, errno.into()),
         _ => failed(errno),

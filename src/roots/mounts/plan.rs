@@ -105,7 +105,7 @@ fn value((key, value): (&'static str, &str)) -> MountOption {
     MountOption::Value(key, value.to_owned())
 }
 
-fn fd_path(fd: BorrowedFd<'_>) -> String {
+pub(super) fn fd_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 

@@ -16,6 +16,11 @@ const COMMANDS: &[&str] = &[
     "tag",
     "ls",
     "cp",
+    "diff",
+    "df",
+    "version",
+    "config",
+    "doctor",
     "rm",
     "gc",
     "verify",
@@ -40,7 +45,7 @@ fn help_lists_every_command_and_every_command_has_help() {
             assert!(help.contains(&format!("Usage: rcx-imagefs {command}")), "{help}");
             assert!(help.contains("--store <DIR>") && help.contains("--config <FILE>"), "{help}");
         }
-        if !matches!(command, "mount" | "manual" | "completions" | "man") {
+        if !matches!(command, "mount" | "manual" | "completions" | "man" | "config") {
             let help = fixture.program.ok(&[command, "--help"]);
             assert!(help.contains("--json"), "{command} prints data and lacks --json: {help}");
         }

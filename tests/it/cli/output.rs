@@ -6,7 +6,7 @@ use std::process::Stdio;
 use super::{Fixture, failed, texts};
 
 /// Every command that prints, as text and as JSON.
-const PRINTING: [&[&str]; 12] = [
+const PRINTING: &[&[&str]] = &[
     &["images"],
     &["images", "--json"],
     &["inspect", "lab/a:1"],
@@ -15,7 +15,12 @@ const PRINTING: [&[&str]; 12] = [
     &["gc", "--json"],
     &["verify"],
     &["verify", "--json"],
+    &["ls", "lab/a:1:/etc"],
+    &["diff", "lab/a:1", "lab/a:1", "--json"],
+    &["df"],
+    &["version"],
     &["completions", "bash"],
+    &["cp", "lab/a:1:/etc/hosts", "-"],
     &["--help"],
     &["images", "--help"],
     &["--version"],
@@ -24,7 +29,7 @@ const PRINTING: [&[&str]; 12] = [
 #[test]
 fn closed_pipe_is_not_an_error() {
     let (fixture, _) = Fixture::with("lab/a:1");
-    for arguments in PRINTING {
+    for &arguments in PRINTING {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let output = fixture.program.command(arguments).stdout(writer).output().unwrap();
@@ -36,7 +41,7 @@ fn closed_pipe_is_not_an_error() {
 #[test]
 fn failed_write_to_stdout_is_an_error() {
     let (fixture, _) = Fixture::with("lab/a:1");
-    for arguments in &PRINTING[..9] {
+    for arguments in PRINTING.iter().take(13) {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let output = fixture.program.command(arguments).stdout(Stdio::from(full)).output().unwrap();
         let (error, _) = failed(&output);

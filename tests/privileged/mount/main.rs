@@ -6,5 +6,6 @@ mod bad_host;
 mod calls;
 mod control;
 mod damage;
+mod doctor;
 mod live;
 mod warm;

@@ -257,7 +257,6 @@ impl LoadError {
                 PipelineError::WrongDigest { layer, .. }
                 | PipelineError::WrongSize { layer, .. }
                 | PipelineError::WrongDiffId { layer, .. }
-                | PipelineError::WrongCodec { layer, .. }
                 | PipelineError::Layer { layer, .. } => {
                     FailedContent { layer: Some(*layer), ..blob(&layer.digest()) }
                 }

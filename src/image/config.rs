@@ -1,6 +1,7 @@
 //! The configuration of an image: the diff IDs of its layers, and the defaults for its program.
 
-use serde::Deserialize;
+use serde::Deserialize as _;
+use serde_json::Value;
 
 use super::limits::{CONFIG_MAX, check_length};
 use super::{DiffId, ManifestError, Platform};
@@ -25,61 +26,46 @@ pub struct ImageConfig {
     /// The time of creation, as in RFC 3339.
     pub created: Option<String>,
     /// The whole document.
-    pub raw: serde_json::Value,
+    pub raw: Value,
 }
 
 impl ImageConfig {
     /// Parses a configuration.
     ///
+    /// Only the diff IDs must have the form that the specification demands, since only they matter for the files. All
+    /// other fields may be missing or `null`; a field of an unexpected form counts as missing.
+    ///
     /// # Errors
     /// [`ManifestError::Config`], [`ManifestError::RootfsType`] or [`ManifestError::TooLong`].
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
-        #[derive(Deserialize)]
-        struct ConfigDocument {
-            rootfs: Rootfs,
-            #[serde(default)]
-            os: String,
-            #[serde(default)]
-            architecture: String,
-            #[serde(default)]
-            variant: Option<String>,
-            #[serde(default)]
-            config: Option<ProgramConfig>,
-            #[serde(default)]
-            created: Option<String>,
-        }
-        #[derive(Deserialize)]
-        struct Rootfs {
-            #[serde(rename = "type")]
-            kind: String,
-            #[serde(default)]
-            diff_ids: Option<Vec<DiffId>>,
-        }
-        #[derive(Deserialize, Default)]
-        #[serde(rename_all = "PascalCase", default)]
-        struct ProgramConfig {
-            env: Option<Vec<String>>,
-            working_dir: Option<String>,
-            entrypoint: Option<Vec<String>>,
-            cmd: Option<Vec<String>>,
-            user: Option<String>,
-        }
         check_length(bytes, CONFIG_MAX)?;
-        let outer: ConfigDocument = serde_json::from_slice(bytes).map_err(ManifestError::Config)?;
-        if outer.rootfs.kind != "layers" {
-            return Err(ManifestError::RootfsType(outer.rootfs.kind));
+        let raw: Value = serde_json::from_slice(bytes).map_err(ManifestError::Config)?;
+        let rootfs = field(&raw, "rootfs");
+        let kind = text(field(rootfs, "type"));
+        if !kind.is_empty() && kind != "layers" {
+            return Err(ManifestError::RootfsType(kind));
         }
-        let inner = outer.config.unwrap_or_default();
+        let diff_ids = match field(rootfs, "diff_ids") {
+            // Without the root filesystem, the document is of another kind.
+            Value::Null if !rootfs.is_object() => return Err(ManifestError::Config(missing_rootfs())),
+            diff_ids => Option::deserialize(diff_ids).map_err(ManifestError::Config)?.unwrap_or_default(),
+        };
+        let program = field(&raw, "config");
+        let variant = text(field(&raw, "variant"));
         Ok(Self {
-            diff_ids: outer.rootfs.diff_ids.unwrap_or_default(),
-            platform: Platform::new(&outer.os, &outer.architecture, outer.variant.as_deref()),
-            env: inner.env.unwrap_or_default(),
-            working_dir: inner.working_dir.unwrap_or_default(),
-            entrypoint: inner.entrypoint.unwrap_or_default(),
-            cmd: inner.cmd.unwrap_or_default(),
-            user: inner.user.unwrap_or_default(),
-            created: outer.created,
-            raw: serde_json::from_slice(bytes).map_err(ManifestError::Config)?,
+            diff_ids,
+            platform: Platform::new(
+                &text(field(&raw, "os")),
+                &text(field(&raw, "architecture")),
+                Some(&variant),
+            ),
+            env: texts(field(program, "Env")),
+            working_dir: text(field(program, "WorkingDir")),
+            entrypoint: texts(field(program, "Entrypoint")),
+            cmd: texts(field(program, "Cmd")),
+            user: text(field(program, "User")),
+            created: Some(text(field(&raw, "created"))).filter(|created| !created.is_empty()),
+            raw,
         })
     }
 
@@ -92,13 +78,43 @@ impl ImageConfig {
                 && (architecture.is_empty() || architecture == wanted.architecture());
         }
         // Many images for older variants of arm state no variant, and `Platform` then assumes v7.
-        let states_variant = self.raw["variant"].as_str().is_some_and(|variant| !variant.is_empty());
+        let states_variant = !text(field(&self.raw, "variant")).is_empty();
         if states_variant {
             wanted.choose([&self.platform]).is_some()
         } else {
             os == wanted.os() && architecture == wanted.architecture()
         }
     }
+}
+
+/// Returns a field of an object, or `null`. A name in other letter case is accepted if the field is missing, as in Go.
+fn field<'a>(object: &'a Value, name: &str) -> &'a Value {
+    let Value::Object(fields) = object else { return &Value::Null };
+    let in_other_case =
+        || fields.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value);
+    fields.get(name).or_else(in_other_case).unwrap_or(&Value::Null)
+}
+
+/// Returns a text, or a number as text. Builders write user IDs as numbers.
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => String::new(),
+    }
+}
+
+/// Returns a list of texts. A single text is a list of one word, as in docker.
+fn texts(value: &Value) -> Vec<String> {
+    match value {
+        Value::Array(values) => values.iter().filter(|value| !value.is_null()).map(text).collect(),
+        Value::String(text) if !text.is_empty() => vec![text.clone()],
+        _ => Vec::new(),
+    }
+}
+
+fn missing_rootfs() -> serde_json::Error {
+    serde::de::Error::missing_field("rootfs")
 }
 
 #[cfg(test)]
@@ -126,6 +142,24 @@ mod tests {
     }
 
     #[test]
+    fn fields_for_the_program_may_have_other_forms() {
+        let parse = |program: &str| {
+            let text = format!(
+                r#"{{"config":{program},"rootfs":{{"diff_ids":[]}},"created":null,"os":null,"variant":7}}"#
+            );
+            ImageConfig::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{program}: {error:?}"))
+        };
+        let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(parse(r#"{"Entrypoint":"/bin/sh -c"}"#).entrypoint, words(&["/bin/sh -c"]));
+        assert_eq!(parse(r#"{"Cmd":["a",null,1]}"#).cmd, words(&["a", "1"]));
+        assert_eq!(parse(r#"{"cmd":["a"],"env":["A=b"]}"#).cmd, words(&["a"]));
+        assert_eq!(parse(r#"{"cmd":["a"],"Cmd":["b"]}"#).cmd, words(&["b"]));
+        assert_eq!(parse(r#"{"Env":{"A":"b"},"WorkingDir":[]}"#).env, words(&[]));
+        assert_eq!(parse(r#"{"User":1000,"WorkingDir":null}"#).user, "1000");
+        assert_eq!(parse("[]").created, None);
+    }
+
+    #[test]
     fn platform_of_a_configuration_must_match_as_far_as_it_is_stated() {
         for (stated, wanted, fits) in [
             (r#""os":"linux","architecture":"amd64""#, "linux/amd64", true),
@@ -140,6 +174,7 @@ mod tests {
             (r#""os":"windows""#, "linux/arm64", false),
             (r#""architecture":"amd64""#, "linux/arm64", false),
             (r#""created":null"#, "linux/arm64", true),
+            (r#""os":null,"architecture":1,"variant":null"#, "linux/1", true),
         ] {
             let text = format!(r#"{{{stated},"rootfs":{{"type":"layers"}}}}"#);
             let config = ImageConfig::parse(text.as_bytes()).unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Digest, ManifestDigest, Platform};
 
@@ -30,29 +30,67 @@ pub mod media {
     pub const DOCUMENTS: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
 }
 
+/// Whether a media type describes a kind of content rather than its container, or says nothing: old registries and registries
+/// on object storage declare such types for any blob and document (`application/octet-stream`, `binary/octet-stream`,
+/// `text/html`, none at all). Types of vendors (`application/vnd.…`) always describe the content.
+pub(super) fn is_generic(media_type: &str) -> bool {
+    let subtype = media_type.split_once('/').map_or(media_type, |(_, subtype)| subtype);
+    !subtype.trim_start().to_ascii_lowercase().starts_with("vnd.")
+}
+
 /// A reference to a blob or a document (image-spec, descriptor.md). `urls` and `data` are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// The media type of the content.
+    /// The media type of the content. May be empty.
+    #[serde(default, deserialize_with = "text_or_null")]
     pub media_type: String,
     /// The digest of the content.
     pub digest: Digest,
     /// The length of the content in bytes.
     pub size: u64,
-    /// Annotations.
+    /// The type of an artifact; only in entries of an index. An image may have the type of its configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    /// Annotations. Those that are not text are ignored.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "annotations")]
     pub annotations: Option<BTreeMap<String, String>>,
     /// The platform; only in entries of an index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
 }
 
+/// Reads a text that may be null.
+pub(super) fn text_or_null<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
+    Option::deserialize(input).map(Option::unwrap_or_default)
+}
+
+/// Reads annotations, without those that are not text.
+pub(super) fn annotations<'de, D: Deserializer<'de>>(
+    input: D,
+) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    let Some(all) = Option::<BTreeMap<String, serde_json::Value>>::deserialize(input)? else {
+        return Ok(None);
+    };
+    let texts = all.into_iter().filter_map(|(key, value)| match value {
+        serde_json::Value::String(text) => Some((key, text)),
+        _ => None,
+    });
+    Ok(Some(texts.collect()))
+}
+
 impl Descriptor {
     /// A descriptor without annotations or platform.
     #[must_use]
     pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {
-        Self { media_type: media_type.to_owned(), digest, size, annotations: None, platform: None }
+        Self {
+            media_type: media_type.to_owned(),
+            digest,
+            size,
+            artifact_type: None,
+            annotations: None,
+            platform: None,
+        }
     }
 
     /// The value of an annotation.
@@ -73,12 +111,26 @@ impl Descriptor {
         matches!(self.media_type.as_str(), media::OCI_MANIFEST | media::DOCKER_MANIFEST)
     }
 
+    /// Whether the target may be an image or an index of images, as far as the descriptor shows.
+    #[must_use]
+    pub fn may_be_image(&self) -> bool {
+        let is_image = |kind: &str| kind.is_empty() || is_config_type(kind);
+        (self.is_manifest() || self.is_index() || is_generic(&self.media_type))
+            && self.artifact_type.as_deref().is_none_or(is_image)
+            && !self.is_attestation()
+    }
+
     /// Whether the target is an attestation that a builder attached to an image: provenance, an SBOM.
     #[must_use]
     pub fn is_attestation(&self) -> bool {
         self.platform.as_ref().is_some_and(Platform::is_unknown)
             || self.annotation("vnd.docker.reference.type").is_some_and(|kind| kind == "attestation-manifest")
     }
+}
+
+/// Whether a media type is that of an image's configuration.
+pub(super) fn is_config_type(media_type: &str) -> bool {
+    matches!(media_type, media::OCI_CONFIG | media::DOCKER_CONFIG)
 }
 
 /// The compression that a layer's media type declares.
@@ -95,32 +147,35 @@ pub enum Compression {
 /// The parsed media type of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LayerMedia {
-    /// The compression. A layer whose content is compressed differently is refused.
-    pub compression: Compression,
+    /// The declared compression; `None` if the media type does not declare a known one. The content decides.
+    pub compression: Option<Compression>,
     /// Whether the blob may be missing from registries, as the base layers of Windows once were.
     pub foreign: bool,
 }
 
 impl LayerMedia {
-    /// Parses a layer's media type. Returns `None` if it is not supported.
+    /// Parses a layer's media type. Returns `None` if it declares content that is not a tar, or that is encrypted.
     #[must_use]
     pub fn parse(media_type: &str) -> Option<Self> {
-        let (rest, foreign) = [
+        let prefixed = [
             ("application/vnd.oci.image.layer.v1.", false),
             ("application/vnd.oci.image.layer.nondistributable.v1.", true),
             ("application/vnd.docker.image.rootfs.diff.", false),
             ("application/vnd.docker.image.rootfs.foreign.diff.", true),
         ]
         .into_iter()
-        .find_map(|(prefix, foreign)| Some((media_type.strip_prefix(prefix)?, foreign)))?;
-        let separator = if media_type.contains("vnd.oci.") { '+' } else { '.' };
-        let compression = match rest.strip_prefix("tar")? {
-            "" => Compression::None,
-            suffix => match suffix.strip_prefix(separator)? {
-                "gzip" => Compression::Gzip,
-                "zstd" => Compression::Zstd,
-                _ => return None,
-            },
+        .find_map(|(prefix, foreign)| Some((media_type.strip_prefix(prefix)?, foreign)));
+        let Some((rest, foreign)) = prefixed else {
+            return is_generic(media_type).then_some(Self { compression: None, foreign: false });
+        };
+        let suffix = rest.strip_prefix("tar")?;
+        let compression = match suffix.strip_prefix(['+', '.']) {
+            None if suffix.is_empty() => Some(Compression::None),
+            None => return None,
+            Some("gzip") => Some(Compression::Gzip),
+            Some("zstd") => Some(Compression::Zstd),
+            Some(other) if other.contains("encrypted") => return None,
+            Some(_) => None,
         };
         Some(Self { compression, foreign })
     }
@@ -140,7 +195,8 @@ mod tests {
     #[test]
     fn oci_and_docker_layer_types_are_parsed() {
         use Compression::{Gzip, None as Plain, Zstd};
-        let read = |compression, foreign| Some(LayerMedia { compression, foreign });
+        let read = |compression, foreign| Some(LayerMedia { compression: Some(compression), foreign });
+        let unknown = Some(LayerMedia { compression: None, foreign: false });
         for (text, media) in [
             ("application/vnd.oci.image.layer.v1.tar", read(Plain, false)),
             ("application/vnd.oci.image.layer.v1.tar+gzip", read(Gzip, false)),
@@ -149,11 +205,19 @@ mod tests {
             ("application/vnd.docker.image.rootfs.diff.tar", read(Plain, false)),
             ("application/vnd.docker.image.rootfs.diff.tar.gzip", read(Gzip, false)),
             ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", read(Gzip, true)),
-            ("application/vnd.oci.image.layer.v1.tar.gzip", None),
+            ("application/vnd.oci.image.layer.v1.tar.gzip", read(Gzip, false)),
+            ("application/vnd.docker.image.rootfs.diff.tar.zstd", read(Zstd, false)),
+            ("application/vnd.oci.image.layer.v1.tar+xz", unknown),
+            ("application/octet-stream", unknown),
+            ("binary/octet-stream", unknown),
+            ("application/x-tar", unknown),
             ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", None),
             ("application/vnd.oci.image.layer.v1.squashfs", None),
-            ("application/tar", None),
-            ("", None),
+            ("application/vnd.oci.image.layer.v1.tarball", None),
+            ("application/vnd.oci.image.layer.nydus.blob.v1", None),
+            ("application/vnd.in-toto+json", None),
+            ("application/vnd.dev.cosign.simplesigning.v1+json", None),
+            ("", unknown),
         ] {
             assert_eq!(LayerMedia::parse(text), media, "{text}");
         }

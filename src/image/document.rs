@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::descriptor::{Descriptor, media};
+use super::descriptor::{self, Descriptor, is_generic, media};
 use super::image_index::ImageIndex;
 use super::limits::{MANIFEST_MAX, check_length};
 use super::manifest::{Manifest, is_image_config};
@@ -31,11 +31,30 @@ struct DocumentFields {
     media_type: Option<String>,
     artifact_type: Option<String>,
     config: Option<Descriptor>,
-    layers: Option<Vec<Descriptor>>,
-    manifests: Option<Vec<Descriptor>>,
+    #[serde(default, deserialize_with = "null_or_missing")]
+    layers: Option<Option<Vec<Descriptor>>>,
+    #[serde(default, deserialize_with = "null_or_missing")]
+    manifests: Option<Option<Vec<IndexEntry>>>,
     fs_layers: Option<serde::de::IgnoredAny>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "descriptor::annotations")]
     annotations: Option<BTreeMap<String, String>>,
+}
+
+/// An entry of an index.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum IndexEntry {
+    Usable(Descriptor),
+    /// An entry that cannot be used, for example because of its digest algorithm. Indexes may contain anything.
+    Unusable(serde_json::Value),
+}
+
+/// Reads a field so that `null` (`Some(None)`) differs from a missing field (`None`). Builders in Go write `null` for an empty
+/// list.
+fn null_or_missing<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
+    input: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(input).map(Some)
 }
 
 impl Document {
@@ -48,7 +67,7 @@ impl Document {
         check_length(bytes, MANIFEST_MAX)?;
         let announced = announced.map(essence).filter(|announced| !announced.is_empty());
         let start = bytes.trim_ascii_start();
-        if start.first() == Some(&b'<') || announced.as_deref() == Some("text/html") {
+        if start.first() == Some(&b'<') {
             return Err(ManifestError::Html);
         }
         if announced.as_deref().is_some_and(is_schema1) {
@@ -65,8 +84,11 @@ impl Document {
         {
             return Err(ManifestError::Schema1);
         }
-        let kind = match (fields.config.is_some() || fields.layers.is_some(), fields.manifests.is_some()) {
+        let (layers, manifests) =
+            (matches!(fields.layers, Some(Some(_))), matches!(fields.manifests, Some(Some(_))));
+        let kind = match (fields.config.is_some() || layers, manifests) {
             (true, true) => return Err(ManifestError::Both),
+            (false, false) if fields.manifests.is_some() => DocumentKind::Index,
             (true, false) => DocumentKind::Manifest,
             (false, true) => DocumentKind::Index,
             (false, false) => {
@@ -84,16 +106,25 @@ impl Document {
         let annotations = fields.annotations.unwrap_or_default();
         match kind {
             DocumentKind::Manifest => {
-                let (Some(config), Some(layers)) = (fields.config, fields.layers) else {
-                    return Err(ManifestError::Neither("only one of `config` and `layers`".to_owned()));
+                let Some(config) = fields.config else {
+                    return Err(ManifestError::Neither("`layers`, but no value in `config`".to_owned()));
                 };
+                let layers = fields.layers.flatten().unwrap_or_default();
                 if let (Some(artifact), false) = (&fields.artifact_type, is_image_config(&config)) {
                     return Err(ManifestError::Artifact(artifact.clone()));
                 }
                 Manifest::checked(media_type, config, layers, annotations).map(Self::Manifest)
             }
             DocumentKind::Index => {
-                let manifests = fields.manifests.unwrap_or_default();
+                let entries = fields.manifests.flatten().unwrap_or_default().into_iter();
+                let manifests = entries.filter_map(|entry| match entry {
+                    IndexEntry::Usable(entry) => Some(entry),
+                    IndexEntry::Unusable(entry) => {
+                        tracing::debug!(%entry, "ignoring an entry of an index");
+                        None
+                    }
+                });
+                let manifests = manifests.collect();
                 ImageIndex::checked(media_type, manifests, annotations).map(Self::Index)
             }
         }
@@ -129,9 +160,8 @@ fn agreed_type(
     {
         return Err(contradiction(own));
     }
-    let announced = announced.filter(|announced| {
-        !matches!(*announced, "application/json" | "text/plain" | "application/octet-stream")
-    });
+    let own = own.filter(|own| !is_generic(own));
+    let announced = announced.filter(|announced| !is_generic(announced));
     match (own, announced) {
         (Some(own), Some(announced)) if own != announced => {
             Err(ManifestError::MediaTypeMismatch { own: own.to_owned(), announced: announced.to_owned() })
@@ -241,6 +271,12 @@ mod tests {
         );
         for (value, announced, kind) in [
             (manifest(), Some(media::OCI_MANIFEST), DocumentKind::Manifest),
+            (manifest(), Some("binary/octet-stream"), DocumentKind::Manifest),
+            (manifest(), Some("text/html"), DocumentKind::Manifest),
+            (with(manifest(), "layers", Value::Null), None, DocumentKind::Manifest),
+            (without(manifest(), "layers"), None, DocumentKind::Manifest),
+            (with(manifest(), "manifests", Value::Null), None, DocumentKind::Manifest),
+            (with(index(&[]), "manifests", Value::Null), None, DocumentKind::Index),
             (manifest(), None, DocumentKind::Manifest),
             (manifest(), Some("application/json; charset=utf-8"), DocumentKind::Manifest),
             (without(manifest(), "mediaType"), None, DocumentKind::Manifest),
@@ -275,7 +311,6 @@ mod tests {
             (without(index(&[]), "mediaType"), Some(media::OCI_MANIFEST), |e| {
                 matches!(e, E::Contradiction { kind: DocumentKind::Index, .. })
             }),
-            (manifest(), Some("text/html"), |e| matches!(e, E::Html)),
             (json!([1, 2]), None, |e| matches!(e, E::Neither(_) | E::Json(_))),
             (json!({"hello": 1}), None, |e| matches!(e, E::Neither(fields) if fields.contains("hello"))),
             (
@@ -284,7 +319,7 @@ mod tests {
                 |e| matches!(e, E::Neither(fields) if fields.contains("go away")),
             ),
             (with(manifest(), "layers", json!("none")), None, |e| matches!(e, E::Json(_))),
-            (without(manifest(), "layers"), None, |e| matches!(e, E::Neither(_))),
+            (without(manifest(), "config"), None, |e| matches!(e, E::Neither(_))),
             (
                 with(manifest(), "config", descriptor("application/vnd.cncf.helm.config.v1+json")),
                 None,
@@ -311,7 +346,7 @@ mod tests {
                 None,
                 |e| matches!(e, E::EncryptedLayer { .. }),
             ),
-            (with(manifest(), "layers", json!([descriptor("text/x")])), None, |e| {
+            (with(manifest(), "layers", json!([descriptor("application/vnd.x")])), None, |e| {
                 matches!(e, E::LayerType { .. })
             }),
             (
@@ -374,6 +409,43 @@ mod tests {
         let error = choose(&["linux/arm64", "windows/amd64", "unknown/unknown"], "linux/amd64").unwrap_err();
         assert_eq!(error.to_string(), "no manifest for linux/amd64; available: linux/arm64, windows/amd64");
         assert!(choose(&[], "linux/amd64").unwrap_err().to_string().ends_with("available: none"));
+    }
+
+    #[test]
+    fn entries_of_an_index_that_cannot_be_used_are_ignored() {
+        let usable = json!({"mediaType": media::OCI_MANIFEST, "digest": HEX, "size": 7, "annotations": {"nr": "usable"},
+            "platform": {"os": "linux", "architecture": "amd64"}});
+        let sha512 = format!("sha512:{}", "0".repeat(128));
+        for useless in [
+            with(usable.clone(), "digest", json!(sha512)),
+            with(usable.clone(), "size", json!(-1)),
+            without(usable.clone(), "digest"),
+            with(usable.clone(), "mediaType", json!("application/vnd.dev.nydus.manifest")),
+            with(usable.clone(), "artifactType", json!("application/vnd.amazon.soci.index.v2+json")),
+            with(
+                usable.clone(),
+                "platform",
+                json!({"os": "linux", "architecture": "amd64", "os.features": ["nydus.remoteimage.v1"]}),
+            ),
+            with(usable.clone(), "annotations", json!({"vnd.docker.reference.type": "attestation-manifest"})),
+            json!("text"),
+            Value::Null,
+        ] {
+            let entries = json!([useless, usable.clone()]);
+            let index = json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries});
+            let Ok(Document::Index(index)) = parse(&index, None) else { panic!("{useless}") };
+            let chosen = index.choose(&"linux/amd64".parse().unwrap()).unwrap();
+            assert_eq!(chosen.annotation("nr"), Some("usable"), "{useless}");
+        }
+    }
+
+    #[test]
+    fn entry_may_lack_its_media_type_and_platform() {
+        let entry =
+            json!({"digest": HEX, "size": 7, "platform": {"os": null}, "annotations": {"a": null, "b": 1}});
+        let value = json!({"schemaVersion": 2, "manifests": [entry]});
+        let Document::Index(index) = parse(&value, None).unwrap() else { panic!("no index") };
+        assert!(index.choose(&"linux/arm64".parse().unwrap()).is_ok());
     }
 
     #[test]

@@ -23,12 +23,6 @@ impl ImageIndex {
         if count > INDEX_ENTRIES_MAX {
             return Err(ManifestError::TooMany { items: "manifests", count, limit: INDEX_ENTRIES_MAX });
         }
-        let is_image = |entry: &&Descriptor| entry.is_manifest() || entry.is_index();
-        if let Some(entry) =
-            manifests.iter().filter(is_image).find(|entry| entry.size == 0 || entry.size > MANIFEST_MAX)
-        {
-            return Err(ManifestError::Size { object: "manifest", digest: entry.digest, size: entry.size });
-        }
         Ok(Self { media_type, manifests, annotations })
     }
 
@@ -50,28 +44,28 @@ impl ImageIndex {
         &self.annotations
     }
 
-    /// Returns the entry for a platform: the best match, or the only entry if it declares no platform.
+    /// Returns the entry for a platform: the best match, or the only entry that may be an image if it declares no platform.
     ///
-    /// The entry may be an index itself.
+    /// The entry may be an index itself. Entries that cannot be images are ignored.
     ///
     /// # Errors
     /// [`ManifestError::NoPlatform`], with the platforms of the index.
     pub fn choose(&self, platform: &Platform) -> Result<&Descriptor, ManifestError> {
-        let images: Vec<&Descriptor> = self
-            .manifests
-            .iter()
-            .filter(|entry| (entry.is_manifest() || entry.is_index()) && !entry.is_attestation())
-            .collect();
-        let (typed, untyped): (Vec<_>, Vec<_>) =
-            images.iter().copied().partition(|entry| entry.platform.is_some());
-        let platforms = || typed.iter().filter_map(|entry| entry.platform.as_ref());
-        match (platform.choose(platforms()), untyped.as_slice()) {
-            (Some(position), _) => Ok(typed[position]),
-            (None, [only]) if typed.is_empty() => Ok(only),
-            _ => Err(ManifestError::NoPlatform {
-                requested: platform.clone(),
-                available: platforms().cloned().collect(),
-            }),
+        let images = self.manifests.iter().filter(|entry| entry.may_be_image());
+        let stated =
+            |entry: &Descriptor| entry.platform.as_ref().filter(|stated| !stated.is_unstated()).cloned();
+        let (typed, untyped): (Vec<_>, Vec<_>) = images.partition(|entry| stated(entry).is_some());
+        let platforms: Vec<Platform> = typed.iter().filter_map(|entry| stated(entry)).collect();
+        let chosen = match (platform.choose(&platforms), untyped.as_slice()) {
+            (Some(position), _) => typed[position],
+            (None, [only]) if typed.is_empty() => only,
+            _ => {
+                return Err(ManifestError::NoPlatform { requested: platform.clone(), available: platforms });
+            }
+        };
+        if chosen.size == 0 || chosen.size > MANIFEST_MAX {
+            return Err(ManifestError::Size { object: "manifest", digest: chosen.digest, size: chosen.size });
         }
+        Ok(chosen)
     }
 }

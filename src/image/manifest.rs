@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::descriptor::{Descriptor, LayerMedia, media};
+use super::descriptor::{Descriptor, LayerMedia, is_config_type, is_generic, media};
 use super::limits::{CONFIG_MAX, LAYERS_MAX};
 use super::{LayerDigest, ManifestError};
 
@@ -49,8 +49,8 @@ impl Manifest {
             if LayerMedia::parse(&media_type).is_none() {
                 return Err(ManifestError::LayerType { digest, media_type });
             }
-            // Offsets in files and in HTTP ranges are signed 64-bit numbers.
-            if layer.size == 0 || i64::try_from(layer.size).is_err() {
+            // Offsets in files and in HTTP ranges are signed 64-bit numbers. A layer of no bytes is empty.
+            if i64::try_from(layer.size).is_err() {
                 return Err(ManifestError::Size { object: "layer", digest, size: layer.size });
             }
         }
@@ -114,7 +114,8 @@ impl Manifest {
     }
 }
 
-/// Whether a descriptor points to the configuration of an image.
+/// Whether a descriptor may point to the configuration of an image. A generic media type may: the content decides, see
+/// [`Image::new`](super::Image::new).
 pub(super) fn is_image_config(config: &Descriptor) -> bool {
-    matches!(config.media_type.as_str(), media::OCI_CONFIG | media::DOCKER_CONFIG)
+    is_config_type(&config.media_type) || is_generic(&config.media_type)
 }

@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::descriptor::text_or_null;
 use crate::error::ErrorCode;
 
 /// An operating system and a processor; its text form is `os/architecture[/variant]` (image-spec, image-index.md).
@@ -18,17 +19,22 @@ pub struct Platform {
     os: String,
     architecture: String,
     variant: Option<String>,
+    /// Whether an image needs features of the operating system (`os.features`). Images in lazy formats, which only special
+    /// daemons can read, are marked so beside their ordinary twins.
+    needs_features: bool,
 }
 
-/// The JSON form of a platform, in descriptors and configurations. Fields that only Windows uses are ignored.
+/// The JSON form of a platform, in descriptors and configurations. The version of the operating system is ignored.
 #[derive(Serialize, Deserialize)]
 struct PlatformJson {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "text_or_null")]
     os: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "text_or_null")]
     architecture: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     variant: Option<String>,
+    #[serde(rename = "os.features", default, skip_serializing_if = "Option::is_none")]
+    features: Option<Vec<String>>,
 }
 
 /// The reason why a text is not a platform.
@@ -61,7 +67,12 @@ impl Platform {
             ("i386" | "i686", variant) => ("386", variant.map(str::to_owned)),
             (other, variant) => (other, variant.map(str::to_owned)),
         };
-        Self { os: os.to_ascii_lowercase(), architecture: architecture.to_owned(), variant }
+        Self {
+            os: os.to_ascii_lowercase(),
+            architecture: architecture.to_owned(),
+            variant,
+            needs_features: false,
+        }
     }
 
     /// The platform that this program was built for. The operating system is always Linux.
@@ -94,6 +105,12 @@ impl Platform {
         self.variant.as_deref()
     }
 
+    /// Whether neither operating system nor architecture is stated.
+    #[must_use]
+    pub fn is_unstated(&self) -> bool {
+        self.os.is_empty() && self.architecture.is_empty()
+    }
+
     /// Whether the platform is unknown. Indexes list build attestations as `unknown/unknown`.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
@@ -101,15 +118,17 @@ impl Platform {
     }
 
     /// The position of the best match in `offered`: this platform itself, otherwise its highest lower variant. Among equal
-    /// matches, the first one.
+    /// matches, the first one. A platform that needs features of the operating system matches only if no other does.
     #[must_use]
     pub fn choose<'a>(&self, offered: impl IntoIterator<Item = &'a Self>) -> Option<usize> {
         offered
             .into_iter()
             .enumerate()
-            .filter_map(|(position, platform)| Some((self.distance(platform)?, position)))
+            .filter_map(|(position, platform)| {
+                Some((platform.needs_features, self.distance(platform)?, position))
+            })
             .min()
-            .map(|(_, position)| position)
+            .map(|(.., position)| position)
     }
 
     /// The number of variants that `other` is below this platform: 0 if equal, `None` if its programs do not run here.
@@ -153,13 +172,16 @@ fn with_v(variant: &str) -> String {
 
 impl From<PlatformJson> for Platform {
     fn from(document: PlatformJson) -> Self {
-        Self::new(&document.os, &document.architecture, document.variant.as_deref())
+        let platform = Self::new(&document.os, &document.architecture, document.variant.as_deref());
+        let needs_features = document.features.is_some_and(|features| !features.is_empty());
+        Self { needs_features, ..platform }
     }
 }
 
 impl From<Platform> for PlatformJson {
     fn from(platform: Platform) -> Self {
-        Self { os: platform.os, architecture: platform.architecture, variant: platform.variant }
+        let Platform { os, architecture, variant, needs_features: _ } = platform;
+        Self { os, architecture, variant, features: None }
     }
 }
 

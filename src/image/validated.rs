@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::descriptor::is_config_type;
 use super::{
     Compression, Descriptor, DiffId, Digest, ImageConfig, LayerDigest, LayerMedia, Manifest, ManifestDigest,
     ManifestError,
@@ -44,7 +45,14 @@ impl Image {
         if config.len() as u64 != declared.size {
             return Err(ManifestError::ConfigSize { actual: config.len() as u64, declared: declared.size });
         }
-        Self::with_config(digest, manifest, Arc::new(ImageConfig::parse(config)?))
+        let config = ImageConfig::parse(config).map_err(|error| match error {
+            // Artifacts of any kind have a generic media type, too.
+            ManifestError::Config(_) if !is_config_type(&declared.media_type) => {
+                ManifestError::Artifact(declared.media_type.clone())
+            }
+            error => error,
+        })?;
+        Self::with_config(digest, manifest, Arc::new(config))
     }
 
     /// The same with a configuration that was parsed before.
@@ -126,9 +134,9 @@ impl ImageLayer {
         self.descriptor.size
     }
 
-    /// The declared compression of the blob.
+    /// The declared compression of the blob; `None` if the media type declares none. The content decides.
     #[must_use]
-    pub fn compression(&self) -> Compression {
+    pub fn compression(&self) -> Option<Compression> {
         self.media.compression
     }
 
@@ -175,7 +183,7 @@ mod tests {
         assert_eq!(sizes, [1, 2, 3]);
         let diff_ids: Vec<DiffId> = image.layers().iter().map(ImageLayer::diff_id).collect();
         assert_eq!(diff_ids, [diff_id(0), diff_id(1), diff_id(2)]);
-        assert_eq!(image.layers()[0].compression(), Compression::Gzip);
+        assert_eq!(image.layers()[0].compression(), Some(Compression::Gzip));
     }
 
     #[test]
@@ -206,5 +214,31 @@ mod tests {
         let layers = manifest(1, b"{}").layers().to_vec();
         let descriptor = Descriptor::new("application/vnd.cncf.helm.config.v1+json", Digest::of(b"{}"), 2);
         assert!(matches!(Manifest::new(descriptor, layers), Err(ManifestError::Artifact(_))));
+    }
+
+    #[test]
+    fn content_decides_whether_a_blob_of_a_generic_type_is_a_configuration() {
+        let digest = ManifestDigest::new(Digest::of(b"manifest"));
+        let with_type = |media_type: &str, config: &[u8]| {
+            let descriptor = Descriptor::new(media_type, Digest::of(config), config.len() as u64);
+            let manifest = Manifest::new(descriptor, manifest(1, b"{}").layers().to_vec())?;
+            Image::new(digest, manifest, config)
+        };
+        for media_type in
+            ["application/octet-stream", "binary/octet-stream", "text/html", "application/json", ""]
+        {
+            assert!(with_type(media_type, &config(1)).is_ok(), "{media_type}");
+            let chart = with_type(media_type, br#"{"name":"chart","version":"1.0.0"}"#);
+            assert!(matches!(chart, Err(ManifestError::Artifact(_))), "{media_type}: {chart:?}");
+        }
+        for media_type in [
+            "application/vnd.docker.plugin.v1+json",
+            "application/vnd.oci.empty.v1+json",
+            "application/vnd.buildkit.cacheconfig.v0",
+            "application/vnd.wasm.config.v0+json",
+        ] {
+            let artifact = with_type(media_type, &config(1));
+            assert!(matches!(artifact, Err(ManifestError::Artifact(_))), "{media_type}");
+        }
     }
 }

@@ -8,9 +8,9 @@ use crate::error::ErrorCode;
 /// A layer's blob cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
-    /// The blob has no bytes, or only skippable zstd frames.
-    #[error("the blob is empty")]
-    Empty,
+    /// The blob is compressed with a program that layers of images must not use.
+    #[error("the layer is compressed with {0}, which is not supported (only gzip and zstd are)")]
+    Compression(&'static str),
     /// The reader of the blob failed.
     #[error("cannot read the blob at byte {at}")]
     Read {
@@ -127,8 +127,8 @@ impl LayerError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Read { source, .. } => ErrorCode::of_io(source),
-            Self::Empty
-            | Self::Truncated { .. }
+            Self::Compression(_) => ErrorCode::UnsupportedImage,
+            Self::Truncated { .. }
             | Self::TrailingGarbage { .. }
             | Self::GzipHeader { .. }
             | Self::Deflate { .. }

@@ -9,7 +9,7 @@ use std::io::BufRead;
 
 use super::bits::DeflateError;
 use super::deflate::{CompressedBuffer, DeflateWalker};
-use super::gzip_member::{check_trailer, read_header};
+use super::gzip_member::{check_trailer, read_header, skip_padding};
 use super::inflate::{Inflate, StopCondition, StopReason};
 use super::input::BlobInput;
 use super::window::{REACH, WindowFinder};
@@ -236,6 +236,7 @@ impl GzipSpans {
         self.span.resume.find_window(&self.buffer, &mut self.finder)?;
         self.buffer.restart(blob_end);
         check_trailer(input, self.member, self.crc.clone().finalize(), self.member_len)?;
+        let has_padding = skip_padding(input)?;
         if input.fill()?.is_empty() {
             self.state = GzipState::End;
             if !self.span.bytes.is_empty() {
@@ -244,7 +245,13 @@ impl GzipSpans {
             return Ok(());
         }
         self.state = GzipState::Header;
-        self.at_boundary(blob_end, SpanStart::Member(input.offset()));
+        let next = SpanStart::Member(input.offset());
+        match self.span.bytes.len() {
+            // No span contains padding, which may be long: decoding a span again reads all of its blob.
+            0 if has_padding => drop(self.start_span(next, self.span.tar)),
+            len if has_padding => self.cut(len, blob_end, next),
+            _ => self.at_boundary(blob_end, next),
+        }
         Ok(())
     }
 

@@ -29,8 +29,8 @@ struct GzipHeader<'a, R> {
 pub(super) fn read_header<R: BufRead>(input: &mut BlobInput<R>) -> Result<(), LayerError> {
     let start = input.offset();
     let mut header = GzipHeader { input, start, crc: crc32fast::Hasher::new(), remaining: HEADER_MAX };
-    let magic = [header.byte()?, header.byte()?];
-    if magic != [0x1f, 0x8b] {
+    // A single byte that starts no member is garbage, and not a truncated header.
+    if header.byte()? != 0x1f || header.byte()? != 0x8b {
         return Err(LayerError::TrailingGarbage { codec: Codec::Gzip, at: BlobOffset::new(start) });
     }
     let mut fixed = [0; 8];
@@ -77,6 +77,21 @@ impl<R: BufRead> GzipHeader<'_, R> {
 
     fn refuse(&self, problem: &'static str) -> LayerError {
         LayerError::GzipHeader { at: BlobOffset::new(self.start), problem }
+    }
+}
+
+/// Skips zero bytes after a member, as GNU gzip does: files written to tape or in fixed blocks have them. Returns whether there
+/// were any.
+pub(super) fn skip_padding<R: BufRead>(input: &mut BlobInput<R>) -> Result<bool, LayerError> {
+    let start = input.offset();
+    loop {
+        let chunk = input.fill()?;
+        let zeros = chunk.iter().take_while(|&&byte| byte == 0).count();
+        let ends_here = zeros < chunk.len() || chunk.is_empty();
+        input.consume(zeros);
+        if ends_here {
+            return Ok(input.offset() > start);
+        }
     }
 }
 

@@ -92,8 +92,8 @@ pub enum Codec {
 }
 
 impl Codec {
-    /// Number of bytes that [`Codec::sniff`] needs, unless the blob is shorter.
-    pub const SNIFF_LEN: usize = 4;
+    /// Number of bytes that are read ahead to recognise the compression, unless the blob is shorter.
+    pub const SNIFF_LEN: usize = 10;
 
     /// Recognises the codec by a blob's first bytes. A blob without a known magic number is a plain tar.
     #[must_use]

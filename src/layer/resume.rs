@@ -157,7 +157,8 @@ impl SpanInflater {
             if progress.stop == StopReason::StreamEnd {
                 if filled < out.len() {
                     let next = blob.get(gzip_member::TRAILER_LEN..).ok_or(LayerError::SPAN_TOO_SHORT)?;
-                    blob = after_member_header(next)?;
+                    let padding = next.iter().take_while(|&&byte| byte == 0).count();
+                    blob = after_member_header(&next[padding..])?;
                     self.inflate.reset();
                 }
             } else if progress.produced == 0 && progress.consumed == 0 {

@@ -37,7 +37,7 @@ impl<R: BufRead> SpanDecoder<R> {
     ///
     /// # Errors
     ///
-    /// The blob is empty or cannot be read.
+    /// The blob cannot be read, or has a compression that is not supported.
     ///
     /// # Panics
     ///
@@ -46,8 +46,8 @@ impl<R: BufRead> SpanDecoder<R> {
     pub fn new(input: R, limits: SpanLimits) -> Result<Self, LayerError> {
         assert!(0 < limits.target && limits.target <= limits.max && 1024 <= limits.max, "{limits:?}");
         let input = BlobInput::new(input)?;
-        if input.prefix().is_empty() {
-            return Err(LayerError::Empty);
+        if let Some(program) = unsupported_compression(input.prefix()) {
+            return Err(LayerError::Compression(program));
         }
         let codec = Codec::sniff(input.prefix());
         let decoder = match codec {
@@ -96,6 +96,15 @@ impl<R: BufRead> SpanDecoder<R> {
     /// Returns the reader. It has been read up to [`Self::blob_offset`], or [`Codec::SNIFF_LEN`] if that is more.
     pub fn into_inner(self) -> R {
         self.input.into_reader()
+    }
+}
+
+/// The program that compressed a blob, if no layer of an image may be compressed with it.
+fn unsupported_compression(prefix: &[u8]) -> Option<&'static str> {
+    match prefix {
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some("xz"),
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..] => Some("bzip2"),
+        _ => None,
     }
 }
 

@@ -25,8 +25,6 @@ pub(super) struct ZstdSpans {
     blob_max: u64,
     context: DCtx<'static>,
     state: ZstdState,
-    /// Whether a frame other than a skippable one has been read.
-    any_frame: bool,
     /// The range of the blob from the start of the span to the end of its last whole frame.
     blob: std::ops::Range<u64>,
     /// Content of the span's whole frames, and the decoded part of the current frame.
@@ -63,7 +61,6 @@ impl ZstdSpans {
             blob_max: limits.max as u64 * 2 + 4096,
             context,
             state: ZstdState::BetweenFrames,
-            any_frame: false,
             blob: 0..0,
             bytes: new_buffer(limits),
             filled: VecDeque::new(),
@@ -90,9 +87,6 @@ impl ZstdSpans {
     fn start_frame<R: BufRead>(&mut self, input: &mut BlobInput<R>) -> Result<(), LayerError> {
         let start = input.offset();
         if input.fill()?.is_empty() {
-            if !self.any_frame {
-                return Err(LayerError::Empty);
-            }
             self.state = ZstdState::End;
             self.close(self.bytes.len());
             return Ok(());
@@ -107,7 +101,6 @@ impl ZstdSpans {
             return Err(LayerError::TrailingGarbage { codec: Codec::Zstd, at: BlobOffset::new(start) });
         }
         header.read(input, start)?;
-        self.any_frame = true;
         let mut source = InBuffer::around(&header.bytes[..header.len]);
         let mut no_output = OutBuffer::around(&mut [][..]);
         self.context

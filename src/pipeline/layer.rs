@@ -18,8 +18,8 @@ use tokio::sync::mpsc;
 use super::open::open_index;
 use super::{PipelineError, ProgressEvent, ProgressSink};
 use crate::image::{Compression, DiffId, Digest, ImageLayer, LayerDigest};
-use crate::index::{BuildError, BuildOptions, BuiltIndex, Index, build};
-use crate::layer::{BlobOffset, Codec, LayerError};
+use crate::index::{BuildOptions, BuiltIndex, Index, build};
+use crate::layer::Codec;
 use crate::store::{BlobLock, PartialBlob, Store, StoreError, TempFile};
 
 /// Chunks between two threads, of some 400 KiB each: enough to keep both busy, and few enough to stay in the cache.
@@ -122,6 +122,7 @@ fn is_stored(
     match index {
         Ok(index) => {
             check_index(layer, &index)?;
+            warn_if_mislabelled(layer, index.codec());
             Ok(true)
         }
         Err(PipelineError::Store(error @ StoreError::Damaged { .. })) => {
@@ -139,21 +140,25 @@ pub(super) fn check_index<D: AsRef<[u8]>>(layer: &ImageLayer, index: &Index<D>) 
     if actual != declared {
         return Err(PipelineError::WrongSize { layer: layer.digest(), actual, declared });
     }
-    check_codec(layer.digest(), declared_codec(layer), index.codec())?;
     check_diff_id(layer, *index.diff_id())
 }
 
-/// The codec that a layer's media type declares.
-fn declared_codec(layer: &ImageLayer) -> Codec {
-    match layer.compression() {
-        Compression::None => Codec::Tar,
-        Compression::Gzip => Codec::Gzip,
-        Compression::Zstd => Codec::Zstd,
+/// Warns if a layer is compressed in another way than its media type declares. Digest and diff ID show that this content was
+/// meant, so only the label is wrong: some builders label every layer as gzip.
+fn warn_if_mislabelled(layer: &ImageLayer, actual: Codec) {
+    let declared = match layer.compression() {
+        Some(Compression::None) => Codec::Tar,
+        Some(Compression::Gzip) => Codec::Gzip,
+        Some(Compression::Zstd) => Codec::Zstd,
+        None => return,
+    };
+    // An empty blob has no compression.
+    if declared != actual && layer.size() > 0 {
+        let digest = layer.digest();
+        tracing::warn!(
+            "layer {digest}: media type declares {declared}, but the content is {actual}, and is read as such"
+        );
     }
-}
-
-fn check_codec(layer: LayerDigest, declared: Codec, actual: Codec) -> Result<(), PipelineError> {
-    if declared == actual { Ok(()) } else { Err(PipelineError::WrongCodec { layer, declared, actual }) }
 }
 
 pub(super) fn check_diff_id(layer: &ImageLayer, actual: DiffId) -> Result<(), PipelineError> {
@@ -179,7 +184,7 @@ fn receive_and_index(
             .name("layer-receive".to_owned())
             .spawn_scoped(scope, || receive(store, layer, partial, fetch, sender, progress))
             .map_err(PipelineError::Thread)?;
-        let indexed = index_blob(store, digest, size, Some(declared_codec(layer)), &mut input);
+        let indexed = index_blob(store, digest, size, &mut input);
         // After an error in the layer, still read the rest of the blob: a wrong digest is the better explanation.
         drop(input);
         let received =
@@ -206,6 +211,7 @@ fn receive_and_index(
         discard(partial)?;
         return Err(error);
     }
+    warn_if_mislabelled(layer, built.codec());
     commit_derived(store, &digest, built, seekable)?;
     partial.commit(actual, length)?;
     Ok(())
@@ -230,24 +236,16 @@ pub(super) fn commit_derived(
     Ok(store.put_index(digest, &index)?)
 }
 
-/// Indexes a blob of `size` bytes while it arrives. `declared` is the codec in its media type, if known.
+/// Indexes a blob of `size` bytes while it arrives.
 pub(super) fn index_blob(
     store: &Store,
     digest: LayerDigest,
     size: u64,
-    declared: Option<Codec>,
     input: &mut impl BufRead,
 ) -> Result<(BuiltIndex, Option<TempFile>), PipelineError> {
-    let layer_error = |source| PipelineError::Layer { layer: digest, source };
-    // The first chunk reveals the codec: report a wrong media type before decoding.
-    let first = input.fill_buf().map_err(|source| {
-        layer_error(BuildError::Layer(LayerError::Read { at: BlobOffset::new(0), source }))
-    })?;
-    if let Some(declared) = declared {
-        check_codec(digest, declared, Codec::sniff(first))?;
-    }
     let options = BuildOptions { tar_limit: store.layer_limits().of_blob(size), ..BuildOptions::default() };
-    build(input, &options, || store.create_seekable(&digest).map_err(io::Error::other)).map_err(layer_error)
+    build(input, &options, || store.create_seekable(&digest).map_err(io::Error::other))
+        .map_err(|source| PipelineError::Layer { layer: digest, source })
 }
 
 /// Writes and hashes the bytes of a blob as they arrive, and passes them to the decoder. Continues if the decoder has failed:

@@ -94,16 +94,6 @@ pub enum PipelineError {
         /// The operating system's error.
         source: std::io::Error,
     },
-    /// The content of a layer is not compressed as its media type declares.
-    #[error("layer {layer}: media type declares {declared}, but the content is {actual}")]
-    WrongCodec {
-        /// The layer.
-        layer: LayerDigest,
-        /// The codec in the media type.
-        declared: crate::layer::Codec,
-        /// The codec of the first bytes.
-        actual: crate::layer::Codec,
-    },
     /// The layer cannot be indexed.
     #[error("layer {layer}")]
     Layer {
@@ -179,7 +169,7 @@ impl PipelineError {
             Self::Merge { source, .. } => source.code(),
             Self::OtherPlatform { .. } => ErrorCode::NoPlatform,
             Self::WrongDigest { .. } | Self::WrongSize { .. } => ErrorCode::WrongContent,
-            Self::WrongDiffId { .. } | Self::WrongCodec { .. } => ErrorCode::ImageMismatch,
+            Self::WrongDiffId { .. } => ErrorCode::ImageMismatch,
             Self::Partial { .. } => ErrorCode::Io,
             Self::MissingBlob(_) => ErrorCode::NoBlob,
             Self::Unnamed { .. } | Self::SeveralImages { .. } => ErrorCode::Usage,

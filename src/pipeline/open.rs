@@ -102,8 +102,8 @@ fn rebuild(store: &Store, digest: &LayerDigest) -> Result<(), PipelineError> {
     }
     store.verify_blob(&blob, |_| {})?;
     let mut input = BufReader::with_capacity(READ, store.open_blob(&blob)?);
-    // Diff ID and media type are properties of an image: `OpenImage::open` compares them with the index.
-    let (built, seekable) = index_blob(store, *digest, store.blob_size(&blob)?, None, &mut input)?;
+    // Size and diff ID are properties of an image: `OpenImage::open` compares them with the index.
+    let (built, seekable) = index_blob(store, *digest, store.blob_size(&blob)?, &mut input)?;
     commit_derived(store, digest, built, seekable)
 }
 

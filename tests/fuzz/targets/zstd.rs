@@ -49,15 +49,12 @@ fn check(blob: &[u8], checks: &mut Input<'_>) {
 
 /// Returns whether the blob is refused for a reason that an ordinary decoder does not check.
 fn is_refused_on_purpose(blob: &[u8]) -> bool {
-    let mut decoder = match SpanDecoder::new(blob, SpanLimits::PRODUCTION) {
-        Ok(decoder) => decoder,
-        Err(error) => return matches!(error, LayerError::Empty),
-    };
+    let Ok(mut decoder) = SpanDecoder::new(blob, SpanLimits::PRODUCTION) else { return false };
     loop {
         match decoder.next_span() {
             Ok(Some(_)) => {}
             Ok(None) => return false,
-            Err(LayerError::Empty | LayerError::ZstdDictionary { .. }) => return true,
+            Err(LayerError::ZstdDictionary { .. }) => return true,
             // The magic numbers of formats 0.1 to 0.7.
             Err(LayerError::TrailingGarbage { at, .. }) => {
                 let at = usize::try_from(at.get()).expect("the blob is in memory");

@@ -14,7 +14,7 @@ fn truncated_blob_is_an_error_not_a_short_read() {
                 Ok(_) => spans(&blob[..length], SMALL, 50).expect_err("the blob is truncated"),
                 Err(error) => error,
             };
-            let expected = matches!(error, LayerError::Truncated { .. } | LayerError::Empty);
+            let expected = matches!(error, LayerError::Truncated { .. });
             assert!(expected, "{length} of {}: {error}", blob.len());
         }
     }
@@ -39,12 +39,14 @@ fn wrong_gzip_trailer_is_an_error() {
 #[test]
 fn trailing_garbage_is_an_error() {
     for good in [gzip(b"abc", 6), zstd_frame(b"abc", true)] {
-        for garbage in [&[0u8; 512][..], b"garbage"] {
+        for garbage in [&[1u8; 512][..], b"garbage"] {
             let blob = [&good[..], garbage].concat();
             let error = spans(&blob, SMALL, 99).unwrap_err();
             assert!(matches!(error, LayerError::TrailingGarbage { at, .. } if at.get() == good.len() as u64));
         }
     }
+    let padded = [&zstd_frame(b"abc", true)[..], &[0; 512]].concat();
+    assert!(matches!(spans(&padded, SMALL, 99), Err(LayerError::TrailingGarbage { .. })));
 }
 
 #[test]

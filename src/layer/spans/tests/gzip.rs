@@ -102,6 +102,24 @@ fn long_runs_of_empty_blocks_are_left_out_of_spans_and_bounded() {
 }
 
 #[test]
+fn zero_bytes_after_a_member_are_padding() {
+    let tar = text(9000, 9);
+    let member = gzip(&tar, 6);
+    for zeros in [1, 511, 100_000] {
+        let padding = vec![0; zeros];
+        check(&[&member[..], &padding].concat(), &tar, SMALL);
+        let blob = [&member[..], &padding, &member, &padding].concat();
+        check(&blob, &tar.repeat(2), SMALL);
+        let spans = spans(&blob, SMALL, 1000).unwrap();
+        assert!(spans.iter().all(|span| span.blob.end - span.blob.start <= member.len() as u64));
+        let garbage = [&member[..], &padding, b"x"].concat();
+        assert!(matches!(super::spans(&garbage, SMALL, 1000), Err(LayerError::TrailingGarbage { .. })));
+    }
+    let empty = gzip(b"", 6);
+    check(&[&empty[..], &[0; 600], &member, &[0; 600], &empty, &[0; 600]].concat(), &tar, SMALL);
+}
+
+#[test]
 fn member_header_may_have_all_optional_fields() {
     let tar = text(9000, 9);
     let builder = GzBuilder::new().extra(vec![7; 65_000]).filename("name").comment("comment").mtime(5);

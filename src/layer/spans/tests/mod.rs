@@ -177,7 +177,18 @@ fn plain_tar_is_cut_at_the_target_length() {
 }
 
 #[test]
-fn empty_blob_is_an_error() {
-    assert!(matches!(spans(b"", SMALL, 1), Err(LayerError::Empty)));
-    assert!(matches!(spans(&skippable(100), SMALL, 1), Err(LayerError::Empty)));
+fn blob_without_content_is_empty() {
+    check(b"", b"", SMALL);
+    check(&skippable(100), b"", SMALL);
+    check(&gzip(b"", 6), b"", SMALL);
+}
+
+#[test]
+fn compression_that_is_not_supported_is_named() {
+    for (blob, program) in [(&b"\xfd7zXZ\0\0\x04"[..], "xz"), (b"BZh91AY&SY\0", "bzip2")] {
+        let error = SpanDecoder::new(blob, SMALL).expect_err(program);
+        assert!(matches!(error, LayerError::Compression(named) if named == program), "{error}");
+    }
+    // The name of a member can start like a bzip2 file.
+    assert!(SpanDecoder::new(&b"BZh9.txt\0\0\0"[..], SMALL).is_ok());
 }

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::ImportError;
+use crate::layer::tar::pax_records;
 use crate::os::PathWalk;
 
 /// Size of a tar block, in bytes.
@@ -191,13 +192,12 @@ impl ExtendedHeader {
             *(if entry_type.is_gnu_longname() { &mut self.path } else { &mut self.link }) = Some(name);
             return Ok(());
         }
-        for record in tar::PaxExtensions::new(&bytes) {
-            let record = record.map_err(Some)?;
-            let value = || text(record.value_bytes());
-            match record.key_bytes() {
-                b"path" => self.path = Some(value()),
-                b"linkpath" => self.link = Some(value()),
-                b"size" => self.size = Some(value().parse().map_err(|_| None)?),
+        for record in pax_records(&bytes) {
+            let (key, value) = record.map_err(|_| None)?;
+            match key {
+                b"path" => self.path = Some(text(value)),
+                b"linkpath" => self.link = Some(text(value)),
+                b"size" => self.size = Some(text(value).parse().map_err(|_| None)?),
                 _ => {}
             }
         }
@@ -321,6 +321,18 @@ mod tests {
         .unwrap();
         assert_eq!(archive.find("real").unwrap().unwrap().size, 700);
         assert!(archive.find("next").unwrap().is_some());
+        assert_eq!(archive.find("other").unwrap(), None);
+    }
+
+    #[test]
+    fn pax_values_may_be_any_bytes() {
+        let archive = members(|builder| {
+            let attribute = ("SCHILY.xattr.com.apple.provenance", &b"\x01\n\0 7 a=b\n\xff"[..]);
+            builder.append_pax_extensions([attribute, ("path", b"real")]).unwrap();
+            file(builder, "other", b"x");
+        })
+        .unwrap();
+        assert!(archive.find("real").unwrap().is_some());
         assert_eq!(archive.find("other").unwrap(), None);
     }
 

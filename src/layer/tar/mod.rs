@@ -9,7 +9,8 @@
 //! - PAX global headers set `mtime`, `uid` and `gid` of all later entries (POSIX; Go leaves this to its caller). A global
 //!   name, size, sparse map or xattr makes no sense and is refused.
 //! - `7` (contiguous) is a regular file, `D` (GNU dumpdir) a directory with data. `V` (volume label) is ignored. A continued
-//!   volume (`M`) and unknown types are refused, as in the Go tools, except for markers and leftovers, whose type is ignored.
+//!   volume (`M`) and unknown types are refused, as in the Go tools, except for markers and leftovers, whose type is ignored. A
+//!   hidden member that would be refused for any reason but its name or length is dropped.
 //! - An old-style (`\0`) file whose name ends in `/` is a directory without data. So is one of type `0` or `7`, but only if
 //!   its size is 0, because GNU tar and Go disagree about its data.
 //! - The segments of a sparse file are stored consecutively, without padding between them.
@@ -36,6 +37,7 @@ use super::TarOffset;
 use super::name::{LayerPath, MemberName};
 
 pub use error::{TarError, TarFault};
+pub(crate) use pax::pax_records;
 pub use walk::TarWalk;
 
 /// Size of a tar block, in bytes. A header is one block; data is padded to whole blocks.

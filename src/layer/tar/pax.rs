@@ -1,7 +1,7 @@
 //! PAX extension headers (POSIX pax, "pax Extended Header"), with the records of star, GNU and libarchive.
 
 use super::pax_values::{decode_base64, decode_url, parse_id, parse_size, parse_time};
-use super::xattr::{effect_of_setting, is_storable};
+use super::xattr::{effect_of_setting, is_of_linux, is_storable};
 use super::{EntryKind, MAX_XATTR_LIST, MAX_XATTR_NAME, MAX_XATTR_VALUE, TarFault, Timestamp, Xattrs};
 
 /// The records of one extension header.
@@ -107,8 +107,10 @@ impl PaxHeader {
                 } else if let Some(key) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.set_xattr(key.to_vec(), value.to_vec())?;
                 } else if let Some(encoded) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
-                    let name = decode_url(encoded).ok_or_else(malformed)?;
-                    self.set_xattr(name, decode_base64(value).ok_or_else(malformed)?)?;
+                    let name = decode_url(encoded);
+                    if is_of_linux(&name) {
+                        self.set_xattr(name, decode_base64(value).ok_or_else(malformed)?)?;
+                    }
                 }
             }
         }
@@ -116,11 +118,10 @@ impl PaxHeader {
     }
 
     fn set_xattr(&mut self, name: Vec<u8>, value: Vec<u8>) -> Result<(), TarFault> {
-        if name.is_empty()
-            || name.len() > MAX_XATTR_NAME
-            || name.contains(&0)
-            || value.len() > MAX_XATTR_VALUE
-        {
+        if !is_of_linux(&name) {
+            return Ok(());
+        }
+        if name.len() > MAX_XATTR_NAME || name.contains(&0) || value.len() > MAX_XATTR_VALUE {
             return Err(TarFault::Xattr(name.into()));
         }
         // An overlay on top of the image would interpret these xattrs, in whichever layer they are.
@@ -191,6 +192,11 @@ impl<'a> Iterator for PaxRecords<'a> {
         self.0 = record.map_or(&[], |(_, _, rest)| rest);
         Some(record.map(|(key, value, _)| (key, value)).ok_or_else(|| TarFault::PaxRecord(Box::default())))
     }
+}
+
+/// Returns the keys and values of an extension header's records. A value may be any bytes, and only its length ends it.
+pub(crate) fn pax_records(data: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8]), TarFault>> {
+    PaxRecords(data)
 }
 
 /// Splits off the first record: its key, its value, and the remaining data. `None` if it is malformed.
@@ -310,9 +316,8 @@ mod tests {
     fn xattr_that_linux_cannot_store_is_an_error() {
         let long = format!("SCHILY.xattr.user.{}", "x".repeat(251));
         for data in [
-            record("SCHILY.xattr.", b"x"),
             record(&long, b"x"),
-            record("LIBARCHIVE.xattr.user%00", b""),
+            record("LIBARCHIVE.xattr.user.%00", b""),
             record("SCHILY.xattr.user.a", &[0; MAX_XATTR_VALUE + 1]),
         ] {
             assert!(matches!(PaxHeader::parse(&data), Err(TarFault::Xattr(_))));
@@ -323,6 +328,22 @@ mod tests {
             PaxHeader::parse(&many).unwrap().take_xattrs(&EntryKind::Directory),
             Err(TarFault::Xattr(_))
         ));
+    }
+
+    #[test]
+    fn xattr_of_another_system_is_ignored_whatever_its_form() {
+        for (key, value) in [
+            ("SCHILY.xattr.", &b"x"[..]),
+            ("SCHILY.xattr.com.apple.provenance", b"\x01\0\n=\n\xff"),
+            ("SCHILY.xattr.com.apple.ResourceFork", &[7; MAX_XATTR_VALUE + 1]),
+            ("LIBARCHIVE.xattr.com.apple.macl", b"not base64!"),
+            ("LIBARCHIVE.xattr.com.apple.%", b"AQ"),
+            ("LIBARCHIVE.xattr.com.apple.%zz", b"AQ"),
+        ] {
+            let data = [record(key, value), record("SCHILY.xattr.user.a", b"1")].concat();
+            let xattrs = PaxHeader::parse(&data).unwrap().xattrs;
+            assert_eq!(xattrs, [(b"user.a".to_vec(), b"1".to_vec())], "{key}");
+        }
     }
 
     #[test]

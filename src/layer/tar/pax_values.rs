@@ -39,18 +39,27 @@ pub(super) fn parse_time(text: &[u8]) -> Option<Timestamp> {
     })
 }
 
-/// Decodes `%XX`, which libarchive writes in xattr names.
-pub(super) fn decode_url(text: &[u8]) -> Option<Vec<u8>> {
-    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+/// Decodes `%XX`, which libarchive writes in xattr names. Anything else after `%` stands for itself, as in libarchive.
+pub(super) fn decode_url(mut text: &[u8]) -> Vec<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let mut decoded = Vec::with_capacity(text.len());
-    let mut bytes = text.iter();
-    while let Some(&byte) = bytes.next() {
-        decoded.push(match byte {
-            b'%' => digit(bytes.next()?)? << 4 | digit(bytes.next()?)?,
-            _ => byte,
-        });
+    while let [first, rest @ ..] = text {
+        let escaped = match rest {
+            [high, low, ..] if *first == b'%' => digit(*high).zip(digit(*low)),
+            _ => None,
+        };
+        match escaped {
+            Some((high, low)) => {
+                decoded.push(high << 4 | low);
+                text = &rest[2..];
+            }
+            None => {
+                decoded.push(*first);
+                text = rest;
+            }
+        }
     }
-    Some(decoded)
+    decoded
 }
 
 /// Decodes base64 with or without `=` at the end, which libarchive writes in xattr values.

@@ -21,6 +21,12 @@ const VERSION: [u8; 4] = 2u32.to_le_bytes();
 /// The ID in entries that name neither a user nor a group.
 const NO_ID: u32 = u32::MAX;
 
+/// Whether a name is in a namespace of Linux. Tars from other systems contain names of theirs (`com.apple.ResourceFork`), with values
+/// that no limit of Linux applies to.
+pub(super) fn is_of_linux(name: &[u8]) -> bool {
+    [&b"user."[..], b"trusted.", b"security.", b"system."].iter().any(|namespace| name.starts_with(namespace))
+}
+
 /// Whether Linux can store an xattr on a file of this kind (xattr(7)). Others cannot be written to a disk, and in a mount
 /// they could be listed but not read.
 pub(super) fn is_storable(name: &[u8], kind: &EntryKind) -> bool {

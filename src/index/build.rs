@@ -190,7 +190,10 @@ fn walk<R: BufRead, W: Write, F: FnOnce() -> io::Result<W>>(
 
 fn too_large(entry: &TarEntry, quantity: &'static str) -> BuildError {
     let path = match &entry.member {
-        MemberName::Plain(path) | MemberName::Whiteout(path) | MemberName::Opaque(path) => path.as_bytes(),
+        MemberName::Plain(path)
+        | MemberName::Hidden(path)
+        | MemberName::Whiteout(path)
+        | MemberName::Opaque(path) => path.as_bytes(),
         MemberName::Dropped => b"",
     };
     BuildError::TooLarge { offset: entry.offset, path: path.into(), quantity }

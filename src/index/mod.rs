@@ -20,6 +20,8 @@ mod write;
 
 use std::fmt;
 
+use crate::layer::is_leftover;
+
 pub use build::{BuildError, BuildOptions, BuiltIndex, build};
 pub use content::{Piece, StoredContent};
 pub use entry::{Entry, IndexedKind};
@@ -65,6 +67,12 @@ macro_rules! ordinal {
             }
         }
     };
+}
+
+/// Whether a path is below a leftover of AUFS. Entries with such paths are only targets of hard links, in their own layer.
+pub(crate) fn is_hidden(path: &[u8]) -> bool {
+    let parent = path.iter().rposition(|&byte| byte == b'/').map_or(&[][..], |slash| &path[..slash]);
+    parent.split(|&byte| byte == b'/').any(is_leftover)
 }
 
 ordinal!(EntryId);

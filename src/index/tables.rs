@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::format::{ENTRY_LEN, KindByte, NO_XATTRS, NOT_SPARSE, SECTIONS, Section, TAR_BLOCK};
+use super::is_hidden;
 use crate::layer::{EntryKind, FileContent, LayerPath, MemberName, TarEntry, Xattrs};
 
 /// Maximum number of bytes that the entries of one layer may take in its index. An entry takes some 60, so the limit allows
@@ -54,7 +55,7 @@ impl Tables {
             MemberName::Whiteout(path) => self.marker(path.as_bytes(), 0).ok_or("text")?,
             MemberName::Opaque(path) => self.marker(path.as_bytes(), 1).ok_or("text")?,
             MemberName::Dropped => {}
-            MemberName::Plain(path) => self.add_plain(path, entry)?,
+            MemberName::Plain(path) | MemberName::Hidden(path) => self.add_plain(path, entry)?,
         }
         let size: usize = self.sections.iter().map(Vec::len).sum();
         if size > TABLES_MAX { Err("metadata of all entries together (512 MiB)") } else { Ok(()) }
@@ -75,6 +76,10 @@ impl Tables {
             }
             EntryKind::Symlink { target } => (KindByte::Symlink, self.text(target).ok_or("link target")?),
             EntryKind::Hardlink { target } => {
+                if is_hidden(target.as_bytes()) {
+                    // Shows the reader that the index contains the hidden files of the layer, see `validate`.
+                    self.dir(target.parent()).ok_or("directory")?;
+                }
                 let text = self.text(target.as_bytes()).ok_or("link target")?;
                 self.hardlinks.push((self.entries, text));
                 (KindByte::Hardlink, text)

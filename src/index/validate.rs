@@ -1,11 +1,15 @@
 //! Validates a whole index file, with checked arithmetic. Each check names the lookup that relies on it.
 
+use std::cell::LazyCell;
+
 use super::format::{
     ATTR_LEN, ENTRY_LEN, EXTENT_LEN, GROUP_LEN, KindByte, NO_BLOCK, NO_WINDOW, NO_XATTRS, NOT_SPARSE,
     SEGMENT_LEN, SPAN_LEN, Section, SpanKind, TAR_BLOCK,
 };
+use super::is_hidden;
 use super::open::{Index, IndexError};
 use super::records::{attr_of, between, record, u16_at, u32_at, u64_at};
+use crate::layer::is_leftover;
 
 /// Longest span that a reader accepts, in bytes of tar; the builder makes shorter ones. Bounds the memory that decoding a span
 /// allocates.
@@ -63,7 +67,8 @@ impl<D: AsRef<[u8]>> Index<D> {
             Some(length > 0 && tar.checked_add(length)? <= self.tar_size())
         })?;
         all("extent", self.count(Section::Extents, EXTENT_LEN), &|n| self.extent_is_valid(n))?;
-        all("entry", self.len(), &|n| self.entry_is_valid(n))?;
+        let has_hidden = LazyCell::new(|| self.has_hidden_directory());
+        all("entry", self.len(), &|n| self.entry_is_valid(n, &has_hidden))?;
         all("link count", self.count(Section::Links, 8), &|n| {
             let entry = |n| u32_at(record(self.section(Section::Links), n, 8), 0);
             // `own_nlink` uses bisection.
@@ -75,6 +80,14 @@ impl<D: AsRef<[u8]>> Index<D> {
             let path = self.checked_text(u32_at(marker, 0))?;
             Some(opaque <= 1 && path_is_normal(path) && (opaque == 1 || !path.is_empty()))
         })
+    }
+
+    /// Whether the index has a directory below a leftover of AUFS. Version 0.1 left out the hidden files to which hard
+    /// links refer: such an index must be rebuilt.
+    fn has_hidden_directory(&self) -> bool {
+        let paths = self.section(Section::Paths);
+        let components = |n| paths[between(|n| self.dir_end(n), n)].split(|&byte| byte == b'/');
+        (0..self.count(Section::Dirs, 4)).any(|n| components(n).any(is_leftover))
     }
 
     fn group_is_valid(&self, ordinal: usize) -> Option<bool> {
@@ -147,7 +160,11 @@ impl<D: AsRef<[u8]>> Index<D> {
         Some(covered <= size)
     }
 
-    fn entry_is_valid(&self, ordinal: usize) -> Option<bool> {
+    fn entry_is_valid(
+        &self,
+        ordinal: usize,
+        has_hidden: &LazyCell<bool, impl FnOnce() -> bool>,
+    ) -> Option<bool> {
         let bytes = record(self.section(Section::Entries), ordinal, ENTRY_LEN);
         let name = self.section(Section::Names).get(between(|n| self.name_end(n), ordinal))?;
         let dir = u32_at(bytes, 0) as usize;
@@ -168,7 +185,10 @@ impl<D: AsRef<[u8]>> Index<D> {
                     KindByte::Regular => header_end.checked_add(payload.into())? <= self.tar_size(),
                     KindByte::Extended => (payload as usize) < self.count(Section::Extents, EXTENT_LEN),
                     KindByte::Symlink => !self.checked_text(payload)?.is_empty(),
-                    KindByte::Hardlink => path_is_normal(self.checked_text(payload)?),
+                    KindByte::Hardlink => {
+                        let target = self.checked_text(payload)?;
+                        path_is_normal(target) && (!is_hidden(target) || **has_hidden)
+                    }
                     KindByte::Directory | KindByte::CharDevice | KindByte::BlockDevice | KindByte::Fifo => {
                         true
                     }

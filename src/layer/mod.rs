@@ -37,7 +37,7 @@ mod zstd;
 use std::fmt;
 
 pub use error::LayerError;
-pub use name::{LayerPath, MemberName, NameError, Printable};
+pub use name::{LayerPath, MemberName, NameError, Printable, is_leftover};
 pub use resume::decode_span;
 pub use spans::SpanDecoder;
 pub use tar::{EntryKind, FileContent, Segment, TarEntry, TarError, TarFault, TarWalk, Timestamp, Xattrs};

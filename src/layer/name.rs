@@ -16,7 +16,8 @@ pub const MAX_PATH: usize = 4095;
 
 /// Prefix of the names of markers (image-spec, layer.md, "Whiteouts").
 const MARKER: &[u8] = b".wh.";
-/// Prefix of the names that AUFS reserves. Only the opaque marker among them has a meaning in a layer.
+/// Prefix of the names that AUFS reserves. Among them, the opaque marker hides files, and the files below
+/// `.wh..wh.plnk` are the targets of hard links.
 const RESERVED: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
@@ -33,7 +34,10 @@ pub enum MemberName {
     Whiteout(LayerPath),
     /// An opaque marker. Hides everything that the layers below have in this directory.
     Opaque(LayerPath),
-    /// A leftover of AUFS (`.wh..wh.plnk`, `.wh..wh.aufs`, `.wh..wh.orph`), or a member below one. Has no meaning.
+    /// A member below a leftover of AUFS, of which the tree shows nothing. In layers that docker made on AUFS, files with several
+    /// names are below `.wh..wh.plnk`, and their names are hard links to them.
+    Hidden(LayerPath),
+    /// A leftover of AUFS (`.wh..wh.plnk`, `.wh..wh.aufs`, `.wh..wh.orph`). Has no meaning.
     Dropped,
 }
 
@@ -164,10 +168,16 @@ impl fmt::Debug for LayerPath {
     }
 }
 
+/// Whether a component of a path is a leftover of AUFS. The tree shows neither it nor anything below it.
+#[must_use]
+pub fn is_leftover(component: &[u8]) -> bool {
+    component.starts_with(RESERVED) && component != OPAQUE
+}
+
 impl MemberName {
     /// Normalises a name from a tar and determines its meaning.
     ///
-    /// The first component that is named like a marker determines the meaning. Everything below a leftover of AUFS is dropped.
+    /// The first component that is named like a marker determines the meaning. Everything below a leftover of AUFS is hidden.
     /// A member below any other marker is an error, because no engine could show it.
     ///
     /// # Errors
@@ -189,8 +199,8 @@ impl MemberName {
             return Ok(Self::Plain(path));
         };
         let last = components.next().is_none();
-        if marker.starts_with(RESERVED) && marker != OPAQUE {
-            return Ok(Self::Dropped);
+        if is_leftover(marker) {
+            return Ok(if last { Self::Dropped } else { Self::Hidden(path) });
         }
         if !last {
             return Err(NameError::BelowMarker);
@@ -245,6 +255,9 @@ mod tests {
     fn whiteout(path: &[u8]) -> Result<MemberName, NameError> {
         Ok(MemberName::Whiteout(LayerPath(path.into())))
     }
+    fn hidden(path: &[u8]) -> Result<MemberName, NameError> {
+        Ok(MemberName::Hidden(LayerPath(path.into())))
+    }
     fn opaque(path: &[u8]) -> Result<MemberName, NameError> {
         Ok(MemberName::Opaque(LayerPath(path.into())))
     }
@@ -286,8 +299,9 @@ mod tests {
             (b"d/.wh...", Err(NameError::WhiteoutOfDots)),
             (b".wh..wh.", Ok(MemberName::Dropped)),
             (b".wh..wh.plnk", Ok(MemberName::Dropped)),
-            (b".wh..wh.plnk/12.34", Ok(MemberName::Dropped)),
-            (b"d/.wh..wh.orph/.wh.", Ok(MemberName::Dropped)),
+            (b".wh..wh.plnk/12.34", hidden(b".wh..wh.plnk/12.34")),
+            (b"d/.wh..wh.orph/.wh.", hidden(b"d/.wh..wh.orph/.wh.")),
+            (b"/d/.wh..wh.orph/..", plain(b"d")),
             (b".wh..wh..opq.", Ok(MemberName::Dropped)),
             (b".wh..wh.plnk/../a", plain(b"a")),
             (b".wh.a/b", Err(NameError::BelowMarker)),

@@ -13,6 +13,8 @@
 //! - An entry below a file is an error (`a` is a file, `a/b` follows, and no entry turns `a` into a directory): unpacking the
 //!   layers one by one fails there with ENOTDIR.
 //! - An entry replaces the node at its path before the target of a hard link is looked up, like a program that unlinks first.
+//! - Files below `.wh..wh.plnk` and other leftovers of AUFS exist while their layer is applied, so that hard links can refer to
+//!   them. Then they are removed.
 //! - `..` after a missing component of a symlink's target cancels that component; only the components that remain are created.
 //!
 //! Nodes are never removed from the tables; removing a name only unlinks its node. So removing a directory costs the same
@@ -23,7 +25,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::{IMPLIED, LayerNo, MAX_LINKS, MAX_NAME, MergeError, MergeFault, Tree};
 use crate::image::{Digest, LayerDigest};
-use crate::index::{EntryId, Index, IndexedKind};
+use crate::index::{EntryId, Index, IndexedKind, is_hidden};
+use crate::layer::is_leftover;
 
 /// Maximum number of components of symlink targets that a merge walks, for all entries together. Paths in real layers lead
 /// through a few links of a few components; 40 links of 2,000 components in the path of each of a million entries would take
@@ -64,10 +67,13 @@ pub fn merge<D: AsRef<[u8]>>(layers: &[&Index<D>]) -> Result<Tree, MergeError> {
         merge.reserve(layer.len());
         for (id, entry) in layer.entries() {
             let name = EntryName { dir: entry.dir(), name: entry.name(), layer: number, entry: id };
-            merge
-                .apply(name, entry.kind())
-                .map_err(|fault| fail(Some(entry.offset()), entry.path(), fault))?;
+            match merge.apply(name, entry.kind()) {
+                // A hidden entry matters only to the hard links that refer to it, which then are errors.
+                Err(fault) if is_hidden(&entry.path()) && !matches!(fault, MergeFault::TooMany(_)) => {}
+                result => result.map_err(|fault| fail(Some(entry.offset()), entry.path(), fault))?,
+            }
         }
+        merge.remove_hidden();
     }
     let layer = LayerNo(u16::try_from(layers.len().saturating_sub(1)).unwrap_or(IMPLIED));
     // An image without layers has only the root, so this digest never appears in an error.
@@ -155,6 +161,8 @@ pub(super) struct MergeState<'a> {
     name_ordinals: HashMap<&'a [u8], u32>,
     /// By directory and name. Removed directories keep their children, which are then unreachable.
     pub(super) children: HashMap<(u32, u32), u32>,
+    /// Leftovers of AUFS in the current layer, as directory and name.
+    hidden: Vec<(u32, u32)>,
     /// The directory of the previous entry, as path and node. Neighbours in a tar mostly share their directory.
     last: Option<(&'a [u8], u32)>,
     /// The number of symlinks in the path that was resolved last.
@@ -171,6 +179,7 @@ impl<'a> MergeState<'a> {
             names: Vec::new(),
             name_ordinals: HashMap::new(),
             children: HashMap::new(),
+            hidden: Vec::new(),
             last: None,
             followed: 0,
             link_steps: 0,
@@ -313,8 +322,11 @@ impl<'a> MergeState<'a> {
                 if let Some(long) = missing.iter().find(|name| name.len() > MAX_NAME) {
                     return Err(MergeFault::LongName(long.len()));
                 }
-                for name in missing {
-                    let name = self.intern(name)?;
+                for component in missing {
+                    let name = self.intern(component)?;
+                    if is_leftover(component) {
+                        self.hidden.push((at, name));
+                    }
                     let kind = DraftKind::Directory { parent: at, name };
                     let node = self.add(NodeDraft { kind, layer: IMPLIED, entry: 0 })?;
                     self.bind(at, name, node);
@@ -326,6 +338,13 @@ impl<'a> MergeState<'a> {
         // Do not cache a path with symlinks: any new name can change where it leads (`c/..` works until `c` is a file).
         self.last = (self.followed == 0).then_some((path, directory));
         Ok(directory)
+    }
+
+    /// Last step: removes the leftovers of AUFS of a layer, to which hard links of other layers cannot refer.
+    fn remove_hidden(&mut self) {
+        for (directory, name) in std::mem::take(&mut self.hidden) {
+            self.unbind(directory, name);
+        }
     }
 
     /// Returns the directory and the node at a path; a symlink in the last component is not followed.

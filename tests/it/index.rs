@@ -377,3 +377,22 @@ fn golden_index_equals_what_build_writes() {
     let index = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
     assert!(index == golden, "the index format has changed: see the comment of this test");
 }
+
+#[test]
+fn index_without_the_files_that_aufs_hides_is_rebuilt() {
+    let index_of = |target: &str| {
+        let mut archive = tar::Builder::new(Vec::new());
+        archive.append_link(&mut header(tar::EntryType::Link, 0), "a", target).unwrap();
+        let blob = archive.into_inner().unwrap();
+        built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap()
+    };
+    assert!(Index::open(index_of(".wh..wh.plnk/1.2")).is_ok());
+    // An index of version 0.1, which knows neither the file nor its directory.
+    let mut old = index_of(".wh..xx.plnk/1.2");
+    let at = old.windows(8).position(|bytes| bytes == b".wh..xx.").unwrap();
+    old[at..at + 8].copy_from_slice(b".wh..wh.");
+    let checksum = Digest::of(&old[48..]);
+    old[16..48].copy_from_slice(checksum.as_bytes());
+    let error = Index::open(old).unwrap_err();
+    assert!(matches!(error, IndexError::Inconsistent { record: "entry", ordinal: 0 }), "{error}");
+}

@@ -80,6 +80,21 @@ fn line() -> impl Strategy<Value = Line> {
     })
 }
 
+/// Lines of layers in which hard links refer to files below `.wh..wh.plnk`.
+fn aufs_line() -> impl Strategy<Value = Line> {
+    let hidden = || "[.]wh[.][.]wh[.]plnk/[xyz]".prop_map(String::into_bytes);
+    let hidden_file = prop_oneof![
+        3 => "[a-z]{1,3}".prop_map(|text| EntryKind::File(text.into_bytes())),
+        1 => path().prop_map(EntryKind::Hardlink),
+        1 => hidden().prop_map(EntryKind::Hardlink),
+    ];
+    prop_oneof![
+        4 => line(),
+        4 => (hidden(), hidden_file).prop_map(|(path, kind)| Line::new(&path, kind)),
+        4 => ("[abc](/[abc])?", hidden()).prop_map(|(path, to)| Line::new(path.as_bytes(), EntryKind::Hardlink(to))),
+    ]
+}
+
 fn stack() -> impl Strategy<Value = Vec<Vec<Line>>> {
     prop::collection::vec(prop::collection::vec(line(), 0..12), 1..5)
 }
@@ -89,6 +104,13 @@ proptest! {
 
     #[test]
     fn merge_agrees_with_the_model(stack in stack()) {
+        compare::compare(stack);
+    }
+
+    #[test]
+    fn links_to_aufs_leftovers_agree_with_the_model(
+        stack in prop::collection::vec(prop::collection::vec(aufs_line(), 0..12), 1..4),
+    ) {
         compare::compare(stack);
     }
 }

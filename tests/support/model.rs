@@ -40,8 +40,13 @@ impl Model {
                 model.hide(line, &replaced).map_err(|()| (number, position))?;
             }
             for (position, line) in entries {
-                model.apply(line).map_err(|()| (number, position))?;
+                let applied = model.apply(line);
+                // A leftover of AUFS that cannot be applied is missing for the links to it.
+                if !is_leftover(&normal(&line.path)) {
+                    applied.map_err(|()| (number, position))?;
+                }
             }
+            model.names.retain(|(path, _)| !is_leftover(path));
         }
         Ok(model)
     }
@@ -196,6 +201,11 @@ impl Model {
         }
         paths
     }
+}
+
+/// Whether a path is below a leftover of AUFS, or is one.
+fn is_leftover(path: &[Vec<u8>]) -> bool {
+    path.iter().any(|name| name.starts_with(b".wh..wh."))
 }
 
 /// Splits a path into components, without empty ones and `.`, and with `..` resolved by text.

@@ -68,7 +68,8 @@ impl<R: BufRead> TarWalk<R> {
         self.input
     }
 
-    /// Reads the next entry or marker and skips its content; `None` at the tar's end. Leftovers of AUFS are skipped.
+    /// Reads the next entry or marker and skips its content; `None` at the tar's end. Leftovers of AUFS are skipped, but not the
+    /// files below them.
     ///
     /// # Errors
     ///
@@ -156,7 +157,7 @@ impl<R: BufRead> TarWalk<R> {
         size: u64,
         mut extensions: ExtensionHeaders,
     ) -> Result<Option<TarEntry>, TarFault> {
-        let ExtensionHeaders { pax, long_name, long_link, .. } = &mut extensions;
+        let ExtensionHeaders { pax, long_name, .. } = &mut extensions;
         let name = pax.sparse.name.take().or(long_name.take()).or(pax.path.take());
         let name = self.name.insert(name.unwrap_or_else(|| header.name()).into_boxed_slice());
         let member = MemberName::parse(name)?;
@@ -170,7 +171,6 @@ impl<R: BufRead> TarWalk<R> {
         };
         let header_only = matches!(typeflag, b'1'..=b'6');
         let size = if header_only { 0 } else { pax.size.unwrap_or(size) };
-        let offset = TarOffset::new(self.header_at);
         let content = match typeflag {
             b'S' => {
                 if pax.sparse.any {
@@ -187,20 +187,44 @@ impl<R: BufRead> TarWalk<R> {
             _ => return Err(TarFault::SparseMap),
         };
 
+        match &member {
+            MemberName::Dropped => Ok(None),
+            // What AUFS kept there may be anything; only what a hard link refers to matters.
+            MemberName::Hidden(_) if typeflag == b'5' || directory_name => Ok(None),
+            MemberName::Hidden(_) => Ok(self.entry(header, extensions, member, typeflag, content).ok()),
+            MemberName::Plain(_) if directory_name && typeflag == b'0' && size == 0 => {
+                self.entry(header, extensions, member, b'5', content).map(Some)
+            }
+            MemberName::Plain(_) if directory_name && matches!(typeflag, b'0' | b'S') => {
+                Err(TarFault::FileWithSlash)
+            }
+            MemberName::Plain(_) | MemberName::Whiteout(_) | MemberName::Opaque(_) => {
+                self.entry(header, extensions, member, typeflag, content).map(Some)
+            }
+        }
+    }
+
+    /// Builds an entry whose content has been skipped.
+    fn entry(
+        &self,
+        header: &TarHeader<'_>,
+        extensions: ExtensionHeaders,
+        member: MemberName,
+        typeflag: u8,
+        (size, content): (u64, FileContent),
+    ) -> Result<TarEntry, TarFault> {
+        let ExtensionHeaders { mut pax, mut long_link, .. } = extensions;
         let mut link = || -> Vec<u8> {
             let link = long_link.take().or(pax.link_path.take());
             link.unwrap_or_else(|| header.link_name().to_vec())
         };
         let kind = match member {
-            MemberName::Dropped => return Ok(None),
-            MemberName::Whiteout(_) | MemberName::Opaque(_) => EntryKind::Regular {
+            MemberName::Dropped | MemberName::Whiteout(_) | MemberName::Opaque(_) => EntryKind::Regular {
                 size: 0,
                 content: FileContent::Contiguous(TarOffset::new(self.position)),
             },
-            MemberName::Plain(_) => match typeflag {
-                b'0' if directory_name && size == 0 => EntryKind::Directory,
-                b'0' | b'S' if directory_name => return Err(TarFault::FileWithSlash),
-                b'0' | b'S' => EntryKind::Regular { size: content.0, content: content.1 },
+            MemberName::Plain(_) | MemberName::Hidden(_) => match typeflag {
+                b'0' | b'S' => EntryKind::Regular { size, content },
                 b'1' => {
                     EntryKind::Hardlink { target: LayerPath::parse(&link()).map_err(TarFault::LinkName)? }
                 }
@@ -232,7 +256,7 @@ impl<R: BufRead> TarWalk<R> {
         let mode = u16::try_from(mode).expect("the mode has 12 bits");
         let mode = permissions.map_or(mode, |permissions| mode & 0o7000 | permissions);
         let mtime = header.mtime().ok_or(TarFault::HeaderNumber("mtime"))?;
-        Ok(Some(TarEntry {
+        Ok(TarEntry {
             member,
             mode,
             uid: owner(pax.uid.or(self.global.uid, field(header.uid(), "uid")?), "uid")?,
@@ -240,8 +264,8 @@ impl<R: BufRead> TarWalk<R> {
             mtime: pax.mtime.or(self.global.mtime, Timestamp { sec: mtime, nsec: 0 }),
             xattrs,
             kind,
-            offset,
-        }))
+            offset: TarOffset::new(self.header_at),
+        })
     }
 
     /// Reads an old GNU sparse file: the map starts in the header and continues in further blocks before the data.

@@ -168,7 +168,7 @@ fn check_member(raw: &[u8]) {
             assert_eq!(path, Ok(plain));
         }
         Ok(MemberName::Whiteout(hidden)) => assert!(!hidden.is_root()),
-        Ok(MemberName::Opaque(_) | MemberName::Dropped) => {}
+        Ok(MemberName::Opaque(_) | MemberName::Hidden(_) | MemberName::Dropped) => {}
         Err(NameError::Empty | NameError::Nul | NameError::LongComponent(_) | NameError::LongPath(_)) => {}
         Err(NameError::BareWhiteout | NameError::WhiteoutOfDots | NameError::BelowMarker) => {
             assert!(raw.windows(4).any(|name| name == b".wh."));

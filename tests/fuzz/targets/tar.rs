@@ -89,7 +89,7 @@ fn check(tar: &[u8], entry: &TarEntry) {
     let size = tar.len() as u64;
     assert!(entry.offset.get().is_multiple_of(BLOCK as u64) && entry.offset.get() + BLOCK as u64 <= size);
     let path = match &entry.member {
-        MemberName::Plain(path) | MemberName::Opaque(path) => path,
+        MemberName::Plain(path) | MemberName::Hidden(path) | MemberName::Opaque(path) => path,
         MemberName::Whiteout(path) => {
             assert!(!path.is_root(), "a whiteout hides the root");
             path
@@ -178,7 +178,7 @@ fn check_index(tar: &[u8], walked: &[TarEntry], complete: bool) {
     let layer = Layer::new(Index::open(file).unwrap(), LayerBytes::Memory(tar.to_vec()), None);
     let index = layer.index();
     let plain = walked.iter().filter_map(|entry| match &entry.member {
-        MemberName::Plain(path) => Some((path, entry)),
+        MemberName::Plain(path) | MemberName::Hidden(path) => Some((path, entry)),
         _ => None,
     });
     let mut count = 0;

@@ -61,7 +61,8 @@ fn markers_are_distinguished_from_entries() {
         ("marker as device 0:0", vec![raw(b'3', ".wh.a").build()], "whiteout a"),
         ("marker as link", vec![raw(b'1', ".wh.a").build(), raw(b'2', ".wh.b").build()], "whiteout a\nwhiteout b"),
         ("marker of unknown type", vec![raw(b'Q', ".wh.a").data(b"x"), file("b", b"")], "whiteout a\nb []"),
-        ("leftovers", vec![raw(b'5', ".wh..wh.plnk").build(), file(".wh..wh.plnk/1.2", b"xyz"), raw(b'Q', ".wh..wh.aufs").build(), file("b", b"")], "b []"),
+        ("leftovers", vec![raw(b'5', ".wh..wh.plnk").build(), file(".wh..wh.plnk/1.2", b"xyz"), raw(b'Q', ".wh..wh.aufs").build(), file("b", b"")], "hidden .wh..wh.plnk/1.2\nb []"),
+        ("useless leftovers", vec![raw(b'5', ".wh..wh.plnk/d").build(), raw(b'Q', ".wh..wh.plnk/q").data(b"x"), raw(b'3', ".wh..wh.orph/w").build(), file("b", b"")], "b []"),
         ("bare", vec![file("a", b""), file(".wh.", b"")], "error: tar offset 512, entry `.wh.`: whiteout marker `.wh.` names nothing"),
         ("below a marker", vec![file(".wh.a/b", b"")], "error: tar offset 0, entry `.wh.a/b`: entry is below a whiteout marker"),
     ]);

@@ -92,6 +92,7 @@ fn line(tar: &[u8], entry: &TarEntry) -> String {
         MemberName::Plain(path) => path.to_string(),
         MemberName::Whiteout(path) => return format!("whiteout {path}"),
         MemberName::Opaque(path) => return format!("opaque {path}"),
+        MemberName::Hidden(path) => return format!("hidden {path}"),
         MemberName::Dropped => panic!("dropped members are not returned"),
     };
     line += &match &entry.kind {

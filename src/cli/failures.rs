@@ -37,6 +37,11 @@ impl Failures {
         FailedItemJson { reference: reference.to_owned(), error: message, code, hint }
     }
 
+    /// Whether the command has only one reference.
+    pub(super) fn is_of_one(&self) -> bool {
+        self.total == 1
+    }
+
     /// Whether the only reference failed. `--json` then prints the error, and otherwise a list with an item for each reference.
     pub(super) fn is_single(&self) -> bool {
         self.total == 1 && !self.failed.is_empty()

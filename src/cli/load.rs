@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 
-use super::pull::PulledJson;
+use super::failures::Failures;
+use super::pull::{PulledItem, PulledJson};
 use super::{Context, output};
 use crate::image::Reference;
 use crate::import::Archive;
-use crate::pipeline::{LoadJob, load};
+use crate::pipeline::{LoadJob, LoadedImages, load};
 use crate::store::Store;
 
 const EXAMPLES: &str = "\
@@ -21,7 +22,8 @@ Examples:
 
 /// Load images from an OCI layout (directory or tar) or a `docker save` archive
 ///
-/// Prints NAME@DIGEST for each image. A tag that another image of the store has moves only with --name or --replace. To fetch an image from a registry, use `pull`.
+/// Prints NAME@DIGEST for each image. The archive may be compressed with gzip or zstd. An image without a name is loaded as
+/// `unnamed@DIGEST`. An image that fails does not affect the others; the command then exits with 2 at the end. A tag that another image of the store has moves only with --name or --replace. To fetch an image from a registry, use `pull`.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct LoadArgs {
@@ -49,7 +51,8 @@ pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
     let name = args.name.as_deref().map(Reference::from_archive).transpose()?;
     let at = || format!("load {}", args.path.display());
     Store::exists(&context.store)?;
-    let archive = Archive::open(&args.path, &platform).with_context(at)?;
+    let mut archive = Archive::open(&args.path, &platform).with_context(at)?;
+    let refused = archive.take_refused();
     // Create a store only when there is something to store: its path may be mistyped.
     let store = context.make_store()?;
     let job = LoadJob {
@@ -59,13 +62,25 @@ pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
         any_platform: args.any_platform,
         progress: output::progress(),
     };
-    let images = load(&job, &archive).with_context(at)?;
+    let LoadedImages { stored, failed } = load(&job, &archive).with_context(at)?;
     context.refresh(&store);
-    if args.json {
-        return output::json(&images.iter().map(|image| PulledJson::new(context, image)).collect::<Vec<_>>());
+    let mut items = Vec::new();
+    for image in &stored {
+        let image = PulledJson::new(context, image);
+        if !args.json {
+            output::line(image.line())?;
+        }
+        items.push(PulledItem::Image(image));
     }
-    for image in &images {
-        output::line(format!("{}@{}", image.name.familiar(context.default_registry()), image.digest))?;
+    let mut failures = Failures::new(stored.len() + failed.len() + refused.len());
+    let failed = failed.into_iter().map(|image| (image.label, anyhow::Error::from(image.error)));
+    let refused = refused.into_iter().map(|image| (image.label, anyhow::Error::from(image.error)));
+    for (label, error) in failed.chain(refused) {
+        let place = if failures.is_of_one() { at() } else { format!("{}: {label}", at()) };
+        items.push(PulledItem::Failed(failures.add(&label, error.context(place))));
     }
-    Ok(())
+    if args.json && !failures.is_single() {
+        output::json(&items)?;
+    }
+    failures.finish("loaded")
 }

@@ -68,6 +68,11 @@ pub(super) struct PulledJson {
 }
 
 impl PulledJson {
+    /// The image as the commands print it without `--json`.
+    pub(super) fn line(&self) -> String {
+        format!("{}@{}", self.name, self.digest)
+    }
+
     pub(super) fn new(context: &Context, image: &StoredImage) -> Self {
         Self {
             name: image.name.familiar(context.default_registry()),
@@ -80,10 +85,10 @@ impl PulledJson {
     }
 }
 
-/// An item in the output of `pull --json`.
+/// An item in the output of `pull --json` and `load --json`.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-enum PulledItem {
+pub(super) enum PulledItem {
     Image(PulledJson),
     Failed(FailedItemJson),
 }
@@ -152,7 +157,7 @@ async fn pull_one(
     context.refresh(&store);
     let image = PulledJson::new(context, &image);
     if !args.json {
-        output::line(format!("{}@{}", image.name, image.digest))?;
+        output::line(image.line())?;
     }
     Ok(image)
 }

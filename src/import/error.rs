@@ -1,10 +1,12 @@
 //! Errors from loading an archive. The caller adds the archive's own path.
 
 use std::io;
+use std::path::PathBuf;
 
 use super::PATH_MAX;
 use crate::error::ErrorCode;
 use crate::image::{Digest, ManifestError};
+use crate::layer::LayerError;
 
 /// An archive cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -20,9 +22,32 @@ pub enum ImportError {
         /// The error of the operating system.
         source: io::Error,
     },
-    /// The archive as a whole is compressed.
+    /// The archive as a whole is compressed with a program whose format is not supported.
     #[error("the archive is compressed with {0}")]
     Compressed(&'static str),
+    /// The archive as a whole is compressed, and damaged.
+    #[error("cannot decompress the archive")]
+    Compression(#[source] LayerError),
+    /// The archive decompresses to too much.
+    #[error("the archive decompresses to more than {ratio} times its size")]
+    Bomb {
+        /// The limit.
+        ratio: u64,
+    },
+    /// Reading the compressed archive at any position would take too much memory.
+    #[error("the archive is too large to be read in compressed form")]
+    Checkpoints,
+    /// The temporary file for a compressed archive cannot be written.
+    #[error("cannot write a temporary file in {}", .directory.display())]
+    Temporary {
+        /// The directory.
+        directory: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+    /// Several members of the tar have one name, but different content.
+    #[error("{0} occurs twice with different content")]
+    Twice(String),
     /// The path names a device, a pipe or a socket.
     #[error("neither a directory nor a regular file")]
     FileType,
@@ -135,8 +160,14 @@ impl ImportError {
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Open(source) | Self::Read { source, .. } => ErrorCode::of_io(source),
+            Self::Open(source) | Self::Read { source, .. } | Self::Temporary { source, .. } => {
+                ErrorCode::of_io(source)
+            }
             Self::Compressed(_)
+            | Self::Compression(_)
+            | Self::Bomb { .. }
+            | Self::Checkpoints
+            | Self::Twice(_)
             | Self::FileType
             | Self::Tar { .. }
             | Self::Truncated(_)
@@ -162,6 +193,10 @@ impl ImportError {
             Self::Compressed(program) => {
                 Some(format!("decompress it first with `{program} -dk FILE`, then load the result"))
             }
+            Self::Bomb { .. } | Self::Checkpoints => {
+                Some("if you trust the archive, decompress it first, then load the result".to_owned())
+            }
+            Self::Temporary { .. } => Some("choose another directory with the variable TMPDIR".to_owned()),
             Self::Unknown(_) => {
                 Some("convert it with skopeo, for example `skopeo copy dir:PATH oci-archive:FILE`".to_owned())
             }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,30 +11,41 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::ImportError;
+use super::compressed::{CompressedTar, is_compressed};
 use super::members::{ArchiveMembers, Extent};
+use super::tar_bytes::TarBytes;
 use crate::image::Digest;
 
-/// Magic numbers of compressed files, and the program that decompresses each.
-const COMPRESSED: [(&[u8], &str); 4] =
-    [(&[0x1f, 0x8b], "gzip"), (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"), (b"\xfd7zXZ", "xz"), (b"BZh", "bzip2")];
+/// Magic numbers of files that are compressed in a way that cannot be read, and the program that decompresses each.
+const COMPRESSED: [(&[u8], &str); 2] = [(b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2")];
 
 /// The files of an archive.
 #[derive(Debug)]
 pub(super) enum ArchiveFiles {
     Directory(OwnedFd),
-    Tar(Arc<File>, ArchiveMembers),
+    Tar(Arc<TarBytes>, ArchiveMembers),
+}
+
+/// Identifies a file of an archive under any of its names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct FileIdentity {
+    /// Device and inode number in a directory; zero in a tar.
+    inode: (u64, u64),
+    /// Position in a tar; zero in a directory.
+    offset: u64,
 }
 
 /// A file or blob of an archive, read from its start.
 #[derive(Debug)]
 pub struct BlobReader {
-    file: Arc<File>,
+    bytes: Arc<TarBytes>,
+    identity: FileIdentity,
     position: u64,
     end: u64,
 }
 
 impl ArchiveFiles {
-    /// Opens a directory or a tar. Lists the members of a tar.
+    /// Opens a directory or a tar, which may be compressed. Lists the members of a tar.
     pub(super) fn open(path: &Path) -> Result<Self, ImportError> {
         // NONBLOCK: opening a pipe must not wait for a writer.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -52,8 +63,12 @@ impl ArchiveFiles {
         if let Some((_, program)) = COMPRESSED.iter().find(|(magic, _)| start[..length].starts_with(magic)) {
             return Err(ImportError::Compressed(program));
         }
-        let members = ArchiveMembers::read(&file)?;
-        Ok(Self::Tar(Arc::new(file), members))
+        let bytes = match is_compressed(&start[..length]) {
+            true => TarBytes::Compressed(CompressedTar::open(file)?),
+            false => TarBytes::Plain(file),
+        };
+        let members = ArchiveMembers::read(&bytes)?;
+        Ok(Self::Tar(Arc::new(bytes), members))
     }
 
     /// Whether the archive has a file at `path`.
@@ -65,8 +80,8 @@ impl ArchiveFiles {
     pub(super) fn file(&self, path: &str) -> Result<Option<BlobReader>, ImportError> {
         ImportError::check_path(path)?;
         let directory = match self {
-            Self::Tar(file, members) => {
-                return Ok(members.find(path)?.map(|extent| BlobReader::new(file, extent)));
+            Self::Tar(bytes, members) => {
+                return Ok(members.find(path)?.map(|extent| BlobReader::of_member(bytes, extent)));
             }
             Self::Directory(directory) => directory,
         };
@@ -83,29 +98,34 @@ impl ArchiveFiles {
         if !metadata.is_file() {
             return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
         }
-        Ok(Some(BlobReader::new(&Arc::new(opened), Extent { offset: 0, size: metadata.len() })))
-    }
-
-    /// Finds a file of a tar, see [`ArchiveMembers::find`]; always `None` in a directory.
-    pub(super) fn extent(&self, path: &str) -> Result<Option<Extent>, ImportError> {
-        ImportError::check_path(path)?;
-        match self {
-            Self::Tar(_, members) => members.find(path),
-            Self::Directory(_) => Ok(None),
-        }
-    }
-
-    /// Opens an extent of the tar; `None` if the archive is a directory.
-    pub(super) fn at(&self, extent: Extent) -> Option<BlobReader> {
-        match self {
-            Self::Tar(file, _) => Some(BlobReader::new(file, extent)),
-            Self::Directory(_) => None,
-        }
+        let identity = FileIdentity { inode: (metadata.dev(), metadata.ino()), offset: 0 };
+        let bytes = Arc::new(TarBytes::Plain(opened));
+        Ok(Some(BlobReader { bytes, identity, position: 0, end: metadata.len() }))
     }
 
     /// Reads a document of at most `limit` bytes; `None` if it does not exist.
+    ///
+    /// Other programs may use another one of several members with one name, so their content must be the same.
     pub(super) fn read_document(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, ImportError> {
-        self.file(path)?.map(|file| file.read_all(path, limit)).transpose()
+        let Some(document) = self.file(path)?.map(|file| file.read_all(path, limit)).transpose()? else {
+            return Ok(None);
+        };
+        if let Self::Tar(bytes, members) = self {
+            for &earlier in members.replaced(path) {
+                if BlobReader::of_member(bytes, earlier).read_all(path, limit)? != document {
+                    return Err(ImportError::Twice(path.to_owned()));
+                }
+            }
+        }
+        Ok(Some(document))
+    }
+
+    /// The directories at the top of a tar that contain a file or link of this name, in byte order. None for a directory.
+    pub(super) fn directories_with(&self, name: &str) -> Vec<String> {
+        match self {
+            Self::Tar(_, members) => members.directories_with(name),
+            Self::Directory(_) => Vec::new(),
+        }
     }
 
     /// Opens a blob at its path in an OCI layout.
@@ -122,8 +142,21 @@ impl ArchiveFiles {
 }
 
 impl BlobReader {
-    fn new(file: &Arc<File>, extent: Extent) -> Self {
-        Self { file: Arc::clone(file), position: extent.offset, end: extent.offset + extent.size }
+    fn of_member(bytes: &Arc<TarBytes>, Extent { offset, size }: Extent) -> Self {
+        let identity = FileIdentity { inode: (0, 0), offset };
+        Self { bytes: Arc::clone(bytes), identity, position: offset, end: offset + size }
+    }
+
+    /// Reads a generated document.
+    pub(super) fn in_memory(bytes: &Arc<TarBytes>) -> Self {
+        let identity = FileIdentity { inode: (0, 0), offset: 0 };
+        let end = bytes.length().unwrap_or_default();
+        Self { bytes: Arc::clone(bytes), identity, position: 0, end }
+    }
+
+    /// Identifies the file in its archive.
+    pub(super) fn identity(&self) -> FileIdentity {
+        self.identity
     }
 
     /// The number of bytes that remain to be read; before the first read, the length of the file.
@@ -133,7 +166,7 @@ impl BlobReader {
     }
 
     /// Reads the whole file. `name` is its name in errors.
-    fn read_all(mut self, name: &str, limit: u64) -> Result<Vec<u8>, ImportError> {
+    pub(super) fn read_all(mut self, name: &str, limit: u64) -> Result<Vec<u8>, ImportError> {
         if self.size() > limit {
             return Err(ImportError::TooLong { file: name.to_owned(), limit });
         }
@@ -152,7 +185,7 @@ impl Read for BlobReader {
         if count == 0 {
             return Ok(0);
         }
-        let length = self.file.read_at(&mut buffer[..count], self.position)?;
+        let length = self.bytes.read_at(&mut buffer[..count], self.position)?;
         if length == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

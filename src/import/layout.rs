@@ -4,15 +4,13 @@
 //! only a tag. docker writes the tag to that annotation, and the full name to another one and to a manifest.json in its
 //! older format.
 
-use std::collections::HashMap;
-
 use serde::Deserialize;
 
 use super::files::ArchiveFiles;
-use super::{IMAGES_MAX, ImportError, ImportImage, docker};
+use super::found::{RefusedImage, merge};
+use super::{IMAGES_MAX, ImportError, ImportImage};
 use crate::image::{
-    Descriptor, Digest, Document, ImageIndex, MANIFEST_MAX, ManifestDigest, ManifestError, Platform,
-    Reference, Tag,
+    Descriptor, Document, ImageIndex, MANIFEST_MAX, ManifestDigest, ManifestError, Platform, Reference, Tag,
 };
 use crate::registry::ResolvedIndex;
 
@@ -35,8 +33,16 @@ struct LayoutFile {
     image_layout_version: String,
 }
 
+/// The images of a layout.
+#[derive(Default)]
+pub(super) struct LayoutImages {
+    pub(super) images: Vec<ImportImage>,
+    /// The images that cannot be loaded.
+    pub(super) refused: Vec<RefusedImage>,
+}
+
 /// Returns all images for `platform`.
-pub(super) fn images(files: &ArchiveFiles, platform: &Platform) -> Result<Vec<ImportImage>, ImportError> {
+pub(super) fn images(files: &ArchiveFiles, platform: &Platform) -> Result<LayoutImages, ImportError> {
     check_version(files)?;
     let bytes = files
         .read_document("index.json", INDEX_MAX)?
@@ -48,36 +54,44 @@ pub(super) fn images(files: &ArchiveFiles, platform: &Platform) -> Result<Vec<Im
         }
         Err(source) => return Err(ImportError::document("index.json", source)),
     };
-    let docker_names = docker::names_by_config(files)?;
-    let mut images: Vec<ImportImage> = Vec::new();
+    let mut found = LayoutImages::default();
     let mut artifact = None;
-    let entries = image_entries(&index, platform)?;
-    if entries.len() > IMAGES_MAX {
+    let groups = image_groups(&index);
+    if groups.len() > IMAGES_MAX {
         return Err(ImportError::TooMany { what: "images", limit: IMAGES_MAX });
     }
-    for entry in entries {
-        let image = match resolve(files, &entry, platform) {
-            Ok(image) => image,
+    for group in groups {
+        let entry = group[0];
+        let image = choose(&group, platform).and_then(|entry| resolve(files, entry, platform));
+        match image {
+            Ok(image) => merge(&mut found.images, with_names(image, entry)),
             // A layout may contain artifacts such as signatures beside its images.
             Err(ImportError::Document { document, source })
-                if matches!(*source, ManifestError::Artifact(_)) =>
+                if matches!(*source, ManifestError::Artifact(_) | ManifestError::LayerType { .. }) =>
             {
-                tracing::info!(digest = %entry.digest, "ignoring an artifact that is not an image");
+                tracing::warn!("ignoring {}, which is not an image: {source}", entry.digest);
                 artifact = Some(ImportError::Document { document, source });
-                continue;
             }
-            Err(error) => return Err(error),
-        };
-        docker::merge(&mut images, with_names(image, &entry, &docker_names));
+            Err(error) => {
+                let (names, tags) = names_of(entry);
+                let label = match (names.first(), tags.first()) {
+                    (Some(name), _) => name.to_string(),
+                    (None, Some(tag)) => format!("{} (tagged {tag})", entry.digest),
+                    (None, None) => entry.digest.to_string(),
+                };
+                found.refused.push(RefusedImage { label, error, names });
+            }
+        }
     }
     match artifact {
-        Some(error) if images.is_empty() => Err(error),
-        _ => Ok(images),
+        Some(error) if found.images.is_empty() && found.refused.is_empty() => Err(error),
+        _ => Ok(found),
     }
 }
 
+/// Checks the version of the layout. Some tools do not write it.
 fn check_version(files: &ArchiveFiles) -> Result<(), ImportError> {
-    let bytes = files.read_document("oci-layout", MANIFEST_MAX)?.unwrap_or_default();
+    let Some(bytes) = files.read_document("oci-layout", MANIFEST_MAX)? else { return Ok(()) };
     let layout: LayoutFile = serde_json::from_slice(&bytes)
         .map_err(|source| ImportError::Json { file: "oci-layout".to_owned(), source })?;
     if layout.image_layout_version == "1.0.0" {
@@ -87,15 +101,10 @@ fn check_version(files: &ArchiveFiles) -> Result<(), ImportError> {
     }
 }
 
-/// Returns one entry for each image. If several entries have the same name and different platforms, the best match for
-/// `platform` is chosen.
-fn image_entries(index: &ImageIndex, platform: &Platform) -> Result<Vec<Descriptor>, ImportError> {
-    let candidates = index
-        .manifests()
-        .iter()
-        .filter(|entry| (entry.is_manifest() || entry.is_index()) && !entry.is_attestation());
+/// Returns the entries of each image: those with the same name and different platforms.
+fn image_groups(index: &ImageIndex) -> Vec<Vec<&Descriptor>> {
     let mut groups: Vec<Vec<&Descriptor>> = Vec::new();
-    for entry in candidates {
+    for entry in index.manifests().iter().filter(|entry| entry.may_be_image()) {
         let is_same_image = |group: &&mut Vec<&Descriptor>| {
             let other = group[0];
             other.platform.is_some()
@@ -108,19 +117,21 @@ fn image_entries(index: &ImageIndex, platform: &Platform) -> Result<Vec<Descript
             None => groups.push(vec![entry]),
         }
     }
-    let chosen = groups.into_iter().map(|group| match group.as_slice() {
-        // Nothing to choose from. The caller compares the image's configuration with the platform.
-        [only] => Ok((*only).clone()),
-        several => {
-            let platforms = || several.iter().filter_map(|entry| entry.platform.as_ref());
-            let position = platform.choose(platforms()).ok_or_else(|| {
-                let (requested, available) = (platform.clone(), platforms().cloned().collect());
-                ImportError::document("index.json", ManifestError::NoPlatform { requested, available })
-            })?;
-            Ok(several[position].clone())
-        }
-    });
-    chosen.collect()
+    groups
+}
+
+/// Returns the best match for a platform among the entries of an image.
+fn choose<'a>(group: &[&'a Descriptor], platform: &Platform) -> Result<&'a Descriptor, ImportError> {
+    // With nothing to choose from, the caller compares the image's configuration with the platform.
+    if let [only] = group {
+        return Ok(only);
+    }
+    let platforms = || group.iter().filter_map(|entry| entry.platform.as_ref());
+    let position = platform.choose(platforms()).ok_or_else(|| {
+        let (requested, available) = (platform.clone(), platforms().cloned().collect());
+        ImportError::document("index.json", ManifestError::NoPlatform { requested, available })
+    })?;
+    Ok(group[position])
 }
 
 /// Reads the manifest of an entry, through nested indexes.
@@ -163,25 +174,24 @@ fn resolve(
     Err(ImportError::document(entry.digest, ManifestError::TooMany { items: "nested indexes", count, limit }))
 }
 
-/// Adds the names from docker's manifest.json or, without any, from the entry's annotations.
-fn with_names(
-    mut image: ImportImage,
-    entry: &Descriptor,
-    docker_names: &HashMap<Digest, Vec<Reference>>,
-) -> ImportImage {
-    if let Some(names) = docker_names.get(&image.manifest.config().digest) {
-        image.names.clone_from(names);
-        return image;
-    }
+/// Adds the names and tags in an entry's annotations.
+fn with_names(image: ImportImage, entry: &Descriptor) -> ImportImage {
+    let (names, tags) = names_of(entry);
+    ImportImage { names, tags, ..image }
+}
+
+/// The valid full names of an entry, and its tags without a name.
+fn names_of(entry: &Descriptor) -> (Vec<Reference>, Vec<Tag>) {
+    let (mut names, mut tags) = (Vec::new(), Vec::new());
     let (full, reference) = (entry.annotation(IMAGE_NAME), entry.annotation(REF_NAME));
     for text in full.into_iter().chain(reference.filter(|_| full.is_none())) {
         match (text.contains(['/', ':', '@']), Reference::from_archive(text), text.parse::<Tag>()) {
-            (true, Ok(name), _) => image.names.push(name),
-            (false, _, Ok(tag)) => image.tags.push(tag),
+            (true, Ok(name), _) => names.push(name),
+            (false, _, Ok(tag)) => tags.push(tag),
             (true, Err(error), _) | (false, _, Err(error)) => {
-                tracing::warn!(%error, digest = %image.manifest_digest, "ignoring an invalid image name");
+                tracing::warn!(%error, digest = %entry.digest, "ignoring an invalid image name");
             }
         }
     }
-    image
+    (names, tags)
 }

@@ -4,12 +4,11 @@
 //! archive in memory whatever their length, and its raw iterator does not apply PAX sizes.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::ImportError;
+use super::tar_bytes::TarBytes;
 use crate::layer::tar::pax_records;
 use crate::os::PathWalk;
 
@@ -43,7 +42,11 @@ enum ArchiveMember {
 /// All files and links, by absolute path within the archive. If a path repeats, the last member wins, as it does when a tar is
 /// extracted.
 #[derive(Debug, Default)]
-pub(super) struct ArchiveMembers(HashMap<PathBuf, ArchiveMember>);
+pub(super) struct ArchiveMembers {
+    by_path: HashMap<PathBuf, ArchiveMember>,
+    /// The files that later members with their paths replace.
+    replaced: HashMap<PathBuf, Vec<Extent>>,
+}
 
 /// Values from extended headers for the next member.
 #[derive(Default)]
@@ -55,11 +58,12 @@ struct ExtendedHeader {
 
 impl ArchiveMembers {
     /// Reads all headers of a tar.
-    pub(super) fn read(file: &File) -> Result<Self, ImportError> {
-        let length = file.metadata().map_err(ImportError::Open)?.len();
-        let mut members = HashMap::new();
+    pub(super) fn read(file: &TarBytes) -> Result<Self, ImportError> {
+        let length = file.length().map_err(ImportError::Open)?;
+        let mut members = Self::default();
         let mut extended = ExtendedHeader::default();
         let mut offset = 0;
+        let mut count = 0;
         while let Some(header) = read_header(file, offset, length)? {
             let damaged = |reason| ImportError::Tar { offset, reason };
             let entry_type = header.entry_type();
@@ -89,15 +93,39 @@ impl ArchiveMembers {
                 if let Some(path) = normalised(&path)
                     && let Some(member) = member(entry_type, data, link)
                 {
-                    members.insert(path, member);
+                    members.add(path, member);
                 }
             }
-            if members.len() > MEMBERS_MAX {
-                return Err(damaged("more than 100000 files"));
+            count += 1;
+            if count > MEMBERS_MAX {
+                return Err(damaged("more than 100000 members"));
             }
             offset = end.next_multiple_of(BLOCK);
         }
-        Ok(Self(members))
+        Ok(members)
+    }
+
+    fn add(&mut self, path: PathBuf, member: ArchiveMember) {
+        if let Some(ArchiveMember::File(earlier)) = self.by_path.insert(path.clone(), member) {
+            self.replaced.entry(path).or_default().push(earlier);
+        }
+    }
+
+    /// The files at a path that a later member replaces.
+    pub(super) fn replaced(&self, path: &str) -> &[Extent] {
+        normalised(path).and_then(|path| self.replaced.get(&path)).map_or(&[], Vec::as_slice)
+    }
+
+    /// The directories at the top that contain a file or link of this name, in byte order.
+    pub(super) fn directories_with(&self, name: &str) -> Vec<String> {
+        let directory = |path: &PathBuf| {
+            let directory = path.parent()?.strip_prefix("/").ok()?.to_str()?;
+            let is_top = !directory.is_empty() && !directory.contains('/');
+            (is_top && path.file_name()? == name).then(|| directory.to_owned())
+        };
+        let mut directories: Vec<String> = self.by_path.keys().filter_map(directory).collect();
+        directories.sort_unstable();
+        directories
     }
 
     /// Finds a file and follows links. `None` if the archive has no file or link at this path.
@@ -109,7 +137,7 @@ impl ArchiveMembers {
         let mut is_link = false;
         loop {
             while walk.step().is_some() {}
-            let member = self.0.get(walk.at()).filter(|_| !walk.has_left_root());
+            let member = self.by_path.get(walk.at()).filter(|_| !walk.has_left_root());
             match member {
                 Some(ArchiveMember::File(extent)) => return Ok(Some(*extent)),
                 Some(ArchiveMember::Link(Some(target))) => walk.follow(target).map_err(|_| broken())?,
@@ -123,7 +151,7 @@ impl ArchiveMembers {
 }
 
 /// Reads the header at an offset; `None` at the end. The end blocks may be missing.
-fn read_header(file: &File, offset: u64, length: u64) -> Result<Option<tar::Header>, ImportError> {
+fn read_header(file: &TarBytes, offset: u64, length: u64) -> Result<Option<tar::Header>, ImportError> {
     if offset >= length {
         return if offset == 0 {
             Err(ImportError::Tar { offset, reason: "the file is empty" })
@@ -179,7 +207,7 @@ impl ExtendedHeader {
     fn read(
         &mut self,
         entry_type: tar::EntryType,
-        file: &File,
+        file: &TarBytes,
         data: Extent,
     ) -> Result<(), Option<io::Error>> {
         if data.size > EXTENSION_MAX {
@@ -220,7 +248,7 @@ mod tests {
     fn read(bytes: &[u8]) -> Result<ArchiveMembers, ImportError> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        ArchiveMembers::read(&file)
+        ArchiveMembers::read(&TarBytes::Plain(file))
     }
 
     fn file(builder: &mut tar::Builder<Vec<u8>>, path: &str, content: &[u8]) {

@@ -9,18 +9,26 @@
 //! | file | what it does |
 //! |---|---|
 //! | `error` | the errors of an archive |
+//! | `compressed` | reads a compressed tar at any position |
+//! | `tar_bytes` | the bytes of a tar, compressed or not |
 //! | `members` | finds the files of a tar |
 //! | `files` | reads the files of a directory or a tar |
+//! | `found` | images and blobs that were found |
 //! | `docker` | finds the images in docker's own format |
+//! | `legacy` | finds the images in docker's format before version 1.10 |
 //! | `layout` | finds the images of an OCI layout |
 //! | `archive` | opens an archive of either format |
 
 mod archive;
+mod compressed;
 mod docker;
 mod error;
 mod files;
+mod found;
 mod layout;
+mod legacy;
 mod members;
+mod tar_bytes;
 
 use crate::image::{Manifest, ManifestDigest, Reference, Tag};
 use crate::registry::ResolvedIndex;
@@ -28,6 +36,7 @@ use crate::registry::ResolvedIndex;
 pub use archive::Archive;
 pub use error::ImportError;
 pub use files::BlobReader;
+pub use found::RefusedImage;
 
 /// Most images of an archive, and most names of all of them together. Each image costs the time to parse its manifest and
 /// configuration, and each name one write of the store's index.json.

@@ -23,6 +23,9 @@ const READ: usize = 256 << 10;
 /// Maximum number of chunks of an archive in the queue to the thread that stores them.
 const QUEUE: usize = 4;
 
+/// The name of images without a name. docker lists such an image with its digest alone, but each image of the mount needs one.
+const UNNAMED: &str = "unnamed";
+
 /// The options of [`load()`].
 #[derive(Debug, Clone)]
 pub struct LoadJob {
@@ -38,62 +41,115 @@ pub struct LoadJob {
     pub progress: ProgressSink,
 }
 
-/// Loads all images of an archive.
+/// The result of [`load()`].
+#[derive(Debug)]
+pub struct LoadedImages {
+    /// The images in the store, one for each name.
+    pub stored: Vec<StoredImage>,
+    /// The images that were not loaded.
+    pub failed: Vec<FailedImage>,
+}
+
+/// An image of an archive that was not loaded.
+#[derive(Debug)]
+pub struct FailedImage {
+    /// Its name, tag, digest or place in the archive.
+    pub label: String,
+    /// The reason.
+    pub error: PipelineError,
+}
+
+/// Loads all images of an archive. An image that fails does not affect the others.
 ///
 /// # Errors
-/// The error of the first image that fails. The images before it are in the store.
-pub fn load(job: &LoadJob, archive: &Archive) -> Result<Vec<StoredImage>, PipelineError> {
+/// The store cannot be used, or one tag was given for several images.
+pub fn load(job: &LoadJob, archive: &Archive) -> Result<LoadedImages, PipelineError> {
     let _lease = job.store.lease(None)?;
-    let mut incoming = Vec::new();
-    for image in archive.images() {
-        let names = names_of(image, job.name.as_ref());
-        if names.is_empty() {
-            let tags: Vec<String> = image.tags.iter().map(ToString::to_string).collect();
-            return Err(PipelineError::Unnamed { image: image.manifest_digest, tags });
-        }
-        if job.name.as_ref().is_some_and(|name| name.tag.is_some()) && archive.images().len() > 1 {
-            return Err(PipelineError::SeveralImages { count: archive.images().len() });
-        }
-        incoming.extend(names.into_iter().map(|(name, tags)| (image, name, tags)));
+    if job.name.as_ref().is_some_and(|name| name.tag.is_some()) && archive.images().len() > 1 {
+        return Err(PipelineError::SeveralImages { count: archive.images().len() });
     }
-    check_tags(job, &incoming)?;
+    let mut incoming: Vec<NamedImage<'_>> = Vec::new();
+    for image in archive.images() {
+        let names = match names_of(image, job.name.as_ref()) {
+            names if names.is_empty() => vec![(unnamed(image), Vec::new())],
+            names => names,
+        };
+        incoming.extend(names.into_iter().map(|(name, tags)| NamedImage { image, name, tags }));
+    }
+    let mut loaded = LoadedImages { stored: Vec::new(), failed: Vec::new() };
+    let mut fail = |image: &ImportImage, error| {
+        loaded.failed.push(FailedImage { label: image.label(), error });
+    };
+    incoming = keep_tags(job, incoming, &mut fail)?;
     // Images with the same configuration follow each other, so that each configuration is parsed once.
     let mut groups = HashMap::new();
-    incoming.sort_by_cached_key(|(image, ..)| {
+    incoming.sort_by_cached_key(|incoming| {
         let next = groups.len();
-        *groups.entry(image.manifest.config().digest).or_insert(next)
+        *groups.entry(incoming.image.manifest.config().digest).or_insert(next)
     });
     let mut config = None;
-    let mut stored = Vec::new();
-    for (image, name, tags) in incoming {
-        stored.push(load_image(job, archive, image, (name, tags), &mut config)?);
+    for incoming in incoming {
+        let image = incoming.image;
+        match load_image(job, archive, incoming, &mut config) {
+            Ok(image) => loaded.stored.push(image),
+            Err(error) => fail(image, error),
+        }
     }
-    Ok(stored)
+    Ok(loaded)
 }
 
 /// An image of an archive with one of its names and the tags of that name.
-type NamedImage<'a> = (&'a ImportImage, Name, Vec<Tag>);
+#[derive(Debug)]
+struct NamedImage<'a> {
+    image: &'a ImportImage,
+    name: Name,
+    tags: Vec<Tag>,
+}
 
-/// Checks that no tag moves to another image because of a name that only the archive gives.
+/// The name of images that have none in their archive. Their digest distinguishes them.
+fn unnamed(image: &ImportImage) -> Name {
+    tracing::warn!(
+        "image {} has no name in the archive; it is {UNNAMED}@{}. --name NAME[:TAG] gives it another name",
+        image.label(),
+        image.manifest_digest
+    );
+    Name::from_archive(UNNAMED).expect("the constant is a valid name")
+}
+
+/// Removes the images whose tags would move from another image because of a name that only the archive gives.
 ///
 /// An archive may come from another host, and must not replace the image that users know by its tag unless the user says so.
-fn check_tags(job: &LoadJob, incoming: &[NamedImage<'_>]) -> Result<(), PipelineError> {
+fn keep_tags<'a>(
+    job: &LoadJob,
+    incoming: Vec<NamedImage<'a>>,
+    fail: &mut impl FnMut(&ImportImage, PipelineError),
+) -> Result<Vec<NamedImage<'a>>, PipelineError> {
     let refs = job.store.refs()?;
-    let mut seen: HashMap<(&Name, &Tag), ManifestDigest> = HashMap::new();
-    for (image, name, tags) in incoming {
-        let to = image.manifest_digest;
-        for tag in tags {
-            let stored = || refs.tagged(name, tag).map(|stored| stored.digest);
-            let from = seen.insert((name, tag), to).or_else(stored);
-            let Some(from) = from.filter(|from| *from != to) else { continue };
-            let moved = PipelineError::TagMoves { name: name.clone(), tag: tag.clone(), from, to };
-            if !job.replace && job.name.is_none() {
-                return Err(moved);
+    let mut seen: HashMap<(Name, Tag), ManifestDigest> = HashMap::new();
+    let mut kept = Vec::new();
+    for named in incoming {
+        let to = named.image.manifest_digest;
+        let mut refused = None;
+        for tag in &named.tags {
+            let key = (named.name.clone(), tag.clone());
+            let stored = || refs.tagged(&named.name, tag).map(|stored| stored.digest);
+            let from = seen.get(&key).copied().or_else(stored).filter(|from| *from != to);
+            if let Some(from) = from {
+                let moved = PipelineError::TagMoves { name: named.name.clone(), tag: tag.clone(), from, to };
+                if !job.replace && job.name.is_none() {
+                    refused = Some(moved);
+                    break;
+                }
+                tracing::warn!("{moved}");
             }
-            tracing::warn!("{moved}");
+            seen.insert(key, to);
+        }
+        match refused {
+            Some(error) => fail(named.image, error),
+            None => kept.push(named),
         }
     }
-    Ok(())
+    Ok(kept)
 }
 
 /// The digest, bytes and content of the configuration that was parsed last.
@@ -123,8 +179,7 @@ fn names_of(image: &ImportImage, new_name: Option<&Reference>) -> Vec<(Name, Vec
 fn load_image(
     job: &LoadJob,
     archive: &Archive,
-    image: &ImportImage,
-    (name, tags): (Name, Vec<Tag>),
+    NamedImage { image, name, tags }: NamedImage<'_>,
     last_config: &mut LastConfig,
 ) -> Result<StoredImage, PipelineError> {
     let LoadJob { store, progress, .. } = job;

@@ -13,7 +13,7 @@ mod pull;
 use std::fmt;
 use std::sync::Arc;
 
-pub use load::{LoadJob, load};
+pub use load::{FailedImage, LoadJob, LoadedImages, load};
 pub use node_path::{FoundNode, NodePathError};
 pub use open::{OpenImage, open_image, open_layer, read_image, read_manifest, verified_diff_ids};
 pub use pull::{PullJob, pull};
@@ -113,14 +113,6 @@ pub enum PipelineError {
     /// A layer's blob is not in the store.
     #[error("blob {0} is missing from the store")]
     MissingBlob(Digest),
-    /// An image in an archive has no name, and the user gave none.
-    #[error("image {image}{} has no name", with_tags(tags))]
-    Unnamed {
-        /// The digest of the image's manifest.
-        image: ManifestDigest,
-        /// The tags of the image in the archive.
-        tags: Vec<String>,
-    },
     /// An archive gives an image a tag that another image has.
     #[error("tag {name}:{tag} moves from {from} to {to}")]
     TagMoves {
@@ -152,10 +144,6 @@ pub enum PipelineError {
     Thread(#[source] std::io::Error),
 }
 
-fn with_tags(tags: &[String]) -> String {
-    if tags.is_empty() { String::new() } else { format!(" (tagged {})", tags.join(", ")) }
-}
-
 impl PipelineError {
     /// The stable code of this error.
     #[must_use]
@@ -172,7 +160,7 @@ impl PipelineError {
             Self::WrongDiffId { .. } => ErrorCode::ImageMismatch,
             Self::Partial { .. } => ErrorCode::Io,
             Self::MissingBlob(_) => ErrorCode::NoBlob,
-            Self::Unnamed { .. } | Self::SeveralImages { .. } => ErrorCode::Usage,
+            Self::SeveralImages { .. } => ErrorCode::Usage,
             Self::TagMoves { .. } => ErrorCode::Exists,
             Self::ArchiveRead { .. } => ErrorCode::Archive,
             Self::Thread(_) => ErrorCode::Internal,
@@ -187,7 +175,6 @@ impl PipelineError {
             Self::OtherPlatform { .. } => Some(
                 "request the image's own platform with --platform, or accept any platform with --any-platform",
             ),
-            Self::Unnamed { .. } => Some("name the image with --name NAME[:TAG]"),
             Self::TagMoves { .. } => {
                 Some("use --replace to move it, or load the image under another name with --name NAME:TAG")
             }

@@ -84,7 +84,8 @@ fn a_million_files_take_at_most_250_bytes_each_and_one_by_one_each_is_listed_onc
         progress: ProgressSink::none(),
     };
     // The peak is the tables of the index together with the index file built from them; later, the tree during the merge.
-    within(250 * FILES, || load(&job, &archive).unwrap());
+    let loaded = within(250 * FILES, || load(&job, &archive).unwrap());
+    assert!(loaded.failed.is_empty(), "{:?}", loaded.failed);
     let fs = ImageFs::new(ImageSource::new(store, None), &FsOptions::default());
     fs.refresh().unwrap();
     let root = within(250 * FILES, || resolve(&fs, "lab/many:1").ino);

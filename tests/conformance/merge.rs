@@ -21,7 +21,7 @@ fn shown(store: &Store, case: &Case) -> Result<String, String> {
     let result = (|| -> Result<String, Box<dyn Error>> {
         let name = Some(Reference::from_archive("conformance")?);
         let archive = Archive::open(dir.path(), &Platform::host())?;
-        let arrived = load(
+        let mut loaded = load(
             &LoadJob {
                 store: store.clone(),
                 name,
@@ -31,7 +31,10 @@ fn shown(store: &Store, case: &Case) -> Result<String, String> {
             },
             &archive,
         )?;
-        let [ref image] = arrived[..] else { panic!("one image is in the layout: {arrived:?}") };
+        if let Some(failed) = loaded.failed.pop() {
+            return Err(failed.error.into());
+        }
+        let [ref image] = loaded.stored[..] else { panic!("one image is in the layout: {loaded:?}") };
         dump(store, image.digest)
     })();
     result.map_err(|error| chain_text(&*error))

@@ -423,17 +423,247 @@ fn file_that_is_no_archive_is_an_error_that_says_what_it_is() {
     fs::write(&path, "hello").unwrap();
     assert!(matches!(refused(&path), ImportError::Tar { offset: 0, .. }));
     fs::write(&path, gzip(b"hello")).unwrap();
+    assert!(matches!(refused(&path), ImportError::Tar { offset: 0, .. }));
+    fs::write(&path, b"\xfd7zXZ\0rest").unwrap();
     let error = refused(&path);
-    assert!(matches!(error, ImportError::Compressed("gzip")));
-    assert!(error.hint().unwrap().contains("gzip -dk"));
+    assert!(matches!(error, ImportError::Compressed("xz")));
+    assert!(error.hint().unwrap().contains("xz -dk"));
     fs::write(&path, layer_tar("etc/hosts", b"x")).unwrap();
     assert!(matches!(refused(&path), ImportError::Unknown(_)));
     fs::write(&path, layer_tar("repositories", b"{}")).unwrap();
-    assert!(refused(&path).to_string().contains("1.10"));
+    assert!(matches!(refused(&path), ImportError::Empty));
     assert!(matches!(refused(Path::new("/dev/null")), ImportError::FileType));
     let layout = Layout::with("1");
     let bytes = fs::read(layout.tar()).unwrap();
     fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     let error = refused(&path);
     assert!(!matches!(error, ImportError::Open(_) | ImportError::Read { .. }), "{error}");
+}
+
+/// The names of the images that can be loaded, and the labels and errors of the others.
+fn loadable(archive: &mut Archive) -> (Vec<String>, Vec<(String, String)>) {
+    let refused = archive.take_refused().into_iter().map(|image| {
+        let error = rcx_imagefs::error::chain_text(&image.error);
+        (image.label, error)
+    });
+    let refused = refused.collect();
+    (archive.images().iter().flat_map(names).collect(), refused)
+}
+
+fn tar_of(path: &Path, files: &[(&str, &[u8])]) {
+    let mut builder = tar::Builder::new(fs::File::create(path).unwrap());
+    for (name, bytes) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        builder.append_data(&mut header, name, *bytes).unwrap();
+    }
+    builder.finish().unwrap();
+}
+
+fn config_of(tars: &[&[u8]]) -> Vec<u8> {
+    let diff_ids: Vec<_> = tars.iter().map(|tar| Digest::of(tar)).collect();
+    json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}}).to_string().into_bytes()
+}
+
+#[test]
+fn compressed_archives_are_read_in_place() {
+    let layout = Layout::with("1.0");
+    let tar = fs::read(layout.tar()).unwrap();
+    let path = layout.path().join("compressed");
+    for bytes in [gzip(&tar), zstd::bulk::compress(&tar, 3).unwrap()] {
+        fs::write(&path, &bytes).unwrap();
+        layout.check(&open(&path).unwrap());
+        fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
+        assert!(matches!(refused(&path), ImportError::Compression(_)));
+    }
+}
+
+#[test]
+fn manifest_json_decides_where_index_json_is_wrong() {
+    let layout = Layout::new();
+    let mut entry = layout.image("amd64");
+    entry["annotations"] = json!({"io.containerd.image.name": "docker.io/lab/app:1"});
+    let digest = |value: &Value| value["digest"].as_str().unwrap()[7..].to_owned();
+    let blob = |hex: &str| fs::read(layout.path().join("blobs/sha256").join(hex)).unwrap();
+    let mut manifest: Value = serde_json::from_slice(&blob(&digest(&entry))).unwrap();
+    let config = digest(&manifest["config"]);
+    let layers: Vec<_> = layout
+        .tars
+        .iter()
+        .map(|tar| {
+            layout.blob(tar);
+            format!("blobs/sha256/{}", Digest::of(tar).hex())
+        })
+        .collect();
+    let listed =
+        json!([{"Config": format!("blobs/sha256/{config}"), "RepoTags": ["lab/app:1"], "Layers": layers}]);
+    fs::write(layout.path().join("manifest.json"), listed.to_string()).unwrap();
+    // docker 25.0 wrote manifests without layers.
+    manifest["layers"] = json!([]);
+    let empty = manifest.to_string().into_bytes();
+    layout.blob(&empty);
+    let mut without_layers = descriptor(media::OCI_MANIFEST, &empty);
+    without_layers["annotations"] = entry["annotations"].clone();
+    let mut missing = descriptor(media::OCI_MANIFEST, b"not in the archive");
+    missing["annotations"] = entry["annotations"].clone();
+    let index = |manifests: Value| json!({"schemaVersion": 2, "manifests": manifests}).to_string();
+    for text in [
+        "null".to_owned(),
+        index(Value::Null),
+        index(json!([])),
+        index(json!([without_layers])),
+        index(json!([missing])),
+    ] {
+        fs::write(layout.path().join("index.json"), &text).unwrap();
+        for path in [layout.path().to_owned(), {
+            let path = layout.path().join("save.tar");
+            let mut builder = tar::Builder::new(fs::File::create(&path).unwrap());
+            for name in ["oci-layout", "index.json", "manifest.json"] {
+                builder.append_path_with_name(layout.path().join(name), name).unwrap();
+            }
+            builder.append_dir_all("blobs", layout.path().join("blobs")).unwrap();
+            builder.finish().unwrap();
+            path
+        }] {
+            let mut archive = open(&path).unwrap_or_else(|error| panic!("{text}: {error:?}"));
+            layout.check(&archive);
+            assert_eq!(loadable(&mut archive), (vec!["lab/app:1".to_owned()], vec![]), "{text}");
+        }
+    }
+    // A complete manifest keeps its digest.
+    layout.index(&[entry.clone()]);
+    let archive = open(layout.path()).unwrap();
+    assert_eq!(json!(archive.images()[0].manifest_digest.to_string()), entry["digest"]);
+    // An image that only index.json has is not lost.
+    let other = Layout { dir: tempfile::tempdir().unwrap(), tars: vec![layer_tar("c", b"other")] };
+    fs::create_dir_all(other.path().join("blobs/sha256")).unwrap();
+    let mut second = other.image("amd64");
+    second["annotations"] = json!({"io.containerd.image.name": "docker.io/lab/second:1"});
+    for file in fs::read_dir(other.path().join("blobs/sha256")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), layout.path().join("blobs/sha256").join(file.file_name())).unwrap();
+    }
+    layout.index(&[second]);
+    let mut archive = open(layout.path()).unwrap();
+    assert_eq!(loadable(&mut archive).0, ["lab/app:1", "docker.io/lab/second:1"]);
+}
+
+#[test]
+fn image_that_fails_does_not_affect_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, tar) = (dir.path().join("save.tar"), layer_tar("a", b"x"));
+    let config = config_of(&[&tar]);
+    let list = json!([
+        {"Config": "config.json", "RepoTags": ["lab/missing:1"], "Layers": ["nowhere/layer.tar"]},
+        {"Config": "config.json", "RepoTags": ["lab/climbs:1"], "Layers": ["../../etc/passwd"]},
+        {"Config": 7, "RepoTags": ["lab/malformed:1"]},
+        {"Config": "config.json", "RepoTags": ["lab/good:1"], "Layers": ["a/layer.tar"]},
+        {"Config": "other.json", "RepoTags": null, "Layers": []},
+    ]);
+    let other = br#"{"rootfs":{"type":"layers","diff_ids":null}}"#;
+    tar_of(
+        &path,
+        &[
+            ("config.json", &config),
+            ("other.json", other),
+            ("a/layer.tar", &tar),
+            ("manifest.json", list.to_string().as_bytes()),
+        ],
+    );
+    let mut archive = open(&path).unwrap();
+    assert_eq!(archive.images().len(), 2);
+    let (names, refused) = loadable(&mut archive);
+    assert_eq!(names, ["lab/good:1"]);
+    let expected = [
+        ("entry 3 of manifest.json", "cannot parse entry 3"),
+        ("lab/missing:1", "nowhere/layer.tar is missing"),
+        ("lab/climbs:1", "../../etc/passwd is missing"),
+    ];
+    assert_eq!(refused.len(), expected.len(), "{refused:?}");
+    for ((label, error), (expected_label, part)) in refused.iter().zip(expected) {
+        assert!(label == expected_label && error.contains(part), "{label}: {error}");
+    }
+}
+
+#[test]
+fn documents_of_one_name_and_different_content_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, tar) = (dir.path().join("save.tar"), layer_tar("a", b"x"));
+    let config = config_of(&[&tar]);
+    let list = |name: &str| {
+        json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]).to_string()
+    };
+    let write = |first: &str, second: &str| {
+        tar_of(
+            &path,
+            &[
+                ("manifest.json", first.as_bytes()),
+                ("config.json", &config),
+                ("layer.tar", &tar),
+                ("./manifest.json", second.as_bytes()),
+            ],
+        );
+    };
+    write(&list("lab/a:1"), &list("lab/b:1"));
+    let error = refused(&path);
+    assert!(matches!(&error, ImportError::Twice(name) if name == "manifest.json"), "{error}");
+    write(&list("lab/a:1"), &list("lab/a:1"));
+    assert_eq!(loadable(&mut open(&path).unwrap()).0, ["lab/a:1"]);
+}
+
+#[test]
+fn archives_of_docker_before_version_1_10_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("save.tar");
+    let (lower, upper) = (layer_tar("a", b"lower"), layer_tar("b", b"upper"));
+    let json = |id: &str, parent: Option<&str>| {
+        let mut json = json!({"id": id, "created": "2014-01-01T00:00:00Z", "architecture": "amd64", "os": "linux",
+            "config": {"Cmd": ["sh"], "Env": ["A=b"]}, "Size": 5});
+        if let Some(parent) = parent {
+            json["parent"] = parent.into();
+        }
+        json.to_string().into_bytes()
+    };
+    let repositories = json!({"lab/app": {"1": "22", "latest": "22"}, "lab/base": {"1": "11"}}).to_string();
+    let files: Vec<(&str, Vec<u8>)> = vec![
+        ("22/VERSION", b"1.0".to_vec()),
+        ("22/json", json("22", Some("11"))),
+        ("22/layer.tar", upper.clone()),
+        ("11/json", json("11", None)),
+        ("11/layer.tar", lower.clone()),
+        ("33/json", json("33", Some("11"))),
+        ("33/layer.tar", vec![0; 1024]),
+        ("44/json", json("44", Some("nowhere"))),
+        ("44/layer.tar", upper.clone()),
+        ("55/json", json("55", Some("55"))),
+        ("55/layer.tar", upper.clone()),
+        ("repositories", repositories.into_bytes()),
+    ];
+    let files: Vec<_> = files.iter().map(|(name, bytes)| (*name, &bytes[..])).collect();
+    tar_of(&path, &files);
+    let mut archive = open(&path).unwrap();
+    let of_name = |name: &str| {
+        archive.images().iter().find(|image| names(image).contains(&name.to_owned())).unwrap().clone()
+    };
+    let app = of_name("lab/app:1");
+    assert_eq!(names(&app), ["lab/app:1", "lab/app:latest"]);
+    let config = read(&archive, &app.manifest.config().digest);
+    let image = Image::new(app.manifest_digest, app.manifest.clone(), &config).unwrap();
+    let diff_ids: Vec<_> = [&lower, &upper].map(|tar| DiffId::new(Digest::of(tar))).into();
+    assert_eq!(image.config().diff_ids, diff_ids);
+    assert_eq!(
+        (image.config().cmd.clone(), image.config().env.clone()),
+        (vec!["sh".into()], vec!["A=b".into()])
+    );
+    assert!(image.config().raw.get("parent").is_none() && image.config().is_for(&platform()));
+    for (layer, tar) in app.manifest.layers().iter().zip([&lower, &upper]) {
+        assert!(read(&archive, &layer.digest) == *tar);
+    }
+    assert_eq!(of_name("lab/base:1").manifest.layers().len(), 1);
+    // An image that `repositories` does not name is not lost.
+    assert_eq!(archive.images().len(), 3);
+    let (_, refused) = loadable(&mut archive);
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert!(refused[0].0 == "44" && refused[0].1.contains("nowhere/json is missing"), "{refused:?}");
+    assert_eq!(open(&path).unwrap().images()[0].manifest_bytes, archive.images()[0].manifest_bytes);
 }

@@ -64,6 +64,21 @@ impl Layout {
         fs::write(path, index.to_string()).unwrap();
     }
 
+    /// Adds the image of another layout under a name.
+    pub(super) fn add(&self, other: &Self, name: &str) {
+        other.name(name);
+        let index = |layout: &Self| -> Value {
+            serde_json::from_slice(&fs::read(layout.dir.path().join("index.json")).unwrap()).unwrap()
+        };
+        let mut all = index(self);
+        all["manifests"].as_array_mut().unwrap().push(index(other)["manifests"][0].clone());
+        self.write("index.json", &all);
+        for blob in fs::read_dir(other.dir.path().join("blobs/sha256")).unwrap() {
+            let blob = blob.unwrap();
+            fs::copy(blob.path(), self.dir.path().join("blobs/sha256").join(blob.file_name())).unwrap();
+        }
+    }
+
     /// Writes a blob and returns its descriptor.
     fn put(&self, media_type: &str, bytes: &[u8]) -> Value {
         let digest = sha256(bytes);

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Fixture, LAYERS, Layout, failed, keys, texts};
 
@@ -24,16 +24,37 @@ fn load_prints_the_images_and_a_second_load_copies_nothing() {
 }
 
 #[test]
-fn image_without_a_name_is_an_error_with_a_hint() {
+fn image_without_a_name_is_loaded_by_its_digest() {
     let fixture = Fixture::new();
     let layout = Layout::new(LAYERS);
-    let (error, hint) = fixture.fails(&["load", layout.path()]);
+    let output = fixture.program.run(&["load", layout.path()]);
+    let (printed, warning) = texts(&output);
+    assert!(output.status.success() && printed.starts_with("unnamed@sha256:"), "{output:?}");
+    assert!(warning.contains("(tagged latest) has no name") && warning.contains("--name"), "{warning}");
+    let images = fixture.program.json(&["images"]);
+    assert_eq!((&images[0]["name"], &images[0]["tags"]), (&json!("unnamed"), &json!([])));
+    fixture.program.ok(&["inspect", printed.trim()]);
+}
+
+#[test]
+fn image_that_fails_is_named_at_the_end_and_the_others_are_loaded() {
+    let (fixture, old) = Fixture::with("lab/a:1");
+    let layout = Layout::new("f other x");
+    layout.name("lab/a:1");
+    layout.add(&Layout::new("f third x"), "lab/b:1");
+    let output = fixture.program.run(&["load", layout.path()]);
+    let (printed, errors) = texts(&output);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(printed.starts_with("lab/b@sha256:") && printed.lines().count() == 1, "{printed}");
     assert!(
-        error.starts_with(&format!("load {}: ", layout.path())) && error.contains("has no name"),
-        "{error}"
+        errors.contains(&format!("load {}: lab/a:1: tag lab/a:1 moves from {old}", layout.path())),
+        "{errors}"
     );
-    assert_eq!(hint.unwrap(), "name the image with --name NAME[:TAG]");
-    assert_eq!(fixture.program.json(&["images"]), json!([]));
+    assert!(errors.contains("1 of 2 images could not be loaded"), "{errors}");
+    let output = fixture.program.run(&["load", layout.path(), "--json"]);
+    let items: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &items[0]["name"]), (Some(2), &json!("lab/b")));
+    assert_eq!((&items[1]["reference"], &items[1]["code"]), (&json!("lab/a:1"), &json!("exists")));
 }
 
 #[test]

@@ -387,7 +387,7 @@ impl RegistryError {
                 object.host()
             )),
             Self::Tls { object, .. } => Some(format!(
-                "use --plain-http if this registry serves plain HTTP; put the certificate of its authority into /etc/containers/certs.d/{}/ca.crt if it is not a public one",
+                "use --plain-http if this registry serves plain HTTP; put the certificate of its authority into /etc/containers/certs.d/{}/ca.crt if it is not a public one, and a client certificate beside it if the registry requires one",
                 object.host()
             )),
             Self::Connect { object, .. } => Some(format!(

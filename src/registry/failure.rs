@@ -102,6 +102,7 @@ fn describe_tls(error: &rustls::Error) -> String {
         Error::AlertReceived(AlertDescription::CertificateRequired) => {
             "the server requires a client certificate".to_owned()
         }
+        // Some servers also send these if there is no client certificate.
         Error::AlertReceived(
             AlertDescription::BadCertificate
             | AlertDescription::UnknownCA
@@ -109,7 +110,7 @@ fn describe_tls(error: &rustls::Error) -> String {
             | AlertDescription::CertificateExpired
             | AlertDescription::CertificateRevoked
             | AlertDescription::AccessDenied,
-        ) => "the server refuses the client certificate".to_owned(),
+        ) => "the server requires a client certificate that it accepts".to_owned(),
         Error::AlertReceived(alert) => format!("the server refuses the TLS connection: {alert:?}"),
         error => format!("the TLS connection failed: {error}"),
     }

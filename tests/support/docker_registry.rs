@@ -1,7 +1,7 @@
 //! Debian's `docker-registry`, on a free loopback port.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -50,29 +50,44 @@ impl DockerRegistry {
         Self::start_with(true)
     }
 
+    /// Starts another registry with the content of this one, to pull from. `http` is added to the object `http` of its
+    /// configuration (`, KEY: VALUE`), and `auth` is a line of the configuration.
+    pub fn serve_again(&self, http: &str, auth: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("rcx-registry").tempdir().expect("temporary directory");
+        let (server, address) = Self::serve(dir.path(), &self.dir.path().join("data"), http, auth);
+        Self { address, server, dir, password: false }
+    }
+
     fn start_with(password: bool) -> Self {
         let dir = tempfile::Builder::new().prefix("rcx-registry").tempdir().expect("temporary directory");
-        let config = dir.path().join("config.yml");
         let data = dir.path().join("data");
         fs::create_dir(&data).expect("make the registry's storage");
-        let mut text = format!(
-            "version: 0.1\nlog: {{ level: info }}\nstorage:\n  filesystem: {{ rootdirectory: {} }}\n  delete: {{ enabled: true }}\n\
-             http: {{ addr: \"127.0.0.1:0\" }}\n",
-            data.display()
-        );
+        let mut auth = String::new();
         if password {
             let file = dir.path().join("htpasswd");
             fs::write(&file, format!("{USER}:{PASSWORD_HASH}\n")).expect("write the registry's users");
-            text += &format!("auth: {{ htpasswd: {{ realm: test, path: {} }} }}\n", file.display());
+            auth = format!("auth: {{ htpasswd: {{ realm: test, path: {} }} }}\n", file.display());
         }
+        let (server, address) = Self::serve(dir.path(), &data, "", &auth);
+        Self { address, server, dir, password }
+    }
+
+    /// Starts the server with its configuration and log in `dir`.
+    fn serve(dir: &Path, data: &Path, http: &str, auth: &str) -> (Server, String) {
+        let config = dir.join("config.yml");
+        let text = format!(
+            "version: 0.1\nlog: {{ level: info }}\nstorage:\n  filesystem: {{ rootdirectory: {} }}\n  delete: {{ enabled: true }}\n\
+             http: {{ addr: \"127.0.0.1:0\"{http} }}\n{auth}",
+            data.display()
+        );
         fs::write(&config, text).expect("write the registry's configuration");
-        let log = dir.path().join("log");
+        let log = dir.join("log");
         // The access log goes to stdout and everything else to stderr; both are needed in one file.
         let mut command = Command::new("sh");
         command.args(["-c", "exec docker-registry serve \"$0\" >>\"$1\" 2>&1"]).arg(&config).arg(&log);
         let mut server = Server::start(&command, &log);
         let address = Self::listening(&mut server);
-        Self { address, server, dir, password }
+        (server, address)
     }
 
     fn listening(server: &mut Server) -> String {

@@ -21,6 +21,7 @@ pub mod program;
 pub mod stored;
 pub mod text;
 pub mod tmpfs;
+pub mod token_server;
 pub mod trees;
 
 /// The root of the repository.

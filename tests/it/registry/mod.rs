@@ -7,7 +7,7 @@ pub(crate) mod layout;
 mod login;
 mod manifests;
 mod mirrors;
-mod server;
+pub(crate) mod server;
 mod tls;
 mod tokens;
 

@@ -7,21 +7,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 /// The bytes that are sent in answer to one request.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     bytes: Vec<u8>,
     hang: bool,
 }
 
 impl Answer {
     /// A response with a correct `Content-Length`. The connection is closed after it.
-    pub(super) fn new(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Self {
+    pub(crate) fn new(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Self {
         let length = body.len().to_string();
         let all: Vec<_> = headers.iter().copied().chain([("Content-Length", length.as_str())]).collect();
         Self::raw(status, &all, body)
     }
 
     /// A response with these headers only.
-    pub(super) fn raw(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Self {
+    pub(crate) fn raw(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Self {
         let mut head = format!("HTTP/1.1 {status} Status\r\nConnection: close\r\n");
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
@@ -30,12 +30,12 @@ impl Answer {
     }
 
     /// No response; the connection stays open.
-    pub(super) fn nothing() -> Self {
+    pub(crate) fn nothing() -> Self {
         Self { bytes: Vec::new(), hang: true }
     }
 
     /// Keeps the connection open after the response until the client closes it.
-    pub(super) fn then_hang(mut self) -> Self {
+    pub(crate) fn then_hang(mut self) -> Self {
         self.hang = true;
         self
     }
@@ -43,26 +43,26 @@ impl Answer {
 
 /// A request.
 #[derive(Debug, Clone)]
-pub(super) struct Request {
+pub(crate) struct Request {
     head: String,
     body: String,
 }
 
 impl Request {
-    pub(super) fn method(&self) -> &str {
+    pub(crate) fn method(&self) -> &str {
         self.head.split(' ').next().unwrap_or_default()
     }
 
     /// The body, if its length was given.
-    pub(super) fn body(&self) -> &str {
+    pub(crate) fn body(&self) -> &str {
         &self.body
     }
 
-    pub(super) fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         self.head.split(' ').nth(1).unwrap_or_default()
     }
 
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().skip(1).find_map(|line| {
             let (key, value) = line.split_once(':')?;
             key.eq_ignore_ascii_case(name).then_some(value.trim())
@@ -70,21 +70,21 @@ impl Request {
     }
 
     /// The first byte of the requested range.
-    pub(super) fn from(&self) -> Option<usize> {
+    pub(crate) fn from(&self) -> Option<usize> {
         self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
     }
 }
 
 /// The server. Stopped on drop.
-pub(super) struct Server {
-    pub(super) address: String,
+pub(crate) struct Server {
+    pub(crate) address: String,
     requests: Arc<Mutex<Vec<Request>>>,
     task: JoinHandle<()>,
 }
 
 impl Server {
     /// Starts a server that answers each request with the result of `handler` for the request and the number of earlier requests.
-    pub(super) async fn start(handler: impl Fn(&Request, usize) -> Answer + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(handler: impl Fn(&Request, usize) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -102,7 +102,7 @@ impl Server {
     }
 
     /// All requests received so far.
-    pub(super) fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
 }

@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
 mod bad_input;
+mod logins;
 mod registry;
 mod store;

@@ -8,7 +8,7 @@ use super::home::Home;
 use super::{RootDirs, Roots};
 use crate::os::PathError;
 use crate::roots::mounts::{make_overlay, mount, reopen};
-use crate::roots::{InodeWidth, Lower, PrivateRoot, RootId, RootsError, Upper};
+use crate::roots::{InodeWidth, Lower, OverlayCalls, PrivateRoot, RootId, RootsError, Upper};
 
 /// The right to mount one root, and the ownership of its files.
 ///
@@ -23,6 +23,7 @@ pub struct RootLease {
     id: RootId,
     upper: Upper,
     inodes: InodeWidth,
+    calls: OverlayCalls,
     /// `None` for a root without files on disk.
     home: Option<Home>,
 }
@@ -43,7 +44,14 @@ impl RootLease {
                 }
             };
         }
-        let lease = Self { dirs: Arc::clone(dirs), id, upper: *upper, inodes: roots.inodes, home };
+        let lease = Self {
+            dirs: Arc::clone(dirs),
+            id,
+            upper: *upper,
+            inodes: roots.inodes,
+            calls: roots.calls,
+            home,
+        };
         if let (Upper::Dir { limit: Some(bytes) }, Some(home)) = (upper, &lease.home) {
             dirs.homes.limit(home, *bytes)?;
         }
@@ -91,7 +99,14 @@ impl RootLease {
             None => None,
         };
         let home = home.as_ref().map(|home: &OwnedFd| (home.as_fd(), home_path.as_path()));
-        let overlay = make_overlay(&self.source(), self.dirs.run(), home, &self.upper, image, self.inodes)?;
+        let overlay = make_overlay(
+            &self.source(),
+            self.dirs.run(),
+            home,
+            &self.upper,
+            image,
+            (self.inodes, self.calls),
+        )?;
         PrivateRoot::attach(overlay, self.source(), self.dirs.private_root())
     }
 

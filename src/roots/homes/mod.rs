@@ -22,7 +22,7 @@ pub use self::named::RootRemoval;
 pub use self::processes::processes_with_mount;
 pub use self::sweep::{RootInfo, RootState, SweepReport};
 use super::trusted::{check_trusted, open_trusted};
-use super::{InodeWidth, Lower, RootsError, Upper};
+use super::{InodeWidth, Lower, OverlayCalls, RootsError, Upper};
 use crate::os::{self, AtPath as _};
 
 /// The mountpoint of leased roots in the run directory. All use the same mountpoint, each in its own mount namespace.
@@ -37,6 +37,7 @@ const MODE: Mode = Mode::from_raw_mode(0o755);
 pub struct Roots {
     dirs: Arc<RootDirs>,
     inodes: InodeWidth,
+    calls: OverlayCalls,
 }
 
 /// The directories that hold the files and mountpoints of roots.
@@ -88,13 +89,19 @@ impl Roots {
             open_trusted(run.as_fd(), name, &path)?;
         }
         let dirs = Arc::new(RootDirs { homes: Homes::open(homes)?, run, run_dir });
-        Ok(Self { dirs, inodes: InodeWidth::default() })
+        Ok(Self { dirs, inodes: InodeWidth::default(), calls: OverlayCalls::default() })
     }
 
     /// Sets the width of the inode numbers of roots made from now on.
     #[must_use]
     pub fn with_inodes(self, inodes: InodeWidth) -> Self {
         Self { inodes, ..self }
+    }
+
+    /// Sets how the overlays of roots made from now on are mounted.
+    #[must_use]
+    pub fn with_overlay_calls(self, calls: OverlayCalls) -> Self {
+        Self { calls, ..self }
     }
 
     /// Takes a lease of a new root. Nothing is mounted yet.

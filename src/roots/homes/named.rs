@@ -120,7 +120,7 @@ impl Roots {
             Some((home.as_fd(), &home_path)),
             upper,
             image,
-            self.inodes,
+            (self.inodes, self.calls),
         )?;
         let path = dirs.named_root(&id);
         let is_new = os::make_directory(&dirs.run, format!("{NAMED}/{id}").as_str(), MODE)
@@ -129,7 +129,7 @@ impl Roots {
         if !is_new && dirs.is_mounted(&id)? {
             return Err(RootsError::Exists(id.clone()));
         }
-        mount::attach(&overlay, &id.source(), &path)?;
+        overlay.attach(&id.source(), &path)?;
         unfinished.finish();
         self.describe(id)
     }

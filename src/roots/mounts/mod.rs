@@ -4,6 +4,7 @@
 
 mod assemble;
 mod inode_width;
+mod legacy;
 mod lower;
 pub(super) mod mount;
 mod mountpoint;
@@ -22,7 +23,7 @@ pub(super) use assemble::make_overlay;
 pub use inode_width::InodeWidth;
 pub use lower::Lower;
 pub(super) use lower::reopen;
-pub use mount::{enter_private_namespace, mount_tree_image};
+pub use mount::{OverlayCalls, enter_private_namespace, mount_tree_image};
 pub use private_root::PrivateRoot;
 pub use probe::{loaded_filesystems, try_erofs_file, try_filesystem, try_overlay};
 pub use upper::Upper;

@@ -1,7 +1,7 @@
 //! Makes filesystems with the file-descriptor mount API (fsopen(2)), and private mount namespaces.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::CWD;
@@ -12,7 +12,9 @@ use rustix::mount::{
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
 use super::InodeWidth;
-use super::plan::{self, LowerForm, MountOption};
+use super::legacy::LegacyOverlay;
+use super::plan::{self, MountOption};
+use crate::os::AtPath as _;
 use crate::roots::RootsError;
 
 /// Longest kernel message that is read, in bytes. A message is one or two lines long.
@@ -36,9 +38,67 @@ pub fn enter_private_namespace() -> Result<(), RootsError> {
     rustix::mount::mount_change("/", flags).map_err(failed("mount propagation"))
 }
 
-/// Makes a detached overlay of `lowers`, topmost first. `writable` is a directory with the subdirectories
-/// `upper` and `work`.
+/// How overlays are mounted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OverlayCalls {
+    /// By fsopen(2) if the kernel takes lower layers one by one (Linux 6.8), otherwise by mount(2).
+    #[default]
+    Newest,
+    /// By mount(2), for tests.
+    Legacy,
+}
+
+/// An overlay that is not attached yet.
+#[derive(Debug)]
+pub(crate) enum UnattachedOverlay {
+    /// Made by fsopen(2).
+    Detached(OwnedFd),
+    /// To be made by mount(2).
+    Legacy(LegacyOverlay),
+}
+
+impl UnattachedOverlay {
+    /// Mounts the overlay at `path`, which must be absolute. Returns its root directory.
+    pub(crate) fn attach(self, source: &str, path: &Path) -> Result<OwnedFd, RootsError> {
+        match self {
+            Self::Detached(overlay) => attach(&overlay, source, path).map(|()| overlay),
+            Self::Legacy(overlay) => overlay.attach(source, path),
+        }
+    }
+}
+
+/// The filesystems below an overlay.
+#[derive(Debug)]
+pub(super) struct OverlayParts {
+    /// The layers, topmost first.
+    pub(super) lowers: Vec<OwnedFd>,
+    /// A detached tmpfs that contains the upper or a layer.
+    pub(super) tmpfs: Option<OwnedFd>,
+}
+
+/// Prepares an overlay. `writable` is a directory with the subdirectories `upper` and `work`.
 pub(super) fn overlay(
+    source: &str,
+    parts: OverlayParts,
+    writable: Option<BorrowedFd<'_>>,
+    inodes: InodeWidth,
+    calls: OverlayCalls,
+) -> Result<UnattachedOverlay, RootsError> {
+    if calls == OverlayCalls::Newest {
+        let lowers: Vec<_> = parts.lowers.iter().map(OwnedFd::as_fd).collect();
+        match detached_overlay(source, &lowers, writable, inodes) {
+            // Linux before 6.8 does not know `lowerdir+`, and Linux before 6.15 refuses a detached tmpfs.
+            Err(RootsError::Mount { step: "lowerdir+", .. }) => {}
+            Err(RootsError::Mount { step: "fsconfig", .. }) if parts.tmpfs.is_some() => {}
+            result => return result.map(UnattachedOverlay::Detached),
+        }
+    }
+    let writable = writable.map(|directory| directory.try_clone_to_owned()).transpose();
+    let writable = writable.at("open", Path::new("the upper of the root"))?;
+    Ok(UnattachedOverlay::Legacy(LegacyOverlay::new(parts, writable, inodes)))
+}
+
+fn detached_overlay(
     source: &str,
     lowers: &[BorrowedFd<'_>],
     writable: Option<BorrowedFd<'_>>,
@@ -48,18 +108,8 @@ pub(super) fn overlay(
     if writable.is_none() {
         attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
     }
-    // An overlay writes to its upper with the credentials of the process that made it. With CAP_SYS_RESOURCE, programs could
-    // exceed quotas and use the blocks that the disk reserves for root.
-    let _dropped = DroppedCapability::new(CapabilitySet::SYS_RESOURCE);
-    let options = plan::overlay(source, lowers, LowerForm::Each, writable, inodes);
-    match make("overlay", source, &options, attributes) {
-        // Linux before 6.8.
-        Err(RootsError::Mount { step: "lowerdir+", .. }) => {
-            let options = plan::overlay(source, lowers, LowerForm::Joined, writable, inodes);
-            make("overlay", source, &options, attributes)
-        }
-        result => result,
-    }
+    let _dropped = DroppedCapability::for_overlay();
+    make("overlay", source, &plan::overlay(source, lowers, writable, inodes), attributes)
 }
 
 /// Makes a detached tmpfs.
@@ -183,9 +233,17 @@ pub(crate) fn refused(action: &str, step: &'static str, log: Option<String>, err
 }
 
 /// Removes a capability from the calling thread, and restores it on drop. Holds the previous capabilities if they changed.
-struct DroppedCapability(Option<CapabilitySets>);
+pub(super) struct DroppedCapability(Option<CapabilitySets>);
 
 impl DroppedCapability {
+    /// Removes CAP_SYS_RESOURCE.
+    ///
+    /// An overlay writes to its upper with the credentials of the process that made it. With this capability, programs could
+    /// exceed quotas and use the blocks that the disk reserves for root.
+    pub(super) fn for_overlay() -> Self {
+        Self::new(CapabilitySet::SYS_RESOURCE)
+    }
+
     fn new(capability: CapabilitySet) -> Self {
         let previous = rustix::thread::capabilities(None)
             .ok()

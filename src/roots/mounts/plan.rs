@@ -17,32 +17,38 @@ pub(super) enum MountOption {
     Flag(&'static str),
 }
 
-/// How the lower layers are passed to the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LowerForm {
-    /// One option for each layer, in any number; supported since Linux 6.8.
-    Each,
-    /// One option for all layers, at most 255 bytes long.
-    Joined,
-}
-
 /// Plans an overlay of `lowers`, topmost first. `writable` is a directory with the subdirectories `upper` and `work`; without
 /// this directory, the overlay is read-only.
 pub(super) fn overlay(
     source: &str,
     lowers: &[BorrowedFd<'_>],
-    form: LowerForm,
     writable: Option<BorrowedFd<'_>>,
     inodes: InodeWidth,
 ) -> Vec<MountOption> {
     let mut options = vec![MountOption::Value("source", source.to_owned())];
-    let paths = lowers.iter().map(|lower| fd_path(*lower));
-    match form {
-        LowerForm::Each => options.extend(paths.map(|path| MountOption::Value("lowerdir+", path))),
-        LowerForm::Joined => {
-            options.push(MountOption::Value("lowerdir", paths.collect::<Vec<_>>().join(":")));
-        }
-    }
+    options.extend(lowers.iter().map(|lower| MountOption::Value("lowerdir+", fd_path(*lower))));
+    options.extend(after_lowers(writable, inodes));
+    options
+}
+
+/// The same as the options of mount(2). The layers are named relative to `/proc/self/fd`.
+pub(super) fn legacy_overlay(
+    lowers: &[BorrowedFd<'_>],
+    writable: Option<BorrowedFd<'_>>,
+    inodes: InodeWidth,
+) -> String {
+    let lowers: Vec<_> = lowers.iter().map(|lower| lower.as_raw_fd().to_string()).collect();
+    let text = |option| match option {
+        MountOption::Value(key, value) => format!("{key}={value}"),
+        MountOption::Flag(key) => key.to_owned(),
+    };
+    let others = after_lowers(writable, inodes).into_iter().map(text);
+    let options: Vec<_> = std::iter::once(format!("lowerdir={}", lowers.join(":"))).chain(others).collect();
+    options.join(",")
+}
+
+/// The options of an overlay that do not name its lower layers.
+fn after_lowers(writable: Option<BorrowedFd<'_>>, inodes: InodeWidth) -> Vec<MountOption> {
     let xino = match inodes {
         InodeWidth::Bits64 => "on",
         InodeWidth::Bits32 => "off",
@@ -50,7 +56,7 @@ pub(super) fn overlay(
     // The defaults depend on the kernel's configuration. `index` serves NFS exports and keeps hard links intact across
     // copy-up.
     // `metacopy` would make files of the upper depend on the image.
-    options.extend([("index", "off"), ("xino", xino), ("metacopy", "off")].map(value));
+    let mut options = Vec::from([("index", "off"), ("xino", xino), ("metacopy", "off")].map(value));
     if let Some(writable) = writable {
         options.extend(upper_options(writable));
         // Allows renaming the image's directories, as on other filesystems.
@@ -140,16 +146,24 @@ mod tests {
         let (skeleton, image, home) = (open(), open(), open());
         let lowers = [skeleton.as_fd(), image.as_fd()];
         let files = [&skeleton, &image, &home];
-        let read_only = overlay("rcx-root-x", &lowers, LowerForm::Each, None, InodeWidth::Bits64);
+        let read_only = overlay("rcx-root-x", &lowers, None, InodeWidth::Bits64);
         assert_eq!(
             text(&read_only, &files),
             ["source=rcx-root-x", "lowerdir+=A", "lowerdir+=B", "index=off", "xino=on", "metacopy=off"]
         );
         let home = Some(home.as_fd());
-        let writable = overlay("rcx-root-x", &lowers, LowerForm::Joined, home, InodeWidth::Bits32);
-        let common = ["source=rcx-root-x", "lowerdir=A:B", "index=off", "xino=off", "metacopy=off"];
+        let writable = overlay("rcx-root-x", &lowers, home, InodeWidth::Bits32);
+        let common = ["index=off", "xino=off", "metacopy=off"];
         let upper = ["upperdir=C/upper", "workdir=C/work", "redirect_dir=on", "volatile"];
-        assert_eq!(text(&writable, &files), [&common[..], &upper[..]].concat());
+        assert_eq!(text(&writable, &files)[3..], [&common[..], &upper[..]].concat());
+        let numbers = lowers.map(|lower| lower.as_raw_fd().to_string()).join(":");
+        assert_eq!(
+            legacy_overlay(&lowers, None, InodeWidth::Bits64),
+            format!("lowerdir={numbers},index=off,xino=on,metacopy=off")
+        );
+        assert!(
+            legacy_overlay(&lowers, home, InodeWidth::Bits64).ends_with("/work,redirect_dir=on,volatile")
+        );
     }
 
     #[test]

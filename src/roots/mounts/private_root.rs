@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use super::mount;
+use super::mount::UnattachedOverlay;
 use crate::roots::RootsError;
 
 /// A root that is mounted in the private mount namespace of the process that made it.
@@ -16,9 +16,13 @@ pub struct PrivateRoot {
 
 impl PrivateRoot {
     /// Attaches a new overlay at `path`.
-    pub(crate) fn attach(overlay: OwnedFd, source: String, path: PathBuf) -> Result<Self, RootsError> {
-        mount::attach(&overlay, &source, &path)?;
-        Ok(Self { path, fd: overlay, source })
+    pub(crate) fn attach(
+        overlay: UnattachedOverlay,
+        source: String,
+        path: PathBuf,
+    ) -> Result<Self, RootsError> {
+        let fd = overlay.attach(&source, &path)?;
+        Ok(Self { path, fd, source })
     }
 
     /// Returns the mountpoint: the same path in every namespace, without `:` and `,`.

@@ -7,7 +7,9 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::mount::{open, overlay, refused, tmpfs};
+use super::mount::{
+    OverlayCalls, OverlayParts, UnattachedOverlay, enter_private_namespace, open, overlay, refused, tmpfs,
+};
 use super::plan::fd_path;
 use super::{InodeWidth, OPEN_DIRECTORY};
 use crate::os::AtPath as _;
@@ -15,6 +17,8 @@ use crate::roots::RootsError;
 
 /// The source of the filesystems that are mounted.
 const SOURCE: &str = "rcx-imagefs-probe";
+/// A directory that every host has.
+const EXISTING: &str = "/dev";
 /// The filesystems that this program uses.
 const FILESYSTEMS: [&str; 3] = ["fuse", "overlay", "erofs"];
 
@@ -50,7 +54,18 @@ pub fn try_overlay(inodes: InodeWidth) -> Result<(), RootsError> {
     let home = make(scratch.as_fd(), "home")?;
     make(home.as_fd(), "upper")?;
     make(home.as_fd(), "work")?;
-    overlay(SOURCE, &[upper_lower.as_fd(), lower.as_fd()], Some(home.as_fd()), inodes).map(drop)
+    let parts = OverlayParts { lowers: vec![upper_lower, lower], tmpfs: Some(scratch) };
+    match overlay(SOURCE, parts, Some(home.as_fd()), inodes, OverlayCalls::Newest)? {
+        UnattachedOverlay::Detached(_) => Ok(()),
+        // Made when it is attached: in a mount namespace that disappears with the thread.
+        legacy @ UnattachedOverlay::Legacy(_) => {
+            let attach = || {
+                enter_private_namespace()?;
+                legacy.attach(SOURCE, Path::new(EXISTING)).map(drop)
+            };
+            std::thread::spawn(attach).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        }
+    }
 }
 
 /// Tries whether EROFS mounts images from files (Linux 6.12). `directory` must be on a disk, not on a tmpfs.

@@ -5,6 +5,7 @@
 mod homes;
 mod in_use;
 mod inodes;
+mod legacy_mounts;
 mod removal;
 mod remove_tree;
 mod uppers;

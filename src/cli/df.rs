@@ -75,7 +75,7 @@ pub(super) fn run(context: &Context, args: &DfArgs) -> anyhow::Result<()> {
         true => LayerDirectories::open(&layers_path)?.sizes()?,
         false => BTreeMap::new(),
     };
-    let (_, unpacked_unused) = gc::unpacked_layers(context, &store, true)?;
+    let (_, unpacked_unused) = gc::unpacked_layers(context, &store, true, |_| true)?;
     let roots = tree_size(&context.homes(&store)?.path());
     let shown = DfJson {
         store: store.path().display().to_string(),

@@ -136,6 +136,11 @@ pub(super) fn fail_with_hint(
     CliError { code, message: message.into(), hint: Some(hint.into()) }.into()
 }
 
+/// Returns an error with the message and code of another one, and other advice.
+pub(super) fn with_hint(error: anyhow::Error, hint: impl Into<String>) -> anyhow::Error {
+    fail_with_hint(code_of(error.as_ref()), chain_text(error.as_ref()), hint)
+}
+
 impl CliError {
     fn code(&self) -> ErrorCode {
         self.code

@@ -1,6 +1,6 @@
 //! Finds images of the store by name or digest.
 
-use super::{Context, error};
+use super::{Context, error, suggestions};
 use crate::error::ErrorCode;
 use crate::image::{Reference, ReferenceError, Tag};
 use crate::store::{ImageRecord, Refs, Store};
@@ -76,20 +76,39 @@ impl Context {
                 Reference { tag: tag.or_else(|| candidate.tag.clone()), ..candidate.clone() }.to_string()
             },
         );
-        let tags: Vec<String> = refs
+        let mut tags: Vec<Tag> = refs
             .images
             .iter()
             .filter(|image| candidates.iter().any(|candidate| candidate.name == image.name))
-            .flat_map(|image| image.tags.iter().map(ToString::to_string))
+            .flat_map(|image| image.tags.iter().cloned())
             .collect();
-        let hint = match tags.as_slice() {
-            [] if text.starts_with("sha256:") => format!("a digest needs at least {DIGITS_MIN} digits"),
-            [] => format!(
-                "`rcx-imagefs pull {text}` fetches it; `rcx-imagefs images` lists the images in the store"
-            ),
-            tags => format!("the store has this image with other tags: {}", tags.join(", ")),
+        tags.sort_unstable();
+        let hint = match (tags.as_slice(), candidates.first()) {
+            ([], _) if text.starts_with("sha256:") => format!("a digest needs at least {DIGITS_MIN} digits"),
+            ([], _) => {
+                let near = self.near_images(refs, text);
+                let suggestion = match near.as_slice() {
+                    [] => "`rcx-imagefs images` lists the images in the store".to_owned(),
+                    near => format!("did you mean {}?", near.join(" or ")),
+                };
+                format!("`rcx-imagefs pull {text}` fetches it; {suggestion}")
+            }
+            (tags, Some(reference)) => suggestions::tag_hint(reference, tags, "the store"),
+            (_, None) => String::new(),
         };
         error::fail_with_hint(ErrorCode::NoImage, format!("image {shown} is not in the store"), hint)
+    }
+}
+
+impl Context {
+    /// The images of the store whose names, with or without a tag, are near to a text.
+    fn near_images(&self, refs: &Refs, text: &str) -> Vec<String> {
+        let names = refs.images.iter().flat_map(|image| {
+            let name = self.familiar(&image.name);
+            let tagged = image.tags.iter().map(|tag| format!("{name}:{tag}")).collect::<Vec<_>>();
+            std::iter::once(name).chain(tagged)
+        });
+        suggestions::near_names(text, names).into_iter().map(|name| format!("`{name}`")).collect()
     }
 }
 

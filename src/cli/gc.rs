@@ -6,21 +6,28 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Context, output, root};
+use crate::image::ManifestDigest;
 use crate::roots::LayerDirectories;
-use crate::store::{GcOptions, Store};
+use crate::store::{GcOptions, ImageRecord, Store};
 
 const EXAMPLES: &str = "\
 Examples:
   Show how much would be freed:
     rcx-imagefs gc --dry-run
   Free the space:
-    rcx-imagefs gc";
+    rcx-imagefs gc
+  Also remove images that were replaced by newer ones of the same tag:
+    rcx-imagefs gc --untagged";
 
 /// Free disk space that no image and no root uses
 ///
 /// Removes blobs and indexes that no image refers to, interrupted downloads, temporary files of dead processes, layers that
 /// were unpacked for the overlay2 engine and are no longer used, and the remains of roots whose processes died. Files that
 /// programs have open in the mount stay readable until the daemon ends.
+///
+/// --untagged first removes all images without a tag: those whose tag has moved to a newer image, those that `rm --keep` left, and those that
+/// were pulled by digest, but no image that a root uses or that [isolate.images] of the configuration names. --layers also removes the
+/// unpacked layers of images that stay in the store, if no root uses them; the next root of the overlay2 engine unpacks them again.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct GcArgs {
@@ -30,6 +37,12 @@ pub(super) struct GcArgs {
     /// Also remove downloads that were interrupted less than a day ago, which the next pull would resume
     #[arg(long)]
     partial: bool,
+    /// First remove images that have no tag
+    #[arg(long)]
+    untagged: bool,
+    /// Also remove unpacked layers that no root uses, even if an image in the store has them
+    #[arg(long)]
+    layers: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -37,6 +50,8 @@ pub(super) struct GcArgs {
 
 #[derive(Debug, Serialize)]
 struct GcJson {
+    /// `NAME@DIGEST` of the images that --untagged removed.
+    images: Vec<String>,
     blobs: u64,
     /// Number of indexes and seekable forms of layers.
     derived: u64,
@@ -61,13 +76,28 @@ struct GcJson {
 
 pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
     let store = context.open_store()?;
-    let report = store.collect(GcOptions { dry_run: args.dry_run, all_partials: args.partial })?;
+    let options = GcOptions { dry_run: args.dry_run, all_partials: args.partial };
+    let kept = if args.untagged { images_in_use(context, &store)? } else { HashSet::new() };
+    let forget =
+        |image: &ImageRecord| args.untagged && image.tags.is_empty() && !kept.contains(&image.digest);
+    let report = store.collect(options, forget)?;
+    if !report.forgotten.is_empty() && !args.dry_run {
+        context.refresh(&store);
+    }
     for digest in &report.missing {
         tracing::warn!("manifest {digest} is not in the store: blobs that only it refers to are freed");
     }
     let roots = root::sweep_beside(context, &store, args.dry_run);
-    let (layers, layer_bytes) = unpacked_layers(context, &store, args.dry_run)?;
+    // In a dry run, the images are still in the store.
+    let needs_layers =
+        |image: &ImageRecord| !args.layers && !report.forgotten.contains(&(image.name.clone(), image.digest));
+    let (layers, layer_bytes) = unpacked_layers(context, &store, args.dry_run, needs_layers)?;
     let summary = GcJson {
+        images: report
+            .forgotten
+            .iter()
+            .map(|(name, digest)| format!("{}@{digest}", context.familiar(name)))
+            .collect(),
         blobs: report.blobs,
         derived: report.derived,
         partials: report.partials,
@@ -82,6 +112,10 @@ pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
     };
     if args.json {
         return output::json(&summary);
+    }
+    let removed = if args.dry_run { "would remove" } else { "removed" };
+    for image in &summary.images {
+        output::line(format!("{removed} {image}"))?;
     }
     let verb = if args.dry_run { "would free" } else { "freed" };
     output::line(format!(
@@ -108,13 +142,35 @@ pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Frees unused unpacked layers; returns their number and bytes. With `dry_run`, only counts them.
-pub(super) fn unpacked_layers(context: &Context, store: &Store, dry_run: bool) -> anyhow::Result<(u64, u64)> {
+/// The images that roots use or that boxes run in.
+fn images_in_use(context: &Context, store: &Store) -> anyhow::Result<HashSet<ManifestDigest>> {
+    let mut used = HashSet::new();
+    for image in context.config.isolate.images.values().filter(|image| !image.is_empty()) {
+        // An image that is not in the store cannot be removed either.
+        used.extend(context.find(store, image).ok().map(|found| found.image.digest));
+    }
+    // Do not create the directory of roots where no root was ever made.
+    if context.homes(store)?.path().symlink_metadata().is_ok() {
+        let images = context.roots(store)?.list()?.into_iter().filter_map(|root| root.image);
+        used.extend(images.filter_map(|image| image.rsplit_once('@')?.1.parse::<ManifestDigest>().ok()));
+    }
+    Ok(used)
+}
+
+/// Frees unpacked layers that no root uses, except those of images for which `needed` returns true. Returns their number and
+/// bytes. With `dry_run`, only counts them.
+pub(super) fn unpacked_layers(
+    context: &Context,
+    store: &Store,
+    dry_run: bool,
+    needed: impl Fn(&ImageRecord) -> bool,
+) -> anyhow::Result<(u64, u64)> {
     let path = store.layers_path()?;
     if !path.exists() {
         return Ok((0, 0));
     }
-    let images: Vec<_> = store.refs()?.images.iter().map(|image| image.digest).collect();
+    let images = store.refs()?.images;
+    let images: Vec<_> = images.iter().filter(|image| needed(image)).map(|image| image.digest).collect();
     let roots = context.roots(store)?;
     let used = || {
         let mut used = HashSet::new();

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::failures::Failures;
 use super::pull::{PulledItem, PulledJson};
-use super::{Context, output};
+use super::{Context, output, progress};
 use crate::image::Reference;
 use crate::import::Archive;
 use crate::pipeline::{LoadJob, LoadedImages, load};
@@ -60,7 +60,7 @@ pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
         name,
         replace: args.replace,
         any_platform: args.any_platform,
-        progress: output::progress(),
+        progress: progress::bars(&args.path.display().to_string()),
     };
     let LoadedImages { stored, failed } = load(&job, &archive).with_context(at)?;
     context.refresh(&store);

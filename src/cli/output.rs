@@ -1,17 +1,13 @@
 //! Prints the output of commands: tables and sizes for users, JSON for programs, progress on a terminal.
 
-use std::collections::HashMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::error::ErrorJson;
-use crate::os::ignore_poison;
-use crate::pipeline::{ProgressEvent, ProgressSink};
 
 /// Whether this process has printed a JSON document. Each process prints at most one.
 static JSON_PRINTED: AtomicBool = AtomicBool::new(false);
@@ -99,57 +95,15 @@ pub(super) fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 
-/// Shows a progress bar per layer on stderr if that is a terminal, and nothing otherwise.
-pub(super) fn progress() -> ProgressSink {
-    if !std::io::stderr().is_terminal() {
-        return ProgressSink::none();
-    }
-    let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
-    let open: Arc<Mutex<HashMap<String, ProgressBar>>> = Arc::default();
-    let style = ProgressStyle::with_template(
-        "{prefix:>19} {wide_bar:.cyan/dim} {binary_bytes:>11}/{binary_total_bytes:<11} {msg}",
-    )
-    .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressSink::new(move |event| {
-        let mut open = ignore_poison(open.lock());
-        match event {
-            ProgressEvent::Layer { digest, size } => {
-                let short: String = digest.hex().chars().take(12).collect();
-                let bar = bars.add(ProgressBar::new(size).with_style(style.clone()).with_prefix(short));
-                open.insert(digest.hex(), bar);
-            }
-            ProgressEvent::Bytes { digest, total } => {
-                if let Some(bar) = open.get(&digest.hex()) {
-                    bar.set_position(total);
-                }
-            }
-            ProgressEvent::Waiting { digest } => {
-                if let Some(bar) = open.get(&digest.hex()) {
-                    bar.set_message("another process is fetching it");
-                }
-            }
-            ProgressEvent::Rebuilding { digest } => {
-                if let Some(bar) = open.get(&digest.hex()) {
-                    bar.set_message("rebuilding its index");
-                }
-            }
-            ProgressEvent::Done { digest } => {
-                if let Some(bar) = open.remove(&digest.hex()) {
-                    bar.finish_and_clear();
-                }
-            }
-        }
-    })
-}
-
 /// Returns a progress bar for `total` bytes, on stderr if that is a terminal, and hidden otherwise.
 pub(super) fn bar(total: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style =
-        ProgressStyle::with_template("{wide_bar:.cyan/dim} {binary_bytes:>11}/{binary_total_bytes:<11}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = ProgressStyle::with_template(
+        "{wide_bar:.cyan/dim} {binary_bytes:>11}/{binary_total_bytes:<11} {binary_bytes_per_sec:>13}",
+    )
+    .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_style(style)
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::failures::{FailedItemJson, Failures};
 use super::reference_list::{self, ListedReference};
-use super::{Context, REFERENCE, output};
+use super::{Context, REFERENCE, output, progress, suggestions};
 use crate::image::Reference;
 use crate::pipeline::{ProgressSink, PullJob, StoredImage, pull};
 use crate::registry::{Registry, RegistryOptions};
@@ -143,14 +143,18 @@ async fn pull_one(
     listed: &ListedReference,
 ) -> anyhow::Result<PulledJson> {
     let reference = Reference::parse(listed.text(), context.default_registry())?;
-    let resolved = registry.resolve(&reference).await?;
+    let resolved = match registry.resolve(&reference).await {
+        Ok(resolved) => resolved,
+        Err(error) => return Err(suggestions::for_registry(registry, &reference, error).await),
+    };
     // Create a store only when there is something to store: its path may be mistyped.
     let store = context.make_store()?;
-    let progress = if args.quiet { ProgressSink::none() } else { output::progress() };
+    let progress = if args.quiet { ProgressSink::none() } else { progress::bars(listed.text()) };
     let job = PullJob {
         store: store.clone(),
         registry: Arc::clone(registry),
         any_platform: args.any_platform,
+        damaged: Arc::default(),
         progress,
     };
     let image = pull(&job, &reference, resolved).await?;

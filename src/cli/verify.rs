@@ -1,15 +1,18 @@
 //! `verify`: checks the content of the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::error::ErrorJson;
-use super::{Context, STORED, error, output};
-use crate::error::ErrorCode;
-use crate::image::{Digest, LayerDigest};
-use crate::pipeline::{OpenImage, open_image, open_layer, read_image, read_manifest};
+use super::pull::runtime;
+use super::{Context, STORED, error, output, progress};
+use crate::error::{ErrorCode, chain_text};
+use crate::image::{Digest, LayerDigest, Reference};
+use crate::pipeline::{OpenImage, PullJob, open_image, open_layer, pull, read_image, read_manifest};
+use crate::registry::Registry;
 use crate::roots::LayerDirectories;
 use crate::store::{ImageRecord, Store};
 
@@ -18,13 +21,18 @@ Examples:
   Check all images:
     rcx-imagefs verify
   Check one image, and decode all of its layers:
-    rcx-imagefs verify --deep python:3.12";
+    rcx-imagefs verify --deep python:3.12
+  Fetch damaged blobs again from the registries that the images came from:
+    rcx-imagefs verify --repair";
 
 /// Check the blobs and indexes of an image, or of all images
 ///
 /// Reads every blob and compares its digest. With --deep, also decodes every layer through its index and compares the tar's
 /// digest with the image's configuration. Layers that were unpacked for the overlay2 engine are compared with the image.
-/// Missing and outdated indexes are rebuilt. Exits with 2 if there are problems.
+/// Missing and outdated indexes are rebuilt. Exits with 2 if there are problems; damaged and missing blobs are named first.
+///
+/// --repair fetches damaged and missing blobs again, and nothing else, from the registries in the names of their images. A damaged blob is
+/// replaced when the new one is complete and verified. Images that were loaded from a file have no registry: load them again.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct VerifyArgs {
@@ -34,6 +42,12 @@ pub(super) struct VerifyArgs {
     /// Also decode every layer
     #[arg(long)]
     deep: bool,
+    /// Fetch damaged and missing blobs again
+    #[arg(long)]
+    repair: bool,
+    /// Use plain HTTP for that (implied for registries on loopback)
+    #[arg(long, requires = "repair")]
+    plain_http: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -45,7 +59,12 @@ struct VerifyJson {
     blobs: usize,
     bytes: u64,
     spans: u64,
+    /// Damaged blobs first.
     problems: Vec<String>,
+    /// Digests of all damaged or missing blobs.
+    damaged_blobs: Vec<String>,
+    /// Digests of the blobs that --repair has fetched again.
+    repaired: Vec<String>,
     /// `NAME@DIGEST` of all images with a problem.
     damaged: Vec<String>,
     /// Set if there are problems.
@@ -58,6 +77,8 @@ struct StoreCheck<'a> {
     deep: bool,
     /// Blobs that were read, and whether they are undamaged.
     seen: BTreeMap<Digest, bool>,
+    /// Problems of blobs, which are reported before all others.
+    blob_problems: Vec<String>,
     report: VerifyJson,
 }
 
@@ -67,24 +88,30 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<()> {
         Some(text) => vec![context.find(&store, text)?.image],
         None => store.refs()?.images,
     };
-    let report = VerifyJson { images: images.len(), ..VerifyJson::default() };
-    let mut check = StoreCheck { store: &store, deep: args.deep, seen: BTreeMap::new(), report };
-    for image in &images {
-        let name = format!("{}@{}", context.familiar(&image.name), image.digest);
-        let intact = check.image(image).unwrap_or_else(|problem| {
-            check.report.problems.push(format!("{name}: {problem:#}"));
-            false
-        });
-        check.report.damaged.extend((!intact).then_some(name));
+    let mut report = check(context, &store, args.deep, &images)?;
+    if args.repair && !report.damaged_blobs.is_empty() {
+        let images: Vec<ImageRecord> =
+            images.into_iter().filter(|image| report.damaged.contains(&name_of(context, image))).collect();
+        let blobs = report.damaged_blobs.iter().filter_map(|digest| digest.parse().ok()).collect();
+        let failed = repair(context, args, &store, &images, blobs)?;
+        let after = check(context, &store, args.deep, &images)?;
+        report.repaired = report.damaged_blobs;
+        report.repaired.retain(|digest| !after.damaged_blobs.contains(digest));
+        report.problems = after.problems.into_iter().chain(failed).collect();
+        (report.damaged_blobs, report.damaged) = (after.damaged_blobs, after.damaged);
     }
-    let mut report = check.report;
     let failure = match report.problems.len() {
         0 => None,
-        count => Some(error::fail_with_hint(
-            ErrorCode::Damaged,
-            format!("store {}: {count} problems", store.path().display()),
-            format!("`rcx-imagefs rm {}`, then `gc`, then pull or load again", report.damaged.join(" ")),
-        )),
+        count => {
+            let again =
+                format!("`rcx-imagefs rm {}`, then `gc`, then pull or load again", report.damaged.join(" "));
+            let hint = match report.damaged_blobs.is_empty() || args.repair {
+                true => again,
+                false => format!("`rcx-imagefs verify --repair` fetches damaged blobs again; or {again}"),
+            };
+            let message = format!("store {}: {count} problems", store.path().display());
+            Some(error::fail_with_hint(ErrorCode::Damaged, message, hint))
+        }
     };
     report.error = failure.as_ref().map(ErrorJson::new);
     if args.json {
@@ -93,12 +120,77 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<()> {
         for problem in &report.problems {
             output::line(problem)?;
         }
+        for blob in &report.repaired {
+            output::line(format!("repaired blob {blob}"))?;
+        }
         let summary =
             format!("{} images, {} blobs, {}", report.images, report.blobs, output::size(report.bytes));
         let spans = if args.deep { format!(", {} spans", report.spans) } else { String::new() };
         output::line(format!("{summary}{spans}: {} problems", report.problems.len()))?;
     }
     failure.map_or(Ok(()), Err)
+}
+
+fn name_of(context: &Context, image: &ImageRecord) -> String {
+    format!("{}@{}", context.familiar(&image.name), image.digest)
+}
+
+/// Checks images. Damaged blobs are the first problems of the report.
+fn check(context: &Context, store: &Store, deep: bool, images: &[ImageRecord]) -> anyhow::Result<VerifyJson> {
+    let report = VerifyJson { images: images.len(), ..VerifyJson::default() };
+    let mut check = StoreCheck { store, deep, seen: BTreeMap::new(), blob_problems: Vec::new(), report };
+    for image in images {
+        let intact = check.image(image).unwrap_or_else(|problem| {
+            check.report.problems.push(format!("{}: {problem:#}", name_of(context, image)));
+            false
+        });
+        check.report.damaged.extend((!intact).then(|| name_of(context, image)));
+    }
+    let StoreCheck { mut report, mut blob_problems, .. } = check;
+    blob_problems.append(&mut report.problems);
+    report.problems = blob_problems;
+    Ok(report)
+}
+
+/// Fetches blobs of images again. Returns what failed, one line for each image.
+fn repair(
+    context: &Context,
+    args: &VerifyArgs,
+    store: &Store,
+    images: &[ImageRecord],
+    mut blobs: HashSet<Digest>,
+) -> anyhow::Result<Vec<String>> {
+    let registry = Arc::new(Registry::new(context.registry_options(args.plain_http)?)?);
+    let runtime = runtime()?;
+    let mut failed = Vec::new();
+    for image in images {
+        let name = name_of(context, image);
+        if image.name.host().is_none() {
+            failed.push(format!("image {name} was loaded from a file; load it again"));
+            continue;
+        }
+        let reference = Reference { name: image.name.clone(), tag: None, digest: Some(image.digest) };
+        let job = PullJob {
+            store: store.clone(),
+            registry: Arc::clone(&registry),
+            // The image is in the store, whatever its platform.
+            any_platform: true,
+            damaged: Arc::new(blobs.clone()),
+            progress: progress::bars(&name),
+        };
+        let pulled = runtime.block_on(async {
+            let resolved = registry.resolve(&reference).await?;
+            pull(&job, &reference, resolved).await
+        });
+        if let Err(error) = pulled {
+            failed.push(format!("image {name} could not be repaired: {}", chain_text(&error)));
+        }
+        // Images share blobs: fetch each only once.
+        blobs.retain(|blob| store.verify_blob(blob, |_| ()).is_err());
+    }
+    runtime.shutdown_background();
+    context.refresh(store);
+    Ok(failed)
 }
 
 impl StoreCheck<'_> {
@@ -183,7 +275,8 @@ impl StoreCheck<'_> {
         match result {
             Ok(()) => true,
             Err(error) => {
-                self.report.problems.push(format!("{:#}", anyhow::Error::from(error)));
+                self.report.damaged_blobs.push(digest.to_string());
+                self.blob_problems.push(format!("{:#}", anyhow::Error::from(error)));
                 false
             }
         }

@@ -35,10 +35,13 @@ pub(super) type BlobFetcher<'a> = dyn Fn(u64) -> mpsc::Receiver<Result<Bytes, Pi
 
 /// Stores a layer unless the store already has it, and returns the number of bytes fetched.
 ///
+/// With `is_damaged`, the blob in the store is known to be damaged, and is replaced when the new one is complete.
+///
 /// Blocks on the disk, on the source, and on another process that holds the lock of the layer (until `stopped` returns true).
 pub(super) fn store_layer(
     store: &Store,
     layer: &ImageLayer,
+    is_damaged: bool,
     fetch: &BlobFetcher<'_>,
     stopped: &dyn Fn() -> bool,
     progress: &ProgressSink,
@@ -54,7 +57,7 @@ pub(super) fn store_layer(
         }
     };
     let mut fetched = 0;
-    if is_stored(store, layer, &lock, progress)? {
+    if !is_damaged && is_stored(store, layer, &lock, progress)? {
         tracing::debug!("layer {digest} is in the store");
     } else {
         let mut partial = store.partial(&lock)?;
@@ -365,7 +368,7 @@ mod tests {
             sender.try_send(Ok(Bytes::from(rest))).unwrap();
             receiver
         };
-        let result = store_layer(store, layer, &fetch, &|| false, &ProgressSink::none());
+        let result = store_layer(store, layer, false, &fetch, &|| false, &ProgressSink::none());
         (result, fetches.into_inner())
     }
 
@@ -403,7 +406,7 @@ mod tests {
         let (_, layer) = empty_layer();
         let _other = store.lock_blob(&layer.digest().digest(), None).unwrap();
         let fetch = |_| unreachable!("a fetch needs the lock");
-        let result = store_layer(&store, &layer, &fetch, &|| true, &ProgressSink::none());
+        let result = store_layer(&store, &layer, false, &fetch, &|| true, &ProgressSink::none());
         assert!(matches!(result, Err(PipelineError::Store(StoreError::Busy { .. }))), "{result:?}");
     }
 }

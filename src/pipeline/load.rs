@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::layer::store_layer;
 use super::open::{check_platform, validate, with_config};
 use super::pull::IncomingImage;
-use super::{PipelineError, ProgressSink, StoredImage};
+use super::{PipelineError, ProgressEvent, ProgressSink, StoredImage};
 use crate::image::{
     CONFIG_MAX, Descriptor, Digest, ImageConfig, ImageLayer, ManifestDigest, Name, Reference, Tag,
 };
@@ -206,6 +206,7 @@ fn load_image(
         index: image.index.clone(),
     };
     let layers = incoming.layers();
+    progress.send(ProgressEvent::Image { size: layers.iter().map(ImageLayer::size).sum() });
     incoming.require_space(store, &layers)?;
     let fetched = load_layers(job, archive, &layers, progress)?;
     incoming.publish(store)?;
@@ -292,6 +293,6 @@ fn load_layer(
             });
             receiver
         };
-        store_layer(&job.store, layer, &fetch, &stopped, progress)
+        store_layer(&job.store, layer, false, &fetch, &stopped, progress)
     })
 }

@@ -195,6 +195,11 @@ impl PipelineError {
 /// Progress of an operation, for a display.
 #[derive(Debug, Clone, Copy)]
 pub enum ProgressEvent {
+    /// Work on an image begins.
+    Image {
+        /// The size of the blobs of its layers in bytes.
+        size: u64,
+    },
     /// Work on a layer begins.
     Layer {
         /// The layer.

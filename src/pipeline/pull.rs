@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::layer::store_layer;
 use super::open::{OpenImage, check_platform, validate};
-use super::{PipelineError, ProgressSink, StoredImage};
+use super::{PipelineError, ProgressEvent, ProgressSink, StoredImage};
 use crate::image::{CONFIG_MAX, Descriptor, Digest, Image, ImageLayer, Name, Reference, Tag};
 use crate::registry::{Registry, Resolved, ResolvedIndex};
 use crate::store::{Store, StoreError};
@@ -28,6 +28,8 @@ pub struct PullJob {
     pub registry: Arc<Registry>,
     /// Whether to accept an image of another platform, with a warning.
     pub any_platform: bool,
+    /// Blobs that are fetched even if the store has them, because they are known to be damaged.
+    pub damaged: Arc<HashSet<Digest>>,
     /// Receives progress events.
     pub progress: ProgressSink,
 }
@@ -121,7 +123,7 @@ pub async fn pull(
     reference: &Reference,
     resolved: Resolved,
 ) -> Result<StoredImage, PipelineError> {
-    let PullJob { store, registry, any_platform, progress } = pull;
+    let PullJob { store, registry, any_platform, progress, .. } = pull;
     let Resolved { name, manifest_digest, manifest, manifest_bytes, index, .. } = resolved;
     let _lease = blocking({
         let store = store.clone();
@@ -142,6 +144,7 @@ pub async fn pull(
     check_platform(&image, &registry.options().platform, *any_platform)?;
     let incoming = IncomingImage { name: name.clone(), tags, image, manifest_bytes, config_bytes, index };
     let layers = incoming.layers();
+    progress.send(ProgressEvent::Image { size: layers.iter().map(ImageLayer::size).sum() });
     let fetched = {
         let (store, all_layers, incoming) = (store.clone(), layers.clone(), incoming.clone());
         blocking(move || incoming.require_space(&store, &all_layers)).await?;
@@ -230,7 +233,8 @@ fn fetch_layer(
         });
         receiver
     };
-    let store = || store_layer(&pull.store, layer, &fetch, &|| *stopped.borrow(), progress);
+    let is_damaged = pull.damaged.contains(&layer.digest().digest());
+    let store = || store_layer(&pull.store, layer, is_damaged, &fetch, &|| *stopped.borrow(), progress);
     match store() {
         Err(error @ (PipelineError::WrongDigest { .. } | PipelineError::WrongSize { .. }))
             if pull.registry.distrust_mirrors(name) =>

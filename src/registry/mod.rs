@@ -20,6 +20,7 @@ mod mirrors;
 mod object;
 mod resolve;
 mod retry;
+mod tags;
 mod token;
 
 use std::collections::BTreeMap;

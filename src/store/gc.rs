@@ -11,12 +11,12 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::Store;
 use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX};
 use super::dir::{self, Dir};
 use super::error::StoreError;
 use super::layout::Subdir;
-use crate::image::{Digest, MANIFEST_MAX};
+use super::{ImageRecord, Store};
+use crate::image::{Digest, MANIFEST_MAX, ManifestDigest, Name};
 use crate::os::AtPath as _;
 
 /// How long `gc` waits for running pulls and loads.
@@ -41,6 +41,8 @@ pub struct GcReport {
     pub kept_partials: u64,
     /// Total size of the kept downloads in bytes.
     pub kept_bytes: u64,
+    /// Images that were removed because the caller asked to forget them.
+    pub forgotten: Vec<(Name, ManifestDigest)>,
     /// Manifests of images that are not in the store. The blobs they refer to are unknown and were not kept.
     pub missing: Vec<Digest>,
 }
@@ -77,15 +79,27 @@ impl Store {
     /// Fails with [`StoreError::Busy`] if a pull or a load is still running after ten seconds. Removes nothing if a
     /// stored manifest cannot be read, because the blobs that it refers to are then unknown.
     pub fn gc(&self, dry_run: bool) -> Result<GcReport, StoreError> {
-        self.collect(GcOptions { dry_run, ..GcOptions::default() })
+        self.collect(GcOptions { dry_run, ..GcOptions::default() }, |_| false)
     }
 
-    /// The same with all options.
-    pub fn collect(&self, options: GcOptions) -> Result<GcReport, StoreError> {
+    /// The same with all options. First removes the images for which `forget` returns true.
+    pub fn collect(
+        &self,
+        options: GcOptions,
+        forget: impl Fn(&ImageRecord) -> bool,
+    ) -> Result<GcReport, StoreError> {
         let GcOptions { dry_run, all_partials } = options;
         let _exclusion = self.exclude_leases(LEASE_WAIT)?;
         let mut report = GcReport::default();
-        let marked = self.mark(&mut report.missing)?;
+        // Under the exclusion, so that no image gets a tag between the decision and the removal.
+        let forgotten = self.refs()?.images.into_iter().filter(&forget);
+        report.forgotten = forgotten.map(|image| (image.name, image.digest)).collect();
+        if !dry_run {
+            for (name, digest) in &report.forgotten {
+                self.remove_image(name, *digest)?;
+            }
+        }
+        let marked = self.mark(&report.forgotten, &mut report.missing)?;
         let mut sweep = GcSweep { store: self, marked: &marked, dry_run, report };
         // Before `blobs`: a partial download is obsolete if its blob is in the store.
         sweep.partials(all_partials)?;
@@ -102,12 +116,20 @@ impl Store {
         Ok(report)
     }
 
-    /// Returns all blobs that `index.json` refers to, directly or through manifests. Adds missing manifests to `missing`.
-    pub(super) fn mark(&self, missing: &mut Vec<Digest>) -> Result<HashSet<Digest>, StoreError> {
+    /// Returns all blobs that `index.json` refers to, directly or through manifests, except through the images in `without`. Adds
+    /// missing manifests to `missing`.
+    pub(super) fn mark(
+        &self,
+        without: &[(Name, ManifestDigest)],
+        missing: &mut Vec<Digest>,
+    ) -> Result<HashSet<Digest>, StoreError> {
         let mut marked = HashSet::new();
         // The flag is true for a manifest that `index.json` lists, which should be in the store.
         let mut pending: Vec<(BlobReference, bool)> = Vec::new();
         for entry in self.entries()? {
+            if without.iter().any(|(name, digest)| entry.matches(name, *digest)) {
+                continue;
+            }
             // Keeps the index itself, but does not follow it: only the manifest of the chosen platform is in the store.
             marked.extend(entry.index().map(|index| index.digest()));
             pending.push((BlobReference { digest: entry.digest, media_type: entry.media_type }, true));
@@ -242,7 +264,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::image::{Descriptor, LayerDigest, ManifestDigest, Name, media};
+    use crate::image::{Descriptor, LayerDigest, media};
     use crate::store::tests::new_store;
 
     fn put(store: &Store, bytes: &[u8]) -> Digest {

@@ -191,7 +191,7 @@ impl IndexJsonEntry {
         }
     }
 
-    fn matches(&self, name: &Name, digest: ManifestDigest) -> bool {
+    pub(super) fn matches(&self, name: &Name, digest: ManifestDigest) -> bool {
         self.digest.parse() == Ok(digest) && self.identity().is_some_and(|(own_name, _)| own_name == *name)
     }
 

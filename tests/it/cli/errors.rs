@@ -74,9 +74,26 @@ fn missing_image_is_an_error_with_the_tags_that_exist() {
         assert_eq!(error, "image reg.example/lab/b:latest is not in the store");
         assert!(hint.unwrap().starts_with("`rcx-imagefs pull reg.example/lab/b` fetches it"));
     }
+    let (_, hint) = fixture.fails(&["inspect", "reg.example/lab/a"]);
+    let expected =
+        "no tag was given, so `latest` was assumed; the store has this image with other tags: 1, two";
+    assert_eq!(hint.unwrap(), expected);
     let other = digest.replace(|c: char| c.is_ascii_digit(), "0");
     let (error, _) = fixture.fails(&["inspect", &format!("reg.example/lab/a@{other}")]);
     assert!(error.contains(&other), "{error}");
+}
+
+#[test]
+fn misspelled_name_is_an_error_with_near_names() {
+    let (fixture, _) = Fixture::with("lab/python:3.12");
+    fixture.load("lab/gcc:13", super::LAYERS);
+    let (_, hint) = fixture.fails(&["inspect", "lab/pyhton:3.12"]);
+    let expected = "`rcx-imagefs pull lab/pyhton:3.12` fetches it; did you mean `lab/python:3.12`?";
+    assert_eq!(hint.unwrap(), expected);
+    let (_, hint) = fixture.fails(&["inspect", "lab/pyton"]);
+    assert!(hint.unwrap().ends_with("did you mean `lab/python`?"));
+    let (_, hint) = fixture.fails(&["inspect", "other/image"]);
+    assert!(hint.unwrap().ends_with("`rcx-imagefs images` lists the images in the store"));
 }
 
 #[test]

@@ -23,6 +23,7 @@ fn gc_frees_only_files_that_no_image_refers_to() {
         "bytes",
         "derived",
         "dry_run",
+        "images",
         "kept_bytes",
         "kept_partials",
         "layers",
@@ -91,4 +92,29 @@ fn gc_names_interrupted_downloads_that_it_keeps_and_removes_them_with_partial() 
     assert!(file.exists());
     assert_eq!(fixture.program.json(&["gc", "--partial"])["partials"], json!(1));
     assert!(!file.exists());
+}
+
+#[test]
+fn untagged_removes_images_whose_tag_has_moved_and_keeps_those_that_the_configuration_names() {
+    let (fixture, first) = Fixture::with("lab/a:1");
+    let second = fixture.load("lab/a:1", "f other x");
+    let third = fixture.load("lab/b:1", "f third x");
+    fixture.program.ok(&["rm", "--keep", "lab/b:1"]);
+    let config = format!("[isolate.images]\n7 = 'lab/b@{third}'\n");
+    fs::write(fixture.program.dir().join("config.toml"), config).unwrap();
+
+    assert_eq!(fixture.program.json(&["gc"])["images"], json!([]));
+    let preview = fixture.program.json(&["gc", "--untagged", "--dry-run"]);
+    assert_eq!(preview["images"], json!([format!("lab/a@{first}")]));
+    assert_eq!(fixture.program.json(&["images"]).as_array().unwrap().len(), 3, "a dry run removes nothing");
+    let text = fixture.program.ok(&["gc", "--untagged", "--dry-run"]);
+    assert!(text.starts_with(&format!("would remove lab/a@{first}\nwould free ")), "{text}");
+    let mut result = fixture.program.json(&["gc", "--untagged"]);
+    result["dry_run"] = json!(true);
+    assert_eq!(result, preview);
+    assert!(!fixture.blob(&first).exists());
+    let left = fixture.program.json(&["images"]);
+    let left: Vec<_> = left.as_array().unwrap().iter().map(|image| image["digest"].clone()).collect();
+    assert_eq!(left, [json!(second), json!(third)]);
+    assert!(fixture.program.ok(&["verify"]).ends_with(": 0 problems"));
 }

@@ -96,3 +96,27 @@ fn missing_list_is_an_error_and_pulls_nothing() {
     let (_, err) = texts(&output);
     assert!(output.status.success() && err.contains("lists no image"), "{err}");
 }
+
+#[test]
+fn missing_tag_is_an_error_with_the_tags_of_the_registry() {
+    let (registry, layouts) = registry();
+    for tag in ["2.7", "3.11", "3.12"] {
+        registry.serve("lab/python", tag, layouts[0].path().as_ref());
+    }
+    let fixture = Fixture::new();
+    let (error, hint) = fixture.fails(&["pull", &registry.reference("lab/python")]);
+    assert!(error.ends_with(&format!("{}: not found", registry.reference("lab/python"))), "{error}");
+    let expected = "no tag was given, so `latest` was assumed; the registry has this image with other tags: 2.7, 3.11, 3.12";
+    assert_eq!(hint.unwrap(), expected);
+    let (_, hint) = fixture.fails(&["pull", &registry.reference("lab/python:3.21")]);
+    assert_eq!(hint.unwrap(), "the registry has this image with other tags: 3.11, 3.12, 2.7");
+    let output = fixture.program.run(&["pull", "--json", &registry.reference("lab/python:3.21")]);
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(printed["error"]["code"], "not-found");
+
+    // A repository without tags: the usual hint.
+    let (_, hint) = fixture.fails(&["pull", &registry.reference("lab/none")]);
+    assert!(
+        hint.unwrap().starts_with("no tag was given, so `latest` was assumed; check the name and the tag")
+    );
+}

@@ -5,7 +5,8 @@ use std::fs;
 use rcx_imagefs::image::{Descriptor, Digest, Name, media};
 use serde_json::{Value, json};
 
-use super::{Fixture, LAYERS, keys, texts};
+use super::{Fixture, LAYERS, Layout, keys, texts};
+use crate::registry::layout::LayoutRegistry;
 
 /// Runs `verify --json`, which must find problems, and returns them.
 #[track_caller]
@@ -26,7 +27,9 @@ fn verify_reads_each_blob_once() {
     let (fixture, digest) = Fixture::with("lab/a:1");
     fixture.load("lab/b:1", LAYERS.split("---").next().unwrap());
     let report = fixture.program.json(&["verify"]);
-    assert_eq!(keys(&report), ["blobs", "bytes", "damaged", "error", "images", "problems", "spans"]);
+    let all =
+        ["blobs", "bytes", "damaged", "damaged_blobs", "error", "images", "problems", "repaired", "spans"];
+    assert_eq!(keys(&report), all);
     // Two manifests, two configurations, and two layers, one of them shared.
     assert_eq!((&report["images"], &report["blobs"]), (&json!(2), &json!(6)));
     assert_eq!((&report["spans"], &report["problems"]), (&json!(0), &json!([])));
@@ -110,4 +113,62 @@ fn wrong_diff_id_is_reported_for_a_shared_layer_too() {
     assert_eq!(found.len(), 1, "{found:?}");
     let layer = fixture.layer(&digest, 1);
     assert!(found[0].starts_with(&format!("layer {layer}: ")) && found[0].ends_with(&wrong), "{found:?}");
+}
+
+#[test]
+fn repair_fetches_only_the_damaged_blobs_again() {
+    let registry = LayoutRegistry::start();
+    let (layout, other) = (Layout::new(LAYERS), Layout::new(LAYERS.split("---").next().unwrap()));
+    let fixture = Fixture::new();
+    for (name, layout) in [("lab/a", &layout), ("lab/b", &other)] {
+        fixture.program.ok(&["pull", &registry.serve(name, "1", layout.path().as_ref())]);
+    }
+    let images = fixture.program.json(&["images"]);
+    let image = images[0]["digest"].as_str().unwrap().to_owned();
+    let config = fixture.manifest(&image)["config"]["digest"].as_str().unwrap().to_owned();
+    let (shared, own) = (fixture.layer(&image, 0), fixture.layer(&image, 1));
+    fixture.damage(&shared);
+    fs::remove_file(fixture.blob(&config)).unwrap();
+    // A problem that no download repairs comes after the blobs.
+    let found = problems(&fixture, &[]);
+    assert!(
+        found[0].contains(&config) && found[1].contains(&shared) || found[0].contains(&shared),
+        "{found:?}"
+    );
+
+    let before = registry.requests().len();
+    let report = fixture.program.json(&["verify", "--repair"]);
+    let mut repaired: Vec<&str> =
+        report["repaired"].as_array().unwrap().iter().map(|blob| blob.as_str().unwrap()).collect();
+    repaired.sort_unstable();
+    let mut expected = [config.as_str(), shared.as_str()];
+    expected.sort_unstable();
+    assert_eq!(repaired, expected);
+    assert_eq!(
+        (&report["problems"], &report["damaged"], &report["damaged_blobs"]),
+        (&json!([]), &json!([]), &json!([]))
+    );
+    let blobs: Vec<String> =
+        registry.requests().split_off(before).into_iter().filter(|path| path.contains("/blobs/")).collect();
+    assert_eq!(blobs.len(), 2, "each damaged blob once: {blobs:?}");
+    assert!(blobs.iter().all(|path| !path.contains(&own)), "{blobs:?}");
+    assert!(fixture.program.ok(&["verify", "--deep"]).ends_with(": 0 problems"));
+    assert_eq!(fixture.program.json(&["images"]), images, "the tags are unchanged");
+}
+
+#[test]
+fn blob_that_cannot_be_fetched_again_stays_a_problem() {
+    let registry = LayoutRegistry::start();
+    let layout = Layout::new(LAYERS);
+    let (fixture, local) = Fixture::with("lab/local:1");
+    fixture.program.ok(&["pull", &registry.serve("lab/a", "1", layout.path().as_ref())]);
+    let layer = fixture.layer(&local, 1);
+    fixture.damage(&layer);
+    let bytes = fs::read(fixture.blob(&layer)).unwrap();
+    drop(registry);
+    let found = problems(&fixture, &["--repair"]);
+    assert!(found[0].starts_with(&format!("blob {layer} is damaged")), "{found:?}");
+    assert!(found.iter().any(|line| line.ends_with("was loaded from a file; load it again")), "{found:?}");
+    assert!(found.iter().any(|line| line.contains("could not be repaired: ")), "{found:?}");
+    assert_eq!(fs::read(fixture.blob(&layer)).unwrap(), bytes, "the damaged blob is still there");
 }

@@ -44,6 +44,11 @@ impl LayoutRegistry {
     pub(crate) fn reference(&self, rest: &str) -> String {
         format!("{}/{rest}", self.server.address)
     }
+
+    /// The paths of all requests so far.
+    pub(crate) fn requests(&self) -> Vec<String> {
+        self.server.requests().iter().map(|request| request.path().to_owned()).collect()
+    }
 }
 
 fn answer(served: &Served, path: &str) -> Option<Answer> {

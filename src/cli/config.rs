@@ -240,11 +240,13 @@ impl Config {
     /// The mirrors of registries, by the host of the registry.
     pub(super) fn mirrors(&self) -> anyhow::Result<BTreeMap<String, Vec<Mirror>>> {
         let parse = |(registry, mirrors): (&String, &Vec<String>)| {
-            Reference::parse("name", Some(registry)).context("table [mirrors]")?;
+            let name = Reference::parse("name", Some(registry)).context("table [mirrors]")?.name;
+            // Docker Hub has several names.
+            let host = name.host().unwrap_or(registry).to_owned();
             let parse = |mirror: &String| {
                 mirror.parse().with_context(|| format!("table [mirrors]: mirror `{mirror}` of {registry}"))
             };
-            Ok((registry.clone(), mirrors.iter().map(parse).collect::<anyhow::Result<_>>()?))
+            Ok((host, mirrors.iter().map(parse).collect::<anyhow::Result<_>>()?))
         };
         self.mirrors.iter().map(parse).collect()
     }
@@ -285,7 +287,7 @@ mod tests {
         let empty = Config::parse("").unwrap();
         assert!(empty.default_registry.is_none());
         let full = Config::parse(
-            "default-registry = 'reg.example:5000'\nmirrors.'docker.io' = ['mirror.example/hub', 'b:1']\nplain-http = ['a:1']\nplatform = 'linux/arm64'\n\
+            "default-registry = 'reg.example:5000'\nmirrors.'index.docker.io' = ['mirror.example/hub', 'b:1']\nplain-http = ['a:1']\nplatform = 'linux/arm64'\n\
              store = '/s'\nrun-dir = '/r'\n[limits]\nlayer-size-mib = 7\nlayer-ratio = 30\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
              [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\ninodes = '32bit'\n\
              [run]\nsandbox = 'bwrap'\nbox-ids = '5-7'\nbwrap-user = '1000:5'\nbwrap-image-user = true\n\

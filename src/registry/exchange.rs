@@ -8,7 +8,8 @@ use reqwest::{Method, Response, StatusCode, Url};
 use tokio::time::timeout;
 
 use super::endpoint::Endpoint;
-use super::{Registry, RegistryError, RemoteObject};
+use super::http::HostKind;
+use super::{PlainHttp, Registry, RegistryError, RemoteObject};
 
 /// Maximum number of redirects that are followed: the limit of browsers and of Go's HTTP client.
 const REDIRECTS_MAX: usize = 10;
@@ -122,7 +123,18 @@ impl Registry {
 
     /// The URL of a path at an endpoint.
     pub(super) fn url(&self, endpoint: &Endpoint, path: &str) -> Result<Url, RegistryError> {
-        endpoint.url(self.options().plain_http.scheme(&endpoint.host), path)
+        endpoint.url(self.scheme(&endpoint.host)?, path)
+    }
+
+    /// The scheme of the URLs of a registry.
+    pub(super) fn scheme(&self, host: &str) -> Result<&'static str, RegistryError> {
+        let plain_http = &self.options().plain_http;
+        let is_implied = matches!(plain_http, PlainHttp::Loopback | PlainHttp::Hosts(_))
+            && HostKind::of(host) == HostKind::Loopback;
+        match is_implied && self.http().has_certificates(host)? {
+            true => Ok("https"),
+            false => Ok(plain_http.scheme(host)),
+        }
     }
 }
 

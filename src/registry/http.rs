@@ -63,6 +63,13 @@ impl HttpClients {
         })
     }
 
+    /// Whether certificates are set up for a registry, which then uses TLS even on loopback.
+    pub(super) fn has_certificates(&self, registry: &str) -> Result<bool, RegistryError> {
+        self.of_host(registry, registry)?;
+        let key = (registry.to_owned(), registry.to_owned());
+        Ok(ignore_poison(self.own.lock()).get(&key).is_some_and(Option::is_some))
+    }
+
     /// Returns the client for `host`, which is `registry` itself, or a host to which the registry leads: its token server, or
     /// where its blobs are. The certificate authorities of the registry are trusted for those too; docker and podman do the same.
     pub(super) fn of_host(&self, host: &str, registry: &str) -> Result<reqwest::Client, RegistryError> {

@@ -41,7 +41,7 @@ pub use object::RemoteObject;
 /// The registries that are accessed over plain HTTP.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum PlainHttp {
-    /// Registries on a loopback address (`localhost`, `127.0.0.0/8`, `[::1]`), on any port.
+    /// Registries on a loopback address (`localhost`, `127.0.0.0/8`, `[::1]`), on any port, unless there are certificates for them.
     #[default]
     Loopback,
     /// These hosts (`HOST` or `HOST:PORT`), and those on a loopback address.

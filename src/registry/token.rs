@@ -103,7 +103,7 @@ impl Registry {
         login: Option<&Login>,
     ) -> Result<RegistryToken, RegistryError> {
         let failed = |reason| RegistryError::Token { object: object.clone(), reason };
-        let scheme = self.options().plain_http.scheme(&endpoint.host);
+        let scheme = self.scheme(&endpoint.host)?;
         let url = token_server(&challenge.realm, scheme).map_err(failed)?;
         let server = host_of(&url);
         tracing::info!("{}: getting a token from {server}", endpoint.host);

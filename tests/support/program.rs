@@ -69,8 +69,14 @@ impl Program {
 
     /// Sets the environment and the global options of a command.
     pub fn set_up(&self, command: &mut Command) {
-        for variable in ["RUST_LOG", "NO_COLOR", "DOCKER_CONFIG", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+        for variable in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
             command.env_remove(variable).env_remove(variable.to_lowercase());
+        }
+        for variable in ["RUST_LOG", "NO_COLOR", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE"] {
+            command.env_remove(variable);
+        }
+        for variable in ["XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"] {
+            command.env_remove(variable);
         }
         let config = self.dir.path().join("config.toml");
         if !config.exists() {

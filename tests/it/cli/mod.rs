@@ -18,6 +18,7 @@ mod load;
 mod login;
 mod ls;
 mod manual;
+mod mirrors;
 mod output;
 mod proxy;
 mod pull;

@@ -205,6 +205,15 @@ async fn temporary_errors_are_retried() {
 }
 
 #[tokio::test]
+async fn endless_headers_are_an_error() {
+    let long = "x".repeat(4 << 20);
+    let server = Server::start(move |_, _| Answer::new(200, &[("X", &long)], b"")).await;
+    let error = registry().resolve(&tagged(&server.address)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Broken { .. }), "{error:?}");
+    assert!(error.to_string().starts_with(&format!("{}: ", server.address)), "{error}");
+}
+
+#[tokio::test]
 async fn hanging_manifest_ends_in_a_deadline_error() {
     for midway in [false, true] {
         let server = Server::start(move |_, _| match midway {

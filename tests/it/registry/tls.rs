@@ -90,6 +90,15 @@ async fn self_signed_certificate_is_refused_unless_it_is_trusted() {
 }
 
 #[tokio::test]
+async fn redirect_from_https_to_http_is_not_followed() {
+    let redirect = "HTTP/1.0 307 Temporary Redirect\r\nLocation: http://registry.invalid:81/v2/\r\n\r\n";
+    let server = TlsServer::serve("-HTTP", "v2/lab/app/manifests/1", redirect.as_bytes());
+    let error = server.trusting().unwrap().resolve(&tagged(&server.address)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Redirect { .. }), "{error:?}");
+    assert!(error.to_string().ends_with("redirects from HTTPS to HTTP at registry.invalid:81"), "{error}");
+}
+
+#[tokio::test]
 async fn password_is_not_sent_to_a_token_server_without_tls() {
     let refusal = "HTTP/1.0 401 Unauthorized\r\n\
         WWW-Authenticate: Bearer realm=\"http://registry.invalid/token\",service=\"s\"\r\n\r\n";

@@ -135,4 +135,13 @@ fn certificates_for_a_registry_are_used() {
     assert!(matches!(check("guessed").unwrap_err(), RegistryError::LoginRefused { .. }));
     rcx_imagefs::registry::add_login(&auth_file, registry.address(), USER, PASSWORD).unwrap();
     assert_eq!(resolve().unwrap().manifest_digest.to_string(), digest);
+
+    // Without the option too: on loopback, plain HTTP is implied only if there are no certificates.
+    let program = Program::new();
+    let config = program.dir().join(".config/containers");
+    fs::create_dir_all(&config).unwrap();
+    fs::rename(&certs, config.join("certs.d")).unwrap();
+    let mut pull = program.command(&["pull", &registry.reference("lab/small:1")]);
+    let output = pull.env("REGISTRY_AUTH_FILE", &auth_file).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -25,7 +25,7 @@ use super::{BoxRange, Boxes, RunSpec, Sandbox, User};
 use crate::daemon::{AccountedImage, ReadFault, RunAccount};
 use crate::image::ImageConfig;
 use crate::os::AtPath as _;
-use crate::roots::{Lower, PrivateRoot, RootLease, Roots, enter_private_namespace};
+use crate::roots::{Lower, PrivateRoot, RootLease, Roots, enter_private_namespace, mount_terminals};
 
 /// A run, with its image, roots and boxes.
 #[derive(Debug)]
@@ -188,7 +188,7 @@ impl BoxedRun<'_> {
         let location =
             SavedLocation::save().map_err(|error| SandboxError::step("open the mount namespace", error))?;
         enter_private_namespace()?;
-        let started = self.start(lease, box_fd);
+        let started = mount_terminals().map_err(SandboxError::from).and_then(|()| self.start(lease, box_fd));
         // This process returns to its own namespace even if the start failed.
         location.restore().map_err(|error| SandboxError::step("return to the mount namespace", error))?;
         let (first_process, output) = started?;

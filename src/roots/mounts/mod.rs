@@ -13,6 +13,7 @@ mod private_root;
 mod probe;
 pub(super) mod quota;
 mod skeleton;
+mod terminals;
 mod upper;
 mod upper_dirs;
 mod watch;
@@ -26,6 +27,7 @@ pub(super) use lower::reopen;
 pub use mount::{OverlayCalls, enter_private_namespace, mount_tree_image};
 pub use private_root::PrivateRoot;
 pub use probe::{loaded_filesystems, try_erofs_file, try_filesystem, try_overlay};
+pub use terminals::mount_terminals;
 pub use upper::Upper;
 pub use watch::RootWatch;
 

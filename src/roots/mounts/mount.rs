@@ -174,7 +174,7 @@ pub(crate) fn unmount(path: &Path, detach: bool) -> Result<(), Errno> {
     rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW)
 }
 
-fn make(
+pub(super) fn make(
     kind: &'static str,
     source: &str,
     options: &[MountOption],

@@ -99,6 +99,15 @@ pub(super) fn tmpfs(source: &str, size: u64) -> Vec<MountOption> {
     ]
 }
 
+/// Plans an instance of devpts. Everybody can open `ptmx`, and a terminal belongs to who opened it.
+pub(super) fn terminals(source: &str) -> Vec<MountOption> {
+    // Group 5 is `tty` in all distributions.
+    vec![value(("gid", "5")), value(("mode", "0620")), value(("ptmxmode", "0666"))]
+        .into_iter()
+        .chain([MountOption::Value("source", source.to_owned())])
+        .collect()
+}
+
 fn upper_options(writable: BorrowedFd<'_>) -> [MountOption; 2] {
     let path = fd_path(writable);
     [

@@ -144,7 +144,7 @@ mod tests {
         };
         let expected = "--box-id=7\n--meta=/proc/self/fd/3\n--cg\n--time=1.5\n--processes\n--no-default-dirs\n\
             --dir=.=/run/rcx-imagefs/root:rw\n--dir=./box=./box:rw\n--dir=./dev=/dev:dev:norec\n\
-            --dir=./dev/shm=tmpfs:fs:rw\n--dir=./proc=proc:fs\n\
+            --dir=./dev/shm=tmpfs:fs:rw\n--dir=./dev/pts=/dev/pts:rw:maybe:dev\n--dir=./proc=proc:fs\n\
             --dir=./proc/1=/run/rcx-imagefs/root/sys\n--dir=./tmp:tmp\n--dir=./mnt/data=/srv/data:rw\n\
             --env=A=1\n--env=E=\n--env=A=2\n--env=B\n--env=C=\n--chdir=/box\n--run\n--\n/bin/sh\n-c\n--run";
         assert_eq!(text(&run.arguments().unwrap()), expected);

@@ -170,6 +170,12 @@ pub fn root_rules(version: IsolateVersion, root: &Path, rw: bool) -> Vec<DirRule
         ),
         // Otherwise all boxes would share the host's /dev/shm.
         rule("./dev/shm", RuleTarget::Filesystem("tmpfs".into()), writable),
+        // The terminals of the sandbox alone: see `roots::mount_terminals`.
+        DirRule::directory(
+            "./dev/pts",
+            "/dev/pts",
+            RuleFlags { rw: true, dev: true, maybe: true, ..RuleFlags::default() },
+        ),
         rule("./proc", RuleTarget::Filesystem("proc".into()), RuleFlags::default()),
         // Hides isolate's own process, whose mounts and arguments contain paths of the host. isolate does this with the mount
         // option `hidepid`, but only if the path is spelled `proc`.
@@ -243,7 +249,7 @@ mod tests {
             let rules = root_rules(IsolateVersion::new(2, 6, 0), Path::new("/run/r"), rw);
             rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         };
-        let rest = "./box=./box:rw ./dev=/dev:dev:norec ./dev/shm=tmpfs:fs:rw ./proc=proc:fs ./proc/1=/run/r/sys ./tmp:tmp";
+        let rest = "./box=./box:rw ./dev=/dev:dev:norec ./dev/shm=tmpfs:fs:rw ./dev/pts=/dev/pts:rw:maybe:dev ./proc=proc:fs ./proc/1=/run/r/sys ./tmp:tmp";
         assert_eq!(text(false), format!(".=/run/r {rest}"));
         assert_eq!(text(true), format!(".=/run/r:rw {rest}"));
     }

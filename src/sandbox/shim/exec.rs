@@ -17,11 +17,13 @@ use super::rewrite::CallRewrite;
 use super::supervisor::{SplitSide, SupervisedChild, split};
 use super::trusted::{require_trusted_directories, require_trusted_path};
 use super::{BoxImages, Caller, HostCommands, Rights, ShimError};
-use crate::daemon::{AccountedImage, RunAccount};
+use crate::daemon::{AccountedImage, ControlError, RunAccount};
 use crate::image::{Image, ManifestDigest};
 use crate::os::{NamedLock, Sharing};
 use crate::pipeline;
-use crate::roots::{HomesLocation, InodeWidth, Lower, PrivateRoot, Roots, Upper, enter_private_namespace};
+use crate::roots::{
+    HomesLocation, InodeWidth, Lower, PrivateRoot, Roots, Upper, enter_private_namespace, mount_terminals,
+};
 use crate::sandbox::box_lock::lock_directory;
 use crate::sandbox::isolate::{
     DirRule, IsolateCall, IsolateError, IsolateMode, IsolateOption, RuleTarget, box_directory, box_root,
@@ -191,17 +193,25 @@ fn make_root(
     let version = real.version(&settings.run_dir, caller)?;
     let rewrite = CallRewrite::new(&request.call, version)?;
     let box_lock = lock_box(caller, real, &request.call)?;
-    let guarded =
-        GuardedCall { supervisor: child.supervisor(), box_lock: box_lock.as_ref().map(|lock| lock.as_fd()) };
     let daemon = live_daemon(settings)?;
-    let account = RunAccount::open(&daemon.socket, &daemon.mountpoint)?;
+    let guarded = GuardedCall {
+        supervisor: child.supervisor(),
+        box_lock: box_lock.as_ref().map(|lock| lock.as_fd()),
+        mountpoint: &daemon.mountpoint,
+    };
+    let account = RunAccount::open(&daemon.socket, &daemon.mountpoint).map_err(|error| match error {
+        ControlError::Deadline { .. } => ShimError::MountHangs(daemon.mountpoint.clone()),
+        error => error.into(),
+    })?;
     let name = request.name.as_deref().map(Path::as_os_str).or(rewrite.program()).unwrap_or_default();
     let mut image = AccountedImage::named(&name.to_string_lossy());
-    match make_accounted_root(caller, settings, &daemon.mountpoint, request, &rewrite, guarded, &mut image) {
+    match make_accounted_root(caller, settings, request, &rewrite, guarded, &mut image) {
         Ok(arguments) => {
             child.hand_over(account, image)?;
             Ok(arguments)
         }
+        // Asking for failed reads would use the mount.
+        Err(error @ ShimError::MountHangs(_)) => Err(error),
         Err(error) => Err(account.failed_reads(std::process::id(), &image).map_or(error, ShimError::from)),
     }
 }
@@ -210,27 +220,27 @@ fn make_root(
 fn make_accounted_root(
     caller: &Caller,
     settings: &ShimSettings,
-    mountpoint: &Path,
     request: &ImageRequest,
     rewrite: &CallRewrite,
     guarded: GuardedCall<'_>,
     accounted: &mut AccountedImage,
 ) -> Result<Vec<OsString>, ShimError> {
     let additional = without_missing(caller, rewrite.additional_rules())?;
-    // The steps that are likely to fail come first, before anything is made.
-    let (lower, command) = find_image(mountpoint, request.name.as_deref(), rewrite.program())?;
     let roots = Roots::open(&settings.homes, &settings.run_dir)?.with_inodes(settings.inodes);
     // Mount points for the caller's rules are made in the upper.
     let upper = if request.writable || !additional.is_empty() { settings.upper } else { Upper::None };
-    let (guardian, lease) = Guardian::start(&roots, roots.lease(&upper)?, guarded)?;
+    let (guardian, lease) = Guardian::start(caller, &roots, roots.lease(&upper)?, guarded)?;
+    enter_private_namespace()?;
+    mount_terminals()?;
+    guardian.await_mount(guarded.mountpoint)?;
+    let (lower, command) = find_image(guarded.mountpoint, request.name.as_deref(), rewrite.program())?;
     // The guardian detaches itself from the caller meanwhile.
     let image = stored_image(settings, &lower)?;
     let name = lower.resolved_name();
     *accounted = AccountedImage::new(name, &image);
     let environment = &image.config().env;
-    enter_private_namespace()?;
     let root = lease.mount(&lower)?;
-    guardian.watch(&root)?;
+    guardian.watch(&root);
     let additional = resolve_rules(&root, rewrite, additional)?;
     let program = find_program(&root, rewrite, &additional, environment, name, command)?;
     let arguments =

@@ -3,7 +3,10 @@
 //! After execve(2), no code of this program runs in the process that became isolate, and the caller may kill it and its
 //! supervisor at any moment. So another process holds the lease of the root. It waits until isolate has ended, kills remaining
 //! processes of the sandbox, and removes the files of the root. Its real user is root, so the caller can neither kill nor stop it. It
-//! keeps no descriptor, working directory, limit or session of the caller.
+//! keeps no descriptor, working directory, limit, session or control group of the caller.
+//!
+//! Before that, the guardian asks the daemon for a sign of life: a process that waits for a hanging daemon may be unkillable, and
+//! the process that becomes isolate has to stay killable. If the daemon hangs, that process fails, and the guardian waits alone.
 
 #![expect(
     unsafe_code,
@@ -14,15 +17,17 @@ use std::fs;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, Timespec};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid};
 
-use super::ShimError;
+use super::control_groups::leave_control_groups;
+use super::{Caller, ShimError};
 use crate::roots::{PrivateRoot, RootLease, RootWatch, Roots, processes_with_mount};
 use crate::sandbox::process::{Forked, fork};
 
@@ -32,14 +37,20 @@ const FIRST_WAIT: Duration = Duration::from_millis(20);
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before remaining processes are killed again.
 const KILL_PAUSE: Duration = Duration::from_millis(200);
+/// How long the daemon may take to answer. It answers in microseconds, or within seconds on a host that is short of memory.
+const DAEMON_TIMEOUT: Duration = Duration::from_secs(10);
+/// The guardian's report that the daemon answers.
+const ANSWERED: u8 = b'a';
+/// The guardian's report that the caller cannot reach it any more.
+const DETACHED: u8 = b'd';
 /// Limit of open files. Removing a tree needs a bounded number of descriptors.
 const FILES_MAX: u64 = 1024;
 
 /// The handle of the guardian for the process that becomes isolate.
 #[derive(Debug)]
 pub(super) struct Guardian {
-    watch: RootWatch,
-    ready: OwnedFd,
+    watch: Option<RootWatch>,
+    reports: OwnedFd,
 }
 
 /// The call of a guardian.
@@ -49,32 +60,50 @@ pub(super) struct GuardedCall<'a> {
     pub(super) supervisor: BorrowedFd<'a>,
     /// The lock of the box, which the guardian holds until its end.
     pub(super) box_lock: Option<BorrowedFd<'a>>,
+    /// The mountpoint of the daemon that the guardian asks for an answer: see [`Guardian::await_mount`].
+    pub(super) mountpoint: &'a Path,
 }
 
 impl Guardian {
     /// Starts the guardian, which will release the lease. The returned lease is only for mounting the root.
     pub(super) fn start(
+        caller: &Caller,
         roots: &Roots,
         lease: RootLease,
         call: GuardedCall<'_>,
     ) -> Result<(Self, ManuallyDrop<RootLease>), ShimError> {
         let failed = |error: Errno| ShimError::Guardian(error.into());
-        let watch = RootWatch::new().map_err(ShimError::Guardian)?;
+        // The kernel counts the watches of each effective user. With root's, any user could use up root's. Without a watch, the
+        // guardian notices the death of the root some milliseconds later.
+        let watch = caller.as_caller(RootWatch::new)?.ok();
         // Opened before the fork: afterwards this process may have ended, and its number may belong to another process.
         let isolate =
             rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).map_err(failed)?;
-        let (ready, report_ready) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
+        let (reports, report) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
         let lease = ManuallyDrop::new(lease);
         match fork().map_err(ShimError::Guardian)? {
-            Forked::Parent(_) => Ok((Self { watch, ready }, lease)),
+            Forked::Parent(_) => Ok((Self { watch, reports }, lease)),
             Forked::Child => {
                 // No process reads the guardian's errors, and no failed step may prevent the following steps: the guardian
                 // always waits for the root's death and removes the root. The next sweep removes any remains.
                 let lease = ManuallyDrop::into_inner(lease);
-                attempt(|| detach_and_report(&lease, &watch, &isolate, call, &report_ready));
+                let mut kept = vec![isolate.as_raw_fd(), report.as_raw_fd(), call.supervisor.as_raw_fd()];
+                kept.extend(watch.as_ref().map(|watch| watch.fd().as_raw_fd()));
+                kept.extend(call.box_lock.map(|lock| lock.as_raw_fd()));
+                kept.extend(lease.descriptors().iter().map(|fd| fd.as_raw_fd()));
+                attempt(|| {
+                    // First of all: while the daemon hangs, no pipe of the caller may stay open.
+                    close_all_but(&kept)?;
+                    ask_daemon(call.mountpoint, &report)?;
+                    detach_from_caller()?;
+                    send(&report, DETACHED)
+                });
                 // If the report failed, the closed pipe informs the other process.
-                drop(report_ready);
-                if attempt(|| Ok(wait_for_death(&lease, &watch, &isolate, call.supervisor))).unwrap_or(false)
+                drop(report);
+                // Takes some milliseconds, in which isolate starts.
+                attempt(leave_control_groups);
+                if attempt(|| Ok(wait_for_death(&lease, watch.as_ref(), &isolate, call.supervisor)))
+                    .unwrap_or(false)
                 {
                     attempt(|| lease.release().map_err(io::Error::other));
                 } else {
@@ -89,19 +118,57 @@ impl Guardian {
     }
 
     /// Lets the guardian detect when the root is no longer mounted anywhere.
-    pub(super) fn watch(&self, root: &PrivateRoot) -> Result<(), ShimError> {
-        self.watch.add(root).map_err(ShimError::Guardian)
+    pub(super) fn watch(&self, root: &PrivateRoot) {
+        if let Some(watch) = &self.watch {
+            // Fails at the caller's limit of watches. The guardian then works as without a watch.
+            let _ = watch.add(root);
+        }
+    }
+
+    /// Waits until the daemon at `mountpoint` has answered. Until then, this process must not use the mount.
+    ///
+    /// # Errors
+    /// [`ShimError::MountHangs`] if it does not answer in time.
+    pub(super) fn await_mount(&self, mountpoint: &Path) -> Result<(), ShimError> {
+        let deadline = Instant::now() + DAEMON_TIMEOUT;
+        loop {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(remaining).ok();
+            match rustix::event::poll(&mut [PollFd::new(&self.reports, PollFlags::IN)], timeout.as_ref()) {
+                Ok(0) => return Err(ShimError::MountHangs(mountpoint.to_owned())),
+                Ok(_) => return self.expect(ANSWERED),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(ShimError::Guardian(errno.into())),
+            }
+        }
     }
 
     /// Waits until the caller can no longer reach the guardian.
     pub(super) fn wait(&self) -> Result<(), ShimError> {
+        self.expect(DETACHED)
+    }
+
+    fn expect(&self, report: u8) -> Result<(), ShimError> {
         let mut byte = [0];
-        match rustix::io::retry_on_intr(|| rustix::io::read(&self.ready, &mut byte)) {
-            Ok(1) => Ok(()),
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.reports, &mut byte)) {
+            Ok(1) if byte[0] == report => Ok(()),
             Ok(_) => Err(ShimError::Guardian(io::Error::other("it could not detach itself from the caller"))),
             Err(errno) => Err(ShimError::Guardian(errno.into())),
         }
     }
+}
+
+/// Asks the daemon for an answer, whatever it is, and reports it.
+fn ask_daemon(mountpoint: &Path, report: &OwnedFd) -> io::Result<()> {
+    // The kernel never answers statfs(2) from a cache. Errors are found, and reported, by the process that uses the mount.
+    let _ = rustix::fs::statfs(mountpoint);
+    send(report, ANSWERED)
+}
+
+/// Fails with `EPIPE` if the other process has ended already, for example because of an error.
+fn send(reports: &OwnedFd, report: u8) -> io::Result<()> {
+    rustix::io::write(reports, &[report])?;
+    Ok(())
 }
 
 /// Takes a step of the guardian. A failure or a panic ends only this step.
@@ -109,29 +176,11 @@ fn attempt<T>(step: impl FnOnce() -> io::Result<T>) -> Option<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(step)).ok().and_then(Result::ok)
 }
 
-/// Detaches the guardian from its caller, and reports that to the process that becomes isolate.
-fn detach_and_report(
-    lease: &RootLease,
-    watch: &RootWatch,
-    isolate: &OwnedFd,
-    call: GuardedCall<'_>,
-    report_ready: &OwnedFd,
-) -> io::Result<()> {
-    let mut kept = vec![watch.fd().as_raw_fd(), isolate.as_raw_fd(), report_ready.as_raw_fd()];
-    kept.push(call.supervisor.as_raw_fd());
-    kept.extend(call.box_lock.map(|lock| lock.as_raw_fd()));
-    kept.extend(lease.descriptors().iter().map(|fd| fd.as_raw_fd()));
-    detach_from_caller(&kept)?;
-    // Fails with EPIPE if the other process has ended already, for example because of an error.
-    rustix::io::write(report_ready, &[1])?;
-    Ok(())
-}
-
 /// Waits until isolate has ended and the kernel has unmounted the root everywhere. Kills processes of the sandbox that keep
 /// the root mounted. Returns false if the root's death was not detected: the root was never mounted, or is still in use.
 fn wait_for_death(
     lease: &RootLease,
-    watch: &RootWatch,
+    watch: Option<&RootWatch>,
     isolate: &OwnedFd,
     supervisor: BorrowedFd<'_>,
 ) -> bool {
@@ -140,7 +189,7 @@ fn wait_for_death(
     let _ = rustix::process::pidfd_send_signal(isolate, Signal::KILL);
     wait_for_end(&[isolate.as_fd()]);
     let is_dead = |wait| {
-        watch.dead(wait).unwrap_or_else(|_| {
+        watch.and_then(|watch| watch.dead(wait).ok()).unwrap_or_else(|| {
             std::thread::sleep(wait);
             false
         })
@@ -176,8 +225,8 @@ fn wait_for_end(processes: &[BorrowedFd<'_>]) {
     }
 }
 
-/// Drops everything inherited from the caller, so that the caller cannot reach this process.
-fn detach_from_caller(kept: &[RawFd]) -> io::Result<()> {
+/// Drops everything inherited from the caller besides descriptors, so that the caller cannot reach this process.
+fn detach_from_caller() -> io::Result<()> {
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
     rustix::thread::set_thread_groups(&[])?;
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
@@ -197,7 +246,7 @@ fn detach_from_caller(kept: &[RawFd]) -> io::Result<()> {
         let _ = rustix::process::setrlimit(resource, limit);
     }
     let _ = rustix::process::setpriority_process(None, 0);
-    close_all_but(kept)
+    Ok(())
 }
 
 /// Closes every descriptor except `kept`, and redirects the three standard streams to `/dev/null`.

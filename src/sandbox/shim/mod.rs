@@ -18,6 +18,7 @@
 
 mod caller;
 mod choice;
+mod control_groups;
 mod exec;
 mod guardian;
 mod host_commands;
@@ -146,6 +147,9 @@ pub enum ShimError {
     /// The call requests an image, but the process has no privileges.
     #[error("making a root requires root privileges: this program is neither run by root nor set-uid root")]
     Unprivileged,
+    /// The daemon runs, but does not answer the kernel.
+    #[error("the mount {} does not answer: its daemon is stopped or hangs", .0.display())]
+    MountHangs(PathBuf),
     /// The root could not be made.
     #[error(transparent)]
     Roots(#[from] RootsError),
@@ -204,6 +208,7 @@ impl ShimError {
             Self::NoIsolate(_) => ErrorCode::NoSandbox,
             Self::Untrusted { .. } => ErrorCode::Untrusted,
             Self::NoDaemon(_) => ErrorCode::NoDaemon,
+            Self::MountHangs(_) => ErrorCode::Timeout,
             Self::Unprivileged => ErrorCode::Permission,
             Self::Roots(error) => error.code(),
             Self::Store(error) => error.code(),
@@ -225,6 +230,7 @@ impl ShimError {
                 Some("set `path` in the table [isolate] of the configuration")
             }
             Self::NoDaemon(_) => Some("start a daemon with `rcx-imagefs mount DIR`"),
+            Self::MountHangs(_) => Some("look at the daemon with `rcx-imagefs status`"),
             Self::Unprivileged => Some("install the program set-uid: see rcx-imagefs-isolate(8)"),
             Self::Read(fault) => fault.hint(),
             Self::Roots(error) => error.hint(),

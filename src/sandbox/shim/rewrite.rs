@@ -93,7 +93,7 @@ impl CallRewrite {
             }
         }
         // A standard rule inside a directory that the caller replaces is omitted.
-        for (inside, outer) in [("./dev/shm", "./dev"), ("./proc/1", "./proc")] {
+        for (inside, outer) in [("./dev/shm", "./dev"), ("./dev/pts", "./dev"), ("./proc/1", "./proc")] {
             if is_unchanged(&standard, inside) && !is_unchanged(&standard, outer) {
                 standard.retain(|rule| rule.inside != inside);
             }

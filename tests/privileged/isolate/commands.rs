@@ -1,6 +1,9 @@
 //! Images that are chosen by the path of the command, and commands that stay on the host.
 
-use super::host::{Host, SandboxBox, stdout_of};
+use std::fs;
+
+use super::attempts::compile;
+use super::host::{Host, SandboxBox, all_isolates, stdout_of};
 
 /// A host whose isolate prints its arguments.
 fn host() -> Host {
@@ -23,6 +26,36 @@ fn refused(host: &Host, options: &[&str], command: &str) -> String {
 /// Whether isolate was called for a root.
 fn has_root(called: &str) -> bool {
     called.contains("--no-default-dirs\n")
+}
+
+/// A program that makes a pseudo-terminal, writes to it and prints its name.
+const OPEN_TERMINAL: &str = r#"
+#include <pty.h>
+#include <stdio.h>
+#include <unistd.h>
+int main(void) {
+    int master, slave;
+    char name[64] = "", byte = 0;
+    if (openpty(&master, &slave, name, NULL, NULL) != 0) { perror("openpty"); return 1; }
+    if (write(slave, "x", 1) != 1 || read(master, &byte, 1) != 1) { perror("write"); return 1; }
+    printf("%s %c\n", name, byte);
+    return 0;
+}
+"#;
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn program_in_an_image_can_open_a_terminal_of_its_own() {
+    for isolate in all_isolates() {
+        let host = Host::with_isolate(isolate.clone());
+        let sandbox = SandboxBox::new(&isolate);
+        let program = compile(&host.caller_dir, "terminal", OPEN_TERMINAL, &["-static", "-lutil"]);
+        fs::copy(program, sandbox.dir.join("terminal")).unwrap();
+        for _ in 0..2 {
+            assert_eq!(host.run(&sandbox, &[], "/box/terminal; ls /dev/pts"), "/dev/pts/0 x\nptmx\n");
+        }
+        host.assert_clean();
+    }
 }
 
 #[test]

@@ -98,8 +98,7 @@ fn sixteen_concurrent_isolate_calls_with_half_killed_leave_nothing() {
 ///
 /// - A process holds the root open from the moment it is mounted until the file `release` appears.
 /// - The supervisor's child ends only after that process has opened the root.
-/// - The guardian begins only after the supervisor's child has ended.
-const LATE_GUARDIAN: &str = r#"
+const ROOT_HOLDER: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -135,14 +134,13 @@ pid_t fork(void) {
         await("release");
         _exit(0);
     }
-    while (getppid() == parent) usleep(1000);
     return 0;
 }
 __attribute__((destructor)) static void wait_for_holder(void) { if (getpid() == supervised) await("held"); }
 "#;
 
 #[test]
-fn root_is_removed_although_the_call_fails_before_its_guardian_begins() {
+fn root_is_removed_although_it_is_still_in_use_when_the_call_fails() {
     let layer = tar(|tar| {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
@@ -156,7 +154,7 @@ fn root_is_removed_although_the_call_fails_before_its_guardian_begins() {
     let message = host.fails(&mut host.isolate(), &arguments);
     assert!(message.contains("covered"), "{message}");
 
-    let library = compile(&host.caller_dir, "late.so", LATE_GUARDIAN, &["-shared", "-fPIC"]);
+    let library = compile(&host.caller_dir, "holder.so", ROOT_HOLDER, &["-shared", "-fPIC"]);
     let mut command = host.command_as(0, "env");
     command.arg(format!("LD_PRELOAD={}", library.display()));
     command.arg(format!("TEST_ROOT={}", host.run_dir().join("root").display()));

@@ -9,6 +9,7 @@ mod attempts_files;
 mod attempts_images;
 mod commands;
 mod failures;
+mod guardian;
 mod kills;
 mod unreadable;
 mod worker;

@@ -17,6 +17,10 @@ pub(super) fn real_programs_run(runner: &Runner, image: &str) {
     assert_eq!(on_host(&runner.program.dir().join("compiled")).stdout, b"compiled\n");
     let numpy = "import numpy; print(numpy.arange(10).sum())";
     assert_eq!(runner.ok(image, &[], &["python3", "-c", numpy]), "45\n");
+    let terminal = "import os; master, slave = os.openpty(); os.write(slave, b'x'); \
+        print(os.read(master, 1), os.ttyname(slave), os.listdir('/dev/pts'))";
+    let seen = runner.ok(image, &[], &["python3", "-c", terminal]);
+    assert!(seen.starts_with("b'x' /dev/pts/0 ") && !seen.contains("'1'"), "{seen}");
     // The default command of the image is its interpreter.
     let script = runner.file("script.py", "print(6 * 7)\n");
     assert_eq!(runner.ok(image, &["--copy-in", &script, "--stdin", "script.py"], &[]), "42\n");

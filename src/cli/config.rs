@@ -12,7 +12,8 @@ use anyhow::Context as _;
 use serde::Deserialize;
 
 use super::engine::EngineChoice;
-use super::error::ConfigurationError;
+use super::error::{self, ConfigurationError};
+use crate::error::ErrorCode;
 use crate::image::{Platform, Reference};
 use crate::index::LayerLimits;
 use crate::registry::Mirror;
@@ -29,6 +30,8 @@ pub(super) const DEFAULT_PATH: &str = "/etc/rcx-imagefs/config.toml";
 pub(super) struct Config {
     /// Directory of the store.
     pub(super) store: Option<PathBuf>,
+    /// Group that may read the store: a name or a number.
+    store_group: Option<String>,
     /// Directory of the control socket and of roots.
     pub(super) run_dir: Option<PathBuf>,
     /// Registry of references without a host, instead of docker.io; names omit its host.
@@ -251,6 +254,18 @@ impl Config {
         self.mirrors.iter().map(parse).collect()
     }
 
+    /// The number of the group that may read the store. The group must exist, unless the key is a number.
+    pub(super) fn store_group(&self) -> anyhow::Result<Option<u32>> {
+        let Some(text) = &self.store_group else { return Ok(None) };
+        if let Ok(number) = text.parse() {
+            return Ok(Some(number));
+        }
+        let group = nix::unistd::Group::from_name(text).with_context(|| format!("store-group `{text}`"))?;
+        let missing =
+            || error::fail(ErrorCode::Configuration, format!("store-group `{text}` does not exist"));
+        group.map(|group| Some(group.gid.as_raw())).ok_or_else(missing)
+    }
+
     /// The platform to choose from multi-platform images.
     pub(super) fn platform(&self, flag: Option<&str>) -> anyhow::Result<Platform> {
         match flag.or(self.platform.as_deref()) {
@@ -288,7 +303,7 @@ mod tests {
         assert!(empty.default_registry.is_none());
         let full = Config::parse(
             "default-registry = 'reg.example:5000'\nmirrors.'index.docker.io' = ['mirror.example/hub', 'b:1']\nplain-http = ['a:1']\nplatform = 'linux/arm64'\n\
-             store = '/s'\nrun-dir = '/r'\n[limits]\nlayer-size-mib = 7\nlayer-ratio = 30\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
+             store = '/s'\nstore-group = '7'\nrun-dir = '/r'\n[limits]\nlayer-size-mib = 7\nlayer-ratio = 30\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
              [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\ninodes = '32bit'\n\
              [run]\nsandbox = 'bwrap'\nbox-ids = '5-7'\nbwrap-user = '1000:5'\nbwrap-image-user = true\n\
              [isolate]\npath = '/i'\nmountpoint = '/images'\nupper = 'tmpfs:64M'\nwritable = true\nhost-commands = ['/usr/bin/recodex-*']\n\
@@ -304,6 +319,7 @@ mod tests {
         assert_eq!(full.inodes(None).unwrap(), InodeWidth::Bits32);
         assert_eq!(full.inodes(Some(InodeWidth::Bits64)).unwrap(), InodeWidth::Bits64);
         assert_eq!(empty.inodes(None).unwrap(), InodeWidth::Bits64);
+        assert_eq!((full.store_group().unwrap(), empty.store_group().unwrap()), (Some(7), None));
         assert_eq!(full.mount.cache_mib, Some(64));
         assert_eq!(full.limits.layer(), LayerLimits { tar_bytes: 7 << 20, ratio: 30 });
         assert_eq!(empty.limits.layer(), LayerLimits::default());

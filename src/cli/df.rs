@@ -70,10 +70,9 @@ pub(super) fn run(context: &Context, args: &DfArgs) -> anyhow::Result<()> {
     let store = context.open_store()?;
     let usage = store.usage()?;
     let records = store.refs()?.images;
-    let layers_path = store.layers_path()?;
-    let unpacked = match layers_path.exists() {
-        true => LayerDirectories::open(&layers_path)?.sizes()?,
-        false => BTreeMap::new(),
+    let unpacked = match LayerDirectories::existing(&store)? {
+        Some(directories) => directories.sizes()?,
+        None => BTreeMap::new(),
     };
     let (_, unpacked_unused) = gc::unpacked_layers(context, &store, true, |_| true)?;
     let roots = tree_size(&context.homes(&store)?.path());

@@ -81,7 +81,7 @@ impl Context {
             Engine::Overlay2 => {
                 // The lease keeps `gc` from freeing the layers while they are unpacked.
                 let _lease = store.lease(None)?;
-                let directories = LayerDirectories::open(&store.layers_path()?)?;
+                let directories = LayerDirectories::open(store)?;
                 directories.lower(store, image.digest, &name, &show_progress)?
             }
             Engine::Unpack => {

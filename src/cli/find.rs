@@ -1,5 +1,6 @@
 //! Finds images of the store by name or digest.
 
+use super::catalog::Catalog;
 use super::{Context, error, suggestions};
 use crate::error::ErrorCode;
 use crate::image::{Reference, ReferenceError, Tag};
@@ -19,6 +20,11 @@ impl Context {
     /// Finds the image of a reference in the store. If a digest fits several names of one image, any of them is returned.
     pub(super) fn find(&self, store: &Store, text: &str) -> anyhow::Result<FoundImage> {
         self.find_in(&store.refs()?, text, |images| images.dedup_by_key(|image| image.digest))
+    }
+
+    /// The same for a user who may not be able to read the store.
+    pub(super) fn find_listed(&self, catalog: &Catalog, text: &str) -> anyhow::Result<FoundImage> {
+        self.find_in(&catalog.refs()?, text, |images| images.dedup_by_key(|image| image.digest))
     }
 
     /// The same, but a digest must fit only one name: for commands that change it.

@@ -75,7 +75,7 @@ struct GcJson {
 }
 
 pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
-    let store = context.open_store()?;
+    let store = context.change_store()?;
     let options = GcOptions { dry_run: args.dry_run, all_partials: args.partial };
     let kept = if args.untagged { images_in_use(context, &store)? } else { HashSet::new() };
     let forget =
@@ -165,10 +165,7 @@ pub(super) fn unpacked_layers(
     dry_run: bool,
     needed: impl Fn(&ImageRecord) -> bool,
 ) -> anyhow::Result<(u64, u64)> {
-    let path = store.layers_path()?;
-    if !path.exists() {
-        return Ok((0, 0));
-    }
+    let Some(directories) = LayerDirectories::existing(store)? else { return Ok((0, 0)) };
     let images = store.refs()?.images;
     let images: Vec<_> = images.iter().filter(|image| needed(image)).map(|image| image.digest).collect();
     let roots = context.roots(store)?;
@@ -187,5 +184,5 @@ pub(super) fn unpacked_layers(
         }
         Ok(Some(used))
     };
-    Ok(LayerDirectories::open(&path)?.collect(store, &images, used, dry_run)?)
+    Ok(directories.collect(store, &images, used, dry_run)?)
 }

@@ -3,9 +3,8 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::error::ErrorJson;
 use super::{Context, output};
-use crate::pipeline::read_manifest;
+use crate::pipeline::ImageSummary;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,29 +34,24 @@ struct ImageJson {
     /// Why the manifest cannot be read.
     error: Option<String>,
     /// The code of `error`.
-    code: Option<&'static str>,
+    code: Option<String>,
 }
 
 pub(super) fn run(context: &Context, args: &ImagesArgs) -> anyhow::Result<()> {
-    let store = context.open_store()?;
-    let images: Vec<ImageJson> = store
-        .refs()?
-        .images
+    let images: Vec<ImageJson> = context
+        .catalog()?
+        .images()?
         .into_iter()
-        .map(|image| {
-            let manifest = read_manifest(&store, &image.digest);
-            let size = manifest.as_ref().ok().map(|manifest| {
-                manifest.layers().iter().map(|layer| layer.size).sum::<u64>() + manifest.config().size
-            });
-            let error = manifest.as_ref().err().map(|error| ErrorJson::of(error));
+        .map(|ImageSummary { record, layers, blob_bytes, failure }| {
+            let (code, error) = failure.map(|failure| (failure.code, failure.message)).unzip();
             ImageJson {
-                name: context.familiar(&image.name),
-                tags: image.tags.iter().map(ToString::to_string).collect(),
-                digest: image.digest.to_string(),
-                layers: manifest.as_ref().ok().map(|manifest| manifest.layers().len()),
-                size,
-                code: error.as_ref().map(|error| error.code),
-                error: error.map(|error| error.message),
+                name: context.familiar(&record.name),
+                tags: record.tags.iter().map(ToString::to_string).collect(),
+                digest: record.digest.to_string(),
+                layers,
+                size: blob_bytes,
+                error,
+                code,
             }
         })
         .collect();

@@ -3,9 +3,9 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::error::ErrorJson;
 use super::{Context, STORED, output};
-use crate::pipeline::{open_layer, read_image};
+use crate::image::ImageConfig;
+use crate::pipeline::LayerDescription;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -59,48 +59,47 @@ struct LayerJson {
     /// Why the layer cannot be served.
     error: Option<String>,
     /// The code of `error`.
-    code: Option<&'static str>,
+    code: Option<String>,
 }
 
 pub(super) fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
-    let store = context.open_store()?;
-    let image = context.find(&store, &args.reference)?.image;
-    let documents = read_image(&store, &image.digest)?;
-    let (manifest, config) = (documents.manifest(), documents.config());
-    let layers = documents.layers().iter().map(|layer| {
-        let digest = layer.digest();
-        let open = open_layer(&store, digest);
-        let index = open.as_ref().ok().map(|open| open.index());
-        let error = open.as_ref().err().map(|error| ErrorJson::of(error));
+    let catalog = context.catalog()?;
+    let image = context.find_listed(&catalog, &args.reference)?.image;
+    let description = catalog.describe(image.digest)?;
+    // The daemon sends only the document.
+    let config = &ImageConfig::parse(description.config.to_string().as_bytes())?;
+    let layers = description.layers.into_iter().map(|layer| {
+        let LayerDescription { digest, diff_id, media_type, size, index, failure } = layer;
+        let (code, error) = failure.map(|failure| (failure.code, failure.message)).unzip();
         LayerJson {
-            digest: digest.to_string(),
-            diff_id: layer.diff_id().to_string(),
-            media_type: layer.descriptor().media_type.clone(),
-            size: layer.size(),
-            tar_size: index.map(|index| index.tar_size()),
-            entries: index.map(|index| index.len()),
-            spans: index.map(|index| index.span_count()),
-            index_size: index.map(|index| index.file_size()),
-            seekable_size: index.map(|index| index.seekable_size()),
-            code: error.as_ref().map(|error| error.code),
-            error: error.map(|error| error.message),
+            digest,
+            diff_id,
+            media_type,
+            size,
+            tar_size: index.map(|index| index.tar_size),
+            entries: index.map(|index| index.entries),
+            spans: index.map(|index| index.spans),
+            index_size: index.map(|index| index.file_size),
+            seekable_size: index.map(|index| index.seekable_size),
+            error,
+            code,
         }
     });
     let document = InspectJson {
         name: context.familiar(&image.name),
         tags: image.tags.iter().map(ToString::to_string).collect(),
         digest: image.digest.to_string(),
-        media_type: manifest.media_type().to_owned(),
+        media_type: description.media_type,
         index: image.index.map(|digest| digest.to_string()),
         platform: config.platform.to_string(),
         created: config.created.clone(),
         layers: layers.collect(),
-        config: config.raw.clone(),
+        config: description.config,
     };
     if args.json { output::json(&document) } else { print(&document, config) }
 }
 
-fn print(document: &InspectJson, config: &crate::image::ImageConfig) -> anyhow::Result<()> {
+fn print(document: &InspectJson, config: &ImageConfig) -> anyhow::Result<()> {
     let field = |name: &str, value: &str| match value {
         "" => Ok(()),
         value => output::line(format!("{name:<12}{value}")),

@@ -11,7 +11,6 @@ use super::{Context, output, progress};
 use crate::image::Reference;
 use crate::import::Archive;
 use crate::pipeline::{LoadJob, LoadedImages, load};
-use crate::store::Store;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,7 +49,7 @@ pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
     let platform = context.config.platform(args.platform.as_deref())?;
     let name = args.name.as_deref().map(Reference::from_archive).transpose()?;
     let at = || format!("load {}", args.path.display());
-    Store::exists(&context.store)?;
+    context.check_store()?;
     let mut archive = Archive::open(&args.path, &platform).with_context(at)?;
     let refused = archive.take_refused();
     // Create a store only when there is something to store: its path may be mistyped.

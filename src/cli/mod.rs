@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, and the context that they share.
 
+mod catalog;
 mod completions;
 mod config;
 mod config_check;
@@ -51,7 +52,7 @@ use crate::image::Name;
 use crate::registry::{PlainHttp, RegistryOptions};
 use crate::roots::{HomesLocation, Roots};
 use crate::sandbox::{Boxes, find_isolate};
-use crate::store::{DaemonInfo, Store};
+use crate::store::{DaemonInfo, ModeChange, Store};
 
 pub use shim::stand_in_for_isolate;
 
@@ -208,14 +209,50 @@ impl Context {
         Ok(RegistryOptions { plain_http, mirrors: self.config.mirrors()?, ..RegistryOptions::default() })
     }
 
-    /// Opens the store, which must exist.
+    /// Opens the store, which must exist, for reading.
     fn open_store(&self) -> anyhow::Result<Store> {
-        Ok(Store::open(&self.store)?.with_layer_limits(self.config.limits.layer()))
+        let store = Store::open(&self.store)?;
+        // Whoever can write to a store can also make root show and run anything.
+        if store.is_writable_by_others()? {
+            self.make_private(&store)?;
+            store.require_trusted()?;
+        }
+        Ok(store.with_layer_limits(self.config.limits.layer()))
     }
 
-    /// Opens the store, or creates it.
+    /// Opens the store, which must exist, for a command that changes it.
+    fn change_store(&self) -> anyhow::Result<Store> {
+        let store = self.open_store()?;
+        store.require_write_access()?;
+        self.make_private(&store)?;
+        Ok(store)
+    }
+
+    /// Fails if [`Self::make_store`] would fail after long work. Creates nothing.
+    fn check_store(&self) -> anyhow::Result<()> {
+        if Store::exists(&self.store)? {
+            Store::open(&self.store)?.require_write_access()?;
+        }
+        Ok(())
+    }
+
+    /// Opens the store for a command that changes it, or creates it.
     fn make_store(&self) -> anyhow::Result<Store> {
-        Ok(Store::open_or_create(&self.store)?.with_layer_limits(self.config.limits.layer()))
+        let store = Store::open_or_create(&self.store)?;
+        self.make_private(&store)?;
+        Ok(store.with_layer_limits(self.config.limits.layer()))
+    }
+
+    /// Takes the access to the store from other users, and tells the user if they had any: version 0.1 gave it to all.
+    fn make_private(&self, store: &Store) -> anyhow::Result<()> {
+        if let Some(ModeChange { before, after }) = store.make_private(self.config.store_group()?)? {
+            tracing::warn!(
+                "other users had access to the store {} and so to the content of all images (mode {before:04o}); it is \
+                 private now (mode {after:04o}): see rcx-imagefs-store(7)",
+                store.path().display()
+            );
+        }
+        Ok(())
     }
 
     /// Returns the daemon that serves the store. It must be running.
@@ -244,11 +281,12 @@ impl Context {
     /// Returns the boxes of runs.
     fn boxes(&self, store: &Store) -> anyhow::Result<Boxes> {
         let isolate = find_isolate(self.config.isolate.path.as_deref());
-        Ok(Boxes::new(&self.run_dir, &store.boxes_path()?, isolate))
+        Ok(Boxes::new(&self.run_dir, store.private_dir()?, isolate))
     }
 
     /// Returns the roots of this host.
     fn roots(&self, store: &Store) -> anyhow::Result<Roots> {
+        store.require_trusted()?;
         Ok(Roots::open(&self.homes(store)?, &self.run_dir)?.with_inodes(self.config.inodes(None)?))
     }
 

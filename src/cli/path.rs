@@ -40,12 +40,12 @@ struct PathJson {
 }
 
 pub(super) fn run(context: &Context, args: &PathArgs) -> anyhow::Result<()> {
-    let store = context.open_store()?;
-    let found = context.find(&store, &args.reference)?;
-    let daemon = context.daemon(&store)?;
+    let catalog = context.catalog()?;
+    let found = context.find_listed(&catalog, &args.reference)?;
+    let mountpoint = catalog.mountpoint(context)?;
     let canonical = format!("{}@{}", context.familiar(&found.image.name), found.image.digest);
-    let alias = daemon.mountpoint.join(canonical.replace(':', "-"));
-    let path = daemon.mountpoint.join(&canonical);
+    let alias = mountpoint.join(canonical.replace(':', "-"));
+    let path = mountpoint.join(&canonical);
     if args.json {
         return output::json(&PathJson {
             path: path.to_string_lossy().into_owned(),

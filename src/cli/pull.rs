@@ -13,7 +13,6 @@ use super::{Context, REFERENCE, output, progress, suggestions};
 use crate::image::Reference;
 use crate::pipeline::{ProgressSink, PullJob, StoredImage, pull};
 use crate::registry::{Registry, RegistryOptions};
-use crate::store::Store;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -113,7 +112,7 @@ pub(super) fn run(context: &Context, args: &PullArgs) -> anyhow::Result<()> {
         }
         references.extend(listed);
     }
-    Store::exists(&context.store)?;
+    context.check_store()?;
     let options = RegistryOptions { platform, ..context.registry_options(args.plain_http)? };
     // One client for all references: they share connections and tokens.
     let registry = Arc::new(Registry::new(options)?);

@@ -52,7 +52,7 @@ enum RemovedItem {
 }
 
 pub(super) fn run(context: &Context, args: &RmArgs) -> anyhow::Result<()> {
-    let store = context.open_store()?;
+    let store = context.change_store()?;
     let mut failures = Failures::new(args.references.len());
     let items = args.references.iter().map(|text| match remove(context, &store, args, text) {
         Ok(removed) => RemovedItem::Removed(removed),

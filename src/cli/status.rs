@@ -1,15 +1,9 @@
 //! `status`: shows the state of the daemon.
 
-use std::time::Duration;
-
 use clap::Args;
 
-use super::{Context, error, output};
-use crate::daemon::{ControlRequest, ControlResponse, DaemonStatus, ask};
-use crate::error::ErrorCode;
-
-/// How long to wait for the daemon's answer.
-const DEADLINE: Duration = Duration::from_secs(5);
+use super::{Context, output};
+use crate::daemon::DaemonStatus;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,15 +22,7 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn run(context: &Context, args: &StatusArgs) -> anyhow::Result<()> {
-    let store = context.open_store()?;
-    let daemon = context.daemon(&store)?;
-    let status = match ask(&daemon.socket, ControlRequest::Status, DEADLINE)? {
-        ControlResponse::Status(status) => status,
-        other => {
-            let message = format!("unexpected answer from the daemon to a status request: {other:?}");
-            return Err(error::fail(ErrorCode::DaemonRefused, message));
-        }
-    };
+    let status = context.catalog()?.status(context)?;
     if args.json {
         return output::json(&status);
     }

@@ -49,7 +49,7 @@ pub(super) fn run(context: &Context, args: &TagArgs) -> anyhow::Result<()> {
         let message = format!("`{}` has a digest; a new name consists of NAME and TAG", args.name);
         return Err(error::fail(ErrorCode::Reference, message));
     }
-    let store = context.open_store()?;
+    let store = context.change_store()?;
     // The lease keeps `gc` from freeing the image if another process removes its last name meanwhile.
     let _lease = store.lease(None)?;
     let image = context.find(&store, &args.reference)?.image;

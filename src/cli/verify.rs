@@ -240,11 +240,8 @@ impl StoreCheck<'_> {
 
     /// Compares the unpacked layers of an image, if any, with the image.
     fn directories(&mut self, image: &OpenImage) -> anyhow::Result<bool> {
-        let path = self.store.layers_path()?;
-        if !path.exists() {
-            return Ok(true);
-        }
-        let differences = LayerDirectories::open(&path)?.verify(image, self.deep)?;
+        let Some(directories) = LayerDirectories::existing(self.store)? else { return Ok(true) };
+        let differences = directories.verify(image, self.deep)?;
         for difference in &differences {
             let problem = format!("unpacked layer: {difference}");
             if !self.report.problems.contains(&problem) {

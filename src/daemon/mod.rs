@@ -14,5 +14,5 @@ pub use control::{ControlError, ask, ask_with_protocol};
 pub use error::DaemonError;
 pub use listener::ControlListener;
 pub use protocol::{ControlRequest, ControlResponse, MessageForm, PROTOCOL, decode_answer, decode_request};
-pub use server::{ServeOptions, refresh, serve};
+pub use server::{ServeOptions, control_socket, refresh, serve};
 pub use status::DaemonStatus;

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::status::DaemonStatus;
 use crate::fuse::{AccountMark, ReadFailureReport};
+use crate::image::ManifestDigest;
+use crate::pipeline::{ImageDescription, ImageSummary, ReadFailureText};
 
 /// The protocol of this version.
 pub const PROTOCOL: u32 = 2;
@@ -31,6 +33,13 @@ pub enum ControlRequest {
     Status,
     /// Makes the mount show the current content of the store. The daemon answers once it does.
     Refresh,
+    /// Asks for the images of the store. For users who may not read the store, as is the next request.
+    Images,
+    /// Asks for the description of an image of the store.
+    Image {
+        /// The digest of its manifest.
+        digest: ManifestDigest,
+    },
     /// Asks for the reads that failed since a mark.
     ReadFailures {
         /// The sequence number of the mark.
@@ -49,6 +58,12 @@ pub enum ControlResponse {
     Status(Box<DaemonStatus>),
     /// Answers [`ControlRequest::Refresh`].
     Refreshed,
+    /// Answers [`ControlRequest::Images`].
+    Images(Vec<ImageSummary>),
+    /// Answers [`ControlRequest::Image`].
+    Image(Box<ImageDescription>),
+    /// Answers [`ControlRequest::Image`] for an image that cannot be read.
+    UnreadableImage(ReadFailureText),
     /// Answers [`ControlRequest::ReadFailures`].
     ReadFailures(ReadFailureReport),
     /// The request failed or is malformed.
@@ -101,7 +116,7 @@ pub(super) fn encode_request(form: MessageForm, request: ControlRequest) -> Opti
         ControlRequest::Ping => Some(BareRequest::Ping),
         ControlRequest::Status => Some(BareRequest::Status),
         ControlRequest::Refresh => Some(BareRequest::Refresh),
-        ControlRequest::ReadFailures { .. } => None,
+        ControlRequest::Images | ControlRequest::Image { .. } | ControlRequest::ReadFailures { .. } => None,
     };
     match form {
         MessageForm::Bare => bare.map(|bare| line(&bare)),
@@ -135,7 +150,12 @@ pub(super) fn encode_answer(form: MessageForm, answer: ControlResponse) -> Vec<u
             ControlResponse::Pong(_) => BareAnswer::Pong,
             ControlResponse::Status(status) => BareAnswer::Status(status),
             ControlResponse::Refreshed => BareAnswer::Refreshed,
-            ControlResponse::ReadFailures(_) => BareAnswer::Error("protocol 1 has no such answer".to_owned()),
+            ControlResponse::Images(_)
+            | ControlResponse::Image(_)
+            | ControlResponse::UnreadableImage(_)
+            | ControlResponse::ReadFailures(_) => {
+                BareAnswer::Error("protocol 1 has no such answer".to_owned())
+            }
             ControlResponse::Error(message) => BareAnswer::Error(message),
         }),
     }
@@ -170,6 +190,9 @@ fn line(message: &impl Serialize) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::fuse::ReadFailure;
+    use crate::image::{Digest, media};
+    use crate::pipeline::{IndexDescription, LayerDescription};
+    use crate::store::ImageRecord;
 
     /// The answer of a daemon of version 0.1 to `"status"`, as recorded.
     const STATUS_0_1: &str = r#"{"status":{"version":"0.1.0","pid":28751,"mountpoint":"/images","store":"/var/lib/rcx-imagefs","uptime_seconds":3,"threads":4,"filesystem":{"published":1,"open":["lab/a@sha256:12",null],"failed":[],"layers":0,"cache":{"hits":0,"misses":0,"waits":0,"decodes":0,"failures":0,"evictions":0,"spans":0,"bytes":0,"capacity":268435456}},"requests":{"READ":7},"errors":0,"panics":0}}"#;
@@ -236,13 +259,36 @@ mod tests {
 
     #[test]
     fn messages_survive_encoding_and_decoding() {
-        for request in [ControlRequest::Ping, ControlRequest::ReadFailures { since: 7 }] {
+        let digest = ManifestDigest::new(Digest::of(b"manifest"));
+        for request in [
+            ControlRequest::Ping,
+            ControlRequest::Images,
+            ControlRequest::Image { digest },
+            ControlRequest::ReadFailures { since: 7 },
+        ] {
             let line = encode_request(MessageForm::Enveloped, request).unwrap();
             assert_eq!(decode_request(&line), (MessageForm::Enveloped, Ok(request)));
         }
         let mark = AccountMark { instance: 5, sequence: 9, pid_namespace: 3 };
         let failures = vec![ReadFailure { sequence: 9, pid: 3, ..ReadFailure::default() }];
+        let failure = ReadFailureText { code: "no-blob".to_owned(), message: "gone".to_owned() };
+        let record = ImageRecord {
+            name: "docker.io/library/python".parse().unwrap(),
+            digest,
+            tags: vec!["3.12".parse().unwrap()],
+            media_type: media::OCI_MANIFEST.to_owned(),
+            size: 7,
+            platform: Some("linux/arm/v7".parse().unwrap()),
+            index: Some(digest),
+        };
+        let listed = ImageSummary { record, layers: None, blob_bytes: None, failure: Some(failure.clone()) };
+        let layer =
+            LayerDescription { index: Some(IndexDescription::default()), ..LayerDescription::default() };
+        let description = ImageDescription { layers: vec![layer], ..ImageDescription::default() };
         for answer in [
+            ControlResponse::Images(vec![listed]),
+            ControlResponse::Image(Box::new(description)),
+            ControlResponse::UnreadableImage(failure),
             ControlResponse::Pong(mark),
             ControlResponse::ReadFailures(ReadFailureReport { mark, lost: 1, failures }),
         ] {

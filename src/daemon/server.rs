@@ -19,10 +19,13 @@ use super::listener::ControlListener;
 use super::protocol::{ControlRequest, ControlResponse};
 use super::status::DaemonStatus;
 use super::watch::StoreWatch;
+use crate::error::chain_text;
 use crate::fs::{FsOptions, ImageFs, ImageSource, LoadError};
 use crate::fuse::{self, CacheInvalidator, ReadAccounts, RequestCounters, UnmountResult};
+use crate::image::ManifestDigest;
 use crate::os::{AtPath as _, ignore_poison};
-use crate::store::{DaemonInfo, Store, StoreError};
+use crate::pipeline::{describe_image, list_images};
+use crate::store::{DaemonInfo, Refs, Store, StoreError};
 
 /// Name of the control socket in the run directory.
 const SOCKET: &str = "control.sock";
@@ -49,6 +52,12 @@ pub struct ServeOptions {
     pub allow_nonempty: bool,
     /// Settings of the filesystem.
     pub fs: FsOptions,
+}
+
+/// The control socket of the daemon with this run directory.
+#[must_use]
+pub fn control_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join(SOCKET)
 }
 
 /// Makes the daemon that serves `store`, if any, show the current content of the store, and waits until it does.
@@ -97,7 +106,7 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("cannot handle SIGINT"))?;
     let run_dir = &options.run_dir;
     crate::os::make_directories(run_dir, rustix::fs::Mode::from_raw_mode(0o755))?;
-    let socket = run_dir.canonicalize().at("resolve run directory", run_dir)?.join(SOCKET);
+    let socket = control_socket(&run_dir.canonicalize().at("resolve run directory", run_dir)?);
     let mountpoint = &options.mountpoint;
     let info = DaemonInfo {
         pid: std::process::id(),
@@ -135,7 +144,7 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
         refreshing: Mutex::new(()),
         started: Instant::now(),
         info: DaemonInfo { mountpoint: mounted.mount.path().to_owned(), ..info },
-        store: store.path().to_owned(),
+        store: store.clone(),
         threads,
     });
     info!(store = %store.path().display(), mountpoint = %mounted.mount.path().display(), %threads, "serving");
@@ -211,7 +220,7 @@ struct Daemon {
     refreshing: Mutex<()>,
     started: Instant,
     info: DaemonInfo,
-    store: PathBuf,
+    store: Store,
     threads: NonZeroUsize,
 }
 
@@ -220,6 +229,11 @@ impl Daemon {
         match request {
             ControlRequest::Ping => ControlResponse::Pong(self.accounts.mark()),
             ControlRequest::Status => ControlResponse::Status(Box::new(self.status())),
+            ControlRequest::Images => match list_images(&self.store) {
+                Ok(images) => ControlResponse::Images(images),
+                Err(error) => ControlResponse::Error(chain_text(&error)),
+            },
+            ControlRequest::Image { digest } => self.image(digest),
             ControlRequest::ReadFailures { since } => {
                 ControlResponse::ReadFailures(self.accounts.failures_since(since))
             }
@@ -229,6 +243,19 @@ impl Daemon {
                     ControlResponse::Error(format!("cannot read the references of the store: {error}"))
                 }
             },
+        }
+    }
+
+    /// Describes an image that has a name. The digest of any other document in the store must not lead to its content.
+    fn image(&self, digest: ManifestDigest) -> ControlResponse {
+        let is_named = |refs: Refs| refs.images.iter().any(|image| image.digest == digest);
+        match self.store.refs().map(is_named) {
+            Ok(true) => match describe_image(&self.store, &digest) {
+                Ok(description) => ControlResponse::Image(Box::new(description)),
+                Err(error) => ControlResponse::UnreadableImage((&error).into()),
+            },
+            Ok(false) => ControlResponse::Error(format!("no image in the store has the digest {digest}")),
+            Err(error) => ControlResponse::Error(chain_text(&error)),
         }
     }
 
@@ -246,7 +273,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: self.info.pid,
             mountpoint: self.info.mountpoint.clone(),
-            store: self.store.clone(),
+            store: self.store.path().to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
             threads: self.threads.get(),
             filesystem: self.fs.status(),

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::path_error::{AtPath as _, PathError};
@@ -28,11 +28,9 @@ pub struct UntrustedPart {
 
 /// Makes a directory with this mode, whatever the umask; returns false if the name exists.
 ///
-/// Another user must not be able to write to `parent`: the mode is set by name.
-///
 /// # Errors
 ///
-/// Those of mkdirat(2), except `EEXIST`, and of fchmodat(2).
+/// Those of mkdirat(2), except `EEXIST`, and of openat(2) and fchmod(2) for the new directory.
 pub fn make_directory(
     parent: impl AsFd,
     name: impl rustix::path::Arg + Copy,
@@ -42,7 +40,9 @@ pub fn make_directory(
         Err(Errno::EXIST) => return Ok(false),
         result => result?,
     }
-    rustix::fs::chmodat(&parent, name, mode, AtFlags::empty())?;
+    // Through a descriptor: another user who may write to `parent` could put a link in place of the directory.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::fchmod(rustix::fs::openat(&parent, name, flags, Mode::empty())?, mode)?;
     Ok(true)
 }
 

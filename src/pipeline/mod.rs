@@ -4,6 +4,7 @@
 //! last step, one write of `index.json`, makes the image visible. Until then nothing refers to the new blobs, and an error
 //! leaves all other images unchanged.
 
+mod describe;
 mod layer;
 mod load;
 mod node_path;
@@ -13,6 +14,10 @@ mod pull;
 use std::fmt;
 use std::sync::Arc;
 
+pub use describe::{
+    ImageDescription, ImageSummary, IndexDescription, LayerDescription, ReadFailureText, describe_image,
+    list_images,
+};
 pub use load::{FailedImage, LoadJob, LoadedImages, load};
 pub use node_path::{FoundNode, NodePathError};
 pub use open::{OpenImage, open_image, open_layer, read_image, read_manifest, verified_diff_ids};

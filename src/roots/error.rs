@@ -11,6 +11,7 @@ use crate::error::ErrorCode;
 use crate::image::ManifestDigest;
 use crate::os::PathError;
 use crate::pipeline::PipelineError;
+use crate::store::StoreError;
 use crate::tree::MergeError;
 use crate::unpack::UnpackError;
 
@@ -161,6 +162,9 @@ pub enum RootsError {
         /// The processes and their programs, as far as `/proc` shows them.
         by: Vec<(Pid, String)>,
     },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// An image in the store cannot be opened.
     #[error("cannot open image {image}")]
     StoredImage {
@@ -236,6 +240,7 @@ impl RootsError {
             Self::Exists(_) => ErrorCode::Exists,
             Self::Missing(_) => ErrorCode::NoRoot,
             Self::Locked(_) | Self::InUse { .. } | Self::Alive(_) => ErrorCode::InUse,
+            Self::Store(error) => error.code(),
             Self::StoredImage { source, .. } => source.code(),
             Self::Merge { source, .. } => source.code(),
             Self::Copy { source, .. } | Self::Unpack { source, .. } => source.code(),
@@ -262,6 +267,7 @@ impl RootsError {
             Self::NoQuota { .. } => Some(
                 "use `tmpfs:SIZE`, or put the uppers on ext4 or XFS with project quotas (mount option `prjquota`)",
             ),
+            Self::Store(error) => error.hint(),
             Self::InUse { .. } => {
                 Some("`--force` detaches the root; its files are removed once no process uses it")
             }

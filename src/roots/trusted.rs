@@ -1,4 +1,4 @@
-//! Directories of roots that another user could change are refused: root mounts them and removes files in them.
+//! Directories of roots and boxes that another user could change are refused: root mounts them and removes files in them.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::os::{AtPath as _, foreign_owner, foreign_writers};
 /// # Errors
 ///
 /// [`RootsError::Untrusted`], also for a link.
-pub(super) fn open_trusted(parent: BorrowedFd<'_>, name: &str, path: &Path) -> Result<OwnedFd, RootsError> {
+pub(crate) fn open_trusted(parent: BorrowedFd<'_>, name: &str, path: &Path) -> Result<OwnedFd, RootsError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
         Err(Errno::LOOP | Errno::NOTDIR) => {

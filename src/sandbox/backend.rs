@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Gid, Uid};
 
 use super::User;
+use super::box_directories::BoxDirectories;
 use super::box_lock::BoxRecord;
 use super::environment::Variable;
 use super::error::SandboxError;
@@ -61,7 +62,7 @@ pub(super) struct BoxRequest<'a> {
     /// The locked file of the box. The box stays locked while any process has this file open.
     pub(super) lock: &'a File,
     /// The directory that contains the boxes of backends other than isolate.
-    pub(super) directories: &'a Path,
+    pub(super) directories: &'a BoxDirectories,
     pub(super) spec: &'a RunSpec,
     /// The user that the program runs as.
     pub(super) user: User,

@@ -4,16 +4,16 @@
 //! their holder dies, and the file records what the holder has made. A sweep cleans every box that has a file and no lock
 //! holder. A run that has cleaned up removes the file just before it releases the lock.
 
-use std::fs;
-use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use super::box_directories::{BoxDirectories, numbers_in};
 use super::box_lock::{BoxLock, BoxRecord, lock_directory};
 use super::box_locks::BoxLocks;
 use super::error::SandboxError;
-use super::{bwrap, isolate};
+use super::isolate;
 use crate::os::{AtPath as _, NamedLock, Sharing};
 use crate::roots::processes_with_mount;
 
@@ -57,19 +57,20 @@ pub struct Boxes {
     /// The program that made boxes of isolate.
     isolate: Option<PathBuf>,
     /// The directory that contains the boxes of backends other than isolate.
-    directories: PathBuf,
+    directories: BoxDirectories,
 }
 
 impl Boxes {
     /// Returns the boxes of a run directory. `isolate` is the program that cleans boxes of isolate. Backends other than isolate
-    /// make their boxes in `directories`.
+    /// make their boxes in a subdirectory of the open directory `parent`, which is given with its path.
     #[must_use]
-    pub fn new(run_dir: &Path, directories: &Path, isolate: Option<PathBuf>) -> Self {
-        Self { locks: BoxLocks::new(run_dir), isolate, directories: directories.to_owned() }
+    pub fn new(run_dir: &Path, parent: (OwnedFd, PathBuf), isolate: Option<PathBuf>) -> Self {
+        let directories = BoxDirectories::below(parent.0, &parent.1);
+        Self { locks: BoxLocks::new(run_dir), isolate, directories }
     }
 
     /// Returns the directory that contains the boxes of backends other than isolate.
-    pub(super) fn directories(&self) -> &Path {
+    pub(super) fn directories(&self) -> &BoxDirectories {
         &self.directories
     }
 
@@ -133,9 +134,12 @@ impl Boxes {
     /// The directories of boxes cannot be read.
     pub fn sweep(&self, timeout: Duration) -> Result<usize, SandboxError> {
         let mut swept = 0;
-        self.locks.open(false)?;
-        let locks = numbers(self.locks.path())?.into_iter().map(|id| (id, false));
-        let directories = numbers(&self.directories)?.into_iter().map(|id| (id, true));
+        let locks = match self.locks.open(false)? {
+            Some(locks) => numbers_in(&locks, self.locks.path())?,
+            None => Vec::new(),
+        };
+        let locks = locks.into_iter().map(|id| (id, false));
+        let directories = self.directories.numbers()?.into_iter().map(|id| (id, true));
         for (id, create) in locks.chain(directories) {
             // Do not make the file of a box that was released meanwhile: the next run in the box would find it locked.
             let mut lock = match self.locks.lock(id, create, Duration::ZERO) {
@@ -189,26 +193,12 @@ impl Boxes {
         } else if let Some(BoxRecord::Isolate { .. }) = &record {
             return Err(SandboxError::Missing("isolate"));
         }
-        let directory = lock_free(&self.directories.join(lock.id().to_string()))?;
+        let directory = lock_free(&self.directories.path_of(lock.id()))?;
         if directory.is_some() {
-            bwrap::remove_directory(&self.directories, lock.id())?;
+            self.directories.remove(lock.id())?;
         }
         Ok(record.is_some() || directory.is_some())
     }
-}
-
-/// Returns the names in a directory that are numbers; none if the directory does not exist.
-fn numbers(directory: &Path) -> Result<Vec<u32>, SandboxError> {
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.at("list", directory)?,
-    };
-    let mut numbers = Vec::new();
-    for entry in entries {
-        let name = entry.at("list", directory)?.file_name();
-        numbers.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
-    }
-    Ok(numbers)
 }
 
 /// Logs that the box of a killed run stays for the next sweep.
@@ -223,11 +213,15 @@ fn log_unclean(id: u32, error: &SandboxError) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::sandbox::User;
 
     fn test_boxes() -> (tempfile::TempDir, Boxes) {
         let dir = tempfile::tempdir().unwrap();
-        let boxes = Boxes::new(&dir.path().join("run"), &dir.path().join("made"), None);
+        let parent = fs::File::open(dir.path()).unwrap().into();
+        let boxes = Boxes::new(&dir.path().join("run"), (parent, dir.path().to_owned()), None);
         (dir, boxes)
     }
 
@@ -237,9 +231,7 @@ mod tests {
 
     fn take(boxes: &Boxes, requested: Option<u32>, range: &str) -> Result<(BoxLock, PathBuf), SandboxError> {
         boxes.take(requested, range.parse()?, &bwrap_record(), |lock| {
-            let path = boxes.directories.join(lock.id().to_string());
-            fs::create_dir_all(&path).unwrap();
-            Ok(path)
+            Ok(boxes.directories.make(lock.id(), User::default())?)
         })
     }
 
@@ -263,10 +255,10 @@ mod tests {
         assert!(matches!(take(&boxes, Some(5), "7-8"), Err(SandboxError::BoxInUse(5))));
         fs::write(path.join("file"), "x").unwrap();
         for lock in [first, second] {
-            bwrap::remove_directory(&boxes.directories, lock.id()).unwrap();
+            boxes.directories.remove(lock.id()).unwrap();
             lock.release().unwrap();
         }
-        for name in ["run/boxes", "made"] {
+        for name in ["run/boxes", "boxes"] {
             assert_eq!(fs::read_dir(dir.path().join(name)).unwrap().count(), 0, "{name}");
         }
         assert_eq!(take(&boxes, Some(5), "7-8").unwrap().0.id(), 5);
@@ -277,16 +269,12 @@ mod tests {
         let (_dir, boxes) = test_boxes();
         let make = |lock: &BoxLock| match lock.id() {
             id @ 5 => Err(SandboxError::BoxTaken { id, message: "already exists".to_owned() }),
-            id => {
-                let path = boxes.directories.join(id.to_string());
-                fs::create_dir_all(&path).unwrap();
-                Ok(path)
-            }
+            id => Ok(boxes.directories.make(id, User::default())?),
         };
         let range: BoxRange = "5-6".parse().unwrap();
         let (lock, path) = boxes.take(None, range, &bwrap_record(), make).unwrap();
-        assert_eq!(path, boxes.directories.join("6"));
-        bwrap::remove_directory(&boxes.directories, 6).unwrap();
+        assert_eq!(path, boxes.directories.path_of(6));
+        boxes.directories.remove(6).unwrap();
         lock.release().unwrap();
         let error = boxes.take(Some(5), range, &bwrap_record(), make).unwrap_err();
         assert_eq!(error.to_string(), "box 5: already exists");
@@ -300,11 +288,12 @@ mod tests {
         drop(take(&boxes, Some(5), "5-6").unwrap());
         let (live, path) = take(&boxes, Some(6), "5-6").unwrap();
         // A directory whose lock file is gone, as after a reboot.
-        fs::create_dir_all(dir.path().join("made/7/deep")).unwrap();
+        fs::create_dir_all(dir.path().join("boxes/7/deep")).unwrap();
         assert_eq!(boxes.sweep(EXIT_TIMEOUT).unwrap(), 2);
         assert!(path.exists());
-        assert_eq!(numbers(&dir.path().join("made")).unwrap(), [6]);
-        assert_eq!(numbers(&dir.path().join("run/boxes")).unwrap(), [live.id()]);
+        assert_eq!(boxes.directories.numbers().unwrap(), [6]);
+        let locks = boxes.locks.open(false).unwrap().unwrap();
+        assert_eq!(numbers_in(&locks, boxes.locks.path()).unwrap(), [live.id()]);
         // The next run can take a dead box without a sweep.
         drop(take(&boxes, Some(5), "5-6").unwrap());
         take(&boxes, Some(5), "5-6").unwrap();
@@ -355,7 +344,7 @@ mod tests {
                             Ok((lock, _)) => {
                                 use std::sync::atomic::Ordering::SeqCst;
                                 assert!(!inside.swap(true, SeqCst));
-                                bwrap::remove_directory(&boxes.directories, 5).unwrap();
+                                boxes.directories.remove(5).unwrap();
                                 inside.store(false, SeqCst);
                                 lock.release().unwrap();
                                 count += 1;

@@ -18,6 +18,7 @@ pub mod isolate;
 pub mod shim;
 
 mod backend;
+mod box_directories;
 mod box_lock;
 mod box_locks;
 mod boxes;

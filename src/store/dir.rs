@@ -3,10 +3,15 @@
 //! A file receives its final name only when its content is on disk: it is written below `tmp/`, synced and renamed; then its
 //! directory is synced. A crash between two steps leaves the old state and perhaps a leftover file below `tmp/`.
 //! The writer holds a lock (flock) on its temporary file, so an unlocked file is a leftover.
+//!
+//! Root may use the store of another user, who can put links in place of everything in it. So the store's directory is opened
+//! once, everything in it is reached through descriptors and without following links, and modes are set through descriptors.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,15 +29,27 @@ pub(super) struct Dir {
 }
 
 impl Dir {
-    /// Opens the store's own directory. Follows symlinks, since the user chose the path.
+    /// Opens the store's own directory. Follows a symlink in its place only if it belongs to root or the effective user.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match rustix::fs::open(path, flags, Mode::empty()) {
+        let opened = match rustix::fs::open(path, flags | OFlags::NOFOLLOW, Mode::empty()) {
+            Err(Errno::LOOP | Errno::NOTDIR) => match trusted_link_target(path)? {
+                Some(target) => rustix::fs::open(target, flags, Mode::empty()),
+                None => Err(Errno::NOTDIR),
+            },
+            opened => opened,
+        };
+        match opened {
             Ok(fd) => Ok(Self { fd, path: path.to_owned() }),
             Err(Errno::NOENT) => Err(StoreError::Missing { path: path.to_owned() }),
             Err(Errno::NOTDIR) => {
                 Err(StoreError::WrongFileType { path: path.to_owned(), expected: "directory" })
             }
+            // The directory may be private. Otherwise, a directory above it is.
+            Err(errno @ Errno::ACCESS) => Err(match rustix::fs::stat(path) {
+                Ok(stat) => StoreError::private(path, &stat, errno),
+                Err(_) => PathError::new("open", path, errno).into(),
+            }),
             Err(errno) => Err(PathError::new("open", path, errno).into()),
         }
     }
@@ -51,24 +68,50 @@ impl Dir {
         }
     }
 
-    /// Opens a directory in this one, creating it if missing.
+    /// Opens a directory in this one, creating it if missing. A new directory has this mode, whatever the umask.
     pub(super) fn make_sub(&self, name: &str, mode: u32) -> Result<Self, StoreError> {
         if let Some(dir) = self.sub(name)? {
             return Ok(dir);
         }
         let path = self.path.join(name);
-        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
-            Ok(()) => self.sync()?,
-            Err(Errno::EXIST) => {}
+        let is_new = match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
             Err(errno) => return Err(PathError::new("create", path, errno).into()),
+        };
+        let dir = self.sub(name)?.ok_or_else(|| PathError::new("open", path, Errno::NOENT))?;
+        if is_new {
+            dir.set_mode(mode)?;
+            self.sync()?;
         }
-        self.sub(name)?.ok_or_else(|| PathError::new("open", path, Errno::NOENT).into())
+        Ok(dir)
+    }
+
+    /// The attributes of the directory itself.
+    pub(super) fn attributes(&self) -> Result<Stat, StoreError> {
+        Ok(rustix::fs::fstat(&self.fd).at("stat", &self.path)?)
+    }
+
+    /// Sets the mode of the directory itself.
+    pub(super) fn set_mode(&self, mode: u32) -> Result<(), StoreError> {
+        let mode = Mode::from_raw_mode(mode);
+        Ok(rustix::fs::fchmod(&self.fd, mode).at("change the mode of", &self.path)?)
     }
 
     /// Duplicates the handle, for a second owner.
     pub(super) fn reopen(&self) -> Result<Self, StoreError> {
         let fd = self.fd.try_clone().at("open", &self.path)?;
         Ok(Self { fd, path: self.path.clone() })
+    }
+
+    /// The directory's path.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The descriptor and the path.
+    pub(super) fn into_parts(self) -> (OwnedFd, PathBuf) {
+        (self.fd, self.path)
     }
 
     /// The path of a name in this directory.
@@ -90,13 +133,16 @@ impl Dir {
         }
     }
 
-    /// Opens a regular file with `flags`. Never follows a symlink and never blocks on a fifo.
+    /// Opens a regular file with `flags`. Never follows a symlink and never blocks on a fifo. A new file has this mode, whatever
+    /// the umask.
+    ///
+    /// Does not open a file for writing that the directory's owner may have linked from elsewhere: see [`check_links`].
     pub(super) fn file_with(&self, name: &str, flags: OFlags, mode: u32) -> Result<File, StoreError> {
         let path = self.path_of(name);
         let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let wrong_type = |path| StoreError::WrongFileType { path, expected: "regular file" };
-        let file: File = match rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode)) {
-            Ok(fd) => fd.into(),
+        let (file, is_new) = match self.open_or_make(name, flags, Mode::from_raw_mode(mode)) {
+            Ok((fd, is_new)) => (File::from(fd), is_new),
             // ELOOP: a symlink. ENXIO: a fifo without a reader, or a socket. EISDIR: a directory opened for writing.
             Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Err(wrong_type(path)),
             Err(errno) => return Err(PathError::new("open", path, errno).into()),
@@ -105,7 +151,31 @@ impl Dir {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(wrong_type(path));
         }
+        if is_new {
+            rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).at("change the mode of", &path)?;
+        } else if flags.intersects(OFlags::WRONLY | OFlags::RDWR) {
+            check_links(&stat, &self.attributes()?, &path)?;
+        }
         Ok(file)
+    }
+
+    /// Opens a file; returns whether it is new.
+    fn open_or_make(&self, name: &str, flags: OFlags, mode: Mode) -> Result<(OwnedFd, bool), Errno> {
+        let open = |flags| rustix::fs::openat(&self.fd, name, flags, mode);
+        if !flags.contains(OFlags::CREATE) || flags.contains(OFlags::EXCL) {
+            return open(flags).map(|fd| (fd, flags.contains(OFlags::EXCL)));
+        }
+        loop {
+            match open(flags.difference(OFlags::CREATE)) {
+                Err(Errno::NOENT) => {}
+                opened => return opened.map(|fd| (fd, false)),
+            }
+            match open(flags | OFlags::EXCL) {
+                // Another process has made the file meanwhile.
+                Err(Errno::EXIST) => {}
+                made => return made.map(|fd| (fd, true)),
+            }
+        }
     }
 
     /// The attributes of a name, without following a symlink; `None` if it is missing.
@@ -151,6 +221,35 @@ impl AsFd for Dir {
     }
 }
 
+/// Fails if a file has several links and belongs to another user than its directory.
+///
+/// Where the kernel does not protect hard links (`fs.protected_hardlinks`), the owner of a store can link a file of root into
+/// it. Root would then write to that file.
+fn check_links(file: &Stat, directory: &Stat, path: &Path) -> Result<(), StoreError> {
+    if file.st_nlink > 1 && file.st_uid != directory.st_uid {
+        let reason = format!("it has {} links and belongs to user {}", file.st_nlink, file.st_uid);
+        return Err(StoreError::Untrusted { path: path.to_owned(), reason });
+    }
+    Ok(())
+}
+
+/// Returns the target of a symlink that belongs to root or the effective user; `None` if the path is not a symlink.
+fn trusted_link_target(path: &Path) -> Result<Option<PathBuf>, StoreError> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let link = rustix::fs::open(path, flags, Mode::empty()).at("open", path)?;
+    let stat = rustix::fs::fstat(&link).at("stat", path)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+        return Ok(None);
+    }
+    if let Some(reason) = os::foreign_owner(&stat) {
+        let reason = format!("it is a link, and {reason}");
+        return Err(StoreError::Untrusted { path: path.to_owned(), reason });
+    }
+    let target = rustix::fs::readlinkat(&link, "", Vec::new()).at("read link", path)?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    Ok(Some(directory.join(OsStr::from_bytes(target.as_bytes()))))
+}
+
 /// Reads a whole file of at most `limit` bytes.
 pub(super) fn read_bounded(file: &File, path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
     let size = file.metadata().at("stat", path)?.len();
@@ -181,7 +280,7 @@ pub struct TempFile {
 }
 
 impl TempFile {
-    /// Creates a temporary file that will become `name` in `target`. The umask applies to `mode`.
+    /// Creates a temporary file that will become `name` in `target`.
     pub(super) fn new(tmp: Dir, target: Dir, name: &str, mode: u32) -> Result<Self, StoreError> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         loop {

@@ -4,6 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::Stat;
+use rustix::io::Errno;
+
 use crate::error::ErrorCode;
 use crate::image::Digest;
 use crate::os::PathError;
@@ -42,6 +45,26 @@ pub enum StoreError {
         action: &'static str,
         /// The operating system's error.
         source: io::Error,
+    },
+    /// The store's owner gives other users no access, or not this access.
+    #[error("store {} is private: it belongs to user {owner} and has mode {mode:04o}", path.display())]
+    Private {
+        /// The store's directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Its mode.
+        mode: u32,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// Another user could change a file or a directory, or has put it in place of one of the store's.
+    #[error("{} is not trusted: {reason}", path.display())]
+    Untrusted {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why it is not trusted.
+        reason: String,
     },
     /// The store is on a read-only filesystem.
     #[error("cannot {action} {}: the filesystem is read-only", path.display())]
@@ -183,7 +206,8 @@ impl StoreError {
             Self::NotAStore { .. } | Self::Version { .. } | Self::WrongFileType { .. } => {
                 ErrorCode::StoreFormat
             }
-            Self::Permission { .. } => ErrorCode::Permission,
+            Self::Permission { .. } | Self::Private { .. } => ErrorCode::Permission,
+            Self::Untrusted { .. } => ErrorCode::Untrusted,
             Self::ReadOnly { .. } => ErrorCode::ReadOnlyFilesystem,
             Self::DiskFull { .. } | Self::NoSpace { .. } => ErrorCode::DiskFull,
             Self::Io(error) => error.code(),
@@ -206,6 +230,10 @@ impl StoreError {
             Self::Permission { .. } => {
                 "run as the owner of the store, or select another store with `--store DIR`"
             }
+            Self::Private { .. } => {
+                "run as root or as the owner of the store, or select another store with `--store DIR`"
+            }
+            Self::Untrusted { .. } => "`chown` and `chmod` it, or remove it, if you know how it came there",
             Self::DiskFull { .. } | Self::NoSpace { .. } => {
                 "free space with `rm` and `gc --partial`; without `--partial`, an interrupted download resumes where it stopped"
             }
@@ -217,6 +245,12 @@ impl StoreError {
             Self::Version { .. } => "use the program version that wrote it, or another store",
             _ => return None,
         })
+    }
+
+    /// The error of an operation on a store that its owner does not permit.
+    pub(super) fn private(path: &Path, stat: &Stat, errno: Errno) -> Self {
+        let (owner, mode) = (stat.st_uid, stat.st_mode & 0o7777);
+        Self::Private { path: path.to_owned(), owner, mode, source: errno.into() }
     }
 
     /// Returns the error inside an error of a [`std::io::Write`] implementation of the store, which names the file.
@@ -234,7 +268,9 @@ impl StoreError {
     pub(super) fn into_io(self) -> io::Error {
         let kind = match &self {
             Self::DiskFull { .. } | Self::NoSpace { .. } => io::ErrorKind::StorageFull,
-            Self::Permission { source, .. } | Self::ReadOnly { source, .. } => source.kind(),
+            Self::Permission { source, .. }
+            | Self::Private { source, .. }
+            | Self::ReadOnly { source, .. } => source.kind(),
             Self::Io(error) => error.source.kind(),
             _ => io::ErrorKind::Other,
         };
@@ -260,8 +296,6 @@ impl From<PathError> for StoreError {
 mod tests {
     use std::error::Error as _;
     use std::io::Write as _;
-
-    use rustix::io::Errno;
 
     use super::*;
     use crate::os::AtPath as _;

@@ -4,10 +4,13 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, Mode, OFlags};
+
 use super::Store;
+use super::access::{PRIVATE, make_private};
 use super::dir::{self, Dir, TempFile, read_bounded};
 use super::error::StoreError;
-use crate::os::{AtPath as _, PathError};
+use crate::os::{self, AtPath as _};
 
 pub(super) const INDEX_JSON: &str = "index.json";
 pub(super) const BLOBS: &str = "blobs";
@@ -19,10 +22,6 @@ const TOP: &str = "rcx-imagefs";
 const VERSION_FILE: &str = "version";
 /// Directory of roots, in `rcx-imagefs`.
 const ROOTS: &str = "roots";
-/// Directory of layer directories, in `rcx-imagefs`.
-const LAYERS: &str = "layers";
-/// Directory of sandbox boxes, in `rcx-imagefs`.
-const BOXES: &str = "boxes";
 /// Format version of the directory `rcx-imagefs`. It changes if an older program would misread data of a newer one.
 pub(super) const VERSION: &str = "1";
 
@@ -30,9 +29,9 @@ pub(super) const VERSION: &str = "1";
 const EMPTY_INDEX: &[u8] =
     br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
 
-/// Mode of directories that other users may read.
+/// Mode of directories that everybody may read who may enter the store, and of those above a new store.
 const DIR_MODE: u32 = 0o755;
-/// Mode of files that other users may read.
+/// Mode of files that everybody may read who may enter the store.
 pub(super) const FILE_MODE: u32 = 0o644;
 
 /// A directory below `rcx-imagefs`.
@@ -73,7 +72,7 @@ struct OciLayout {
 impl Store {
     /// Opens an existing store. Any OCI image layout is a store. Writes nothing.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let path = std::path::absolute(path).at("make absolute", path)?;
+        let path = absolute(path)?;
         let root = Dir::open(&path)?;
         if !check_layout(&root)? {
             return Err(match root.names()?.is_empty() {
@@ -84,12 +83,12 @@ impl Store {
         if let Some(top) = root.sub(TOP)? {
             check_version(&top)?;
         }
-        Ok(Self::at(path))
+        Ok(Self::at(path, root))
     }
 
     /// Returns true for a store, and false for a directory that can become one. Fails for any other directory. Writes nothing.
     pub fn exists(path: &Path) -> Result<bool, StoreError> {
-        let path = std::path::absolute(path).at("make absolute", path)?;
+        let path = absolute(path)?;
         match Dir::open(&path) {
             Ok(root) => is_store(&root, &path),
             Err(StoreError::Missing { .. }) => Ok(false),
@@ -99,15 +98,17 @@ impl Store {
 
     /// Opens a store; creates it first if the directory is missing or empty. Several processes may do so at once.
     ///
-    /// Also removes leftovers of dead writers from `tmp`.
+    /// Only the owner of a new store may read it. Also removes leftovers of dead writers from `tmp`.
     pub fn open_or_create(path: &Path) -> Result<Self, StoreError> {
-        let path = std::path::absolute(path).at("make absolute", path)?;
-        create_dir_all(&path)?;
+        let path = absolute(path)?;
+        create_dir_all(&path, PRIVATE)?;
         let root = Dir::open(&path)?;
         if !is_store(&root, &path)? {
+            make_private(&root, None)?;
             create(&root)?;
         }
         let store = Self::open(&path)?;
+        store.require_write_access()?;
         dir::sweep(&store.make_subdir(Subdir::Tmp)?, false)?;
         Ok(store)
     }
@@ -119,33 +120,19 @@ impl Store {
         Ok(self.make_top()?.path_of(ROOTS))
     }
 
-    /// The directory of layer directories for overlay2. Creates only its parent.
-    ///
-    /// [`Store::gc`] does not touch it, because only the code that creates roots knows which layers are in use.
-    pub fn layers_path(&self) -> Result<PathBuf, StoreError> {
-        Ok(self.make_top()?.path_of(LAYERS))
-    }
-
-    /// The directory of boxes for sandboxes that do not create their own. Creates only its parent.
-    ///
-    /// Like [`Store::roots_path`], it is not part of the store.
-    pub fn boxes_path(&self) -> Result<PathBuf, StoreError> {
-        Ok(self.make_top()?.path_of(BOXES))
-    }
-
     /// The path of a file in a subdirectory, whether or not it exists. Used only in messages.
     pub(super) fn path_in(&self, subdir: Subdir, name: &str) -> PathBuf {
         [self.path(), TOP.as_ref(), subdir.name().as_ref(), name.as_ref()].iter().collect()
     }
 
-    /// Opens the store's own directory.
-    pub(super) fn root(&self) -> Result<Dir, StoreError> {
-        Dir::open(self.path())
+    /// The store's own directory.
+    pub(super) fn root(&self) -> &Dir {
+        &self.shared.root
     }
 
     /// Opens `blobs/sha256`; `None` if the layout has no blob yet.
     pub(super) fn blobs(&self) -> Result<Option<Dir>, StoreError> {
-        match self.root()?.sub(BLOBS)? {
+        match self.root().sub(BLOBS)? {
             Some(blobs) => blobs.sub(SHA256),
             None => Ok(None),
         }
@@ -153,17 +140,17 @@ impl Store {
 
     /// Opens `blobs/sha256`, creating it if missing.
     pub(super) fn make_blobs(&self) -> Result<Dir, StoreError> {
-        self.root()?.make_sub(BLOBS, DIR_MODE)?.make_sub(SHA256, DIR_MODE)
+        self.root().make_sub(BLOBS, DIR_MODE)?.make_sub(SHA256, DIR_MODE)
     }
 
     /// Opens `rcx-imagefs`; `None` if it is missing.
     pub(super) fn top(&self) -> Result<Option<Dir>, StoreError> {
-        self.root()?.sub(TOP)
+        self.root().sub(TOP)
     }
 
     /// Opens `rcx-imagefs`, creating it if missing.
     pub(super) fn make_top(&self) -> Result<Dir, StoreError> {
-        make_top(&self.root()?)
+        make_top(self.root())
     }
 
     /// Opens a subdirectory of `rcx-imagefs`; `None` if it is missing.
@@ -254,24 +241,20 @@ fn put_if_missing(root: &Dir, target: &Dir, name: &str, bytes: &[u8]) -> Result<
     Ok(())
 }
 
-/// Creates a directory and its parents, and syncs them to disk.
-fn create_dir_all(path: &Path) -> Result<(), StoreError> {
+/// Makes a path absolute. Removes slashes and dots at its end, which would make a link in place of the store invisible.
+fn absolute(path: &Path) -> Result<PathBuf, StoreError> {
+    Ok(std::path::absolute(path).at("make absolute", path)?.components().collect())
+}
+
+/// Creates a directory and its parents, and syncs them to disk. The directory has this mode, whatever the umask.
+fn create_dir_all(path: &Path, mode: u32) -> Result<(), StoreError> {
     // A dangling symlink counts as existing: the caller's open then reports it.
-    if fs::symlink_metadata(path).is_ok() {
-        return Ok(());
-    }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    if let Some(parent) = parent {
-        create_dir_all(parent)?;
-    }
-    match fs::create_dir(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(PathError::new("create", path, error).into()),
-        Ok(()) => match parent {
-            Some(parent) => Dir::open(parent)?.sync(),
-            None => Ok(()),
-        },
-    }
+    let Some(parent) = path.parent().filter(|_| fs::symlink_metadata(path).is_err()) else { return Ok(()) };
+    create_dir_all(parent, DIR_MODE)?;
+    os::make_directory(CWD, path, Mode::from_raw_mode(mode)).at("create", path)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(parent, flags, Mode::empty()).at("open", parent)?;
+    Ok(rustix::fs::fsync(opened).at("sync", parent)?)
 }
 
 #[cfg(test)]
@@ -388,7 +371,7 @@ mod tests {
         let store = Store::open_or_create(dir.path()).unwrap();
         let tmp = dir.path().join("rcx-imagefs/tmp");
         fs::write(tmp.join("1-0-index.json"), "{\"schema").unwrap();
-        let mut live = store.temp_file(store.root().unwrap(), "live").unwrap();
+        let mut live = store.temp_file(store.root().reopen().unwrap(), "live").unwrap();
         live.write_all(b"half").unwrap();
         Store::open_or_create(dir.path()).unwrap();
         assert_eq!(fs::read_dir(&tmp).unwrap().count(), 1);

@@ -19,10 +19,12 @@
 //! released within one call of this module). A thread must not wait for a [`BlobLock`] while it holds another one: two images
 //! may list the same layers in opposite orders. All functions here block; async code must call them from a blocking thread.
 //!
-//! **Permissions.** Directories are 0755 and files 0644 (minus the umask), as in layouts of other tools. `tmp` and `partial`
-//! are 0700 because their content is not verified yet, and `locks` because any process that can open a lock file can block
-//! others. Reading needs no write permission.
+//! **Permissions.** Only its owner may read a store, and perhaps a group (`access.rs`): the mode of the store's directory
+//! decides that. Below it, directories are 0755 and files 0644, whatever the umask. `tmp` and `partial` are 0700 because their
+//! content is not verified yet, and `locks` because any process that can open a lock file can block others. Reading needs no
+//! write permission. A store is opened once and used through descriptors (`dir.rs`).
 
+mod access;
 mod blobs;
 mod daemon;
 mod derived;
@@ -41,6 +43,7 @@ mod usage;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+pub use access::ModeChange;
 pub use daemon::{DaemonInfo, DaemonLock};
 pub use dir::TempFile;
 pub use error::StoreError;
@@ -65,16 +68,17 @@ pub struct Store {
 
 #[derive(Debug)]
 struct SharedStore {
-    /// Absolute, so that a later change of the working directory has no effect.
+    /// Absolute, so that a later change of the working directory has no effect. Used for messages and by other modules.
     path: PathBuf,
+    root: dir::Dir,
     /// Lock order: before the lock of the `slots` file.
     slots: Mutex<slots::SlotTable>,
 }
 
 impl Store {
-    /// The store at an absolute path that has been checked.
-    fn at(path: PathBuf) -> Self {
-        let shared = SharedStore { path, slots: Mutex::default() };
+    /// The store at an absolute path that has been opened and checked.
+    fn at(path: PathBuf, root: dir::Dir) -> Self {
+        let shared = SharedStore { path, root, slots: Mutex::default() };
         Self { shared: Arc::new(shared), layer_limits: LayerLimits::default() }
     }
 
@@ -116,7 +120,7 @@ impl Store {
 
     /// Bytes that an unprivileged process can still write to the store's filesystem.
     pub fn free_space(&self) -> Result<u64, StoreError> {
-        let stat = rustix::fs::statvfs(self.path()).at("determine the free space of", self.path())?;
+        let stat = rustix::fs::fstatvfs(self.root()).at("determine the free space of", self.path())?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 

@@ -3,6 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
 
+use serde::{Deserialize, Serialize};
+
 use super::Store;
 use super::error::StoreError;
 use super::index_json::{IndexJson, IndexJsonEntry};
@@ -10,7 +12,7 @@ use super::layout::INDEX_JSON;
 use crate::image::{Descriptor, ManifestDigest, Name, Platform, Tag};
 
 /// An image of the store: a name and a manifest digest, with the tags for both.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
     /// The image's name.
     pub name: Name,
@@ -136,7 +138,7 @@ impl Store {
 
     /// All descriptors, including those of other tools.
     pub(super) fn entries(&self) -> Result<Vec<IndexJsonEntry>, StoreError> {
-        IndexJson::read(&self.root()?).map(IndexJson::into_entries)
+        IndexJson::read(self.root()).map(IndexJson::into_entries)
     }
 
     /// Changes `index.json` under its lock. Writes nothing if nothing changes, so that watchers do not wake up.
@@ -144,8 +146,8 @@ impl Store {
     /// A full disk fails only a change that makes the file longer: a removal then uses the reserve.
     fn update<T>(&self, change: impl FnOnce(&mut IndexJson) -> T) -> Result<T, StoreError> {
         let _lock = self.lock_for_update(INDEX_JSON)?;
-        let root = self.root()?;
-        let before = IndexJson::read(&root)?;
+        let root = self.root();
+        let before = IndexJson::read(root)?;
         let mut after = before.clone();
         let result = change(&mut after);
         if after == before {
@@ -164,7 +166,7 @@ impl Store {
         match write() {
             Err(StoreError::DiskFull { .. })
                 if bytes.len() < to_bytes(&before)?.len()
-                    && self.replace_from_reserve(&root, INDEX_JSON, &bytes)? => {}
+                    && self.replace_from_reserve(root, INDEX_JSON, &bytes)? => {}
             written => {
                 written?;
             }

@@ -30,7 +30,7 @@ pub fn in_mount(mount: &TestMount, name: &str) -> String {
 /// The caller must be in a private mount namespace.
 pub fn overlay2(program: &Program, image: Digest) -> String {
     let store = Store::open(program.store()).unwrap();
-    let directories = LayerDirectories::open(&store.layers_path().unwrap()).unwrap();
+    let directories = LayerDirectories::open(&store).unwrap();
     let lower = match directories.lower(&store, ManifestDigest::new(image), "test", &|_, _| ()) {
         Ok(lower) => lower,
         Err(error) => return format!("{error:?}"),

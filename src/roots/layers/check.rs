@@ -42,7 +42,7 @@ impl LayerDirectories {
             if (LayerMeta { bytes: directory.meta.bytes, ..meta }) != directory.meta {
                 differences.push(format!("{}: {META} does not match the layer", directory.path.display()));
             }
-            let root = match rustix::fs::open(&path, OPEN_DIRECTORY, Mode::empty()) {
+            let root = match rustix::fs::openat(&directory.lock, TREE, OPEN_DIRECTORY, Mode::empty()) {
                 Ok(root) => root,
                 Err(errno) => {
                     differences.push(format!("{}: cannot open: {errno}", path.display()));

@@ -1,10 +1,9 @@
 //! Removes layer directories that no image and no root needs.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
 use std::os::fd::AsFd as _;
 
-use rustix::fs::Mode;
+use rustix::fs::{Dir, Mode};
 
 use super::LayerDirectories;
 use super::chain::chain_steps;
@@ -34,10 +33,11 @@ impl LayerDirectories {
     /// The directory cannot be listed.
     pub fn sizes(&self) -> Result<BTreeMap<String, u64>, RootsError> {
         let mut sizes = BTreeMap::new();
-        for entry in fs::read_dir(&self.path).at("list", &self.path)? {
-            let name = entry.at("list", &self.path)?.file_name();
+        for entry in Dir::read_from(&self.fd).at("list", &self.path)? {
+            let entry = entry.at("list", &self.path)?;
             // Incomplete directories have other names.
-            let Some(name) = name.to_str().filter(|name| name.len() == 64) else { continue };
+            let name = entry.file_name().to_str().ok();
+            let Some(name) = name.filter(|name| name.len() == 64) else { continue };
             let Ok(directory) = rustix::fs::openat(&self.fd, name, OPEN_DIRECTORY, Mode::empty()) else {
                 continue;
             };
@@ -69,10 +69,10 @@ impl LayerDirectories {
             needed.extend(Self::names_for(store, *image));
         }
         let (mut count, mut bytes) = (0, 0);
-        for entry in fs::read_dir(&self.path).at("list", &self.path)? {
+        for entry in Dir::read_from(&self.fd).at("list", &self.path)? {
             let entry = entry.at("list", &self.path)?;
-            let name = entry.file_name();
-            let Some(name) = name.to_str().filter(|name| !needed.contains(*name)) else { continue };
+            let name = entry.file_name().to_str().ok();
+            let Some(name) = name.filter(|name| !needed.contains(*name)) else { continue };
             let is_partial = name.starts_with('.') && name.ends_with(".partial");
             let is_digest = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
             if !is_partial && !is_digest {

@@ -21,15 +21,15 @@ mod make;
 mod meta;
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use rustix::fs::Mode;
+use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use self::chain::{ChainStep, chain_steps};
 use self::make::StepPlanner;
 use self::meta::LayerMeta;
-use super::mounts::{OPEN_DIRECTORY, OPEN_LAYER};
+use super::mounts::OPEN_DIRECTORY;
 use super::trusted::open_trusted;
 use super::{Lower, RootsError};
 use crate::image::ManifestDigest;
@@ -37,6 +37,8 @@ use crate::os::{AtPath as _, NamedLock, PathError, Sharing, lock_named, make_dir
 use crate::pipeline::{OpenImage, read_image, verified_diff_ids};
 use crate::store::Store;
 
+/// The directory of all layer directories, in `rcx-imagefs` of the store.
+const LAYERS: &str = "layers";
 /// The lower directory in a layer directory.
 const TREE: &str = "tree";
 /// The description in a layer directory.
@@ -61,19 +63,30 @@ struct LayerDir {
 }
 
 impl LayerDirectories {
-    /// Opens the directory of all layer directories; makes it if it does not exist. Its parent must exist.
+    /// Opens the directory of all layer directories of a store; makes it if it does not exist.
     ///
     /// # Errors
     ///
     /// The directory cannot be made or opened, or another user could change it.
-    pub fn open(path: &Path) -> Result<Self, RootsError> {
-        let path = std::path::absolute(path).at("make absolute", path)?;
-        let parent = path.parent().unwrap_or(&path);
-        let opened = rustix::fs::open(parent, OPEN_LAYER, Mode::empty()).at("open", parent)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        make_directory(&opened, &*name, Mode::RWXU).at("make directory", &path)?;
-        let fd = open_trusted(opened.as_fd(), &name, &path)?;
+    pub fn open(store: &Store) -> Result<Self, RootsError> {
+        let (parent, path) = store.private_dir()?;
+        let path = path.join(LAYERS);
+        make_directory(&parent, LAYERS, Mode::RWXU).at("make directory", &path)?;
+        let fd = open_trusted(parent.as_fd(), LAYERS, &path)?;
         Ok(Self { fd, path })
+    }
+
+    /// The same, but returns `None` if the directory does not exist.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be opened, or another user could change it.
+    pub fn existing(store: &Store) -> Result<Option<Self>, RootsError> {
+        let (parent, _) = store.private_dir()?;
+        match rustix::fs::statat(&parent, LAYERS, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(None),
+            _ => Self::open(store).map(Some),
+        }
     }
 
     /// Returns the lower directories of an image, and unpacks those that do not exist.

@@ -7,7 +7,7 @@ use rustix::fs::{Gid, Uid};
 use rustix::mount::MountFlags;
 
 use super::arguments::BwrapRun;
-use super::{boxes, check, verdict};
+use super::{check, verdict};
 use crate::image::ImageConfig;
 use crate::os::AtPath as _;
 use crate::sandbox::backend::{Backend, BoxRequest, PreparedRun};
@@ -53,11 +53,12 @@ impl Backend for BwrapSandbox {
     }
 
     fn make_box(&self, request: &BoxRequest<'_>) -> Result<PathBuf, SandboxError> {
-        boxes::make_directory(request.directories, request.id, request.user)
+        Ok(request.directories.make(request.id, request.user)?)
     }
 
     fn remove_box(&self, request: &BoxRequest<'_>) -> Result<(), SandboxError> {
-        boxes::remove_directory(request.directories, request.id)
+        request.directories.remove(request.id)?;
+        Ok(())
     }
 
     fn box_owner(&self, user: User) -> Option<(Uid, Gid)> {

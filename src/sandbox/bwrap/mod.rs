@@ -5,9 +5,7 @@
 
 mod arguments;
 mod backend;
-mod boxes;
 mod check;
 mod verdict;
 
 pub use backend::BwrapSandbox;
-pub(super) use boxes::remove_directory;

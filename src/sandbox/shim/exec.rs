@@ -14,6 +14,7 @@ use super::guardian::{GuardedCall, Guardian};
 use super::program::{find_image, find_program};
 use super::real_isolate::RealIsolate;
 use super::rewrite::CallRewrite;
+use super::stored::{daemon_mountpoint, open_store};
 use super::supervisor::{SplitSide, SupervisedChild, split};
 use super::trusted::{require_trusted_directories, require_trusted_path};
 use super::{BoxImages, Caller, HostCommands, Rights, ShimError};
@@ -29,7 +30,7 @@ use crate::sandbox::isolate::{
     DirRule, IsolateCall, IsolateError, IsolateMode, IsolateOption, RuleTarget, box_directory, box_root,
     components,
 };
-use crate::store::{DaemonInfo, Store};
+use crate::store::DaemonInfo;
 
 /// How long to wait for a `run` that may be leaving the box.
 const BOX_TIMEOUT: Duration = Duration::from_millis(200);
@@ -165,19 +166,13 @@ pub(super) fn known_mountpoint(settings: &ShimSettings) -> Result<Option<PathBuf
     if let Some(path) = &settings.mountpoint {
         return Ok(Some(path.clone()));
     }
-    if !Store::exists(&settings.store)? {
-        return Ok(None);
-    }
-    Ok(Store::open(&settings.store)?.last_daemon()?.map(|daemon| daemon.mountpoint))
+    daemon_mountpoint(settings)
 }
 
 /// Returns the daemon of the store, with the mountpoint to use.
 fn live_daemon(settings: &ShimSettings) -> Result<DaemonInfo, ShimError> {
     let no_daemon = || ShimError::NoDaemon(settings.store.clone());
-    if !Store::exists(&settings.store)? {
-        return Err(no_daemon());
-    }
-    let daemon = Store::open(&settings.store)?.running_daemon()?.ok_or_else(no_daemon)?;
+    let daemon = open_store(settings)?.ok_or_else(no_daemon)?.running_daemon()?.ok_or_else(no_daemon)?;
     let mountpoint = settings.mountpoint.clone().unwrap_or(daemon.mountpoint);
     Ok(DaemonInfo { mountpoint, ..daemon })
 }
@@ -286,7 +281,7 @@ fn stored_image(settings: &ShimSettings, image: &Lower) -> Result<Image, ShimErr
     let name = image.resolved_name();
     let digest = name.rsplit_once('@').and_then(|(_, digest)| digest.parse::<ManifestDigest>().ok());
     let digest = digest.ok_or_else(|| ShimError::NotAnImage(name.into()))?;
-    let store = Store::open(&settings.store)?;
+    let store = open_store(settings)?.ok_or_else(|| ShimError::NoDaemon(settings.store.clone()))?;
     pipeline::read_image(&store, &digest)
         .map_err(|source| ShimError::Config { image: name.to_owned(), source })
 }

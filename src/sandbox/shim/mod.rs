@@ -26,6 +26,7 @@ mod images;
 mod program;
 mod real_isolate;
 mod rewrite;
+mod stored;
 mod supervisor;
 mod syslog;
 mod trusted;

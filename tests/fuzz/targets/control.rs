@@ -81,6 +81,8 @@ fn answer(request: ControlRequest) -> ControlResponse {
         ControlRequest::Ping => ControlResponse::Pong(AccountMark::default()),
         ControlRequest::Status => ControlResponse::Error("status".to_owned()),
         ControlRequest::Refresh => ControlResponse::Refreshed,
+        ControlRequest::Images => ControlResponse::Images(Vec::new()),
+        ControlRequest::Image { digest } => ControlResponse::Error(format!("no image {digest}")),
         ControlRequest::ReadFailures { since } => {
             let mark = AccountMark { sequence: since, ..AccountMark::default() };
             ControlResponse::Pong(mark)

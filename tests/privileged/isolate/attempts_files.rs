@@ -41,6 +41,23 @@ fn image_path_with_dot_dot_is_refused() {
 }
 
 #[test]
+fn caller_cannot_read_the_store_around_the_modes_of_the_image() {
+    let host = Host::with_script("ls -l /proc/self/fd");
+    let store = host.program.store();
+    let mut command = host.command_as(CALLER, "find");
+    let found = command.arg(store).args(["-mindepth", "1"]).output().unwrap();
+    assert!(!found.status.success() && found.stdout.is_empty(), "{}", describe(&found));
+    // The stand-in reads the store with the rights of root, and leaves no descriptor of it open.
+    let output = host.isolate().args(arguments(&host.image)).output().unwrap();
+    let descriptors = stdout_of(&output);
+    assert!(
+        descriptors.contains(" 0 -> ") && !descriptors.contains(store.to_str().unwrap()),
+        "{descriptors}"
+    );
+    host.assert_clean();
+}
+
+#[test]
 fn link_in_an_image_is_not_followed_out_of_the_mount() {
     let out = tar(|tar| {
         for (name, target) in [("out", "/"), ("up", "../../../../../../.."), ("own", "/tmp")] {

@@ -275,7 +275,7 @@ fn guardian_keeps_no_pipe_of_the_caller_open() {
 
 #[test]
 fn root_without_set_uid_uses_the_configured_isolate_too() {
-    let host = Host::with_script("printf '%s\\n' \"$@\"; id -u");
+    let mut host = Host::with_script("printf '%s\\n' \"$@\"; id -u");
     let config = host.config();
     let mut command = Command::new(env!("CARGO_BIN_EXE_rcx-imagefs"));
     command.arg("--config").arg(&config).args(["isolate-shim", "--box-id=3", "--run", "--", "/bin/true"]);
@@ -292,6 +292,18 @@ fn root_without_set_uid_uses_the_configured_isolate_too() {
     let output = command.output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(2) && error.contains("neither run by root nor set-uid"), "{error}");
+    // The store is private, so this copy learns from the daemon that a call is for no image.
+    let plain = |host: &Host| {
+        let mut command = host.command_as(CALLER, env!("CARGO_BIN_EXE_rcx-imagefs"));
+        command.arg("--config").arg(&config).args(["isolate-shim", "--box-id=3", "--run", "--", "/bin/true"]);
+        command.output().unwrap()
+    };
+    assert_eq!(stdout_of(&plain(&host)), format!("--box-id=3\n--run\n--\n/bin/true\n{CALLER}\n"));
+    host.mount.take().unwrap().stop();
+    let output = plain(&host);
+    let error = String::from_utf8_lossy(&output.stderr);
+    let private = "is private: it belongs to user 0 and has mode 0700";
+    assert!(output.status.code() == Some(2) && error.contains(private), "{error}");
 }
 
 #[test]

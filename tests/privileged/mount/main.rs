@@ -8,4 +8,5 @@ mod control;
 mod damage;
 mod doctor;
 mod live;
+mod private;
 mod warm;

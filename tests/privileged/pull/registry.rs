@@ -181,6 +181,39 @@ fn platform_option_selects_from_an_index_and_the_index_digest_names_the_image() 
     mount.stop();
 }
 
+/// Runs `pull`, which must refuse an image for another platform and store nothing.
+#[track_caller]
+fn assert_wrong_platform(program: &Program, arguments: &[&str], stated: &str) {
+    let output = program.run(&[&["pull", "--json"], arguments].concat());
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {out}{err}");
+    assert!(err.contains(&format!("is for {stated}, not for linux/")), "{arguments:?}: {err}");
+    assert!(out.contains("no-platform") && err.contains("--any-platform"), "{arguments:?}: {out}{err}");
+    assert_eq!(program.json(&["images"]).as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn single_image_of_another_platform_is_refused_unless_any_platform_is_accepted() {
+    let Fixture { images, registry, program } = Fixture::new(&["small-arm64"]);
+    let reference = registry.reference("lab/small-arm64:1");
+    let other = ["--platform", "linux/s390x"];
+    assert_wrong_platform(&program, &[other[0], other[1], &reference], "linux/arm64");
+    // Without the option, the platform is the host's.
+    if std::env::consts::ARCH != "aarch64" {
+        assert_wrong_platform(&program, &[&reference], "linux/arm64");
+    }
+    // A digest names the very image, but the user may still not know its platform.
+    let digest = images.layout().digest("small-arm64");
+    let by_digest = registry.reference(&format!("lab/small-arm64@{digest}"));
+    assert_wrong_platform(&program, &[other[0], other[1], &by_digest], "linux/arm64");
+
+    let pulled = program.run(&["pull", other[0], other[1], "--any-platform", &reference]);
+    let warning = String::from_utf8_lossy(&pulled.stderr);
+    assert!(pulled.status.success() && warning.contains("is for linux/arm64"), "{warning}");
+    program.ok(&["rm", &reference]);
+    assert_eq!(program.ok(&["pull", "--platform", "linux/arm64", &reference]), by_digest);
+}
+
 #[test]
 fn pull_by_digest_works_without_a_tag() {
     let Fixture { images, registry, program } = Fixture::new(&["small"]);

@@ -25,7 +25,7 @@ fn lower(program: &Program) -> Lower {
     let name = load(program, &image("many", layers(&text.join("\n---\n"))));
     let digest: ManifestDigest = name.split_once('@').unwrap().1.parse().unwrap();
     let store = Store::open(program.store()).unwrap();
-    let directories = LayerDirectories::open(&store.layers_path().unwrap()).unwrap();
+    let directories = LayerDirectories::open(&store).unwrap();
     directories.lower(&store, digest, &name, &|_, _| ()).unwrap()
 }
 

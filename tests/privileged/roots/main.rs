@@ -6,6 +6,7 @@ mod homes;
 mod in_use;
 mod inodes;
 mod legacy_mounts;
+mod planted;
 mod removal;
 mod remove_tree;
 mod uppers;

@@ -55,7 +55,7 @@
 //! | [`tree`] | all layers of an image as one tree: merge |
 //! | [`erofs`] | a tree as an EROFS image, whose extents point into the tars of the layers |
 //! | [`store`] | the local disk: blobs, references, slots, locks |
-//! | [`registry`] | the network: resolving references, authentication, downloads |
+//! | [`registry`] | the network: resolving references, logins, mirrors, downloads |
 //! | [`import`] | OCI layouts and `docker save` archives |
 //! | [`pipeline`] | combines the above: pull, load, open |
 //! | [`unpack`] | writes trees to a disk, either whole or as the difference between two trees |

@@ -127,6 +127,8 @@ fn parse_value(text: &str) -> (String, &str) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn challenges(values: &[&str]) -> Option<AuthChallenges> {
@@ -180,6 +182,14 @@ mod tests {
         let negotiate = challenges(&["Negotiate", "NTLM"]).unwrap();
         assert_eq!(negotiate.unsupported, ["Negotiate", "NTLM"]);
         assert_eq!(challenges(&["Bearer service=\"s\""]).unwrap().unsupported, ["Bearer"]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_text_is_parsed(text in r#"([Bb]earer|realm|[a=,; "'\\é])*"#) {
+            let length: usize = parse(&text).iter().map(|challenge| challenge.scheme.len()).sum();
+            prop_assert!(length <= text.len());
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Redirects are followed here and not by the HTTP client, because each host has its own certificates, and because the caller
 //! must know whether the answer comes from the server that it asked.
 
+use bytes::Bytes;
 use reqwest::header::{HeaderMap, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::time::timeout;
@@ -30,7 +31,7 @@ pub(super) struct HttpRequest<'a> {
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
     pub(super) authorization: Option<&'a Authorization>,
-    pub(super) body: Option<String>,
+    pub(super) body: Option<Bytes>,
 }
 
 /// The response to a request.

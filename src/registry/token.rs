@@ -124,7 +124,7 @@ impl Registry {
             let grant = [("grant_type", "refresh_token"), ("client_id", CLIENT_ID), ("refresh_token", token)];
             let fields = fields.iter().map(|(name, value)| (*name, value.as_str()));
             request.method = Method::POST;
-            request.body = Some(form(grant.into_iter().chain(fields)));
+            request.body = Some(form(grant.into_iter().chain(fields)).into());
             let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
             request.headers.insert(CONTENT_TYPE, form_type);
         } else {

@@ -174,7 +174,7 @@ impl CredentialFile {
     }
 }
 
-/// Runs a helper. A missing one is a warning: the image may not need a login.
+/// Runs a helper. One that is missing, or that this host cannot execute, is a warning: the image may not need a login.
 async fn ask_helper(
     helper: &str,
     server: &str,
@@ -182,10 +182,16 @@ async fn ask_helper(
     deadline: Duration,
 ) -> Result<Option<Login>, AuthError> {
     match run_helper(helper, server, path, deadline).await {
-        Err(AuthError::HelperStart { helper, source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+        Err(AuthError::HelperStart { helper, source, .. })
+            if source.kind() != io::ErrorKind::InvalidInput =>
+        {
             let path = path.display();
+            let problem = match source.kind() {
+                io::ErrorKind::NotFound => "is not installed".to_owned(),
+                _ => format!("cannot be run: {source}"),
+            };
             warn_once(format!(
-                "the credential helper `{helper}` (named in {path}) is not installed; going on without it"
+                "the credential helper `{helper}` (named in {path}) {problem}; going on without it"
             ));
             Ok(None)
         }

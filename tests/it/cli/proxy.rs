@@ -1,4 +1,6 @@
-//! The proxies of the environment.
+//! The proxies of the environment, and retries.
+
+use std::process::{Command, Stdio};
 
 use support::program::Program;
 
@@ -42,4 +44,25 @@ async fn proxy_is_asked_for_plain_and_for_encrypted_registries() {
         assert!(!output.status.success(), "{}", texts(&output).1);
     }
     assert_eq!(proxy.requests().len(), before, "hosts in NO_PROXY and on loopback are contacted directly");
+}
+
+/// `script` (util-linux) gives the command a terminal.
+#[test]
+fn terminal_shows_each_retry() {
+    let program = Program::new();
+    let command = program.command(&["pull", "127.0.0.1:1/lab/app:1"]);
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let line: Vec<String> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &line.join(" "), "/dev/null"]).env_remove("RUST_LOG");
+    let shown = texts(&script.stdin(Stdio::null()).output().unwrap()).0;
+    for retry in 1..=3 {
+        let expected = format!("(retry {retry})");
+        assert!(
+            shown.contains(&expected) && shown.contains("connection refused; trying again in"),
+            "{shown}"
+        );
+    }
+    let (error, _) = failed(&program.run(&["pull", "127.0.0.1:1/lab/app:1"]));
+    assert!(error.ends_with("connection refused"), "a pipe gets the error only: {error}");
 }

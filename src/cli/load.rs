@@ -21,7 +21,7 @@ Examples:
 
 /// Load images from an OCI layout (directory or tar) or a `docker save` archive
 ///
-/// Prints NAME@DIGEST for each image. The archive may be compressed with gzip or zstd. An image without a name is loaded as
+/// Prints NAME@DIGEST for each image. The archive may be compressed with gzip, zstd, xz or bzip2. An image without a name is loaded as
 /// `unnamed@DIGEST`. An image that fails does not affect the others; the command then exits with 2 at the end. A tag that another image of the store has moves only with --name or --replace. To fetch an image from a registry, use `pull`.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]

@@ -30,12 +30,17 @@ pub mod media {
     pub const DOCUMENTS: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
 }
 
+/// Returns a media type without its parameters, in lower case.
+pub(super) fn essence(media_type: &str) -> String {
+    media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
 /// Whether a media type describes a kind of content rather than its container, or says nothing: old registries and registries
 /// on object storage declare such types for any blob and document (`application/octet-stream`, `binary/octet-stream`,
 /// `text/html`, none at all). Types of vendors (`application/vnd.…`) always describe the content.
 pub(super) fn is_generic(media_type: &str) -> bool {
-    let subtype = media_type.split_once('/').map_or(media_type, |(_, subtype)| subtype);
-    !subtype.trim_start().to_ascii_lowercase().starts_with("vnd.")
+    let essence = essence(media_type);
+    !essence.split_once('/').map_or(&*essence, |(_, subtype)| subtype).starts_with("vnd.")
 }
 
 /// A reference to a blob or a document (image-spec, descriptor.md). `urls` and `data` are ignored.
@@ -130,7 +135,7 @@ impl Descriptor {
 
 /// Whether a media type is that of an image's configuration.
 pub(super) fn is_config_type(media_type: &str) -> bool {
-    matches!(media_type, media::OCI_CONFIG | media::DOCKER_CONFIG)
+    matches!(&*essence(media_type), media::OCI_CONFIG | media::DOCKER_CONFIG)
 }
 
 /// The compression that a layer's media type declares.
@@ -157,6 +162,7 @@ impl LayerMedia {
     /// Parses a layer's media type. Returns `None` if it declares content that is not a tar, or that is encrypted.
     #[must_use]
     pub fn parse(media_type: &str) -> Option<Self> {
+        let media_type = &*essence(media_type);
         let prefixed = [
             ("application/vnd.oci.image.layer.v1.", false),
             ("application/vnd.oci.image.layer.nondistributable.v1.", true),
@@ -208,6 +214,7 @@ mod tests {
             ("application/vnd.oci.image.layer.v1.tar.gzip", read(Gzip, false)),
             ("application/vnd.docker.image.rootfs.diff.tar.zstd", read(Zstd, false)),
             ("application/vnd.oci.image.layer.v1.tar+xz", unknown),
+            ("Application/vnd.OCI.image.layer.v1.tar+gzip; charset=utf-8", read(Gzip, false)),
             ("application/octet-stream", unknown),
             ("binary/octet-stream", unknown),
             ("application/x-tar", unknown),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::descriptor::{self, Descriptor, is_generic, media};
+use super::descriptor::{self, Descriptor, essence, is_generic, media};
 use super::image_index::ImageIndex;
 use super::limits::{MANIFEST_MAX, check_length};
 use super::manifest::{Manifest, is_image_config};
@@ -98,9 +98,9 @@ impl Document {
             }
         };
         match fields.schema_version {
-            Some(2) => {}
+            // Documents of schema version 1 have other fields, so nothing is ambiguous without a version.
+            Some(2) | None => {}
             Some(version) => return Err(ManifestError::SchemaVersion(version)),
-            None => return Err(ManifestError::Neither("no schemaVersion".to_owned())),
         }
         let media_type = agreed_type(kind, fields.media_type.as_deref(), announced.as_deref())?;
         let annotations = fields.annotations.unwrap_or_default();
@@ -131,11 +131,6 @@ impl Document {
     }
 }
 
-/// Returns a media type without its parameters.
-fn essence(media_type: &str) -> String {
-    media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
-}
-
 fn is_schema1(media_type: &str) -> bool {
     media_type.starts_with("application/vnd.docker.distribution.manifest.v1+")
 }
@@ -160,13 +155,12 @@ fn agreed_type(
     {
         return Err(contradiction(own));
     }
-    let own = own.filter(|own| !is_generic(own));
+    let own = own.map(essence);
+    let own = own.as_deref().filter(|own| !is_generic(own));
     let announced = announced.filter(|announced| !is_generic(announced));
     match (own, announced) {
-        (Some(own), Some(announced)) if own != announced => {
-            Err(ManifestError::MediaTypeMismatch { own: own.to_owned(), announced: announced.to_owned() })
-        }
-        (None, Some(announced)) if kind_of(announced) != Some(kind) => Err(contradiction(announced)),
+        // Registries announce manifests of OCI as docker's and the reverse. Only the kind matters.
+        (_, Some(announced)) if kind_of(announced) != Some(kind) => Err(contradiction(announced)),
         (Some(declared), _) | (None, Some(declared)) => Ok(declared.to_owned()),
         // Only OCI documents may lack a media type.
         (None, None) => Ok(match kind {
@@ -273,6 +267,9 @@ mod tests {
             (manifest(), Some(media::OCI_MANIFEST), DocumentKind::Manifest),
             (manifest(), Some("binary/octet-stream"), DocumentKind::Manifest),
             (manifest(), Some("text/html"), DocumentKind::Manifest),
+            (manifest(), Some(media::DOCKER_MANIFEST), DocumentKind::Manifest),
+            (without(manifest(), "schemaVersion"), None, DocumentKind::Manifest),
+            (without(index(&[]), "schemaVersion"), None, DocumentKind::Index),
             (with(manifest(), "layers", Value::Null), None, DocumentKind::Manifest),
             (without(manifest(), "layers"), None, DocumentKind::Manifest),
             (with(manifest(), "manifests", Value::Null), None, DocumentKind::Manifest),
@@ -302,12 +299,14 @@ mod tests {
                 matches!(e, E::Schema1)
             }),
             (with(manifest(), "schemaVersion", json!(3)), None, |e| matches!(e, E::SchemaVersion(3))),
-            (without(manifest(), "schemaVersion"), None, |e| matches!(e, E::Neither(_))),
             (with(manifest(), "manifests", json!([])), None, |e| matches!(e, E::Both)),
             (with(manifest(), "mediaType", json!(media::OCI_INDEX)), None, |e| {
                 matches!(e, E::Contradiction { kind: DocumentKind::Manifest, .. })
             }),
-            (manifest(), Some(media::DOCKER_MANIFEST), |e| matches!(e, E::MediaTypeMismatch { .. })),
+            (manifest(), Some(media::DOCKER_LIST), |e| {
+                matches!(e, E::Contradiction { kind: DocumentKind::Manifest, .. })
+            }),
+            (manifest(), Some("application/vnd.x"), |e| matches!(e, E::Contradiction { .. })),
             (without(index(&[]), "mediaType"), Some(media::OCI_MANIFEST), |e| {
                 matches!(e, E::Contradiction { kind: DocumentKind::Index, .. })
             }),

@@ -42,14 +42,6 @@ pub enum ManifestError {
         /// The media type that contradicts it.
         declared: String,
     },
-    /// The media type in the document differs from the announced one.
-    #[error("manifest has the media type `{own}`, but was announced as `{announced}`")]
-    MediaTypeMismatch {
-        /// The media type in the document.
-        own: String,
-        /// The media type of the response or the descriptor.
-        announced: String,
-    },
     /// The document is an index where only an image manifest is allowed.
     #[error("document is a multi-platform index, not an image manifest")]
     UnexpectedIndex,
@@ -142,7 +134,6 @@ impl ManifestError {
             | Self::Both
             | Self::SchemaVersion(_)
             | Self::Contradiction { .. }
-            | Self::MediaTypeMismatch { .. }
             | Self::UnexpectedIndex
             | Self::UnexpectedManifest
             | Self::TooMany { .. }

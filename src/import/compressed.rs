@@ -6,11 +6,13 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write as _};
+use std::io::{self, BufReader, Read, Seek as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use bzip2::bufread::MultiBzDecoder;
+use lzma_rust2::XzReader;
 use rustix::fs::{Mode, OFlags};
 
 use super::ImportError;
@@ -28,6 +30,9 @@ const CHECKPOINTS_MAX: usize = 256 << 20;
 /// are compressed by a factor of three.
 const RATIO_MAX: u64 = 200;
 const RATIO_FROM: u64 = 1 << 30;
+
+/// Maximum memory of the xz decoder, in KiB: the highest preset of `xz` needs 65 MiB.
+const XZ_MEMORY_KIB: u32 = 256 << 10;
 
 /// Number of decoded spans in memory: one for each thread that loads a layer.
 const CACHE: usize = 8;
@@ -60,28 +65,52 @@ struct ArchiveSpan {
     checkpoint: Option<Checkpoint>,
 }
 
-/// Whether a file that starts with these bytes is compressed with gzip or zstd.
-pub(super) fn is_compressed(start: &[u8]) -> bool {
-    Codec::sniff(start) != Codec::Tar
+/// The compression of an archive as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ArchiveCompression {
+    /// gzip or zstd, as in layers.
+    OfLayers,
+    /// xz, any number of streams.
+    Xz,
+    /// bzip2, any number of streams.
+    Bzip2,
+}
+
+impl ArchiveCompression {
+    /// Recognises the compression by the first bytes of a file; `None` if it is not compressed.
+    pub(super) fn sniff(start: &[u8]) -> Option<Self> {
+        match start {
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Self::Xz),
+            [b'B', b'Z', b'h', b'1'..=b'9', ..] => Some(Self::Bzip2),
+            _ => (Codec::sniff(start) != Codec::Tar).then_some(Self::OfLayers),
+        }
+    }
 }
 
 impl CompressedTar {
     /// Decodes the whole file and verifies it.
-    pub(super) fn open(file: File) -> Result<Self, ImportError> {
+    pub(super) fn open(file: File, compression: ArchiveCompression) -> Result<Self, ImportError> {
         let size = file.metadata().map_err(ImportError::Open)?.len();
-        let reader = file.try_clone().map_err(ImportError::Open)?;
-        let mut decoder = SpanDecoder::new(BufReader::with_capacity(READ, reader), SPANS)
-            .map_err(ImportError::Compression)?;
+        let reader = BufReader::with_capacity(READ, file.try_clone().map_err(ImportError::Open)?);
         let mut tar =
             Self { file, temporary: None, spans: Vec::new(), length: 0, cache: Mutex::new(VecDeque::new()) };
         let limit = size.saturating_mul(RATIO_MAX).max(RATIO_FROM);
-        let (mut temporary_end, mut checkpoints) = (0, 0);
-        while let Some(span) = decoder.next_span().map_err(ImportError::Compression)? {
-            let start = tar.length;
-            tar.length += span.bytes.len() as u64;
-            if tar.length > limit {
-                return Err(ImportError::Bomb { ratio: RATIO_MAX });
+        match compression {
+            ArchiveCompression::OfLayers => tar.add_spans(reader, limit)?,
+            ArchiveCompression::Xz => {
+                let decoder = XzReader::new_mem_limit(reader, true, XZ_MEMORY_KIB);
+                tar.copy("xz", decoder, limit)?;
             }
+            ArchiveCompression::Bzip2 => tar.copy("bzip2", MultiBzDecoder::new(reader), limit)?,
+        }
+        Ok(tar)
+    }
+
+    /// Finds the positions at which decoding can resume.
+    fn add_spans(&mut self, reader: BufReader<File>, limit: u64) -> Result<(), ImportError> {
+        let mut decoder = SpanDecoder::new(reader, SPANS).map_err(ImportError::Compression)?;
+        let mut checkpoints = 0;
+        while let Some(span) = decoder.next_span().map_err(ImportError::Compression)? {
             if let Some(Checkpoint::Deflate { window, .. }) = &span.checkpoint {
                 checkpoints += window.bytes.len() + size_of_val(&*window.runs);
             }
@@ -90,17 +119,42 @@ impl CompressedTar {
             }
             let data = match span.checkpoint {
                 Some(_) => span.blob,
-                None => tar.append(&span.bytes, &mut temporary_end)?,
+                None => self.append(&span.bytes)?,
             };
-            let length = span.bytes.len();
-            tar.spans.push(ArchiveSpan { start, length, data, checkpoint: span.checkpoint });
+            self.add(data, span.bytes.len(), span.checkpoint, limit)?;
             decoder.recycle(span.bytes);
         }
-        Ok(tar)
+        Ok(())
+    }
+
+    /// Copies the decoded bytes to the temporary file.
+    fn copy(&mut self, program: &'static str, mut decoder: impl Read, limit: u64) -> Result<(), ImportError> {
+        loop {
+            let mut part = Vec::with_capacity(SPANS.target);
+            let read = decoder.by_ref().take(SPANS.target as u64).read_to_end(&mut part);
+            read.map_err(|source| ImportError::Decompression { program, source })?;
+            if part.is_empty() {
+                return Ok(());
+            }
+            let data = self.append(&part)?;
+            self.add(data, part.len(), None, limit)?;
+        }
+    }
+
+    fn add(
+        &mut self,
+        data: std::ops::Range<u64>,
+        length: usize,
+        checkpoint: Option<Checkpoint>,
+        limit: u64,
+    ) -> Result<(), ImportError> {
+        self.spans.push(ArchiveSpan { start: self.length, length, data, checkpoint });
+        self.length += length as u64;
+        if self.length > limit { Err(ImportError::Bomb { ratio: RATIO_MAX }) } else { Ok(()) }
     }
 
     /// Writes a part of the tar to the temporary file, and returns its range there.
-    fn append(&mut self, bytes: &[u8], end: &mut u64) -> Result<std::ops::Range<u64>, ImportError> {
+    fn append(&mut self, bytes: &[u8]) -> Result<std::ops::Range<u64>, ImportError> {
         let directory = temporary_directory();
         let failed = |source| ImportError::Temporary { directory: directory.clone(), source };
         let file = match &mut self.temporary {
@@ -108,10 +162,9 @@ impl CompressedTar {
             none => none.insert(temporary_file(&directory).map_err(failed)?),
         };
         let frame = zstd::bulk::compress(bytes, TEMPORARY_LEVEL).map_err(failed)?;
+        let start = file.stream_position().map_err(failed)?;
         file.write_all(&frame).map_err(failed)?;
-        let start = *end;
-        *end += frame.len() as u64;
-        Ok(start..*end)
+        Ok(start..start + frame.len() as u64)
     }
 
     /// The length of the tar in bytes.
@@ -201,9 +254,8 @@ mod tests {
     fn open(bytes: &[u8]) -> Result<CompressedTar, ImportError> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        use std::io::Seek as _;
         file.rewind().unwrap();
-        CompressedTar::open(file)
+        CompressedTar::open(file, ArchiveCompression::sniff(bytes).unwrap())
     }
 
     /// Bytes that compress to about a third.
@@ -223,6 +275,16 @@ mod tests {
         encoder.finish().unwrap()
     }
 
+    /// The output of a program that compresses.
+    fn by_program(program: &str, bytes: &[u8]) -> Vec<u8> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file.rewind().unwrap();
+        let output = std::process::Command::new(program).arg("-1c").stdin(file).output().unwrap();
+        assert!(output.status.success(), "{program}");
+        output.stdout
+    }
+
     #[test]
     fn every_position_of_a_compressed_tar_can_be_read() {
         let tar = tar();
@@ -234,6 +296,10 @@ mod tests {
             [gzip(first), gzip(second), vec![0; 512]].concat(),
             zstd::bulk::compress(&tar, 3).unwrap(),
             frames,
+            by_program("xz", &tar),
+            by_program("bzip2", &tar),
+            [by_program("bzip2", first), by_program("bzip2", second)].concat(),
+            [by_program("xz", first), by_program("xz", second)].concat(),
         ] {
             let archive = open(&blob).unwrap();
             assert_eq!(archive.length(), tar.len() as u64);
@@ -252,6 +318,13 @@ mod tests {
         let mut flipped = blob.clone();
         let middle = flipped.len() / 2;
         flipped[middle] ^= 4;
+        for program in ["xz", "bzip2"] {
+            let blob = by_program(program, &tar()[..100_000]);
+            for length in [7, blob.len() / 2, blob.len() - 1] {
+                let error = open(&blob[..length]).map(|_| ()).unwrap_err();
+                assert!(matches!(error, ImportError::Decompression { .. }), "{program} {length}: {error}");
+            }
+        }
         for bad in [&blob[..blob.len() - 1], &blob[..middle], &flipped, &[&blob[..], b"garbage"].concat()] {
             assert!(matches!(open(bad), Err(ImportError::Compression(_))), "{:?}", open(bad).map(|_| ()));
         }

@@ -20,14 +20,15 @@ use crate::image::{
 };
 use crate::layer::Codec;
 
-/// One image of manifest.json.
+/// One image of manifest.json. docker accepts the names of fields in any letter case.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct ListedImage {
+    #[serde(alias = "config")]
     config: String,
-    #[serde(default)]
+    #[serde(default, alias = "repoTags", alias = "repotags")]
     repo_tags: Option<Vec<String>>,
-    #[serde(default)]
+    #[serde(default, alias = "layers")]
     layers: Option<Vec<String>>,
 }
 

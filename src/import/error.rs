@@ -22,12 +22,17 @@ pub enum ImportError {
         /// The error of the operating system.
         source: io::Error,
     },
-    /// The archive as a whole is compressed with a program whose format is not supported.
-    #[error("the archive is compressed with {0}")]
-    Compressed(&'static str),
     /// The archive as a whole is compressed, and damaged.
     #[error("cannot decompress the archive")]
     Compression(#[source] LayerError),
+    /// The archive as a whole is compressed with xz or bzip2, and damaged or truncated.
+    #[error("cannot decompress the archive with {program}")]
+    Decompression {
+        /// The program.
+        program: &'static str,
+        /// The error of decompressing or reading.
+        source: io::Error,
+    },
     /// The archive decompresses to too much.
     #[error("the archive decompresses to more than {ratio} times its size")]
     Bomb {
@@ -66,7 +71,7 @@ pub enum ImportError {
     #[error("neither an OCI layout nor a `docker save` archive: {0}")]
     Unknown(&'static str),
     /// The version of the OCI layout is not supported.
-    #[error("OCI layout version `{0}` is not supported (only 1.0.0 is)")]
+    #[error("OCI layout version `{0}` is not supported (only 1 is)")]
     LayoutVersion(String),
     /// The archive lacks a file.
     #[error("{0} is missing")]
@@ -163,8 +168,8 @@ impl ImportError {
             Self::Open(source) | Self::Read { source, .. } | Self::Temporary { source, .. } => {
                 ErrorCode::of_io(source)
             }
-            Self::Compressed(_)
-            | Self::Compression(_)
+            Self::Compression(_)
+            | Self::Decompression { .. }
             | Self::Bomb { .. }
             | Self::Checkpoints
             | Self::Twice(_)
@@ -190,9 +195,6 @@ impl ImportError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Compressed(program) => {
-                Some(format!("decompress it first with `{program} -dk FILE`, then load the result"))
-            }
             Self::Bomb { .. } | Self::Checkpoints => {
                 Some("if you trust the archive, decompress it first, then load the result".to_owned())
             }

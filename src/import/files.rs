@@ -11,13 +11,10 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::ImportError;
-use super::compressed::{CompressedTar, is_compressed};
+use super::compressed::{ArchiveCompression, CompressedTar};
 use super::members::{ArchiveMembers, Extent};
 use super::tar_bytes::TarBytes;
 use crate::image::Digest;
-
-/// Magic numbers of files that are compressed in a way that cannot be read, and the program that decompresses each.
-const COMPRESSED: [(&[u8], &str); 2] = [(b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2")];
 
 /// The files of an archive.
 #[derive(Debug)]
@@ -60,12 +57,9 @@ impl ArchiveFiles {
         }
         let mut start = [0; 8];
         let length = file.read_at(&mut start, 0).map_err(ImportError::Open)?;
-        if let Some((_, program)) = COMPRESSED.iter().find(|(magic, _)| start[..length].starts_with(magic)) {
-            return Err(ImportError::Compressed(program));
-        }
-        let bytes = match is_compressed(&start[..length]) {
-            true => TarBytes::Compressed(CompressedTar::open(file)?),
-            false => TarBytes::Plain(file),
+        let bytes = match ArchiveCompression::sniff(&start[..length]) {
+            Some(compression) => TarBytes::Compressed(CompressedTar::open(file, compression)?),
+            None => TarBytes::Plain(file),
         };
         let members = ArchiveMembers::read(&bytes)?;
         Ok(Self::Tar(Arc::new(bytes), members))

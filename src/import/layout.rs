@@ -94,7 +94,7 @@ fn check_version(files: &ArchiveFiles) -> Result<(), ImportError> {
     let Some(bytes) = files.read_document("oci-layout", MANIFEST_MAX)? else { return Ok(()) };
     let layout: LayoutFile = serde_json::from_slice(&bytes)
         .map_err(|source| ImportError::Json { file: "oci-layout".to_owned(), source })?;
-    if layout.image_layout_version == "1.0.0" {
+    if layout.image_layout_version.starts_with("1.") {
         Ok(())
     } else {
         Err(ImportError::LayoutVersion(layout.image_layout_version))

@@ -98,7 +98,7 @@ async fn index_entry_that_contradicts_its_manifest_is_refused() {
     let other_bytes = entry(&manifest("wanted"), "linux/amd64");
     for (entry, part) in [
         (other_length, "but the manifest declares"),
-        (other_type, "but was announced as"),
+        (other_type, "manifest is declared as"),
         (other_bytes, "the content has digest"),
     ] {
         let (outer, real) = (index(&[entry]), real.clone());
@@ -153,7 +153,7 @@ async fn answers_that_are_no_manifest_are_reported() {
     let contradiction = resolve_to(200, &[("Content-Type", media::OCI_INDEX)], manifest("")).await;
     assert!(
         matches!(&contradiction, RegistryError::Document { source, .. }
-            if matches!(**source, ManifestError::MediaTypeMismatch { .. })),
+            if matches!(**source, ManifestError::Contradiction { .. })),
         "{}",
         chain_text(&contradiction)
     );

@@ -21,13 +21,18 @@ impl Layout {
 
     /// The same, with a changed configuration.
     pub(super) fn with_config(layers: &str, change: impl FnOnce(&mut Value)) -> Self {
+        Self::with_media(layers, "application/vnd.oci.image.layer.v1.tar+gzip", change)
+    }
+
+    /// The same, with another media type for the layers.
+    pub(super) fn with_media(layers: &str, media_type: &str, change: impl FnOnce(&mut Value)) -> Self {
         let layout = Self { dir: tempfile::tempdir().unwrap() };
         fs::create_dir_all(layout.dir.path().join("blobs/sha256")).unwrap();
         let (mut descriptors, mut diff_ids) = (Vec::new(), Vec::new());
         for lines in parse(layers) {
             let tar = tar(&lines);
             diff_ids.push(sha256(&tar));
-            descriptors.push(layout.put("application/vnd.oci.image.layer.v1.tar+gzip", &gzip(&tar)));
+            descriptors.push(layout.put(media_type, &gzip(&tar)));
         }
         let mut config = json!({
             "created": "2024-05-06T07:08:09Z",

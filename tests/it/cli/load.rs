@@ -58,6 +58,26 @@ fn image_that_fails_is_named_at_the_end_and_the_others_are_loaded() {
 }
 
 #[test]
+fn layer_with_a_wrong_media_type_is_named_in_a_warning() {
+    let fixture = Fixture::new();
+    let load = |media_type: &str, name: &str| {
+        let layout = Layout::with_media("f a x", media_type, |_| ());
+        let output = fixture.program.run(&["load", layout.path(), "--name", name]);
+        assert!(output.status.success(), "{output:?}");
+        texts(&output).1
+    };
+    let warning = load("application/vnd.oci.image.layer.v1.tar+zstd", "lab/a:1");
+    assert!(
+        warning.contains("layer sha256:") && warning.contains("declares zstd, but the content is gzip"),
+        "{warning}"
+    );
+    // The layer is in the store now.
+    let warning = load("application/vnd.oci.image.layer.v1.tar", "lab/a:2");
+    assert!(warning.contains("declares tar, but the content is gzip"), "{warning}");
+    assert_eq!(load("application/octet-stream", "lab/a:3"), "");
+}
+
+#[test]
 fn file_that_is_not_an_archive_is_named() {
     let fixture = Fixture::new();
     let file = fixture.program.dir().join("notes.txt");

@@ -1,8 +1,13 @@
 //! `completions`: prints completion scripts for shells.
+//!
+//! The scripts call this program for the candidates, since only it knows the images and roots.
 
-use clap::{Args, Command};
+use clap::Args;
+use clap_complete::Shell;
+use clap_complete::env::{CompleteEnv, Shells};
 
-use super::output;
+use super::{error, output};
+use crate::error::ErrorCode;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -14,12 +19,30 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct CompletionsArgs {
     /// Shell that reads the script
-    shell: clap_complete::Shell,
+    shell: Shell,
 }
 
-pub(super) fn run(args: &CompletionsArgs, mut command: Command) -> anyhow::Result<()> {
-    let name = command.get_name().to_owned();
+/// The name of the program.
+const PROGRAM: &str = "rcx-imagefs";
+/// The variable in which a script names its shell when it asks for candidates.
+const VARIABLE: &str = "_RCX_IMAGEFS_COMPLETE";
+/// Not clap's own script, which completes no word with a `:`.
+const BASH: &str = include_str!("completions.bash");
+
+pub(super) fn run(args: &CompletionsArgs) -> anyhow::Result<()> {
+    if args.shell == Shell::Bash {
+        return output::bytes(BASH.as_bytes());
+    }
+    let (shells, name) = (Shells::builtins(), args.shell.to_string());
+    let shell = shells.completer(&name).ok_or_else(|| {
+        error::fail(ErrorCode::Internal, format!("there is no completion script for {name}"))
+    })?;
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut command, name, &mut script);
+    shell.write_registration(VARIABLE, PROGRAM, PROGRAM, PROGRAM, &mut script)?;
     output::bytes(&script)
+}
+
+/// Prints candidates and ends the process if a completion script has called it.
+pub(super) fn answer_shell() {
+    CompleteEnv::with_factory(super::command).var(VARIABLE).bin(PROGRAM).complete();
 }

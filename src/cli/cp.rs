@@ -10,7 +10,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::image_path::ImagePath;
-use super::{Context, error, output};
+use super::{Context, candidates, error, output};
 use crate::error::{ErrorCode, chain, chain_text};
 use crate::index::IndexedKind;
 use crate::pipeline::{FoundNode, OpenImage};
@@ -39,7 +39,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct CpArgs {
     /// The image, and an absolute path in it
-    #[arg(value_name = "REF:PATH")]
+    #[arg(value_name = "REF:PATH", add = candidates::images())]
     source: String,
     /// Path of the copy or of a directory for it; `-` is standard output
     #[arg(value_name = "DEST")]

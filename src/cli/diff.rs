@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Context, STORED, output};
+use super::{Context, STORED, candidates, output};
 use crate::layer::Printable;
 use crate::unpack::{PathChange, differences};
 
@@ -27,10 +27,10 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct DiffArgs {
     /// The image.
-    #[arg(help = STORED, value_name = "REF")]
+    #[arg(help = STORED, add = candidates::images(), value_name = "REF")]
     old: String,
     /// The other image
-    #[arg(value_name = "OTHER-REF")]
+    #[arg(value_name = "OTHER-REF", add = candidates::images())]
     new: String,
     /// Also compare modification times
     #[arg(long)]

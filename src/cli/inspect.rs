@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::{Context, STORED, output};
+use super::{Context, STORED, candidates, output};
 use crate::image::ImageConfig;
 use crate::pipeline::LayerDescription;
 
@@ -19,7 +19,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct InspectArgs {
     /// The image.
-    #[arg(help = STORED, value_name = "REF")]
+    #[arg(help = STORED, add = candidates::images(), value_name = "REF")]
     reference: String,
     /// Print JSON
     #[arg(long)]

@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::image_path::ImagePath;
-use super::{Context, error, output, time};
+use super::{Context, candidates, error, output, time};
 use crate::error::ErrorCode;
 use crate::index::IndexedKind;
 use crate::layer::{Printable, Timestamp};
@@ -32,7 +32,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct LsArgs {
     /// The image, with an absolute path in it
-    #[arg(value_name = "REF[:PATH]")]
+    #[arg(value_name = "REF[:PATH]", add = candidates::images())]
     place: String,
     /// Path in the image [default: its root]
     path: Option<PathBuf>,

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, and the context that they share.
 
+mod candidates;
 mod catalog;
 mod completions;
 mod config;
@@ -311,6 +312,7 @@ pub fn run() -> ExitCode {
     if let Some(code) = shim::stand_in() {
         return code;
     }
+    completions::answer_shell();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return error::report_usage(&error),
@@ -353,7 +355,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::IsolateShim(args) => shim::run(&context, &args),
         Command::Config(_) => unreachable!("handled above"),
         Command::Manual(args) => manual::run(&args),
-        Command::Completions(args) => completions::run(&args, command()),
+        Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args, command()),
     }?;
     Ok(ExitCode::SUCCESS)

@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::failures::{FailedItemJson, Failures};
-use super::{Context, STORED, error, output};
+use super::{Context, STORED, candidates, error, output};
 use crate::error::ErrorCode;
 use crate::store::Store;
 
@@ -25,7 +25,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct RmArgs {
     /// The image.
-    #[arg(help = STORED, required = true, value_name = "REF")]
+    #[arg(help = STORED, add = candidates::images(), required = true, value_name = "REF")]
     references: Vec<String>,
     /// Keep an image that loses its last tag: it stays in the mount under its digest
     #[arg(long)]

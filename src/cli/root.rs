@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::engine::EngineChoice;
 use super::error::ErrorJson;
-use super::{Context, STORED, output};
+use super::{Context, STORED, candidates, output};
 use crate::error::chain_text;
 use crate::roots::{Engine, InodeWidth, RootId, RootInfo, RootRemoval, RootState, RootsError, Upper};
 use crate::sandbox::EXIT_TIMEOUT;
@@ -87,7 +87,7 @@ impl RootArgs {
 #[command(after_long_help = CREATE_EXAMPLES)]
 struct CreateArgs {
     /// The image.
-    #[arg(help = STORED, value_name = "REF")]
+    #[arg(help = STORED, add = candidates::images(), value_name = "REF")]
     reference: String,
     /// Name of the root [default: a random name]
     #[arg(long)]
@@ -122,7 +122,7 @@ struct ListArgs {
 #[command(after_long_help = REMOVE_EXAMPLES)]
 struct RemoveArgs {
     /// Names of the roots
-    #[arg(required = true, value_name = "ID")]
+    #[arg(required = true, value_name = "ID", add = candidates::roots())]
     ids: Vec<RootId>,
     /// Detach a root even if it is in use; its files are removed when no process uses them any more
     #[arg(long)]

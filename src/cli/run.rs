@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::engine::EngineChoice;
 use super::error::{ErrorJson, interrupted_by};
 use super::meta_file::MetaFile;
-use super::{Context, STORED, output};
+use super::{Context, STORED, candidates, output};
 use crate::error::chain_text;
 use crate::pipeline::read_image;
 use crate::roots::{InodeWidth, Upper};
@@ -44,7 +44,7 @@ Examples:
 #[command(next_line_help = false, after_long_help = EXAMPLES)]
 pub(super) struct RunArgs {
     /// The image.
-    #[arg(help = STORED, value_name = "REF")]
+    #[arg(help = STORED, add = candidates::images(), value_name = "REF")]
     reference: String,
     /// Command to run, instead of the image's
     #[arg(last = true, value_name = "COMMAND")]

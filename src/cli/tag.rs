@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Context, STORED, error, output};
+use super::{Context, STORED, candidates, error, output};
 use crate::error::ErrorCode;
 use crate::image::{Descriptor, ManifestDigest, Reference};
 
@@ -24,7 +24,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct TagArgs {
     /// The image.
-    #[arg(help = STORED, value_name = "REF")]
+    #[arg(help = STORED, add = candidates::images(), value_name = "REF")]
     reference: String,
     /// New name: [HOST[:PORT]/]NAME[:TAG]
     #[arg(value_name = "NAME[:TAG]")]

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Context, STORED, output};
+use super::{Context, STORED, candidates, output};
 use crate::error::chain_text;
 use crate::pipeline::open_image;
 use crate::unpack::{Staging, UnpackOptions, UnpackPlan, write};
@@ -30,7 +30,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct UnpackArgs {
     /// The image.
-    #[arg(help = STORED, value_name = "REF")]
+    #[arg(help = STORED, add = candidates::images(), value_name = "REF")]
     reference: String,
     /// Directory of the copy
     #[arg(value_name = "DIR")]

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::error::ErrorJson;
 use super::pull::runtime;
-use super::{Context, STORED, error, output, progress};
+use super::{Context, STORED, candidates, error, output, progress};
 use crate::error::{ErrorCode, chain_text};
 use crate::image::{Digest, LayerDigest, Reference};
 use crate::pipeline::{OpenImage, PullJob, open_image, open_layer, pull, read_image, read_manifest};
@@ -37,7 +37,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct VerifyArgs {
     /// The image.
-    #[arg(help = format!("{STORED} [default: all images in the store]"), value_name = "REF")]
+    #[arg(help = format!("{STORED} [default: all images in the store]"), add = candidates::images(), value_name = "REF")]
     reference: Option<String>,
     /// Also decode every layer
     #[arg(long)]

@@ -3,6 +3,7 @@
 //! Other programs read the output of `--json`, so these tests list all of its fields.
 
 mod archive;
+mod completions;
 mod config;
 mod cp;
 mod daemon;

@@ -1,6 +1,6 @@
 //! Packs a merged tree: numbers the reachable nodes, sorts the names, and drops unreachable nodes.
 
-use super::merge::MergeState;
+use super::draft::MergeState;
 use super::{MergeFault, NodeId, Tree, TreeChild, TreeDirectory};
 
 impl MergeState<'_> {

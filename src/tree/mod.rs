@@ -3,6 +3,7 @@
 //! [`merge()`] builds the tree from the indexes of the layers alone. A [`Tree`] is immutable and holds only names and structure;
 //! mode, size, link target and other attributes of a node are in its entry in the index.
 
+mod draft;
 mod dump;
 mod error;
 mod freeze;

@@ -176,15 +176,6 @@ struct Explanation {
 /// A transparent variant hides the error that it wraps: the chain continues with the source of the wrapped error. So `code`
 /// and `hint` of the outer type must delegate to the wrapped error.
 fn explain(cause: &(dyn StdError + 'static)) -> Option<Explanation> {
-    if let Some(error) = cause.downcast_ref::<PipelineError>() {
-        let hint = match error {
-            PipelineError::Store(error) => error.hint().map(str::to_owned),
-            PipelineError::Registry(error) => error.hint(),
-            PipelineError::Import(error) => error.hint(),
-            error => error.hint().map(str::to_owned),
-        };
-        return Some(Explanation { code: error.code(), hint });
-    }
     macro_rules! first_of {
         (hint: $($hinting:ty),+; no hint: $($plain:ty),+;) => {
             $(if let Some(error) = cause.downcast_ref::<$hinting>() {
@@ -196,7 +187,7 @@ fn explain(cause: &(dyn StdError + 'static)) -> Option<Explanation> {
         };
     }
     first_of! {
-        hint: CliError, StoreError, Box<StoreError>, RegistryError, AuthError, ImportError, LoadError, SessionError,
+        hint: CliError, PipelineError, StoreError, Box<StoreError>, RegistryError, AuthError, ImportError, LoadError, SessionError,
             DaemonError, ControlError, SandboxError, RootsError, ShimError;
         no hint: ConfigurationError, PathError, LayerError, NameError, TarError, UnpackError, StagingError, FsError,
             IsolateError, CopyError, ReferenceError, DigestError, PlatformError, ManifestError, BuildError, IndexError,

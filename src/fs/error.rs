@@ -283,7 +283,7 @@ impl LoadError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Store(error) => error.hint().map(str::to_owned),
-            Self::Pipeline(error) => error.hint().map(str::to_owned),
+            Self::Pipeline(error) => error.hint(),
             Self::Io(_) => None,
         }
     }

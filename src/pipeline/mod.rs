@@ -174,7 +174,17 @@ impl PipelineError {
 
     /// What the user can do next, if anything.
     #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Store(error) => error.hint().map(str::to_owned),
+            Self::Registry(error) => error.hint(),
+            Self::Import(error) => error.hint(),
+            error => error.own_hint().map(str::to_owned),
+        }
+    }
+
+    /// The hint of an error that wraps none of the store, the registry or an import.
+    fn own_hint(&self) -> Option<&'static str> {
         match self {
             Self::MissingBlob(_) => Some("pull or load the image again"),
             Self::OtherPlatform { .. } => Some(

@@ -225,8 +225,8 @@ impl ShimError {
 
     /// What the user can do about the error.
     #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
-        match self {
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
             Self::NoIsolate(_) | Self::Itself(_) => {
                 Some("set `path` in the table [isolate] of the configuration")
             }
@@ -236,9 +236,10 @@ impl ShimError {
             Self::Read(fault) => fault.hint(),
             Self::Roots(error) => error.hint(),
             Self::Store(error) => error.hint(),
-            Self::Config { source, .. } => source.hint(),
+            Self::Config { source, .. } => return source.hint(),
             _ => None,
-        }
+        };
+        hint.map(str::to_owned)
     }
 }
 

@@ -17,6 +17,7 @@ pub mod layers;
 pub mod layout;
 pub mod model;
 pub mod program;
+pub mod running;
 
 pub mod stored;
 pub mod text;

@@ -5,9 +5,10 @@ use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::host::{CALLER, Host, OTHER, RunningProcess, SandboxBox, describe, failure_message, stdout_of};
+use super::host::{CALLER, Host, OTHER, SandboxBox, describe, failure_message, stdout_of};
 use support::child::wait_until;
 use support::images::run;
+use support::running::RunningProcess;
 
 /// A script that stands for isolate and prints its user IDs and capabilities.
 pub(super) const PRINT_IDS: &str = "grep -E '^(Uid|CapPrm|CapEff)' /proc/$$/status";

@@ -372,25 +372,3 @@ pub(super) fn tar(add: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> Vec<u8> {
     add(&mut builder);
     builder.into_inner().unwrap()
 }
-
-/// A process that is killed when dropped, so that a failing test leaves no box in use.
-#[derive(Debug)]
-pub(super) struct RunningProcess(pub(super) std::process::Child);
-
-impl RunningProcess {
-    pub(super) fn start(command: &mut Command) -> Self {
-        Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
-    }
-
-    pub(super) fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for RunningProcess {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}

@@ -5,8 +5,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use super::attempts::compile;
-use super::host::{Host, RunningProcess, SandboxBox, all_isolates, describe, stdout_of, tar};
+use super::host::{Host, SandboxBox, all_isolates, describe, stdout_of, tar};
 use support::child::wait_until;
+use support::running::RunningProcess;
 
 #[test]
 #[ignore = "needs isolate on PATH"]

@@ -10,7 +10,8 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 use support::child::wait_until;
 
-use super::host::{CALLER, Host, RunningProcess, SandboxBox, all_isolates, describe, isolate_on_path, tar};
+use super::host::{CALLER, Host, SandboxBox, all_isolates, describe, isolate_on_path, tar};
+use support::running::RunningProcess;
 
 /// A program that reads nothing of its image between its first and its last line of output.
 const WAIT: &str = "echo started; read line; echo ended";

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use super::host::{
-    CALLER, Host, Isolate, RunningProcess, SandboxBox, all_isolates, describe, failure_message,
-    isolate_on_path, stdout_of,
+    CALLER, Host, Isolate, SandboxBox, all_isolates, describe, failure_message, isolate_on_path, stdout_of,
 };
+use support::running::RunningProcess;
 
 /// The arguments that a worker passes to isolate, in its order. `rule` is one more `--dir` option.
 fn worker_arguments(

@@ -8,10 +8,11 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use super::{RootsFixture, RunningProcess, names};
+use super::{RootsFixture, names};
 use support::child::wait_until;
 use support::images::run;
 use support::program::{binary, failure, is_mounted};
+use support::running::RunningProcess;
 
 #[test]
 fn live_root_survives_every_cleanup() {
@@ -51,7 +52,7 @@ fn dead_daemon_is_reported_and_its_roots_can_be_removed() {
     let mut fixture = RootsFixture::new();
     let roots =
         ["dir", "tmpfs:8M", "none"].map(|upper| fixture.create(upper.split(':').next().unwrap(), upper));
-    let user = RunningProcess::in_directory(&roots[0].join("box"));
+    let mut user = RunningProcess::in_directory(&roots[0].join("box"));
     fixture.mounted.mount.server().signal("KILL");
     fixture.mounted.mount.server().wait();
     let dead = fs::read_dir(roots[0].join("bin")).and_then(|mut dir| dir.next().transpose());
@@ -69,7 +70,7 @@ fn dead_daemon_is_reported_and_its_roots_can_be_removed() {
     assert_eq!(fixture.program().json(&["gc", "--dry-run"])["roots"], 2);
     assert_eq!(fixture.sweep(), json!(["tmpfs"]));
     assert_eq!(fixture.state("dir").as_deref(), Some("dead"));
-    user.end();
+    user.kill();
     // The next daemon replaces the dead mount, and sweeps.
     fixture.mount_new_daemon();
     fixture.assert_clean();
@@ -158,7 +159,7 @@ fn root_in_use_is_removed_only_by_force_and_swept_once_free() {
     let fixture = RootsFixture::new();
     for upper in ["dir", "tmpfs:8M", "none"] {
         let root = fixture.create("used", upper);
-        let user = RunningProcess::in_directory(&root.join("etc"));
+        let mut user = RunningProcess::in_directory(&root.join("etc"));
         let error = fixture.program().fails(&["root", "remove", "used"]);
         let named = format!("root used is in use by process {} (sleep)", user.pid());
         assert!(error.contains(&named) && error.contains("--force"), "{error}");
@@ -191,7 +192,7 @@ fn root_in_use_is_removed_only_by_force_and_swept_once_free() {
             fs::write(&process, "late").unwrap();
             assert_in_use(&fixture);
         }
-        user.end();
+        user.kill();
         wait_until("the root is swept", || {
             fixture.sweep();
             fixture.state("used").is_none()
@@ -211,7 +212,7 @@ fn process_with_an_open_file_in_a_root_is_a_holder_of_it() {
             run("mount", &["-t", "tmpfs", "tmpfs", tmp.to_str().unwrap()]);
         }
         let file = fs::File::create(tmp.join("file")).unwrap();
-        let holder = RunningProcess(Command::new("sleep").arg("1000").stdin(file).spawn().unwrap());
+        let mut holder = RunningProcess(Command::new("sleep").arg("1000").stdin(file).spawn().unwrap());
         for force in [false, true] {
             let arguments = ["root", "remove", "held", "--json", "--force"];
             let output = fixture.program().run(&arguments[..if force { 5 } else { 4 }]);
@@ -221,7 +222,7 @@ fn process_with_an_open_file_in_a_root_is_a_holder_of_it() {
             assert_eq!(answer[0]["holders"], holders, "{upper}, {with_mount}, {force}: {answer}");
             assert_eq!(answer[0]["removed"], json!(force && with_mount), "{answer}");
         }
-        holder.end();
+        holder.kill();
         wait_until("the root is swept", || {
             fixture.sweep();
             fixture.state("held").is_none()
@@ -236,7 +237,7 @@ fn root_mounted_in_another_namespace_is_reported_and_outlives_its_removal() {
     let root = fixture.create("it", "dir");
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sleep", "1000"]);
-    let holder = RunningProcess(command.spawn().unwrap());
+    let mut holder = RunningProcess(command.spawn().unwrap());
     let pid = holder.pid();
     let comm = format!("/proc/{pid}/comm");
     wait_until("the process has its own namespace", || fs::read_to_string(&comm).unwrap() == "sleep\n");
@@ -245,7 +246,7 @@ fn root_mounted_in_another_namespace_is_reported_and_outlives_its_removal() {
     assert!(!root.exists());
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
     assert!(!mounts.contains("rcx-root-it"), "{mounts}");
-    holder.end();
+    holder.kill();
     fixture.finish();
 }
 
@@ -363,14 +364,14 @@ fn homes_without_a_mount_are_swept_after_a_reboot() {
 fn roots_with_the_same_name_in_two_stores_are_independent() {
     let (fixture, other) = (RootsFixture::new(), RootsFixture::new());
     let (root, other_root) = (fixture.create("same", "dir"), other.create("same", "dir"));
-    let user = RunningProcess::in_directory(&other_root.join("etc"));
+    let mut user = RunningProcess::in_directory(&other_root.join("etc"));
     fs::write(root.join("box/file"), "").unwrap();
     assert_eq!(names(&other_root.join("box")), Vec::<String>::new());
     fixture.remove("same");
     assert_eq!(other.sweep(), json!([]));
     let error = other.program().fails(&["root", "remove", "same"]);
     assert!(error.contains(&format!("in use by process {}", user.pid())), "{error}");
-    user.end();
+    user.kill();
     other.remove("same");
     fixture.finish();
     other.finish();

@@ -147,32 +147,6 @@ impl Drop for RootsFixture {
     }
 }
 
-/// A process that is killed on drop.
-struct RunningProcess(Child);
-
-impl RunningProcess {
-    /// Starts a process with `dir` as its current directory.
-    fn in_directory(dir: &Path) -> Self {
-        Self(Command::new("sleep").arg("1000").current_dir(dir).spawn().unwrap())
-    }
-
-    fn pid(&self) -> u32 {
-        self.0.id()
-    }
-
-    fn end(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for RunningProcess {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn names(dir: &Path) -> Vec<String> {
     let listed = fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
     let mut names: Vec<_> = listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use super::mount::{OverlayCalls, OverlayParts, UnattachedOverlay};
+use super::legacy::OverlayParts;
+use super::unattached::{self, OverlayCalls, UnattachedOverlay};
 use super::{InodeWidth, Lower, Upper, mount, reopen, skeleton, upper_dirs};
 use crate::os::AtPath as _;
 use crate::roots::RootsError;
@@ -29,7 +30,7 @@ pub(crate) fn make_overlay(
     // files that were copied up fail with ESTALE (seen on Linux 6.18).
     let mount = |skeleton: OwnedFd, tmpfs, writable| {
         let parts = OverlayParts { lowers: std::iter::once(skeleton).chain(image_layers).collect(), tmpfs };
-        mount::overlay(source, parts, writable, inodes, calls)
+        unattached::overlay(source, parts, writable, inodes, calls)
     };
     let shared_skeleton = || {
         // Opened again by its path, since the descriptor may belong to another mount namespace.

@@ -16,12 +16,21 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, OpenTreeFlags};
 use rustix::thread::UnshareFlags;
 
-use super::mount::{DroppedCapability, OverlayParts, attach, refused, unmount};
+use super::mount::{DroppedCapability, attach, refused, unmount};
 use super::{InodeWidth, OPEN_LAYER, plan};
 use crate::roots::RootsError;
 
 /// Longest options of mount(2), in bytes: a page without its final zero byte.
 const OPTIONS_MAX: usize = 4095;
+
+/// The filesystems below an overlay.
+#[derive(Debug)]
+pub(super) struct OverlayParts {
+    /// The layers, topmost first.
+    pub(super) lowers: Vec<OwnedFd>,
+    /// A detached tmpfs that contains the upper or a layer.
+    pub(super) tmpfs: Option<OwnedFd>,
+}
 
 /// An overlay that will be made when it is attached.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Makes filesystems with the file-descriptor mount API (fsopen(2)), and private mount namespaces.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::CWD;
@@ -12,9 +12,7 @@ use rustix::mount::{
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
 use super::InodeWidth;
-use super::legacy::LegacyOverlay;
 use super::plan::{self, MountOption};
-use crate::os::AtPath as _;
 use crate::roots::RootsError;
 
 /// Longest kernel message that is read, in bytes. A message is one or two lines long.
@@ -38,67 +36,8 @@ pub fn enter_private_namespace() -> Result<(), RootsError> {
     rustix::mount::mount_change("/", flags).map_err(failed("mount propagation"))
 }
 
-/// How overlays are mounted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum OverlayCalls {
-    /// By fsopen(2) if the kernel takes lower layers one by one (Linux 6.8), otherwise by mount(2).
-    #[default]
-    Newest,
-    /// By mount(2), for tests.
-    Legacy,
-}
-
-/// An overlay that is not attached yet.
-#[derive(Debug)]
-pub(crate) enum UnattachedOverlay {
-    /// Made by fsopen(2).
-    Detached(OwnedFd),
-    /// To be made by mount(2).
-    Legacy(LegacyOverlay),
-}
-
-impl UnattachedOverlay {
-    /// Mounts the overlay at `path`, which must be absolute. Returns its root directory.
-    pub(crate) fn attach(self, source: &str, path: &Path) -> Result<OwnedFd, RootsError> {
-        match self {
-            Self::Detached(overlay) => attach(&overlay, source, path).map(|()| overlay),
-            Self::Legacy(overlay) => overlay.attach(source, path),
-        }
-    }
-}
-
-/// The filesystems below an overlay.
-#[derive(Debug)]
-pub(super) struct OverlayParts {
-    /// The layers, topmost first.
-    pub(super) lowers: Vec<OwnedFd>,
-    /// A detached tmpfs that contains the upper or a layer.
-    pub(super) tmpfs: Option<OwnedFd>,
-}
-
-/// Prepares an overlay. `writable` is a directory with the subdirectories `upper` and `work`.
-pub(super) fn overlay(
-    source: &str,
-    parts: OverlayParts,
-    writable: Option<BorrowedFd<'_>>,
-    inodes: InodeWidth,
-    calls: OverlayCalls,
-) -> Result<UnattachedOverlay, RootsError> {
-    if calls == OverlayCalls::Newest {
-        let lowers: Vec<_> = parts.lowers.iter().map(OwnedFd::as_fd).collect();
-        match detached_overlay(source, &lowers, writable, inodes) {
-            // Linux before 6.8 does not know `lowerdir+`, and Linux before 6.15 refuses a detached tmpfs.
-            Err(RootsError::Mount { step: "lowerdir+", .. }) => {}
-            Err(RootsError::Mount { step: "fsconfig", .. }) if parts.tmpfs.is_some() => {}
-            result => return result.map(UnattachedOverlay::Detached),
-        }
-    }
-    let writable = writable.map(|directory| directory.try_clone_to_owned()).transpose();
-    let writable = writable.at("open", Path::new("the upper of the root"))?;
-    Ok(UnattachedOverlay::Legacy(LegacyOverlay::new(parts, writable, inodes)))
-}
-
-fn detached_overlay(
+/// Makes a detached overlay of `lowers`, topmost first.
+pub(super) fn detached_overlay(
     source: &str,
     lowers: &[BorrowedFd<'_>],
     writable: Option<BorrowedFd<'_>>,

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use super::mount::UnattachedOverlay;
+use super::unattached::UnattachedOverlay;
 use crate::roots::RootsError;
 
 /// A root that is mounted in the private mount namespace of the process that made it.

@@ -7,10 +7,10 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::mount::{
-    OverlayCalls, OverlayParts, UnattachedOverlay, enter_private_namespace, open, overlay, refused, tmpfs,
-};
+use super::legacy::OverlayParts;
+use super::mount::{enter_private_namespace, open, refused, tmpfs};
 use super::plan::fd_path;
+use super::unattached::{OverlayCalls, UnattachedOverlay, overlay};
 use super::{InodeWidth, OPEN_DIRECTORY};
 use crate::os::AtPath as _;
 use crate::roots::RootsError;

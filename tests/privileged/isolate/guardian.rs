@@ -6,9 +6,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::attempts::compile;
-use super::host::{CALLER, Host, RunningProcess, failure_message};
+use super::host::{CALLER, Host, failure_message};
 use support::child::wait_until;
 use support::program::Program;
+use support::running::RunningProcess;
 
 /// A script that stands for isolate and does not end.
 const SLEEP: &str = "exec sleep 1000";

@@ -2,8 +2,9 @@
 
 use clap::Args;
 use serde::Serialize;
+use serde_json::{Value, json};
 
-use super::{Context, STORED, candidates, output};
+use super::{Context, STORED, candidates, output, template};
 use crate::image::ImageConfig;
 use crate::pipeline::LayerDescription;
 
@@ -12,15 +13,24 @@ Examples:
   Show an image:
     rcx-imagefs inspect python:3.12
   Print its environment variables:
-    rcx-imagefs inspect --json python:3.12 | jq -r '.config.config.Env[]'";
+    rcx-imagefs inspect --json python:3.12 | jq -r '.config.config.Env[]'
+  Print some fields, as with docker:
+    rcx-imagefs inspect --format '{{.Config.User}} {{.Architecture}}' python:3.12";
 
 /// Show an image's manifest, configuration, layers and indexes
+///
+/// --format replaces {{.Field}} in a text by a field, and {{json .Field}} by the field as JSON. The fields have the names that docker gives
+/// them (Id, RepoTags, RepoDigests, Created, Architecture, Os, Size, Config, RootFS, History) or those of --json. Dots lead into
+/// objects, and numbers into lists: {{.Config.Env.0}}. There are no loops and conditions; use --json and jq for those.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct InspectArgs {
     /// The image.
     #[arg(help = STORED, add = candidates::images(), value_name = "REF")]
     reference: String,
+    /// Print this text with fields of the image, as with docker
+    #[arg(short, long, value_name = "TEMPLATE", conflicts_with = "json")]
+    format: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -38,7 +48,7 @@ struct InspectJson {
     created: Option<String>,
     layers: Vec<LayerJson>,
     /// The whole configuration document.
-    config: serde_json::Value,
+    config: Value,
 }
 
 #[derive(Debug, Serialize)]
@@ -96,7 +106,33 @@ pub(super) fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
         layers: layers.collect(),
         config: description.config,
     };
+    if let Some(template) = &args.format {
+        let docker = docker_view(&document, &description.config_digest);
+        let own = serde_json::to_value(&document)?;
+        return output::line(template::fill(template, &[docker, own])?);
+    }
     if args.json { output::json(&document) } else { print(&document, config) }
+}
+
+/// The fields that `docker image inspect` has, under its names.
+fn docker_view(document: &InspectJson, id: &str) -> Value {
+    let config = &document.config;
+    let size: u64 = document.layers.iter().map(|layer| layer.size).sum();
+    let tags: Vec<String> = document.tags.iter().map(|tag| format!("{}:{tag}", document.name)).collect();
+    json!({
+        "Id": id,
+        "RepoTags": tags,
+        "RepoDigests": [format!("{}@{}", document.name, document.digest)],
+        "Created": document.created,
+        "Architecture": config["architecture"],
+        "Variant": config["variant"],
+        "Os": config["os"],
+        "Author": config["author"],
+        "Size": size,
+        "Config": config["config"],
+        "RootFS": { "Type": "layers", "Layers": config["rootfs"]["diff_ids"] },
+        "History": config["history"],
+    })
 }
 
 fn print(document: &InspectJson, config: &ImageConfig) -> anyhow::Result<()> {
@@ -117,6 +153,18 @@ fn print(document: &InspectJson, config: &ImageConfig) -> anyhow::Result<()> {
     field("command", &config.cmd.join(" "))?;
     for variable in &config.env {
         field("environment", variable)?;
+    }
+    let raw = &config.raw["config"];
+    field("stop signal", raw["StopSignal"].as_str().unwrap_or_default())?;
+    let keys = |name: &str| raw[name].as_object().into_iter().flat_map(|fields| fields.keys());
+    for port in keys("ExposedPorts") {
+        field("port", port)?;
+    }
+    for volume in keys("Volumes") {
+        field("volume", volume)?;
+    }
+    for (name, value) in raw["Labels"].as_object().into_iter().flatten() {
+        field("label", &format!("{name}={}", value.as_str().unwrap_or_default()))?;
     }
     output::line("")?;
     let cell = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());

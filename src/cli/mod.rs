@@ -37,6 +37,7 @@ mod shim;
 mod status;
 mod suggestions;
 mod tag;
+mod template;
 mod time;
 mod unpack;
 mod verify;

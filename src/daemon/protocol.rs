@@ -281,7 +281,13 @@ mod tests {
             platform: Some("linux/arm/v7".parse().unwrap()),
             index: Some(digest),
         };
-        let listed = ImageSummary { record, layers: None, blob_bytes: None, failure: Some(failure.clone()) };
+        let listed = ImageSummary {
+            record,
+            layers: None,
+            blob_bytes: None,
+            created: None,
+            failure: Some(failure.clone()),
+        };
         let layer =
             LayerDescription { index: Some(IndexDescription::default()), ..LayerDescription::default() };
         let description = ImageDescription { layers: vec![layer], ..ImageDescription::default() };

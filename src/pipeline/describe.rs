@@ -19,6 +19,9 @@ pub struct ImageSummary {
     /// Total size of the blobs in bytes. A shared layer counts for each image. `None` if the manifest cannot be read.
     #[serde(default)]
     pub blob_bytes: Option<u64>,
+    /// When it was built, as its configuration states it. `None` also if the configuration cannot be read.
+    #[serde(default)]
+    pub created: Option<String>,
     /// Why the manifest cannot be read.
     #[serde(default)]
     pub failure: Option<ReadFailureText>,
@@ -32,6 +35,8 @@ pub struct ImageDescription {
     pub media_type: String,
     /// The layers, lowest first.
     pub layers: Vec<LayerDescription>,
+    /// The digest of the configuration, which other tools call the ID of the image.
+    pub config_digest: String,
     /// The whole configuration document.
     pub config: serde_json::Value,
 }
@@ -95,8 +100,10 @@ pub fn list_images(store: &Store) -> Result<Vec<ImageSummary>, StoreError> {
         let manifest = read_manifest(store, &record.digest);
         let failure = manifest.as_ref().err().map(Into::into);
         let manifest = manifest.ok();
+        let config = manifest.as_ref().and_then(|_| read_image(store, &record.digest).ok());
         ImageSummary {
             record,
+            created: config.and_then(|image| image.config().created.clone()),
             layers: manifest.as_ref().map(|manifest| manifest.layers().len()),
             blob_bytes: manifest.map(|manifest| {
                 manifest.layers().iter().map(|layer| layer.size).sum::<u64>() + manifest.config().size
@@ -134,6 +141,7 @@ pub fn describe_image(store: &Store, digest: &ManifestDigest) -> Result<ImageDes
     Ok(ImageDescription {
         media_type: image.manifest().media_type().to_owned(),
         layers: image.layers().iter().map(describe).collect(),
+        config_digest: image.manifest().config().digest.to_string(),
         config: image.config().raw.clone(),
     })
 }

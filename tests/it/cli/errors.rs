@@ -144,7 +144,7 @@ fn failed_command_prints_an_object_with_its_code() {
         (&["status", "--json"], "no-daemon"),
         (&["load", &missing, "--json"], "io"),
         (&["root", "remove", "--json", "-x"], "usage"),
-        (&["images", "--json", "extra"], "usage"),
+        (&["images", "--json", "extra", "more"], "usage"),
         (&["run", "--json", "lab/b:1", "--", "true"], "no-image"),
     ] {
         let output = fixture.program.run(arguments);

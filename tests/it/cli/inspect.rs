@@ -98,6 +98,49 @@ fn control_characters_of_an_image_are_escaped_in_text_output() {
 }
 
 #[test]
+fn format_prints_fields_under_the_names_of_docker_and_of_json() {
+    let (fixture, digest) = Fixture::with("lab/a:1");
+    let config = fixture.manifest(&digest)["config"]["digest"].as_str().unwrap().to_owned();
+    let format = |template: &str| fixture.program.ok(&["inspect", "--format", template, "lab/a:1"]);
+    assert_eq!(format("{{.Id}}"), config);
+    assert_eq!(format("{{.Config.User}} on {{.Os}}"), "7:8 on linux");
+    assert_eq!(format("{{json .Config.Env}}"), r#"["PATH=/bin","LANG=C"]"#);
+    assert_eq!(format("{{.Config.Cmd.0}}"), "sh");
+    assert_eq!(format("{{.RepoTags}}{{.RepoDigests.0}}"), format!(r#"["lab/a:1"]lab/a@{digest}"#));
+    assert_eq!(format("{{.digest}} {{.layers.1.entries}}"), format!("{digest} 2"));
+    let (error, hint) = fixture.fails(&["inspect", "-f", "{{.Cofnig}}", "lab/a:1"]);
+    assert_eq!(error, "there is no field `.Cofnig`");
+    assert!(hint.unwrap().contains("Config, "));
+}
+
+#[test]
+fn text_output_has_the_whole_configuration() {
+    let fixture = Fixture::new();
+    let layout = Layout::with_config(super::LAYERS, |config| {
+        config["config"]["Labels"] = json!({"maintainer": "lab"});
+        config["config"]["ExposedPorts"] = json!({"80/tcp": {}});
+        config["config"]["Volumes"] = json!({"/data": {}});
+        config["config"]["StopSignal"] = json!("SIGQUIT");
+        config["config"]["WorkingDir"] = json!("/work");
+    });
+    fixture.program.ok(&["load", layout.path(), "--name", "lab/a:1"]);
+    let text = fixture.program.ok(&["inspect", "lab/a:1"]);
+    for (name, value) in [
+        ("user", "7:8"),
+        ("directory", "/work"),
+        ("command", "sh -c true"),
+        ("environment", "PATH=/bin"),
+        ("environment", "LANG=C"),
+        ("stop signal", "SIGQUIT"),
+        ("port", "80/tcp"),
+        ("volume", "/data"),
+        ("label", "maintainer=lab"),
+    ] {
+        assert!(text.contains(&format!("\n{name:<12}{value}\n")), "{name}: {text}");
+    }
+}
+
+#[test]
 fn layer_with_a_missing_blob_is_shown_with_the_error_beside_the_others() {
     let (fixture, digest) = Fixture::with("lab/a:1");
     let layer = fixture.layer(&digest, 1);

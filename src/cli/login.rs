@@ -19,6 +19,10 @@ use crate::registry::{AuthFiles, LoginCheck, Registry, add_login};
 /// Longest password that is read, in bytes. Access tokens have some kilobytes.
 const PASSWORD_MAX: u64 = 64 << 10;
 
+/// Help text of the registry.
+pub(super) const REGISTRY: &str =
+    "Registry, perhaps with a namespace: HOST[:PORT][/NAMESPACE] [default: the default registry]";
+
 /// The terminal of this process, whatever its standard input is.
 const TERMINAL: &str = "/dev/tty";
 
@@ -37,7 +41,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct LoginArgs {
-    /// Registry, perhaps with a namespace: HOST[:PORT][/NAMESPACE] [default: the default registry]
+    /// The registry.
+    #[arg(help = REGISTRY)]
     registry: Option<String>,
     /// User name
     #[arg(short, long, value_name = "USER")]

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::login::registry_key;
+use super::login::{REGISTRY, registry_key};
 use super::{Context, output};
 use crate::registry::{AuthFiles, remove_all_logins, remove_login};
 
@@ -23,7 +23,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct LogoutArgs {
-    /// Registry, perhaps with a namespace: HOST[:PORT][/NAMESPACE] [default: the default registry]
+    /// The registry.
+    #[arg(help = REGISTRY)]
     registry: Option<String>,
     /// Remove all logins of the file
     #[arg(short, long, conflicts_with = "registry")]

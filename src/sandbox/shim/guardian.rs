@@ -91,16 +91,19 @@ impl Guardian {
                 kept.extend(watch.as_ref().map(|watch| watch.fd().as_raw_fd()));
                 kept.extend(call.box_lock.map(|lock| lock.as_raw_fd()));
                 kept.extend(lease.descriptors().iter().map(|fd| fd.as_raw_fd()));
-                attempt(|| {
+                let detached = attempt(|| {
                     // First of all: while the daemon hangs, no pipe of the caller may stay open.
                     close_all_but(&kept)?;
                     ask_daemon(call.mountpoint, &report)?;
                     detach_from_caller()?;
                     send(&report, DETACHED)
                 });
+                if detached.is_some() {
+                    // A move between control groups would hold up the mounts of the other process for some milliseconds.
+                    attempt(|| await_start(&report));
+                }
                 // If the report failed, the closed pipe informs the other process.
                 drop(report);
-                // Takes some milliseconds, in which isolate starts.
                 attempt(leave_control_groups);
                 if attempt(|| Ok(wait_for_death(&lease, watch.as_ref(), &isolate, call.supervisor)))
                     .unwrap_or(false)
@@ -168,6 +171,12 @@ fn ask_daemon(mountpoint: &Path, report: &OwnedFd) -> io::Result<()> {
 /// Fails with `EPIPE` if the other process has ended already, for example because of an error.
 fn send(reports: &OwnedFd, report: u8) -> io::Result<()> {
     rustix::io::write(reports, &[report])?;
+    Ok(())
+}
+
+/// Waits until the other process has executed isolate or has ended: until no process reads the reports any more.
+fn await_start(reports: &OwnedFd) -> io::Result<()> {
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut [PollFd::new(reports, PollFlags::empty())], None))?;
     Ok(())
 }
 

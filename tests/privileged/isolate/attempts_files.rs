@@ -319,14 +319,18 @@ fn set_uid_programs_and_devices_of_the_image_give_no_rights() {
 #[test]
 fn directory_that_is_not_our_mount_is_refused() {
     let host = Host::with_script("exit 9");
-    // The state after the daemon has exited, if the caller owned the mountpoint.
-    let fake = host.caller_dir.join("images");
-    fs::create_dir_all(fake.join("lab/x@sha256-00/etc")).unwrap();
-    host.configure(&format!("mountpoint = '{}'\n", fake.display()));
-    let arguments =
-        [format!("--dir=.={}/lab/x@sha256-00", fake.display()), "--run".into(), "--".into(), "x".into()];
-    let message = host.fails(&mut host.isolate(), &arguments);
-    assert!(message.contains(fake.to_str().unwrap()), "{message}");
+    // The state after the daemon has exited, if the caller owned the mountpoint, or even the directory above it.
+    let (fake, owned) = (host.program.dir().join("fake"), host.caller_dir.join("images"));
+    for (path, expected) in [(&fake, "is not a mount of rcx-imagefs"), (&owned, "is not trusted")] {
+        fs::create_dir_all(path.join("lab/x@sha256-00/etc")).unwrap();
+        chown(path, Some(CALLER), Some(CALLER)).unwrap();
+        host.configure(&format!("mountpoint = '{}'\n", path.display()));
+        let rule = format!("--dir=.={}/lab/x@sha256-00", path.display());
+        let arguments = [&rule, "--run", "--", "x"].map(str::to_owned);
+        let message = host.fails(&mut host.isolate(), &arguments);
+        let named = if path == &fake { path } else { &host.caller_dir };
+        assert!(message.contains(named.to_str().unwrap()) && message.contains(expected), "{message}");
+    }
     // A directory inside the mount is not the mountpoint either.
     let inside = host.mount.as_ref().unwrap().path(host.image.rsplit_once('/').unwrap().0);
     host.configure(&format!("mountpoint = '{}'\n", inside.display()));

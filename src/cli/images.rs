@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Context, output, time};
+use super::{Context, candidates, output, time};
 use crate::image::Reference;
 use crate::pipeline::ImageSummary;
 use crate::store::ImageRecord;
@@ -27,7 +27,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct ImagesArgs {
     /// List only images of this name, and with a tag only the one that has it
-    #[arg(value_name = "NAME[:TAG]")]
+    #[arg(value_name = "NAME[:TAG]", add = candidates::images())]
     name: Option<String>,
     /// Print only NAME@DIGEST, which other commands take
     #[arg(short, long, conflicts_with = "json")]

@@ -26,8 +26,8 @@ pub(super) struct TagArgs {
     /// The image.
     #[arg(help = STORED, add = candidates::images(), value_name = "REF")]
     reference: String,
-    /// New name: [HOST[:PORT]/]NAME[:TAG]
-    #[arg(value_name = "NAME[:TAG]")]
+    /// The new name.
+    #[arg(help = "New name: [HOST[:PORT]/]NAME[:TAG]", value_name = "NAME[:TAG]")]
     name: String,
     /// Print JSON
     #[arg(long)]

@@ -58,7 +58,7 @@ const TREE: &str = "
     f emptied/c c
 ";
 
-/// One root of the same image for each engine.
+/// One root of the same image for each engine, and one in memory.
 pub(super) struct Roots {
     // Dropped first: the directories of the other fields cannot be removed below a mount.
     mount: TestMount,
@@ -76,9 +76,15 @@ impl Roots {
         let layers = [vec![text::small()], text::layers(TREE), more_layers].concat();
         let image = text::load(&program, &text::image("over", layers));
         let mount = program.mount();
-        let roots = ["fuse", "overlay2", "unpack"].map(|engine| {
-            let create = ["root", "create", &image, "--engine", engine, "--id", engine];
-            (engine, PathBuf::from(program.ok(&create)))
+        let roots = [
+            ("fuse", "fuse", "dir"),
+            ("fuse-tmpfs", "fuse", "tmpfs:1g"),
+            ("overlay2", "overlay2", "dir"),
+            ("unpack", "unpack", "dir"),
+        ];
+        let roots = roots.map(|(id, engine, upper)| {
+            let create = ["root", "create", &image, "--engine", engine, "--upper", upper, "--id", id];
+            (id, PathBuf::from(program.ok(&create)))
         });
         let before = trees::snapshot(&mount.path(&image));
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().cast_signed() - 60;

@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::engine::EngineChoice;
 use super::error::{self, ConfigurationError};
+use super::output::plain;
 use crate::error::ErrorCode;
 use crate::image::{Platform, Reference};
 use crate::index::LayerLimits;
@@ -155,6 +156,10 @@ pub(super) struct IsolateConfig {
     /// Whether roots are writable unless the call overrides it.
     #[serde(default)]
     pub(super) writable: bool,
+    /// Whether a root gets names for its user and `localhost`, and a default `HOME`; true by default.
+    pub(super) inject: Option<bool>,
+    /// Variables whose value in the image overrides that of the caller.
+    env_from_image: Option<Vec<String>>,
     /// Commands that run on the host, whatever the box: absolute paths with `*`.
     #[serde(default)]
     host_commands: Vec<String>,
@@ -172,6 +177,16 @@ impl IsolateConfig {
     /// The commands that run on the host.
     pub(super) fn host_commands(&self) -> Result<HostCommands, ShimError> {
         HostCommands::new(self.host_commands.iter().map(String::as_str))
+    }
+
+    /// The variables whose value in the image overrides that of the caller: by default `PATH`, because that of a worker is for
+    /// programs of the host.
+    pub(super) fn env_from_image(&self) -> anyhow::Result<Vec<String>> {
+        let names = self.env_from_image.clone().unwrap_or_else(|| vec!["PATH".to_owned()]);
+        match names.iter().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
+            Some(name) => anyhow::bail!("env-from-image: `{}` is not the name of a variable", plain(name)),
+            None => Ok(names),
+        }
     }
 
     /// The upper of writable roots.
@@ -231,6 +246,7 @@ impl Config {
         }
         config.isolate.box_images().context("table [isolate.images]")?;
         config.isolate.host_commands().context("table [isolate]")?;
+        config.isolate.env_from_image().context("table [isolate]")?;
         config.isolate.upper().context("table [isolate]")?;
         config.upper(None)?;
         config.inodes(None)?;
@@ -306,7 +322,7 @@ mod tests {
              store = '/s'\nstore-group = '7'\nrun-dir = '/r'\n[limits]\nlayer-size-mib = 7\nlayer-ratio = 30\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
              [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\ninodes = '32bit'\n\
              [run]\nsandbox = 'bwrap'\nbox-ids = '5-7'\nbwrap-user = '1000:5'\nbwrap-image-user = true\n\
-             [isolate]\npath = '/i'\nmountpoint = '/images'\nupper = 'tmpfs:64M'\nwritable = true\nhost-commands = ['/usr/bin/recodex-*']\n\
+             [isolate]\npath = '/i'\nmountpoint = '/images'\nupper = 'tmpfs:64M'\nwritable = true\ninject = false\nenv-from-image = ['PATH', 'LANG']\nhost-commands = ['/usr/bin/recodex-*']\n\
              [isolate.images]\ndefault = 'a'\n7 = 'b:1'\n10-19 = 'c'\n",
         )
         .unwrap();
@@ -323,6 +339,9 @@ mod tests {
         assert_eq!(full.mount.cache_mib, Some(64));
         assert_eq!(full.limits.layer(), LayerLimits { tar_bytes: 7 << 20, ratio: 30 });
         assert_eq!(empty.limits.layer(), LayerLimits::default());
+        assert_eq!(full.isolate.env_from_image().unwrap(), ["PATH", "LANG"]);
+        assert_eq!(empty.isolate.env_from_image().unwrap(), ["PATH"]);
+        assert_eq!((full.isolate.inject, empty.isolate.inject), (Some(false), None));
         assert_eq!(full.run.sandbox().unwrap(), SandboxKind::Bwrap);
         assert_eq!(full.run.box_ids().unwrap(), "5-7".parse().unwrap());
         assert_eq!(full.run.bwrap_user().unwrap(), "1000:5".parse().unwrap());
@@ -350,6 +369,7 @@ mod tests {
             ("[root]\ninodes = '16bit'", "inode numbers `16bit` are not supported: expected"),
             ("[isolate]\nupper = 'disk'", "table [isolate]"),
             ("[isolate]\nhost-commands = ['recodex-*']", "table [isolate]"),
+            ("[isolate]\nenv-from-image = ['A=1']", "table [isolate]"),
             ("[isolate.images]\nx = 'a'", "table [isolate.images]"),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();

@@ -11,8 +11,10 @@ use super::engine::EngineChoice;
 use super::error::ErrorJson;
 use super::{Context, STORED, candidates, output};
 use crate::error::chain_text;
-use crate::roots::{Engine, InodeWidth, RootId, RootInfo, RootRemoval, RootState, RootsError, Upper};
-use crate::sandbox::EXIT_TIMEOUT;
+use crate::roots::{
+    Engine, Injection, InodeWidth, RootId, RootInfo, RootRemoval, RootState, RootsError, Upper,
+};
+use crate::sandbox::{EXIT_TIMEOUT, User};
 use crate::store::Store;
 
 const ROOT_EXAMPLES: &str = "\
@@ -50,8 +52,8 @@ Examples:
 
 /// Create and remove writable roots: directories for a sandbox
 ///
-/// A root is an overlay of three layers: at the bottom the image, above it real directories /box, /dev, /proc, /sys and /tmp,
-/// at the top an upper layer that receives the writes. To run one command in a root of its own, use `run`.
+/// A root is an overlay of three layers: at the bottom the image, above it real directories /box, /dev, /proc, /sys and /tmp
+/// and lines in /etc that name localhost, at the top an upper layer that receives the writes. To run one command in a root of its own, use `run`.
 #[derive(Debug, Args)]
 #[command(after_long_help = ROOT_EXAMPLES)]
 pub(super) struct RootArgs {
@@ -101,6 +103,12 @@ struct CreateArgs {
     /// Inode numbers: 64bit, or 32bit for programs without large-file support [default: 64bit]
     #[arg(long, value_name = "WIDTH")]
     inodes: Option<InodeWidth>,
+    /// User and group of the programs, in numbers, to name them in /etc/passwd and /etc/group
+    #[arg(long, value_name = "UID[:GID]", conflicts_with = "no_inject")]
+    user: Option<User>,
+    /// Add nothing to the image: no line for localhost in /etc/hosts
+    #[arg(long)]
+    no_inject: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -201,7 +209,11 @@ fn create(context: &Context, store: &Store, args: &CreateArgs) -> anyhow::Result
     let engine = context.engine(store, args.engine)?;
     let lower = context.lower(store, &args.reference, engine)?;
     let roots = context.roots(store)?.with_inodes(context.config.inodes(args.inodes)?);
-    let root = roots.create(args.id.clone(), engine, &upper, &lower)?;
+    let injection = args.user.map_or(Injection::default(), |user| {
+        Injection::default().with_user(user.uid().as_raw(), user.gid().as_raw())
+    });
+    let injection = (!args.no_inject).then_some(injection);
+    let root = roots.create(args.id.clone(), engine, &upper, &lower, injection.as_ref())?;
     if args.json {
         return output::json(&root_json(root));
     }

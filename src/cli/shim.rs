@@ -149,6 +149,8 @@ fn settings(
         writable: config.isolate.writable,
         images: config.isolate.box_images()?,
         host_commands: config.isolate.host_commands()?,
+        env_from_image: config.isolate.env_from_image()?,
+        inject: config.isolate.inject.unwrap_or(true),
         in_order: std::env::var_os("POSIXLY_CORRECT").is_some(),
     })
 }

@@ -94,6 +94,16 @@ pub enum RootsError {
         /// The operating system's error.
         source: io::Error,
     },
+    /// A file of the image, from which a root gets a file of its own, cannot be read.
+    #[error("cannot read {} of image {image}", .path.display())]
+    ImageFile {
+        /// The path in the image.
+        path: PathBuf,
+        /// The image.
+        image: String,
+        /// The operating system's error.
+        source: io::Error,
+    },
     /// The kernel does not support a filesystem type.
     #[error("the kernel has no {0} filesystem (is the module loaded?)")]
     NoFilesystem(&'static str, #[source] io::Error),
@@ -227,7 +237,7 @@ impl RootsError {
             Self::NotTheMount(_) => ErrorCode::Mountpoint,
             Self::DeadMount { .. } => ErrorCode::NoDaemon,
             Self::NoImage { .. } | Self::NotAnImage { .. } => ErrorCode::NoImage,
-            Self::Image { .. } => ErrorCode::Io,
+            Self::Image { .. } | Self::ImageFile { .. } => ErrorCode::Io,
             Self::NoFilesystem(..) => ErrorCode::Kernel,
             Self::Permission { .. } => ErrorCode::Permission,
             Self::UpperFilesystem { .. } | Self::NoQuota { .. } => ErrorCode::Filesystem,
@@ -259,7 +269,9 @@ impl RootsError {
             Self::DeadMount { .. } => {
                 Some("start the daemon again: `rcx-imagefs mount DIR` replaces the dead mount")
             }
-            Self::Image { .. } => Some("`rcx-imagefs status` shows why the image cannot be read"),
+            Self::Image { .. } | Self::ImageFile { .. } => {
+                Some("`rcx-imagefs status` shows why the image cannot be read")
+            }
             Self::Separator { .. } => Some("choose another directory with `--run-dir`"),
             Self::UpperFilesystem { .. } => {
                 Some("set `upper-dir` in the table [root] of the configuration, or use `--upper tmpfs:SIZE`")

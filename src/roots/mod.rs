@@ -5,7 +5,8 @@
 //!
 //! ```text
 //!  upper      new for each root: in a home on disk, on a tmpfs, or none            <homes>/<id>/{upper,work}
-//!  skeleton   box dev proc sys tmp: real directories, even if the image has links       <run-dir>/skeleton
+//!  skeleton   box dev proc sys tmp: real directories, even if the image has links;       a tmpfs of the root
+//!             files of etc that name the user and hosts
 //!  image      shown by an engine; with fuse, a directory of the mount              /images/<name>@<digest>
 //! ```
 //!
@@ -43,7 +44,7 @@ pub use homes::{
 };
 pub use layers::LayerDirectories;
 pub use mounts::{
-    InodeWidth, Lower, OverlayCalls, PrivateRoot, RootWatch, Upper, enter_private_namespace,
+    Injection, InodeWidth, Lower, OverlayCalls, PrivateRoot, RootWatch, Upper, enter_private_namespace,
     loaded_filesystems, mount_terminals, mount_tree_image, try_erofs_file, try_filesystem, try_overlay,
 };
 pub(crate) use trusted::open_trusted;

@@ -47,12 +47,24 @@ pub(super) trait Backend {
     /// Returns the owner of files that are put into the box; `None` if the sandbox changes their owner itself.
     fn box_owner(&self, user: User) -> Option<(Uid, Gid)>;
 
+    /// Returns the user and group that programs in box `id` have, if they are known before the sandbox starts, and the name
+    /// of their host.
+    fn identity(&self, user: User, id: u32) -> BoxIdentity;
+
     /// Returns the command that starts the program in the sandbox. Called in the mount namespace that has the root.
     fn command(&self, run: PreparedRun<'_>) -> Result<SandboxCommand, SandboxError>;
 
     /// Returns the verdict on a run, and the same verdict as the text of an isolate meta file. `output` is the content of
     /// [`PreparedRun::output`].
     fn verdict(&self, exit: &ProgramExit, output: Vec<u8>) -> Result<(Verdict, Vec<u8>), SandboxError>;
+}
+
+/// Who and where a program finds itself to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct BoxIdentity {
+    /// Its user and group.
+    pub(super) user: Option<(u32, u32)>,
+    pub(super) hostname: String,
 }
 
 /// The box that a backend makes or removes.

@@ -12,6 +12,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::User;
+use super::interpreter::InterpreterKind;
 use super::view::{RootView, ViewedPath};
 use crate::error::ErrorCode;
 use crate::image::ImageConfig;
@@ -37,8 +38,11 @@ pub(super) fn words(config: &ImageConfig, entrypoint: Option<&OsStr>, command: &
     words
 }
 
+/// How many files that start each other the kernel executes for one program (fs/exec.c, `exec_binprm`).
+const INTERPRETERS_MAX: usize = 5;
+
 /// Why a program cannot be executed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProgramFault {
     /// The file does not exist.
     #[error("no such file in the image")]
@@ -55,6 +59,16 @@ pub enum ProgramFault {
     /// The file has no execute permission bit.
     #[error("not executable")]
     NotExecutable,
+    /// The file that the kernel starts in place of the program cannot be executed.
+    #[error("its {kind} `{}`: {fault}", .path.to_string_lossy().escape_debug())]
+    Interpreter {
+        /// Whether the program is a script.
+        kind: InterpreterKind,
+        /// The file.
+        path: PathBuf,
+        /// Why the file cannot be executed.
+        fault: Box<ProgramFault>,
+    },
     /// The path cannot be resolved.
     #[error("cannot resolve the path: {0}")]
     Path(Errno),
@@ -70,7 +84,24 @@ impl ProgramFault {
             | Self::Directory
             | Self::Special
             | Self::NotExecutable
+            | Self::Interpreter { .. }
             | Self::Path(_) => ErrorCode::Program,
+        }
+    }
+
+    /// What the user can do about the error.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Interpreter { kind: InterpreterKind::Script, path, .. }
+                if path.as_os_str().as_bytes().ends_with(b"\r") =>
+            {
+                Some("the script has the line ends of Windows: convert it, for example with `dos2unix`")
+            }
+            Self::Interpreter { kind: InterpreterKind::Loader, .. } => {
+                Some("the program was built for another system: build it in the image, or link it statically")
+            }
+            _ => None,
         }
     }
 }
@@ -103,6 +134,8 @@ impl RootView {
                 // The content of this directory is unknown. A directory that is known to contain the program takes precedence.
                 Ok(false) => unknown = unknown.or(Some(candidate)),
                 Err(ProgramFault::NotExecutable) => fault = ProgramFault::NotExecutable,
+                // A shell finds this file too, and fails to execute it.
+                Err(fault @ ProgramFault::Interpreter { .. }) => return Err(fault),
                 // Like a shell, continue after a directory or a broken link of this name.
                 Err(_) => {}
             }
@@ -112,15 +145,34 @@ impl RootView {
 
     /// Checks that a file can be executed. Returns false if this is unknown until the sandbox has made its mounts.
     fn check_program(&self, path: &Path, directory: &Path, user: User) -> Result<bool, ProgramFault> {
-        let mode = match self.resolve(path, directory, user) {
-            Ok(ViewedPath::File { mode, .. }) => mode,
+        self.check_chain(path, directory, user, INTERPRETERS_MAX)
+    }
+
+    /// Checks a program, its interpreter, the interpreter's interpreter and so on.
+    fn check_chain(
+        &self,
+        path: &Path,
+        directory: &Path,
+        user: User,
+        depth: usize,
+    ) -> Result<bool, ProgramFault> {
+        let (resolved, mode) = match self.resolve(path, directory, user) {
+            Ok(ViewedPath::File { path, mode, .. }) => (path, mode),
             Ok(ViewedPath::Unknown) => return Ok(false),
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(ProgramFault::Missing),
             Err(errno) => return Err(ProgramFault::Path(errno)),
         };
         match FileType::from_raw_mode(mode) {
             FileType::RegularFile if mode & 0o111 == 0 => Err(ProgramFault::NotExecutable),
-            FileType::RegularFile => Ok(true),
+            // The kernel itself refuses longer chains.
+            FileType::RegularFile if depth == 0 => Ok(true),
+            FileType::RegularFile => match self.interpreter(&resolved) {
+                None => Ok(true),
+                Some((kind, path)) => match self.check_chain(&path, directory, user, depth - 1) {
+                    Ok(_) => Ok(true),
+                    Err(fault) => Err(ProgramFault::Interpreter { kind, path, fault: Box::new(fault) }),
+                },
+            },
             FileType::Directory => Err(ProgramFault::Directory),
             _ => Err(ProgramFault::Special),
         }

@@ -3,7 +3,6 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 
-use super::DEFAULT_PATH;
 use super::error::SandboxError;
 use crate::image::ImageConfig;
 
@@ -24,10 +23,13 @@ impl Variable {
     }
 }
 
-/// Returns the rules for the environment: a default `PATH` as other runtimes set it, the image's variables, then the caller's
-/// `rules`.
-pub(super) fn variables(config: &ImageConfig, rules: &[OsString]) -> Result<Vec<Variable>, SandboxError> {
-    let mut variables = vec![Variable::Set("PATH".into(), DEFAULT_PATH.into())];
+/// Returns the rules for the environment: the `defaults`, the image's variables, then the caller's `rules`.
+pub(super) fn variables(
+    defaults: Vec<Variable>,
+    config: &ImageConfig,
+    rules: &[OsString],
+) -> Result<Vec<Variable>, SandboxError> {
+    let mut variables = defaults;
     for entry in &config.env {
         if entry.contains('\0') {
             return Err(SandboxError::ImageConfig("a variable contains a zero byte"));
@@ -90,7 +92,7 @@ mod tests {
     fn variables_of_the_caller_override_those_of_the_image() {
         let rules = ["B=2", "C=", "HOME", "NOT_THERE", "EQUALS=a=b"].map(OsString::from);
         let config = image(&["PATH=/opt/bin", "A=1", "B=1", "C=1", "EMPTY=", "HOST_SECRET", "=x"]);
-        let variables = variables(&config, &rules).unwrap();
+        let variables = variables(Vec::new(), &config, &rules).unwrap();
         let callers = [("HOME", "/root"), ("HOST_SECRET", "s"), ("A", "host")]
             .map(|(name, value)| (OsString::from(name), OsString::from(value)));
         let environment = |full| {
@@ -105,15 +107,21 @@ mod tests {
         assert_eq!(environment(false), "A=1 B=2 EMPTY= EQUALS=a=b HOME=/root PATH=/opt/bin");
         assert_eq!(environment(true), "A=1 B=2 EMPTY= EQUALS=a=b HOME=/root HOST_SECRET=s PATH=/opt/bin");
         for wrong in ["", "=x"] {
-            assert!(super::variables(&config, &[wrong.into()]).is_err(), "{wrong}");
+            assert!(super::variables(Vec::new(), &config, &[wrong.into()]).is_err(), "{wrong}");
         }
-        assert!(super::variables(&image(&["A=\0"]), &[]).is_err());
+        assert!(super::variables(Vec::new(), &image(&["A=\0"]), &[]).is_err());
     }
 
     #[test]
-    fn image_without_path_has_the_default_path() {
-        let variables = variables(&image(&["A=1"]), &[]).unwrap();
-        let set = |name: &str, value: &str| Variable::Set(name.into(), value.into());
-        assert_eq!(variables, [set("PATH", DEFAULT_PATH), set("A", "1")]);
+    fn default_variables_apply_where_neither_the_image_nor_the_caller_sets_them() {
+        let home = |image: &ImageConfig, rules: &[OsString]| {
+            let defaults = vec![Variable::Set("HOME".into(), "/box".into())];
+            let applied = apply(&variables(defaults, image, rules).unwrap(), false, std::iter::empty());
+            applied.into_iter().find(|(name, _)| name == "HOME").map(|(_, value)| value)
+        };
+        assert_eq!(home(&image(&[]), &[]), Some("/box".into()));
+        assert_eq!(home(&image(&["HOME=/root"]), &[]), Some("/root".into()));
+        assert_eq!(home(&image(&["HOME=/root"]), &["HOME=/x".into()]), Some("/x".into()));
+        assert_eq!(home(&image(&[]), &["HOME=".into()]), None);
     }
 }

@@ -109,6 +109,9 @@ pub enum SandboxError {
         /// The last box of the range.
         last: u32,
     },
+    /// A run should have a terminal, but its caller has none.
+    #[error("option `--tty`: standard input and output are not the terminal of this process")]
+    NoTerminal,
     /// A range of boxes has the wrong form.
     #[error("box ids `{0}` do not have the form FIRST-LAST")]
     BoxRange(String),
@@ -157,6 +160,7 @@ impl SandboxError {
             | Self::MissingOption { .. }
             | Self::NoLimits(_)
             | Self::NotWithBubblewrap { .. }
+            | Self::NoTerminal
             | Self::Hidden { .. } => ErrorCode::SandboxOption,
             Self::Variable(_) => ErrorCode::Usage,
             Self::Roots(error) => error.code(),
@@ -189,9 +193,12 @@ impl SandboxError {
             Self::NoLimits(_) => Some("omit the option, or use `--sandbox isolate`"),
             Self::Roots(error) => error.hint(),
             Self::Read(fault) => fault.hint(),
+            Self::Program { fault, .. } => fault.hint(),
+            Self::BoxInUse(_) => Some("`--wait` waits until the box is free"),
+            Self::NoTerminal => Some("omit the option, or run the command in a terminal"),
             Self::NoCommand => Some("give a command: `rcx-imagefs run REF -- COMMAND ARGUMENT...`"),
             Self::BoxTaken { .. } | Self::NoFreeBox { .. } => Some(
-                "free an unused box with `isolate --box-id=N --cleanup`, or change `box-ids` in the table [run] of the configuration",
+                "`--wait` waits for a free box; free an unused one with `isolate --box-id=N --cleanup`, or change `box-ids` in the table [run] of the configuration",
             ),
             _ => None,
         }

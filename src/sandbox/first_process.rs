@@ -106,7 +106,7 @@ fn run_command(
         Forked::Parent(child) => child,
     };
     let (process, interrupted) =
-        wait_for(child, signals).map_err(|error| FailedStep::new("wait for the sandbox", error))?;
+        wait_for(child, signals, &|| ()).map_err(|error| FailedStep::new("wait for the sandbox", error))?;
     let wall_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
     Ok(Some(match interrupted {
         Some(signal) => FirstProcessReport::Interrupted(signal),
@@ -118,10 +118,14 @@ impl FirstProcess {
     /// Waits for the first process to end, and so for all processes in its namespace.
     ///
     /// A signal that ends the run is an error even if the program has caught it and ended by itself: the caller of `run` did
-    /// not let it finish.
-    pub(super) fn wait(mut self, signals: &HeldSignals) -> Result<ProgramExit, SandboxError> {
+    /// not let it finish. `on_resize` is called when the caller's terminal has another size.
+    pub(super) fn wait(
+        mut self,
+        signals: &HeldSignals,
+        on_resize: &dyn Fn(),
+    ) -> Result<ProgramExit, SandboxError> {
         let failed = |error| SandboxError::step("wait for the first process", error);
-        let (exit, interrupted) = wait_for(self.pid, signals).map_err(failed)?;
+        let (exit, interrupted) = wait_for(self.pid, signals, on_resize).map_err(failed)?;
         let mut text = Vec::new();
         self.reports.read_to_end(&mut text).map_err(failed)?;
         let report = serde_json::Deserializer::from_slice(&text).into_iter::<FirstProcessReport>().next();

@@ -11,6 +11,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::ptr;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal};
@@ -42,10 +43,12 @@ pub(super) enum SignalEvent {
     Child,
     /// The run must end.
     End(Signal),
+    /// The caller's terminal has another size.
+    Resized,
 }
 
 impl HeldSignals {
-    /// Blocks the signals that end a run, and SIGCHLD.
+    /// Blocks the signals that end a run, SIGCHLD and SIGWINCH.
     pub(super) fn hold() -> io::Result<Self> {
         let mut held = empty_set();
         let mut previous = empty_set();
@@ -55,6 +58,7 @@ impl HeldSignals {
         unsafe {
             libc::signal(libc::SIGCHLD, libc::SIG_DFL);
             libc::sigaddset(&mut held, libc::SIGCHLD);
+            libc::sigaddset(&mut held, libc::SIGWINCH);
             for signal in END_SIGNALS {
                 let mut action = MaybeUninit::<libc::sigaction>::zeroed();
                 if libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) != 0 {
@@ -82,12 +86,17 @@ impl HeldSignals {
         }
     }
 
-    /// Returns a pending signal that ends the run, if any.
-    pub(super) fn pending_end(&self) -> io::Result<Option<Signal>> {
-        let no_wait = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    /// Waits for a signal that ends the run, for at most `timeout`.
+    pub(super) fn wait_for_end(&self, timeout: Duration) -> io::Result<Option<Signal>> {
+        let deadline = Instant::now() + timeout;
         loop {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let remaining = libc::timespec {
+                tv_sec: i64::try_from(remaining.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: i64::from(remaining.subsec_nanos()),
+            };
             // SAFETY: as for sigwaitinfo above; the kernel only reads the timeout.
-            let number = unsafe { libc::sigtimedwait(&self.held, ptr::null_mut(), &no_wait) };
+            let number = unsafe { libc::sigtimedwait(&self.held, ptr::null_mut(), &remaining) };
             if number < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN) {
                 return Ok(None);
             }
@@ -131,6 +140,7 @@ fn empty_set() -> libc::sigset_t {
 fn signal_event(number: i32) -> io::Result<Option<SignalEvent>> {
     match number {
         libc::SIGCHLD => Ok(Some(SignalEvent::Child)),
+        libc::SIGWINCH => Ok(Some(SignalEvent::Resized)),
         number if number < 0 => match io::Error::last_os_error() {
             error if error.kind() == io::ErrorKind::Interrupted => Ok(None),
             error => Err(error),
@@ -266,8 +276,12 @@ pub(super) fn reap() -> io::Result<Option<(Pid, ChildExit)>> {
 
 /// Waits for a child to end. Meanwhile reaps other children, and forwards signals that end the run to the child.
 ///
-/// Also returns the first such signal.
-pub(super) fn wait_for(child: Pid, signals: &HeldSignals) -> io::Result<(ChildExit, Option<i32>)> {
+/// Calls `on_resize` when the caller's terminal has another size. Also returns the first signal that ends the run.
+pub(super) fn wait_for(
+    child: Pid,
+    signals: &HeldSignals,
+    on_resize: &dyn Fn(),
+) -> io::Result<(ChildExit, Option<i32>)> {
     let mut interrupted = None;
     loop {
         while let Some((pid, exit)) = reap()? {
@@ -275,10 +289,14 @@ pub(super) fn wait_for(child: Pid, signals: &HeldSignals) -> io::Result<(ChildEx
                 return Ok((exit, interrupted));
             }
         }
-        if let SignalEvent::End(signal) = signals.wait()? {
-            // The child may have ended, but it is not reaped yet, so its PID cannot belong to another process.
-            let _ = rustix::process::kill_process(child, signal);
-            interrupted = interrupted.or(Some(signal.as_raw()));
+        match signals.wait()? {
+            SignalEvent::Child => {}
+            SignalEvent::Resized => on_resize(),
+            SignalEvent::End(signal) => {
+                // The child may have ended, but it is not reaped yet, so its PID cannot belong to another process.
+                let _ = rustix::process::kill_process(child, signal);
+                interrupted = interrupted.or(Some(signal.as_raw()));
+            }
         }
     }
 }

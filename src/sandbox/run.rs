@@ -5,12 +5,12 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 
-use super::backend::{Backend, BoxRequest, PreparedRun};
-use super::box_lock::BoxLock;
+use super::backend::{Backend, BoxIdentity, BoxRequest, PreparedRun};
+use super::box_lock::{BoxLock, BoxRecord};
 use super::command;
 use super::copy::{copy_in, copy_out};
 use super::environment::{self, Variable};
@@ -20,12 +20,18 @@ use super::isolate::IsolateOption;
 use super::prepare::RootPreparation;
 use super::process::{HeldSignals, SavedLocation, close_all_on_exec};
 use super::sandbox_command::SandboxCommand;
+use super::terminal::{RunTerminal, TerminalRelay, is_in_terminal};
 use super::verdict::RunReport;
 use super::{BoxRange, Boxes, RunSpec, Sandbox, User};
 use crate::daemon::{AccountedImage, ReadFault, RunAccount};
 use crate::image::ImageConfig;
 use crate::os::AtPath as _;
-use crate::roots::{Lower, PrivateRoot, RootLease, Roots, enter_private_namespace, mount_terminals};
+use crate::roots::{
+    Injection, Lower, PrivateRoot, RootLease, Roots, enter_private_namespace, mount_terminals,
+};
+
+/// Pause between two attempts to take a box.
+const BOX_PAUSE: Duration = Duration::from_millis(50);
 
 /// A run, with its image, roots and boxes.
 #[derive(Debug)]
@@ -76,6 +82,9 @@ pub fn run(request: &RunRequest<'_>) -> Result<FinishedRun, SandboxError> {
     }
     let backend = request.sandbox.backend();
     backend.check(request.spec)?;
+    if request.spec.terminal && !is_in_terminal() {
+        return Err(SandboxError::NoTerminal);
+    }
     let words = command::words(request.config, request.spec.entrypoint.as_deref(), &request.spec.command);
     if words.is_empty() {
         return Err(SandboxError::NoCommand);
@@ -83,7 +92,8 @@ pub fn run(request: &RunRequest<'_>) -> Result<FinishedRun, SandboxError> {
     if words.iter().any(|word| word.as_encoded_bytes().contains(&0)) {
         return Err(SandboxError::ImageConfig("the command contains a zero byte"));
     }
-    let variables = environment::variables(request.config, &request.spec.env)?;
+    let variables =
+        environment::variables(request.spec.default_variables(), request.config, &request.spec.env)?;
     close_all_on_exec().map_err(|error| SandboxError::step("close inherited descriptors", error))?;
     let signals = HeldSignals::hold().map_err(|error| SandboxError::step("block signals", error))?;
     sweep(request)?;
@@ -91,7 +101,7 @@ pub fn run(request: &RunRequest<'_>) -> Result<FinishedRun, SandboxError> {
     let user = backend.user(request.config, request.user, request.image_user);
     let record = backend.record(request.spec, lease.source());
     let make = |lock: &BoxLock| backend.make_box(&request.of_box(lock, user));
-    let (lock, box_path) = match request.boxes.take(request.spec.box_id, request.range, &record, make) {
+    let (lock, box_path) = match take_box(request, &signals, &record, make) {
         Ok(taken) => taken,
         Err(error) => {
             lease.release()?;
@@ -115,6 +125,35 @@ pub fn run(request: &RunRequest<'_>) -> Result<FinishedRun, SandboxError> {
                 tracing::warn!("cannot clean up the run, a later sweep tries again: {error}");
             }
             Err(error)
+        }
+    }
+}
+
+/// Takes a box. If none is free, tries again for as long as the caller wants to wait.
+fn take_box(
+    request: &RunRequest<'_>,
+    signals: &HeldSignals,
+    record: &BoxRecord,
+    mut make: impl FnMut(&BoxLock) -> Result<PathBuf, SandboxError>,
+) -> Result<(BoxLock, PathBuf), SandboxError> {
+    let spec = request.spec;
+    let start = Instant::now();
+    loop {
+        let error = match request.boxes.take(spec.box_id, request.range, record, &mut make) {
+            Ok(taken) => return Ok(taken),
+            Err(error) => error,
+        };
+        let is_taken = matches!(
+            error,
+            SandboxError::NoFreeBox { .. } | SandboxError::BoxInUse(_) | SandboxError::BoxTaken { .. }
+        );
+        if !is_taken || spec.wait.is_none_or(|wait| start.elapsed() >= wait) {
+            return Err(error);
+        }
+        tracing::debug!("waiting for a box: {error}");
+        let interrupted = signals.wait_for_end(BOX_PAUSE);
+        if let Some(signal) = interrupted.map_err(|error| SandboxError::step("wait for a box", error))? {
+            return Err(SandboxError::Interrupted(signal.as_raw()));
         }
     }
 }
@@ -187,12 +226,20 @@ impl BoxedRun<'_> {
     fn run_program(&self, lease: &RootLease, box_fd: &OwnedFd) -> Result<RunReport, SandboxError> {
         let location =
             SavedLocation::save().map_err(|error| SandboxError::step("open the mount namespace", error))?;
+        let identity = self.backend.identity(self.user, self.box_id);
+        let open_terminal = || RunTerminal::open(identity.user);
+        let failed = |error| SandboxError::step("make a terminal", error);
+        let terminal = self.request.spec.terminal.then(open_terminal).transpose().map_err(failed)?;
         enter_private_namespace()?;
-        let started = mount_terminals().map_err(SandboxError::from).and_then(|()| self.start(lease, box_fd));
+        let start = || self.start(lease, box_fd, &identity, terminal.as_ref());
+        let started = mount_terminals().map_err(SandboxError::from).and_then(|()| start());
         // This process returns to its own namespace even if the start failed.
         location.restore().map_err(|error| SandboxError::step("return to the mount namespace", error))?;
         let (first_process, output) = started?;
-        let exit = first_process.wait(&self.signals)?;
+        let relay = terminal.map(RunTerminal::relay).transpose().map_err(failed)?;
+        let exit = first_process.wait(&self.signals, &|| relay.iter().for_each(TerminalRelay::resize));
+        drop(relay);
+        let exit = exit?;
         let mut bytes = Vec::new();
         let mut output = File::from(output);
         output
@@ -203,13 +250,39 @@ impl BoxedRun<'_> {
         Ok(RunReport { verdict, meta, box_id: self.box_id })
     }
 
+    /// Returns what the root has in addition to the image.
+    fn injection(&self, identity: &BoxIdentity) -> Option<Injection> {
+        let spec = self.request.spec;
+        if spec.no_inject {
+            return None;
+        }
+        let mut injection = Injection::default().with_hostname(&identity.hostname);
+        if let Some((uid, gid)) = identity.user {
+            injection = injection.with_user(uid, gid);
+        }
+        if spec.has(IsolateOption::ShareNet) {
+            injection = injection.with_host_network();
+        }
+        Some(injection)
+    }
+
     /// Starts the first process. Returns it, and the file that the sandbox writes its output to.
-    fn start(&self, lease: &RootLease, box_fd: &OwnedFd) -> Result<(FirstProcess, OwnedFd), SandboxError> {
-        let root = lease.mount(self.request.image)?;
+    fn start(
+        &self,
+        lease: &RootLease,
+        box_fd: &OwnedFd,
+        identity: &BoxIdentity,
+        terminal: Option<&RunTerminal>,
+    ) -> Result<(FirstProcess, OwnedFd), SandboxError> {
+        let root = lease.mount(self.request.image, self.injection(identity).as_ref())?;
         let (command, output) = self.prepare(&root, box_fd)?;
+        let duplicate = |terminal: &RunTerminal| terminal.inner().try_clone_to_owned();
+        let inner = terminal.map(duplicate).transpose();
+        let inner = inner.map_err(|error| SandboxError::step("duplicate a descriptor", error))?;
+        let command = command.with_terminal(inner);
         let signal = self
             .signals
-            .pending_end()
+            .wait_for_end(Duration::ZERO)
             .map_err(|error| SandboxError::step("check for pending signals", error))?;
         if let Some(signal) = signal {
             return Err(SandboxError::Interrupted(signal.as_raw()));

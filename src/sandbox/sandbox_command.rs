@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +12,7 @@ use rustix::io::{Errno, FdFlags};
 use serde::{Deserialize, Serialize};
 
 use super::process::{HeldSignals, close_all_on_exec};
+use super::terminal::RunTerminal;
 use super::{BOX, User};
 
 /// The program of a sandbox, with the settings for starting it.
@@ -22,6 +23,8 @@ pub(super) struct SandboxCommand {
     /// The only descriptor besides the standard streams that stays open in the sandbox's program.
     inherited: OwnedFd,
     stdout_to_stderr: bool,
+    /// The terminal of the run, instead of the caller's.
+    terminal: Option<OwnedFd>,
     user: Option<User>,
     redirections: Option<Redirections>,
 }
@@ -39,12 +42,25 @@ pub(super) struct Redirections {
 impl SandboxCommand {
     pub(super) fn new(program: &Path, arguments: Vec<OsString>, inherited: OwnedFd) -> Self {
         let program = program.to_owned();
-        Self { program, arguments, inherited, stdout_to_stderr: false, user: None, redirections: None }
+        Self {
+            program,
+            arguments,
+            inherited,
+            stdout_to_stderr: false,
+            terminal: None,
+            user: None,
+            redirections: None,
+        }
     }
 
     /// Sends standard output to standard error.
     pub(super) fn with_stdout_to_stderr(self, stdout_to_stderr: bool) -> Self {
         Self { stdout_to_stderr, ..self }
+    }
+
+    /// Gives the sandbox a terminal of its own. Standard streams that are terminals become this one.
+    pub(super) fn with_terminal(self, terminal: Option<OwnedFd>) -> Self {
+        Self { terminal, ..self }
     }
 
     /// Drops all privileges and runs as `user`.
@@ -72,6 +88,10 @@ impl SandboxCommand {
         if self.stdout_to_stderr {
             rustix::stdio::dup2_stdout(rustix::stdio::stderr())
                 .map_err(failed("redirect standard output"))?;
+        }
+        if let Some(terminal) = &self.terminal {
+            RunTerminal::take_over(terminal.as_fd())
+                .map_err(|error| FailedStep::new("use the terminal of the run", error))?;
         }
         if let Some(user) = self.user {
             let (uid, gid) = (user.uid(), user.gid());

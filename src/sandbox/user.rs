@@ -13,11 +13,15 @@ pub struct User {
 }
 
 impl User {
-    pub(super) fn uid(self) -> Uid {
+    /// The user.
+    #[must_use]
+    pub fn uid(self) -> Uid {
         Uid::from_raw(self.uid)
     }
 
-    pub(super) fn gid(self) -> Gid {
+    /// The group.
+    #[must_use]
+    pub fn gid(self) -> Gid {
         Gid::from_raw(self.gid)
     }
 }

@@ -4,7 +4,8 @@
 //! one component at a time, so that no link leads out to the host or past a directory that the sandbox will mount.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::fs::File;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::User;
+use super::interpreter::{self, InterpreterKind};
 use crate::os::{LINKS_MAX, PathWalk, retry_again};
 
 /// The root, and the mounts that the sandbox will make in it.
@@ -142,6 +144,20 @@ impl RootView {
             }
         }
         Ok(ViewedPath::File { path: walk.into_path(), mode: file.mode, searchable })
+    }
+
+    /// Returns the interpreter that a program names. `path` is absolute and without links. `None` also if the file cannot be read.
+    pub(super) fn interpreter(&self, path: &Path) -> Option<(InterpreterKind, PathBuf)> {
+        let mount = self.mount_of(path);
+        let MountContent::Directory(directory) = &mount.content else { return None };
+        let file = open_below(directory, path_in_mount(mount, path)).ok()?;
+        // Opening a device or a fifo would have effects.
+        let stat = rustix::fs::fstat(&file).ok()?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return None;
+        }
+        let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+        interpreter::interpreter(&file).ok()?
     }
 
     /// Returns the attributes of a file, without following a link. The other components of `path` must not be links. Returns

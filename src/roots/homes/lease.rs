@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::home::Home;
 use super::{RootDirs, Roots};
 use crate::os::PathError;
-use crate::roots::mounts::{make_overlay, mount, reopen};
-use crate::roots::{InodeWidth, Lower, OverlayCalls, PrivateRoot, RootId, RootsError, Upper};
+use crate::roots::mounts::{RootParts, make_overlay, mount, reopen};
+use crate::roots::{Injection, InodeWidth, Lower, OverlayCalls, PrivateRoot, RootId, RootsError, Upper};
 
 /// The right to mount one root, and the ownership of its files.
 ///
@@ -91,7 +91,7 @@ impl RootLease {
     /// # Errors
     ///
     /// The kernel refuses a mount, or the disk is full. Nothing stays mounted.
-    pub fn mount(&self, image: &Lower) -> Result<PrivateRoot, RootsError> {
+    pub fn mount(&self, image: &Lower, injection: Option<&Injection>) -> Result<PrivateRoot, RootsError> {
         let home_path = self.dirs.homes.path_of(&self.id);
         // Open the home again by its path, since the descriptor belongs to another mount namespace.
         let home = match &self.home {
@@ -99,15 +99,17 @@ impl RootLease {
             None => None,
         };
         let home = home.as_ref().map(|home: &OwnedFd| (home.as_fd(), home_path.as_path()));
-        let overlay = make_overlay(
-            &self.source(),
-            self.dirs.run(),
+        let source = self.source();
+        let overlay = make_overlay(&RootParts {
+            source: &source,
             home,
-            &self.upper,
+            upper: &self.upper,
             image,
-            (self.inodes, self.calls),
-        )?;
-        PrivateRoot::attach(overlay, self.source(), self.dirs.private_root())
+            inodes: self.inodes,
+            calls: self.calls,
+            injection,
+        })?;
+        PrivateRoot::attach(overlay, source, self.dirs.private_root())
     }
 
     /// Returns whether the kernel still uses the root's overlay. Returns false for a root without files on disk, where this is

@@ -55,11 +55,6 @@ impl RootDirs {
         self.run_dir.join(PRIVATE)
     }
 
-    /// The run directory and its path.
-    fn run(&self) -> (BorrowedFd<'_>, &Path) {
-        (self.run.as_fd(), &self.run_dir)
-    }
-
     fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.homes.fd(), self.run.as_fd()]
     }

@@ -16,8 +16,8 @@ use super::home::Home;
 use super::record::RootRecord;
 use super::{MODE, NAMED, RootDirs, RootInfo, Roots, lease, processes};
 use crate::os::{self, AtPath as _, NamedLock, PathError};
-use crate::roots::mounts::{OPEN_LAYER, make_overlay, mount};
-use crate::roots::{Engine, Lower, RootId, RootWatch, RootsError, Upper};
+use crate::roots::mounts::{OPEN_LAYER, RootParts, make_overlay, mount};
+use crate::roots::{Engine, Injection, Lower, RootId, RootWatch, RootsError, Upper};
 
 /// How long another process may hold the lock of a named root while it makes or removes the root.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -101,6 +101,7 @@ impl Roots {
         engine: Engine,
         upper: &Upper,
         image: &Lower,
+        injection: Option<&Injection>,
     ) -> Result<RootInfo, RootsError> {
         let dirs = &*self.dirs;
         if let Upper::Dir { .. } = upper {
@@ -114,14 +115,15 @@ impl Roots {
             dirs.homes.limit(home, *bytes)?;
         }
         RootRecord::new(image, engine, upper).write(home, &home_path)?;
-        let overlay = make_overlay(
-            &id.source(),
-            dirs.run(),
-            Some((home.as_fd(), &home_path)),
+        let overlay = make_overlay(&RootParts {
+            source: &id.source(),
+            home: Some((home.as_fd(), &home_path)),
             upper,
             image,
-            (self.inodes, self.calls),
-        )?;
+            inodes: self.inodes,
+            calls: self.calls,
+            injection,
+        })?;
         let path = dirs.named_root(&id);
         let is_new = os::make_directory(&dirs.run, format!("{NAMED}/{id}").as_str(), MODE)
             .at("make directory", &path)?;

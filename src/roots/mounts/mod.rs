@@ -3,6 +3,7 @@
 //! Mount options are planned as data ([`plan`]) and then applied ([`mount`]), so that tests can compare them as text.
 
 mod assemble;
+mod etc;
 mod inode_width;
 mod legacy;
 mod lower;
@@ -21,7 +22,8 @@ mod watch;
 
 use rustix::fs::OFlags;
 
-pub(super) use assemble::make_overlay;
+pub(super) use assemble::{RootParts, make_overlay};
+pub use etc::Injection;
 pub use inode_width::InodeWidth;
 pub use lower::Lower;
 pub(super) use lower::reopen;
@@ -32,6 +34,10 @@ pub use terminals::mount_terminals;
 pub use unattached::OverlayCalls;
 pub use upper::Upper;
 pub use watch::RootWatch;
+
+/// The directories of the skeleton with their modes.
+const SKELETON: [(&str, u32); 5] =
+    [("box", 0o755), ("dev", 0o755), ("proc", 0o555), ("sys", 0o555), ("tmp", 0o1777)];
 
 /// Flags for opening a directory in which files are made and removed.
 pub(super) const OPEN_DIRECTORY: OFlags =

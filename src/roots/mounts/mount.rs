@@ -51,9 +51,10 @@ pub(super) fn detached_overlay(
     make("overlay", source, &plan::overlay(source, lowers, writable, inodes), attributes)
 }
 
-/// Makes a detached tmpfs.
-pub(super) fn tmpfs(source: &str, size: u64) -> Result<OwnedFd, RootsError> {
-    make("tmpfs", source, &plan::tmpfs(source, size), MountAttrFlags::empty())
+/// Makes a detached tmpfs with room for an upper of at most `limit` bytes, if there is one, and for the bytes and inodes of a
+/// skeleton.
+pub(super) fn tmpfs(source: &str, limit: Option<u64>, skeleton: (u64, u64)) -> Result<OwnedFd, RootsError> {
+    make("tmpfs", source, &plan::tmpfs(source, limit, skeleton), MountAttrFlags::empty())
 }
 
 /// Makes a detached EROFS of a tree image whose devices are files, in the order of [`crate::erofs::TreeImage::devices`].

@@ -8,6 +8,9 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use super::InodeWidth;
 use super::upper::inodes_for;
 
+/// Inodes of a tmpfs without an upper. Extended attributes count as inodes too, one for each KiB.
+const TMPFS_INODES: u64 = 1024;
+
 /// One option of a new filesystem (fsconfig(2)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum MountOption {
@@ -89,12 +92,16 @@ pub(super) fn erofs(source: BorrowedFd<'_>, devices: &[BorrowedFd<'_>], directio
     options
 }
 
-/// Plans a tmpfs of at most `size` bytes, for an upper.
-pub(super) fn tmpfs(source: &str, size: u64) -> Vec<MountOption> {
+/// Plans a tmpfs for an upper of at most `limit` bytes, if there is one, and for the bytes and inodes of a skeleton.
+pub(super) fn tmpfs(source: &str, limit: Option<u64>, skeleton: (u64, u64)) -> Vec<MountOption> {
+    let (bytes, inodes) = skeleton;
+    // A size of 0 would mean no limit; so would no inodes.
+    let size = limit.unwrap_or(1).saturating_add(bytes);
+    let inodes = limit.map_or(TMPFS_INODES, inodes_for).saturating_add(inodes);
     vec![
         MountOption::Value("source", source.to_owned()),
         MountOption::Value("size", size.to_string()),
-        MountOption::Value("nr_inodes", inodes_for(size).to_string()),
+        MountOption::Value("nr_inodes", inodes.to_string()),
         value(("mode", "0700")),
     ]
 }
@@ -177,10 +184,11 @@ mod tests {
 
     #[test]
     fn tmpfs_is_limited_in_bytes_and_inodes() {
-        let options = tmpfs("rcx-root-x", 64 << 20);
+        let options = |limit| text(&tmpfs("rcx-root-x", limit, (8192, 9)), &[]);
         assert_eq!(
-            text(&options, &[]),
-            ["source=rcx-root-x", "size=67108864", "nr_inodes=16384", "mode=0700"]
+            options(Some(64 << 20)),
+            ["source=rcx-root-x", "size=67117056", "nr_inodes=16393", "mode=0700"]
         );
+        assert_eq!(options(None), ["source=rcx-root-x", "size=8193", "nr_inodes=1033", "mode=0700"]);
     }
 }

@@ -44,7 +44,7 @@ pub fn try_filesystem(kind: &'static str) -> Result<(), RootsError> {
 /// # Errors
 /// The kernel refuses the mount, or the process lacks the privilege.
 pub fn try_overlay(inodes: InodeWidth) -> Result<(), RootsError> {
-    let scratch = tmpfs(SOURCE, 1 << 20)?;
+    let scratch = tmpfs(SOURCE, Some(1 << 20), (0, 0))?;
     let make = |parent: BorrowedFd<'_>, name: &str| -> Result<OwnedFd, RootsError> {
         let path = Path::new(name);
         rustix::fs::mkdirat(parent, name, Mode::RWXU).at("make directory", path)?;

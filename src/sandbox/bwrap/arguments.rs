@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use crate::sandbox::isolate::{DirRule, RuleTarget};
 
+/// The name of the host in the sandbox.
+pub(super) const HOSTNAME: &str = "box";
+
 /// A call of bubblewrap.
 #[derive(Debug)]
 pub(super) struct BwrapRun<'a> {
@@ -15,6 +18,8 @@ pub(super) struct BwrapRun<'a> {
     /// The caller's rules, each with its resolved path in the root: absolute and without links.
     pub(super) rules: &'a [(DirRule, PathBuf)],
     pub(super) share_net: bool,
+    /// Whether the run has a terminal of its own.
+    pub(super) terminal: bool,
     pub(super) environment: &'a [(OsString, OsString)],
     pub(super) chdir: &'a Path,
     /// The descriptor that bubblewrap writes the program's exit code to.
@@ -34,9 +39,13 @@ impl BwrapRun<'_> {
         if self.share_net {
             add(&[&"--share-net"]);
         }
-        // Without `--new-session`, the program could type into the caller's terminal (TIOCSTI).
-        add(&[&"--die-with-parent", &"--new-session", &"--cap-drop", &"ALL"]);
-        add(&[&"--hostname", &"box", &"--clearenv", &"--bind", &self.root, &"/"]);
+        add(&[&"--die-with-parent"]);
+        if !self.terminal {
+            // Otherwise the program could type into the caller's terminal (TIOCSTI).
+            add(&[&"--new-session"]);
+        }
+        add(&[&"--cap-drop", &"ALL"]);
+        add(&[&"--hostname", &HOSTNAME, &"--clearenv", &"--bind", &self.root, &"/"]);
         let is_replaced = |path: &str| self.rules.iter().any(|(_, inside)| inside == Path::new(path));
         if !is_replaced("/dev") {
             add(&[&"--dev", &"/dev"]);
@@ -82,6 +91,7 @@ mod tests {
             root: Path::new("/run/x/root"),
             rules: &rules,
             share_net: true,
+            terminal: false,
             environment: &[("A".into(), "1 2".into()), ("EMPTY".into(), "".into())],
             chdir: Path::new("/box"),
             status_fd: 5,

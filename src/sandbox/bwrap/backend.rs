@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Gid, Uid};
 use rustix::mount::MountFlags;
 
-use super::arguments::BwrapRun;
+use super::arguments::{BwrapRun, HOSTNAME};
 use super::{check, verdict};
 use crate::image::ImageConfig;
 use crate::os::AtPath as _;
-use crate::sandbox::backend::{Backend, BoxRequest, PreparedRun};
+use crate::sandbox::backend::{Backend, BoxIdentity, BoxRequest, PreparedRun};
 use crate::sandbox::box_lock::BoxRecord;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::first_process::ProgramExit;
@@ -65,6 +65,10 @@ impl Backend for BwrapSandbox {
         Some((user.uid(), user.gid()))
     }
 
+    fn identity(&self, user: User, _id: u32) -> BoxIdentity {
+        BoxIdentity { user: Some((user.uid, user.gid)), hostname: HOSTNAME.to_owned() }
+    }
+
     /// Also binds the box and the caller's directories into the root.
     fn command(&self, run: PreparedRun<'_>) -> Result<SandboxCommand, SandboxError> {
         let spec = run.spec;
@@ -82,6 +86,7 @@ impl Backend for BwrapSandbox {
             root: run.root,
             rules: run.rules,
             share_net: spec.has(IsolateOption::ShareNet),
+            terminal: spec.terminal,
             environment: run.environment,
             chdir: run.directory,
             status_fd: run.output.as_raw_fd(),

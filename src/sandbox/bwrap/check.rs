@@ -35,9 +35,7 @@ fn check_option(entry: &GivenOption) -> Result<(), SandboxError> {
         | IsolateOption::Time
         | IsolateOption::WallTime => Err(SandboxError::NoLimits(option)),
         IsolateOption::Syscalls => refused("system calls are not filtered under bubblewrap"),
-        IsolateOption::TtyHack => {
-            refused("under bubblewrap the program runs in a session without a terminal")
-        }
+        IsolateOption::TtyHack => refused("use `--tty`, which gives the program a terminal of its own"),
         IsolateOption::Stdin | IsolateOption::Stdout | IsolateOption::Stderr
             if path_in_box(entry.value.as_deref().unwrap_or_default()).is_none() =>
         {

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Gid, Uid};
 
 use super::arguments::{IsolateRun, below_root};
-use super::{DirRule, IsolateError, IsolateOption, IsolateVersion, boxes, verdict};
+use super::{BoxUsers, DirRule, GivenOption, IsolateError, IsolateOption, IsolateVersion, boxes, verdict};
 use crate::image::ImageConfig;
 use crate::roots::Upper;
-use crate::sandbox::backend::{Backend, BoxRequest, PreparedRun};
+use crate::sandbox::backend::{Backend, BoxIdentity, BoxRequest, PreparedRun};
 use crate::sandbox::box_lock::BoxRecord;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::first_process::ProgramExit;
@@ -22,10 +22,11 @@ use crate::sandbox::{RunSpec, User, Verdict};
 pub struct IsolateSandbox {
     program: PathBuf,
     version: IsolateVersion,
+    users: Option<BoxUsers>,
 }
 
 impl IsolateSandbox {
-    /// Checks the version of the isolate at `program`. The version is cached in `run_dir`.
+    /// Checks the version of the isolate at `program`. What it prints is cached in `run_dir`.
     ///
     /// # Errors
     /// The version cannot be detected: see [`IsolateVersion::detect`].
@@ -34,7 +35,8 @@ impl IsolateSandbox {
             Ok(metadata) => IsolateVersion::cached(&program, &metadata, run_dir, None)?,
             Err(_) => IsolateVersion::detect(&program, None)?,
         };
-        Ok(Self { program, version })
+        let users = BoxUsers::cached(&program, run_dir, None);
+        Ok(Self { program, version, users })
     }
 }
 
@@ -68,16 +70,31 @@ impl Backend for IsolateSandbox {
         None
     }
 
+    /// isolate keeps the name of the host.
+    fn identity(&self, _user: User, id: u32) -> BoxIdentity {
+        let user = self.users.and_then(|users| users.of_box(id));
+        BoxIdentity { user, hostname: rustix::system::uname().nodename().to_string_lossy().into_owned() }
+    }
+
     fn command(&self, run: PreparedRun<'_>) -> Result<SandboxCommand, SandboxError> {
         let dirs: Vec<DirRule> = run.rules.iter().map(|(rule, path)| below_root(rule, path)).collect();
         let meta = PathBuf::from(format!("/proc/self/fd/{}", run.output.as_raw_fd()));
+        let mut options = run.spec.options.clone();
+        if run.spec.terminal {
+            // A shell needs to start programs, and to choose which of them reads from the terminal.
+            for option in [IsolateOption::TtyHack, IsolateOption::Processes] {
+                if !run.spec.has(option) {
+                    options.push(GivenOption { option, value: None });
+                }
+            }
+        }
         let arguments = IsolateRun {
             version: self.version,
             id: run.box_id,
             root: run.root,
             writable: run.spec.upper != Upper::None,
             dirs: &dirs,
-            options: &run.spec.options,
+            options: &options,
             variables: run.variables,
             chdir: run.directory,
             meta: &meta,
@@ -109,7 +126,6 @@ fn check(spec: &RunSpec, version: IsolateVersion) -> Result<(), SandboxError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::isolate::GivenOption;
 
     #[test]
     fn error_names_the_unsupported_option_and_the_version() {

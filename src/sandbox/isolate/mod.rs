@@ -7,7 +7,9 @@
 mod arguments;
 mod backend;
 mod box_root;
+mod box_users;
 mod boxes;
+mod cache_file;
 mod call;
 mod meta;
 mod options;
@@ -22,13 +24,14 @@ use std::path::PathBuf;
 
 pub use backend::IsolateSandbox;
 pub(super) use box_root::{box_directory, box_root};
+pub use box_users::BoxUsers;
 pub(super) use boxes::remove_abandoned;
+pub use cache_file::is_trusted;
 pub use call::IsolateCall;
 pub use meta::{IsolateMeta, failure_text, write_failure};
 pub use options::{GivenOption, IsolateMode, IsolateOption};
 pub use rules::{DirRule, RuleFlags, RuleTarget, components, is_root, root_rules};
 pub use version::{IsolateVersion, OLDEST};
-pub use version_cache::is_trusted;
 
 use crate::error::ErrorCode;
 

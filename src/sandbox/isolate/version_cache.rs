@@ -1,21 +1,16 @@
-//! A cache of isolate's version, so that most runs need not start isolate to read it.
-//!
-//! The cache is a file in the run directory. The set-uid stand-in reads it too, so it is used only if no user but root can have
-//! written it, and only for the program file that it describes.
+//! A cache of isolate's version, so that most runs need not start isolate to read it. It is used only for the program file that
+//! it describes.
 
-use std::fs::{self, File, Metadata};
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{IsolateError, IsolateVersion};
+use super::{IsolateError, IsolateVersion, cache_file};
 
 /// Name of the cache file in the run directory.
 const CACHE_FILE: &str = "isolate-version";
-/// Largest cache file that is read, in bytes. A [`CachedVersion`] takes less as JSON.
-const CACHE_FILE_MAX: u64 = 4 << 10;
 
 /// A version, and the identity of its program file.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,62 +43,21 @@ impl IsolateVersion {
         identity: Option<(u32, u32)>,
     ) -> Result<Self, IsolateError> {
         let file = run_dir.join(CACHE_FILE);
-        if let Some(cached) = read(&file)
+        if let Some(cached) = cache_file::read::<CachedVersion>(&file)
             && cached == CachedVersion::new(program, cached.version)
         {
             return Ok(cached.version);
         }
         let version = Self::detect(path, identity)?;
         // If the cache cannot be written, the next call detects the version again.
-        let _ = write(&file, &CachedVersion::new(program, version));
+        let _ = cache_file::write(&file, &CachedVersion::new(program, version));
         Ok(version)
     }
 }
 
-/// Checks that only root or the effective user of this process can have written a file or directory.
-///
-/// # Errors
-/// The reason why another user can have written it.
-pub fn is_trusted(metadata: &Metadata) -> Result<(), &'static str> {
-    if metadata.uid() != 0 && metadata.uid() != rustix::process::geteuid().as_raw() {
-        Err("it does not belong to root")
-    } else if metadata.mode() & 0o022 != 0 {
-        Err("users other than root can write it")
-    } else {
-        Ok(())
-    }
-}
-
-fn read(file: &Path) -> Option<CachedVersion> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(file).ok()?;
-    let metadata = file.metadata().ok()?;
-    if !metadata.is_file() || is_trusted(&metadata).is_err() {
-        return None;
-    }
-    let mut bytes = Vec::new();
-    file.take(CACHE_FILE_MAX).read_to_end(&mut bytes).ok()?;
-    serde_json::from_slice(&bytes).ok()
-}
-
-fn write(file: &Path, cached: &CachedVersion) -> std::io::Result<()> {
-    let new = file.with_extension(std::process::id().to_string());
-    let text = serde_json::to_vec(cached)?;
-    let written = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(&new)
-        .and_then(|mut file: File| file.write_all(&text))
-        .and_then(|()| fs::rename(&new, file));
-    if written.is_err() {
-        let _ = fs::remove_file(&new);
-    }
-    written
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
     use std::path::PathBuf;
 
@@ -148,8 +102,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = program(dir.path(), "The process isolator 2.6");
         let file = dir.path().join(CACHE_FILE);
-        write(&file, &CachedVersion::new(&fs::metadata(&path).unwrap(), IsolateVersion::new(1, 8, 0)))
-            .unwrap();
+        cache_file::write(
+            &file,
+            &CachedVersion::new(&fs::metadata(&path).unwrap(), IsolateVersion::new(1, 8, 0)),
+        )
+        .unwrap();
         assert_eq!(cached(&path, dir.path()), IsolateVersion::new(1, 8, 0));
         fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
         assert_eq!(cached(&path, dir.path()), IsolateVersion::new(2, 6, 0));

@@ -23,12 +23,14 @@ use crate::image::{Image, ManifestDigest};
 use crate::os::{NamedLock, Sharing};
 use crate::pipeline;
 use crate::roots::{
-    HomesLocation, InodeWidth, Lower, PrivateRoot, Roots, Upper, enter_private_namespace, mount_terminals,
+    HomesLocation, Injection, InodeWidth, Lower, PrivateRoot, Roots, Upper, enter_private_namespace,
+    mount_terminals,
 };
+use crate::sandbox::BOX;
 use crate::sandbox::box_lock::lock_directory;
 use crate::sandbox::isolate::{
-    DirRule, IsolateCall, IsolateError, IsolateMode, IsolateOption, RuleTarget, box_directory, box_root,
-    components,
+    BoxUsers, DirRule, IsolateCall, IsolateError, IsolateMode, IsolateOption, RuleTarget, box_directory,
+    box_root, components,
 };
 use crate::store::DaemonInfo;
 
@@ -60,6 +62,10 @@ pub struct ShimSettings {
     pub images: BoxImages,
     /// Commands that run on the host unless the call itself chooses an image.
     pub host_commands: HostCommands,
+    /// Variables whose value in the image overrides that of the caller's `--env`.
+    pub env_from_image: Vec<String>,
+    /// Whether a root gets names for its user and `localhost`, and a default `HOME`.
+    pub inject: bool,
     /// Whether options end at the first other argument, because isolate will see `POSIXLY_CORRECT` in its environment.
     pub in_order: bool,
 }
@@ -194,13 +200,14 @@ fn make_root(
         box_lock: box_lock.as_ref().map(|lock| lock.as_fd()),
         mountpoint: &daemon.mountpoint,
     };
+    let injection = settings.inject.then(|| injection(caller, &request.call, real, &settings.run_dir));
     let account = RunAccount::open(&daemon.socket, &daemon.mountpoint).map_err(|error| match error {
         ControlError::Deadline { .. } => ShimError::MountHangs(daemon.mountpoint.clone()),
         error => error.into(),
     })?;
     let name = request.name.as_deref().map(Path::as_os_str).or(rewrite.program()).unwrap_or_default();
     let mut image = AccountedImage::named(&name.to_string_lossy());
-    match make_accounted_root(caller, settings, request, &rewrite, guarded, &mut image) {
+    match make_accounted_root(caller, settings, request, &rewrite, injection.as_ref(), guarded, &mut image) {
         Ok(arguments) => {
             child.hand_over(account, image)?;
             Ok(arguments)
@@ -217,6 +224,7 @@ fn make_accounted_root(
     settings: &ShimSettings,
     request: &ImageRequest,
     rewrite: &CallRewrite,
+    injection: Option<&Injection>,
     guarded: GuardedCall<'_>,
     accounted: &mut AccountedImage,
 ) -> Result<Vec<OsString>, ShimError> {
@@ -233,13 +241,14 @@ fn make_accounted_root(
     let image = stored_image(settings, &lower)?;
     let name = lower.resolved_name();
     *accounted = AccountedImage::new(name, &image);
-    let environment = &image.config().env;
-    let root = lease.mount(&lower)?;
+    let home = (settings.inject && !inherits_home(&request.call)).then_some(BOX);
+    let environment = rewrite.environment(&image.config().env, &settings.env_from_image, home);
+    let root = lease.mount(&lower, injection)?;
     guardian.watch(&root);
     let additional = resolve_rules(&root, rewrite, additional)?;
-    let program = find_program(&root, rewrite, &additional, environment, name, command)?;
+    let program = find_program(&root, rewrite, &additional, &environment, name, command)?;
     let arguments =
-        rewrite.arguments(root.path(), request.writable, &additional, environment, program.as_deref())?;
+        rewrite.arguments(root.path(), request.writable, &additional, &environment, program.as_deref())?;
     guardian.wait()?;
     // The root stays mounted until isolate's namespace ends. execve(2) closes its descriptor.
     let _ = ManuallyDrop::new(root);
@@ -274,6 +283,26 @@ fn without_missing(caller: &Caller, rules: &[DirRule]) -> Result<Vec<DirRule>, S
         return Ok(rules.to_vec());
     }
     caller.as_caller(|| rules.iter().filter(|rule| !is_missing(rule)).cloned().collect())
+}
+
+/// Whether the program gets the caller's `HOME` with all other variables.
+fn inherits_home(call: &IsolateCall) -> bool {
+    call.has(IsolateOption::FullEnv) && std::env::var_os("HOME").is_some()
+}
+
+/// Returns what the root has in addition to the image.
+fn injection(caller: &Caller, call: &IsolateCall, real: &RealIsolate, run_dir: &Path) -> Injection {
+    let hostname = rustix::system::uname();
+    let mut injection = Injection::default().with_hostname(&hostname.nodename().to_string_lossy());
+    let user =
+        call.box_id().and_then(|id| BoxUsers::cached(&real.path, run_dir, caller.identity())?.of_box(id));
+    if let Some((uid, gid)) = user {
+        injection = injection.with_user(uid, gid);
+    }
+    if call.has(IsolateOption::ShareNet) {
+        injection = injection.with_host_network();
+    }
+    injection
 }
 
 /// Reads the manifest and the configuration of the image.

@@ -234,6 +234,7 @@ impl ShimError {
             Self::MountHangs(_) => Some("look at the daemon with `rcx-imagefs status`"),
             Self::Unprivileged => Some("install the program set-uid: see rcx-imagefs-isolate(8)"),
             Self::Read(fault) => fault.hint(),
+            Self::Program { fault, .. } => fault.hint(),
             Self::Roots(error) => error.hint(),
             Self::Store(error) => error.hint(),
             Self::Config { source, .. } => return source.hint(),

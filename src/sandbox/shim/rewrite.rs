@@ -23,9 +23,6 @@ pub struct CallRewrite {
     command: Vec<OsString>,
 }
 
-/// Variables of the caller that the image's `Env` does not override: they name directories that the caller has prepared.
-const VARIABLES_OF_THE_CALLER: [&str; 2] = ["HOME", "TMPDIR"];
-
 /// Parses a rule. Unlike isolate, this also accepts `/` for the root, which isolate calls `.`.
 pub(super) fn parse_rule(text: &OsStr) -> Result<DirRule, IsolateError> {
     let slashes = text.as_bytes().iter().take_while(|byte| **byte == b'/').count();
@@ -114,8 +111,8 @@ impl CallRewrite {
 
     /// Returns the arguments for isolate.
     ///
-    /// `root` is the mounted root. `additional` are the caller's rules with resolved paths. `environment` are the image's
-    /// `NAME=VALUE` pairs; they come last and so override all others, except `VARIABLES_OF_THE_CALLER`. `program` replaces the first word of the command.
+    /// `root` is the mounted root. `additional` are the caller's rules with resolved paths. `environment` are the pairs that
+    /// [`CallRewrite::environment`] returns. `program` replaces the first word of the command.
     ///
     /// # Errors
     /// [`IsolateError::Rule`] if a path cannot be written as a rule.
@@ -135,7 +132,7 @@ impl CallRewrite {
         for rule in std::iter::once(&top).chain(&self.standard_rules(root)).chain(additional) {
             add(IsolateOption::Dir, rule.to_value()?);
         }
-        for pair in environment.iter().filter(|pair| is_pair(pair) && !self.keeps_own(pair)) {
+        for pair in environment {
             add(IsolateOption::Env, pair.into());
         }
         arguments.push(GivenOption { option: IsolateOption::NoDefaultDirs, value: None }.argument());
@@ -149,13 +146,30 @@ impl CallRewrite {
         Ok(arguments)
     }
 
-    /// Whether the caller's own value of the variable counts, and not the image's `pair`.
-    fn keeps_own(&self, pair: &str) -> bool {
-        let name = pair.split_once('=').map_or(pair, |(name, _)| name);
+    /// Returns the `NAME=VALUE` pairs that the program gets besides the caller's: the image's, and `HOME` from `home` if neither
+    /// the image nor the caller sets it.
+    ///
+    /// A pair is omitted if the caller sets its variable, unless the variable is one of `from_image`. The pairs come after the
+    /// caller's, so those override them.
+    pub fn environment(&self, image: &[String], from_image: &[String], home: Option<&str>) -> Vec<String> {
+        let name = |pair: &str| pair.split_once('=').map_or(pair, |(name, _)| name).to_owned();
+        let is_own = |pair: &&String| {
+            let name = name(pair);
+            from_image.contains(&name) || !self.sets(&name)
+        };
+        let mut pairs: Vec<String> =
+            image.iter().filter(|pair| is_pair(pair)).filter(is_own).cloned().collect();
+        let is_set = self.sets("HOME") || pairs.iter().any(|pair| name(pair) == "HOME");
+        pairs.extend(home.filter(|_| !is_set).map(|home| format!("HOME={home}")));
+        pairs
+    }
+
+    /// Returns whether an option `--env` of the caller sets, removes or inherits a variable.
+    fn sets(&self, name: &str) -> bool {
         let given = self.options.iter().filter(|given| given.option == IsolateOption::Env);
         let mut names =
             given.filter_map(|given| given.value.as_ref()?.as_bytes().split(|byte| *byte == b'=').next());
-        VARIABLES_OF_THE_CALLER.contains(&name) && names.any(|given| given == name.as_bytes())
+        names.any(|given| given == name.as_bytes())
     }
 
     /// The directory that the program starts in, as a path in the root.
@@ -218,6 +232,7 @@ mod tests {
         let rewrite = CallRewrite::new(&call(line), version).unwrap();
         let additional = rewrite.additional_rules().to_vec();
         let root = Path::new("/run/r");
+        let environment = rewrite.environment(&environment, &["PATH".to_owned()], None);
         let arguments = rewrite.arguments(root, false, &additional, &environment, None).unwrap();
         let text = arguments.join(OsStr::new(" ")).into_string().unwrap();
         let standard =
@@ -298,13 +313,25 @@ mod tests {
     }
 
     #[test]
-    fn home_of_the_caller_is_kept() {
-        let environment = ["HOME=/root", "TMPDIR=/t", "LANG=C", "HOMES=x"];
-        let line = "--env=HOME=/box --env=LANG=cs -E TMPDIR --run -- a";
-        let expected = "--env=HOME=/box --env=LANG=cs --env=TMPDIR --run R --env=LANG=C --env=HOMES=x -- a";
-        assert_eq!(rewritten(line, V2, &environment), expected);
-        let expected = "--run R --env=HOME=/root --env=TMPDIR=/t --env=LANG=C --env=HOMES=x -- a";
-        assert_eq!(rewritten("--run -- a", V2, &environment), expected);
+    fn variables_of_the_caller_override_those_of_the_image_but_for_the_path() {
+        let environment = |line: &str, from_image: &[&str], home| {
+            let rewrite = CallRewrite::new(&call(&format!("{line} --run -- a")), V2).unwrap();
+            let image = ["PATH=/i", "TMPDIR=/t", "LANG=C", "HOMES=x", "=y", "Z"].map(str::to_owned);
+            let from_image: Vec<String> = from_image.iter().map(|name| (*name).to_owned()).collect();
+            rewrite.environment(&image, &from_image, home).join(" ")
+        };
+        let line = "--env=LANG=cs -E TMPDIR --env=PATH=/usr/bin";
+        assert_eq!(environment(line, &["PATH"], None), "PATH=/i HOMES=x");
+        assert_eq!(environment(line, &[], None), "HOMES=x");
+        assert_eq!(environment(line, &["LANG", "PATH", "W"], None), "PATH=/i LANG=C HOMES=x");
+        assert_eq!(environment("--env=HOMES=", &[], Some("/box")), "PATH=/i TMPDIR=/t LANG=C HOME=/box");
+        let all = "PATH=/i TMPDIR=/t LANG=C HOMES=x";
+        assert_eq!(environment("", &["PATH"], Some("/box")), format!("{all} HOME=/box"));
+        for line in ["--env=HOME=/x", "-E HOME", "--env=HOME="] {
+            assert_eq!(environment(line, &["PATH"], Some("/box")), all, "{line}");
+        }
+        let rewrite = CallRewrite::new(&call("--run -- a"), V2).unwrap();
+        assert_eq!(rewrite.environment(&["HOME=/root".to_owned()], &[], Some("/box")), ["HOME=/root"]);
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl Supervisor {
     /// # Errors
     /// [`ShimError::Read`]: the image could not be read during the run.
     pub(super) fn end_as_child(mut self) -> Result<Infallible, ShimError> {
-        let (exit, _) = wait_for(self.child, &self.signals).map_err(ShimError::Supervisor)?;
+        let (exit, _) = wait_for(self.child, &self.signals, &|| ()).map_err(ShimError::Supervisor)?;
         // The child reports its own failures, and passes no account then.
         if let Some(run) = self.account().map_err(ShimError::Supervisor)? {
             run.account.close(std::process::id(), &run.image)?;

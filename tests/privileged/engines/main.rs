@@ -5,6 +5,7 @@
 mod acl;
 mod compare;
 mod cp;
+mod etc;
 mod foreign;
 mod layer_directories;
 mod tree_image;

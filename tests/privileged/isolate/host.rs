@@ -163,7 +163,8 @@ impl Host {
     pub(super) fn with_script_and_layer(script: &str, layer: &[u8]) -> Self {
         let mut host = Self::with(Isolate { path: "/nonexistent".into(), cg: false }, layer);
         let path = host.program.dir().join("real-isolate");
-        let version = "[ \"$1\" = --version ] && echo 'The process isolator 2.6' && exit";
+        let version = "[ \"$1\" = --version ] && echo 'The process isolator 2.6' && exit
+            [ \"$1\" = --verbose ] && exit 2";
         fs::write(&path, format!("#!/bin/sh\n{version}\n{script}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         host.isolate.path = path;
@@ -217,9 +218,8 @@ impl Host {
             initial_files: Vec::new(),
         };
         host.configure("");
-        // The first root creates the directories that all roots share.
-        host.program.ok(&["root", "create", &host.name, "--id", "first"]);
-        host.program.ok(&["root", "remove", "first"]);
+        // The first command on roots creates the directories that all roots share.
+        host.program.ok(&["root", "list"]);
         host.initial_files = host.files();
         host
     }
@@ -334,7 +334,7 @@ impl Host {
         let found = run("find", &[run_dir.to_str().unwrap(), homes.to_str().unwrap(), "-printf", "%P %y\n"]);
         let mut found: Vec<_> = found
             .lines()
-            .filter(|line| !line.starts_with("isolate-version") && *line != "control.sock s")
+            .filter(|line| !line.starts_with("isolate-") && *line != "control.sock s")
             .map(str::to_owned)
             .collect();
         found.sort();

@@ -11,5 +11,6 @@ mod commands;
 mod failures;
 mod guardian;
 mod kills;
+mod names;
 mod unreadable;
 mod worker;

@@ -55,13 +55,13 @@ fn root_for_32_bit_programs_has_the_inode_numbers_of_its_layers() {
     let fixture = RootsFixture::new();
     let root = fixture.create_with(&["--upper", "tmpfs:8M", "--inodes", "32bit"]);
     assert!(!mount_of(&root).contains("xino=on"), "{}", mount_of(&root));
-    assert_eq!(devices(&numbers_of(&root)), 2);
+    assert!(devices(&numbers_of(&root)) > 1);
     fixture.remove("it");
     // As configured, unless the option says otherwise.
     let config = fixture.program().dir().join("config.toml");
     fs::write(&config, "[root]\ninodes = \"32bit\"\n").unwrap();
     let root = fixture.create_with(&["--upper", "tmpfs:8M"]);
-    assert_eq!(devices(&numbers_of(&root)), 2);
+    assert!(devices(&numbers_of(&root)) > 1);
     fixture.remove("it");
     let root = fixture.create_with(&["--upper", "tmpfs:8M", "--inodes", "64bit"]);
     assert!(mount_of(&root).contains("xino=on"), "{}", mount_of(&root));

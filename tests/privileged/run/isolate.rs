@@ -1,5 +1,7 @@
 //! Programs of real images work, and the configuration of the image applies: environment, directory, command, PATH.
 
+use std::process::Stdio;
+
 use serde_json::json;
 
 use super::{Entry, Runner, on_host};
@@ -103,6 +105,11 @@ pub(super) fn programs_are_looked_up_in_the_image(runner: &Runner) {
         Entry::Link("bin/circle", "/bin/circle"),
         Entry::File("opt/real", "#!/bin/sh\necho of the image\n"),
         Entry::Directory("bin/directory", 0o755),
+        Entry::File("opt/script", "#!/usr/bin/absent -x\n"),
+        Entry::File("opt/windows", "#!/bin/sh\r\necho\r\n"),
+        Entry::File("opt/nested", "#!/opt/script\n"),
+        Entry::File("opt/plain", "#!/etc/motd\n"),
+        Entry::File("opt/links", "#!/bin/linked\n"),
     ];
     let image = runner.make("programs", &entries, &json!({}));
     assert_eq!(runner.ok(&image, &[], &["linked"]), "of the image\n");
@@ -118,9 +125,47 @@ pub(super) fn programs_are_looked_up_in_the_image(runner: &Runner) {
         ("/bin/circle", "oo many"),
         ("/etc/motd", "not executable"),
         ("./absent", missing),
+        ("/opt/script", "its interpreter `/usr/bin/absent`: no such file in the image"),
+        ("/opt/windows", "its interpreter `/bin/sh\\r`: no such file in the image"),
+        ("/opt/windows", "line ends of Windows"),
+        ("/opt/nested", "its interpreter `/opt/script`: its interpreter `/usr/bin/absent`: no such file"),
+        ("/opt/plain", "its interpreter `/etc/motd`: not executable"),
     ] {
         runner.assert_refused(&image, &[], &[program], &[program, reason]);
     }
+    assert_eq!(runner.ok(&image, &[], &["/opt/links"]), "of the image\n");
+    // A program of the host needs its loader, which this image does not have.
+    let copied = ["--copy-in", "/bin/true"];
+    let parts = [
+        "program `./true`: its loader `/lib64/ld-linux",
+        "no such file in the image",
+        "built for another system",
+    ];
+    runner.assert_refused(&image, &copied, &["./true"], &parts);
+    // Such a program in a directory of PATH is not skipped.
+    let path = ["--env", "PATH=/opt:/bin"];
+    runner.assert_refused(&image, &path, &["script"], &["`script`: its interpreter `/usr/bin/absent`"]);
+}
+
+/// A program that failed and could start no other program gets a hint at `--processes`.
+fn processes_are_hinted_at(runner: &Runner, image: &str) {
+    let script = ["sh", "-c", "busybox true; busybox true || exit 7"];
+    let hint = "use `--processes`";
+    if runner.sandbox != "isolate" {
+        assert!(!runner.run(image, &[], &["sh", "-c", "exit 7"]).err.contains(hint));
+        return;
+    }
+    let ran = runner.run(image, &[], &script);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.contains("can't fork") && ran.err.contains(hint), "{ran:?}");
+    assert!(runner.verdict(image, &[], &script)["hint"].as_str().unwrap().contains(hint));
+    for options in [&["--processes=5"][..], &["--processes"], &["--silent"]] {
+        let ran = runner.run(image, options, &["sh", "-c", "exit 7"]);
+        assert!(ran.code == Some(1) && !ran.err.contains(hint), "{ran:?}");
+    }
+    let ran = runner.run(image, &[], &["sh", "-c", "exit 0"]);
+    assert!(!ran.err.contains(hint), "{ran:?}");
+    assert_eq!(runner.verdict(image, &["--processes"], &script)["hint"], json!(null));
 }
 
 /// The exit codes, messages, JSON and meta files of `run` agree with the result of the program.
@@ -128,6 +173,7 @@ pub(super) fn result_is_reported(runner: &Runner, image: &str) {
     let ran = runner.run(image, &[], &["sh", "-c", "echo out; echo err >&2; exit 3"]);
     assert_eq!((ran.code, ran.out.as_str()), (Some(1), "out\n"), "{ran:?}");
     assert!(ran.err.contains("err\n") && ran.err.contains("Exited with error status 3"), "{ran:?}");
+    processes_are_hinted_at(runner, image);
 
     let verdict = runner.verdict(image, &["--meta", "meta"], &["sh", "-c", "exit 3"]);
     assert_eq!((&verdict["status"], &verdict["exit_code"]), (&json!("RE"), &json!(3)), "{verdict}");
@@ -208,10 +254,18 @@ fn box_in_use_is_refused_and_left_unchanged() {
         let output = runner.command(&image, &["--box-id", id], &["cat", "/etc/motd"]).output().unwrap();
         let error = support::program::failure(&output, &["run"]);
         assert!(error.contains("box 150 is in use"), "{error}");
+        let output = runner.command(&image, &["--box-id", id, "--wait=0.1"], &["cat"]).output().unwrap();
+        assert!(support::program::failure(&output, &["run"]).contains("box 150 is in use"));
+        let mut waiting =
+            runner.command(&image, &["--box-id", id, "--wait", "--silent"], &["cat", "/etc/motd"]);
+        let mut waiting = waiting.stdout(Stdio::piped()).spawn().unwrap();
         // Other boxes are still free.
         assert_eq!(runner.ok(&image, &[], &["cat", "/etc/motd"]), "a small image\n");
+        assert!(waiting.try_wait().unwrap().is_none(), "the box is still in use");
         other.kill().unwrap();
         other.wait().unwrap();
+        let output = waiting.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"a small image\n"[..]));
         // The box of the killed run can be used again at once.
         assert_eq!(runner.verdict(&image, &["--box-id", id], &["cat", "/etc/motd"])["box_id"], 150);
         runner.sweep_until_clean();

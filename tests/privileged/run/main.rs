@@ -10,6 +10,8 @@ mod hostile;
 mod isolate;
 mod killed;
 mod limits;
+mod names;
+mod terminal;
 mod unreadable;
 
 use std::env;
@@ -251,9 +253,9 @@ impl Runner {
             let names = names(&dir).into_iter().filter(|name| name != MARKER);
             traces.extend(names.map(|name| dir.join(name).display().to_string()));
         }
-        // `isolate-version` caches the version of isolate.
+        // The files `isolate-*` keep what isolate has printed about itself.
         let is_known = |name: &str| {
-            ["boxes", "roots", "root", "skeleton", "isolate-version"].contains(&name)
+            ["boxes", "roots", "root", "isolate-version", "isolate-users"].contains(&name)
                 || name.ends_with(".sock")
                 || name.ends_with(".lock")
                 || name == "lock"

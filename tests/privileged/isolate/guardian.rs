@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use super::attempts::compile;
 use super::host::{CALLER, Host, failure_message};
 use support::child::wait_until;
-use support::program::Program;
 use support::running::RunningProcess;
 
 /// A script that stands for isolate and does not end.
@@ -40,23 +39,6 @@ fn stopped_daemon_fails_the_call_within_seconds() {
         host.mount.as_mut().unwrap().server().signal("CONT");
         host.assert_clean();
     }
-}
-
-#[test]
-fn mount_that_hangs_although_the_daemon_answers_fails_the_call_within_seconds() {
-    let host = Host::with_script(SLEEP);
-    let other = Program::new();
-    let mut mount = other.mount();
-    let mountpoint = mount.dir().display().to_string();
-    host.configure(&format!("mountpoint = '{mountpoint}'\n"));
-    mount.server().signal("STOP");
-    let rule = format!("--dir=.={mountpoint}/lab/image:1");
-    let output = host.isolate().args([&rule, "--run", "--", "/bin/sh"]).output().unwrap();
-    mount.server().signal("CONT");
-    let message = failure_message(&output);
-    assert!(message.contains(&format!("the mount {mountpoint} does not answer")), "{message}");
-    host.assert_clean();
-    mount.stop();
 }
 
 #[test]

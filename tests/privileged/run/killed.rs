@@ -118,7 +118,7 @@ pub(super) fn killed_run_is_cleaned_up_by_the_next(runner: &Runner, image: &str)
 }
 
 /// A box belongs to its run although the run directory is cleaned, as by systemd when a service stops. `made` is the directory
-/// of the first box.
+/// of the first box. The runs need no daemon: the cleaning removes its socket.
 pub(super) fn used_box_survives_the_removal_of_the_run_directory(runner: &Runner, image: &str, made: &Path) {
     let mut child = start(runner, image, &[], "busybox");
     fs::remove_dir_all(runner.program.dir().join("run")).unwrap();
@@ -139,6 +139,7 @@ pub(super) fn used_box_survives_the_removal_of_the_run_directory(runner: &Runner
 #[ignore = "needs isolate on PATH"]
 fn box_of_isolate_is_not_taken_while_it_is_used_although_the_run_directory_was_cleaned() {
     let (mut runner, isolates) = Runner::with_isolate(22);
+    runner.engine = "overlay2";
     let image = runner.pull("small");
     for isolate in isolates {
         let (id, program) = (runner.first_box.to_string(), isolate.program.clone());
@@ -155,7 +156,8 @@ fn box_of_isolate_is_not_taken_while_it_is_used_although_the_run_directory_was_c
 
 #[test]
 fn box_of_bubblewrap_is_not_removed_while_it_is_used_although_the_run_directory_was_cleaned() {
-    let runner = Runner::new(0, "bwrap");
+    let mut runner = Runner::new(0, "bwrap");
+    runner.engine = "overlay2";
     let image = runner.pull("small");
     let directory = runner.program.store().join("rcx-imagefs/boxes/0");
     used_box_survives_the_removal_of_the_run_directory(&runner, &image, &directory);

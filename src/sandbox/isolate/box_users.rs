@@ -29,13 +29,13 @@ pub struct BoxUsers {
 }
 
 /// Device, inode and change time of a file; `None` if it does not exist.
-type FileIdentity = Option<(u64, u64, i64, i64)>;
+type SourceIdentity = Option<(u64, u64, i64, i64)>;
 
 /// What isolate has answered, and the files on which the answer depends.
 #[derive(Debug, Serialize, Deserialize)]
 struct CachedUsers {
-    program: FileIdentity,
-    sources: Vec<FileIdentity>,
+    program: SourceIdentity,
+    sources: Vec<SourceIdentity>,
     users: Option<BoxUsers>,
 }
 
@@ -47,7 +47,7 @@ impl BoxUsers {
     pub fn cached(path: &Path, run_dir: &Path, caller: Option<(u32, u32)>) -> Option<Self> {
         let file = run_dir.join(CACHE_FILE);
         let program = identity(path);
-        let sources: Vec<FileIdentity> = SOURCES.iter().map(|source| identity(Path::new(source))).collect();
+        let sources: Vec<SourceIdentity> = SOURCES.iter().map(|source| identity(Path::new(source))).collect();
         if let Some(cached) = cache_file::read::<CachedUsers>(&file)
             && (cached.program, &cached.sources) == (program, &sources)
         {
@@ -99,7 +99,7 @@ impl BoxUsers {
     }
 }
 
-fn identity(path: &Path) -> FileIdentity {
+fn identity(path: &Path) -> SourceIdentity {
     let identity = |file: Metadata| (file.dev(), file.ino(), file.ctime(), file.ctime_nsec());
     fs::metadata(path).ok().map(identity)
 }

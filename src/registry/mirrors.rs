@@ -57,13 +57,15 @@ impl Registry {
         }
     }
 
-    /// Stops asking the mirrors for a repository, because one of them sent wrong content. Returns whether there were any.
+    /// Stops asking the mirrors for a repository, because one of them sent wrong content. Returns whether it has mirrors: another
+    /// download of the same pull may have stopped asking them while this one was under way.
     #[must_use]
     pub fn distrust_mirrors(&self, name: &Name) -> bool {
-        let mut mirrors = self.endpoints(name).unwrap_or_default();
-        mirrors.retain(|endpoint| endpoint.is_mirror);
-        let any = !mirrors.is_empty();
-        ignore_poison(self.mirror_states().down.lock()).extend(mirrors);
-        any
+        let configured = name.host().and_then(|host| self.options().mirrors.get(host));
+        let Some(mirrors) = configured.filter(|mirrors| !mirrors.is_empty()) else { return false };
+        let mut endpoints = Endpoint::all(name, mirrors).unwrap_or_default();
+        endpoints.retain(|endpoint| endpoint.is_mirror);
+        ignore_poison(self.mirror_states().down.lock()).extend(endpoints);
+        true
     }
 }

@@ -106,7 +106,7 @@ impl Bench {
         let mount = move || -> std::io::Result<()> {
             enter_private_namespace().map_err(std::io::Error::other)?;
             // The mount stays until the namespace is gone; exec closes its descriptor.
-            std::mem::forget(lease.mount(&image).map_err(std::io::Error::other)?);
+            std::mem::forget(lease.mount(&image, None).map_err(std::io::Error::other)?);
             Ok(())
         };
         // SAFETY: this process has a single thread, so no lock is held and no data is inconsistent in the child.

@@ -69,7 +69,7 @@ fn roots_of_250_layers_work_with_the_mount_calls_of_every_kernel() {
         let roots = Roots::open(&homes, &run_dir).unwrap().with_overlay_calls(calls);
         for upper in [Upper::Dir { limit: None }, Upper::Tmpfs { size: 1 << 20 }, Upper::None] {
             let writable = upper != Upper::None;
-            let root = roots.create(None, Engine::Overlay2, &upper, &lower).unwrap();
+            let root = roots.create(None, Engine::Overlay2, &upper, &lower, None).unwrap();
             let path: PathBuf = root.path.clone().unwrap();
             assert_complete(&path);
             assert_eq!(is_writable(&path), writable, "{calls:?} {upper:?}");
@@ -80,7 +80,7 @@ fn roots_of_250_layers_work_with_the_mount_calls_of_every_kernel() {
             let lease = roots.lease(&upper).unwrap();
             let private = |lease: &rcx_imagefs::roots::RootLease| {
                 enter_private_namespace().unwrap();
-                let root = lease.mount(&lower).unwrap();
+                let root = lease.mount(&lower, None).unwrap();
                 assert_complete(root.path());
                 assert_eq!(is_writable(root.path()), writable, "{calls:?} {upper:?}");
                 assert_eq!(mounts_at(root.path()), 1, "{calls:?} {upper:?}");

@@ -114,8 +114,11 @@ fn roots_name_their_user_and_localhost_in_every_engine() {
     mount.stop();
 }
 
-/// Images whose `/etc` is not what it usually is, and what a root then has at paths.
-const ODD_IMAGES: [(&str, &str, &[(&str, &str)]); 12] = [
+/// The tag of an image, its layers, and the content that a root has at paths.
+type OddImage = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+/// Images whose `/etc` is not what it usually is.
+const ODD_IMAGES: [OddImage; 12] = [
     ("bare", "f file", &[("etc/passwd", USER), ("etc/group", GROUP), ("etc/hosts", LOCALHOST)]),
     (
         "linked-directory",

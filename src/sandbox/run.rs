@@ -227,15 +227,20 @@ impl BoxedRun<'_> {
         let location =
             SavedLocation::save().map_err(|error| SandboxError::step("open the mount namespace", error))?;
         let identity = self.backend.identity(self.user, self.box_id);
-        let open_terminal = || RunTerminal::open(identity.user);
         let failed = |error| SandboxError::step("make a terminal", error);
-        let terminal = self.request.spec.terminal.then(open_terminal).transpose().map_err(failed)?;
         enter_private_namespace()?;
-        let start = || self.start(lease, box_fd, &identity, terminal.as_ref());
-        let started = mount_terminals().map_err(SandboxError::from).and_then(|()| start());
+        let start = || {
+            mount_terminals()?;
+            // Among the terminals of the sandbox, where ttyname(3) finds it.
+            let open = || RunTerminal::open(identity.user);
+            let terminal = self.request.spec.terminal.then(open).transpose().map_err(failed)?;
+            let (first_process, output) = self.start(lease, box_fd, &identity, terminal.as_ref())?;
+            Ok((first_process, output, terminal))
+        };
+        let started: Result<_, SandboxError> = start();
         // This process returns to its own namespace even if the start failed.
         location.restore().map_err(|error| SandboxError::step("return to the mount namespace", error))?;
-        let (first_process, output) = started?;
+        let (first_process, output, terminal) = started?;
         let relay = terminal.map(RunTerminal::relay).transpose().map_err(failed)?;
         let exit = first_process.wait(&self.signals, &|| relay.iter().for_each(TerminalRelay::resize));
         drop(relay);

@@ -393,8 +393,9 @@ fn very_long_and_unusual_arguments_are_harmless() {
     let base = host.run_arguments(&sandbox, &[], "cat /etc/motd");
     let many: Vec<String> = (0..20_000).map(|number| format!("--env=V{number}={number}")).collect();
     let long = vec![format!("--env=LONG={}", "x".repeat(130_000))];
+    // The mount points share their parents: some disks take milliseconds to remove a directory.
     let rules: Vec<String> =
-        (0..300).map(|number| format!("--dir=m{number}/{}:tmp", "d/".repeat(50))).collect();
+        (0..300).map(|number| format!("--dir={}m{number}:tmp", "d/".repeat(50))).collect();
     let deep = vec![format!("--dir={}=/tmp", "d/".repeat(2500))];
     let control_characters: Vec<String> =
         ["--dir=\u{1}=/tmp", "--env=\n=\n", "--dir==", "--dir=", "--meta="].map(str::to_owned).to_vec();

@@ -101,6 +101,14 @@ pub enum ReadFault {
         /// The mountpoint.
         mountpoint: PathBuf,
     },
+    /// The daemon answers, but its mount does not.
+    #[error("image {image}: the mount at {mountpoint} does not answer after the run")]
+    Hangs {
+        /// The image.
+        image: String,
+        /// The mountpoint.
+        mountpoint: PathBuf,
+    },
     /// The daemon did not answer after the run.
     #[error("image {image}: cannot ask the daemon about failed reads after the run")]
     Daemon {
@@ -122,6 +130,7 @@ impl ReadFault {
             }
             Self::Lost { .. } => ErrorCode::Damaged,
             Self::Replaced { .. } | Self::Unmounted { .. } => ErrorCode::NoDaemon,
+            Self::Hangs { .. } => ErrorCode::Timeout,
             Self::Daemon { source, .. } => source.code(),
         }
     }
@@ -135,6 +144,7 @@ impl ReadFault {
                 Some("find the damage with `rcx-imagefs verify --deep`, then pull or load the image again")
             }
             (Self::Replaced { .. } | Self::Unmounted { .. }, _) => Some("repeat the run"),
+            (Self::Hangs { .. }, _) => Some("look at the daemon with `rcx-imagefs status`"),
             (Self::Daemon { .. }, _) => Some("see the log of the daemon"),
         }
     }
@@ -161,7 +171,7 @@ impl RunAccount {
     /// Returns the failed reads of a run that has failed; `None` if there are none, or if the daemon cannot tell.
     #[must_use]
     pub fn failed_reads(&self, process: u32, image: &AccountedImage) -> Option<ReadFault> {
-        self.close(process, image).err().filter(|fault| matches!(fault, ReadFault::Failed { .. }))
+        self.check_reads(process, image).err().filter(|fault| matches!(fault, ReadFault::Failed { .. }))
     }
 
     /// Checks that the daemon could serve every read of a run since the account was opened.
@@ -173,6 +183,21 @@ impl RunAccount {
     ///
     /// A read failed, or the daemon cannot tell.
     pub fn close(&self, process: u32, image: &AccountedImage) -> Result<(), ReadFault> {
+        self.check_reads(process, image)?;
+        let (image, mountpoint) = (image.name.clone(), self.mountpoint.clone());
+        match os::statfs_within(&self.mountpoint, DEADLINE) {
+            // The kernel may have ended the connection, although the daemon still runs.
+            Ok(Some(Err(Errno::NOTCONN | Errno::CONNABORTED))) => {
+                Err(ReadFault::Unmounted { image, mountpoint })
+            }
+            Ok(None) => Err(ReadFault::Hangs { image, mountpoint }),
+            // Without a process for the question, the answer of the daemon is all that is known.
+            Ok(Some(_)) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Asks the daemon about failed reads, without using the mount.
+    fn check_reads(&self, process: u32, image: &AccountedImage) -> Result<(), ReadFault> {
         let name = || image.name.clone();
         let request = ControlRequest::ReadFailures { since: self.start.sequence };
         let report = match ask(&self.socket, request, DEADLINE) {
@@ -184,10 +209,6 @@ impl RunAccount {
         };
         if report.mark.instance != self.start.instance {
             return Err(ReadFault::Replaced { image: name(), socket: self.socket.clone() });
-        }
-        // The kernel may have ended the connection, although the daemon still runs.
-        if let Err(Errno::NOTCONN | Errno::CONNABORTED) = rustix::fs::statfs(&self.mountpoint) {
-            return Err(ReadFault::Unmounted { image: name(), mountpoint: self.mountpoint.clone() });
         }
         let same_numbers = report.mark.pid_namespace != 0 && report.mark.pid_namespace == os::pid_namespace();
         let mut failures = report.failures.into_iter().filter(|failure| match origin(failure, process) {

@@ -1,4 +1,4 @@
-//! Kernel helpers that several modules use: locks by name, lookups below a directory, walks inside a root, removal of trees,
+//! Kernel helpers that several modules use: locks by name, lookups below a directory, walks inside a root, removal of trees, questions with a deadline,
 //! I/O errors that name their path.
 //!
 //! Nothing here depends on images. A helper moves here when a second module needs it.
@@ -10,6 +10,7 @@ mod namespace;
 mod path_error;
 mod poison;
 mod remove_tree;
+mod statfs;
 mod walk;
 
 pub use beneath::{is_linked, retry_again};
@@ -21,4 +22,5 @@ pub use namespace::pid_namespace;
 pub use path_error::{AtPath, PathError};
 pub use poison::ignore_poison;
 pub use remove_tree::remove_tree;
+pub use statfs::statfs_within;
 pub use walk::{LINKS_MAX, PathWalk, TooManyLinks};

@@ -34,6 +34,7 @@ mod trusted;
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use caller::{Caller, Rights};
 pub use choice::{ImageChoice, choose, may_request_image};
@@ -151,6 +152,9 @@ pub enum ShimError {
     /// The daemon runs, but does not answer the kernel.
     #[error("the mount {} does not answer: its daemon is stopped or hangs", .0.display())]
     MountHangs(PathBuf),
+    /// The process that makes the root hangs.
+    #[error("the root was not ready after {} seconds: the mount or a disk hangs", .0.as_secs())]
+    NotStarted(Duration),
     /// The root could not be made.
     #[error(transparent)]
     Roots(#[from] RootsError),
@@ -209,7 +213,7 @@ impl ShimError {
             Self::NoIsolate(_) => ErrorCode::NoSandbox,
             Self::Untrusted { .. } => ErrorCode::Untrusted,
             Self::NoDaemon(_) => ErrorCode::NoDaemon,
-            Self::MountHangs(_) => ErrorCode::Timeout,
+            Self::MountHangs(_) | Self::NotStarted(_) => ErrorCode::Timeout,
             Self::Unprivileged => ErrorCode::Permission,
             Self::Roots(error) => error.code(),
             Self::Store(error) => error.code(),
@@ -231,7 +235,7 @@ impl ShimError {
                 Some("set `path` in the table [isolate] of the configuration")
             }
             Self::NoDaemon(_) => Some("start a daemon with `rcx-imagefs mount DIR`"),
-            Self::MountHangs(_) => Some("look at the daemon with `rcx-imagefs status`"),
+            Self::MountHangs(_) | Self::NotStarted(_) => Some("look at the daemon with `rcx-imagefs status`"),
             Self::Unprivileged => Some("install the program set-uid: see rcx-imagefs-isolate(8)"),
             Self::Read(fault) => fault.hint(),
             Self::Program { fault, .. } => fault.hint(),

@@ -10,15 +10,23 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use rustix::fs::MemfdFlags;
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{MemfdFlags, Timespec};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
 use super::ShimError;
 use crate::daemon::{AccountedImage, RunAccount};
 use crate::sandbox::process::{Forked, HeldSignals, end_by_signal, fork, wait_for};
+
+/// How long the child may take to execute isolate. It takes milliseconds, or some seconds if the disk is slow.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a signal may wait for the supervisor while isolate has not started.
+const SIGNAL_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// The side of [`split`] that this process is on.
 #[derive(Debug)]
@@ -35,6 +43,8 @@ pub(super) struct Supervisor {
     child: Pid,
     signals: HeldSignals,
     account: File,
+    /// The end for reading of a pipe that closes when the child executes isolate, or ends.
+    start: OwnedFd,
 }
 
 /// The child's handle of its supervisor.
@@ -42,6 +52,7 @@ pub(super) struct Supervisor {
 pub(super) struct SupervisedChild {
     supervisor: OwnedFd,
     account: File,
+    _start: OwnedFd,
 }
 
 /// The message of the child to its supervisor: the account to close after the run.
@@ -60,14 +71,15 @@ pub(super) fn split() -> Result<SplitSide, ShimError> {
     // In memory, not in a pipe: the list of layers may be longer than a pipe's buffer.
     let account = rustix::fs::memfd_create("account", MemfdFlags::CLOEXEC).map_err(failed)?;
     let account = File::from(account);
+    let (start, child_start) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
     let signals = HeldSignals::hold().map_err(ShimError::Supervisor)?;
     match fork() {
         Ok(Forked::Parent(child)) => {
-            Ok(SplitSide::Supervisor(Box::new(Supervisor { child, signals, account })))
+            Ok(SplitSide::Supervisor(Box::new(Supervisor { child, signals, account, start })))
         }
         Ok(Forked::Child) => {
             signals.release();
-            Ok(SplitSide::Child(SupervisedChild { supervisor, account }))
+            Ok(SplitSide::Child(SupervisedChild { supervisor, account, _start: child_start }))
         }
         Err(error) => {
             signals.release();
@@ -94,8 +106,10 @@ impl Supervisor {
     /// Waits for the child and ends this process in the same way: with its exit code, or by its signal.
     ///
     /// # Errors
-    /// [`ShimError::Read`]: the image could not be read during the run.
+    /// [`ShimError::NotStarted`]: the child does not become isolate; it is killed. [`ShimError::Read`]: the image could not be
+    /// read during the run.
     pub(super) fn end_as_child(mut self) -> Result<Infallible, ShimError> {
+        self.await_start()?;
         let (exit, _) = wait_for(self.child, &self.signals, &|| ()).map_err(ShimError::Supervisor)?;
         // The child reports its own failures, and passes no account then.
         if let Some(run) = self.account().map_err(ShimError::Supervisor)? {
@@ -104,6 +118,31 @@ impl Supervisor {
         match exit.signal() {
             Some(signal) => end_by_signal(&self.signals, signal),
             None => std::process::exit(exit.code().unwrap_or(0)),
+        }
+    }
+
+    /// Waits until the child executes isolate, or ends.
+    ///
+    /// The child uses the mount and the disk, and this process does not. So it can report that one of them hangs, even if the
+    /// child cannot be killed.
+    fn await_start(&self) -> Result<(), ShimError> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            let mut closed = [PollFd::new(&self.start, PollFlags::empty())];
+            match rustix::event::poll(&mut closed, Some(&SIGNAL_PAUSE)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return Ok(()),
+                Err(errno) => return Err(ShimError::Supervisor(errno.into())),
+            }
+            let signal = self.signals.wait_for_end(Duration::ZERO).map_err(ShimError::Supervisor)?;
+            let is_late = Instant::now() >= deadline;
+            if let Some(signal) = if is_late { Some(Signal::KILL) } else { signal } {
+                // The child is not reaped yet, so its PID cannot belong to another process.
+                let _ = rustix::process::kill_process(self.child, signal);
+            }
+            if is_late {
+                return Err(ShimError::NotStarted(START_TIMEOUT));
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! The guardian depends neither on its caller nor on the daemon, and takes nothing that belongs to root.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::attempts::compile;
 use super::host::{CALLER, Host, failure_message};
 use support::child::wait_until;
+use support::program::{Program, TestMount};
 use support::running::RunningProcess;
 
 /// A script that stands for isolate and does not end.
@@ -39,6 +41,112 @@ fn stopped_daemon_fails_the_call_within_seconds() {
         host.mount.as_mut().unwrap().server().signal("CONT");
         host.assert_clean();
     }
+}
+
+/// Mounts a copy of the host's store with a daemon of its own, and makes its mount that of the stand-in. Returns the mount, and
+/// the path of the image in it.
+///
+/// While that daemon is stopped, the mount hangs although the host's own daemon answers on the control socket.
+fn mount_beside_the_daemon(host: &Host) -> (Program, TestMount, String) {
+    let other = Program::new();
+    support::images::run(
+        "cp",
+        &["-a", host.program.store().to_str().unwrap(), other.store().to_str().unwrap()],
+    );
+    let mount = other.mount();
+    host.configure(&format!("mountpoint = '{}'\n", mount.dir().display()));
+    let image = other.ok(&["path", "--no-colon", &host.name]);
+    (other, mount, image)
+}
+
+#[test]
+fn mount_that_hangs_although_the_daemon_answers_fails_the_call_within_seconds() {
+    let host = Host::with_script(SLEEP);
+    let (_other, mut mount, image) = mount_beside_the_daemon(&host);
+    mount.server().signal("STOP");
+    let mut command = host.isolate();
+    let output = command.args([&format!("--dir=.={image}"), "--run", "--", "/bin/sh"]).output().unwrap();
+    mount.server().signal("CONT");
+    let message = failure_message(&output);
+    let expected = format!("the mount {} does not answer", mount.dir().display());
+    assert!(message.contains(&expected), "{message}");
+    host.assert_clean();
+    mount.stop();
+}
+
+#[test]
+fn mount_that_hangs_at_the_end_of_a_run_makes_it_a_failure_of_the_sandbox_within_seconds() {
+    let host = Host::with_script(SLEEP);
+    let (_other, mut mount, image) = mount_beside_the_daemon(&host);
+    let rule = format!("--dir=.={image}");
+    let mut call = RunningProcess::start(host.isolate().args([&rule, "--run", "--", "/bin/sh"]));
+    wait_until("the script sleeps", || isolate_of(&call).is_some());
+    mount.server().signal("STOP");
+    support::images::run("kill", &[&isolate_of(&call).unwrap().to_string()]);
+    let begin = Instant::now();
+    let status = call.0.wait().unwrap();
+    let elapsed = begin.elapsed();
+    mount.server().signal("CONT");
+    let mut message = String::new();
+    call.0.stderr.take().unwrap().read_to_string(&mut message).unwrap();
+    assert_eq!(status.code(), Some(2), "{message}");
+    assert!(elapsed < Duration::from_secs(20), "{elapsed:?}");
+    let expected = format!("the mount at {} does not answer after the run", mount.dir().display());
+    assert!(message.contains(&expected), "{message}");
+    host.assert_clean();
+    mount.stop();
+}
+
+/// A library for `LD_PRELOAD` that stops the process `TEST_DAEMON` as soon as the guardian, which the second fork(2) of the
+/// stand-in starts, has had its answer.
+const STOPS_THE_DAEMON: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+static int forks;
+pid_t fork(void) {
+    pid_t (*real_fork)(void) = (pid_t (*)(void))dlsym(RTLD_NEXT, "fork");
+    pid_t child = real_fork();
+    if (forks++ != 1 || child == 0) return child;
+    char path[64], name[32] = "";
+    snprintf(path, sizeof path, "/proc/%d/comm", (int)child);
+    while (strcmp(name, "rcx-guardian\n") != 0) {
+        FILE *file = fopen(path, "r");
+        if (!file || !fgets(name, sizeof name, file)) abort();
+        fclose(file);
+        usleep(1000);
+    }
+    kill(atoi(getenv("TEST_DAEMON")), SIGSTOP);
+    return child;
+}
+"#;
+
+#[test]
+fn mount_that_hangs_while_the_root_is_made_fails_the_call_within_seconds() {
+    let mut host = Host::with_script(SLEEP);
+    // Also caches the version of isolate, so that the next call does not fork for it.
+    RunningProcess::start(host.isolate().args(in_image(&host, ""))).kill();
+    host.assert_clean();
+    let library = compile(&host.caller_dir, "stop.so", STOPS_THE_DAEMON, &["-shared", "-fPIC"]);
+    let (error, meta) = (host.caller_dir.join("error"), host.caller_dir.join("meta"));
+    let mut command = host.command_as(0, "env");
+    command.arg(format!("LD_PRELOAD={}", library.display()));
+    command.arg(format!("TEST_DAEMON={}", host.mount.as_mut().unwrap().server().pid()));
+    command.arg(&host.shim).arg(format!("--meta={}", meta.display())).args(in_image(&host, ""));
+    let begin = Instant::now();
+    let status = command.stdout(Stdio::null()).stderr(File::create(&error).unwrap()).status().unwrap();
+    let elapsed = begin.elapsed();
+    host.mount.as_mut().unwrap().server().signal("CONT");
+    let message = fs::read_to_string(error).unwrap();
+    assert_eq!(status.code(), Some(2), "{message}");
+    assert!(elapsed < Duration::from_secs(60), "{elapsed:?}");
+    assert!(message.contains("the root was not ready after 30 seconds"), "{message}");
+    assert!(fs::read_to_string(meta).unwrap().starts_with("status:XX\n"));
+    host.assert_clean();
 }
 
 #[test]

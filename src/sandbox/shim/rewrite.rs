@@ -270,7 +270,7 @@ mod tests {
             )
         };
         let tmp = "./tmp:tmp";
-        let (dev, shm) = ("./dev=/dev:dev:norec", "./dev/shm=tmpfs:fs:rw");
+        let (dev, shm) = ("./dev=/dev:dev:norec", "./dev/shm=tmpfs:fs:rw ./dev/pts=/dev/pts:rw:maybe:dev");
         let proc = "./proc=proc:fs ./proc/1=/r/sys";
         for (line, expected) in [
             ("", format!("./box=./box:rw {dev} {shm} {proc} {tmp}")),

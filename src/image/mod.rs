@@ -11,6 +11,7 @@ mod manifest;
 mod name;
 mod platform;
 mod reference;
+mod refusal;
 mod validated;
 
 pub use config::ImageConfig;

@@ -21,8 +21,9 @@
 //! - One zero block ends the tar if it is followed by nothing or by another zero block. So does the end of the stream between
 //!   two entries.
 //!
-//! The files in order of dependency: `error`, `header`, `xattr`, `pax_values`, `pax`, `sparse`, `walk`.
+//! The files in order of dependency: `error`, `header`, `entry_values`, `xattr`, `pax_values`, `pax`, `sparse`, `walk`.
 
+mod entry_values;
 mod error;
 mod header;
 mod pax;

@@ -5,6 +5,7 @@
 mod host;
 
 mod attempts;
+mod attempts_configuration;
 mod attempts_files;
 mod attempts_images;
 mod commands;

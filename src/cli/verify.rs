@@ -97,6 +97,9 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<()> {
         let after = check(context, &store, args.deep, &images)?;
         report.repaired = report.damaged_blobs;
         report.repaired.retain(|digest| !after.damaged_blobs.contains(digest));
+        // A blob that one image could not fetch may have come with another.
+        let failed =
+            failed.into_iter().filter(|(name, _)| after.damaged.contains(name)).map(|(_, line)| line);
         report.problems = after.problems.into_iter().chain(failed).collect();
         (report.damaged_blobs, report.damaged) = (after.damaged_blobs, after.damaged);
     }
@@ -152,21 +155,25 @@ fn check(context: &Context, store: &Store, deep: bool, images: &[ImageRecord]) -
     Ok(report)
 }
 
-/// Fetches blobs of images again. Returns what failed, one line for each image.
+/// Fetches blobs of images again. Returns the name of each image for which this failed, and a line that says why.
 fn repair(
     context: &Context,
     args: &VerifyArgs,
     store: &Store,
     images: &[ImageRecord],
     mut blobs: HashSet<Digest>,
-) -> anyhow::Result<Vec<String>> {
+) -> anyhow::Result<Vec<(String, String)>> {
     let registry = Arc::new(Registry::new(context.registry_options(args.plain_http)?)?);
     let runtime = runtime()?;
     let mut failed = Vec::new();
     for image in images {
+        if blobs.is_empty() {
+            break;
+        }
         let name = name_of(context, image);
         if image.name.host().is_none() {
-            failed.push(format!("image {name} was loaded from a file; load it again"));
+            let line = format!("image {name} was loaded from a file; load it again");
+            failed.push((name, line));
             continue;
         }
         let reference = Reference { name: image.name.clone(), tag: None, digest: Some(image.digest) };
@@ -183,7 +190,8 @@ fn repair(
             pull(&job, &reference, resolved).await
         });
         if let Err(error) = pulled {
-            failed.push(format!("image {name} could not be repaired: {}", chain_text(&error)));
+            let line = format!("image {name} could not be repaired: {}", chain_text(&error));
+            failed.push((name, line));
         }
         // Images share blobs: fetch each only once.
         blobs.retain(|blob| store.verify_blob(blob, |_| ()).is_err());

@@ -172,3 +172,18 @@ fn blob_that_cannot_be_fetched_again_stays_a_problem() {
     assert!(found.iter().any(|line| line.contains("could not be repaired: ")), "{found:?}");
     assert_eq!(fs::read(fixture.blob(&layer)).unwrap(), bytes, "the damaged blob is still there");
 }
+
+#[test]
+fn blob_that_came_with_another_image_is_no_problem_any_more() {
+    let registry = LayoutRegistry::start();
+    let layout = Layout::new(LAYERS);
+    // Listed before the image with a registry, so that repairing it is tried first.
+    let (fixture, local) = Fixture::with("lab/local:1");
+    let pulled = registry.serve("lab/a", "1", layout.path().as_ref());
+    fixture.program.ok(&["pull", &pulled]);
+    fixture.program.ok(&["tag", &pulled, "docker.invalid/lab/a:1"]);
+    let layer = fixture.layer(&local, 1);
+    fixture.damage(&layer);
+    let report = fixture.program.json(&["verify", "--repair"]);
+    assert_eq!((&report["repaired"], &report["problems"]), (&json!([layer]), &json!([])));
+}

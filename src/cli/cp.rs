@@ -71,7 +71,13 @@ struct CopiedJson {
 
 pub(super) fn run(context: &Context, args: &CpArgs) -> anyhow::Result<()> {
     let source = ImagePath::parse(&args.source);
-    let path = source.required()?;
+    let path = source.required().map_err(|error| match destination_of_image(&args.destination) {
+        true => error::with_hint(
+            error,
+            "`cp` only copies out of an image; `run --copy-in` copies a file into the box of a run",
+        ),
+        false => error,
+    })?;
     let to_stdout = args.destination == Path::new("-");
     if to_stdout && args.json {
         return Err(error::fail(ErrorCode::Usage, "`--json` cannot be used with the destination `-`"));
@@ -101,6 +107,11 @@ pub(super) fn run(context: &Context, args: &CpArgs) -> anyhow::Result<()> {
         });
     }
     output::bytes_line(to.as_os_str().as_bytes())
+}
+
+/// Returns whether a destination looks like a path in an image.
+fn destination_of_image(destination: &Path) -> bool {
+    destination.to_str().is_some_and(|text| ImagePath::parse(text).path.is_some())
 }
 
 /// Writes a file, or a directory as a tar, to standard output. A closed pipe is not an error.

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::output::{self, plain};
+use super::unknown;
 use crate::daemon::{ControlError, DaemonError};
 use crate::error::{ErrorCode, chain, chain_text};
 use crate::fs::{FsError, LoadError};
@@ -64,16 +65,25 @@ pub(super) fn interrupted_by(error: &anyhow::Error) -> Option<i32> {
 
 /// Reports arguments that clap refused. Help and version are requested output, not errors.
 pub(super) fn report_usage(error: &clap::Error) -> ExitCode {
-    let _ = error.print();
     if !error.use_stderr() {
+        let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let options = std::env::args_os().take_while(|argument| argument != "--");
-    if options.into_iter().any(|argument| argument == "--json") {
+    let arguments = std::env::args_os().skip(1).take_while(|argument| argument != "--");
+    let arguments: Vec<String> = arguments.map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let advice = unknown::advice(error, &arguments);
+    match advice {
+        // Instead of clap's tip, which is to pass the option as a value.
+        Some(advice) => {
+            eprintln!("error: {}\nhint: {advice}", plain(&usage_message(&error.render().to_string())));
+        }
+        None => drop(error.print()),
+    }
+    if arguments.iter().any(|argument| argument == "--json") {
         output::json_error(&ErrorJson {
             code: ErrorCode::Usage.as_str(),
             message: usage_message(&error.render().to_string()),
-            hint: Some("`--help` shows how the command is used".to_owned()),
+            hint: Some(advice.unwrap_or("`--help` shows how the command is used").to_owned()),
         });
     }
     ExitCode::from(EXIT_FAILURE)

@@ -41,6 +41,7 @@ impl Context {
         let candidates = match Reference::candidates(text, self.default_registry()) {
             // Without a name, the text can only be a digest.
             Err(ReferenceError::ImageId(_)) => Vec::new(),
+            Err(error) if is_path(text) => return Err(error::with_hint(error.into(), path_hint(text))),
             candidates => candidates?,
         };
         if let Some(found) = candidates.iter().find_map(|reference| by_name(refs, reference)) {
@@ -106,9 +107,22 @@ impl Context {
     }
 }
 
+/// Returns whether a text can only be a path.
+fn is_path(text: &str) -> bool {
+    ["/", "./", "../"].iter().any(|start| text.starts_with(start))
+}
+
+/// The hint for a path in place of a reference. With other engines, `run -v HOST:INSIDE` binds a directory.
+fn path_hint(path: &str) -> &'static str {
+    match path.contains(":/") {
+        true => "`run --dir IN=OUT` binds a directory of the host; `-v` only logs more",
+        false => "`rcx-imagefs load PATH` loads images from a file or a directory",
+    }
+}
+
 impl Context {
-    /// The images of the store whose names, with or without a tag, are near to a text.
-    fn near_images(&self, refs: &Refs, text: &str) -> Vec<String> {
+    /// The images of the store whose names, with or without a tag, end with a text or are near to it.
+    pub(super) fn near_images(&self, refs: &Refs, text: &str) -> Vec<String> {
         let names = refs.images.iter().flat_map(|image| {
             let name = self.familiar(&image.name);
             let tagged = image.tags.iter().map(|tag| format!("{name}:{tag}")).collect::<Vec<_>>();

@@ -39,6 +39,7 @@ mod suggestions;
 mod tag;
 mod template;
 mod time;
+mod unknown;
 mod unpack;
 mod verify;
 mod version;

@@ -80,7 +80,7 @@ pub(super) struct ProgramArgs {
     /// Bind a directory of the host, in isolate's syntax: IN=OUT[:rw:noexec:maybe:..]
     #[arg(long, value_name = "RULE")]
     pub(super) dir: Vec<OsString>,
-    /// Share the host's network
+    /// Share the host's network; without it, the program has only a loopback interface of its own
     #[arg(long)]
     pub(super) share_net: bool,
     /// Give the program a terminal of its own, shown on this one; implied in a terminal unless a stream is redirected

@@ -166,3 +166,11 @@ fn wrong_places_for_a_copy_are_errors_that_leave_nothing() {
     }
     assert_eq!(copies.names(), ["etc", "hosts"]);
 }
+
+#[test]
+fn copy_into_an_image_is_refused_with_a_hint() {
+    let copies = Copies::new();
+    let (error, hint) = copies.fixture.fails(&["cp", "hello.c", "lab/a:1:/etc"]);
+    assert_eq!(error, "`hello.c` has no path in the image");
+    assert!(hint.unwrap().starts_with("`cp` only copies out of an image; `run --copy-in`"));
+}

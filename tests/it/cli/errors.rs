@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{Fixture, failed};
+use super::{Fixture, failed, texts};
 use support::program::Program;
 
 #[test]
@@ -176,4 +176,40 @@ fn usage_of_an_error_is_the_same_with_and_without_variables() {
         assert_eq!(usage(&variables, arguments), expected, "{arguments:?}");
     }
     assert_eq!(usage(&[("RCX_IMAGEFS_STORE", "")], &["images"]), None);
+}
+
+#[test]
+fn arguments_of_other_engines_get_a_hint_at_what_does_the_same() {
+    let fixture = Fixture::new();
+    for (command, fault, advice) in [
+        (
+            &["ps"][..],
+            "unrecognized subcommand 'ps'",
+            "`rcx-imagefs root list` lists the roots that exist, and `status` shows the daemon",
+        ),
+        (
+            &["run", "--rm", "a"],
+            "unexpected argument '--rm' found",
+            "omit it: what a run writes is always removed afterwards",
+        ),
+        (&["run", "-e", "A=b", "a"], "unexpected argument '-e' found", "use `--env NAME=VALUE`"),
+    ] {
+        let (error, hint) = fixture.fails(command);
+        assert_eq!((error.as_str(), hint.as_deref()), (fault, Some(advice)), "{command:?}");
+    }
+    let output = fixture.program.run(&["run", "--json", "-w", "/tmp", "a"]);
+    let report: serde_json::Value = serde_json::from_str(&texts(&output).0).unwrap();
+    assert_eq!(report["error"]["hint"], "use `--chdir DIR`");
+}
+
+#[test]
+fn path_in_place_of_a_reference_gets_a_hint() {
+    let (fixture, _) = Fixture::with("lab/a:1");
+    for (command, wanted) in [
+        (&["inspect", "./image.tar"][..], "`rcx-imagefs load PATH` loads images"),
+        (&["run", "-v", "/tmp:/mnt", "lab/a:1", "true"], "`run --dir IN=OUT` binds a directory of the host"),
+    ] {
+        let (_, hint) = fixture.fails(command);
+        assert!(hint.as_deref().is_some_and(|hint| hint.starts_with(wanted)), "{command:?}: {hint:?}");
+    }
 }

@@ -70,8 +70,8 @@ pub(super) fn run(context: &Context, args: &ImagesArgs) -> anyhow::Result<()> {
                     && wanted.digest.is_none_or(|digest| image.digest == digest)
             })
     };
-    let images: Vec<ImageJson> = context
-        .catalog()?
+    let catalog = context.catalog()?;
+    let images: Vec<ImageJson> = catalog
         .images()?
         .into_iter()
         .filter(|image| is_wanted(&image.record))
@@ -94,6 +94,12 @@ pub(super) fn run(context: &Context, args: &ImagesArgs) -> anyhow::Result<()> {
     }
     if args.quiet {
         return images.iter().try_for_each(|image| output::line(format!("{}@{}", image.name, image.digest)));
+    }
+    if let (Some(name), []) = (&args.name, images.as_slice()) {
+        let near = context.near_images(&catalog.refs()?, name);
+        if !near.is_empty() {
+            eprintln!("hint: did you mean {}?", output::plain(&near.join(" or ")));
+        }
     }
     let is_short = !args.no_trunc && std::io::stdout().is_terminal();
     let now = jiff::Timestamp::now();

@@ -61,12 +61,18 @@ fn assumed(reference: &Reference) -> Option<&'static str> {
     is_assumed.then_some("no tag was given, so `latest` was assumed")
 }
 
-/// Returns the names that are near to one that a user wrote, nearest first.
+/// Returns the names that end with the one that a user wrote, after a slash, or are near to it; nearest first.
 pub(super) fn near_names(wanted: &str, names: impl IntoIterator<Item = String>) -> Vec<String> {
     let limit = (wanted.chars().count() / 4).clamp(1, 3);
+    let end = format!("/{wanted}");
+    let distance = |name: &str| match name.ends_with(&end) {
+        // The user left out the registry.
+        true => 0,
+        false => strsim::damerau_levenshtein(wanted, name),
+    };
     let mut near: Vec<(usize, String)> = names
         .into_iter()
-        .map(|name| (strsim::damerau_levenshtein(wanted, &name), name))
+        .map(|name| (distance(&name), name))
         .filter(|(distance, _)| *distance <= limit)
         .collect();
     near.sort();
@@ -99,5 +105,13 @@ mod tests {
         assert_eq!(near_names("pythn", names.clone()), ["python"]);
         assert_eq!(near_names("lab/gcc", names.clone()), Vec::<String>::new());
         assert_eq!(near_names("gc", names), ["gcc"]);
+    }
+
+    #[test]
+    fn names_on_a_registry_are_suggested_for_their_ends() {
+        let names = ["host:5000/lab/gcc", "host:5000/lab/gcc:13", "host:5000/lab/mygcc"].map(str::to_owned);
+        assert_eq!(near_names("gcc:13", names.clone()), ["host:5000/lab/gcc:13"]);
+        assert_eq!(near_names("lab/gcc", names.clone()), ["host:5000/lab/gcc"]);
+        assert_eq!(near_names("cc", names), Vec::<String>::new());
     }
 }

@@ -95,3 +95,13 @@ fn new_store_has_no_images() {
     fixture.program.ok(&["rm", "lab/a:1"]);
     assert_eq!(fixture.program.json(&["images"]), json!([]));
 }
+
+#[test]
+fn name_without_images_gets_a_hint_at_near_ones() {
+    let (fixture, _) = Fixture::with("lab/gcc:13");
+    for (name, wanted) in [("gcc", "hint: did you mean `lab/gcc`?\n"), ("perl", "")] {
+        let output = fixture.program.run(&["images", name]);
+        assert!(output.status.success());
+        assert_eq!(super::texts(&output).1, wanted, "{name}");
+    }
+}

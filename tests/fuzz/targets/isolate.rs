@@ -259,7 +259,8 @@ fn check_rewrite(call: &IsolateCall) {
     assert!(is_safe, "{} escapes the mount", below_mount.display());
     for version in [IsolateVersion::new(1, 8, 1), IsolateVersion::new(2, 6, 0)] {
         let Ok(rewrite) = CallRewrite::new(call, version) else { continue };
-        let environment = ["PATH=/image".to_owned(), "HOME".to_owned(), "X=\0".to_owned()];
+        let image = ["PATH=/image".to_owned(), "HOME".to_owned(), "X=\0".to_owned()];
+        let environment = rewrite.environment(&image, &["PATH".to_owned()], Some("/box"));
         let additional = rewrite.additional_rules().to_vec();
         let Ok(arguments) = rewrite.arguments(Path::new("/run/root"), true, &additional, &environment, None)
         else {
@@ -289,7 +290,14 @@ fn check_rewritten(call: &IsolateCall, rewritten: &IsolateCall, version: Isolate
     assert!(rewritten.has(IsolateOption::NoDefaultDirs) && rewritten.mode == Some(IsolateMode::Run));
     assert_eq!(rewritten.arguments, call.arguments, "the command differs from the caller's");
     let variables: Vec<&OsStr> = rewritten.values(IsolateOption::Env).collect();
-    assert_eq!(variables.last(), Some(&OsStr::new("PATH=/image")), "the image's variables are not last");
+    let last =
+        |name: &str| variables.iter().rfind(|pair| pair.as_bytes().starts_with(name.as_bytes())).copied();
+    assert_eq!(last("PATH="), Some(OsStr::new("PATH=/image")), "the image's PATH is not last");
+    assert_eq!(last("X=\0"), None, "a malformed pair of the image is passed on");
+    assert!(
+        variables.iter().any(|pair| pair.as_bytes().starts_with(b"HOME")),
+        "nobody sets HOME: {variables:?}"
+    );
     assert!(variables.iter().all(|pair| !pair.as_bytes().starts_with(b"RCX_IMAGEFS_IMAGE=")));
     let kept = |call: &IsolateCall| {
         let is_kept = |option| match option {

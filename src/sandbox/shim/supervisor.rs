@@ -127,9 +127,13 @@ impl Supervisor {
     /// child cannot be killed.
     fn await_start(&self) -> Result<(), ShimError> {
         let deadline = Instant::now() + START_TIMEOUT;
+        // The guardian has the pipe too until it has closed it.
+        let child = rustix::process::pidfd_open(self.child, PidfdFlags::empty())
+            .map_err(|errno| ShimError::Supervisor(errno.into()))?;
         loop {
-            let mut closed = [PollFd::new(&self.start, PollFlags::empty())];
-            match rustix::event::poll(&mut closed, Some(&SIGNAL_PAUSE)) {
+            let mut events =
+                [PollFd::new(&self.start, PollFlags::empty()), PollFd::new(&child, PollFlags::IN)];
+            match rustix::event::poll(&mut events, Some(&SIGNAL_PAUSE)) {
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) => return Ok(()),
                 Err(errno) => return Err(ShimError::Supervisor(errno.into())),

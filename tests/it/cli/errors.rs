@@ -148,7 +148,7 @@ fn failed_command_prints_an_object_with_its_code() {
         (&["run", "--json", "lab/b:1", "--", "true"], "no-image"),
     ] {
         let output = fixture.program.run(arguments);
-        let (out, err) = super::texts(&output);
+        let (out, err) = texts(&output);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {out}{err}");
         let printed: serde_json::Value =
             serde_json::from_str(&out).unwrap_or_else(|_| panic!("{arguments:?}: {out}"));

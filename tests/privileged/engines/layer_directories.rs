@@ -291,3 +291,19 @@ fn gc_removes_layer_directories_that_no_image_and_no_root_uses() {
     assert_eq!(program.json(&["gc"])["layers"], 1);
     assert_eq!(layers(program), Vec::<PathBuf>::new());
 }
+
+#[test]
+fn gc_with_layers_also_removes_the_layer_directories_of_kept_images_that_no_root_uses() {
+    let fixture = Fixture::new(&["small"]);
+    let (program, name) = (&fixture.program, fixture.pull("small"));
+    let root = Root::new(program, &name, "overlay2", "dir");
+    assert_eq!(program.json(&["gc", "--layers"])["layers"], 0, "a root uses the layer");
+    drop(root);
+    assert_eq!(program.json(&["gc"])["layers"], 0, "the image is still in the store");
+    assert_eq!(program.json(&["gc", "--layers", "--dry-run"])["layers"], 1);
+    assert_eq!(layers(program).len(), 1);
+    assert_eq!(program.json(&["gc", "--layers"])["layers"], 1);
+    assert_eq!(layers(program), Vec::<PathBuf>::new());
+    let again = Root::new(program, &name, "overlay2", "none");
+    assert_eq!(fs::read_to_string(again.path.join("etc/motd")).unwrap(), "a small image\n");
+}

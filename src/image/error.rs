@@ -123,6 +123,13 @@ pub enum ManifestError {
 }
 
 impl ManifestError {
+    /// Whether the document is sound but no image that can be used. An index may have another entry for the same platform: twins of
+    /// images for lazy filesystems stand beside them, and not all are marked.
+    #[must_use]
+    pub fn is_of_no_image(&self) -> bool {
+        matches!(self, Self::Artifact(_) | Self::LayerType { .. })
+    }
+
     /// The stable code of this error.
     #[must_use]
     pub fn code(&self) -> ErrorCode {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::limits::{INDEX_ENTRIES_MAX, MANIFEST_MAX};
-use super::{Descriptor, ManifestError, Platform};
+use super::{Descriptor, Digest, ManifestError, Platform};
 
 /// An index of manifests, or a Docker manifest list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,5 +67,13 @@ impl ImageIndex {
             return Err(ManifestError::Size { object: "manifest", digest: chosen.digest, size: chosen.size });
         }
         Ok(chosen)
+    }
+
+    /// Returns the index without an entry that turned out to be no image, so that another one can be chosen.
+    #[must_use]
+    pub fn without(&self, digest: &Digest) -> Self {
+        let mut others = self.clone();
+        others.manifests.retain(|entry| entry.digest != *digest);
+        others
     }
 }

@@ -19,3 +19,6 @@ pub(super) fn check_length(bytes: &[u8], limit: u64) -> Result<(), ManifestError
     let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     if size > limit { Err(ManifestError::TooLong { size, limit }) } else { Ok(()) }
 }
+
+/// Entries of an index that are passed over because they turn out to be no image.
+pub const TWINS_MAX: usize = 4;

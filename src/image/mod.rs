@@ -20,7 +20,7 @@ pub use digest::{DiffId, Digest, DigestError, LayerDigest, ManifestDigest};
 pub use document::Document;
 pub use error::{DocumentKind, ManifestError};
 pub use image_index::ImageIndex;
-pub use limits::{CONFIG_MAX, LAYERS_MAX, MANIFEST_MAX};
+pub use limits::{CONFIG_MAX, LAYERS_MAX, MANIFEST_MAX, TWINS_MAX};
 pub use manifest::Manifest;
 pub use name::{DOCKER_HUB, NAME_MAX, Name, TAG_MAX, Tag};
 pub use platform::{Platform, PlatformError};

@@ -10,7 +10,8 @@ use super::files::ArchiveFiles;
 use super::found::{RefusedImage, merge};
 use super::{IMAGES_MAX, ImportError, ImportImage};
 use crate::image::{
-    Descriptor, Document, ImageIndex, MANIFEST_MAX, ManifestDigest, ManifestError, Platform, Reference, Tag,
+    Descriptor, Document, ImageIndex, MANIFEST_MAX, ManifestDigest, ManifestError, Platform, Reference,
+    TWINS_MAX, Tag,
 };
 use crate::registry::ResolvedIndex;
 
@@ -162,7 +163,7 @@ fn resolve(
                 });
             }
             Document::Index(nested) => {
-                let next = nested.choose(platform).map_err(invalid)?.clone();
+                let next = choose_nested(files, &nested, platform).map_err(invalid)?;
                 let media_type = nested.media_type().to_owned();
                 let digest = ManifestDigest::new(entry.digest);
                 index.get_or_insert(ResolvedIndex { digest, bytes, media_type });
@@ -172,6 +173,32 @@ fn resolve(
     }
     let (count, limit) = (INDEX_DEPTH_MAX + 1, INDEX_DEPTH_MAX);
     Err(ImportError::document(entry.digest, ManifestError::TooMany { items: "nested indexes", count, limit }))
+}
+
+/// Returns the entry of a nested index for a platform; if that is no image, the next best entry.
+fn choose_nested(
+    files: &ArchiveFiles,
+    index: &ImageIndex,
+    platform: &Platform,
+) -> Result<Descriptor, ManifestError> {
+    let first = index.choose(platform)?;
+    let is_image = |entry: &Descriptor| match files.read_blob(&entry.digest, MANIFEST_MAX) {
+        Ok(bytes) => {
+            !Document::parse(&bytes, Some(&entry.media_type)).is_err_and(|error| error.is_of_no_image())
+        }
+        // The caller reports the error.
+        Err(_) => true,
+    };
+    let (mut entry, mut others) = (first.clone(), index.clone());
+    for _ in 0..=TWINS_MAX {
+        if is_image(&entry) {
+            return Ok(entry);
+        }
+        others = others.without(&entry.digest);
+        let Ok(next) = others.choose(platform) else { break };
+        entry = next.clone();
+    }
+    Ok(first.clone())
 }
 
 /// Adds the names and tags in an entry's annotations.

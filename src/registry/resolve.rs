@@ -10,7 +10,8 @@ use super::exchange::host_of;
 use super::retry::with_retries;
 use super::{Registry, RegistryError, RemoteObject, Resolved, ResolvedIndex};
 use crate::image::{
-    Descriptor, Digest, Document, MANIFEST_MAX, ManifestDigest, ManifestError, Name, Reference, media,
+    Descriptor, Digest, Document, ImageIndex, MANIFEST_MAX, ManifestDigest, ManifestError, Name, Reference,
+    TWINS_MAX, media,
 };
 
 /// Deepest nesting of indexes that is followed. Build tools nest at most once.
@@ -51,18 +52,13 @@ impl Registry {
                 }
                 Document::Index(manifests) => manifests,
             };
-            let error = |source| RegistryError::document(&object, source);
-            let entry = manifests.choose(&self.options().platform).map_err(error)?.clone();
+            let chosen = self.chosen(name, &object, &manifests).await?;
             index.get_or_insert_with(|| ResolvedIndex {
                 digest: fetched.digest,
                 media_type: manifests.media_type().to_owned(),
                 bytes: std::mem::take(&mut fetched.bytes),
             });
-            let digest = ManifestDigest::new(entry.digest);
-            let child = Reference { name: name.clone(), tag: None, digest: Some(digest) };
-            let child = RemoteObject::manifest(child);
-            fetched = self.document(name, &child, &entry.digest.to_string(), Some(digest)).await?;
-            check_entry(&child, &entry, &fetched)?;
+            fetched = chosen;
         }
         let source = ManifestError::TooMany {
             items: "nested indexes",
@@ -70,6 +66,41 @@ impl Registry {
             limit: INDEX_DEPTH_MAX,
         };
         Err(RegistryError::document(&object, source))
+    }
+
+    /// Fetches the entry of an index for this client's platform; if that is no image, the next best entry.
+    async fn chosen(
+        &self,
+        name: &Name,
+        object: &RemoteObject,
+        index: &ImageIndex,
+    ) -> Result<FetchedDocument, RegistryError> {
+        let mut others = index.clone();
+        let mut first_error = None;
+        for _ in 0..=TWINS_MAX {
+            let entry = match others.choose(&self.options().platform) {
+                Ok(entry) => entry.clone(),
+                Err(source) => {
+                    return Err(first_error.unwrap_or_else(|| RegistryError::document(object, source)));
+                }
+            };
+            let digest = ManifestDigest::new(entry.digest);
+            let child =
+                RemoteObject::manifest(Reference { name: name.clone(), tag: None, digest: Some(digest) });
+            match self.document(name, &child, &entry.digest.to_string(), Some(digest)).await {
+                Err(RegistryError::Document { object, source }) if source.is_of_no_image() => {
+                    tracing::warn!("ignoring {digest}, which is not an image: {source}");
+                    others = others.without(&entry.digest);
+                    first_error.get_or_insert(RegistryError::Document { object, source });
+                }
+                fetched => {
+                    let fetched = fetched?;
+                    check_entry(&child, &entry, &fetched)?;
+                    return Ok(fetched);
+                }
+            }
+        }
+        Err(first_error.expect("each round without a result leaves an error"))
     }
 
     /// Fetches a blob of at most `limit` bytes and checks its digest.

@@ -232,3 +232,33 @@ async fn local_name_cannot_be_resolved_in_a_registry() {
     let error = registry().resolve(&Reference::from_archive("lab/app:1").unwrap()).await.unwrap_err();
     assert!(matches!(error, RegistryError::Local(_)), "{error}");
 }
+
+/// A lazy-format twin without a mark stands before the image, or alone.
+#[tokio::test]
+async fn entry_of_an_index_that_is_no_image_gives_way_to_the_next_best() {
+    let image = manifest("");
+    let mut twin: serde_json::Value = serde_json::from_slice(&image).unwrap();
+    let mut layer = serde_json::to_value(descriptor(b"layer")).unwrap();
+    layer["mediaType"] = json!("application/vnd.oci.image.layer.nydus.blob.v1");
+    twin["layers"] = json!([layer]);
+    let twin = twin.to_string().into_bytes();
+    for entries in [vec![&twin, &image], vec![&image, &twin], vec![&twin]] {
+        let listed: Vec<_> = entries.iter().map(|entry_of| entry(entry_of, "linux/amd64")).collect();
+        let documents = [index(&listed), image.clone(), twin.clone()];
+        let server = Server::start(move |request, _| {
+            let wanted = request.path().rsplit('/').next().unwrap_or_default().to_owned();
+            let found = documents.iter().find(|bytes| Digest::of(bytes).to_string() == wanted);
+            let bytes = found.unwrap_or(&documents[0]);
+            let kind = if found.is_some() { media::OCI_MANIFEST } else { media::OCI_INDEX };
+            Answer::new(200, &[("Content-Type", kind)], bytes)
+        })
+        .await;
+        let resolved = registry().resolve(&tagged(&server.address)).await;
+        if entries.contains(&&image) {
+            assert_eq!(resolved.unwrap().manifest_bytes, image);
+        } else {
+            let error = chain_text(&resolved.unwrap_err());
+            assert!(error.contains("unknown media type `application/vnd.oci.image.layer.nydus"), "{error}");
+        }
+    }
+}

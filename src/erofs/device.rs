@@ -6,7 +6,7 @@
 //! disk's filesystem around the segments.
 
 use super::format::BLOCK;
-use crate::index::{EntryId, Index, Piece, StoredContent};
+use crate::index::{EntryId, Index, StoredContent};
 use crate::layer::TarOffset;
 
 /// The address space of one layer.
@@ -116,23 +116,6 @@ impl LayerDevice {
                     Some(DevicePart::Padding { len: at - from })
                 }
             }
-        })
-    }
-
-    /// The pieces of the range `offset..offset + len`: bytes of the tar, and zero bytes.
-    pub fn pieces<'a, D: AsRef<[u8]>>(
-        &'a self,
-        index: &'a Index<D>,
-        offset: u64,
-        len: u64,
-    ) -> impl Iterator<Item = Piece> + 'a {
-        self.parts(offset, len).flat_map(move |part| {
-            let (one, file) = match part {
-                DevicePart::Tar { from, len } => (Some(Piece::Data { tar: from, len }), None),
-                DevicePart::Padding { len } => (Some(Piece::Hole { len }), None),
-                DevicePart::File { entry, from, len } => (None, Some(index.pieces_from(entry, from, len))),
-            };
-            one.into_iter().chain(file.into_iter().flatten())
         })
     }
 }

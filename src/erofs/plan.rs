@@ -131,7 +131,7 @@ impl<'a, D: AsRef<[u8]>> TreeImage<'a, D> {
         let mut position = image.inodes_start();
         let mut blocks = 0;
         let mut xattr_area = Vec::new();
-        image.visit(|image, node| {
+        visit(tree, |node| {
             let shape = image.shape(node, std::mem::take(&mut xattr_area))?;
             let (start, end, _, more) = shape.place(position);
             image.numbers[node.index()] = u32::try_from(start / SLOT).map_err(|_| Inexpressible::Metadata)?;
@@ -170,26 +170,6 @@ impl<'a, D: AsRef<[u8]>> TreeImage<'a, D> {
         SUPER_OFFSET + (SUPER_LEN + DEVICE_LEN * self.devices.len()) as u64
     }
 
-    /// Calls `each` for every node, each directory before its files, in the order of the inodes.
-    pub(super) fn visit<E>(
-        &mut self,
-        mut each: impl FnMut(&mut Self, NodeId) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let tree = self.tree;
-        // Other nodes have numbers in the order of their first names, so a greater number was not visited yet.
-        let mut next_file = NodeId::ROOT;
-        for directory in nodes(tree).take_while(|node| tree.is_directory(*node)) {
-            each(self, directory)?;
-            for (_, child) in tree.children(directory) {
-                if !tree.is_directory(child) && child >= next_file {
-                    next_file = NodeId::new(child.get() + 1);
-                    each(self, child)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Describes a node. `xattrs` is a buffer.
     pub(super) fn shape(&self, node: NodeId, mut xattrs: Vec<u8>) -> Result<NodeShape<'a>, Inexpressible> {
         xattrs.clear();
@@ -211,16 +191,16 @@ impl<'a, D: AsRef<[u8]>> TreeImage<'a, D> {
     fn file_content(&self, node: NodeId) -> Result<NodeContent, Inexpressible> {
         let NodeSource::Entry { layer, entry } = self.tree.source(node) else { return Ok(NodeContent::None) };
         let index = self.layers[layer.index()];
-        let (StoredContent::Tar { size, .. } | StoredContent::Sparse { size }) = index.stored_content(entry)
-        else {
-            let StoredContent::Hole { size } = index.stored_content(entry) else {
-                return Ok(NodeContent::None);
-            };
-            let count = size.div_ceil(CHUNK);
-            return match count <= HOLE_CHUNKS_MAX {
-                true => Ok(NodeContent::Holes { count }),
-                false => Err(Inexpressible::Hole { bytes: size, max: HOLE_CHUNKS_MAX * CHUNK }),
-            };
+        let size = match index.stored_content(entry) {
+            StoredContent::None => return Ok(NodeContent::None),
+            StoredContent::Hole { size } => {
+                let count = size.div_ceil(CHUNK);
+                return match count <= HOLE_CHUNKS_MAX {
+                    true => Ok(NodeContent::Holes { count }),
+                    false => Err(Inexpressible::Hole { bytes: size, max: HOLE_CHUNKS_MAX * CHUNK }),
+                };
+            }
+            StoredContent::Tar { size, .. } | StoredContent::Sparse { size } => size,
         };
         let number = self.device_of[layer.index()].expect("a layer with content has a device");
         let slot = &self.devices[number];
@@ -235,6 +215,22 @@ impl<'a, D: AsRef<[u8]>> TreeImage<'a, D> {
             },
         })
     }
+}
+
+/// Calls `each` for every node, each directory before its files, in the order of the inodes.
+pub(super) fn visit<E>(tree: &Tree, mut each: impl FnMut(NodeId) -> Result<(), E>) -> Result<(), E> {
+    // Other nodes have numbers in the order of their first names, so a greater number was not visited yet.
+    let mut next_file = NodeId::ROOT;
+    for directory in nodes(tree).take_while(|node| tree.is_directory(*node)) {
+        each(directory)?;
+        for (_, child) in tree.children(directory) {
+            if !tree.is_directory(child) && child >= next_file {
+                next_file = NodeId::new(child.get() + 1);
+                each(child)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn nodes(tree: &Tree) -> impl Iterator<Item = NodeId> + use<> {

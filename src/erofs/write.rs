@@ -6,10 +6,11 @@ use super::directory;
 use super::error::ErofsError;
 use super::format::{
     BLOCK, BLOCK_BITS, CHUNK_BITS_MAX, CHUNK_INDEXES, COMPAT_MTIME, COMPAT_XATTR_FILTER, DEVICE_LEN,
-    DataLayout, HOLE, INCOMPAT_CHUNKED_FILE, INCOMPAT_DEVICE_TABLE, MAGIC, SLOT, SUPER_LEN, SUPER_OFFSET,
+    DataLayout, FileTypeByte, HOLE, INCOMPAT_CHUNKED_FILE, INCOMPAT_DEVICE_TABLE, MAGIC, SLOT, SUPER_LEN,
+    SUPER_OFFSET,
 };
 use super::inode::{InodeRecord, NodeAttr};
-use super::plan::{NodeContent, NodeShape, TreeImage};
+use super::plan::{NodeContent, NodeShape, TreeImage, visit};
 use crate::tree::NodeId;
 
 /// Blocks in a chunk.
@@ -44,7 +45,7 @@ impl<D: AsRef<[u8]>> TreeImage<'_, D> {
     ///
     /// # Errors
     /// `out` cannot be written.
-    pub fn write(&mut self, uuid: [u8; 16], out: impl Write) -> Result<(), ErofsError> {
+    pub fn write(&self, uuid: [u8; 16], out: impl Write) -> Result<(), ErofsError> {
         let mut out = CountingWriter { inner: io::BufWriter::with_capacity(1 << 16, out), position: 0 };
         out.pad_to(SUPER_OFFSET)?;
         out.put(&self.superblock(uuid))?;
@@ -92,12 +93,12 @@ impl<D: AsRef<[u8]>> TreeImage<'_, D> {
         bytes
     }
 
-    fn write_inodes<W: Write>(&mut self, out: &mut CountingWriter<W>) -> Result<(), ErofsError> {
+    fn write_inodes<W: Write>(&self, out: &mut CountingWriter<W>) -> Result<(), ErofsError> {
         let mut next_block = u32::try_from(self.data_start / BLOCK).expect("`plan` limits the size");
         let mut xattr_area = Vec::new();
         let mut bytes = Vec::new();
-        self.visit(|image, node| {
-            let shape = image.shape(node, std::mem::take(&mut xattr_area))?;
+        visit(self.tree, |node| {
+            let shape = self.shape(node, std::mem::take(&mut xattr_area))?;
             let (position, end, layout, blocks) = shape.place(out.position.next_multiple_of(SLOT));
             let union = match shape.content {
                 NodeContent::None => shape.attr.device(),
@@ -108,7 +109,7 @@ impl<D: AsRef<[u8]>> TreeImage<'_, D> {
             };
             next_block += u32::try_from(blocks).expect("`plan` limits the size");
             bytes.clear();
-            let number = image.number(node);
+            let number = self.number(node);
             debug_assert_eq!(number * SLOT, position);
             InodeRecord {
                 attr: &shape.attr,
@@ -123,7 +124,7 @@ impl<D: AsRef<[u8]>> TreeImage<'_, D> {
             bytes.extend_from_slice(&shape.xattrs);
             write_records(&shape, &mut bytes);
             if layout == DataLayout::Inline {
-                image.append_tail(node, &shape, &mut bytes)?;
+                self.append_tail(node, &shape, &mut bytes)?;
             }
             out.pad_to(position)?;
             out.put(&bytes)?;
@@ -149,15 +150,19 @@ impl<D: AsRef<[u8]>> TreeImage<'_, D> {
     }
 
     /// Writes the blocks of directories and symlinks, without the tails behind inodes.
-    fn write_blocks<W: Write>(&mut self, out: &mut CountingWriter<W>) -> Result<(), ErofsError> {
+    fn write_blocks<W: Write>(&self, out: &mut CountingWriter<W>) -> Result<(), ErofsError> {
         let mut xattr_area = Vec::new();
-        self.visit(|image, node| {
-            let shape = image.shape(node, std::mem::take(&mut xattr_area))?;
-            let position = image.number(node) * SLOT;
+        visit(self.tree, |node| {
+            let file_type = NodeAttr::of(self.tree, self.layers, node).file_type;
+            if !matches!(file_type, FileTypeByte::Directory | FileTypeByte::Symlink) {
+                return Ok(());
+            }
+            let shape = self.shape(node, std::mem::take(&mut xattr_area))?;
+            let position = self.number(node) * SLOT;
             let (_, _, layout, blocks) = shape.place(position);
             if blocks > 0 {
                 let end = out.position + blocks * BLOCK;
-                image.meta_blocks(node, &shape, |block| {
+                self.meta_blocks(node, &shape, |block| {
                     // The tail of an inline layout is the block after the last.
                     if layout == DataLayout::Plain || out.position < end {
                         out.put(block)?;

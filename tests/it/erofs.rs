@@ -39,7 +39,7 @@ fn golden_tree_image_equals_what_the_writer_writes() {
     let merged = merge_lines(&parse(TREE)).unwrap();
     let indexes: Vec<_> = merged.layers.iter().map(Layer::index).collect();
     let mut bytes = Vec::new();
-    let mut image = TreeImage::plan(&merged.tree, &indexes).unwrap();
+    let image = TreeImage::plan(&merged.tree, &indexes).unwrap();
     image.write(*b"0123456789abcdef", &mut bytes).unwrap();
     assert_eq!(image.size(), bytes.len() as u64);
     assert_eq!(image.devices().map(|(layer, _)| layer.index()).collect::<Vec<_>>(), [0, 1]);

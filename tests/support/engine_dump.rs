@@ -88,7 +88,7 @@ impl TreeMount {
     /// Writes the tree image and the decoded layers of an image to `dir`, and mounts them there.
     pub fn new<D: AsRef<[u8]>>(tree: &Tree, layers: &[&Layer<D>], dir: &Path) -> Self {
         let indexes: Vec<_> = layers.iter().map(|layer| layer.index()).collect();
-        let mut tree = TreeImage::plan(tree, &indexes).unwrap();
+        let tree = TreeImage::plan(tree, &indexes).unwrap();
         let devices: Vec<File> = tree
             .devices()
             .enumerate()

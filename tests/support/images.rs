@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
@@ -68,7 +68,7 @@ impl Layout {
 
     /// The digest (`sha256:...`) of the manifest or index with this tag.
     pub fn digest(&self, tag: &str) -> String {
-        let index = json(&self.dir.join("index.json"));
+        let index = read_json(&self.dir.join("index.json"));
         let manifests = index["manifests"].as_array().expect("index.json lists manifests");
         let found = manifests.iter().find(|one| one["annotations"][REF_NAME] == tag);
         text(&found.unwrap_or_else(|| panic!("no {tag} in {}", self.dir.display()))["digest"])
@@ -81,7 +81,7 @@ impl Layout {
 
     /// The manifest with this tag.
     pub fn manifest(&self, tag: &str) -> Value {
-        json(&self.blob(&self.digest(tag)))
+        read_json(&self.blob(&self.digest(tag)))
     }
 
     /// The digests of an image's layers, from the lowest up.
@@ -127,7 +127,7 @@ impl LayoutCopy {
         change(&mut manifest);
         let (digest, size) = self.add_blob(manifest.to_string().as_bytes());
         let path = self.dir.path().join("index.json");
-        let mut index = json(&path);
+        let mut index = read_json(&path);
         index["manifests"][0]["digest"] = digest.into();
         index["manifests"][0]["size"] = size.into();
         fs::write(path, index.to_string()).expect("write index.json");
@@ -136,7 +136,7 @@ impl LayoutCopy {
     /// Changes the image configuration, and manifest and `index.json` to the new digests.
     pub fn change_config(&self, change: impl FnOnce(&mut Value)) {
         let manifest = self.layout.manifest(&self.tag);
-        let mut config = json(&self.layout.blob(&text(&manifest["config"]["digest"])));
+        let mut config = read_json(&self.layout.blob(&text(&manifest["config"]["digest"])));
         change(&mut config);
         let (digest, size) = self.add_blob(config.to_string().as_bytes());
         self.change_manifest(|manifest| {
@@ -154,9 +154,14 @@ impl LayoutCopy {
         });
     }
 
-    /// Adds a blob without naming it in the manifest.
-    pub fn add_layer_blob(&self, bytes: &[u8]) {
-        self.add_blob(bytes);
+    /// Adds a layer on top, a tar. Returns its digest.
+    pub fn add_layer(&self, tar: &[u8]) -> String {
+        let (digest, size) = self.add_blob(tar);
+        let media = "application/vnd.oci.image.layer.v1.tar";
+        let layer = json!({"mediaType": media, "digest": digest, "size": size});
+        self.change_manifest(|manifest| push(&mut manifest["layers"], layer));
+        self.change_config(|config| push(&mut config["rootfs"]["diff_ids"], digest.as_str().into()));
+        digest
     }
 
     fn add_blob(&self, bytes: &[u8]) -> (String, usize) {
@@ -184,9 +189,13 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn json(path: &Path) -> Value {
+fn read_json(path: &Path) -> Value {
     let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn push(array: &mut Value, item: Value) {
+    array.as_array_mut().unwrap_or_else(|| panic!("not an array")).push(item);
 }
 
 fn text(value: &Value) -> String {

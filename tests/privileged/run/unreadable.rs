@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::process::{Child, Command, Stdio};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use support::child::wait_until;
 use support::images::Images;
 
@@ -32,16 +32,7 @@ fn load(runner: &Runner) -> (String, String) {
     header.set_size(CONTENT.len() as u64);
     tar.append_data(&mut header, MODULE, CONTENT.as_bytes()).unwrap();
     let layer = tar.into_inner().unwrap();
-    let digest = format!("sha256:{}", support::images::sha256(&layer));
-    layout.add_layer_blob(&layer);
-    layout.change_manifest(|manifest| {
-        let media = "application/vnd.oci.image.layer.v1.tar";
-        let layers = manifest["layers"].as_array_mut().unwrap();
-        layers.push(json!({"mediaType": media, "digest": digest, "size": layer.len()}));
-    });
-    layout.change_config(|image| {
-        image["rootfs"]["diff_ids"].as_array_mut().unwrap().push(digest.as_str().into());
-    });
+    let digest = layout.add_layer(&layer);
     let dir = layout.layout().dir().to_str().unwrap().to_owned();
     (runner.program.ok(&["load", "--name", "lab/broken", &dir]), digest)
 }
@@ -74,7 +65,11 @@ impl WaitingRun {
 
     /// Lets the run end. Returns its exit code and its standard error.
     fn end(mut self) -> (Option<i32>, String) {
-        self.child.stdin.take().unwrap().write_all(b"\n").unwrap();
+        match self.child.stdin.take().unwrap().write_all(b"\n") {
+            // A shell whose image is gone may have ended.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            written => written.unwrap(),
+        }
         let mut line = String::new();
         // A shell whose image is gone may not get this far.
         let _ = self.out.read_line(&mut line);

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -87,6 +87,13 @@ impl BoxLock {
             NamedLock::Busy | NamedLock::Missing => return Err(SandboxError::BoxInUse(self.id)),
         }
         Ok(())
+    }
+
+    /// The descriptors that [`release`](Self::release) needs.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [self.file.as_fd(), self.locks.as_fd()]
+            .into_iter()
+            .chain(self.directory.as_ref().map(|fd| fd.as_fd()))
     }
 
     /// The number of the box.

@@ -27,15 +27,16 @@ use crate::roots::{
     mount_terminals,
 };
 use crate::sandbox::BOX;
-use crate::sandbox::box_lock::lock_directory;
+use crate::sandbox::box_lock::{BoxLock, lock_directory};
+use crate::sandbox::box_locks::BoxLocks;
 use crate::sandbox::isolate::{
     BoxUsers, DirRule, IsolateCall, IsolateError, IsolateMode, IsolateOption, RuleTarget, box_directory,
     box_root, components,
 };
 use crate::store::DaemonInfo;
 
-/// How long to wait for a `run` that may be leaving the box.
-const BOX_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long to wait for another call in the box to end. Its isolate, or a `run`, may be ending.
+const BOX_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The settings of the stand-in.
 #[derive(Debug, Clone)]
@@ -94,6 +95,7 @@ fn try_to_become_isolate(
 ) -> Result<Infallible, ShimError> {
     let real = RealIsolate::find(settings.isolate.as_deref(), caller.rights(), settings.search.as_deref())?;
     let Some(request) = image_request(caller, settings, &real, arguments)? else {
+        await_killed_call(settings, arguments);
         return execute(caller, real.path, name, arguments);
     };
     // Also of the supervisor: it forks, and writes the meta file if it fails.
@@ -195,16 +197,16 @@ fn make_root(
     let rewrite = CallRewrite::new(&request.call, version)?;
     let box_lock = lock_box(caller, real, &request.call)?;
     let daemon = live_daemon(settings)?;
-    let guarded = GuardedCall {
-        supervisor: child.supervisor(),
-        box_lock: box_lock.as_ref().map(|lock| lock.as_fd()),
-        mountpoint: &daemon.mountpoint,
-    };
     let injection = settings.inject.then(|| injection(caller, &request.call, real, &settings.run_dir));
     let account = RunAccount::open(&daemon.socket, &daemon.mountpoint).map_err(|error| match error {
         ControlError::Deadline { .. } => ShimError::MountHangs(daemon.mountpoint.clone()),
         error => error.into(),
     })?;
+    let guarded = GuardedCall {
+        supervisor: child.supervisor(),
+        box_lock: box_lock.as_ref().map(|lock| lock.as_fd()),
+        mountpoint: &daemon.mountpoint,
+    };
     let name = request.name.as_deref().map(Path::as_os_str).or(rewrite.program()).unwrap_or_default();
     let mut image = AccountedImage::named(&name.to_string_lossy());
     match make_accounted_root(caller, settings, request, &rewrite, injection.as_ref(), guarded, &mut image) {
@@ -232,7 +234,10 @@ fn make_accounted_root(
     let roots = Roots::open(&settings.homes, &settings.run_dir)?.with_inodes(settings.inodes);
     // Mount points for the caller's rules are made in the upper.
     let upper = if request.writable || !additional.is_empty() { settings.upper } else { Upper::None };
-    let (guardian, lease) = Guardian::start(caller, &roots, roots.lease(&upper)?, guarded)?;
+    let lease = roots.lease(&upper)?;
+    // The last step before the guardian, which removes the locked file.
+    let run_lock = lock_run(settings, &request.call)?;
+    let (guardian, lease) = Guardian::start(caller, &roots, lease, run_lock, guarded)?;
     enter_private_namespace()?;
     mount_terminals()?;
     guardian.await_mount(guarded.mountpoint)?;
@@ -255,8 +260,8 @@ fn make_accounted_root(
     Ok(arguments)
 }
 
-/// Locks the directory of the call's box, so that no `run` takes the box, or removes it. Calls of the stand-in share the lock:
-/// isolate itself keeps them apart. Returns `None` for a box that does not exist, which isolate reports.
+/// Locks the directory of the call's box until the root is removed, so that no `run` takes the box, or removes it. Calls of the
+/// stand-in share the lock. Returns `None` for a box that does not exist, which isolate reports.
 fn lock_box(caller: &Caller, real: &RealIsolate, call: &IsolateCall) -> Result<Option<OwnedFd>, ShimError> {
     let Some(id) = call.box_id() else { return Ok(None) };
     let root = box_root(&real.path);
@@ -267,6 +272,27 @@ fn lock_box(caller: &Caller, real: &RealIsolate, call: &IsolateCall) -> Result<O
         NamedLock::Locked(lock) => Ok(Some(lock)),
         NamedLock::Missing => Ok(None),
         NamedLock::Busy => Err(ShimError::BoxInUse(id)),
+    }
+}
+
+/// Locks the call's box until isolate has ended.
+///
+/// A caller that kills the supervisor with SIGKILL may call again before the guardian has killed isolate. isolate 2 would then
+/// refuse the call, and isolate 1 would run two programs in the box. Returns `None` for a call whose box isolate rejects.
+fn lock_run(settings: &ShimSettings, call: &IsolateCall) -> Result<Option<BoxLock>, ShimError> {
+    let Some(id) = call.box_id() else { return Ok(None) };
+    let lock = BoxLocks::new(&settings.run_dir).lock(id, true, BOX_TIMEOUT);
+    let lock = lock.map_err(|error| ShimError::BoxLock(Box::new(error)))?;
+    lock.map(Some).ok_or(ShimError::BoxInUse(id))
+}
+
+/// Waits as [`lock_run`] does before isolate makes or cleans a box, or runs a program of the host in it. isolate itself reports
+/// a box that is still in use then.
+fn await_killed_call(settings: &ShimSettings, arguments: &[OsString]) {
+    let call = IsolateCall::parse(arguments, None, settings.in_order).ok();
+    if let Some(id) = call.filter(|call| call.mode.is_some()).and_then(|call| call.box_id()) {
+        // Without a file, no call is in the box. A file that cannot be used says nothing about the box.
+        drop(BoxLocks::new(&settings.run_dir).lock(id, false, BOX_TIMEOUT));
     }
 }
 

@@ -29,6 +29,7 @@ use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid};
 use super::control_groups::leave_control_groups;
 use super::{Caller, ShimError};
 use crate::roots::{PrivateRoot, RootLease, RootWatch, Roots, processes_with_mount};
+use crate::sandbox::box_lock::BoxLock;
 use crate::sandbox::process::{Forked, fork};
 
 /// How long to wait for the root to die before its processes are first checked. Usually isolate's namespace is gone by then.
@@ -58,18 +59,20 @@ pub(super) struct Guardian {
 pub(super) struct GuardedCall<'a> {
     /// The supervisor's process. If it ends before isolate, the guardian kills isolate.
     pub(super) supervisor: BorrowedFd<'a>,
-    /// The lock of the box, which the guardian holds until its end.
+    /// The lock of the box's directory, which the guardian holds until its end.
     pub(super) box_lock: Option<BorrowedFd<'a>>,
     /// The mountpoint of the daemon that the guardian asks for an answer: see [`Guardian::await_mount`].
     pub(super) mountpoint: &'a Path,
 }
 
 impl Guardian {
-    /// Starts the guardian, which will release the lease. The returned lease is only for mounting the root.
+    /// Starts the guardian, which will release the lease, and `run_lock` as soon as isolate has ended. The returned lease is only
+    /// for mounting the root.
     pub(super) fn start(
         caller: &Caller,
         roots: &Roots,
         lease: RootLease,
+        run_lock: Option<BoxLock>,
         call: GuardedCall<'_>,
     ) -> Result<(Self, ManuallyDrop<RootLease>), ShimError> {
         let failed = |error: Errno| ShimError::Guardian(error.into());
@@ -90,6 +93,7 @@ impl Guardian {
                 let mut kept = vec![isolate.as_raw_fd(), report.as_raw_fd(), call.supervisor.as_raw_fd()];
                 kept.extend(watch.as_ref().map(|watch| watch.fd().as_raw_fd()));
                 kept.extend(call.box_lock.map(|lock| lock.as_raw_fd()));
+                kept.extend(run_lock.iter().flat_map(BoxLock::descriptors).map(|fd| fd.as_raw_fd()));
                 kept.extend(lease.descriptors().iter().map(|fd| fd.as_raw_fd()));
                 let detached = attempt(|| {
                     // First of all: while the daemon hangs, no pipe of the caller may stay open.
@@ -105,9 +109,9 @@ impl Guardian {
                 // If the report failed, the closed pipe informs the other process.
                 drop(report);
                 attempt(leave_control_groups);
-                if attempt(|| Ok(wait_for_death(&lease, watch.as_ref(), &isolate, call.supervisor)))
-                    .unwrap_or(false)
-                {
+                wait_for_isolate(&isolate, call.supervisor);
+                attempt(|| run_lock.map_or(Ok(()), BoxLock::release).map_err(io::Error::other));
+                if attempt(|| Ok(wait_for_death(&lease, watch.as_ref()))).unwrap_or(false) {
                     attempt(|| lease.release().map_err(io::Error::other));
                 } else {
                     // Asks the kernel whether the root is dead. If a descriptor that was passed out of the sandbox keeps it
@@ -185,18 +189,17 @@ fn attempt<T>(step: impl FnOnce() -> io::Result<T>) -> Option<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(step)).ok().and_then(Result::ok)
 }
 
-/// Waits until isolate has ended and the kernel has unmounted the root everywhere. Kills processes of the sandbox that keep
-/// the root mounted. Returns false if the root's death was not detected: the root was never mounted, or is still in use.
-fn wait_for_death(
-    lease: &RootLease,
-    watch: Option<&RootWatch>,
-    isolate: &OwnedFd,
-    supervisor: BorrowedFd<'_>,
-) -> bool {
+/// Waits until isolate has ended. Kills it if the supervisor ends before.
+fn wait_for_isolate(isolate: &OwnedFd, supervisor: BorrowedFd<'_>) {
     wait_for_end(&[isolate.as_fd(), supervisor]);
     // Fails if isolate has ended. Otherwise its supervisor was killed: the caller means isolate, whose process it does not know.
     let _ = rustix::process::pidfd_send_signal(isolate, Signal::KILL);
     wait_for_end(&[isolate.as_fd()]);
+}
+
+/// Waits until the kernel has unmounted the root everywhere. Kills processes of the sandbox that keep the root mounted.
+/// Returns false if the root's death was not detected: the root was never mounted, or is still in use.
+fn wait_for_death(lease: &RootLease, watch: Option<&RootWatch>) -> bool {
     let is_dead = |wait| {
         watch.and_then(|watch| watch.dead(wait).ok()).unwrap_or_else(|| {
             std::thread::sleep(wait);

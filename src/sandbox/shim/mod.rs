@@ -46,6 +46,7 @@ pub use syslog::{SYSLOG_SOCKET, call_subject, log_failure};
 pub use trusted::{require_trusted, require_trusted_path};
 
 use super::command::ProgramFault;
+use super::error::SandboxError;
 use super::isolate::IsolateError;
 use crate::daemon::{ControlError, ReadFault};
 use crate::error::ErrorCode;
@@ -109,6 +110,9 @@ pub enum ShimError {
     /// A `run` uses the box.
     #[error("box {0} is in use by another run")]
     BoxInUse(u32),
+    /// The file of the box's lock cannot be used.
+    #[error(transparent)]
+    BoxLock(Box<SandboxError>),
     /// A path into the mount contains `..`.
     #[error("image {0}: a path into the mount must not contain `..`")]
     ParentDir(PathBuf),
@@ -208,6 +212,7 @@ impl ShimError {
             Self::Arguments(error) | Self::Isolate(error) => error.code(),
             Self::BoxId(_) => ErrorCode::Usage,
             Self::BoxInUse(_) => ErrorCode::NoBox,
+            Self::BoxLock(error) => error.code(),
             Self::NotAnImage(_) => ErrorCode::NoImage,
             Self::OverRoot(_) | Self::Covered { .. } | Self::TwoRoots { .. } => ErrorCode::SandboxOption,
             Self::NoIsolate(_) => ErrorCode::NoSandbox,

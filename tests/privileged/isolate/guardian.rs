@@ -152,8 +152,11 @@ fn mount_that_hangs_while_the_root_is_made_fails_the_call_within_seconds() {
 #[test]
 fn calls_of_a_user_leave_the_inotify_instances_of_root_alone() {
     let host = Host::with_script(SLEEP);
-    let start = || RunningProcess::start(host.isolate().args(in_image(&host, "")));
-    let calls: Vec<RunningProcess> = (0..140).map(|_| start()).collect();
+    let start = |id: usize| {
+        let id = format!("--box-id={id}");
+        RunningProcess::start(host.isolate().arg(id).args(in_image(&host, "")))
+    };
+    let calls: Vec<RunningProcess> = (0..140).map(start).collect();
     wait_until("all calls run", || host.guardians().len() == calls.len());
     let running = || calls.iter().filter(|call| isolate_of(call).is_some()).count();
     wait_until("all calls have become isolate", || running() == calls.len());

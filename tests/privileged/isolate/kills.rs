@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::attempts::compile;
 use super::host::{Host, SandboxBox, all_isolates, describe, stdout_of, tar};
 use support::child::wait_until;
+use support::images::run;
 use support::running::RunningProcess;
 
 #[test]
@@ -25,6 +26,34 @@ fn killing_the_started_process_ends_the_box() {
         // The box can be used again.
         assert_eq!(host.run(&sandbox, &[], "echo again"), "again\n");
         host.assert_clean();
+    }
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn call_waits_until_the_isolate_of_a_killed_call_in_its_box_has_ended() {
+    for isolate in all_isolates() {
+        let host = Host::with_isolate(isolate.clone());
+        let sandbox = SandboxBox::new(&isolate);
+        let box_call = |mode: &str| [sandbox.options(), vec![mode.to_owned()]].concat();
+        for arguments in [host.run_arguments(&sandbox, &[], "true"), box_call("--cleanup")] {
+            let sleep = host.run_arguments(&sandbox, &[], "sleep 1000");
+            let mut killed = RunningProcess::start(host.isolate().args(sleep));
+            wait_until("the box has processes", || !sandbox.processes().is_empty());
+            let guardian = host.guardians()[0].to_string();
+            run("kill", &["-STOP", &guardian]);
+            killed.kill();
+            let mut command = host.isolate();
+            let mut next =
+                command.args(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(200));
+            let has_ended = next.try_wait().unwrap().is_some();
+            run("kill", &["-CONT", &guardian]);
+            assert!(!has_ended, "{arguments:?} did not wait");
+            stdout_of(&next.wait_with_output().unwrap());
+            host.assert_clean();
+        }
+        stdout_of(&host.isolate().args(box_call("--init")).output().unwrap());
     }
 }
 
@@ -74,7 +103,6 @@ fn sixteen_concurrent_isolate_calls_with_half_killed_leave_nothing() {
                                 std::thread::sleep(Duration::from_micros(numbers.below(250_000)));
                                 child.kill().unwrap();
                                 child.wait().unwrap();
-                                wait_until("the box is empty", || sandbox.processes().is_empty());
                             } else {
                                 let output = child.wait_with_output().unwrap();
                                 assert_eq!(stdout_of(&output), "end\n", "{}", describe(&output));

@@ -61,14 +61,29 @@ impl Terminal {
                 return std::mem::replace(&mut self.output, rest);
             }
             assert!(Instant::now() < deadline, "no {text:?} in {:?}", self.output);
-            let wait = Timespec { tv_sec: 1, tv_nsec: 0 };
-            let mut fds = [PollFd::new(&self.outer, PollFlags::IN)];
-            if rustix::event::poll(&mut fds, Some(&wait)).unwrap() > 0 {
-                let mut buffer = [0; 4096];
-                let length = rustix::io::read(&self.outer, &mut buffer).unwrap();
-                self.output.push_str(&String::from_utf8_lossy(&buffer[..length]));
-            }
+            self.read();
         }
+    }
+
+    /// Reads what the terminal shows, waiting for a second if there is nothing.
+    fn read(&mut self) {
+        let wait = Timespec { tv_sec: 1, tv_nsec: 0 };
+        let mut fds = [PollFd::new(&self.outer, PollFlags::IN)];
+        if rustix::event::poll(&mut fds, Some(&wait)).unwrap() > 0 {
+            let mut buffer = [0; 4096];
+            let length = rustix::io::read(&self.outer, &mut buffer).unwrap();
+            self.output.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+    }
+
+    /// Types a key again and again until the terminal shows a text.
+    fn type_until(&mut self, key: &str, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.output.contains(text) && Instant::now() < deadline {
+            self.type_text(key);
+            self.read();
+        }
+        self.expect(text);
     }
 
     /// Waits for the end of the run. Returns its exit code, and what programs have typed into the terminal.
@@ -110,9 +125,8 @@ fn shell_is_interactive(runner: &Runner) {
         assert_ne!(settings(&terminal), before);
         terminal.type_text("echo going to sleep; sleep 1000; echo slept $?\n");
         terminal.expect("going to sleep\r\n");
-        // Ends the whole line, whether or not the shell has started the program yet.
-        terminal.type_text("\x03");
-        terminal.expect("ready");
+        // The shell may be about to start the program, which then misses the key.
+        terminal.type_until("\x03", "ready");
         terminal.type_text("echo is\" alive\"\n");
         terminal.expect("is alive");
         rustix::termios::tcsetwinsize(&terminal.outer, size(44, 99)).unwrap();

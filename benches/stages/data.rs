@@ -113,7 +113,7 @@ pub(crate) fn zstd(tar: &[u8]) -> Vec<u8> {
 /// Builds the index file of a blob.
 pub(crate) fn index_of(blob: &[u8]) -> Vec<u8> {
     let (built, _) = build(blob, &BuildOptions::default(), || Ok(std::io::sink())).unwrap();
-    built.finish(&LayerDigest::new(Digest::of(blob))).unwrap()
+    built.finish(&LayerDigest::new(Digest::of(blob)), blob).unwrap()
 }
 
 pub(crate) fn open(blob: &[u8]) -> Index<Vec<u8>> {

@@ -11,7 +11,9 @@ use super::pull::runtime;
 use super::{Context, STORED, candidates, error, output, progress};
 use crate::error::{ErrorCode, chain_text};
 use crate::image::{Digest, LayerDigest, Reference};
-use crate::pipeline::{OpenImage, PullJob, open_image, open_layer, pull, read_image, read_manifest};
+use crate::pipeline::{
+    OpenImage, PullJob, open_image, open_layer, pull, read_image, read_manifest, update_index,
+};
 use crate::registry::Registry;
 use crate::roots::LayerDirectories;
 use crate::store::{ImageRecord, Store};
@@ -27,8 +29,9 @@ Examples:
 
 /// Check the blobs and indexes of an image, or of all images
 ///
-/// Reads every blob and compares its digest. With --deep, also decodes every layer through its index and compares the tar's
-/// digest with the image's configuration. Layers that were unpacked for the overlay2 engine are compared with the image.
+/// Reads every blob and compares its digest. With --deep, also compares the hash of the compressed bytes of every span, decodes
+/// every layer through its index, and compares the tar's digest with the image's configuration. Layers that were unpacked for the
+/// overlay2 engine are compared with the image.
 /// Missing and outdated indexes are rebuilt. Exits with 2 if there are problems; damaged and missing blobs are named first.
 ///
 /// --repair fetches damaged and missing blobs again, and nothing else, from the registries in the names of their images. A damaged blob is
@@ -219,6 +222,10 @@ impl StoreCheck<'_> {
                 intact = false;
                 continue;
             }
+            // The blob is intact, and the layer can be read with the old index: a read-only store is no problem.
+            if let Err(error) = update_index(self.store, &layer) {
+                tracing::warn!("layer {layer}: cannot rebuild the outdated index: {}", chain_text(&error));
+            }
             match open_layer(self.store, layer) {
                 Ok(open) if *open.index().diff_id() != declared => {
                     intact = false;
@@ -287,12 +294,12 @@ impl StoreCheck<'_> {
         }
     }
 
-    /// Decodes every span and compares the digest of the tar with the declared one.
+    /// Decodes every span, and compares the hash of its compressed bytes, and the digest of the tar with the declared one.
     fn spans(&mut self, layer: &LayerDigest, open: &crate::index::Layer, declared: &crate::image::DiffId) {
         use sha2::Digest as _;
         let mut hash = sha2::Sha256::new();
         for span in open.index().spans() {
-            match open.decode_span(span) {
+            match open.verify_range(span).and_then(|()| open.decode_span(span)) {
                 Ok(bytes) => hash.update(&bytes),
                 Err(error) => return self.problem(layer, format!("{:#}", anyhow::Error::from(error))),
             }

@@ -7,6 +7,7 @@ mod listener;
 mod protocol;
 mod server;
 mod status;
+mod upkeep;
 mod watch;
 
 pub use account::{AccountedImage, ReadFault, RunAccount};

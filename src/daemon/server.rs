@@ -18,6 +18,7 @@ use super::error::DaemonError;
 use super::listener::ControlListener;
 use super::protocol::{ControlRequest, ControlResponse};
 use super::status::DaemonStatus;
+use super::upkeep::IndexUpkeep;
 use super::watch::StoreWatch;
 use crate::error::chain_text;
 use crate::fs::{FsOptions, ImageFs, ImageSource, LoadError};
@@ -150,6 +151,7 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
     info!(store = %store.path().display(), mountpoint = %mounted.mount.path().display(), %threads, "serving");
     notify_systemd("READY=1");
     ready(mounted.mount.path());
+    let _upkeep = IndexUpkeep::start(store.clone());
 
     let mut ended = ended;
     let handle = {

@@ -19,6 +19,8 @@ use crate::os::ignore_poison;
 pub struct SpanKey {
     /// The layer's slot in the store.
     pub layer: u32,
+    /// The version of the layer's index: a layer that is opened again can have another, with other spans.
+    pub version: u32,
     /// The span's number within the layer.
     pub span: u32,
 }
@@ -302,7 +304,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     fn key(span: u32) -> SpanKey {
-        SpanKey { layer: 7, span }
+        SpanKey { layer: 7, version: 3, span }
     }
 
     fn bytes(len: usize) -> Result<Vec<u8>, Infallible> {

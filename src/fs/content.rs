@@ -141,7 +141,7 @@ impl ContentReader {
 impl SpanReader {
     /// Returns the bytes of a span. Logs a failed decode once, not once for each waiting reader.
     fn get(&self, slot: u32, layer: &Arc<Layer>, span: SpanId) -> Result<SpanBytes, SpanFault<ReadError>> {
-        let key = SpanKey { layer: slot, span: span.get() };
+        let key = span_key(slot, layer, span);
         let result = self.cache.get_or_decode(key, || layer.decode_span(span));
         match &result {
             Err(SpanFault::Decode(error)) => self.errors.log(&chain_text(error)),
@@ -152,6 +152,10 @@ impl SpanReader {
         }
         result
     }
+}
+
+fn span_key(slot: u32, layer: &Layer, span: SpanId) -> SpanKey {
+    SpanKey { layer: slot, version: layer.index().version(), span: span.get() }
 }
 
 /// Returns the span that contains a byte of file content, and the span's range in the tar.
@@ -270,7 +274,7 @@ impl ReadAhead {
         let next = layer.pieces(entry, offset + (range.end - tar_end), 1);
         let Some(Piece::Data { tar, .. }) = next.first() else { return };
         let (span, _) = span_at(layer, *tar);
-        if !spans.cache.holds(SpanKey { layer: slot, span: span.get() }) {
+        if !spans.cache.holds(span_key(slot, layer, span)) {
             // A full queue means that the processors are busy.
             let _ = self.queue.try_send(ReadAheadRequest { layer: Arc::clone(layer), slot, span });
         }

@@ -212,10 +212,7 @@ impl CompressedTar {
             return zstd::bulk::decompress(&read_range(file, &span.data)?, span.length);
         };
         let header = match checkpoint {
-            Checkpoint::Deflate { block: Some(block), .. } => {
-                let end = (block.start_bit + u64::from(block.bits)).div_ceil(8);
-                read_range(&self.file, &(block.start_bit / 8..end))?
-            }
+            Checkpoint::Deflate { block: Some(block), .. } => read_range(&self.file, &block.bytes())?,
             _ => Vec::new(),
         };
         let mut bytes = vec![0; span.length];

@@ -57,6 +57,9 @@ pub enum BuildError {
         /// The quantity that exceeds its limit.
         quantity: &'static str,
     },
+    /// The blob cannot be read again after it was decoded.
+    #[error("cannot read the blob again to hash its spans")]
+    Blob(#[source] io::Error),
     /// The new index is not valid: a bug in this program, or a faulty disk.
     #[error("the new index is not valid")]
     Unusable(#[source] super::IndexError),
@@ -73,7 +76,7 @@ impl BuildError {
             Self::Layer(source) => source.code(),
             Self::Tar(source) => source.code(),
             Self::TooLong { .. } | Self::TooLarge { .. } => ErrorCode::LayerLimit,
-            Self::Seekable(_) => ErrorCode::Io,
+            Self::Seekable(_) | Self::Blob(_) => ErrorCode::Io,
             Self::Unusable(source) => source.code(),
             Self::Windows(_) => ErrorCode::Internal,
         }
@@ -97,7 +100,7 @@ impl Default for BuildOptions {
     }
 }
 
-/// An index that lacks only the digest of its blob; see [`BuiltIndex::finish`].
+/// An index that lacks only the digest of its blob and the hashes of its spans; see [`BuiltIndex::finish`].
 #[derive(Debug)]
 pub struct BuiltIndex {
     pub(super) codec: Codec,
@@ -256,14 +259,22 @@ impl<R: BufRead, W: Write, F: FnOnce() -> io::Result<W>> SpanStream<R, W, F> {
             let (limit, at) = (self.options.tar_limit, self.decoder.blob_offset());
             return Err(BuildError::TooLong { limit, at });
         }
-        let data = match span.checkpoint {
-            Some(_) => span.blob,
+        let seekable = match span.checkpoint {
+            Some(_) => 0..0,
             None => self.write_seekable(&span.bytes).map_err(BuildError::Seekable)?,
         };
         let mut crc = crc32fast::Hasher::new();
         crc.update(&span.bytes);
         let tar_len = span.bytes.len() as u64;
-        let draft = SpanDraft { tar: self.tar_end, tar_len, data, crc, checkpoint: span.checkpoint };
+        let draft = SpanDraft {
+            tar: self.tar_end,
+            tar_len,
+            blob: span.blob,
+            seekable,
+            continues_frame: span.continues_frame,
+            crc,
+            checkpoint: span.checkpoint,
+        };
         self.tar_end += tar_len;
         self.windows += draft.cost();
         self.drafts.push(draft);

@@ -1,9 +1,11 @@
 //! The specification of the index file: this text and the constants below.
 //!
 //! All numbers are little-endian. The file is a header followed by the sections in the order of [`Section`], each padded
-//! with zero bytes to a multiple of 8. Only the lengths in the header determine where a section starts. A reader accepts
-//! exactly [`VERSION`]: an index is derived data, so an index of another version is rebuilt from the blob and never
-//! migrated.
+//! with zero bytes to a multiple of 8. Only the lengths in the header determine where a section starts.
+//!
+//! An index is a function of its blob: every build of this version of the format has the same entries and spans, with the same
+//! ordinals, hashes and windows. So an entry and a span can be named by their ordinals in other files and on other hosts.
+//! (Another release of zstd may compress the windows to other bytes.)
 //!
 //! # Header, [`HEADER_LEN`] bytes
 //!
@@ -24,18 +26,46 @@
 //! # Sections
 //!
 //! **Spans**, [`SPAN_LEN`] bytes each, ascending; together they cover the whole tar without gaps:
-//! tar offset u64 · offset of the first byte to read u64 · bytes to read u64 · CRC-32 of the decoded bytes u32 ·
-//! kind u8 · skip bits u8 · ordinal of the window in its group u16 · window group u32 ([`NO_WINDOW`]: none) ·
-//! bits of the block header u32 · position of the block header in the blob, in bits, u64 ([`NO_BLOCK`]: none) ·
-//! bytes of a stored block before the span u16 · 6 zero bytes.
 //!
-//! The kinds are 0 stored, 1 gzip member, 2 deflate, 3 zstd frames, 4 a zstd frame of the seekable file.
-//! [`crate::layer::Checkpoint`] describes how to resume at each.
+//! | bytes | field |
+//! |---|---|
+//! | 0..8 | tar offset |
+//! | 8..24 | range of the blob: offset u64, length u64 |
+//! | 24..28 | CRC-32 of the decoded bytes |
+//! | 28 | kind |
+//! | 29 | skip bits: bits of the range's first byte that belong to the span before |
+//! | 30..32 | ordinal of the window in its group |
+//! | 32..36 | window group ([`NO_WINDOW`]: none) |
+//! | 36..40 | bits of the block header; kinds 4 and 5: bytes in the seekable file |
+//! | 40..48 | position of the block header in the blob, in bits ([`NO_BLOCK`]: none); kinds 4 and 5: offset in the seekable file |
+//! | 48..50 | bytes of a stored block before the span |
+//! | 50..56 | zero |
+//! | 56..88 | BLAKE3 hash of the range of the blob |
+//!
+//! The kinds are 0 stored, 1 gzip member, 2 deflate, 3 zstd frames, 4 the first span of a long zstd frame, 5 another span of a
+//! long zstd frame. [`crate::layer::Checkpoint`] describes how to resume at kinds 0 to 3.
+//!
+//! # Which bytes of the blob a span needs
+//!
+//! A span of the kinds 0 to 3 is decoded from its range of the blob and from this file, and from nothing else. Ranges of
+//! neighbours overlap by one byte where a deflate stream is cut inside a byte. The header of the deflate block in which a span
+//! starts lies in the range of an earlier span, so it is kept in the window group.
+//!
+//! A span of a long zstd frame is decoded from the ranges of *all* spans of its frame up to its own, in order: a zstd decoder that
+//! gets exactly these bytes returns the content of the frame up to the end of the span, or further. The ranges of a frame
+//! follow each other without a gap, are cut between two blocks, and may be empty. Whoever has the seekable file needs only
+//! that.
+//!
+//! The hash is over exactly the range, so a range that was fetched can be verified before anything decodes it. No range contains
+//! what only separates spans: gzip trailers with padding, the checksums of long zstd frames, some skippable frames. Only the
+//! digest of the blob protects these.
 //!
 //! **Window groups**, [`GROUP_LEN`] bytes each: offset in the window heap u64 · compressed bytes u32 · uncompressed bytes u32.
 //! A group is one zstd frame with the windows of neighbouring spans. Uncompressed: the number of windows; for each window
-//! the number of runs, and the runs as (gap since the end of the last run, length), all LEB128; then the bytes of all runs of
-//! all windows. A window contains only the bytes that its span refers to, about a tenth of the 32 KiB.
+//! the length of the block header in bytes (0 if the span does not start inside a block), the number of runs, and the runs as
+//! (gap since the end of the last run, length), all LEB128; then for each window the block header, from the byte with its first
+//! bit to the byte with its last, and the bytes of all runs. A window contains only the bytes that its span refers to, about
+//! a tenth of the 32 KiB.
 //!
 //! **Entries**, [`ENTRY_LEN`] bytes each, in the order of the tar: directory u32 · end of the name in the name heap u32
 //! (a name starts where the previous one ends) · attributes u32 · offset of the header in the tar, in blocks of 512, u32 ·
@@ -69,18 +99,29 @@
 //! A zstd frame longer than a span can only be decoded from its start. The content of such a frame is written a second time,
 //! at pull, to a file beside the index: one zstd frame for each span, and nothing else. The blob is kept as served, so
 //! its digest can be verified at any time; the spans of smaller frames refer to the blob.
+//!
+//! # Version 2
+//!
+//! The program reads version 2 as well, so that no image waits for its indexes after an update, and replaces such indexes in the
+//! background. Their span records end at byte 56: there is no hash. A span of kind 4 has its range of the seekable file in
+//! bytes 8..24, and kind 5 does not exist. Window groups have no block headers and no lengths of them: a reader takes the header
+//! from the blob. Indexes of other versions are rebuilt before they are used.
 
 /// The first bytes of every index.
 pub const MAGIC: [u8; 8] = *b"RCXINDEX";
-/// The format version. It changes with this format, *with the meaning of an entry's ordinal* (inode numbers depend on it), and
-/// with the data that is taken from a tar.
-pub const VERSION: u32 = 2;
+/// The format version. It changes with this format, *with the meaning of an entry's ordinal* (inode numbers depend on it) or of a
+/// span's, and with the data that is taken from a tar.
+pub const VERSION: u32 = 3;
+/// The oldest version that can be read.
+pub const OLDEST_VERSION: u32 = 2;
 /// The length of the header in bytes.
 pub const HEADER_LEN: usize = 256;
 /// The offset at which the checksummed part starts.
 pub const CHECKED_FROM: usize = 48;
 /// The length of a span record in bytes.
-pub const SPAN_LEN: usize = 56;
+pub const SPAN_LEN: usize = 88;
+/// The offset of the hash in a span record, and the length of a span record of version 2, in bytes.
+pub const SPAN_HASH_AT: usize = 56;
 /// The length of a window group record in bytes.
 pub const GROUP_LEN: usize = 16;
 /// The length of an entry record in bytes.
@@ -193,11 +234,19 @@ pub enum SpanKind {
     Deflate,
     /// Whole zstd frames of the blob.
     ZstdFrame,
-    /// One zstd frame of the seekable file.
-    Seekable,
+    /// The first span of a zstd frame that is in the seekable file.
+    LongFrame,
+    /// Another span of that frame.
+    LongFrameRest,
 }
 
 impl SpanKind {
+    /// Whether the span has a frame in the seekable file.
+    #[must_use]
+    pub const fn is_seekable(self) -> bool {
+        matches!(self, Self::LongFrame | Self::LongFrameRest)
+    }
+
     /// Decodes the kind byte of a span record.
     #[must_use]
     pub const fn of(byte: u8) -> Option<Self> {
@@ -206,7 +255,8 @@ impl SpanKind {
             1 => Self::GzipMember,
             2 => Self::Deflate,
             3 => Self::ZstdFrame,
-            4 => Self::Seekable,
+            4 => Self::LongFrame,
+            5 => Self::LongFrameRest,
             _ => return None,
         })
     }

@@ -7,11 +7,14 @@
 mod build;
 mod content;
 mod entry;
+mod fetch;
 pub mod format;
 mod limits;
 mod open;
+mod peek;
 mod read;
 mod records;
+mod span;
 mod tables;
 mod thin;
 mod validate;
@@ -25,8 +28,10 @@ use crate::layer::is_leftover;
 pub use build::{BuildError, BuildOptions, BuiltIndex, build};
 pub use content::{Piece, StoredContent};
 pub use entry::{Entry, IndexedKind};
+pub use fetch::{BlobRange, RangeHash, RangeKind, ReadBlob};
 pub use limits::{LayerLimits, RATIO_FROM, TarLimit};
-pub use open::{Index, IndexError, open_file, recorded_diff_id};
+pub use open::{Index, IndexError, open_file};
+pub use peek::{has_outdated_version, recorded_diff_id};
 pub use read::{Layer, LayerBytes, ReadError};
 pub use tables::TABLES_MAX;
 pub use thin::SPAN_MAX;
@@ -35,7 +40,7 @@ pub use thin::SPAN_MAX;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryId(u32);
 
-/// The ordinal of a span in the index of its layer.
+/// The ordinal of a span in the index of its layer. It depends only on the bytes of the blob and the version of the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpanId(u32);
 

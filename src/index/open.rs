@@ -5,20 +5,19 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 
 use memmap2::Mmap;
 
+use super::EntryId;
 use super::entry::{Entry, IndexedKind};
 use super::format::{
     ATTR_LEN, CHECKED_FROM, ENTRY_LEN, EXTENT_LEN, GROUP_LEN, HEADER_LEN, KindByte, MAGIC, NO_XATTRS,
-    SECTIONS, SEGMENT_LEN, SPAN_LEN, Section, SpanKind, TAR_BLOCK, VERSION, padded,
+    OLDEST_VERSION, SECTIONS, SEGMENT_LEN, Section, TAR_BLOCK, VERSION, padded,
 };
-use super::records::{GroupRecord, SpanRecord, array, attr_of, between, record, u16_at, u32_at, u64_at};
-use super::{EntryId, SpanId};
+use super::records::{GroupRecord, array, attr_of, between, record, u16_at, u32_at, u64_at};
 use crate::error::ErrorCode;
 use crate::image::{DiffId, Digest, LayerDigest};
-use crate::layer::{Codec, TarOffset};
+use crate::layer::Codec;
 
 /// The reason why a file is not a usable index. Rebuilding the index from the blob fixes each of these errors.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +29,7 @@ pub enum IndexError {
     #[error("the file is not an index")]
     Foreign,
     /// The index has another version of the format.
-    #[error("index has version {0}, not {VERSION}")]
+    #[error("index has version {0}, not {OLDEST_VERSION} or {VERSION}")]
     Version(u32),
     /// The index is shorter or longer than its header declares.
     #[error("index has {actual} bytes, but its header declares {declared}")]
@@ -85,6 +84,7 @@ impl IndexError {
 #[derive(Debug)]
 pub struct Index<D> {
     data: D,
+    version: u32,
     sections: [Range<usize>; SECTIONS],
     codec: Codec,
     layer: LayerDigest,
@@ -110,17 +110,8 @@ pub fn open_file(file: &File, layer: &LayerDigest) -> Result<Index<Mmap>, IndexE
     Ok(index)
 }
 
-/// Reads the diff ID from the header of an index file, without mapping and validating the rest.
-///
-/// Returns `None` if the file is not an index of `layer` in this version. The checksum over the file is not compared: the
-/// caller may only use the result to confirm a diff ID that it expects.
-#[must_use]
-pub fn recorded_diff_id(file: &File, layer: &LayerDigest) -> Option<DiffId> {
-    let mut header = [0; HEADER_LEN];
-    file.read_exact_at(&mut header, 0).ok()?;
-    let is_index = header[..8] == MAGIC && u32_at(&header, 8) == VERSION;
-    let is_of_layer = Digest::new(array(&header, 48)) == layer.digest();
-    (is_index && is_of_layer).then(|| DiffId::new(Digest::new(array(&header, 80))))
+pub(super) fn is_readable(version: u32) -> bool {
+    (OLDEST_VERSION..=VERSION).contains(&version)
 }
 
 impl<D: AsRef<[u8]>> Index<D> {
@@ -134,7 +125,7 @@ impl<D: AsRef<[u8]>> Index<D> {
             return Err(IndexError::Foreign);
         }
         let version = u32_at(bytes, 8);
-        if version != VERSION {
+        if !is_readable(version) {
             return Err(IndexError::Version(version));
         }
         let mut sections: [Range<usize>; SECTIONS] = std::array::from_fn(|_| 0..0);
@@ -164,6 +155,7 @@ impl<D: AsRef<[u8]>> Index<D> {
             _ => return Err(IndexError::Foreign),
         };
         let index = Self {
+            version,
             sections,
             codec,
             layer: LayerDigest::new(Digest::new(array(bytes, 48))),
@@ -219,21 +211,15 @@ impl<D: AsRef<[u8]>> Index<D> {
         (u64_at(bytes, 0), u64_at(bytes, 8), u64_at(bytes, 16))
     }
 
-    pub(super) fn span_record(&self, ordinal: usize) -> SpanRecord {
-        let bytes = record(self.section(Section::Spans), ordinal, SPAN_LEN);
-        SpanRecord {
-            tar: u64_at(bytes, 0),
-            data: u64_at(bytes, 8),
-            data_len: u64_at(bytes, 16),
-            crc: u32_at(bytes, 24),
-            kind: SpanKind::of(bytes[28]).unwrap_or(SpanKind::Stored),
-            skip_bits: bytes[29],
-            window_ordinal: u16_at(bytes, 30),
-            window_group: u32_at(bytes, 32),
-            block_bits: u32_at(bytes, 36),
-            block_start: u64_at(bytes, 40),
-            stored_before: u16_at(bytes, 48),
-        }
+    /// The version of the format.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Whether the index has an older version than [`VERSION`]: it can be read, but lacks the hashes of its spans, and should be
+    /// rebuilt when there is time.
+    pub fn is_outdated(&self) -> bool {
+        self.version < VERSION
     }
 
     pub(super) fn group(&self, ordinal: u32) -> GroupRecord {
@@ -294,11 +280,6 @@ impl<D: AsRef<[u8]>> Index<D> {
     /// Whether the layer has no entries (it may still have markers).
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// The number of spans.
-    pub fn span_count(&self) -> usize {
-        self.count(Section::Spans, SPAN_LEN)
     }
 
     /// Whether `id` is an entry of this layer. Check IDs from outside, such as inode numbers, here first.
@@ -393,40 +374,5 @@ impl<D: AsRef<[u8]>> Index<D> {
             }
         }
         1
-    }
-
-    /// All spans, in the order of the tar.
-    pub fn spans(&self) -> impl Iterator<Item = SpanId> + use<D> {
-        let count = u32::try_from(self.span_count()).expect("ordinals were validated at open");
-        (0..count).map(SpanId::new)
-    }
-
-    /// The span that contains a byte of the tar; `None` after the end of the tar.
-    pub fn span_at(&self, at: TarOffset) -> Option<SpanId> {
-        if at.get() >= self.tar_size {
-            return None;
-        }
-        let (mut low, mut high) = (0, self.span_count());
-        while high - low > 1 {
-            let middle = low.midpoint(high);
-            if self.span_record(middle).tar <= at.get() {
-                low = middle;
-            } else {
-                high = middle;
-            }
-        }
-        u32::try_from(low).ok().map(SpanId::new)
-    }
-
-    /// The range of the tar that a span contains.
-    ///
-    /// # Panics
-    /// `id` is not a span of this layer.
-    pub fn span_range(&self, id: SpanId) -> Range<u64> {
-        let end = match id.index() + 1 < self.span_count() {
-            true => self.span_record(id.index() + 1).tar,
-            false => self.tar_size,
-        };
-        self.span_record(id.index()).tar..end
     }
 }

@@ -3,11 +3,11 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 
 use memmap2::Mmap;
 
+use super::fetch::{ReadBlob, hash_range};
 use super::format::{NO_BLOCK, NO_WINDOW, NOT_SPARSE, SpanKind};
 use super::records::SpanRecord;
 use super::windows::{decompress, window_of};
@@ -44,17 +44,13 @@ impl LayerBytes {
         }
         Ok(())
     }
+}
 
+impl ReadBlob for LayerBytes {
     fn read_exact_at(&self, out: &mut [u8], offset: u64) -> std::io::Result<()> {
         match self {
-            Self::File(file) => file.read_exact_at(out, offset),
-            Self::Memory(bytes) => {
-                let start = usize::try_from(offset).unwrap_or(usize::MAX);
-                let end = start.saturating_add(out.len());
-                let bytes = bytes.get(start..end).ok_or(std::io::ErrorKind::UnexpectedEof)?;
-                out.copy_from_slice(bytes);
-                Ok(())
-            }
+            Self::File(file) => ReadBlob::read_exact_at(file, out, offset),
+            Self::Memory(bytes) => bytes.as_slice().read_exact_at(out, offset),
         }
     }
 }
@@ -80,6 +76,8 @@ enum ReadCause {
     Decode(#[from] LayerError),
     #[error("decoded bytes do not match their checksum")]
     Checksum,
+    #[error("compressed bytes do not match their hash")]
+    Hash,
     #[error(transparent)]
     Index(#[from] IndexError),
     #[error("the seekable file is missing")]
@@ -92,7 +90,7 @@ impl ReadError {
     pub fn code(&self) -> ErrorCode {
         match &self.cause {
             ReadCause::Io(_) => ErrorCode::Io,
-            ReadCause::Decode(_) | ReadCause::Checksum => ErrorCode::Damaged,
+            ReadCause::Decode(_) | ReadCause::Checksum | ReadCause::Hash => ErrorCode::Damaged,
             ReadCause::Index(source) => source.code(),
             ReadCause::NoSeekable => ErrorCode::Index,
         }
@@ -136,21 +134,41 @@ impl<D: AsRef<[u8]>> Layer<D> {
         let record = self.index.span_record(id.index());
         let range = self.index.span_range(id);
         let length = usize::try_from(range.end - range.start).expect("`validate` limits the length of spans");
+        let (start, data_len) = record.data();
         self.decode(&record, length).map_err(|cause| ReadError {
             layer: *self.index.layer(),
             span: id,
-            blob: record.data..record.data + record.data_len,
-            file: if record.kind == SpanKind::Seekable { "seekable file" } else { "blob" },
+            blob: start..start + data_len,
+            file: if record.kind.is_seekable() { "seekable file" } else { "blob" },
             cause,
         })
     }
 
+    /// Reads the range of the blob that a span is decoded from, and compares its hash. Does nothing if the index is outdated and
+    /// has no hashes.
+    ///
+    /// # Errors
+    /// The blob cannot be read, or has changed since it was indexed.
+    ///
+    /// # Panics
+    /// `id` is not a span of this layer.
+    pub fn verify_range(&self, id: SpanId) -> Result<(), ReadError> {
+        let Some(range) = self.index.blob_range(id) else { return Ok(()) };
+        let cause = match hash_range(&self.blob, &range.bytes) {
+            Ok(hash) if hash == range.hash => return Ok(()),
+            Ok(_) => ReadCause::Hash,
+            Err(error) => error.into(),
+        };
+        Err(ReadError { layer: *self.index.layer(), span: id, blob: range.bytes, file: "blob", cause })
+    }
+
     fn decode(&self, record: &SpanRecord, length: usize) -> Result<Vec<u8>, ReadCause> {
+        let mut header = Vec::new();
         let (source, checkpoint) = match record.kind {
             SpanKind::Stored => (&self.blob, Checkpoint::Stored),
             SpanKind::GzipMember => (&self.blob, Checkpoint::GzipMember),
             SpanKind::ZstdFrame => (&self.blob, Checkpoint::ZstdFrame),
-            SpanKind::Seekable => {
+            SpanKind::LongFrame | SpanKind::LongFrameRest => {
                 (self.seekable.as_ref().ok_or(ReadCause::NoSeekable)?, Checkpoint::ZstdFrame)
             }
             SpanKind::Deflate => {
@@ -159,22 +177,24 @@ impl<D: AsRef<[u8]>> Layer<D> {
                     bits: record.block_bits,
                     stored_before: record.stored_before,
                 });
-                let window = self.window(record)?;
+                let window;
+                (window, header) = self.window(record)?;
+                if let Some(block) = block
+                    && self.index.is_outdated()
+                {
+                    let bytes = block.bytes();
+                    header.resize(usize::try_from(bytes.end - bytes.start).unwrap_or(0), 0);
+                    self.blob.read_exact_at(&mut header, bytes.start)?;
+                }
                 (&self.blob, Checkpoint::Deflate { skip_bits: record.skip_bits, block, window })
             }
         };
-        let mut header = Vec::new();
-        if let Checkpoint::Deflate { block: Some(block), .. } = &checkpoint {
-            let start = block.start_bit / 8;
-            let end = (block.start_bit + u64::from(block.bits)).div_ceil(8);
-            header.resize(usize::try_from(end - start).unwrap_or(0), 0);
-            source.read_exact_at(&mut header, start)?;
-        }
+        let (start, data_len) = record.data();
         let mut out = vec![0; length];
         COMPRESSED.with_borrow_mut(|compressed| {
-            let compressed_len = usize::try_from(record.data_len)
+            let compressed_len = usize::try_from(data_len)
                 .map_err(|_| std::io::Error::from(std::io::ErrorKind::FileTooLarge))?;
-            source.read_into(compressed, compressed_len, record.data)?;
+            source.read_into(compressed, compressed_len, start)?;
             decode_span(&checkpoint, &header, compressed, &mut out)?;
             // A long run of empty members or skippable frames is legal but rare: do not keep its buffer.
             if compressed.capacity() > 4 << 20 {
@@ -188,9 +208,10 @@ impl<D: AsRef<[u8]>> Layer<D> {
         Ok(out)
     }
 
-    fn window(&self, record: &SpanRecord) -> Result<Window, ReadCause> {
+    /// Returns the window of a span, and the header of the block in which it starts.
+    fn window(&self, record: &SpanRecord) -> Result<(Window, Vec<u8>), ReadCause> {
         if record.window_group == NO_WINDOW {
-            return Ok(Window::default());
+            return Ok(Default::default());
         }
         let last = ignore_poison(self.group.lock()).clone();
         let raw = match last {
@@ -205,7 +226,8 @@ impl<D: AsRef<[u8]>> Layer<D> {
         };
         let damaged =
             IndexError::Inconsistent { record: "window group", ordinal: record.window_group as usize };
-        Ok(window_of(&raw, record.window_ordinal).ok_or(damaged)?)
+        let has_headers = !self.index.is_outdated();
+        Ok(window_of(&raw, record.window_ordinal, has_headers).ok_or(damaged)?)
     }
 
     /// Returns the pieces of the range `offset..offset + len` of a regular file, in order, up to the end of the file. Other

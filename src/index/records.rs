@@ -37,8 +37,12 @@ pub(super) fn between(end: impl Fn(usize) -> u32, ordinal: usize) -> Range<usize
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SpanRecord {
     pub(super) tar: u64,
-    pub(super) data: u64,
-    pub(super) data_len: u64,
+    /// The range of the blob that the span is decoded from; empty for a long zstd frame in an index of version 2.
+    pub(super) blob: u64,
+    pub(super) blob_len: u64,
+    /// The range of the seekable file; empty unless the span is there.
+    pub(super) seekable: u64,
+    pub(super) seekable_len: u64,
     pub(super) crc: u32,
     pub(super) kind: SpanKind,
     pub(super) skip_bits: u8,
@@ -47,6 +51,13 @@ pub(super) struct SpanRecord {
     pub(super) block_bits: u32,
     pub(super) block_start: u64,
     pub(super) stored_before: u16,
+}
+
+impl SpanRecord {
+    /// The range that is read to decode the span: in the seekable file if the span is there, otherwise in the blob.
+    pub(super) fn data(&self) -> (u64, u64) {
+        if self.kind.is_seekable() { (self.seekable, self.seekable_len) } else { (self.blob, self.blob_len) }
+    }
 }
 
 /// A decoded window group record.

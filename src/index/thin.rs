@@ -25,8 +25,12 @@ pub(super) struct SpanDraft {
     pub(super) tar: u64,
     /// The length in the tar in bytes.
     pub(super) tar_len: u64,
-    /// The range to read, in the blob or the seekable file.
-    pub(super) data: std::ops::Range<u64>,
+    /// The range of the blob from which the span is decoded.
+    pub(super) blob: std::ops::Range<u64>,
+    /// The range of the seekable file, for spans without a checkpoint.
+    pub(super) seekable: std::ops::Range<u64>,
+    /// Whether this is another span of the same long zstd frame as the span before it.
+    pub(super) continues_frame: bool,
     /// The CRC-32 of the decoded bytes.
     pub(super) crc: crc32fast::Hasher,
     /// The state to resume decoding from; `None` for a frame of the seekable file.
@@ -37,8 +41,9 @@ impl SpanDraft {
     /// The approximate size of the checkpoint in the file: windows compress to about 5/8. Zero if dropping it saves nothing.
     pub(super) fn cost(&self) -> u64 {
         match &self.checkpoint {
-            Some(Checkpoint::Deflate { window, .. }) => {
-                let raw = window.bytes.len() + 2 * window.runs.len();
+            Some(Checkpoint::Deflate { block, window, .. }) => {
+                let header = block.map_or(0, |block| block.bits.div_ceil(8) as usize);
+                let raw = window.bytes.len() + 2 * window.runs.len() + header;
                 (raw * 5 / 8 + SPAN_LEN) as u64
             }
             _ => 0,
@@ -48,7 +53,7 @@ impl SpanDraft {
     /// Whether `next` can be decoded from the checkpoint of this span.
     fn continues_into(&self, next: &Self) -> bool {
         self.tar_len + next.tar_len <= SPAN_MAX
-            && next.data.end.saturating_sub(self.data.start) <= DATA_MAX
+            && next.blob.end.saturating_sub(self.blob.start) <= DATA_MAX
             && matches!(self.checkpoint, Some(Checkpoint::GzipMember | Checkpoint::Deflate { .. }))
             && matches!(next.checkpoint, Some(Checkpoint::Deflate { .. }))
     }
@@ -82,7 +87,7 @@ pub(super) fn thin(drafts: Vec<SpanDraft>, budget: u64) -> Vec<SpanDraft> {
         let Some(draft) = drafts[at].take() else { continue };
         if let Some(Some(before)) = drafts.get_mut(before) {
             before.tar_len += draft.tar_len;
-            before.data.end = before.data.end.max(draft.data.end);
+            before.blob.end = before.blob.end.max(draft.blob.end);
             before.crc.combine(&draft.crc);
         }
         let following = next[at];
@@ -108,8 +113,15 @@ mod tests {
         };
         let mut crc = crc32fast::Hasher::new();
         crc.update(&vec![at.to_le_bytes()[0]; 256 << 10]);
-        let data = at * 1000..(at + 1) * 1000 + 1;
-        SpanDraft { tar: at * (256 << 10), tar_len: 256 << 10, data, crc, checkpoint: Some(checkpoint) }
+        SpanDraft {
+            tar: at * (256 << 10),
+            tar_len: 256 << 10,
+            blob: at * 1000..(at + 1) * 1000 + 1,
+            seekable: 0..0,
+            continues_frame: false,
+            crc,
+            checkpoint: Some(checkpoint),
+        }
     }
 
     #[test]
@@ -135,11 +147,11 @@ mod tests {
     fn spans_with_gigabytes_of_empty_blocks_between_them_are_not_joined() {
         let mut drafts: Vec<SpanDraft> = (0..4).map(|n| draft(n, 8000)).collect();
         for draft in &mut drafts[2..] {
-            draft.data = draft.data.start + (1 << 30)..draft.data.end + (1 << 30);
+            draft.blob = draft.blob.start + (1 << 30)..draft.blob.end + (1 << 30);
         }
         let thinned = thin(drafts, 0);
         assert_eq!(thinned.iter().map(|draft| draft.tar).collect::<Vec<_>>(), [0, 512 << 10]);
-        assert!(thinned.iter().all(|draft| draft.data.end - draft.data.start <= DATA_MAX));
+        assert!(thinned.iter().all(|draft| draft.blob.end - draft.blob.start <= DATA_MAX));
     }
 
     #[test]

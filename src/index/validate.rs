@@ -4,7 +4,7 @@ use std::cell::LazyCell;
 
 use super::format::{
     ATTR_LEN, ENTRY_LEN, EXTENT_LEN, GROUP_LEN, KindByte, NO_BLOCK, NO_WINDOW, NO_XATTRS, NOT_SPARSE,
-    SEGMENT_LEN, SPAN_LEN, Section, SpanKind, TAR_BLOCK,
+    SEGMENT_LEN, Section, SpanKind, TAR_BLOCK,
 };
 use super::is_hidden;
 use super::open::{Index, IndexError};
@@ -18,7 +18,7 @@ const SPAN_LIMIT: u64 = 2 << 20;
 impl<D: AsRef<[u8]>> Index<D> {
     pub(super) fn validate(&self) -> Result<(), IndexError> {
         for (section, length) in [
-            (Section::Spans, SPAN_LEN),
+            (Section::Spans, self.span_len()),
             (Section::Groups, GROUP_LEN),
             (Section::Entries, ENTRY_LEN),
             (Section::Attrs, ATTR_LEN),
@@ -99,14 +99,24 @@ impl<D: AsRef<[u8]>> Index<D> {
     }
 
     fn span_is_valid(&self, ordinal: usize) -> Option<bool> {
-        let bytes = record(self.section(Section::Spans), ordinal, SPAN_LEN);
+        let bytes = record(self.section(Section::Spans), ordinal, self.span_len());
         let kind = SpanKind::of(bytes[28])?;
         let span = self.span_record(ordinal);
         let end = match ordinal + 1 < self.span_count() {
             true => self.span_record(ordinal + 1).tar,
             false => self.tar_size(),
         };
-        let file = if kind == SpanKind::Seekable { self.seekable_size() } else { self.blob_size() };
+        // `blob_range` relies on this: the ranges of a frame follow each other.
+        let continues = match kind {
+            SpanKind::LongFrameRest if ordinal == 0 || self.is_outdated() => return None,
+            SpanKind::LongFrameRest => {
+                let previous = self.span_record(ordinal - 1);
+                previous.kind.is_seekable() && previous.blob.checked_add(previous.blob_len)? == span.blob
+            }
+            _ => true,
+        };
+        // The header is in the window group, see `Layer::decode`.
+        let has_header = span.block_start == NO_BLOCK || span.window_group != NO_WINDOW || self.is_outdated();
         let groups = self.count(Section::Groups, GROUP_LEN);
         let block_is_valid = span.block_start == NO_BLOCK
             || span.block_start.checked_add(span.block_bits.into())? <= self.blob_size().checked_mul(8)?;
@@ -115,7 +125,10 @@ impl<D: AsRef<[u8]>> Index<D> {
             (ordinal > 0 || span.tar == 0)
                 && span.tar < end
                 && end - span.tar <= SPAN_LIMIT
-                && span.data.checked_add(span.data_len)? <= file
+                && span.blob.checked_add(span.blob_len)? <= self.blob_size()
+                && span.seekable.checked_add(span.seekable_len)? <= self.seekable_size()
+                && continues
+                && has_header
                 && span.skip_bits < 8
                 && (span.window_group == NO_WINDOW || (span.window_group as usize) < groups)
                 && block_is_valid

@@ -1,10 +1,9 @@
 //! Writes an index file.
 
-use std::io;
-
 use super::build::{BuildError, BuiltIndex};
+use super::fetch::{ReadBlob, hash_range};
 use super::format::{
-    CHECKED_FROM, HEADER_LEN, MAGIC, NO_BLOCK, NO_WINDOW, SPAN_LEN, Section, SpanKind, VERSION,
+    CHECKED_FROM, HEADER_LEN, MAGIC, NO_BLOCK, NO_WINDOW, SPAN_HASH_AT, SPAN_LEN, Section, SpanKind, VERSION,
 };
 use super::thin::{SpanDraft, thin};
 use super::windows::WindowGroups;
@@ -49,9 +48,11 @@ impl BuiltIndex {
 
     /// Returns the bytes of the index file. `layer` is the digest of the blob, which is known only at the end of a download.
     ///
+    /// Reads the blob a second time: only now is it known where spans start, and so which bytes to hash.
+    ///
     /// # Errors
-    /// The windows cannot be compressed, because memory is exhausted.
-    pub fn finish(self, layer: &LayerDigest) -> Result<Vec<u8>, BuildError> {
+    /// The blob cannot be read, or the windows cannot be compressed, because memory is exhausted.
+    pub fn finish(self, layer: &LayerDigest, blob: &(impl ReadBlob + ?Sized)) -> Result<Vec<u8>, BuildError> {
         let Self {
             codec,
             diff_id,
@@ -69,7 +70,7 @@ impl BuiltIndex {
         }
         let mut groups = WindowGroups::default();
         for draft in &drafts {
-            let span = span_record(draft, &mut groups).map_err(BuildError::Windows)?;
+            let span = span_record(draft, &mut groups, blob)?;
             tables.section(Section::Spans).extend_from_slice(&span);
         }
         groups.close().map_err(BuildError::Windows)?;
@@ -105,35 +106,52 @@ impl BuiltIndex {
     }
 }
 
-fn span_record(draft: &SpanDraft, groups: &mut WindowGroups) -> io::Result<[u8; SPAN_LEN]> {
-    let (mut skip, mut header, mut window_position) = (0, (0, NO_BLOCK, 0), (NO_WINDOW, 0));
+fn span_record(
+    draft: &SpanDraft,
+    groups: &mut WindowGroups,
+    blob: &(impl ReadBlob + ?Sized),
+) -> Result<[u8; SPAN_LEN], BuildError> {
+    let (mut skip, mut stored_before, mut window_position) = (0, 0_u16, (NO_WINDOW, 0));
+    let mut position = (0_u32, NO_BLOCK);
     let kind = match &draft.checkpoint {
         Some(Checkpoint::Stored) => SpanKind::Stored,
         Some(Checkpoint::GzipMember) => SpanKind::GzipMember,
         Some(Checkpoint::ZstdFrame) => SpanKind::ZstdFrame,
-        None => SpanKind::Seekable,
+        None => {
+            let length = u32::try_from(draft.seekable.end - draft.seekable.start)
+                .expect("a frame of the seekable file has the content of one span");
+            position = (length, draft.seekable.start);
+            if draft.continues_frame { SpanKind::LongFrameRest } else { SpanKind::LongFrame }
+        }
         Some(Checkpoint::Deflate { skip_bits, block, window }) => {
             skip = *skip_bits;
+            let mut header = Vec::new();
             if let Some(block) = block {
-                header = (block.bits, block.start_bit, block.stored_before);
+                position = (block.bits, block.start_bit);
+                stored_before = block.stored_before;
+                let bytes = block.bytes();
+                header.resize(usize::try_from(bytes.end - bytes.start).unwrap_or(0), 0);
+                blob.read_exact_at(&mut header, bytes.start).map_err(BuildError::Blob)?;
             }
-            if !window.runs.is_empty() {
-                window_position = groups.push(window)?;
+            if block.is_some() || !window.runs.is_empty() {
+                window_position = groups.push(window, &header).map_err(BuildError::Windows)?;
             }
             SpanKind::Deflate
         }
     };
+    let hash = hash_range(blob, &draft.blob).map_err(BuildError::Blob)?;
     let mut record = [0; SPAN_LEN];
     record[..8].copy_from_slice(&draft.tar.to_le_bytes());
-    record[8..16].copy_from_slice(&draft.data.start.to_le_bytes());
-    record[16..24].copy_from_slice(&(draft.data.end - draft.data.start).to_le_bytes());
+    record[8..16].copy_from_slice(&draft.blob.start.to_le_bytes());
+    record[16..24].copy_from_slice(&(draft.blob.end - draft.blob.start).to_le_bytes());
     record[24..28].copy_from_slice(&draft.crc.clone().finalize().to_le_bytes());
     record[28] = kind as u8;
     record[29] = skip;
     record[30..32].copy_from_slice(&window_position.1.to_le_bytes());
     record[32..36].copy_from_slice(&window_position.0.to_le_bytes());
-    record[36..40].copy_from_slice(&header.0.to_le_bytes());
-    record[40..48].copy_from_slice(&header.1.to_le_bytes());
-    record[48..50].copy_from_slice(&header.2.to_le_bytes());
+    record[36..40].copy_from_slice(&position.0.to_le_bytes());
+    record[40..48].copy_from_slice(&position.1.to_le_bytes());
+    record[48..50].copy_from_slice(&stored_before.to_le_bytes());
+    record[SPAN_HASH_AT..].copy_from_slice(hash.as_bytes());
     Ok(record)
 }

@@ -370,7 +370,12 @@ impl FilledSpan {
                 unreachable!("spans are returned only after their window is known")
             }
         };
-        DecodedSpan { checkpoint: Some(checkpoint), blob: self.blob, bytes: self.bytes }
+        DecodedSpan {
+            checkpoint: Some(checkpoint),
+            blob: self.blob,
+            continues_frame: false,
+            bytes: self.bytes,
+        }
     }
 }
 

@@ -15,6 +15,7 @@
 //! | `inflate` | decodes deflate data with zlib-rs |
 //! | `window` | finds and restores the bytes before a checkpoint |
 //! | `gzip_member` | reads headers and trailers of gzip members |
+//! | `zstd_blocks` | follows the blocks of a zstd frame without decoding them |
 //! | `gzip`, `zstd` | decode a gzip or zstd blob into spans |
 //! | `spans` | decodes any blob into spans |
 //! | `resume` | decodes a span again |
@@ -33,6 +34,7 @@ mod spans;
 pub mod tar;
 mod window;
 mod zstd;
+mod zstd_blocks;
 
 use std::fmt;
 
@@ -178,6 +180,14 @@ pub struct BlockHeader {
     pub stored_before: u16,
 }
 
+impl BlockHeader {
+    /// The bytes of the blob that contain the header, from the byte with its first bit to the byte with its last.
+    #[must_use]
+    pub fn bytes(&self) -> std::ops::Range<u64> {
+        self.start_bit / 8..(self.start_bit + u64::from(self.bits)).div_ceil(8)
+    }
+}
+
 /// A span, decoded for the first time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodedSpan {
@@ -186,9 +196,14 @@ pub struct DecodedSpan {
     pub checkpoint: Option<Checkpoint>,
     /// The bytes of the blob needed to decode the span again, from the byte with its first bit to the byte with its last.
     /// Consecutive spans of a deflate stream may share a byte. Bytes without content may lie between two spans: gzip
-    /// trailers, skippable frames, many empty blocks. Without a checkpoint the range is empty, at the start of the zstd
-    /// frame.
+    /// trailers, skippable frames, many empty blocks.
+    ///
+    /// Without a checkpoint: the whole blocks of the zstd frame that the span needs and no earlier span of the frame does. The
+    /// first such range starts with the frame's header, and each of the others where the one before it ends. A range is empty
+    /// if the span lies in the last block of the span before it.
     pub blob: std::ops::Range<u64>,
+    /// Without a checkpoint: whether this is another span of the same zstd frame as the span before it.
+    pub continues_frame: bool,
     /// The span's bytes of the tar. Never empty.
     pub bytes: Vec<u8>,
 }

@@ -126,7 +126,12 @@ fn stored_span<R: BufRead>(
     if bytes.is_empty() {
         return Ok(None);
     }
-    Ok(Some(DecodedSpan { checkpoint: Some(Checkpoint::Stored), blob: start..input.offset(), bytes }))
+    Ok(Some(DecodedSpan {
+        checkpoint: Some(Checkpoint::Stored),
+        blob: start..input.offset(),
+        continues_frame: false,
+        bytes,
+    }))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::io::BufRead;
 use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer};
 
 use super::input::BlobInput;
+use super::zstd_blocks::BlockCursor;
 use super::{BlobOffset, Checkpoint, Codec, DecodedSpan, LayerError, SpanLimits};
 
 /// Largest window, as a power of two: 128 MiB, the default limit of `zstd -d`.
@@ -29,6 +30,9 @@ pub(super) struct ZstdSpans {
     blob: std::ops::Range<u64>,
     /// Content of the span's whole frames, and the decoded part of the current frame.
     bytes: Vec<u8>,
+    /// Content of the current frame that was not returned yet: the offset in the frame's content at which a part of it ends,
+    /// and the end of the block in the blob that decodes to this part.
+    decoded: VecDeque<(u64, u64)>,
     filled: VecDeque<DecodedSpan>,
 }
 
@@ -48,6 +52,11 @@ struct ZstdFrame {
     at: usize,
     /// Whether the frame is too long for one span and is returned in pieces.
     long: bool,
+    /// The bytes of the frame's content that were returned in pieces.
+    returned: u64,
+    /// Where the blob range of the next piece starts.
+    piece: u64,
+    blocks: BlockCursor,
 }
 
 impl ZstdSpans {
@@ -63,6 +72,7 @@ impl ZstdSpans {
             state: ZstdState::BetweenFrames,
             blob: 0..0,
             bytes: new_buffer(limits),
+            decoded: VecDeque::new(),
             filled: VecDeque::new(),
         }
     }
@@ -100,7 +110,7 @@ impl ZstdSpans {
         if magic != u64::from(MAGIC) {
             return Err(LayerError::TrailingGarbage { codec: Codec::Zstd, at: BlobOffset::new(start) });
         }
-        header.read(input, start)?;
+        let has_checksum = header.read(input, start)?;
         let mut source = InBuffer::around(&header.bytes[..header.len]);
         let mut no_output = OutBuffer::around(&mut [][..]);
         self.context
@@ -114,7 +124,15 @@ impl ZstdSpans {
                 problem,
             });
         }
-        self.state = ZstdState::Frame(ZstdFrame { blob: start, at: self.bytes.len(), long: false });
+        self.decoded.clear();
+        self.state = ZstdState::Frame(ZstdFrame {
+            blob: start,
+            at: self.bytes.len(),
+            long: false,
+            returned: 0,
+            piece: start,
+            blocks: BlockCursor::new(input.offset(), has_checksum),
+        });
         Ok(())
     }
 
@@ -145,7 +163,10 @@ impl ZstdSpans {
         let offset = input.offset();
         let chunk = input.fill()?;
         let at_end = chunk.is_empty();
-        let mut source = InBuffer::around(chunk);
+        // zstd decodes whole blocks. It gets one part of a block at a time, so that what it returns is known to come from this
+        // block, whatever chunks the reader returns.
+        let part = &chunk[..frame.blocks.left().min(chunk.len())];
+        let mut source = InBuffer::around(part);
         // The buffer has room for one byte more than the limit for spans. If that byte is used, the frame is too long.
         let mut out = OutBuffer::around_pos(&mut self.bytes, before);
         let hint = self
@@ -153,9 +174,18 @@ impl ZstdSpans {
             .decompress_stream(&mut out, &mut source)
             .map_err(|code| damaged(frame.blob, offset, code))?;
         let consumed = source.pos();
+        let produced = self.bytes.len() - before;
+        if produced > 0 {
+            let content = frame.returned + (self.bytes.len() - frame.at) as u64;
+            match self.decoded.back_mut() {
+                Some((end, block_end)) if *block_end == frame.blocks.block_end() => *end = content,
+                _ => self.decoded.push_back((content, frame.blocks.block_end())),
+            }
+        }
+        frame.blocks.advance(&part[..consumed]);
         input.consume(consumed);
         let ended = hint == 0;
-        if !ended && consumed == 0 && self.bytes.len() == before {
+        if !ended && consumed == 0 && produced == 0 {
             return Err(if at_end {
                 input.truncated(Codec::Zstd, "zstd frame")
             } else {
@@ -176,9 +206,15 @@ impl ZstdSpans {
         if frame.long {
             // `bytes` holds only this frame, because a long frame does not share a span.
             while self.bytes.len() > self.limits.target || (ended && !self.bytes.is_empty()) {
-                let piece = self.take(self.limits.target.min(self.bytes.len()));
-                let blob = frame.blob..frame.blob;
-                self.filled.push_back(DecodedSpan { checkpoint: None, blob, bytes: piece });
+                let bytes = self.take(self.limits.target.min(self.bytes.len()));
+                let continues_frame = frame.returned > 0;
+                frame.returned += bytes.len() as u64;
+                while self.decoded.front().is_some_and(|(end, _)| *end < frame.returned) {
+                    self.decoded.pop_front();
+                }
+                let blob_end = self.decoded.front().map_or(blob_end, |(_, block_end)| *block_end);
+                let blob = std::mem::replace(&mut frame.piece, blob_end)..blob_end;
+                self.filled.push_back(DecodedSpan { checkpoint: None, blob, continues_frame, bytes });
             }
         }
         self.state = ZstdState::Frame(frame);
@@ -203,7 +239,8 @@ impl ZstdSpans {
         if len > 0 {
             let bytes = self.take(len);
             let checkpoint = Some(Checkpoint::ZstdFrame);
-            self.filled.push_back(DecodedSpan { checkpoint, blob: self.blob.clone(), bytes });
+            let (blob, continues_frame) = (self.blob.clone(), false);
+            self.filled.push_back(DecodedSpan { checkpoint, blob, continues_frame, bytes });
         }
     }
 
@@ -256,9 +293,9 @@ impl ZstdHeader {
         Ok(u64::from_le_bytes(number))
     }
 
-    /// Reads the header after the magic number. Refuses some frames that zstd would also refuse, to give a
-    /// clearer message.
-    fn read<R: BufRead>(&mut self, input: &mut BlobInput<R>, start: u64) -> Result<(), LayerError> {
+    /// Reads the header after the magic number, and returns whether a checksum follows the last block. Refuses some frames that
+    /// zstd would also refuse, to give a clearer message.
+    fn read<R: BufRead>(&mut self, input: &mut BlobInput<R>, start: u64) -> Result<bool, LayerError> {
         let at = BlobOffset::new(start);
         let descriptor = self.number(input, 1)?;
         let single_segment = descriptor & 0x20 != 0;
@@ -283,7 +320,7 @@ impl ZstdHeader {
             return Err(LayerError::ZstdWindow { at, size: window, limit: 1 << WINDOW_LOG_MAX });
         }
         match u32::try_from(id).expect("at most 4 bytes") {
-            0 => Ok(()),
+            0 => Ok(descriptor & 4 != 0),
             id => Err(LayerError::ZstdDictionary { at, id }),
         }
     }

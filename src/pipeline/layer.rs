@@ -7,6 +7,7 @@
 //! Each bracket is a thread, so a layer uses a second core while one core decodes. An interrupted download leaves a partial
 //! file; the next attempt processes that file in the same way, and then continues the download where it ended.
 
+use std::fs::File;
 use std::io::{self, BufRead, Read, Write as _};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use sha2::Digest as _;
 use tokio::sync::mpsc;
 
-use super::open::open_index;
+use super::open::open_current_index;
 use super::{PipelineError, ProgressEvent, ProgressSink};
 use crate::image::{Compression, DiffId, Digest, ImageLayer, LayerDigest};
 use crate::index::{BuildOptions, BuiltIndex, Index, build};
@@ -110,7 +111,7 @@ fn is_stored(
     let blob = digest.digest();
     let index = match store.has_blob(&blob, Some(layer.size())) {
         Ok(false) => return Ok(false),
-        Ok(true) => open_index(store, &digest, Some(lock), progress),
+        Ok(true) => open_current_index(store, &digest, lock, progress),
         // The manifest of this image may declare a wrong size, and other images may use the blob: check its digest first.
         Err(damaged @ StoreError::Damaged { .. }) => match store.verify_blob(&blob, |_| ()) {
             Ok(()) => {
@@ -215,7 +216,7 @@ fn receive_and_index(
         return Err(error);
     }
     warn_if_mislabelled(layer, built.codec());
-    commit_derived(store, &digest, built, seekable)?;
+    commit_derived(store, &digest, built, seekable, &partial.reader()?)?;
     partial.commit(actual, length)?;
     Ok(())
 }
@@ -225,17 +226,20 @@ fn discard(mut partial: PartialBlob) -> Result<(), PipelineError> {
     Ok(partial.restart()?)
 }
 
-/// Writes the files derived from a blob. The index is written last: readers expect the seekable file to exist if the index does.
+/// Writes the files derived from a blob, which is read again for this. The index is written last: readers expect the seekable file
+/// to exist if the index does.
 pub(super) fn commit_derived(
     store: &Store,
     digest: &LayerDigest,
     built: BuiltIndex,
     seekable: Option<TempFile>,
+    blob: &File,
 ) -> Result<(), PipelineError> {
+    let index =
+        built.finish(digest, blob).map_err(|source| PipelineError::Layer { layer: *digest, source })?;
     if let Some(seekable) = seekable {
         seekable.commit()?;
     }
-    let index = built.finish(digest).map_err(|source| PipelineError::Layer { layer: *digest, source })?;
     Ok(store.put_index(digest, &index)?)
 }
 
@@ -341,8 +345,11 @@ mod tests {
 
     /// A layer whose blob is `bytes`, an uncompressed tar, in an image that declares the size `size`.
     fn layer_of(bytes: &[u8], size: u64) -> ImageLayer {
-        let digest = Digest::of(bytes);
-        let config = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":["{digest}"]}}}}"#);
+        layer_in_image(Digest::of(bytes), size, Digest::of(bytes))
+    }
+
+    fn layer_in_image(digest: Digest, size: u64, diff_id: Digest) -> ImageLayer {
+        let config = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":["{diff_id}"]}}}}"#);
         let descriptor =
             Descriptor::new(media::OCI_CONFIG, Digest::of(config.as_bytes()), config.len() as u64);
         let manifest =
@@ -408,5 +415,24 @@ mod tests {
         let fetch = |_| unreachable!("a fetch needs the lock");
         let result = store_layer(&store, &layer, false, &fetch, &|| true, &ProgressSink::none());
         assert!(matches!(result, Err(PipelineError::Store(StoreError::Busy { .. }))), "{result:?}");
+    }
+
+    #[test]
+    fn layer_in_the_store_gets_an_index_of_the_current_version_without_being_fetched() {
+        let fixture = |name: &str| {
+            let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+            std::fs::read(fixtures.join(name)).unwrap()
+        };
+        let (blob, old) = (fixture("golden.tar.gz"), fixture("version-2.tar.gz.idx"));
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(dir.path()).unwrap();
+        let digest = LayerDigest::new(Digest::of(&blob));
+        store.put_small(&digest.digest(), &blob).unwrap();
+        store.put_index(&digest, &old).unwrap();
+        let diff_id = *Index::open(&old[..]).unwrap().diff_id();
+        let layer = layer_in_image(digest.digest(), blob.len() as u64, diff_id.digest());
+        assert!(matches!(try_store(&store, &layer, &blob), (Ok(0), 0)));
+        let index = crate::index::open_file(&store.index_file(&digest).unwrap().unwrap(), &digest).unwrap();
+        assert!(!index.is_outdated());
     }
 }

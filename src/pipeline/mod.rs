@@ -20,7 +20,10 @@ pub use describe::{
 };
 pub use load::{FailedImage, LoadJob, LoadedImages, load};
 pub use node_path::{FoundNode, NodePathError};
-pub use open::{OpenImage, open_image, open_layer, read_image, read_manifest, verified_diff_ids};
+pub use open::{
+    OpenImage, open_image, open_layer, read_image, read_manifest, update_index, update_indexes,
+    verified_diff_ids,
+};
 pub use pull::{PullJob, pull};
 
 use crate::error::ErrorCode;

@@ -1,5 +1,6 @@
 //! Opens layers and images of the store.
 
+use std::collections::HashSet;
 use std::io::BufReader;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +9,12 @@ use memmap2::Mmap;
 
 use super::layer::{check_diff_id, check_index, commit_derived, index_blob};
 use super::{PipelineError, ProgressEvent, ProgressSink};
+use crate::error::chain_text;
 use crate::image::{
     CONFIG_MAX, DiffId, Document, Image, ImageConfig, LayerDigest, MANIFEST_MAX, Manifest, ManifestDigest,
     ManifestError, Platform,
 };
-use crate::index::{Index, IndexError, Layer, LayerBytes, open_file, recorded_diff_id};
+use crate::index::{Index, IndexError, Layer, LayerBytes, has_outdated_version, open_file, recorded_diff_id};
 use crate::store::{BlobLock, Store};
 use crate::tree::{Tree, merge};
 
@@ -33,8 +35,8 @@ pub struct OpenImage {
     pub tree: Tree,
 }
 
-/// Opens the index of a layer. An index that is missing, damaged or outdated is rebuilt from the blob, while holding the lock
-/// of the blob.
+/// Opens the index of a layer. An index that is missing, damaged or of an unknown version is rebuilt from the blob, while
+/// holding the lock of the blob. An outdated index is used as it is.
 ///
 /// `lock` is the blob's lock if the caller already holds it.
 pub(super) fn open_index(
@@ -71,6 +73,70 @@ pub(super) fn open_index(
     })
 }
 
+/// Opens the index of a layer. An outdated index is rebuilt from the blob as well, which takes as long as indexing the layer anew.
+pub(super) fn open_current_index(
+    store: &Store,
+    digest: &LayerDigest,
+    lock: &BlobLock,
+    progress: &ProgressSink,
+) -> Result<Index<Mmap>, PipelineError> {
+    let index = open_index(store, digest, Some(lock), progress)?;
+    if !index.is_outdated() {
+        return Ok(index);
+    }
+    progress.send(ProgressEvent::Rebuilding { digest: *digest });
+    rebuild(store, digest)?;
+    open_index(store, digest, Some(lock), progress)
+}
+
+/// Rebuilds the index of a layer if it is outdated, and returns whether it was. Programs that have the old index open keep it.
+///
+/// # Errors
+/// Another process holds the lock of the layer for a minute, or the blob is missing or damaged. The old index is unchanged.
+pub fn update_index(store: &Store, digest: &LayerDigest) -> Result<bool, PipelineError> {
+    let is_outdated =
+        || Ok::<_, PipelineError>(store.index_file(digest)?.is_some_and(|file| has_outdated_version(&file)));
+    if !is_outdated()? {
+        return Ok(false);
+    }
+    let _lock = store.lock_blob(&digest.digest(), Some(REBUILD_WAIT))?;
+    // Another process may have rebuilt it meanwhile.
+    if !is_outdated()? {
+        return Ok(false);
+    }
+    rebuild(store, digest)?;
+    Ok(true)
+}
+
+/// Rebuilds the outdated indexes of all layers in the store, one after the other, until `stopped` returns true. Failures are only
+/// logged: the images can be used with the old indexes.
+pub fn update_indexes(store: &Store, stopped: &dyn Fn() -> bool) {
+    let images = match store.refs() {
+        Ok(refs) => refs.images,
+        Err(error) => return tracing::warn!("cannot look for outdated indexes: {}", chain_text(&error)),
+    };
+    let mut seen = HashSet::new();
+    for image in images {
+        // An image whose manifest cannot be read is reported when it is used.
+        let Ok(manifest) = read_manifest(store, &image.digest) else { continue };
+        for layer in manifest.layers().iter().map(|layer| LayerDigest::new(layer.digest)) {
+            if stopped() {
+                return;
+            }
+            if !seen.insert(layer) {
+                continue;
+            }
+            match update_index(store, &layer) {
+                Ok(true) => tracing::info!(%layer, "rebuilt the index, which was of an older version"),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(%layer, "cannot rebuild the index, which is of an older version: {}", chain_text(&error));
+                }
+            }
+        }
+    }
+}
+
 /// Returns the index, or the reason why it cannot be used (`None` if it is missing).
 fn usable_index(
     store: &Store,
@@ -101,10 +167,11 @@ fn rebuild(store: &Store, digest: &LayerDigest) -> Result<(), PipelineError> {
         return Err(PipelineError::MissingBlob(blob));
     }
     store.verify_blob(&blob, |_| {})?;
-    let mut input = BufReader::with_capacity(READ, store.open_blob(&blob)?);
+    let file = store.open_blob(&blob)?;
+    let mut input = BufReader::with_capacity(READ, &file);
     // Size and diff ID are properties of an image: `OpenImage::open` compares them with the index.
     let (built, seekable) = index_blob(store, *digest, store.blob_size(&blob)?, &mut input)?;
-    commit_derived(store, digest, built, seekable)
+    commit_derived(store, digest, built, seekable, &file)
 }
 
 /// Opens a layer of the store for reading.

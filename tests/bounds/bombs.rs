@@ -118,7 +118,7 @@ fn index_within(blob: Vec<u8>, limits: LayerLimits) -> (Result<(u64, usize), Bui
     let built = build(Stream::new([Bytes::from(blob)]), &options, || Ok(&mut written));
     let size = built.and_then(|(built, _)| {
         let digest = rcx_imagefs::image::LayerDigest::new(rcx_imagefs::image::Digest::of(b""));
-        Ok((built.tar_size(), built.finish(&digest)?.len()))
+        Ok((built.tar_size(), built.finish(&digest, &crate::index::Discarded)?.len()))
     });
     (size, written.0)
 }

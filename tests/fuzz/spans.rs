@@ -156,7 +156,7 @@ pub(crate) fn check_reads(blob: &[u8], content: &[u8], input: &mut Input<'_>) {
     let options =
         BuildOptions { limits: input.pick(&LIMITS), thin: input.one_in(2), ..BuildOptions::default() };
     let (built, seekable) = build(blob, &options, || Ok(Vec::new())).expect("the layer is valid");
-    let file = built.finish(&LayerDigest::new(Digest::of(blob))).expect("compresses in memory");
+    let file = built.finish(&LayerDigest::new(Digest::of(blob)), blob).expect("compresses in memory");
     let entry = EntryId::new(0);
     let layer = |blob: &[u8], seekable: Option<Vec<u8>>| {
         let index = Index::open(file.clone()).expect("a built index is valid");

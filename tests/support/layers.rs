@@ -193,7 +193,7 @@ pub fn open(blob: Vec<u8>) -> Result<Layer<Vec<u8>>, String> {
     let options = BuildOptions::default();
     let (built, _) =
         build(&blob[..], &options, || Ok(std::io::sink())).map_err(|error| chain_text(&error))?;
-    let index = built.finish(&LayerDigest::new(rcx_imagefs::image::Digest::of(&blob))).unwrap();
+    let index = built.finish(&LayerDigest::new(rcx_imagefs::image::Digest::of(&blob)), &blob[..]).unwrap();
     Ok(Layer::new(Index::open(index).unwrap(), LayerBytes::Memory(blob), None))
 }
 

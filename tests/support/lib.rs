@@ -16,6 +16,7 @@ pub mod images;
 pub mod layers;
 pub mod layout;
 pub mod model;
+pub mod old_index;
 pub mod program;
 pub mod running;
 

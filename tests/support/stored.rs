@@ -28,7 +28,7 @@ pub enum Packing {
 }
 
 impl Packing {
-    fn media_type(self) -> &'static str {
+    pub fn media_type(self) -> &'static str {
         match self {
             Self::Tar => media::OCI_LAYER,
             Self::Gzip | Self::Members(_) => media::OCI_LAYER_GZIP,
@@ -97,7 +97,7 @@ impl TestStore {
                 seekable.commit().unwrap();
             }
             diff_ids.push(*built.diff_id());
-            self.store.put_index(&layer, &built.finish(&layer).unwrap()).unwrap();
+            self.store.put_index(&layer, &built.finish(&layer, &blob[..]).unwrap()).unwrap();
             descriptors.push(Descriptor::new(packing.media_type(), layer.digest(), blob.len() as u64));
         }
         let digests = descriptors.iter().map(|layer| LayerDigest::new(layer.digest)).collect();

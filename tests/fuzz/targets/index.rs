@@ -8,7 +8,7 @@
 use std::sync::OnceLock;
 
 use rcx_imagefs::image::{Digest, LayerDigest};
-use rcx_imagefs::index::format::{CHECKED_FROM, HEADER_LEN, SECTIONS};
+use rcx_imagefs::index::format::{CHECKED_FROM, HEADER_LEN, SECTIONS, SPAN_LEN};
 use rcx_imagefs::index::{BuildOptions, EntryId, Index, IndexedKind, Layer, LayerBytes, Piece, build};
 use rcx_imagefs::layer::{SpanLimits, TarOffset};
 use rcx_imagefs::tree::{self, NodeId};
@@ -72,7 +72,7 @@ fn valid_layer(blob: Vec<u8>) -> ValidLayer {
         ..BuildOptions::default()
     };
     let (built, seekable) = build(&blob[..], &options, || Ok(Vec::new())).unwrap();
-    let index = built.finish(&LayerDigest::new(Digest::of(&blob))).unwrap();
+    let index = built.finish(&LayerDigest::new(Digest::of(&blob)), &blob[..]).unwrap();
     ValidLayer { index, blob, seekable }
 }
 
@@ -117,7 +117,7 @@ struct IndexParts {
 }
 
 /// The record size of each section in bytes; 1 for heaps.
-const RECORDS: [usize; SECTIONS] = [56, 16, 20, 28, 4, 24, 24, 8, 4, 8, 1, 1, 1, 1, 1];
+const RECORDS: [usize; SECTIONS] = [SPAN_LEN, 16, 20, 28, 4, 24, 24, 8, 4, 8, 1, 1, 1, 1, 1];
 
 impl IndexParts {
     fn split(file: &[u8]) -> Self {
@@ -204,6 +204,11 @@ fn check_lookups(index: Index<Vec<u8>>, original: &ValidLayer) {
         assert!(range.start == end && range.start < range.end, "spans are not contiguous");
         assert_eq!(index.span_at(TarOffset::new(range.start)), Some(id));
         assert_eq!(index.span_at(TarOffset::new(range.end - 1)), Some(id));
+        let source = index.blob_range(id);
+        // A file whose version was changed to the one before may open, too.
+        assert_eq!(source.is_none(), index.is_outdated());
+        assert!(source.is_none_or(|source| source.bytes.end <= index.blob_size()));
+        let _ = layer.verify_range(id);
         if let Ok(bytes) = layer.decode_span(id) {
             assert_eq!(bytes.len() as u64, range.end - range.start);
         }

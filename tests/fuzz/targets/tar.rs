@@ -174,7 +174,7 @@ fn check_index(tar: &[u8], walked: &[TarEntry], complete: bool) {
         Err(error) => return assert!(!complete, "{error}"),
     };
     assert!(complete, "an index was built from a tar that the walk refuses");
-    let file = built.finish(&LayerDigest::new(Digest::of(tar))).unwrap();
+    let file = built.finish(&LayerDigest::new(Digest::of(tar)), tar).unwrap();
     let layer = Layer::new(Index::open(file).unwrap(), LayerBytes::Memory(tar.to_vec()), None);
     let index = layer.index();
     let plain = walked.iter().filter_map(|entry| match &entry.member {

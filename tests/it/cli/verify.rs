@@ -3,7 +3,9 @@
 use std::fs;
 
 use rcx_imagefs::image::{Descriptor, Digest, Name, media};
+use rcx_imagefs::store::Store;
 use serde_json::{Value, json};
+use support::old_index::OldLayer;
 
 use super::{Fixture, LAYERS, Layout, keys, texts};
 use crate::registry::layout::LayoutRegistry;
@@ -41,6 +43,27 @@ fn verify_reads_each_blob_once() {
     assert_eq!(fixture.program.json(&["verify", "--deep"])["spans"], 2);
     let one = fixture.program.json(&["verify", &format!("lab/a@{digest}")]);
     assert_eq!((&one["images"], &one["blobs"]), (&json!(1), &json!(4)));
+}
+
+#[test]
+fn verify_rebuilds_outdated_indexes_and_deep_compares_the_hashes_of_spans() {
+    let (fixture, _) = Fixture::with("lab/a:1");
+    let store = Store::open(fixture.program.store()).unwrap();
+    let old = OldLayer::gzip();
+    old.add_to(&store, "lab/old:1");
+    assert_eq!(old.version_in(&store), 2);
+    assert!(fixture.program.ok(&["verify"]).ends_with(": 0 problems"));
+    assert_eq!(old.version_in(&store), 3);
+    // An index with a wrong hash, and with a valid checksum of its own.
+    let mut index = fs::read(store.index_path(&old.digest())).unwrap();
+    index[256 + 87] ^= 1;
+    let checksum = Digest::of(&index[48..]);
+    index[16..48].copy_from_slice(checksum.as_bytes());
+    store.put_index(&old.digest(), &index).unwrap();
+    assert!(fixture.program.ok(&["verify"]).ends_with(": 0 problems"), "only --deep reads spans");
+    let found = problems(&fixture, &["--deep"]);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("span 0") && found[0].contains("do not match their hash"), "{found:?}");
 }
 
 #[test]

@@ -5,8 +5,11 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use rcx_imagefs::store::Store;
+use support::child::wait_until;
 use support::fixture::MountedFixture;
 use support::images::Images;
+use support::old_index::OldLayer;
 use support::program::Program;
 use support::trees;
 
@@ -125,4 +128,24 @@ fn flipped_byte_in_a_stored_blob_gives_eio_and_a_log_line_with_blob_and_span() {
     let line = log.lines().find(|line| line.contains(&layers[0]) && line.contains("span"));
     assert!(line.is_some(), "{log}");
     assert_verify_finds(&fixture.program, &["verify", "--deep"], &layers[0]);
+}
+
+#[test]
+fn daemon_rebuilds_outdated_indexes_while_images_are_read_with_the_old_ones() {
+    let program = Program::new();
+    let store = Store::open_or_create(program.store()).unwrap();
+    let layers = [(OldLayer::gzip(), "lab/gzip:1"), (OldLayer::zstd(), "lab/zstd:1")];
+    for (old, name) in &layers {
+        old.add_to(&store, name);
+    }
+    let mount = program.mount();
+    let content = |name: &str| fs::read(mount.path(name).join("etc/long")).unwrap();
+    let before = content("lab/gzip:1");
+    assert_eq!(before.len(), 40_000);
+    wait_until("all indexes have the current version", || {
+        layers.iter().all(|(old, _)| old.version_in(&store) == 3)
+    });
+    for (_, name) in &layers {
+        assert!(content(name) == before, "{name}");
+    }
 }

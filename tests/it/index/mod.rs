@@ -1,5 +1,8 @@
 //! The index: it agrees with the blob that it was built from, and damaged files are detected.
 
+mod ranges;
+mod versions;
+
 use std::io::{Cursor, Write as _};
 
 use rcx_imagefs::image::{Digest, LayerDigest};
@@ -84,7 +87,7 @@ fn built(blob: &[u8], options: &BuildOptions) -> (BuiltIndex, Option<Vec<u8>>) {
 
 fn layer_of(blob: &[u8], options: &BuildOptions) -> Layer<Vec<u8>> {
     let (built, seekable) = built(blob, options);
-    let index = Index::open(built.finish(&digest_of(blob)).unwrap()).unwrap();
+    let index = Index::open(built.finish(&digest_of(blob), blob).unwrap()).unwrap();
     Layer::new(index, LayerBytes::Memory(blob.to_vec()), seekable.map(LayerBytes::Memory))
 }
 
@@ -204,7 +207,7 @@ fn flipped_bit_in_the_blob_is_an_error_and_never_wrong_bytes() {
     let tar = sample();
     for blob in [tar.clone(), gzip(&tar), zstd::bulk::compress(&tar, 3).unwrap()] {
         let (built, seekable) = built(&blob, &small());
-        let index = built.finish(&digest_of(&blob)).unwrap();
+        let index = built.finish(&digest_of(&blob), &blob[..]).unwrap();
         for at in (0..blob.len()).step_by(7) {
             let mut damaged = blob.clone();
             damaged[at] ^= 0x10;
@@ -231,7 +234,7 @@ fn flipped_bit_in_the_blob_is_an_error_and_never_wrong_bytes() {
 #[test]
 fn flipped_bit_in_the_index_is_an_error_or_changes_nothing() {
     let blob = gzip(&sample());
-    let good = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
+    let good = built(&blob, &small()).0.finish(&digest_of(&blob), &blob[..]).unwrap();
     for at in 0..good.len() {
         for bit in [0, 3, 7] {
             let mut damaged = good.clone();
@@ -251,7 +254,7 @@ fn flipped_bit_in_the_index_is_an_error_or_changes_nothing() {
 #[test]
 fn contradictory_records_never_make_a_lookup_panic() {
     let blob = gzip(&sample());
-    let good = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
+    let good = built(&blob, &small()).0.finish(&digest_of(&blob), &blob[..]).unwrap();
     let mut refused = 0;
     for at in 48..good.len() {
         for value in [0, 0x80, 0xff] {
@@ -281,7 +284,7 @@ fn contradictory_records_never_make_a_lookup_panic() {
 #[test]
 fn span_longer_than_the_blob_is_an_error_and_is_not_allocated() {
     let blob = gzip(&sample());
-    let mut hostile = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
+    let mut hostile = built(&blob, &small()).0.finish(&digest_of(&blob), &blob[..]).unwrap();
     // The length of the blob, and the length of the first span in it.
     hostile[112..120].copy_from_slice(&(1_u64 << 46).to_le_bytes());
     hostile[256 + 16..256 + 24].copy_from_slice(&(1_u64 << 45).to_le_bytes());
@@ -295,7 +298,7 @@ fn span_longer_than_the_blob_is_an_error_and_is_not_allocated() {
 #[test]
 fn foreign_files_other_versions_and_damage_are_distinguished() {
     let blob = gzip(&sample());
-    let good = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
+    let good = built(&blob, &small()).0.finish(&digest_of(&blob), &blob[..]).unwrap();
     assert!(matches!(Index::open(&b"hello"[..]), Err(IndexError::Foreign)));
     assert!(matches!(Index::open(&blob[..]), Err(IndexError::Foreign)));
     let mut other = good.clone();
@@ -348,7 +351,7 @@ fn holes_are_distinguished_from_data() {
 fn segments_of_a_file_that_are_not_adjacent_in_the_tar_are_refused() {
     let (tar, _) = sparse_sample();
     let blob = gzip(&tar);
-    let mut hostile = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
+    let mut hostile = built(&blob, &small()).0.finish(&digest_of(&blob), &blob[..]).unwrap();
     // The record of the second segment: its position in the file, then its position in the tar.
     let logical = 10_000_u64.to_le_bytes();
     let record = hostile.windows(8).position(|window| window == logical).unwrap();
@@ -367,14 +370,14 @@ fn golden_index_equals_what_build_writes() {
     let (blob_path, index_path) = (dir.join("golden.tar.gz"), dir.join("golden.idx"));
     if std::env::var_os("RCX_BLESS").is_some() {
         let blob = gzip(&sample());
-        let index = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
+        let index = built(&blob, &small()).0.finish(&digest_of(&blob), &blob[..]).unwrap();
         std::fs::write(&blob_path, blob).unwrap();
         std::fs::write(&index_path, index).unwrap();
     }
     let blob = std::fs::read(blob_path).unwrap();
     let golden = std::fs::read(index_path).unwrap();
     assert_eq!(describe(&Index::open(golden.as_slice()).unwrap()), DESCRIPTION);
-    let index = built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap();
+    let index = built(&blob, &small()).0.finish(&digest_of(&blob), &blob[..]).unwrap();
     assert!(index == golden, "the index format has changed: see the comment of this test");
 }
 
@@ -384,7 +387,7 @@ fn index_without_the_files_that_aufs_hides_is_rebuilt() {
         let mut archive = tar::Builder::new(Vec::new());
         archive.append_link(&mut header(tar::EntryType::Link, 0), "a", target).unwrap();
         let blob = archive.into_inner().unwrap();
-        built(&blob, &small()).0.finish(&digest_of(&blob)).unwrap()
+        built(&blob, &small()).0.finish(&digest_of(&blob), &blob[..]).unwrap()
     };
     assert!(Index::open(index_of(".wh..wh.plnk/1.2")).is_ok());
     // An index of version 0.1, which knows neither the file nor its directory.

@@ -68,6 +68,33 @@ pub enum Inexpressible {
     Metadata,
 }
 
+/// The reason why a file cannot be used as a tree image. It is made anew.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeFileFault {
+    /// The header or the content does not have its checksum.
+    #[error("the tree image is damaged")]
+    Damaged,
+    /// Another version of this program made it.
+    #[error("the tree image has format version {found}, not {supported}")]
+    Version {
+        /// The version of the file.
+        found: u64,
+        /// The version of this program.
+        supported: u32,
+    },
+    /// The file is truncated or too long.
+    #[error("the tree image has {actual} bytes instead of {declared}")]
+    Length {
+        /// The length of the file in bytes.
+        actual: u64,
+        /// The length in the header.
+        declared: u64,
+    },
+    /// The file cannot be read.
+    #[error("cannot read the tree image")]
+    Io(#[from] io::Error),
+}
+
 impl From<Inexpressible> for ErofsError {
     fn from(fault: Inexpressible) -> Self {
         Self::Inexpressible(fault)

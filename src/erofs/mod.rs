@@ -19,6 +19,7 @@
 mod device;
 mod directory;
 mod error;
+mod file;
 pub mod format;
 mod inode;
 mod plain;
@@ -27,6 +28,7 @@ mod write;
 mod xattrs;
 
 pub use device::{DevicePart, LayerDevice};
-pub use error::{ErofsError, Inexpressible};
+pub use error::{ErofsError, Inexpressible, TreeFileFault};
+pub use file::{TreeDevice, TreeFile};
 pub use plain::{PlainLayerError, write_plain};
 pub use plan::TreeImage;

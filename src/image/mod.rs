@@ -12,6 +12,7 @@ mod name;
 mod platform;
 mod reference;
 mod refusal;
+mod tree_key;
 mod validated;
 
 pub use config::ImageConfig;
@@ -25,4 +26,5 @@ pub use manifest::Manifest;
 pub use name::{DOCKER_HUB, NAME_MAX, Name, TAG_MAX, Tag};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
+pub use tree_key::TreeKey;
 pub use validated::{Image, ImageLayer};

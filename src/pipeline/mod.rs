@@ -10,6 +10,7 @@ mod load;
 mod node_path;
 mod open;
 mod pull;
+mod tree_image;
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,7 +26,9 @@ pub use open::{
     verified_diff_ids,
 };
 pub use pull::{PullJob, pull};
+pub use tree_image::{existing_tree_image, make_tree_image, tree_image, tree_key};
 
+use crate::erofs::ErofsError;
 use crate::error::ErrorCode;
 use crate::image::{DiffId, Digest, LayerDigest, ManifestDigest, ManifestError, Name, Platform, Tag};
 use crate::import::ImportError;
@@ -118,6 +121,14 @@ pub enum PipelineError {
         /// The reason.
         source: MergeError,
     },
+    /// The image has no tree image.
+    #[error("image {image}")]
+    TreeImage {
+        /// The digest of the manifest.
+        image: ManifestDigest,
+        /// The reason.
+        source: ErofsError,
+    },
     /// A layer's blob is not in the store.
     #[error("blob {0} is missing from the store")]
     MissingBlob(Digest),
@@ -163,6 +174,7 @@ impl PipelineError {
             Self::Document { source, .. } => source.code(),
             Self::Layer { source, .. } => source.code(),
             Self::Merge { source, .. } => source.code(),
+            Self::TreeImage { source, .. } => source.code(),
             Self::OtherPlatform { .. } => ErrorCode::NoPlatform,
             Self::WrongDigest { .. } | Self::WrongSize { .. } => ErrorCode::WrongContent,
             Self::WrongDiffId { .. } => ErrorCode::ImageMismatch,

@@ -15,8 +15,9 @@ use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
 use super::error::SandboxError;
-use super::process::{ChildExit, Forked, HeldSignals, fork, fork_first_process, wait_for};
+use super::process::{ChildExit, HeldSignals, fork_first_process, wait_for};
 use super::sandbox_command::{FailedStep, SandboxCommand};
+use crate::os::{Forked, fork};
 
 /// Exit code of the first process, and of a child that could not execute the sandbox's program. The reason is in the report.
 const EXIT_FAILED: i32 = 2;

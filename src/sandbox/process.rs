@@ -18,6 +18,8 @@ use rustix::process::{Pid, Resource, Rlimit, Signal};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::os::{Forked, fork};
+
 /// The signals that end a run: they are forwarded to the sandbox, and the run is cleaned up.
 const END_SIGNALS: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
@@ -146,26 +148,6 @@ fn signal_event(number: i32) -> io::Result<Option<SignalEvent>> {
             error => Err(error),
         },
         number => Ok(Signal::from_named_raw(number).map(SignalEvent::End)),
-    }
-}
-
-/// The side of a fork that this process is on.
-#[derive(Debug)]
-pub(super) enum Forked {
-    Parent(Pid),
-    Child,
-}
-
-/// Forks. The child must end with [`std::process::exit`] or execute a program; it must not return from the caller.
-pub(super) fn fork() -> io::Result<Forked> {
-    // SAFETY: the process has one thread, so no thread that is missing in the child can hold a lock. If there were another
-    // thread, the child could hang on such a lock until its parent's death kills it.
-    match unsafe { libc::fork() } {
-        0 => Ok(Forked::Child),
-        pid => match Pid::from_raw(pid) {
-            Some(pid) if pid.as_raw_nonzero().get() > 0 => Ok(Forked::Parent(pid)),
-            _ => Err(io::Error::last_os_error()),
-        },
     }
 }
 

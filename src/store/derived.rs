@@ -1,4 +1,5 @@
-//! Files derived from a layer's blob: its index, and its seekable form if the blob cannot be decoded from the middle.
+//! Files derived from blobs: the index of a layer, its seekable form if the blob cannot be decoded from the middle, and the tree
+//! image of an image's layers.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -8,12 +9,14 @@ use super::Store;
 use super::dir::TempFile;
 use super::error::StoreError;
 use super::layout::Subdir;
-use crate::image::LayerDigest;
+use crate::image::{LayerDigest, TreeKey};
 
 /// File name suffix of a layer's index, in `indexes`.
 pub(super) const INDEX_SUFFIX: &str = ".idx";
 /// File name suffix of a layer's seekable form, in `seekable`.
 pub(super) const SEEKABLE_SUFFIX: &str = ".spans";
+/// File name suffix of a tree image, in `trees`.
+pub(super) const TREE_SUFFIX: &str = ".erofs";
 
 impl Store {
     /// The path of a layer's index, whether or not it exists. Used only in messages.
@@ -52,6 +55,21 @@ impl Store {
     /// Removes the seekable form of a layer. Returns whether it existed.
     pub fn remove_seekable(&self, layer: &LayerDigest) -> Result<bool, StoreError> {
         self.remove_derived(Subdir::Seekable, &(layer.hex() + SEEKABLE_SUFFIX))
+    }
+
+    /// Creates the file for a tree image. [`Store::tree_file`] returns it once it is committed.
+    pub fn create_tree(&self, key: &TreeKey) -> Result<TempFile, StoreError> {
+        self.temp_file(self.make_subdir(Subdir::Trees)?, &(key.hex() + TREE_SUFFIX))
+    }
+
+    /// Opens a tree image; `None` if it is missing.
+    pub fn tree_file(&self, key: &TreeKey) -> Result<Option<File>, StoreError> {
+        self.derived_file(Subdir::Trees, &(key.hex() + TREE_SUFFIX))
+    }
+
+    /// Removes a tree image. Returns whether it existed.
+    pub fn remove_tree(&self, key: &TreeKey) -> Result<bool, StoreError> {
+        self.remove_derived(Subdir::Trees, &(key.hex() + TREE_SUFFIX))
     }
 
     fn derived_file(&self, subdir: Subdir, name: &str) -> Result<Option<File>, StoreError> {

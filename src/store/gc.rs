@@ -11,12 +11,12 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX};
+use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX, TREE_SUFFIX};
 use super::dir::{self, Dir};
 use super::error::StoreError;
 use super::layout::Subdir;
 use super::{ImageRecord, Store};
-use crate::image::{Digest, MANIFEST_MAX, ManifestDigest, Name};
+use crate::image::{Digest, LayerDigest, MANIFEST_MAX, ManifestDigest, Name, TreeKey};
 use crate::os::AtPath as _;
 
 /// How long `gc` waits for running pulls and loads.
@@ -29,7 +29,7 @@ const PARTIAL_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct GcReport {
     /// Blobs that no image refers to.
     pub blobs: u64,
-    /// Indexes and seekable forms of layers that no image refers to.
+    /// Indexes and seekable forms of layers that no image refers to, and tree images that no image has.
     pub derived: u64,
     /// Downloads that were interrupted more than a day ago, or whose blob is in the store.
     pub partials: u64,
@@ -54,6 +54,15 @@ pub struct GcOptions {
     pub dry_run: bool,
     /// Also removes downloads that were interrupted less than a day ago.
     pub all_partials: bool,
+}
+
+/// What the images of a store need.
+#[derive(Debug, Default)]
+pub(super) struct MarkedFiles {
+    /// All blobs.
+    pub(super) blobs: HashSet<Digest>,
+    /// The names of their tree images, without the suffix.
+    pub(super) trees: HashSet<String>,
 }
 
 /// All fields of a manifest or an index that can refer to a blob.
@@ -104,8 +113,10 @@ impl Store {
         // Before `blobs`: a partial download is obsolete if its blob is in the store.
         sweep.partials(all_partials)?;
         sweep.blobs()?;
-        sweep.derived(Subdir::Indexes, INDEX_SUFFIX)?;
-        sweep.derived(Subdir::Seekable, SEEKABLE_SUFFIX)?;
+        let is_marked = |layer: &str| digest_of(layer).is_none_or(|layer| marked.blobs.contains(&layer));
+        sweep.derived(Subdir::Indexes, INDEX_SUFFIX, is_marked)?;
+        sweep.derived(Subdir::Seekable, SEEKABLE_SUFFIX, is_marked)?;
+        sweep.derived(Subdir::Trees, TREE_SUFFIX, |key| marked.trees.contains(key))?;
         sweep.locks()?;
         let mut report = sweep.report;
         if let Some(tmp) = self.subdir(Subdir::Tmp)? {
@@ -116,14 +127,14 @@ impl Store {
         Ok(report)
     }
 
-    /// Returns all blobs that `index.json` refers to, directly or through manifests, except through the images in `without`. Adds
-    /// missing manifests to `missing`.
+    /// Returns the files of all images that `index.json` refers to, directly or through manifests, except those of the images in
+    /// `without`. Adds missing manifests to `missing`.
     pub(super) fn mark(
         &self,
         without: &[(Name, ManifestDigest)],
         missing: &mut Vec<Digest>,
-    ) -> Result<HashSet<Digest>, StoreError> {
-        let mut marked = HashSet::new();
+    ) -> Result<MarkedFiles, StoreError> {
+        let MarkedFiles { blobs: mut marked, mut trees } = MarkedFiles::default();
         // The flag is true for a manifest that `index.json` lists, which should be in the store.
         let mut pending: Vec<(BlobReference, bool)> = Vec::new();
         for entry in self.entries()? {
@@ -154,20 +165,24 @@ impl Store {
             let path = self.blob_path(&digest);
             let references: BlobReferences =
                 serde_json::from_slice(&bytes).map_err(|source| StoreError::Json { path, source })?;
+            if let Some(layers) = &references.layers {
+                let layers = layers.iter().filter_map(|layer| layer.digest.parse().ok());
+                trees.insert(TreeKey::of(layers.map(LayerDigest::new)).hex());
+            }
             let lists = [references.layers, references.blobs].into_iter().flatten().flatten();
             let blobs = references.config.into_iter().chain(lists);
             marked.extend(blobs.filter_map(|blob| blob.digest.parse::<Digest>().ok()));
             let manifests = references.manifests.into_iter().flatten().chain(references.subject);
             pending.extend(manifests.map(|manifest| (manifest, false)));
         }
-        Ok(marked)
+        Ok(MarkedFiles { blobs: marked, trees })
     }
 }
 
 /// Removes everything that is not marked.
 struct GcSweep<'a> {
     store: &'a Store,
-    marked: &'a HashSet<Digest>,
+    marked: &'a MarkedFiles,
     dry_run: bool,
     report: GcReport,
 }
@@ -176,7 +191,7 @@ impl GcSweep<'_> {
     fn blobs(&mut self) -> Result<(), StoreError> {
         let Some(blobs) = self.store.blobs()? else { return Ok(()) };
         for name in blobs.names()? {
-            let Some(digest) = digest_of(&name).filter(|digest| !self.marked.contains(digest)) else {
+            let Some(digest) = digest_of(&name).filter(|digest| !self.marked.blobs.contains(digest)) else {
                 continue;
             };
             let Some(_lock) = self.store.try_lock_blob(&digest)? else { continue };
@@ -185,11 +200,16 @@ impl GcSweep<'_> {
         self.finish(&blobs)
     }
 
-    fn derived(&mut self, subdir: Subdir, suffix: &str) -> Result<(), StoreError> {
+    /// Removes derived files. `is_marked` is called with each name without its suffix.
+    fn derived(
+        &mut self,
+        subdir: Subdir,
+        suffix: &str,
+        is_marked: impl Fn(&str) -> bool,
+    ) -> Result<(), StoreError> {
         let Some(dir) = self.store.subdir(subdir)? else { return Ok(()) };
         for name in dir.names()? {
-            let Some(layer) = name.strip_suffix(suffix).and_then(digest_of) else { continue };
-            if !self.marked.contains(&layer) {
+            if name.strip_suffix(suffix).is_some_and(|name| !is_marked(name)) {
                 self.report.derived += self.remove(&dir, &name)?;
             }
         }

@@ -39,6 +39,7 @@ pub(super) const FILE_MODE: u32 = 0o644;
 pub(super) enum Subdir {
     Indexes,
     Seekable,
+    Trees,
     Partial,
     Tmp,
     Locks,
@@ -49,6 +50,7 @@ impl Subdir {
         match self {
             Self::Indexes => "indexes",
             Self::Seekable => "seekable",
+            Self::Trees => "trees",
             Self::Partial => "partial",
             Self::Tmp => "tmp",
             Self::Locks => "locks",
@@ -58,7 +60,7 @@ impl Subdir {
     fn mode(self) -> u32 {
         match self {
             Self::Indexes | Self::Seekable => DIR_MODE,
-            Self::Partial | Self::Tmp | Self::Locks => 0o700,
+            Self::Trees | Self::Partial | Self::Tmp | Self::Locks => 0o700,
         }
     }
 }

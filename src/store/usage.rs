@@ -28,7 +28,8 @@ impl Store {
     ///
     /// Takes no lock: while a pull runs, the blobs that it has stored count as unreferenced.
     pub fn usage(&self) -> Result<StoreUsage, StoreError> {
-        let mut usage = StoreUsage { referenced: self.mark(&[], &mut Vec::new())?, ..StoreUsage::default() };
+        let mut usage =
+            StoreUsage { referenced: self.mark(&[], &mut Vec::new())?.blobs, ..StoreUsage::default() };
         if let Some(dir) = self.blobs()? {
             each_file(&dir, |name, size| {
                 usage.blobs.extend(digest_of(name).map(|digest| (digest, size)));

@@ -8,29 +8,23 @@
 //! Before that, the guardian asks the daemon for a sign of life: a process that waits for a hanging daemon may be unkillable, and
 //! the process that becomes isolate has to stay killable. If the daemon hangs, that process fails, and the guardian waits alone.
 
-#![expect(
-    unsafe_code,
-    reason = "the guardian closes inherited descriptors by number, since nothing in it owns them"
-)]
-
 use std::fs;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::{Mode, OFlags, Timespec};
+use rustix::fs::Timespec;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
-use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid};
+use rustix::process::{Pid, PidfdFlags, Signal};
 
-use super::control_groups::leave_control_groups;
 use super::{Caller, ShimError};
+use crate::os::{Forked, close_all_but, detach_from_caller, fork, leave_control_groups};
 use crate::roots::{PrivateRoot, RootLease, RootWatch, Roots, processes_with_mount};
 use crate::sandbox::box_lock::BoxLock;
-use crate::sandbox::process::{Forked, fork};
 
 /// How long to wait for the root to die before its processes are first checked. Usually isolate's namespace is gone by then.
 const FIRST_WAIT: Duration = Duration::from_millis(20);
@@ -44,8 +38,6 @@ const DAEMON_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWERED: u8 = b'a';
 /// The guardian's report that the caller cannot reach it any more.
 const DETACHED: u8 = b'd';
-/// Limit of open files. Removing a tree needs a bounded number of descriptors.
-const FILES_MAX: u64 = 1024;
 
 /// The handle of the guardian for the process that becomes isolate.
 #[derive(Debug)]
@@ -99,7 +91,7 @@ impl Guardian {
                     // First of all: while the daemon hangs, no pipe of the caller may stay open.
                     close_all_but(&kept)?;
                     ask_daemon(call.mountpoint, &report)?;
-                    detach_from_caller()?;
+                    detach_from_caller(c"rcx-guardian")?;
                     send(&report, DETACHED)
                 });
                 if detached.is_some() {
@@ -235,54 +227,6 @@ fn wait_for_end(processes: &[BorrowedFd<'_>]) {
     while !matches!(rustix::event::poll(&mut ended, None), Ok(1..)) {
         std::thread::sleep(FIRST_WAIT);
     }
-}
-
-/// Drops everything inherited from the caller besides descriptors, so that the caller cannot reach this process.
-fn detach_from_caller() -> io::Result<()> {
-    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
-    rustix::thread::set_thread_groups(&[])?;
-    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
-    rustix::process::setsid()?;
-    let _ = rustix::thread::set_name(c"rcx-guardian");
-    rustix::process::chdir("/")?;
-    let unlimited = Rlimit { current: None, maximum: None };
-    let files = Rlimit { current: Some(FILES_MAX), maximum: Some(FILES_MAX) };
-    for (resource, limit) in [
-        (Resource::Cpu, unlimited),
-        (Resource::Fsize, unlimited),
-        (Resource::Data, unlimited),
-        (Resource::As, unlimited),
-        (Resource::Nofile, files),
-    ] {
-        // Fails without CAP_SYS_RESOURCE; the limit is then unchanged.
-        let _ = rustix::process::setrlimit(resource, limit);
-    }
-    let _ = rustix::process::setpriority_process(None, 0);
-    Ok(())
-}
-
-/// Closes every descriptor except `kept`, and redirects the three standard streams to `/dev/null`.
-fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&null)?;
-    drop(null);
-    let mut kept: Vec<u32> = kept.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
-    kept.sort_unstable();
-    let mut first = 3;
-    for fd in kept.into_iter().chain([u32::MAX]) {
-        if fd > first {
-            // SAFETY: close_range(2) touches no memory. The owners of these descriptors are in stack frames that this process
-            // never returns to, so no descriptor is used or closed again after its number was reused.
-            let result = unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) };
-            if result != 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        first = fd.saturating_add(1).max(first);
-    }
-    Ok(())
 }
 
 /// Kills a process if it has the root mounted.

@@ -18,7 +18,6 @@
 
 mod caller;
 mod choice;
-mod control_groups;
 mod exec;
 mod guardian;
 mod host_commands;

@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ShimError;
 use crate::daemon::{AccountedImage, RunAccount};
-use crate::sandbox::process::{Forked, HeldSignals, end_by_signal, fork, wait_for};
+use crate::os::{Forked, fork};
+use crate::sandbox::process::{HeldSignals, end_by_signal, wait_for};
 
 /// How long the child may take to execute isolate. It takes milliseconds, or some seconds if the disk is slow.
 const START_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,20 +1,23 @@
-//! Moves the guardian out of the control groups of its caller.
+//! Moves a process that outlives its caller out of the caller's control groups.
 //!
 //! Workers and service managers end a job by its control group: `cgroup.kill` and `cgroup.freeze` of version 2, the freezer of
-//! version 1. The guardian has to remove the root afterwards. So it moves to a group of its own in version 2, and to the top of
-//! each hierarchy of version 1, which nobody freezes.
+//! version 1. The process has work to do afterwards. So it moves to a group of its own in version 2, and to the top of each
+//! hierarchy of version 1, which nobody freezes.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The group of all guardians, at the top of the hierarchy of version 2. It limits nothing.
+/// The group of all such processes, at the top of the hierarchy of version 2. It limits nothing.
 const GROUP: &str = "rcx-imagefs";
 /// The file that a process writes to move itself.
 const PROCESSES: &str = "cgroup.procs";
 
 /// Leaves the control groups of the caller, as far as the host permits. In a container, the top is usually the container's.
-pub(super) fn leave_control_groups() -> io::Result<()> {
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn leave_control_groups() -> io::Result<()> {
     let groups = fs::read_to_string("/proc/self/cgroup")?;
     // Most hosts with version 1 have many hierarchies, of which most processes use few.
     if groups.lines().all(|line| line.ends_with(":/")) {

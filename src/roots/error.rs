@@ -8,7 +8,7 @@ use rustix::process::Pid;
 
 use super::RootId;
 use crate::error::ErrorCode;
-use crate::image::ManifestDigest;
+use crate::image::{LayerDigest, ManifestDigest};
 use crate::os::PathError;
 use crate::pipeline::PipelineError;
 use crate::store::StoreError;
@@ -25,7 +25,7 @@ pub enum RootsError {
     )]
     Id(String),
     /// The engine does not exist.
-    #[error("engine `{0}` does not exist: expected `fuse`, `overlay2` or `unpack`")]
+    #[error("engine `{0}` does not exist: expected `erofs`, `fuse`, `overlay2` or `unpack`")]
     Engine(String),
     /// The width of inode numbers is not supported.
     #[error("inode numbers `{0}` are not supported: expected `64bit` or `32bit`")]
@@ -57,6 +57,9 @@ pub enum RootsError {
         /// Why the directory cannot be used.
         reason: String,
     },
+    /// A layer of an image is not a file, and no daemon serves it.
+    #[error("layer {0} is not decoded in the store, and no daemon serves it")]
+    NoLayer(LayerDigest),
     /// The mountpoint shows another filesystem.
     #[error("{} is not a mount of rcx-imagefs", .0.display())]
     NotTheMount(PathBuf),
@@ -235,7 +238,7 @@ impl RootsError {
             Self::Io(error) => error.code(),
             Self::Untrusted { .. } => ErrorCode::Untrusted,
             Self::NotTheMount(_) => ErrorCode::Mountpoint,
-            Self::DeadMount { .. } => ErrorCode::NoDaemon,
+            Self::DeadMount { .. } | Self::NoLayer(_) => ErrorCode::NoDaemon,
             Self::NoImage { .. } | Self::NotAnImage { .. } => ErrorCode::NoImage,
             Self::Image { .. } | Self::ImageFile { .. } => ErrorCode::Io,
             Self::NoFilesystem(..) => ErrorCode::Kernel,
@@ -269,6 +272,7 @@ impl RootsError {
             Self::DeadMount { .. } => {
                 Some("start the daemon again: `rcx-imagefs mount DIR` replaces the dead mount")
             }
+            Self::NoLayer(_) => Some("start a daemon with `rcx-imagefs mount DIR`"),
             Self::Image { .. } | Self::ImageFile { .. } => {
                 Some("`rcx-imagefs status` shows why the image cannot be read")
             }

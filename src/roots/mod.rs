@@ -25,11 +25,13 @@
 //! | `mounts` | the filesystems of one root: mount options, system calls, quotas, the image below |
 //! | `homes` | directories and locks on disk: leased and named roots, listing, sweeping |
 //! | `layers` | the unpacked layers of the overlay2 engine |
+//! | `trees` | the mounts of the erofs engine, shared by all roots of an image |
 
 mod error;
 mod homes;
 mod layers;
 mod mounts;
+mod trees;
 mod trusted;
 
 use std::fmt;
@@ -47,6 +49,7 @@ pub use mounts::{
     Injection, InodeWidth, Lower, OverlayCalls, PrivateRoot, RootWatch, Upper, enter_private_namespace,
     loaded_filesystems, mount_terminals, mount_tree_image, try_erofs_file, try_filesystem, try_overlay,
 };
+pub use trees::{HeldTree, TreeMounts};
 pub(crate) use trusted::open_trusted;
 
 /// The name of a root: 1 to 64 characters of `a-z`, `0-9`, `.`, `_` and `-`, the first a letter or digit.
@@ -91,6 +94,9 @@ pub enum Engine {
     /// A directory of the FUSE mount. Needs the daemon, and no disk space besides the blobs.
     #[default]
     Fuse,
+    /// An EROFS of the image's tree image, which all roots of the image share. The kernel reads the bytes of files from the decoded
+    /// layers: files in the store, or served by the daemon. Needs Linux 6.12.
+    Erofs,
     /// The image's layers, unpacked once into directories that images share, and merged by the kernel's overlayfs. Needs no
     /// daemon.
     Overlay2,
@@ -108,6 +114,7 @@ impl FromStr for Engine {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "fuse" => Ok(Self::Fuse),
+            "erofs" => Ok(Self::Erofs),
             "overlay2" => Ok(Self::Overlay2),
             "unpack" => Ok(Self::Unpack),
             _ => Err(RootsError::Engine(text.to_owned())),
@@ -119,6 +126,7 @@ impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fuse => f.write_str("fuse"),
+            Self::Erofs => f.write_str("erofs"),
             Self::Overlay2 => f.write_str("overlay2"),
             Self::Unpack => f.write_str("unpack"),
         }

@@ -109,7 +109,9 @@ impl RootLease {
             calls: self.calls,
             injection,
         })?;
-        PrivateRoot::attach(overlay, source, self.dirs.private_root())
+        let root = PrivateRoot::attach(overlay, source, self.dirs.private_root())?;
+        image.keep_for(root.fd());
+        Ok(root)
     }
 
     /// Returns whether the kernel still uses the root's overlay. Returns false for a root without files on disk, where this is

@@ -131,7 +131,7 @@ impl Roots {
         if !is_new && dirs.is_mounted(&id)? {
             return Err(RootsError::Exists(id.clone()));
         }
-        overlay.attach(&id.source(), &path)?;
+        image.keep_for(overlay.attach(&id.source(), &path)?.as_fd());
         unfinished.finish();
         self.describe(id)
     }

@@ -29,6 +29,9 @@ pub(super) struct RootRecord {
     /// The names of the layer directories that the root uses.
     #[serde(default)]
     pub(super) layers: Vec<String>,
+    /// The mount of the daemon that serves layers to the root: [`Lower::layers_mount`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) layers_mount: Option<u64>,
     upper: String,
     /// Unix time in seconds.
     created: u64,
@@ -42,6 +45,7 @@ impl RootRecord {
             image: image.resolved_name().to_owned(),
             engine,
             layers: image.layer_directories(),
+            layers_mount: image.layers_mount(),
             upper: upper.to_string(),
             created: now,
         }

@@ -14,6 +14,7 @@ use super::record::RootRecord;
 use super::{NAMED, Roots, processes};
 use crate::os::{AtPath as _, NamedLock, PathError};
 use crate::roots::mounts::{OPEN_DIRECTORY, mount};
+use crate::roots::trees::{LAYERS, layers_mount};
 use crate::roots::{Engine, RootId, RootsError, Upper};
 
 /// The state of a root.
@@ -82,9 +83,15 @@ impl Roots {
     pub(super) fn describe(&self, id: RootId) -> Result<RootInfo, RootsError> {
         let homes = self.dirs.homes.fd();
         let record = RootRecord::read(homes, &id);
-        let is_fuse = record.as_ref().is_some_and(|record| record.engine == Engine::Fuse);
+        let has_lost_daemon = || match &record {
+            Some(RootRecord { engine: Engine::Fuse, .. }) => self.dirs.has_lost_daemon(&id),
+            Some(RootRecord { layers_mount: Some(mount), .. }) => {
+                Ok(layers_mount(&self.dirs.run_dir.join(LAYERS))? != Some(*mount))
+            }
+            _ => Ok(false),
+        };
         let state = if self.dirs.is_mounted(&id)? {
-            if is_fuse && self.dirs.has_lost_daemon(&id)? { RootState::Dead } else { RootState::Mounted }
+            if has_lost_daemon()? { RootState::Dead } else { RootState::Mounted }
         } else if self.dirs.homes.is_locked(&id)? {
             RootState::Leased
         } else {

@@ -39,14 +39,16 @@ pub(crate) fn make_overlay(parts: &RootParts<'_>) -> Result<UnattachedOverlay, R
         None => None,
     };
     let has_upper = *upper != Upper::None;
-    let prepare = |directory: BorrowedFd<'_>, path: &Path, tmpfs| {
+    let tree = image.unattached()?;
+    let prepare = |directory: BorrowedFd<'_>, path: &Path, tmpfs: Option<OwnedFd>| {
         if has_upper {
             upper_dirs::make(directory, image.stat()).at("make the upper in", path)?;
         }
         let skeleton = skeleton::make(directory, image.stat(), etc.as_ref());
         let skeleton = skeleton.at("make the skeleton in", path)?;
         // The skeleton is above the image: it hides what the image has in its place.
-        let parts = OverlayParts { lowers: std::iter::once(skeleton).chain(image_layers).collect(), tmpfs };
+        let lowers = std::iter::once(skeleton).chain(image_layers).collect();
+        let parts = OverlayParts { lowers, unattached: tmpfs.into_iter().chain(tree).collect() };
         unattached::overlay(source, parts, has_upper.then_some(directory), inodes, calls)
     };
     let limit = match (upper, home) {

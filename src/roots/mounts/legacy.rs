@@ -4,8 +4,8 @@
 //! mount(2) takes a page of options. The layers are named by their descriptor numbers alone, relative to `/proc/self/fd`, so
 //! that several hundred layers fit.
 //!
-//! Before Linux 6.15, the kernel also refuses layers in a filesystem that is not attached. So a tmpfs is attached at the place of
-//! the overlay meanwhile.
+//! Before Linux 6.15, the kernel also refuses layers in a filesystem that is not attached. So a tmpfs or a tree image is attached at
+//! the place of the overlay meanwhile.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -28,8 +28,8 @@ const OPTIONS_MAX: usize = 4095;
 pub(super) struct OverlayParts {
     /// The layers, topmost first.
     pub(super) lowers: Vec<OwnedFd>,
-    /// A detached tmpfs that contains the upper or a layer.
-    pub(super) tmpfs: Option<OwnedFd>,
+    /// The detached filesystems that contain the upper or layers.
+    pub(super) unattached: Vec<OwnedFd>,
 }
 
 /// An overlay that will be made when it is attached.
@@ -39,28 +39,38 @@ pub(crate) struct LegacyOverlay {
     lowers: Vec<OwnedFd>,
     /// The directory with the subdirectories `upper` and `work`; `None` for a read-only overlay.
     writable: Option<OwnedFd>,
-    /// A detached tmpfs that contains some of the above.
-    tmpfs: Option<OwnedFd>,
+    /// The detached filesystems that contain some of the above.
+    unattached: Vec<OwnedFd>,
     inodes: InodeWidth,
 }
 
 impl LegacyOverlay {
     pub(super) fn new(parts: OverlayParts, writable: Option<OwnedFd>, inodes: InodeWidth) -> Self {
-        Self { lowers: parts.lowers, writable, tmpfs: parts.tmpfs, inodes }
+        Self { lowers: parts.lowers, writable, unattached: parts.unattached, inodes }
     }
 
     /// Mounts the overlay at `path` and returns its root directory. The path must be absolute.
     pub(super) fn attach(self, source: &str, path: &Path) -> Result<OwnedFd, RootsError> {
         let action = format!("mount overlay {source} at {}", path.display());
         let failed = |step, errno| refused(&action, step, None, errno);
-        let Some(tmpfs) = &self.tmpfs else {
+        if self.unattached.is_empty() {
             self.mount(source, path).map_err(|(step, errno)| failed(step, errno))?;
             return rustix::fs::open(path, OPEN_LAYER | OFlags::NOFOLLOW, Mode::empty())
                 .map_err(|errno| failed("open", errno));
+        }
+        let mut attached = 0;
+        let mut attach_all = || -> Result<(), RootsError> {
+            for filesystem in &self.unattached {
+                attach(filesystem, source, path)?;
+                attached += 1;
+            }
+            Ok(())
         };
-        attach(tmpfs, source, path)?;
-        let overlay = self.mount(source, path).and_then(|()| take(path));
-        unmount(path, true).map_err(|errno| failed("umount2", errno))?;
+        let overlay = attach_all().map(|()| self.mount(source, path).and_then(|()| take(path)));
+        for _ in 0..attached {
+            unmount(path, true).map_err(|errno| failed("umount2", errno))?;
+        }
+        let overlay = overlay?;
         let overlay = overlay.map_err(|(step, errno)| failed(step, errno))?;
         attach(&overlay, source, path)?;
         Ok(overlay)

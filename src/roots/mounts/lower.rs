@@ -14,6 +14,7 @@ use crate::fs::{DecodedIno, Ino};
 use crate::os::{AtPath as _, PathError, retry_again};
 use crate::pipeline::OpenImage;
 use crate::roots::RootsError;
+use crate::roots::trees::HeldTree;
 use crate::tree::NodeId;
 use crate::unpack::{self, UnpackOptions, UnpackPlan};
 
@@ -27,8 +28,10 @@ const FUSE_MAGIC: u32 = 0x6573_5546;
 pub struct Lower {
     /// `NAME@DIGEST`.
     name: String,
-    /// Topmost first; empty until the image is copied.
+    /// Topmost first; empty until the image is copied, and for a tree image.
     directories: Vec<LowerDir>,
+    /// The mount of the image's tree image.
+    tree: Option<HeldTree>,
     /// The image to copy into the home of each root.
     to_copy: Option<Arc<OpenImage>>,
     /// The locked layer directories. They are removed only by a process that can lock them exclusively.
@@ -78,7 +81,7 @@ impl Lower {
             (Some(DecodedIno::Image { node, .. }), Some(resolved_name)) if node == NodeId::ROOT.get() => {
                 let name = resolved_name.to_owned();
                 let directories = vec![LowerDir { fd, path, stat }];
-                Ok(Self { name, directories, to_copy: None, locks: Vec::new() })
+                Ok(Self { name, directories, tree: None, to_copy: None, locks: Vec::new() })
             }
             _ => Err(not_an_image()),
         }
@@ -90,6 +93,7 @@ impl Lower {
         Self {
             name: name.to_owned(),
             directories: Vec::new(),
+            tree: None,
             to_copy: Some(Arc::new(image)),
             locks: Vec::new(),
         }
@@ -108,7 +112,32 @@ impl Lower {
             opened.push(LowerDir { fd, path, stat });
             locks.push(lock);
         }
-        Ok(Self { name: name.to_owned(), directories: opened, to_copy: None, locks })
+        Ok(Self { name: name.to_owned(), directories: opened, tree: None, to_copy: None, locks })
+    }
+
+    /// Returns the image in a mount of its tree image.
+    #[must_use]
+    pub fn in_tree(tree: HeldTree, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            directories: Vec::new(),
+            tree: Some(tree),
+            to_copy: None,
+            locks: Vec::new(),
+        }
+    }
+
+    /// Returns the mount of the daemon that serves layers of the image; `None` if no daemon does, or it serves the image as a
+    /// directory.
+    pub(crate) fn layers_mount(&self) -> Option<u64> {
+        self.tree.as_ref().and_then(HeldTree::layers)
+    }
+
+    /// Keeps the image mounted as long as a root exists. `root` is the root directory of its overlay.
+    pub(crate) fn keep_for(&self, root: BorrowedFd<'_>) {
+        if let Some(tree) = &self.tree {
+            tree.keep_for(root);
+        }
     }
 
     /// Returns whether the image is copied into each root. A root then needs a home on disk.
@@ -153,12 +182,24 @@ impl Lower {
 
     /// Returns the attributes of the image's root directory. The image must not need a copy.
     pub(super) fn stat(&self) -> &Stat {
-        &self.directories[0].stat
+        match &self.tree {
+            Some(tree) => tree.stat(),
+            None => &self.directories[0].stat,
+        }
+    }
+
+    /// Returns the filesystem that the kernel, before Linux 6.15, takes as a layer only while it is attached.
+    pub(super) fn unattached(&self) -> Result<Option<OwnedFd>, PathError> {
+        let tree = self.tree.as_ref().map(|tree| tree.directory().try_clone_to_owned());
+        tree.transpose().at("open", Path::new(&self.name))
     }
 
     /// Opens the directories again in the mount namespace of the calling thread: older kernels refuse layers that
     /// were opened in another namespace.
     pub(super) fn reopen(&self) -> Result<Vec<OwnedFd>, RootsError> {
+        if let Some(tree) = self.unattached()? {
+            return Ok(vec![tree]);
+        }
         let reopen = |directory: &LowerDir| reopen(&directory.path, directory.fd.as_fd());
         Ok(self.directories.iter().map(reopen).collect::<Result<_, _>>()?)
     }

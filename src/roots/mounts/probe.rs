@@ -54,7 +54,7 @@ pub fn try_overlay(inodes: InodeWidth) -> Result<(), RootsError> {
     let home = make(scratch.as_fd(), "home")?;
     make(home.as_fd(), "upper")?;
     make(home.as_fd(), "work")?;
-    let parts = OverlayParts { lowers: vec![upper_lower, lower], tmpfs: Some(scratch) };
+    let parts = OverlayParts { lowers: vec![upper_lower, lower], unattached: vec![scratch] };
     match overlay(SOURCE, parts, Some(home.as_fd()), inodes, OverlayCalls::Newest)? {
         UnattachedOverlay::Detached(_) => Ok(()),
         // Made when it is attached: in a mount namespace that disappears with the thread.

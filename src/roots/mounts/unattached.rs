@@ -49,9 +49,9 @@ pub(super) fn overlay(
     if calls == OverlayCalls::Newest {
         let lowers: Vec<_> = parts.lowers.iter().map(OwnedFd::as_fd).collect();
         match detached_overlay(source, &lowers, writable, inodes) {
-            // Linux before 6.8 does not know `lowerdir+`, and Linux before 6.15 refuses a detached tmpfs.
+            // Linux before 6.8 does not know `lowerdir+`, and Linux before 6.15 refuses filesystems that are not attached.
             Err(RootsError::Mount { step: "lowerdir+", .. }) => {}
-            Err(RootsError::Mount { step: "fsconfig", .. }) if parts.tmpfs.is_some() => {}
+            Err(RootsError::Mount { step: "fsconfig", .. }) if !parts.unattached.is_empty() => {}
             result => return result.map(UnattachedOverlay::Detached),
         }
     }

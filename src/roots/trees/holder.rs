@@ -1,0 +1,237 @@
+//! The holder: a process that keeps the superblock of one image, and gives a clone of its mount to each root.
+//!
+//! It belongs to no caller: a root may be made by the stand-in for isolate, whose caller may end or be stopped at any moment. The
+//! mount is attached in a mount namespace of its own, because before Linux 6.15 the kernel clones only attached mounts. The
+//! kernel itself says when a root has ended: a watch of the root's directory reports `IN_UNMOUNT`.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::fs::{AtFlags, Timespec};
+use rustix::io::Errno;
+use rustix::mount::OpenTreeFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::WaitOptions;
+
+use super::{TreeMounts, wire};
+use crate::os::{
+    AtPath as _, Forked, PathError, close_all_but, detach_from_caller, end_now, fork, leave_control_groups,
+};
+use crate::roots::RootsError;
+use crate::roots::mounts::{enter_private_namespace, mount};
+
+/// The most connections at a time. Each is open until its root is made.
+const CONNECTIONS_MAX: usize = 256;
+/// The report of a holder that is ready. Any other report is an error message.
+const READY: &[u8] = b"ready";
+/// How long to wait before another attempt to end.
+const PAUSE: Duration = Duration::from_secs(1);
+
+pub(super) struct Holder<'a> {
+    trees: &'a TreeMounts,
+    name: &'a str,
+    mount: OwnedFd,
+    listener: OwnedFd,
+    /// Watches the directory of the socket, and the roots.
+    queue: OwnedFd,
+    /// The watch of the directory of the socket.
+    directory_watch: i32,
+    connections: Vec<OwnedFd>,
+    roots: usize,
+}
+
+impl<'a> Holder<'a> {
+    /// Starts a process that holds `mount`, and returns when it listens. The caller has the lock of the name, and knows that no
+    /// process listens at it. This process must have one thread.
+    pub(super) fn start(trees: &'a TreeMounts, name: &'a str, mount: OwnedFd) -> Result<(), RootsError> {
+        let path = trees.path.join(name);
+        let failed = |error: io::Error| PathError::new("start the holder of", &path, error);
+        let listener = listen(trees.dir.as_fd(), name).at("listen at", &path)?;
+        let (reports, report) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+        match fork().map_err(failed)? {
+            Forked::Parent(child) => {
+                drop(report);
+                let wait = || rustix::process::waitpid(Some(child), WaitOptions::empty());
+                rustix::io::retry_on_intr(wait).map_err(|errno| failed(errno.into()))?;
+                let mut text = Vec::new();
+                File::from(reports).read_to_end(&mut text).map_err(failed)?;
+                match text.as_slice() {
+                    READY => Ok(()),
+                    b"" => Err(failed(io::Error::other("the process has ended")).into()),
+                    message => Err(failed(io::Error::other(String::from_utf8_lossy(message))).into()),
+                }
+            }
+            // The child of a child that has ended belongs to the host's first process.
+            Forked::Child => match fork() {
+                Ok(Forked::Child) => {
+                    let holder = || Self::prepare(trees, name, mount, listener, &report);
+                    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(holder)) {
+                        Ok(Ok(holder)) => {
+                            let mut report = File::from(report);
+                            let _ = report.write_all(READY);
+                            drop(report);
+                            let run = std::panic::AssertUnwindSafe(|| holder.run());
+                            let _ = std::panic::catch_unwind(run);
+                        }
+                        Ok(Err(error)) => {
+                            let _ = File::from(report).write_all(error.to_string().as_bytes());
+                        }
+                        Err(_) => {}
+                    }
+                    end_now(0)
+                }
+                _ => end_now(0),
+            },
+        }
+    }
+
+    /// Leaves the caller, and attaches the mount.
+    fn prepare(
+        trees: &'a TreeMounts,
+        name: &'a str,
+        mount: OwnedFd,
+        listener: OwnedFd,
+        report: &OwnedFd,
+    ) -> io::Result<Self> {
+        let kept = [trees.dir.as_raw_fd(), mount.as_raw_fd(), listener.as_raw_fd(), report.as_raw_fd()];
+        close_all_but(&kept)?;
+        detach_from_caller(c"rcx-tree")?;
+        // In a group that the caller cannot leave, the holder ends with the caller. The next root starts another one.
+        let _ = leave_control_groups();
+        enter_private_namespace().map_err(io::Error::other)?;
+        mount::attach(&mount, "rcx-imagefs", &trees.path).map_err(io::Error::other)?;
+        let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        let directory = format!("/proc/self/fd/{}", trees.dir.as_raw_fd());
+        let events = WatchFlags::DELETE | WatchFlags::DELETE_SELF;
+        let directory_watch = inotify::add_watch(&queue, directory, events)?;
+        Ok(Self { trees, name, mount, listener, queue, directory_watch, connections: Vec::new(), roots: 0 })
+    }
+
+    /// Answers until the image has had no root for a while, or the socket is removed.
+    fn run(mut self) {
+        let mut idle_since = Instant::now();
+        loop {
+            let is_busy = self.roots > 0 || !self.connections.is_empty();
+            if is_busy {
+                idle_since = Instant::now();
+            }
+            let remaining = self.trees.idle.saturating_sub(idle_since.elapsed());
+            let timeout = (!is_busy).then_some(remaining).and_then(|wait| Timespec::try_from(wait).ok());
+            let mut fds: Vec<_> = [&self.queue, &self.listener]
+                .into_iter()
+                .chain(&self.connections)
+                .map(|fd| PollFd::new(fd, PollFlags::IN))
+                .collect();
+            match rustix::event::poll(&mut fds, timeout.as_ref()) {
+                Ok(0) => {
+                    if self.end() {
+                        return;
+                    }
+                    // Another process is about to use the superblock.
+                    std::thread::sleep(PAUSE.min(self.trees.idle));
+                    continue;
+                }
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(_) => return,
+            }
+            let is_ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            drop(fds);
+            if is_ready[0] && !self.read_events() {
+                return;
+            }
+            let mut ready = is_ready[2..].iter();
+            let connections = std::mem::take(&mut self.connections);
+            for connection in connections {
+                match ready.next() {
+                    Some(true) => self.add_root(connection.as_fd()),
+                    _ => self.connections.push(connection),
+                }
+            }
+            if is_ready[1] {
+                self.accept();
+            }
+        }
+    }
+
+    /// Accepts a connection and sends it a mount.
+    fn accept(&mut self) -> bool {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let Ok(connection) = rustix::net::accept_with(&self.listener, flags) else { return false };
+        // Only root can reach the socket.
+        let is_root = rustix::net::sockopt::socket_peercred(&connection).is_ok_and(|peer| peer.uid.is_root());
+        if !is_root || self.connections.len() >= CONNECTIONS_MAX {
+            return false;
+        }
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let clone = rustix::mount::open_tree(&self.mount, "", flags);
+        let is_sent = clone.is_ok_and(|clone| wire::send(connection.as_fd(), clone.as_fd()).is_ok());
+        if is_sent {
+            self.connections.push(connection);
+        }
+        is_sent
+    }
+
+    /// Watches the root that a connection sends. A connection that sends none has made none.
+    fn add_root(&mut self, connection: BorrowedFd<'_>) {
+        let Ok(Some(root)) = wire::receive(connection) else { return };
+        let path = format!("/proc/self/fd/{}", root.as_raw_fd());
+        // inotify requires an event besides IN_UNMOUNT. The root directory of a filesystem is never deleted.
+        let events = WatchFlags::DELETE_SELF | WatchFlags::ONLYDIR;
+        if inotify::add_watch(&self.queue, path, events).is_ok() {
+            self.roots += 1;
+        }
+    }
+
+    /// Reads the events of the watches. Returns false if the socket is not that of this process any more.
+    fn read_events(&mut self) -> bool {
+        // Large enough for an event with the longest name.
+        let mut buffer = [MaybeUninit::uninit(); 1024];
+        let mut reader = Reader::new(&self.queue, &mut buffer);
+        let mut is_changed = false;
+        while let Ok(event) = reader.next() {
+            if event.wd() == self.directory_watch {
+                is_changed = true;
+            } else if event.events().contains(ReadFlags::UNMOUNT) {
+                self.roots = self.roots.saturating_sub(1);
+            }
+        }
+        !is_changed || self.is_listed()
+    }
+
+    /// Whether the socket still has its name.
+    fn is_listed(&self) -> bool {
+        rustix::fs::statat(&self.trees.dir, self.name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Removes the socket unless another process is about to use it. Returns whether this process may end.
+    fn end(&mut self) -> bool {
+        let Ok(Some(lock)) = self.trees.lock(self.name, Duration::ZERO) else { return false };
+        if self.accept() {
+            return false;
+        }
+        let _ = rustix::fs::unlinkat(&self.trees.dir, self.name, AtFlags::empty());
+        drop(lock);
+        true
+    }
+}
+
+/// Listens at a socket in place of a process that has ended.
+fn listen(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno),
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    rustix::net::bind(&listener, &wire::address(dir, name)?)?;
+    rustix::net::listen(&listener, 128)?;
+    Ok(listener)
+}

@@ -1,0 +1,295 @@
+//! The erofs engine: one EROFS superblock for each image and host, shared by all roots of the image.
+//!
+//! A superblock for each root would throw the page cache away with the root. So a small process, the *holder*, keeps the
+//! superblock in a mount namespace of its own, and hands out clones of the mount ([`holder`]). The first root of an image
+//! starts it; it ends when the image has had no root for a while.
+//!
+//! ```text
+//! <run-dir>/trees/NAME         the socket of a holder; only root may enter the directory
+//! <run-dir>/trees/NAME.lock    held while a holder starts or ends
+//! ```
+//!
+//! NAME is made from the key of the tree image ([`TreeKey`]) and the origin of its devices. A superblock whose devices are
+//! served by a daemon is of no use once that daemon has ended, and is not found any more.
+
+mod holder;
+mod wire;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, Mode, OFlags, Stat, StatxFlags};
+use rustix::io::Errno;
+
+use self::holder::Holder;
+use self::wire::connect;
+use super::RootsError;
+use super::mounts::{OPEN_LAYER, mount_tree_image};
+use super::trusted::{check_trusted, open_trusted};
+use crate::erofs::{TreeDevice, TreeFile};
+use crate::image::{Image, TreeKey};
+use crate::os::{self, AtPath as _, NamedLock, PathError, Sharing, lock_named};
+use crate::pipeline::{self, PipelineError};
+use crate::store::Store;
+
+/// The directory of the sockets in the run directory.
+const TREES: &str = "trees";
+/// How long to wait while another process starts or ends a holder.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a holder keeps the superblock of an image without roots.
+const IDLE: Duration = Duration::from_secs(60);
+/// `STATX_MNT_ID_UNIQUE` (linux/stat.h, Linux 6.8).
+const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+/// The directory in a run directory in which the daemon serves layers.
+pub(super) const LAYERS: &str = "layers";
+/// Digits of the key in the name of a socket.
+const KEY_DIGITS: usize = 32;
+
+/// The superblocks of tree images on this host.
+#[derive(Debug)]
+pub struct TreeMounts {
+    dir: OwnedFd,
+    path: PathBuf,
+    idle: Duration,
+}
+
+/// A mount of a tree image, and the connection to its holder.
+#[derive(Debug)]
+pub struct HeldTree {
+    mount: OwnedFd,
+    stat: Stat,
+    connection: OwnedFd,
+    /// The mount of the layers that the daemon serves; `None` if all layers are files.
+    layers: Option<u64>,
+}
+
+/// Where the layers are that are no files.
+#[derive(Debug)]
+struct LazyLayers {
+    dir: OwnedFd,
+    path: PathBuf,
+    /// The number of the mount, unique since the host was started.
+    mount: u64,
+}
+
+impl TreeMounts {
+    /// Opens the directory of the sockets in a run directory; makes the directories that do not exist.
+    ///
+    /// # Errors
+    /// A directory cannot be made, or another user could change it.
+    pub fn open(run_dir: &Path) -> Result<Self, RootsError> {
+        os::make_directories(run_dir, Mode::from_raw_mode(0o755))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let run = rustix::fs::open(run_dir, flags, Mode::empty()).at("open", run_dir)?;
+        check_trusted(&run, run_dir)?;
+        let path = run_dir.join(TREES);
+        os::make_directory(&run, TREES, Mode::RWXU).at("make directory", &path)?;
+        let dir = open_trusted(run.as_fd(), TREES, &path)?;
+        // Another process may have relative paths.
+        let path = path.canonicalize().at("resolve", &path)?;
+        Ok(Self { dir, path, idle: IDLE })
+    }
+
+    /// Sets how long holders that are started from now on keep the superblock of an image without roots.
+    #[must_use]
+    pub fn with_idle(self, idle: Duration) -> Self {
+        Self { idle, ..self }
+    }
+
+    /// Returns a mount of an image if its superblock exists.
+    ///
+    /// `layers` is the directory in which a daemon serves layers, if one runs.
+    ///
+    /// # Errors
+    /// The holder does not answer.
+    pub fn existing(&self, key: &TreeKey, layers: Option<&Path>) -> Result<Option<HeldTree>, RootsError> {
+        if let Some(tree) = self.ask(&socket_name(key, None), None)? {
+            return Ok(Some(tree));
+        }
+        match layers.map(LazyLayers::open).transpose()? {
+            Some(lazy) => self.ask(&socket_name(key, Some(lazy.mount)), Some(lazy.mount)),
+            None => Ok(None),
+        }
+    }
+
+    /// Returns a mount of an image. Makes its tree image and starts its holder if they do not exist.
+    ///
+    /// # Errors
+    /// The tree image cannot be made, the kernel refuses it, or a layer is neither a file nor served by a daemon.
+    pub fn mount(&self, store: &Store, image: &Image, layers: Option<&Path>) -> Result<HeldTree, RootsError> {
+        let key = pipeline::tree_key(image);
+        if let Some(tree) = self.existing(&key, layers)? {
+            return Ok(tree);
+        }
+        let digest = image.digest();
+        let failed =
+            |source: PipelineError| RootsError::StoredImage { image: digest, source: Box::new(source) };
+        // The lease keeps `gc` from freeing the files before they are open.
+        let lease = store.lease(None)?;
+        let tree = pipeline::tree_image(store, image).map_err(failed)?;
+        let (devices, lazy) = open_devices(tree.devices(), layers)?;
+        drop(lease);
+        let lazy = lazy.map(|lazy| lazy.mount);
+        self.start(&socket_name(&key, lazy), &tree, &devices, lazy)
+    }
+
+    /// Starts a holder, unless another process has started it meanwhile. Returns a mount of it.
+    fn start(
+        &self,
+        name: &str,
+        tree: &TreeFile,
+        devices: &[File],
+        lazy: Option<u64>,
+    ) -> Result<HeldTree, RootsError> {
+        let Some(lock) = self.lock(name, START_TIMEOUT)? else {
+            let busy = io::Error::from(io::ErrorKind::TimedOut);
+            return Err(PathError::new("lock", self.path.join(lock_name(name)), busy).into());
+        };
+        if let Some(tree) = self.ask(name, lazy)? {
+            return Ok(tree);
+        }
+        let fds: Vec<_> = devices.iter().map(File::as_fd).collect();
+        let mount = mount_tree_image("rcx-imagefs", tree.file().as_fd(), &fds)?;
+        Holder::start(self, name, mount)?;
+        drop(lock);
+        let ended = || io::Error::other("the process has ended");
+        self.ask(name, lazy)?
+            .ok_or_else(|| PathError::new("ask the holder of", self.path.join(name), ended()).into())
+    }
+
+    /// Asks the holder with this name for a mount. Returns `None` if there is no such holder.
+    fn ask(&self, name: &str, layers: Option<u64>) -> Result<Option<HeldTree>, RootsError> {
+        let path = self.path.join(name);
+        let Some(connection) = connect(self.dir.as_fd(), name).at("connect to", &path)? else {
+            return Ok(None);
+        };
+        let mount = match wire::receive(connection.as_fd()) {
+            Ok(Some(mount)) => mount,
+            // The holder was about to end.
+            Ok(None) | Err(Errno::CONNRESET) => return Ok(None),
+            Err(errno) => return Err(PathError::new("ask the holder of", path, errno).into()),
+        };
+        let stat = rustix::fs::fstat(&mount).at("stat", &path)?;
+        Ok(Some(HeldTree { mount, stat, connection, layers }))
+    }
+
+    /// Takes the lock under which a holder starts or ends. Dropping it releases it.
+    fn lock(&self, name: &str, timeout: Duration) -> Result<Option<StartLock<'_>>, PathError> {
+        let (name, path) = (lock_name(name), self.path.join(lock_name(name)));
+        let open = || {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(&self.dir, &name, flags, Mode::RUSR | Mode::WUSR);
+            file.map(Some).at("open", &path)
+        };
+        let deadline = Some(Instant::now() + timeout);
+        match lock_named(self.dir.as_fd(), &path, Sharing::Exclusive, deadline, open)? {
+            NamedLock::Locked(file) => Ok(Some(StartLock { trees: self, name, file })),
+            NamedLock::Busy | NamedLock::Missing => Ok(None),
+        }
+    }
+}
+
+impl HeldTree {
+    /// The root directory of the image: a mount of its own, attached nowhere.
+    pub(super) fn directory(&self) -> BorrowedFd<'_> {
+        self.mount.as_fd()
+    }
+
+    /// The attributes of the root directory.
+    pub(super) fn stat(&self) -> &Stat {
+        &self.stat
+    }
+
+    /// The mount of the layers that a daemon serves; `None` if all layers are files.
+    pub(super) fn layers(&self) -> Option<u64> {
+        self.layers
+    }
+
+    /// Tells the holder about a root, so that it keeps the superblock as long as the root exists. `root` is the root directory
+    /// of the overlay.
+    pub(super) fn keep_for(&self, root: BorrowedFd<'_>) {
+        // Without the holder, later roots of the image have another superblock.
+        if let Err(errno) = wire::send(self.connection.as_fd(), root) {
+            tracing::debug!("cannot tell the holder of an image about a root: {errno}");
+        }
+    }
+}
+
+/// Returns the number of the mount in which a daemon serves layers; `None` if none is mounted there.
+pub(super) fn layers_mount(path: &Path) -> Result<Option<u64>, PathError> {
+    match LazyLayers::open(path) {
+        Ok(lazy) => Ok(Some(lazy.mount)),
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl LazyLayers {
+    fn open(path: &Path) -> Result<Self, PathError> {
+        let dir = rustix::fs::open(path, OPEN_LAYER, Mode::empty()).at("open", path)?;
+        // Sends no request to the daemon.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = rustix::fs::statx(&dir, "", flags, MNT_ID_UNIQUE).at("stat", path)?;
+        Ok(Self { dir, path: path.to_owned(), mount: stat.stx_mnt_id })
+    }
+}
+
+/// Opens the devices of a tree image. Also returns where those are that are no files in the store.
+fn open_devices(
+    devices: &[TreeDevice],
+    layers: Option<&Path>,
+) -> Result<(Vec<File>, Option<LazyLayers>), RootsError> {
+    let mut lazy = None;
+    let mut opened = Vec::with_capacity(devices.len());
+    for device in devices {
+        let lazy = match (&mut lazy, layers) {
+            (Some(lazy), _) => lazy,
+            (none, Some(path)) => none.insert(LazyLayers::open(path)?),
+            (None, None) => return Err(RootsError::NoLayer(device.layer)),
+        };
+        let name = device.layer.hex();
+        let path = lazy.path.join(&name);
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file: File = rustix::fs::openat(&lazy.dir, &name, flags, Mode::empty()).at("open", &path)?.into();
+        let actual = file.metadata().at("stat", &path)?.len();
+        if actual != device.size {
+            let error = io::Error::other(format!("it has {actual} bytes instead of {}", device.size));
+            return Err(PathError::new("use", path, error).into());
+        }
+        opened.push(file);
+    }
+    Ok((opened, lazy))
+}
+
+/// The name of a holder's socket.
+fn socket_name(key: &TreeKey, layers: Option<u64>) -> String {
+    let mut name = key.hex();
+    name.truncate(KEY_DIGITS);
+    match layers {
+        Some(mount) => format!("{name}-{mount:x}"),
+        None => name,
+    }
+}
+
+fn lock_name(name: &str) -> String {
+    format!("{name}.lock")
+}
+
+/// The lock under which a holder starts or ends. Its file is removed with it.
+#[derive(Debug)]
+struct StartLock<'a> {
+    trees: &'a TreeMounts,
+    name: String,
+    file: OwnedFd,
+}
+
+impl Drop for StartLock<'_> {
+    fn drop(&mut self) {
+        // A process that waits for the lock finds the file gone, and makes another one.
+        let _ = rustix::fs::unlinkat(&self.trees.dir, &self.name, AtFlags::empty());
+        os::unlock(&self.file);
+    }
+}

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::config::Config;
+use super::engine::EngineChoice;
 use super::error::EXIT_FAILURE;
 use super::output::plain;
 use super::{Context, DEFAULT_RUN_DIR, DEFAULT_STORE};
@@ -144,6 +145,7 @@ fn settings(
         isolate: config.isolate.path.clone(),
         search: (rights != Rights::SetUid).then(|| std::env::var_os("PATH")).flatten(),
         mountpoint: config.isolate.mountpoint.clone(),
+        tree_images: config.engine != Some(EngineChoice::Fuse),
         upper: config.isolate.upper()?,
         inodes: config.inodes(None)?,
         writable: config.isolate.writable,

@@ -99,13 +99,8 @@ impl TreeMounts {
         Self { idle, ..self }
     }
 
-    /// Returns a mount of an image if its superblock exists.
-    ///
-    /// `layers` is the directory in which a daemon serves layers, if one runs.
-    ///
-    /// # Errors
-    /// The holder does not answer.
-    pub fn existing(&self, key: &TreeKey, layers: Option<&Path>) -> Result<Option<HeldTree>, RootsError> {
+    /// Returns a mount of a superblock that exists.
+    fn shared(&self, key: &TreeKey, layers: Option<&Path>) -> Result<Option<HeldTree>, RootsError> {
         if let Some(tree) = self.ask(&socket_name(key, None), None)? {
             return Ok(Some(tree));
         }
@@ -117,11 +112,13 @@ impl TreeMounts {
 
     /// Returns a mount of an image. Makes its tree image and starts its holder if they do not exist.
     ///
+    /// `layers` is the directory in which a daemon serves layers, if one runs.
+    ///
     /// # Errors
     /// The tree image cannot be made, the kernel refuses it, or a layer is neither a file nor served by a daemon.
     pub fn mount(&self, store: &Store, image: &Image, layers: Option<&Path>) -> Result<HeldTree, RootsError> {
         let key = pipeline::tree_key(image);
-        if let Some(tree) = self.existing(&key, layers)? {
+        if let Some(tree) = self.shared(&key, layers)? {
             return Ok(tree);
         }
         let digest = image.digest();
@@ -130,20 +127,35 @@ impl TreeMounts {
         // The lease keeps `gc` from freeing the files before they are open.
         let lease = store.lease(None)?;
         let tree = pipeline::tree_image(store, image).map_err(failed)?;
-        let (devices, lazy) = open_devices(tree.devices(), layers)?;
+        let mounted = self.start(&key, &tree, layers);
         drop(lease);
-        let lazy = lazy.map(|lazy| lazy.mount);
-        self.start(&socket_name(&key, lazy), &tree, &devices, lazy)
+        mounted
+    }
+
+    /// Does the same with a tree image that exists. Returns `None` if it does not, or cannot be used: no layer is read to make it.
+    ///
+    /// # Errors
+    /// The kernel refuses the tree image, or a layer is neither a file nor served by a daemon.
+    pub fn mount_made(
+        &self,
+        store: &Store,
+        image: &Image,
+        layers: Option<&Path>,
+    ) -> Result<Option<HeldTree>, RootsError> {
+        let key = pipeline::tree_key(image);
+        if let Some(tree) = self.shared(&key, layers)? {
+            return Ok(Some(tree));
+        }
+        let failed = |source| RootsError::StoredImage { image: image.digest(), source: Box::new(source) };
+        let tree = pipeline::existing_tree_image(store, &key).map_err(failed)?;
+        tree.map(|tree| self.start(&key, &tree, layers)).transpose()
     }
 
     /// Starts a holder, unless another process has started it meanwhile. Returns a mount of it.
-    fn start(
-        &self,
-        name: &str,
-        tree: &TreeFile,
-        devices: &[File],
-        lazy: Option<u64>,
-    ) -> Result<HeldTree, RootsError> {
+    fn start(&self, key: &TreeKey, tree: &TreeFile, layers: Option<&Path>) -> Result<HeldTree, RootsError> {
+        let (devices, lazy) = open_devices(tree.devices(), layers)?;
+        let lazy = lazy.map(|lazy| lazy.mount);
+        let name = &socket_name(key, lazy);
         let Some(lock) = self.lock(name, START_TIMEOUT)? else {
             let busy = io::Error::from(io::ErrorKind::TimedOut);
             return Err(PathError::new("lock", self.path.join(lock_name(name)), busy).into());

@@ -23,8 +23,8 @@ use crate::image::{Image, ManifestDigest};
 use crate::os::{NamedLock, Sharing};
 use crate::pipeline;
 use crate::roots::{
-    HomesLocation, Injection, InodeWidth, Lower, PrivateRoot, Roots, Upper, enter_private_namespace,
-    mount_terminals,
+    HeldTree, HomesLocation, Injection, InodeWidth, Lower, PrivateRoot, Roots, TreeMounts, Upper,
+    enter_private_namespace, mount_terminals,
 };
 use crate::sandbox::BOX;
 use crate::sandbox::box_lock::{BoxLock, lock_directory};
@@ -33,7 +33,7 @@ use crate::sandbox::isolate::{
     BoxUsers, DirRule, IsolateCall, IsolateError, IsolateMode, IsolateOption, RuleTarget, box_directory,
     box_root, components,
 };
-use crate::store::DaemonInfo;
+use crate::store::{DaemonInfo, Store};
 
 /// How long to wait for another call in the box to end. Its isolate, or a `run`, may be ending.
 const BOX_TIMEOUT: Duration = Duration::from_secs(2);
@@ -53,6 +53,8 @@ pub struct ShimSettings {
     pub search: Option<OsString>,
     /// The mountpoint of the images. `None`: the mountpoint of the store's daemon.
     pub mountpoint: Option<PathBuf>,
+    /// Whether a root uses the tree image of its image, if there is one, instead of the mount.
+    pub tree_images: bool,
     /// Where writes to a root go.
     pub upper: Upper,
     /// The inode numbers of roots.
@@ -205,7 +207,7 @@ fn make_root(
     let guarded = GuardedCall {
         supervisor: child.supervisor(),
         box_lock: box_lock.as_ref().map(|lock| lock.as_fd()),
-        mountpoint: &daemon.mountpoint,
+        daemon: &daemon,
     };
     let name = request.name.as_deref().map(Path::as_os_str).or(rewrite.program()).unwrap_or_default();
     let mut image = AccountedImage::named(&name.to_string_lossy());
@@ -240,18 +242,21 @@ fn make_accounted_root(
     let (guardian, lease) = Guardian::start(caller, &roots, lease, run_lock, guarded)?;
     enter_private_namespace()?;
     mount_terminals()?;
-    guardian.await_mount(guarded.mountpoint)?;
-    let (lower, command) = find_image(guarded.mountpoint, request.name.as_deref(), rewrite.program())?;
+    let mountpoint = &guarded.daemon.mountpoint;
+    guardian.await_mount(mountpoint)?;
+    let (lower, command) = find_image(mountpoint, request.name.as_deref(), rewrite.program())?;
     // The guardian detaches itself from the caller meanwhile.
-    let image = stored_image(settings, &lower)?;
-    let name = lower.resolved_name();
-    *accounted = AccountedImage::new(name, &image);
+    let name = lower.resolved_name().to_owned();
+    let (store, image) = stored_image(settings, &name)?;
+    *accounted = AccountedImage::new(&name, &image);
+    let lower =
+        in_tree(settings, &store, &image, guarded.daemon)?.map_or(lower, |tree| Lower::in_tree(tree, &name));
     let home = (settings.inject && !inherits_home(&request.call)).then_some(BOX);
     let environment = rewrite.environment(&image.config().env, &settings.env_from_image, home);
     let root = lease.mount(&lower, injection)?;
     guardian.watch(&root);
     let additional = resolve_rules(&root, rewrite, additional)?;
-    let program = find_program(&root, rewrite, &additional, &environment, name, command)?;
+    let program = find_program(&root, rewrite, &additional, &environment, &name, command)?;
     let arguments =
         rewrite.arguments(root.path(), request.writable, &additional, &environment, program.as_deref())?;
     guardian.wait()?;
@@ -332,13 +337,36 @@ fn injection(caller: &Caller, call: &IsolateCall, real: &RealIsolate, run_dir: &
 }
 
 /// Reads the manifest and the configuration of the image.
-fn stored_image(settings: &ShimSettings, image: &Lower) -> Result<Image, ShimError> {
-    let name = image.resolved_name();
+fn stored_image(settings: &ShimSettings, name: &str) -> Result<(Store, Image), ShimError> {
     let digest = name.rsplit_once('@').and_then(|(_, digest)| digest.parse::<ManifestDigest>().ok());
     let digest = digest.ok_or_else(|| ShimError::NotAnImage(name.into()))?;
     let store = open_store(settings)?.ok_or_else(|| ShimError::NoDaemon(settings.store.clone()))?;
-    pipeline::read_image(&store, &digest)
-        .map_err(|source| ShimError::Config { image: name.to_owned(), source })
+    let image = pipeline::read_image(&store, &digest)
+        .map_err(|source| ShimError::Config { image: name.to_owned(), source })?;
+    Ok((store, image))
+}
+
+/// Returns a mount of the image's tree image; `None` if there is none, or the configuration wants none.
+///
+/// Only a mount of what another process has made: this process may be set-uid, and reads no layer.
+fn in_tree(
+    settings: &ShimSettings,
+    store: &Store,
+    image: &Image,
+    daemon: &DaemonInfo,
+) -> Result<Option<HeldTree>, ShimError> {
+    if !settings.tree_images {
+        return Ok(None);
+    }
+    let layers = daemon.socket.with_file_name("layers");
+    match TreeMounts::open(&settings.run_dir)?.mount_made(store, image, Some(&layers)) {
+        Ok(tree) => Ok(tree),
+        // The daemon shows the same image.
+        Err(error) => {
+            tracing::debug!("{error}");
+            Ok(None)
+        }
+    }
 }
 
 /// Makes mount points for the caller's rules, and returns the rules with the resolved paths of their mount points.

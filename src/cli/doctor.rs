@@ -120,7 +120,7 @@ impl HostCheck<'_> {
     }
 
     fn kernel(&mut self) {
-        let engine = self.context.config.engine.unwrap_or_default();
+        let engine = self.context.config.engine;
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let (major, minor) = KERNEL_MIN;
         let version = match kernel_version(&release) {
@@ -136,7 +136,7 @@ impl HostCheck<'_> {
         };
         self.add_as_root(
             "fuse",
-            engine == EngineChoice::Fuse,
+            !matches!(engine, Some(EngineChoice::Overlay2 | EngineChoice::Unpack)),
             fuse,
             "load the module `fuse`; in a container, pass /dev/fuse; or set engine = \"overlay2\" in the configuration",
         );
@@ -188,7 +188,9 @@ impl HostCheck<'_> {
         }
         let disk = opened.as_ref().map_or(std::path::Path::new("/var/tmp"), Store::path).to_owned();
         let erofs = || tried(try_erofs_file(&disk), "EROFS images in files can be mounted");
-        self.add_as_root("erofs", false, erofs, "use Linux 6.12 or newer; no other engine needs EROFS");
+        let asked = self.context.config.engine == Some(EngineChoice::Erofs);
+        let hint = "use Linux 6.12 or newer; otherwise roots use the engine `fuse`";
+        self.add_as_root("erofs", asked, erofs, hint);
         opened
     }
 

@@ -1,34 +1,32 @@
 //! Chooses the engine of a root and prepares the image for it.
 
 use std::io::IsTerminal as _;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::ValueEnum;
 use serde::Deserialize;
 
-use super::Context;
-use crate::daemon::{AccountedImage, ControlRequest, RunAccount, ask};
+use super::{Context, error};
+use crate::daemon::{AccountedImage, RunAccount};
+use crate::error::ErrorCode;
 use crate::image::Image;
-use crate::pipeline::{open_image, read_image};
+use crate::pipeline::OpenImage;
 use crate::roots::{Engine, LayerDirectories, Lower, TreeMounts};
+use crate::sandbox::SandboxError;
 use crate::store::{DaemonInfo, Store};
 
-/// How long to wait for a daemon's answer to a ping.
-const PING: Duration = Duration::from_secs(2);
-
-/// A value of `--engine` and of the configuration's `engine`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+/// A value of `--engine` and of the configuration's `engine`. Without one: `erofs` if the kernel and the image allow it, otherwise
+/// `fuse`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum EngineChoice {
-    /// fuse if the daemon answers, otherwise overlay2
+    /// The first that works: erofs; fuse if the daemon answers; overlay2
     Auto,
-    /// The image's directory in the mount: nothing is unpacked, but the daemon must run
-    #[default]
-    Fuse,
-    /// An EROFS of the image, which all its roots share: the fastest. The daemon serves the layers that are not decoded in the store;
-    /// needs Linux 6.12
+    /// An EROFS of the image, which all its roots share: the fastest. The daemon serves the layers that are not plain files in the
+    /// store. Needs Linux 6.12
     Erofs,
+    /// The image's directory in the mount: nothing is unpacked, but the daemon must run
+    Fuse,
     /// Each layer is unpacked once, into a directory that images share; no daemon
     Overlay2,
     /// A full copy of the image for each root: slow, and large on disk. Only for comparison with the other engines; for a
@@ -36,26 +34,63 @@ pub(super) enum EngineChoice {
     Unpack,
 }
 
+/// An image for a root, and what is known about the reads of a run in it.
+pub(super) struct PreparedImage {
+    pub(super) lower: Lower,
+    /// `None` for an image whose bytes do not come from a daemon.
+    pub(super) account: Option<(RunAccount, AccountedImage)>,
+}
+
 impl Context {
-    /// Chooses the engine of a root.
-    pub(super) fn engine(&self, store: &Store, choice: Option<EngineChoice>) -> anyhow::Result<Engine> {
-        Ok(match choice.or(self.config.engine).unwrap_or_default() {
-            EngineChoice::Fuse => Engine::Fuse,
-            EngineChoice::Erofs => Engine::Erofs,
-            EngineChoice::Overlay2 => Engine::Overlay2,
-            EngineChoice::Unpack => Engine::Unpack,
-            EngineChoice::Auto => match store.running_daemon()? {
-                Some(daemon) if ask(&daemon.socket, ControlRequest::Ping, PING).is_ok() => Engine::Fuse,
-                _ => Engine::Overlay2,
-            },
-        })
+    /// Prepares an image for a root, with the first engine of the choice that works. `name` is the name to show in errors.
+    pub(super) fn prepare(
+        &self,
+        store: &Store,
+        image: &Image,
+        name: &str,
+        choice: Option<EngineChoice>,
+    ) -> anyhow::Result<PreparedImage> {
+        let choice = choice.or(self.config.engine);
+        let engines: &[Engine] = match choice {
+            None => &[Engine::Erofs, Engine::Fuse],
+            Some(EngineChoice::Auto) => &[Engine::Erofs, Engine::Fuse, Engine::Overlay2],
+            Some(EngineChoice::Erofs) => &[Engine::Erofs],
+            Some(EngineChoice::Fuse) => &[Engine::Fuse],
+            Some(EngineChoice::Overlay2) => &[Engine::Overlay2],
+            Some(EngineChoice::Unpack) => &[Engine::Unpack],
+        };
+        let (last, others) = engines.split_last().expect("every choice has an engine");
+        for engine in others {
+            match self.prepare_with(store, image, name, *engine) {
+                Err(error) if is_out_of_reach(&error) => {
+                    tracing::info!("not with the engine {engine}: {error:#}");
+                }
+                result => return result,
+            }
+        }
+        self.prepare_with(store, image, name, *last)
     }
 
-    /// Opens the account of a run with the daemon of its image; `None` for an engine that needs no daemon. `name` is the name to
-    /// show in errors.
-    ///
-    /// Call it before [`Self::lower`], so that a daemon that is replaced in between is detected.
-    pub(super) fn account(
+    fn prepare_with(
+        &self,
+        store: &Store,
+        image: &Image,
+        name: &str,
+        engine: Engine,
+    ) -> anyhow::Result<PreparedImage> {
+        // Before the image is opened, so that a daemon that is replaced in between is detected.
+        let account = self.account(store, engine, image, name)?;
+        let lower = self.lower(store, image, name, engine).map_err(|error| match &account {
+            Some((account, image)) => account
+                .failed_reads(std::process::id(), image)
+                .map_or(error, |fault| SandboxError::from(fault).into()),
+            None => error,
+        })?;
+        Ok(PreparedImage { lower, account })
+    }
+
+    /// Opens the account of a run with the daemon of its image; `None` for an engine that needs no daemon.
+    fn account(
         &self,
         store: &Store,
         engine: Engine,
@@ -81,30 +116,40 @@ impl Context {
         self.daemon_or(store, hint)
     }
 
-    /// Returns the image of a reference as the lower layers of a root.
-    pub(super) fn lower(&self, store: &Store, text: &str, engine: Engine) -> anyhow::Result<Lower> {
-        let image = self.find(store, text)?.image;
-        let name = format!("{}@{}", self.familiar(&image.name), image.digest);
+    /// Returns an image as the lower layers of a root.
+    fn lower(&self, store: &Store, image: &Image, name: &str, engine: Engine) -> anyhow::Result<Lower> {
         Ok(match engine {
             Engine::Erofs => {
-                let read = read_image(store, &image.digest).with_context(|| name.clone())?;
                 let layers = store.running_daemon()?.map(|daemon| daemon.socket.with_file_name("layers"));
-                let trees = TreeMounts::open(&self.run_dir)?;
-                Lower::in_tree(trees.mount(store, &read, layers.as_deref())?, &name)
+                let tree = TreeMounts::open(&self.run_dir)?.mount(store, image, layers.as_deref())?;
+                Lower::in_tree(tree, name)
             }
             Engine::Fuse => Lower::in_mount(&self.daemon_of_fuse(store)?.mountpoint, name.as_ref())?,
             Engine::Overlay2 => {
                 // The lease keeps `gc` from freeing the layers while they are unpacked.
                 let _lease = store.lease(None)?;
                 let directories = LayerDirectories::open(store)?;
-                directories.lower(store, image.digest, &name, &show_progress)?
+                directories.lower(store, image.digest(), name, &show_progress)?
             }
             Engine::Unpack => {
-                let open = open_image(store, image.digest, |_| None).with_context(|| name.clone())?;
-                Lower::copy_of(open, &name)
+                let open = OpenImage::open(store, image, |_| None).with_context(|| name.to_owned())?;
+                Lower::copy_of(open, name)
             }
         })
     }
+}
+
+/// Whether an engine cannot be used on this host or for this image, though another one may.
+fn is_out_of_reach(error: &anyhow::Error) -> bool {
+    let code = error::code_of(error.as_ref());
+    matches!(
+        code,
+        ErrorCode::NoDaemon
+            | ErrorCode::Timeout
+            | ErrorCode::Kernel
+            | ErrorCode::Mount
+            | ErrorCode::UnsupportedImage
+    )
 }
 
 /// Shows on a terminal how many layers are unpacked.

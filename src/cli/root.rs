@@ -3,6 +3,7 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::{Duration, UNIX_EPOCH};
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use rustix::process::Pid;
 use serde::Serialize;
@@ -11,6 +12,7 @@ use super::engine::EngineChoice;
 use super::error::ErrorJson;
 use super::{Context, STORED, candidates, output};
 use crate::error::chain_text;
+use crate::pipeline::read_image;
 use crate::roots::{
     Engine, Injection, InodeWidth, RootId, RootInfo, RootRemoval, RootState, RootsError, Upper,
 };
@@ -206,14 +208,16 @@ pub(super) fn run(context: &Context, args: &RootArgs) -> anyhow::Result<()> {
 
 fn create(context: &Context, store: &Store, args: &CreateArgs) -> anyhow::Result<()> {
     let upper = context.config.upper(args.upper)?;
-    let engine = context.engine(store, args.engine)?;
-    let lower = context.lower(store, &args.reference, engine)?;
+    let image = context.find(store, &args.reference)?.image;
+    let name = format!("{}@{}", context.familiar(&image.name), image.digest);
+    let image = read_image(store, &image.digest).with_context(|| name.clone())?;
+    let lower = context.prepare(store, &image, &name, args.engine)?.lower;
     let roots = context.roots(store)?.with_inodes(context.config.inodes(args.inodes)?);
     let injection = args.user.map_or(Injection::default(), |user| {
         Injection::default().with_user(user.uid().as_raw(), user.gid().as_raw())
     });
     let injection = (!args.no_inject).then_some(injection);
-    let root = roots.create(args.id.clone(), engine, &upper, &lower, injection.as_ref())?;
+    let root = roots.create(args.id.clone(), &upper, &lower, injection.as_ref())?;
     if args.json {
         return output::json(&root_json(root));
     }

@@ -10,7 +10,7 @@ use clap::Args;
 
 use self::options::{LimitArgs, ProgramArgs};
 use self::result::RunSubject;
-use super::engine::EngineChoice;
+use super::engine::{EngineChoice, PreparedImage};
 use super::meta_file::MetaFile;
 use super::{Context, STORED, candidates};
 use crate::error::chain_text;
@@ -18,7 +18,7 @@ use crate::pipeline::read_image;
 use crate::roots::{InodeWidth, Upper};
 use crate::sandbox::isolate::{DirRule, failure_text};
 use crate::sandbox::{
-    FileCopy, FinishedRun, RunRequest, RunSpec, RunStatus, Sandbox, SandboxError, SandboxKind, run as run_job,
+    FileCopy, FinishedRun, RunRequest, RunSpec, RunStatus, Sandbox, SandboxKind, run as run_job,
 };
 
 /// Exit code if the program failed. isolate uses the same code.
@@ -179,14 +179,8 @@ fn execute(
     if let (Sandbox::Bwrap(_), false) = (&sandbox, args.program.silent) {
         eprintln!("note: bubblewrap isolates the program, but enforces no limits");
     }
-    let engine = context.engine(&store, args.engine)?;
-    let account = context.account(&store, engine, &image, subject.image.as_deref().unwrap_or_default())?;
-    let lower = context.lower(&store, &args.reference, engine).map_err(|error| match &account {
-        Some((account, image)) => account
-            .failed_reads(std::process::id(), image)
-            .map_or(error, |fault| SandboxError::from(fault).into()),
-        None => error,
-    })?;
+    let name = subject.image.as_deref().unwrap_or_default();
+    let PreparedImage { lower, account } = context.prepare(&store, &image, name, args.engine)?;
     let job = RunRequest {
         spec: &spec,
         config: image.config(),

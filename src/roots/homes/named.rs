@@ -17,7 +17,7 @@ use super::record::RootRecord;
 use super::{MODE, NAMED, RootDirs, RootInfo, Roots, lease, processes};
 use crate::os::{self, AtPath as _, NamedLock, PathError};
 use crate::roots::mounts::{OPEN_LAYER, RootParts, make_overlay, mount};
-use crate::roots::{Engine, Injection, Lower, RootId, RootWatch, RootsError, Upper};
+use crate::roots::{Injection, Lower, RootId, RootWatch, RootsError, Upper};
 
 /// How long another process may hold the lock of a named root while it makes or removes the root.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -98,7 +98,6 @@ impl Roots {
     pub fn create(
         &self,
         id: Option<RootId>,
-        engine: Engine,
         upper: &Upper,
         image: &Lower,
         injection: Option<&Injection>,
@@ -114,7 +113,7 @@ impl Roots {
         if let Upper::Dir { limit: Some(bytes) } = upper {
             dirs.homes.limit(home, *bytes)?;
         }
-        RootRecord::new(image, engine, upper).write(home, &home_path)?;
+        RootRecord::new(image, upper).write(home, &home_path)?;
         let overlay = make_overlay(&RootParts {
             source: &id.source(),
             home: Some((home.as_fd(), &home_path)),

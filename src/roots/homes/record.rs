@@ -38,12 +38,12 @@ pub(super) struct RootRecord {
 }
 
 impl RootRecord {
-    pub(super) fn new(image: &Lower, engine: Engine, upper: &Upper) -> Self {
+    pub(super) fn new(image: &Lower, upper: &Upper) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         Self {
             version: VERSION,
             image: image.resolved_name().to_owned(),
-            engine,
+            engine: image.engine(),
             layers: image.layer_directories(),
             layers_mount: image.layers_mount(),
             upper: upper.to_string(),

@@ -13,8 +13,8 @@ use super::{OPEN_DIRECTORY, OPEN_LAYER};
 use crate::fs::{DecodedIno, Ino};
 use crate::os::{AtPath as _, PathError, retry_again};
 use crate::pipeline::OpenImage;
-use crate::roots::RootsError;
 use crate::roots::trees::HeldTree;
+use crate::roots::{Engine, RootsError};
 use crate::tree::NodeId;
 use crate::unpack::{self, UnpackOptions, UnpackPlan};
 
@@ -124,6 +124,17 @@ impl Lower {
             tree: Some(tree),
             to_copy: None,
             locks: Vec::new(),
+        }
+    }
+
+    /// Returns the engine that shows the image.
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        match self {
+            Self { tree: Some(_), .. } => Engine::Erofs,
+            Self { to_copy: Some(_), .. } => Engine::Unpack,
+            Self { locks, .. } if !locks.is_empty() => Engine::Overlay2,
+            _ => Engine::Fuse,
         }
     }
 

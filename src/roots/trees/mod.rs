@@ -104,7 +104,7 @@ impl TreeMounts {
         if let Some(tree) = self.ask(&socket_name(key, None), None)? {
             return Ok(Some(tree));
         }
-        match layers.map(LazyLayers::open).transpose()? {
+        match LazyLayers::open(layers)? {
             Some(lazy) => self.ask(&socket_name(key, Some(lazy.mount)), Some(lazy.mount)),
             None => Ok(None),
         }
@@ -232,20 +232,21 @@ impl HeldTree {
 
 /// Returns the number of the mount in which a daemon serves layers; `None` if none is mounted there.
 pub(super) fn layers_mount(path: &Path) -> Result<Option<u64>, PathError> {
-    match LazyLayers::open(path) {
-        Ok(lazy) => Ok(Some(lazy.mount)),
-        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    Ok(LazyLayers::open(Some(path))?.map(|lazy| lazy.mount))
 }
 
 impl LazyLayers {
-    fn open(path: &Path) -> Result<Self, PathError> {
-        let dir = rustix::fs::open(path, OPEN_LAYER, Mode::empty()).at("open", path)?;
+    /// Returns `None` if no daemon serves layers there.
+    fn open(path: Option<&Path>) -> Result<Option<Self>, PathError> {
+        let Some(path) = path else { return Ok(None) };
+        let dir = match rustix::fs::open(path, OPEN_LAYER, Mode::empty()) {
+            Err(Errno::NOENT | Errno::NOTCONN) => return Ok(None),
+            result => result.at("open", path)?,
+        };
         // Sends no request to the daemon.
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let stat = rustix::fs::statx(&dir, "", flags, MNT_ID_UNIQUE).at("stat", path)?;
-        Ok(Self { dir, path: path.to_owned(), mount: stat.stx_mnt_id })
+        Ok(Some(Self { dir, path: path.to_owned(), mount: stat.stx_mnt_id }))
     }
 }
 
@@ -257,11 +258,10 @@ fn open_devices(
     let mut lazy = None;
     let mut opened = Vec::with_capacity(devices.len());
     for device in devices {
-        let lazy = match (&mut lazy, layers) {
-            (Some(lazy), _) => lazy,
-            (none, Some(path)) => none.insert(LazyLayers::open(path)?),
-            (None, None) => return Err(RootsError::NoLayer(device.layer)),
-        };
+        if lazy.is_none() {
+            lazy = LazyLayers::open(layers)?;
+        }
+        let Some(lazy) = &lazy else { return Err(RootsError::NoLayer(device.layer)) };
         let name = device.layer.hex();
         let path = lazy.path.join(&name);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -13,21 +13,19 @@
 //! served by a daemon is of no use once that daemon has ended, and is not found any more.
 
 mod holder;
-mod wire;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Mode, OFlags, Stat, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 use self::holder::Holder;
-use self::wire::connect;
 use super::RootsError;
-use super::mounts::{OPEN_LAYER, mount_tree_image};
+use super::mounts::{HeldTree, OPEN_LAYER, mount_tree_image, wire};
 use super::trusted::{check_trusted, open_trusted};
 use crate::erofs::{TreeDevice, TreeFile};
 use crate::image::{Image, TreeKey};
@@ -54,16 +52,6 @@ pub struct TreeMounts {
     dir: OwnedFd,
     path: PathBuf,
     idle: Duration,
-}
-
-/// A mount of a tree image, and the connection to its holder.
-#[derive(Debug)]
-pub struct HeldTree {
-    mount: OwnedFd,
-    stat: Stat,
-    connection: OwnedFd,
-    /// The mount of the layers that the daemon serves; `None` if all layers are files.
-    layers: Option<u64>,
 }
 
 /// Where the layers are that are no files.
@@ -175,7 +163,7 @@ impl TreeMounts {
     /// Asks the holder with this name for a mount. Returns `None` if there is no such holder.
     fn ask(&self, name: &str, layers: Option<u64>) -> Result<Option<HeldTree>, RootsError> {
         let path = self.path.join(name);
-        let Some(connection) = connect(self.dir.as_fd(), name).at("connect to", &path)? else {
+        let Some(connection) = wire::connect(self.dir.as_fd(), name).at("connect to", &path)? else {
             return Ok(None);
         };
         let mount = match wire::receive(connection.as_fd()) {
@@ -184,8 +172,7 @@ impl TreeMounts {
             Ok(None) | Err(Errno::CONNRESET) => return Ok(None),
             Err(errno) => return Err(PathError::new("ask the holder of", path, errno).into()),
         };
-        let stat = rustix::fs::fstat(&mount).at("stat", &path)?;
-        Ok(Some(HeldTree { mount, stat, connection, layers }))
+        Ok(Some(HeldTree::new(mount, connection, layers).at("stat", &path)?))
     }
 
     /// Takes the lock under which a holder starts or ends. Dropping it releases it.
@@ -200,32 +187,6 @@ impl TreeMounts {
         match lock_named(self.dir.as_fd(), &path, Sharing::Exclusive, deadline, open)? {
             NamedLock::Locked(file) => Ok(Some(StartLock { trees: self, name, file })),
             NamedLock::Busy | NamedLock::Missing => Ok(None),
-        }
-    }
-}
-
-impl HeldTree {
-    /// The root directory of the image: a mount of its own, attached nowhere.
-    pub(super) fn directory(&self) -> BorrowedFd<'_> {
-        self.mount.as_fd()
-    }
-
-    /// The attributes of the root directory.
-    pub(super) fn stat(&self) -> &Stat {
-        &self.stat
-    }
-
-    /// The mount of the layers that a daemon serves; `None` if all layers are files.
-    pub(super) fn layers(&self) -> Option<u64> {
-        self.layers
-    }
-
-    /// Tells the holder about a root, so that it keeps the superblock as long as the root exists. `root` is the root directory
-    /// of the overlay.
-    pub(super) fn keep_for(&self, root: BorrowedFd<'_>) {
-        // Without the holder, later roots of the image have another superblock.
-        if let Err(errno) = wire::send(self.connection.as_fd(), root) {
-            tracing::debug!("cannot tell the holder of an image about a root: {errno}");
         }
     }
 }

@@ -25,8 +25,8 @@
 //!    write of `index.json`, and in a running mount through one swap of its list of names ([`fs`]).
 //! 2. **One merge.** Only [`tree::merge`] (`src/tree/merge.rs`) applies whiteouts, opaque markers and links. All engines use
 //!    its result, so they show the same tree.
-//! 3. **The filesystem is an ordinary struct.** [`fs::ImageFs`] answers with plain values and knows nothing of the kernel;
-//!    the adapter in [`fuse`] is thin. Tests call the struct directly.
+//! 3. **A filesystem is an ordinary struct.** [`fs::ImageFs`] (the images) and [`fs::LayerFiles`] (the layers, for EROFS) answer with plain
+//!    values and know nothing of the kernel; the adapters in [`fuse`] are thin. Tests call the structs directly.
 //! 4. **Untrusted bytes become validated types in one place for each kind**: [`layer`] for blobs, [`index::Index::open`] for
 //!    index files, [`image`] for names and documents, [`fs`] for the kernel's inode numbers. Later code validates no structure
 //!    again; checksums are verified at each decode.
@@ -59,7 +59,7 @@
 //! | [`import`] | OCI layouts and `docker save` archives |
 //! | [`pipeline`] | combines the above: pull, load, open |
 //! | [`unpack`] | writes trees to a disk, either whole or as the difference between two trees |
-//! | [`fs`] | the filesystem, without the kernel |
+//! | [`fs`] | the filesystems of images and of layers, without the kernel |
 //! | [`fuse`] | the kernel side: mount, session, adapter |
 //! | [`daemon`] | the serving process: control socket, watching the store |
 //! | [`roots`] | writable roots: an overlay of an image and an upper |

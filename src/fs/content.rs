@@ -66,14 +66,7 @@ impl ContentReader {
         len: u32,
     ) -> Result<FileBytes, SpanFault<ReadError>> {
         let pieces = layer.pieces(entry, offset, len.into());
-        let bytes = match pieces.as_slice() {
-            [] => return Ok(FileBytes(BytesStorage::Buffer(Vec::new()))),
-            [Piece::Data { tar, len }] => match self.read_within_span(*slot, layer, *tar, *len)? {
-                Some(bytes) => bytes,
-                None => self.read_pieces(*slot, layer, &pieces)?,
-            },
-            _ => self.read_pieces(*slot, layer, &pieces)?,
-        };
+        let bytes = self.read_pieces(*slot, layer, &pieces)?;
         if let (Some(ahead), Some(Piece::Data { tar, len })) = (&self.ahead, pieces.last()) {
             let read = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
             if ahead.is_sequential(ino, offset, offset.saturating_add(read)) {
@@ -81,6 +74,23 @@ impl ContentReader {
             }
         }
         Ok(bytes)
+    }
+
+    /// Reads pieces of a layer, in this order.
+    pub(super) fn read_pieces(
+        &self,
+        slot: u32,
+        layer: &Arc<Layer>,
+        pieces: &[Piece],
+    ) -> Result<FileBytes, SpanFault<ReadError>> {
+        match pieces {
+            [] => Ok(FileBytes(BytesStorage::Buffer(Vec::new()))),
+            [Piece::Data { tar, len }] => match self.read_within_span(slot, layer, *tar, *len)? {
+                Some(bytes) => Ok(bytes),
+                None => self.copy_pieces(slot, layer, pieces),
+            },
+            _ => self.copy_pieces(slot, layer, pieces),
+        }
     }
 
     /// Drops all decoded spans.
@@ -110,7 +120,7 @@ impl ContentReader {
     }
 
     /// Copies pieces, which may be holes and lie in several spans, into one buffer.
-    fn read_pieces(
+    fn copy_pieces(
         &self,
         slot: u32,
         layer: &Arc<Layer>,

@@ -63,6 +63,27 @@ pub enum FsError {
         /// The underlying error.
         source: LoadError,
     },
+    /// The layer of a layer file cannot be opened.
+    #[error("cannot open layer {layer}")]
+    LayerFile {
+        /// The layer.
+        layer: LayerDigest,
+        /// The underlying error.
+        source: LoadError,
+    },
+    /// The content of a layer file cannot be read.
+    #[error("cannot read layer {layer} ({len} bytes from {offset} on)")]
+    LayerContent {
+        /// The layer.
+        layer: LayerDigest,
+        /// The offset in the layer's file.
+        offset: u64,
+        /// The number of bytes that were requested.
+        len: u32,
+        /// The underlying error.
+        #[source]
+        fault: Box<SpanFault<ReadError>>,
+    },
     /// File content cannot be read.
     #[error(transparent)]
     Content(#[from] Box<ContentFault>),
@@ -159,8 +180,11 @@ impl FsError {
             // A hung disk, which an administrator treats differently from a damaged image.
             Self::Image(fault) if matches!(**fault, ImageFault::Deadline { .. }) => Errno::TIMEDOUT,
             Self::Content(content) if matches!(content.fault, SpanFault::Deadline(_)) => Errno::TIMEDOUT,
+            Self::LayerContent { fault, .. } if matches!(**fault, SpanFault::Deadline(_)) => Errno::TIMEDOUT,
             Self::Image(_)
             | Self::Layer { .. }
+            | Self::LayerFile { .. }
+            | Self::LayerContent { .. }
             | Self::Content(_)
             | Self::Inconsistent(_)
             | Self::Panicked => Errno::IO,
@@ -178,6 +202,16 @@ impl FsError {
                 layer: Some(content.layer),
                 blob: Some(content.layer.digest()),
                 path: Some(content.path.clone()),
+            }),
+            Self::LayerFile { layer, source } => {
+                let failed = source.failed_content();
+                let blob = failed.blob.or(Some(layer.digest()));
+                Some(FailedContent { layer: Some(*layer), blob, ..failed })
+            }
+            Self::LayerContent { layer, .. } => Some(FailedContent {
+                layer: Some(*layer),
+                blob: Some(layer.digest()),
+                ..FailedContent::default()
             }),
             Self::Inconsistent(_) | Self::Panicked => Some(FailedContent::default()),
             Self::NotFound
@@ -212,7 +246,8 @@ impl FsError {
             | Self::NotImplemented => ErrorCode::Io,
             Self::ReadOnly => ErrorCode::ReadOnlyFilesystem,
             Self::Image(fault) => fault.code(),
-            Self::Layer { source, .. } => source.code(),
+            Self::Layer { source, .. } | Self::LayerFile { source, .. } => source.code(),
+            Self::LayerContent { fault, .. } => fault.code(),
             Self::Content(content) => content.fault.code(),
             Self::Inconsistent(_) | Self::Panicked => ErrorCode::Internal,
         }

@@ -8,8 +8,8 @@ use super::attr::{FileKind, InodeAttr, NO_TIME};
 use super::content::{ContentReader, FileBytes};
 use super::resolve::{InodeSource, Resolver, decode, image_ino};
 use super::{
-    ContentFault, DecodedIno, FsError, ImageSource, Ino, LoadError, NameTarget, Namespace, NamespaceChanges,
-    NamespaceDirectory, NamespaceNode, SpanCache,
+    ContentFault, DecodedIno, FsError, ImageSource, Ino, LayerFiles, LoadError, NameTarget, Namespace,
+    NamespaceChanges, NamespaceDirectory, NamespaceNode, SpanCache,
 };
 use crate::index::{IndexedKind, Piece};
 use crate::os::ignore_poison;
@@ -60,7 +60,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub struct ImageFs {
     source: Arc<ImageSource>,
     resolver: Resolver,
-    content: ContentReader,
+    content: Arc<ContentReader>,
     /// Held during a refresh. Only another refresh waits for it.
     refreshing: Mutex<()>,
 }
@@ -73,10 +73,17 @@ impl ImageFs {
         let cache = SpanCache::new(options.cache_bytes, options.span_deadline);
         Self {
             resolver: Resolver::new(Arc::clone(&source), options.image_deadline, RETRY_AFTER),
-            content: ContentReader::new(cache, options.read_ahead),
+            content: Arc::new(ContentReader::new(cache, options.read_ahead)),
             refreshing: Mutex::new(()),
             source,
         }
+    }
+
+    /// Returns the layers of the store as files. They share the open layers and the cache with this filesystem.
+    #[must_use]
+    pub fn layer_files(&self) -> LayerFiles {
+        let (source, layers) = (Arc::clone(&self.source), Arc::clone(&self.resolver.layers));
+        LayerFiles::new(source, layers, Arc::clone(&self.content))
     }
 
     /// Shows the images that the store publishes now, and returns the names and directories that the kernel must forget.

@@ -1,6 +1,6 @@
-//! Open layers: one handle for each, shared by all images.
+//! Open layers: one handle for each, shared by all images and layer files.
 //!
-//! A layer stays open until the process ends, like the images that use it.
+//! A layer of an image stays open until the process ends, like the image. A layer that only a layer file uses is closed again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
@@ -27,6 +27,8 @@ pub(super) struct LayerTable {
 struct ServedLayer {
     layer: Arc<Layer>,
     blob: Option<BlobFileId>,
+    /// Whether the layer stays open, because an image uses it.
+    kept: bool,
 }
 
 impl LayerTable {
@@ -42,18 +44,40 @@ impl LayerTable {
     /// Returns the layer, and opens it if necessary: the kernel may know its inodes from an earlier process. `None` if the
     /// store does not know the slot.
     pub(super) fn get_or_open(&self, slot: u32) -> Result<Option<Arc<Layer>>, LoadError> {
-        if let Some(layer) = self.opened(slot) {
-            return Ok(Some(layer));
+        if let Some(kept) = ignore_poison(self.layers.read()).get(&slot).filter(|open| open.kept) {
+            return Ok(Some(Arc::clone(&kept.layer)));
         }
-        let layer = self.source.open_layer(slot)?;
+        let layer = match self.opened(slot) {
+            Some(layer) => Some(layer),
+            None => self.source.open_layer(slot)?,
+        };
         Ok(layer.map(|layer| self.insert(slot, layer)))
     }
 
     /// Keeps a layer open. Returns the existing handle if the layer is open already.
     pub(super) fn insert(&self, slot: u32, layer: Arc<Layer>) -> Arc<Layer> {
+        self.add(slot, layer, true)
+    }
+
+    /// The same until [`LayerTable::close`].
+    pub(super) fn insert_closable(&self, slot: u32, layer: Arc<Layer>) -> Arc<Layer> {
+        self.add(slot, layer, false)
+    }
+
+    fn add(&self, slot: u32, layer: Arc<Layer>, kept: bool) -> Arc<Layer> {
         let blob = self.source.blob_file(layer.index().layer());
         let mut layers = ignore_poison(self.layers.write());
-        Arc::clone(&layers.entry(slot).or_insert(ServedLayer { layer, blob }).layer)
+        let served = layers.entry(slot).or_insert(ServedLayer { layer, blob, kept });
+        served.kept |= kept;
+        Arc::clone(&served.layer)
+    }
+
+    /// Closes a layer unless an image uses it.
+    pub(super) fn close(&self, slot: u32) {
+        let mut layers = ignore_poison(self.layers.write());
+        if layers.get(&slot).is_some_and(|served| !served.kept) {
+            layers.remove(&slot);
+        }
     }
 
     /// Returns another handle after a read through `failed` has failed: the handle that replaced it, or a new handle if the
@@ -70,8 +94,9 @@ impl LayerTable {
         }
         let layer = self.source.open_layer(slot).ok()??;
         info!(layer = %layer.index().layer(), "the blob was replaced; opened the layer again");
-        let served = ServedLayer { layer: Arc::clone(&layer), blob: Some(current) };
-        ignore_poison(self.layers.write()).insert(slot, served);
+        let mut layers = ignore_poison(self.layers.write());
+        let kept = layers.get(&slot).is_none_or(|served| served.kept);
+        layers.insert(slot, ServedLayer { layer: Arc::clone(&layer), blob: Some(current), kept });
         Some(layer)
     }
 

@@ -1,6 +1,7 @@
 //! The filesystem as plain Rust: answers requests for names and inode numbers with attributes and bytes.
 //!
-//! This module does not depend on FUSE; [`crate::fuse`] translates between the kernel and [`ImageFs`].
+//! There are two filesystems: [`ImageFs`] has the images, and [`LayerFiles`] the layers as files. Neither depends on FUSE; [`crate::fuse`]
+//! translates between them and the kernel.
 
 mod answers;
 mod attr;
@@ -10,6 +11,7 @@ mod error;
 mod image_fs;
 mod images;
 mod inodes;
+mod layer_files;
 mod layers;
 mod namespace;
 mod resolve;
@@ -22,6 +24,7 @@ pub use content::FileBytes;
 pub use error::{ContentFault, FailedContent, FsError, ImageFault, LoadError};
 pub use image_fs::{FsOptions, ImageFs, NAME_MAX};
 pub use inodes::{DecodedIno, Ino};
+pub use layer_files::LayerFiles;
 pub use namespace::{
     NameTarget, Namespace, NamespaceChanges, NamespaceDirectory, NamespaceNode, NamespaceSymlink,
     PublishedImage, PublishedReference,

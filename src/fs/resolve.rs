@@ -22,7 +22,7 @@ pub(super) struct Resolver {
     source: Arc<ImageSource>,
     namespace: RwLock<Arc<Namespace>>,
     pub(super) images: ImageTable<ServedImage>,
-    pub(super) layers: LayerTable,
+    pub(super) layers: Arc<LayerTable>,
 }
 
 /// An open image.
@@ -56,7 +56,7 @@ impl Resolver {
         Self {
             namespace: RwLock::default(),
             images: ImageTable::new(image_deadline, retry_after),
-            layers: LayerTable::new(Arc::clone(&source)),
+            layers: Arc::new(LayerTable::new(Arc::clone(&source))),
             source,
         }
     }

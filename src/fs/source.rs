@@ -95,6 +95,18 @@ impl ImageSource {
         Ok(Some(open_layer(&self.store, layer)?))
     }
 
+    /// Opens a layer, and assigns a slot to it if it has none. Returns `None` if the store does not have its blob.
+    pub(super) fn open_layer_by_digest(
+        &self,
+        layer: LayerDigest,
+    ) -> Result<Option<(u32, Arc<Layer>)>, LoadError> {
+        if !self.store.has_blob(&layer.digest(), None)? {
+            return Ok(None);
+        }
+        let open = open_layer(&self.store, layer)?;
+        Ok(Some((self.store.layer_slot(&layer)?.get(), open)))
+    }
+
     /// Returns the identity of the file that now contains a layer's blob; `None` if the blob is missing.
     pub(super) fn blob_file(&self, layer: &LayerDigest) -> Option<BlobFileId> {
         let metadata = std::fs::metadata(self.store.blob_path(&layer.digest())).ok()?;

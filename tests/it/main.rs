@@ -9,6 +9,7 @@ mod fs;
 mod gnu_tar;
 mod import;
 mod index;
+mod layer_files;
 mod merge;
 mod registry;
 mod store;

@@ -1,5 +1,9 @@
 //! Layers written as text in the syntax of `tree::dump`: parsing, writing as tar, indexing and merging.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::process::Command;
+
 use rcx_imagefs::error::chain_text;
 use rcx_imagefs::image::LayerDigest;
 use rcx_imagefs::index::{BuildOptions, Index, Layer, LayerBytes, build};
@@ -186,6 +190,23 @@ pub fn tar(lines: &[Line]) -> Vec<u8> {
         builder.append(&header, data).unwrap();
     }
     builder.into_inner().unwrap()
+}
+
+/// Writes sparse files as a tar in GNU tar's form. Each has a name, a size, and bytes at offsets.
+pub fn sparse_tar(files: &[(&str, u64, &[(u64, &[u8])])]) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, size, writes) in files {
+        let file = File::create(dir.path().join(name)).unwrap();
+        file.set_len(*size).unwrap();
+        for (at, bytes) in *writes {
+            file.write_all_at(bytes, *at).unwrap();
+        }
+    }
+    let mut tar = Command::new("tar");
+    tar.args(["--sparse", "--format=pax", "-C"]).arg(dir.path()).args(["-cf", "-"]);
+    let output = tar.args(files.iter().map(|(name, ..)| name)).output().expect("GNU tar is installed");
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
 }
 
 /// Indexes a layer in memory: a tar, compressed or not.

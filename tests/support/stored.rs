@@ -79,6 +79,17 @@ impl TestStore {
         layers: &[Vec<Line>],
         packing: Packing,
     ) -> (ManifestDigest, Vec<LayerDigest>) {
+        let tars: Vec<_> = layers.iter().map(|lines| tar(lines)).collect();
+        self.add_tars(reference, &tars, packing)
+    }
+
+    /// The same for layers that are tars.
+    pub fn add_tars(
+        &self,
+        reference: &str,
+        tars: &[Vec<u8>],
+        packing: Packing,
+    ) -> (ManifestDigest, Vec<LayerDigest>) {
         let _lease = self.store.lease(None).unwrap();
         let put = |bytes: &[u8]| {
             let digest = Digest::of(bytes);
@@ -86,8 +97,8 @@ impl TestStore {
             digest
         };
         let (mut descriptors, mut diff_ids) = (Vec::new(), Vec::new());
-        for lines in layers {
-            let blob = packing.pack(&tar(lines));
+        for tar in tars {
+            let blob = packing.pack(tar);
             let layer = LayerDigest::new(put(&blob));
             let limits = SpanLimits { target: 4 << 10, max: 8 << 10 };
             let options = BuildOptions { limits, thin: false, ..BuildOptions::default() };

@@ -1,5 +1,7 @@
 //! `status`: shows the state of the daemon.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 
 use super::{Context, output};
@@ -60,7 +62,18 @@ fn print(status: &DaemonStatus) -> anyhow::Result<()> {
     ))?;
     let total: u64 = status.requests.values().sum();
     output::line(format!("requests {total}, failed {}, panics {}", status.errors, status.panics))?;
-    for (kind, count) in status.requests.iter().filter(|(_, count)| **count > 0) {
+    print_requests(&status.requests)?;
+    if let Some(layers) = &status.layer_files {
+        let total: u64 = layers.requests.values().sum();
+        output::line(format!("layer files {}, {} in use", layers.mountpoint.display(), layers.known))?;
+        output::line(format!("requests {total}"))?;
+        print_requests(&layers.requests)?;
+    }
+    Ok(())
+}
+
+fn print_requests(requests: &BTreeMap<String, u64>) -> anyhow::Result<()> {
+    for (kind, count) in requests.iter().filter(|(_, count)| **count > 0) {
         output::line(format!("  {kind:<14}{count}"))?;
     }
     Ok(())

@@ -3,6 +3,7 @@
 mod account;
 mod control;
 mod error;
+mod layer_mount;
 mod listener;
 mod protocol;
 mod server;
@@ -16,4 +17,4 @@ pub use error::DaemonError;
 pub use listener::ControlListener;
 pub use protocol::{ControlRequest, ControlResponse, MessageForm, PROTOCOL, decode_answer, decode_request};
 pub use server::{ServeOptions, control_socket, refresh, serve};
-pub use status::DaemonStatus;
+pub use status::{DaemonStatus, LayerFilesStatus};

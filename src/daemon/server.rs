@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 
 use super::control::{ControlError, ask};
 use super::error::DaemonError;
+use super::layer_mount::{LayerMount, LayerMountCounters};
 use super::listener::ControlListener;
 use super::protocol::{ControlRequest, ControlResponse};
 use super::status::DaemonStatus;
@@ -113,9 +114,10 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
         pid: std::process::id(),
         socket: socket.clone(),
         mountpoint: mountpoint.canonicalize().unwrap_or_else(|_| mountpoint.clone()),
+        layers: None,
     };
     check_not_hidden(&store, &info)?;
-    let _lock = store.lock_daemon(&info).map_err(|error| at_store(&store, error))?;
+    let mut lock = store.lock_daemon(&info).map_err(|error| at_store(&store, error))?;
 
     // Start watching before the references are first read, so that no change is missed.
     let watch = StoreWatch::new(&store.index_json_path()).map_err(system("cannot watch the store"))?;
@@ -128,23 +130,35 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
     let mounted = fuse::mount(mountpoint, options.allow_nonempty)?;
     let threads = options.threads.unwrap_or_else(default_threads);
     let (end, ended) = oneshot::channel();
-    let session = fuse::serve(mounted.connection, Arc::clone(&fs), threads, move || {
+    let accounts = Arc::new(ReadAccounts::default());
+    let ended_by_kernel = move || {
         let _ = end.send(());
-    })?;
+    };
+    let session =
+        fuse::serve(mounted.connection, Arc::clone(&fs), threads, Arc::clone(&accounts), ended_by_kernel)?;
     // Only after the session has started: the kernel uses the smaller of this value and the negotiated one.
     if let Some(kib) = options.kernel_read_ahead_kib
         && let Err(error) = mounted.mount.set_readahead(kib)
     {
         warn!(%error, "cannot set the kernel's readahead; using the default");
     }
+    let run_dir = socket.parent().unwrap_or(run_dir);
+    let layers = LayerMount::start(run_dir, &fs, threads, &accounts);
+    let info = DaemonInfo {
+        mountpoint: mounted.mount.path().to_owned(),
+        layers: layers.as_ref().map(|layers| layers.path().to_owned()),
+        ..info
+    };
+    lock.publish(&info).map_err(|error| at_store(&store, error))?;
     let daemon = Arc::new(Daemon {
         fs,
         invalidator: session.invalidator().clone(),
         counters: Arc::clone(session.counters()),
-        accounts: Arc::clone(session.accounts()),
+        accounts,
+        layers: layers.as_ref().map(LayerMount::counters),
         refreshing: Mutex::new(()),
         started: Instant::now(),
-        info: DaemonInfo { mountpoint: mounted.mount.path().to_owned(), ..info },
+        info,
         store: store.clone(),
         threads,
     });
@@ -164,17 +178,21 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
         _ = &mut ended => true,
         () = listener.answer(handle) => false,
         () = follow(&watch, &daemon) => false,
+        () = close_idle_layers(layers.as_ref()) => false,
     };
     notify_systemd("STOPPING=1");
     if unmounted {
         info!("the mount was removed");
         drop(mounted.mount);
+        layers.into_iter().for_each(LayerMount::stop);
         return Ok(session.join()?);
     }
     match mounted.mount.unmount()? {
         UnmountResult::Complete | UnmountResult::AlreadyGone => {}
         UnmountResult::Detached => warn!("programs still use the mount; waiting up to {DETACHED:?} for them"),
     }
+    // After the images, whose users may also use the layers.
+    layers.into_iter().for_each(LayerMount::stop);
     match tokio::time::timeout(DETACHED, ended).await {
         // The session's thread is about to end.
         Ok(_) => Ok(session.join()?),
@@ -210,6 +228,13 @@ async fn follow(watch: &StoreWatch, daemon: &Arc<Daemon>) {
     }
 }
 
+async fn close_idle_layers(layers: Option<&LayerMount>) {
+    match layers {
+        Some(layers) => layers.close_idle().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The state behind the control socket.
 #[derive(Debug)]
 struct Daemon {
@@ -217,6 +242,7 @@ struct Daemon {
     invalidator: CacheInvalidator,
     counters: Arc<RequestCounters>,
     accounts: Arc<ReadAccounts>,
+    layers: Option<LayerMountCounters>,
     /// Held until the kernel's caches are invalidated, so that a concurrent refresh is answered only when the first one is
     /// complete. FUSE handlers never take this lock.
     refreshing: Mutex<()>,
@@ -271,6 +297,7 @@ impl Daemon {
     }
 
     fn status(&self) -> DaemonStatus {
+        let layers = self.layers.as_ref();
         DaemonStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: self.info.pid,
@@ -280,8 +307,9 @@ impl Daemon {
             threads: self.threads.get(),
             filesystem: self.fs.status(),
             requests: self.counters.counts().map(|(name, count)| (name.to_owned(), count)).collect(),
-            errors: self.counters.errors(),
-            panics: self.counters.panics(),
+            layer_files: layers.map(LayerMountCounters::status),
+            errors: self.counters.errors() + layers.map_or(0, LayerMountCounters::errors),
+            panics: self.counters.panics() + layers.map_or(0, LayerMountCounters::panics),
         }
     }
 }

@@ -25,10 +25,24 @@ pub struct DaemonStatus {
     pub threads: usize,
     /// Images, layers and the cache.
     pub filesystem: FsStatus,
-    /// Number of kernel requests by kind.
+    /// Number of kernel requests for images by kind.
     pub requests: BTreeMap<String, u64>,
+    /// The mount of the layer files; `None` if the daemon does not serve them.
+    pub layer_files: Option<LayerFilesStatus>,
     /// Number of requests answered with EIO or ETIMEDOUT.
     pub errors: u64,
     /// Number of these requests whose handler panicked.
     pub panics: u64,
+}
+
+/// The state of the mount of the layer files.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LayerFilesStatus {
+    /// The mountpoint.
+    pub mountpoint: PathBuf,
+    /// Number of files that the kernel knows. Their layers are open.
+    pub known: usize,
+    /// Number of kernel requests by kind.
+    pub requests: BTreeMap<String, u64>,
 }

@@ -16,17 +16,19 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, FileHandle, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    BsdFileFlags, FileHandle, Filesystem, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 
 use super::answer::{ErrorReply, answer};
 use super::convert::{
-    ABSENT, BLOCK_SIZE, file_attr, file_type, fill_buffer, ino, reply_xattr, without_trusted,
+    ABSENT, BLOCK_SIZE, FOREVER, GENERATION, file_attr, file_type, fill_buffer, ino, reply_xattr,
+    without_trusted,
 };
 use super::failures::ReadAccounts;
+use super::negotiate::negotiate;
 use super::requests::{Operation, RequestCounters};
 use crate::fs::{FsError, ImageFs, Lookup};
 
@@ -50,14 +52,6 @@ const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
     .union(InitFlags::FUSE_POSIX_ACL)
     .union(InitFlags::FUSE_MAX_PAGES);
-
-/// Number of readahead requests that the kernel keeps in flight. Beyond it, readers wait for each other.
-const MAX_BACKGROUND: u16 = 64;
-/// A hundred years: how long an answer is valid. The kernel clamps it to the range of its clock (`time_to_jiffies`,
-/// fs/fuse/dir.c).
-const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-/// Inode numbers are never reused, so one generation is enough.
-const GENERATION: Generation = Generation(0);
 
 /// The user who may list `trusted` extended attributes. The kernel's rule is CAP_SYS_ADMIN, but a request carries only the
 /// user ID.
@@ -102,13 +96,7 @@ impl Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let offered = CAPABILITIES & config.capabilities();
-        if offered != CAPABILITIES {
-            tracing::warn!(missing = ?CAPABILITIES.difference(offered), "the kernel's FUSE lacks capabilities");
-        }
-        // These calls cannot fail: the kernel offered the capabilities, and 64 is not 0.
-        let _ = config.add_capabilities(offered);
-        let _ = config.set_max_background(MAX_BACKGROUND);
+        negotiate(config, CAPABILITIES);
         Ok(())
     }
 

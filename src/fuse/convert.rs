@@ -2,13 +2,19 @@
 
 use std::time::{Duration, SystemTime};
 
-use fuser::{FileAttr, FileType, INodeNo, ReplyXattr};
+use fuser::{FileAttr, FileType, Generation, INodeNo, ReplyXattr};
 
 use crate::fs::{FileKind, FsError, Ino, InodeAttr};
 use crate::layer::Timestamp;
 
 /// Preferred I/O size of files, and the block size of `statfs`, in bytes.
 pub(super) const BLOCK_SIZE: u32 = 4096;
+
+/// A hundred years: how long an answer is valid. The kernel clamps it to the range of its clock (`time_to_jiffies`,
+/// fs/fuse/dir.c).
+pub(super) const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// Inode numbers are never reused, so one generation is enough.
+pub(super) const GENERATION: Generation = Generation(0);
 
 /// The answer for an absent name. The kernel reads only the inode number.
 pub(super) const ABSENT: FileAttr = FileAttr {

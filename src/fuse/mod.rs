@@ -1,11 +1,13 @@
-//! Mounts the filesystem, and answers the kernel's FUSE requests with [`crate::fs::ImageFs`].
+//! Mounts the filesystems of [`crate::fs`], and answers the kernel's FUSE requests with them.
 
 mod adapter;
 mod answer;
 mod convert;
 mod error;
 mod failures;
+mod layer_adapter;
 mod mount;
+mod negotiate;
 mod requests;
 mod session;
 
@@ -13,4 +15,4 @@ pub use error::SessionError;
 pub use failures::{AccountMark, ReadAccounts, ReadFailure, ReadFailureReport};
 pub use mount::{FuseMount, MOUNT_NAME, UnmountResult, UnservedMount, mount, prepare_mountpoint};
 pub use requests::{Operation, RequestCounters};
-pub use session::{CacheInvalidator, FuseSession, serve};
+pub use session::{CacheInvalidator, FuseSession, serve, serve_layers};

@@ -46,11 +46,10 @@ pub use homes::{
 };
 pub use layers::LayerDirectories;
 pub use mounts::{
-    HeldTree, Injection, InodeWidth, Lower, OverlayCalls, PrivateRoot, RootWatch, Upper,
-    enter_private_namespace, loaded_filesystems, mount_terminals, mount_tree_image, try_erofs_file,
-    try_filesystem, try_overlay,
+    Injection, InodeWidth, Lower, OverlayCalls, PrivateRoot, RootWatch, Upper, enter_private_namespace,
+    loaded_filesystems, mount_terminals, mount_tree_image, try_erofs_file, try_filesystem, try_overlay,
 };
-pub use trees::TreeMounts;
+pub use trees::{HeldTree, TreeMounts};
 pub(crate) use trusted::open_trusted;
 
 /// The name of a root: 1 to 64 characters of `a-z`, `0-9`, `.`, `_` and `-`, the first a letter or digit.

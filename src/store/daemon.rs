@@ -39,6 +39,9 @@ pub struct DaemonInfo {
     pub socket: PathBuf,
     /// The mountpoint of the images.
     pub mountpoint: PathBuf,
+    /// The directory of the layer files, which only root may use; `None` if the daemon does not serve them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<PathBuf>,
 }
 
 /// The content of the file that describes the daemon.
@@ -57,9 +60,25 @@ struct DaemonFile {
 /// and [`Store::last_daemon`] could not find the last mountpoint.
 #[derive(Debug)]
 pub struct DaemonLock {
+    file: File,
+    path: PathBuf,
     /// The lock of the file `daemon`; `None` if another process holds it.
     _visible: Option<Flock>,
     _private: Flock,
+}
+
+impl DaemonLock {
+    /// Publishes another description of this daemon.
+    pub fn publish(&mut self, info: &DaemonInfo) -> Result<(), StoreError> {
+        let content = DaemonFile { info: info.clone(), holds_private_lock: true };
+        let json = serde_json::to_vec(&content)
+            .map_err(|source| StoreError::Json { path: self.path.clone(), source })?;
+        // A reader that finds the end of a longer, earlier description reads again.
+        self.file.rewind().at("write", &self.path)?;
+        self.file.write_all(&json).at("write", &self.path)?;
+        self.file.set_len(json.len() as u64).at("write", &self.path)?;
+        Ok(())
+    }
 }
 
 impl Store {
@@ -69,7 +88,7 @@ impl Store {
     pub fn lock_daemon(&self, info: &DaemonInfo) -> Result<DaemonLock, StoreError> {
         let top = self.make_top()?;
         let path = top.path_of(DAEMON);
-        let mut file = top.file_with(DAEMON, OFlags::RDWR | OFlags::CREATE, FILE_MODE)?;
+        let file = top.file_with(DAEMON, OFlags::RDWR | OFlags::CREATE, FILE_MODE)?;
         let runs = |info: DaemonInfo| StoreError::DaemonRuns { pid: info.pid, mountpoint: info.mountpoint };
         let locks = self.make_subdir(Subdir::Locks)?;
         let Some(private) = Flock::open(&locks, DAEMON, Sharing::Exclusive, Some(QUERY_WAIT))? else {
@@ -89,13 +108,9 @@ impl Store {
             );
             None
         };
-        let content = DaemonFile { info: info.clone(), holds_private_lock: true };
-        let json =
-            serde_json::to_vec(&content).map_err(|source| StoreError::Json { path: path.clone(), source })?;
-        file.set_len(0).at("write", &path)?;
-        file.rewind().at("write", &path)?;
-        file.write_all(&json).at("write", &path)?;
-        Ok(DaemonLock { _visible: visible, _private: private })
+        let mut lock = DaemonLock { file, path, _visible: visible, _private: private };
+        lock.publish(info)?;
+        Ok(lock)
     }
 
     /// Returns the daemon that serves this store; `None` if no daemon runs.
@@ -186,7 +201,8 @@ mod tests {
     fn second_daemon_is_refused_with_the_info_of_the_first() {
         let (_dir, store) = new_store();
         assert_eq!(store.running_daemon().unwrap(), None);
-        let info = DaemonInfo { pid: 4711, socket: "/run/s".into(), mountpoint: "/images".into() };
+        let info =
+            DaemonInfo { pid: 4711, socket: "/run/s".into(), mountpoint: "/images".into(), layers: None };
         let lock = store.lock_daemon(&info).unwrap();
         assert_eq!(store.running_daemon().unwrap(), Some(info.clone()));
         let error = store.lock_daemon(&DaemonInfo { pid: 1, ..info.clone() }).unwrap_err();
@@ -212,8 +228,12 @@ mod tests {
             let (_dir, store) = new_store();
             let foreign = lock_visible_file(&store, sharing);
             assert_eq!(store.running_daemon().unwrap(), None);
-            let info =
-                DaemonInfo { pid: std::process::id(), socket: "/run/s".into(), mountpoint: "/images".into() };
+            let info = DaemonInfo {
+                pid: std::process::id(),
+                socket: "/run/s".into(),
+                mountpoint: "/images".into(),
+                layers: None,
+            };
             let lock = store.lock_daemon(&info).unwrap();
             assert_eq!(store.running_daemon().unwrap(), Some(info.clone()));
             assert!(matches!(store.lock_daemon(&info), Err(StoreError::DaemonRuns { .. })));
@@ -253,7 +273,8 @@ mod tests {
     #[test]
     fn info_of_a_killed_daemon_is_ignored() {
         let (_dir, store) = new_store();
-        let info = DaemonInfo { pid: 4711, socket: "/run/s".into(), mountpoint: "/images".into() };
+        let info =
+            DaemonInfo { pid: 4711, socket: "/run/s".into(), mountpoint: "/images".into(), layers: None };
         drop(store.lock_daemon(&info).unwrap());
         std::fs::write(store.make_top().unwrap().path_of(DAEMON), serde_json::to_vec(&info).unwrap())
             .unwrap();

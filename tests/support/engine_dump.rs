@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::path::{Path, PathBuf};
 
-use rcx_imagefs::erofs::{TreeImage, write_plain};
+use rcx_imagefs::erofs::{LayerDevice, TreeImage, write_plain};
 use rcx_imagefs::image::{Digest, ManifestDigest};
 use rcx_imagefs::index::Layer;
 use rcx_imagefs::pipeline::open_image;
@@ -87,14 +87,39 @@ pub struct TreeMount(PathBuf);
 impl TreeMount {
     /// Writes the tree image and the decoded layers of an image to `dir`, and mounts them there.
     pub fn new<D: AsRef<[u8]>>(tree: &Tree, layers: &[&Layer<D>], dir: &Path) -> Self {
+        let mut number = 0;
+        Self::over(tree, layers, dir, |layer, device| {
+            let file = File::create_new(dir.join(number.to_string())).unwrap();
+            number += 1;
+            write_plain(layer, device, &file).unwrap();
+            file
+        })
+    }
+
+    /// Writes the tree image to `dir`, and mounts it there over the files of the layers that a daemon serves in `files`.
+    pub fn over_layer_files<D: AsRef<[u8]>>(
+        tree: &Tree,
+        layers: &[&Layer<D>],
+        dir: &Path,
+        files: &Path,
+    ) -> Self {
+        Self::over(tree, layers, dir, |layer, _| {
+            File::open(files.join(layer.index().layer().digest().hex())).unwrap()
+        })
+    }
+
+    fn over<D: AsRef<[u8]>>(
+        tree: &Tree,
+        layers: &[&Layer<D>],
+        dir: &Path,
+        mut open: impl FnMut(&Layer<D>, &LayerDevice) -> File,
+    ) -> Self {
         let indexes: Vec<_> = layers.iter().map(|layer| layer.index()).collect();
         let tree = TreeImage::plan(tree, &indexes).unwrap();
         let devices: Vec<File> = tree
             .devices()
-            .enumerate()
-            .map(|(number, (layer, device))| {
-                let file = File::create_new(dir.join(number.to_string())).unwrap();
-                write_plain(layers[layer.index()], device, &file).unwrap();
+            .map(|(layer, device)| {
+                let file = open(layers[layer.index()], device);
                 assert_eq!(file.metadata().unwrap().len(), device.size());
                 file
             })

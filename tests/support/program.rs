@@ -131,7 +131,7 @@ impl Program {
         let log = self.dir.path().join("daemon.log");
         let mut server = Server::start(&self.command(&[OsStr::new("mount"), dir.as_os_str()]), &log);
         server.line()?;
-        Ok(TestMount { dir: dir.to_owned(), server })
+        Ok(TestMount { dir: dir.to_owned(), layers: self.dir.path().join("run/layers"), server })
     }
 }
 
@@ -153,6 +153,7 @@ pub fn failure(output: &Output, arguments: &[&str]) -> String {
 #[derive(Debug)]
 pub struct TestMount {
     dir: PathBuf,
+    layers: PathBuf,
     server: Server,
 }
 
@@ -160,6 +161,11 @@ impl TestMount {
     /// The mountpoint.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The mountpoint of the layer files.
+    pub fn layers(&self) -> &Path {
+        &self.layers
     }
 
     /// A path below the mountpoint.
@@ -182,7 +188,9 @@ impl TestMount {
         self.server.signal("TERM");
         let status = self.server.wait();
         assert!(status.success(), "the daemon ended with {status}; log:\n{}", self.log());
-        assert!(!is_mounted(&self.dir), "{} is still mounted", self.dir.display());
+        for dir in [&self.dir, &self.layers] {
+            assert!(!is_mounted(dir), "{} is still mounted", dir.display());
+        }
     }
 }
 
@@ -190,18 +198,19 @@ impl Drop for TestMount {
     fn drop(&mut self) {
         self.server.signal("TERM");
         // The daemon unmounts. If it cannot, or if the test killed it, the mount is removed below.
+        let mounted = || [&self.dir, &self.layers].into_iter().filter(|dir| is_mounted(dir));
         for _ in 0..100 {
-            if !is_mounted(&self.dir) {
+            if mounted().next().is_none() {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
-        let _ = Command::new("umount").arg("--lazy").arg(&self.dir).status();
+        let _ = Command::new("umount").arg("--lazy").args(mounted()).status();
     }
 }
 
-/// Whether something is mounted at this directory.
+/// Whether something is mounted at this directory, in the mount namespace of the calling thread.
 pub fn is_mounted(dir: &Path) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read /proc/self/mountinfo");
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").expect("read the mounts");
     mounts.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(dir))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use rcx_imagefs::daemon::{ControlListener, ControlRequest, ControlResponse, DaemonStatus};
+use rcx_imagefs::daemon::{ControlListener, ControlRequest, ControlResponse, DaemonStatus, LayerFilesStatus};
 use rcx_imagefs::fs::{FsOptions, ImageFs, ImageSource};
 use rcx_imagefs::fuse::{AccountMark, ReadFailureReport};
 use rcx_imagefs::store::{DaemonInfo, DaemonLock};
@@ -45,7 +45,12 @@ impl Daemon {
             };
             runtime.spawn(async move { listener.answer(handle).await });
         }
-        let info = DaemonInfo { pid: std::process::id(), socket, mountpoint: PathBuf::from("/mnt/images") };
+        let info = DaemonInfo {
+            pid: std::process::id(),
+            socket,
+            mountpoint: PathBuf::from("/mnt/images"),
+            layers: None,
+        };
         Self { received, _lock: fixture.store().lock_daemon(&info).unwrap(), _runtime: runtime }
     }
 
@@ -68,6 +73,11 @@ fn status(fixture: &Fixture) -> DaemonStatus {
         requests: BTreeMap::from([("lookup".to_owned(), 3), ("read".to_owned(), 0)]),
         errors: 1,
         panics: 0,
+        layer_files: Some(LayerFilesStatus {
+            mountpoint: "/run/layers".into(),
+            known: 2,
+            requests: BTreeMap::from([("LOOKUP".to_owned(), 2), ("READ".to_owned(), 40)]),
+        }),
     }
 }
 
@@ -95,6 +105,7 @@ fn status_shows_the_answer_of_the_daemon() {
     let all = [
         "errors",
         "filesystem",
+        "layer_files",
         "mountpoint",
         "panics",
         "pid",
@@ -105,6 +116,7 @@ fn status_shows_the_answer_of_the_daemon() {
         "version",
     ];
     assert_eq!(keys(&shown), all);
+    assert_eq!(keys(&shown["layer_files"]), ["known", "mountpoint", "requests"]);
     assert_eq!(keys(&shown["filesystem"]), ["cache", "failed", "layers", "open", "published"]);
     let cache = ["bytes", "capacity", "decodes", "evictions", "failures", "hits", "misses", "spans", "waits"];
     assert_eq!(keys(&shown["filesystem"]["cache"]), cache);
@@ -122,6 +134,9 @@ fn status_shows_the_answer_of_the_daemon() {
         "cache   0 B of 256.00 MiB in 0 spans",
         "requests 3, failed 1, panics 0",
         "  lookup        3",
+        "layer files /run/layers, 2 in use",
+        "requests 42",
+        "  READ          40",
     ] {
         assert!(text.lines().any(|one| one == line), "{line}:\n{text}");
     }

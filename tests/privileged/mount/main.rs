@@ -7,6 +7,7 @@ mod calls;
 mod control;
 mod damage;
 mod doctor;
+mod layer_files;
 mod live;
 mod private;
 mod warm;

@@ -142,7 +142,7 @@ fn user_without_write_permission_can_read_and_gets_clear_errors_for_writes() {
     let store = Store::open_or_create(&store_on(&disk)).unwrap();
     let manifest = put_image(&store);
     share(&store);
-    let info = DaemonInfo { pid: 1, socket: "/run/x".into(), mountpoint: "/images".into() };
+    let info = DaemonInfo { pid: 1, socket: "/run/x".into(), mountpoint: "/images".into(), layers: None };
     let _daemon = store.lock_daemon(&info).unwrap();
     let path = store_on(&disk);
     // Only this thread changes its user.
@@ -177,8 +177,12 @@ fn locks_of_another_user_neither_look_like_a_daemon_nor_keep_one_from_starting()
         let store = Store::open_or_create(&store_on(&disk)).unwrap();
         put_image(&store);
         share(&store);
-        let info =
-            DaemonInfo { pid: std::process::id(), socket: "/run/x".into(), mountpoint: "/images".into() };
+        let info = DaemonInfo {
+            pid: std::process::id(),
+            socket: "/run/x".into(),
+            mountpoint: "/images".into(),
+            layers: None,
+        };
         // The files exist, as after any daemon.
         drop(store.lock_daemon(&info).unwrap());
         let top = store_on(&disk).join("rcx-imagefs");

@@ -33,6 +33,8 @@ use crate::store::{DaemonInfo, Refs, Store, StoreError};
 const SOCKET: &str = "control.sock";
 /// How long to wait for programs that still use a detached mount.
 const DETACHED: Duration = Duration::from_secs(5);
+/// The interval at which images that nobody has used for a while are closed.
+const CLOSE_UNUSED: Duration = Duration::from_secs(30);
 /// How long a command that changed the store waits until the mount shows the change.
 const REFRESH: Duration = Duration::from_secs(5);
 
@@ -179,6 +181,7 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
         () = listener.answer(handle) => false,
         () = follow(&watch, &daemon) => false,
         () = close_idle_layers(layers.as_ref()) => false,
+        () = close_unused(&daemon) => false,
     };
     notify_systemd("STOPPING=1");
     if unmounted {
@@ -232,6 +235,15 @@ async fn close_idle_layers(layers: Option<&LayerMount>) {
     match layers {
         Some(layers) => layers.close_idle().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Closes images that nobody has used for a while, again and again.
+async fn close_unused(daemon: &Arc<Daemon>) {
+    loop {
+        tokio::time::sleep(CLOSE_UNUSED).await;
+        let fs = Arc::clone(&daemon.fs);
+        let _ = tokio::task::spawn_blocking(move || fs.close_unused()).await;
     }
 }
 

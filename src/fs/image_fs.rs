@@ -100,7 +100,8 @@ impl ImageFs {
         let old = self.namespace();
         let new = Arc::new(Namespace::new(&published, changed, Some(&old)));
         let changes = new.changes_since(&old);
-        self.resolver.set_namespace(new);
+        self.resolver.set_namespace(Arc::clone(&new));
+        self.resolver.keep_unpublished(&old, &new);
         // A pull may have repaired an image without changing a reference.
         self.resolver.images.forget_failures();
         Ok(changes)
@@ -124,6 +125,31 @@ impl ImageFs {
             layers: self.resolver.layers.len(),
             cache: self.content.counters(),
         }
+    }
+
+    /// Notes that the kernel gets `count` references to an inode with an answer. Must be called before the answer is sent.
+    ///
+    /// The kernel refers to each inode that a lookup or a listing with attributes has returned, until it forgets it.
+    pub fn add_references(&self, ino: Ino, count: u64) {
+        if let Some(DecodedIno::Image { slot, .. }) = ino.decode() {
+            self.resolver.images.add_references(slot, count);
+        }
+    }
+
+    /// Notes that the kernel has dropped `count` references to an inode, and closes its image if it was the last one.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        if let Some(DecodedIno::Image { slot, .. }) = ino.decode()
+            && self.resolver.images.remove_references(slot, count)
+            && self.resolver.images.opened(slot).is_some()
+        {
+            self.resolver.close_unused(None);
+        }
+    }
+
+    /// Closes images and layers that nobody has used for a while. The next request for one of them opens it again, and gets
+    /// the same inode numbers. To be called from time to time.
+    pub fn close_unused(&self) {
+        self.resolver.close_unused(None);
     }
 
     /// Drops all decoded spans from the cache.

@@ -1,9 +1,12 @@
 //! Open layers: one handle for each, shared by all images and layer files.
 //!
-//! A layer of an image stays open until the process ends, like the image. A layer that only a layer file uses is closed again.
+//! A layer that belongs to no open image, that the kernel knows no layer file of, and that nobody has used lately is closed, and opened
+//! again at the next request.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
 
 use tracing::info;
 
@@ -11,6 +14,11 @@ use super::source::BlobFileId;
 use super::{ImageSource, LoadError, StatFs};
 use crate::index::Layer;
 use crate::os::ignore_poison;
+
+/// Time after its last use in which a layer of no open image stays open.
+const USED: Duration = Duration::from_secs(60);
+/// The most layers of no open image that stay open.
+const UNUSED_MAX: usize = 64;
 
 /// A layer and its slot.
 pub(super) type SlotLayer = (u32, Arc<Layer>);
@@ -20,6 +28,8 @@ pub(super) type SlotLayer = (u32, Arc<Layer>);
 pub(super) struct LayerTable {
     source: Arc<ImageSource>,
     layers: RwLock<HashMap<u32, ServedLayer>>,
+    /// The times of layers count from here.
+    started: Instant,
 }
 
 /// An open layer, and the file that contained its blob when it was opened.
@@ -27,24 +37,32 @@ pub(super) struct LayerTable {
 struct ServedLayer {
     layer: Arc<Layer>,
     blob: Option<BlobFileId>,
-    /// Whether the layer stays open, because an image uses it.
+    /// Whether the layer stays open until [`LayerTable::close_unused`], because an image used it.
     kept: bool,
+    /// Whether the layer stays open until [`LayerTable::close`], because the kernel knows its file.
+    has_file: bool,
+    /// When the layer was last asked for, in milliseconds.
+    used: AtomicU64,
 }
 
 impl LayerTable {
     pub(super) fn new(source: Arc<ImageSource>) -> Self {
-        Self { source, layers: RwLock::default() }
+        Self { source, layers: RwLock::default(), started: Instant::now() }
     }
 
     /// Returns the layer if it is open.
     pub(super) fn opened(&self, slot: u32) -> Option<Arc<Layer>> {
-        ignore_poison(self.layers.read()).get(&slot).map(|open| Arc::clone(&open.layer))
+        let layers = ignore_poison(self.layers.read());
+        let open = layers.get(&slot)?;
+        open.used.store(self.now(), Ordering::Relaxed);
+        Some(Arc::clone(&open.layer))
     }
 
     /// Returns the layer, and opens it if necessary: the kernel may know its inodes from an earlier process. `None` if the
     /// store does not know the slot.
     pub(super) fn get_or_open(&self, slot: u32) -> Result<Option<Arc<Layer>>, LoadError> {
         if let Some(kept) = ignore_poison(self.layers.read()).get(&slot).filter(|open| open.kept) {
+            kept.used.store(self.now(), Ordering::Relaxed);
             return Ok(Some(Arc::clone(&kept.layer)));
         }
         let layer = match self.opened(slot) {
@@ -67,17 +85,51 @@ impl LayerTable {
     fn add(&self, slot: u32, layer: Arc<Layer>, kept: bool) -> Arc<Layer> {
         let blob = self.source.blob_file(layer.index().layer());
         let mut layers = ignore_poison(self.layers.write());
-        let served = layers.entry(slot).or_insert(ServedLayer { layer, blob, kept });
+        let used = AtomicU64::new(self.now());
+        let served = layers.entry(slot).or_insert(ServedLayer { layer, blob, kept, has_file: !kept, used });
         served.kept |= kept;
+        served.has_file |= !kept;
+        served.used.store(self.now(), Ordering::Relaxed);
         Arc::clone(&served.layer)
     }
 
-    /// Closes a layer unless an image uses it.
+    /// Closes a layer whose file the kernel has forgotten, unless an image uses it.
     pub(super) fn close(&self, slot: u32) {
         let mut layers = ignore_poison(self.layers.write());
-        if layers.get(&slot).is_some_and(|served| !served.kept) {
+        let Some(served) = layers.get_mut(&slot) else { return };
+        served.has_file = false;
+        if !served.kept {
             layers.remove(&slot);
         }
+    }
+
+    /// Closes the layers that are not in `of_open_images` and that nobody uses.
+    pub(super) fn close_unused(&self, of_open_images: &HashSet<u32>) {
+        let now = self.now();
+        let recent = u64::try_from(USED.as_millis()).unwrap_or(u64::MAX);
+        let mut layers = ignore_poison(self.layers.write());
+        // A handle that only the table holds is in use by no request: requests take it under the lock.
+        let mut unused: Vec<(u64, u32)> = layers
+            .iter()
+            .filter(|(slot, open)| {
+                open.kept && !of_open_images.contains(slot) && Arc::strong_count(&open.layer) == 1
+            })
+            .map(|(slot, open)| (open.used.load(Ordering::Relaxed), *slot))
+            .collect();
+        unused.sort_unstable_by(|one, other| other.cmp(one));
+        for (position, (used, slot)) in unused.into_iter().enumerate() {
+            if position < UNUSED_MAX && now.saturating_sub(used) < recent {
+                continue;
+            }
+            match layers.get_mut(&slot) {
+                Some(served) if served.has_file => served.kept = false,
+                _ => drop(layers.remove(&slot)),
+            }
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Returns another handle after a read through `failed` has failed: the handle that replaced it, or a new handle if the
@@ -95,8 +147,11 @@ impl LayerTable {
         let layer = self.source.open_layer(slot).ok()??;
         info!(layer = %layer.index().layer(), "the blob was replaced; opened the layer again");
         let mut layers = ignore_poison(self.layers.write());
-        let kept = layers.get(&slot).is_none_or(|served| served.kept);
-        layers.insert(slot, ServedLayer { layer: Arc::clone(&layer), blob: Some(current), kept });
+        let (kept, has_file) =
+            layers.get(&slot).map_or((true, false), |served| (served.kept, served.has_file));
+        let used = AtomicU64::new(self.now());
+        let served = ServedLayer { layer: Arc::clone(&layer), blob: Some(current), kept, has_file, used };
+        layers.insert(slot, served);
         Some(layer)
     }
 

@@ -1,20 +1,24 @@
 //! Resolves inode numbers to entries of layers and nodes of images, and opens both on demand.
 //!
-//! Lock order: the image table, an image's state, the namespace. The namespace's lock is held only to copy or replace its
+//! Lock order: the lock of closing, the image table, an image's state, the layer table, the namespace. The namespace's lock is held only to copy or replace its
 //! `Arc`. No lock is held while an image or layer is opened or read.
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
-use tracing::info;
+use tracing::{debug, info, warn};
 
 use super::attr::InodeAttr;
 use super::images::ImageTable;
 use super::layers::{LayerTable, SlotLayer};
 use super::{DecodedIno, FsError, ImageSource, Ino, Namespace, NamespaceNode, PublishedImage};
+use crate::error::chain_text;
 use crate::index::{EntryId, IndexedKind};
-use crate::os::ignore_poison;
+use crate::os::{ignore_poison, release_freed_memory};
 use crate::tree::{LayerNo, NodeId, NodeSource, Tree};
+
+/// Bytes of closed images from which on freed memory is returned to the kernel: merging a large image leaves more than its tree.
+const RELEASE_FROM: usize = 4 << 20;
 
 /// The current namespace, and all open images and layers.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub(super) struct Resolver {
     namespace: RwLock<Arc<Namespace>>,
     pub(super) images: ImageTable<ServedImage>,
     pub(super) layers: Arc<LayerTable>,
+    /// Held while images are closed, and while the namespace is replaced, which decides on the images that may be closed.
+    closing: Mutex<()>,
 }
 
 /// An open image.
@@ -57,6 +63,7 @@ impl Resolver {
             namespace: RwLock::default(),
             images: ImageTable::new(image_deadline, retry_after),
             layers: Arc::new(LayerTable::new(Arc::clone(&source))),
+            closing: Mutex::default(),
             source,
         }
     }
@@ -67,6 +74,7 @@ impl Resolver {
     }
 
     pub(super) fn set_namespace(&self, namespace: Arc<Namespace>) {
+        let _lock = ignore_poison(self.closing.lock());
         *ignore_poison(self.namespace.write()) = namespace;
     }
 
@@ -138,12 +146,54 @@ impl Resolver {
             let layers = layers.map(|(slot, layer)| (slot, self.layers.insert(slot, layer))).collect();
             Ok(ServedImage { image, tree: loaded.tree, layers })
         };
-        Ok(self.images.get_or_open(image.slot, name, open)?)
+        let is_new = self.images.opened(image.slot).is_none();
+        let open = self.images.get_or_open(image.slot, name, open)?;
+        if is_new {
+            self.close_unused(Some(image.slot));
+        }
+        Ok(open)
+    }
+
+    /// Closes images and layers that nobody uses, beyond those that stay open in case they are needed soon.
+    pub(super) fn close_unused(&self, opened: Option<u32>) {
+        // Another thread that closes images will do.
+        let _lock = match self.closing.try_lock() {
+            Ok(lock) => lock,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let namespace = self.namespace();
+        let closed = self.images.close_unused(
+            opened,
+            |slot| namespace.image(slot).is_some(),
+            |image| image.tree.memory(),
+        );
+        let open = self.images.all_open();
+        self.layers.close_unused(
+            &open.iter().flat_map(|image| image.layers.iter().map(|(slot, _)| *slot)).collect(),
+        );
+        if closed >= RELEASE_FROM {
+            release_freed_memory();
+        }
+        if closed > 0 {
+            debug!(closed, open = open.len(), layers = self.layers.len(), "closed images that nobody uses");
+        }
+    }
+
+    /// Opens images that have lost their last name but are in use: nothing else keeps their blobs.
+    pub(super) fn keep_unpublished(&self, old: &Namespace, new: &Namespace) {
+        for image in old.images().filter(|image| new.image(image.slot).is_none()) {
+            if self.images.is_referenced(image.slot)
+                && let Err(error) = self.open_image(image)
+            {
+                warn!(manifest = %image.manifest, "cannot open an image that is in use and has lost its name: {}", chain_text(&error));
+            }
+        }
     }
 
     /// Returns the image with this slot, whether it is open, published, or only present in the store.
     pub(super) fn image_by_slot(&self, slot: u32, ino: Ino) -> Result<Arc<ServedImage>, FsError> {
-        if let Some(open) = self.images.opened(slot) {
+        if let Some(open) = self.images.opened_for_use(slot) {
             return Ok(open);
         }
         let image = self.namespace().image(slot).or_else(|| self.source.image(slot));

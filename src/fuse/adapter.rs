@@ -106,7 +106,10 @@ impl Filesystem for Adapter {
             Operation::Lookup,
             reply,
             |fs, _| match fs.lookup(ino(parent), name.as_bytes())? {
-                Lookup::Found(attr) => Ok(file_attr(&attr)),
+                Lookup::Found(attr) => {
+                    fs.add_references(attr.ino, 1);
+                    Ok(file_attr(&attr))
+                }
                 // Inode number 0 with a time to live: the kernel caches that the name is absent.
                 Lookup::Absent { cacheable: true } => Ok(ABSENT),
                 Lookup::Absent { cacheable: false } => Err(FsError::NotFound),
@@ -115,8 +118,9 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn forget(&self, _: &Request, _: INodeNo, _: u64) {
+    fn forget(&self, _: &Request, number: INodeNo, count: u64) {
         self.counters.count(Operation::Forget);
+        self.fs.forget(ino(number), count);
     }
 
     fn getattr(&self, request: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -199,12 +203,20 @@ impl Filesystem for Adapter {
             Operation::ReadDirPlus,
             reply,
             |fs, reply| {
+                let mut listed = Vec::new();
                 fs.readdir(ino(number), offset, |entry| -> bool {
                     let (name, attr) = (OsStr::from_bytes(entry.name), file_attr(&entry.attr));
                     // With a time to live of 0 the kernel looks the name up at its first use.
                     let ttl = if entry.attr_complete { FOREVER } else { Duration::ZERO };
-                    reply.add(attr.ino, entry.next, name, &ttl, &attr, GENERATION)
-                })
+                    let is_full = reply.add(attr.ino, entry.next, name, &ttl, &attr, GENERATION);
+                    // The kernel takes no reference from `.` and `..` (`fuse_direntplus_link`, fs/fuse/readdir.c).
+                    if !is_full && !matches!(entry.name, b"." | b"..") {
+                        listed.push(entry.attr.ino);
+                    }
+                    is_full
+                })?;
+                listed.into_iter().for_each(|ino| fs.add_references(ino, 1));
+                Ok(())
             },
             |reply, ()| reply.ok(),
         );

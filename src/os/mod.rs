@@ -6,6 +6,7 @@
 mod beneath;
 mod control_groups;
 mod directory;
+mod heap;
 mod lock;
 mod namespace;
 mod path_error;
@@ -20,6 +21,7 @@ pub use control_groups::leave_control_groups;
 pub use directory::{
     UntrustedPart, foreign_owner, foreign_writers, make_directories, make_directory, untrusted_part,
 };
+pub(crate) use heap::release_freed_memory;
 pub use lock::{NamedLock, Sharing, lock_named, lock_until, try_lock, unlock};
 pub use namespace::pid_namespace;
 pub use path_error::{AtPath, PathError};

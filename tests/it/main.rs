@@ -4,6 +4,7 @@
 
 mod architecture;
 mod cli;
+mod closing;
 mod erofs;
 mod fs;
 mod gnu_tar;

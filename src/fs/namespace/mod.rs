@@ -206,6 +206,11 @@ impl Namespace {
         self.homes.get(&image_slot).map(|(parent, name)| (*parent, &**name))
     }
 
+    /// Returns all published images.
+    pub(super) fn images(&self) -> impl Iterator<Item = PublishedImage> {
+        self.homes.keys().filter_map(|slot| self.image(*slot))
+    }
+
     /// Returns the image with this slot if it is published.
     #[must_use]
     pub fn image(&self, slot: u32) -> Option<PublishedImage> {

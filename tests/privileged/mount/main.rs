@@ -4,6 +4,7 @@
 
 mod bad_host;
 mod calls;
+mod closing;
 mod control;
 mod damage;
 mod doctor;

@@ -40,9 +40,6 @@ pub(super) struct LoadArgs {
     /// Accept an image that is for another platform only, with a warning
     #[arg(long)]
     any_platform: bool,
-    /// Also decode the layers, so that the kernel reads them without the daemon; takes three to four times the disk space
-    #[arg(long)]
-    plain: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -62,14 +59,13 @@ pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
         name,
         replace: args.replace,
         any_platform: args.any_platform,
-        plain: args.plain,
         progress: progress::bars(&args.path.display().to_string()),
     };
     let LoadedImages { stored, failed } = load(&job, &archive).with_context(at)?;
     context.refresh(&store);
     let mut items = Vec::new();
     for image in &stored {
-        let image = PulledJson::new(context, &store, image);
+        let image = PulledJson::new(context, image);
         if !args.json {
             output::line(image.line())?;
         }

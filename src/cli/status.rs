@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{Context, output};
 use crate::daemon::DaemonStatus;
+use crate::fuse::LazyReads;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -63,6 +64,8 @@ fn print(status: &DaemonStatus) -> anyhow::Result<()> {
     let total: u64 = status.requests.values().sum();
     output::line(format!("requests {total}, failed {}, panics {}", status.errors, status.panics))?;
     print_requests(&status.requests)?;
+    let LazyReads { bytes, wait_ms } = status.reads;
+    output::line(format!("reads   {}, waited {wait_ms} ms for them", output::size(bytes)))?;
     if let Some(layers) = &status.layer_files {
         let total: u64 = layers.requests.values().sum();
         output::line(format!("layer files {}, {} in use", layers.mountpoint.display(), layers.known))?;

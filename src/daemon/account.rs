@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::control::{ControlError, ask};
 use super::protocol::{ControlRequest, ControlResponse};
 use crate::error::ErrorCode;
-use crate::fuse::{AccountMark, ReadFailure};
+use crate::fuse::{AccountMark, LazyReads, ReadFailure, ReaderQuery};
 use crate::image::Image;
 use crate::os;
 
@@ -41,6 +41,12 @@ impl AccountedImage {
     pub fn named(name: &str) -> Self {
         let digest = name.rsplit_once('@').map_or("", |(_, digest)| digest);
         Self { name: name.to_owned(), digest: digest.to_owned(), layers: Vec::new() }
+    }
+
+    /// The name to show in messages.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Whether a failed read could be one of this image. Images may have several names, and share layers.
@@ -174,7 +180,8 @@ impl RunAccount {
         self.check_reads(process, image).err().filter(|fault| matches!(fault, ReadFault::Failed { .. }))
     }
 
-    /// Checks that the daemon could serve every read of a run since the account was opened.
+    /// Checks that the daemon could serve every read of a run since the account was opened. Returns what the run has read from the
+    /// daemon; `None` if the daemon cannot tell.
     ///
     /// The run consists of `process`, which must still exist, and its descendants. Failed reads of processes outside of it do
     /// not count. If the process of a failed read is unknown, the read counts for every run of the image.
@@ -182,8 +189,8 @@ impl RunAccount {
     /// # Errors
     ///
     /// A read failed, or the daemon cannot tell.
-    pub fn close(&self, process: u32, image: &AccountedImage) -> Result<(), ReadFault> {
-        self.check_reads(process, image)?;
+    pub fn close(&self, process: u32, image: &AccountedImage) -> Result<Option<LazyReads>, ReadFault> {
+        let reads = self.check_reads(process, image)?;
         let (image, mountpoint) = (image.name.clone(), self.mountpoint.clone());
         match os::statfs_within(&self.mountpoint, DEADLINE) {
             // The kernel may have ended the connection, although the daemon still runs.
@@ -192,18 +199,19 @@ impl RunAccount {
             }
             Ok(None) => Err(ReadFault::Hangs { image, mountpoint }),
             // Without a process for the question, the answer of the daemon is all that is known.
-            Ok(Some(_)) | Err(_) => Ok(()),
+            Ok(Some(_)) | Err(_) => Ok(reads),
         }
     }
 
-    /// Asks the daemon about failed reads, without using the mount.
-    fn check_reads(&self, process: u32, image: &AccountedImage) -> Result<(), ReadFault> {
+    /// Asks the daemon about the reads of a run, without using the mount.
+    fn check_reads(&self, process: u32, image: &AccountedImage) -> Result<Option<LazyReads>, ReadFault> {
         let name = || image.name.clone();
-        let request = ControlRequest::ReadFailures { since: self.start.sequence };
+        let readers = Some(ReaderQuery { process, since: self.start.reader });
+        let request = ControlRequest::ReadFailures { since: self.start.sequence, readers };
         let report = match ask(&self.socket, request, DEADLINE) {
             Ok(ControlResponse::ReadFailures(report)) => report,
             // A daemon of version 0.1 keeps no accounts.
-            Err(ControlError::OldDaemon { .. }) if self.start.instance == 0 => return Ok(()),
+            Err(ControlError::OldDaemon { .. }) if self.start.instance == 0 => return Ok(None),
             Ok(_) => return Err(ReadFault::Replaced { image: name(), socket: self.socket.clone() }),
             Err(source) => return Err(ReadFault::Daemon { image: name(), source }),
         };
@@ -222,7 +230,7 @@ impl RunAccount {
                 Err(ReadFault::Failed { image: name(), first: Box::new(first), others })
             }
             None if report.lost > 0 => Err(ReadFault::Lost { image: name(), lost: report.lost }),
-            None => Ok(()),
+            None => Ok(report.reads.filter(|_| same_numbers)),
         }
     }
 }

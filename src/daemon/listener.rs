@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn request_of_version_0_1_is_answered_in_its_own_form() {
         let answer = with_listener(
-            |_| ControlResponse::Pong(AccountMark { instance: 1, sequence: 2, pid_namespace: 3 }),
+            |_| ControlResponse::Pong(AccountMark { instance: 1, ..AccountMark::default() }),
             |path| {
                 let mut stream = UnixStream::connect(path).unwrap();
                 stream.write_all(b"\"ping\"\n").unwrap();
@@ -308,7 +308,7 @@ mod tests {
         let pong = ControlResponse::Pong(AccountMark::default());
         assert_eq!(ask(&path, ControlRequest::Ping, SOON).unwrap(), pong);
         assert_eq!(ask(&path, ControlRequest::Refresh, SOON).unwrap(), ControlResponse::Refreshed);
-        let error = ask(&path, ControlRequest::ReadFailures { since: 0 }, SOON).unwrap_err();
+        let error = ask(&path, ControlRequest::ReadFailures { since: 0, readers: None }, SOON).unwrap_err();
         assert!(matches!(error, ControlError::OldDaemon { protocol: 1, .. }), "{error:?}");
     }
 

@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::status::DaemonStatus;
-use crate::fuse::{AccountMark, ReadFailureReport};
+use crate::fuse::{AccountMark, ReadFailureReport, ReaderQuery};
 use crate::image::ManifestDigest;
 use crate::pipeline::{ImageDescription, ImageSummary, ReadFailureText};
 
@@ -40,11 +40,14 @@ pub enum ControlRequest {
         /// The digest of its manifest.
         digest: ManifestDigest,
     },
-    /// Asks for the reads that failed since a mark.
+    /// Asks for the reads that failed since a mark, and for what a process and its descendants have read.
     ReadFailures {
         /// The sequence number of the mark.
         #[serde(default)]
         since: u64,
+        /// The process whose reads are also asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        readers: Option<ReaderQuery>,
     },
 }
 
@@ -189,7 +192,7 @@ fn line(message: &impl Serialize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuse::ReadFailure;
+    use crate::fuse::{LazyReads, ReadFailure};
     use crate::image::{Digest, media};
     use crate::pipeline::{IndexDescription, LayerDescription};
     use crate::store::ImageRecord;
@@ -212,7 +215,7 @@ mod tests {
         }
         let answer = |answer| text(&encode_answer(MessageForm::Bare, answer)).to_owned();
         assert_eq!(
-            answer(ControlResponse::Pong(AccountMark { instance: 1, sequence: 2, pid_namespace: 3 })),
+            answer(ControlResponse::Pong(AccountMark { instance: 1, ..AccountMark::default() })),
             r#""pong""#
         );
         assert_eq!(answer(ControlResponse::Refreshed), r#""refreshed""#);
@@ -254,7 +257,7 @@ mod tests {
         assert_eq!(bare(ControlRequest::Ping).as_deref(), Some(r#""ping""#));
         assert_eq!(bare(ControlRequest::Status).as_deref(), Some(r#""status""#));
         assert_eq!(bare(ControlRequest::Refresh).as_deref(), Some(r#""refresh""#));
-        assert_eq!(bare(ControlRequest::ReadFailures { since: 1 }), None);
+        assert_eq!(bare(ControlRequest::ReadFailures { since: 1, readers: None }), None);
     }
 
     #[test]
@@ -264,12 +267,13 @@ mod tests {
             ControlRequest::Ping,
             ControlRequest::Images,
             ControlRequest::Image { digest },
-            ControlRequest::ReadFailures { since: 7 },
+            ControlRequest::ReadFailures { since: 7, readers: None },
+            ControlRequest::ReadFailures { since: 7, readers: Some(ReaderQuery { process: 3, since: 2 }) },
         ] {
             let line = encode_request(MessageForm::Enveloped, request).unwrap();
             assert_eq!(decode_request(&line), (MessageForm::Enveloped, Ok(request)));
         }
-        let mark = AccountMark { instance: 5, sequence: 9, pid_namespace: 3 };
+        let mark = AccountMark { instance: 5, sequence: 9, pid_namespace: 3, reader: 4 };
         let failures = vec![ReadFailure { sequence: 9, pid: 3, ..ReadFailure::default() }];
         let failure = ReadFailureText { code: "no-blob".to_owned(), message: "gone".to_owned() };
         let record = ImageRecord {
@@ -296,7 +300,12 @@ mod tests {
             ControlResponse::Image(Box::new(description)),
             ControlResponse::UnreadableImage(failure),
             ControlResponse::Pong(mark),
-            ControlResponse::ReadFailures(ReadFailureReport { mark, lost: 1, failures }),
+            ControlResponse::ReadFailures(ReadFailureReport {
+                mark,
+                lost: 1,
+                failures,
+                reads: Some(LazyReads { bytes: 5, wait_ms: 6 }),
+            }),
         ] {
             let line = encode_answer(MessageForm::Enveloped, answer.clone());
             assert_eq!(decode_answer(&line).unwrap(), (PROTOCOL, answer));
@@ -306,7 +315,7 @@ mod tests {
     #[test]
     fn unknown_fields_are_ignored_and_missing_ones_have_defaults() {
         let request = br#"{"protocol":3,"request":{"read-failures":{"more":[1]}},"color":"red"}"#;
-        let expected = ControlRequest::ReadFailures { since: 0 };
+        let expected = ControlRequest::ReadFailures { since: 0, readers: None };
         assert_eq!(decode_request(request), (MessageForm::Enveloped, Ok(expected)));
         let answer = br#"{"protocol":3,"color":"red","answer":{"status":{"pid":4,"filesystem":{"cache":{"more":1}}}}}"#;
         let (protocol, answer) = decode_answer(answer).unwrap();

@@ -274,8 +274,8 @@ impl Daemon {
                 Err(error) => ControlResponse::Error(chain_text(&error)),
             },
             ControlRequest::Image { digest } => self.image(digest),
-            ControlRequest::ReadFailures { since } => {
-                ControlResponse::ReadFailures(self.accounts.failures_since(since))
+            ControlRequest::ReadFailures { since, readers } => {
+                ControlResponse::ReadFailures(self.accounts.failures_since(since, readers))
             }
             ControlRequest::Refresh => match self.refresh() {
                 Ok(()) => ControlResponse::Refreshed,
@@ -319,6 +319,7 @@ impl Daemon {
             threads: self.threads.get(),
             filesystem: self.fs.status(),
             requests: self.counters.counts().map(|(name, count)| (name.to_owned(), count)).collect(),
+            reads: self.accounts.total_reads(),
             layer_files: layers.map(LayerMountCounters::status),
             errors: self.counters.errors() + layers.map_or(0, LayerMountCounters::errors),
             panics: self.counters.panics() + layers.map_or(0, LayerMountCounters::panics),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::fs::FsStatus;
+use crate::fuse::LazyReads;
 
 /// The answer to a status request.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,8 @@ pub struct DaemonStatus {
     pub requests: BTreeMap<String, u64>,
     /// The mount of the layer files; `None` if the daemon does not serve them.
     pub layer_files: Option<LayerFilesStatus>,
+    /// What all processes have read from the mounts.
+    pub reads: LazyReads,
     /// Number of requests answered with EIO or ETIMEDOUT.
     pub errors: u64,
     /// Number of these requests whose handler panicked.

@@ -162,7 +162,12 @@ impl Filesystem for Adapter {
             request,
             Operation::Read,
             reply,
-            |fs, _| fs.read(ino(number), offset, size),
+            |fs, _| {
+                let mut reading = self.accounts.begin_read(request.pid());
+                let bytes = fs.read(ino(number), offset, size)?;
+                reading.read(bytes.len());
+                Ok(bytes)
+            },
             |reply, bytes| reply.data(&bytes),
         );
     }

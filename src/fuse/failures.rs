@@ -3,20 +3,19 @@
 //! A sandbox asks for the failures that happened during a run, to distinguish faults of the image from faults of the program.
 
 use std::collections::VecDeque;
-use std::fs;
 use std::sync::Mutex;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use super::family::family;
+use super::readers::{LazyReads, PendingRead, ReaderQuery, Readers};
 use crate::error::chain_text;
 use crate::fs::FsError;
 use crate::os::{self, ignore_poison};
 
 /// Number of failures that are kept.
 const KEPT: usize = 1024;
-/// Longest chain of parents that is recorded.
-const ANCESTORS_MAX: usize = 64;
 
 /// A point in the accounts of a daemon: everything up to `sequence` happened before it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +28,8 @@ pub struct AccountMark {
     pub sequence: u64,
     /// Identifies the PID namespace of the daemon; 0 if it is unknown. Process IDs are those of this namespace.
     pub pid_namespace: u64,
+    /// Number of the last thread that was seen to read.
+    pub reader: u64,
 }
 
 /// A read, an open or a lookup that failed because an image cannot be served.
@@ -65,14 +66,17 @@ pub struct ReadFailureReport {
     pub lost: u64,
     /// The known failures, oldest first.
     pub failures: Vec<ReadFailure>,
+    /// The reads that were asked for; `None` if they are not known.
+    pub reads: Option<LazyReads>,
 }
 
-/// The accounts of one FUSE session.
+/// The accounts of a daemon: failed reads, and what each thread has read.
 #[derive(Debug)]
 pub struct ReadAccounts {
     instance: u64,
     pid_namespace: u64,
     log: Mutex<FailureLog>,
+    readers: Readers,
 }
 
 #[derive(Debug, Default)]
@@ -88,7 +92,8 @@ impl Default for ReadAccounts {
     fn default() -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let nanoseconds = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        Self { instance: nanoseconds, pid_namespace: os::pid_namespace(), log: Mutex::default() }
+        let (log, readers) = (Mutex::default(), Readers::default());
+        Self { instance: nanoseconds, pid_namespace: os::pid_namespace(), log, readers }
     }
 }
 
@@ -112,6 +117,17 @@ impl ReadAccounts {
         });
     }
 
+    /// Begins to answer a READ of the thread `tid`.
+    pub(super) fn begin_read(&self, tid: u32) -> PendingRead<'_> {
+        self.readers.begin(tid)
+    }
+
+    /// Returns what all threads have read.
+    #[must_use]
+    pub fn total_reads(&self) -> LazyReads {
+        self.readers.total()
+    }
+
     fn add(&self, failure: ReadFailure) {
         let mut log = ignore_poison(self.log.lock());
         // A process that keeps retrying must not displace the failures of other processes.
@@ -131,41 +147,25 @@ impl ReadAccounts {
     }
 
     fn mark_at(&self, sequence: u64) -> AccountMark {
-        AccountMark { instance: self.instance, sequence, pid_namespace: self.pid_namespace }
+        AccountMark {
+            instance: self.instance,
+            sequence,
+            pid_namespace: self.pid_namespace,
+            reader: self.readers.last(),
+        }
     }
 
-    /// Returns the failures with a number above `since`.
+    /// Returns the failures with a number above `since`, and the reads of a process.
     #[must_use]
-    pub fn failures_since(&self, since: u64) -> ReadFailureReport {
+    pub fn failures_since(&self, since: u64, readers: Option<ReaderQuery>) -> ReadFailureReport {
         let log = ignore_poison(self.log.lock());
         ReadFailureReport {
             mark: self.mark_at(log.last),
             lost: log.dropped.saturating_sub(since),
             failures: log.kept.iter().filter(|failure| failure.sequence > since).cloned().collect(),
+            reads: readers.and_then(|query| self.readers.of(query)),
         }
     }
-}
-
-/// Returns the process of a thread, and the ancestors of that process. If the thread has ended or is not visible, returns `tid`
-/// without ancestors.
-fn family(tid: u32) -> (u32, Vec<u32>) {
-    let Some((pid, mut parent)) = process_and_parent(tid) else { return (tid, Vec::new()) };
-    let mut ancestors = Vec::new();
-    while parent != 0 && ancestors.len() < ANCESTORS_MAX {
-        ancestors.push(parent);
-        parent = process_and_parent(parent).map_or(0, |(_, parent)| parent);
-    }
-    (pid, ancestors)
-}
-
-/// Returns the process of a thread, and the parent of that process (proc_pid_status(5)).
-fn process_and_parent(tid: u32) -> Option<(u32, u32)> {
-    if tid == 0 {
-        return None;
-    }
-    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    Some((field("Tgid:")?, field("PPid:")?))
 }
 
 #[cfg(test)]
@@ -183,12 +183,12 @@ mod tests {
     #[test]
     fn failures_since_a_mark_are_reported_with_the_new_mark() {
         let accounts = ReadAccounts::default();
-        assert_eq!(accounts.failures_since(0).failures, []);
+        assert_eq!(accounts.failures_since(0, None).failures, []);
         accounts.add(failure(1, "a"));
         let mark = accounts.mark();
         accounts.add(failure(2, "a"));
         accounts.add(failure(1, "b"));
-        let report = accounts.failures_since(mark.sequence);
+        let report = accounts.failures_since(mark.sequence, None);
         assert_eq!((sequences(&report), report.lost), (vec![2, 3], 0));
         assert_eq!(report.mark, AccountMark { sequence: 3, ..mark });
     }
@@ -200,9 +200,9 @@ mod tests {
         for _ in 0..KEPT * 2 {
             accounts.add(failure(2, "b"));
         }
-        let report = accounts.failures_since(0);
+        let report = accounts.failures_since(0, None);
         assert_eq!((report.failures.len(), report.lost), (2, 0));
-        assert_eq!(accounts.failures_since(KEPT as u64).failures.len(), 1);
+        assert_eq!(accounts.failures_since(KEPT as u64, None).failures.len(), 1);
     }
 
     #[test]
@@ -211,17 +211,8 @@ mod tests {
         for number in 0..KEPT + 10 {
             accounts.add(failure(1, &number.to_string()));
         }
-        let report = accounts.failures_since(4);
+        let report = accounts.failures_since(4, None);
         assert_eq!((report.failures.len(), report.lost), (KEPT, 6));
-        assert_eq!(accounts.failures_since(10).lost, 0);
-    }
-
-    #[test]
-    fn family_of_this_thread_is_this_process_and_its_parents() {
-        let tid = u32::try_from(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
-        let (pid, ancestors) = family(tid);
-        assert_eq!(pid, std::process::id());
-        assert_eq!(ancestors.first().copied(), Some(std::os::unix::process::parent_id()));
-        assert_eq!(family(0), (0, vec![]));
+        assert_eq!(accounts.failures_since(10, None).lost, 0);
     }
 }

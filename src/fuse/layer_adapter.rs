@@ -119,7 +119,12 @@ impl Filesystem for LayerAdapter {
             request,
             Operation::Read,
             reply,
-            |files| files.read(ino(number), offset, size),
+            |files| {
+                let mut reading = self.accounts.begin_read(request.pid());
+                let bytes = files.read(ino(number), offset, size)?;
+                reading.read(bytes.len());
+                Ok(bytes)
+            },
             |reply, bytes| reply.data(&bytes),
         );
     }

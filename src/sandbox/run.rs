@@ -24,6 +24,7 @@ use super::terminal::{RunTerminal, TerminalRelay, is_in_terminal};
 use super::verdict::RunReport;
 use super::{BoxRange, Boxes, RunSpec, Sandbox, User};
 use crate::daemon::{AccountedImage, ReadFault, RunAccount};
+use crate::fuse::LazyReads;
 use crate::image::ImageConfig;
 use crate::os::AtPath as _;
 use crate::roots::{
@@ -197,16 +198,20 @@ impl BoxedRun<'_> {
         for copy in &spec.copy_in {
             copy_in(box_fd.as_fd(), copy, self.backend.box_owner(self.user))?;
         }
-        let report = self.run_program(lease, &box_fd).map_err(|error| self.blame_image(error))?;
-        self.close_account()?;
+        let mut report = self.run_program(lease, &box_fd).map_err(|error| self.blame_image(error))?;
+        report.reads = self.close_account()?;
         let copied = spec.copy_out.iter().map(|copy| copy_out(box_fd.as_fd(), copy));
         let errors = copied.filter_map(|copied| copied.err().map(SandboxError::from));
         Ok((report, errors.collect()))
     }
 
-    /// Checks that the image could be read throughout the run. All processes of the run have ended.
-    fn close_account(&self) -> Result<(), ReadFault> {
-        self.request.account.map_or(Ok(()), |(account, image)| account.close(std::process::id(), image))
+    /// Checks that the image could be read throughout the run, and returns what the run has read from the daemon. All processes of the
+    /// run have ended.
+    fn close_account(&self) -> Result<Option<LazyReads>, ReadFault> {
+        match self.request.account {
+            Some((account, image)) => account.close(std::process::id(), image),
+            None => Ok(Some(LazyReads::default())),
+        }
     }
 
     /// Replaces the error of a run that failed because its image could not be read.
@@ -252,7 +257,7 @@ impl BoxedRun<'_> {
             .and_then(|()| output.read_to_end(&mut bytes))
             .map_err(|error| SandboxError::step("read the output of the sandbox", error))?;
         let (verdict, meta) = self.backend.verdict(&exit, bytes)?;
-        Ok(RunReport { verdict, meta, box_id: self.box_id })
+        Ok(RunReport { verdict, meta, box_id: self.box_id, reads: None })
     }
 
     /// Returns what the root has in addition to the image.

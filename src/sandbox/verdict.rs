@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::fuse::LazyReads;
+
 /// How a run ended. The values in JSON are those of isolate's meta file, and `OK`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum RunStatus {
@@ -81,4 +83,6 @@ pub struct RunReport {
     pub meta: Vec<u8>,
     /// The box that the program ran in.
     pub box_id: u32,
+    /// What the run has read from the daemon; `None` if it is not known.
+    pub reads: Option<LazyReads>,
 }

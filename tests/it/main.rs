@@ -12,6 +12,5 @@ mod import;
 mod index;
 mod layer_files;
 mod merge;
-mod plain;
 mod registry;
 mod store;

@@ -26,6 +26,10 @@ struct RunJson<'a> {
     interrupted: bool,
     /// What may help a program that failed.
     hint: Option<&'static str>,
+    /// Bytes that the run has read from the daemon; null if they are not known.
+    lazy_bytes: Option<u64>,
+    /// Milliseconds that the run has waited for them.
+    lazy_wait_ms: Option<u64>,
     /// Errors after the program ended, for example of --copy-out.
     errors: Vec<String>,
     /// The code of the error if the run failed, otherwise the code of the first of `errors`.
@@ -50,6 +54,8 @@ impl RunSubject {
                 box_id: Some(report.box_id),
                 interrupted: false,
                 hint,
+                lazy_bytes: report.reads.map(|reads| reads.bytes),
+                lazy_wait_ms: report.reads.map(|reads| reads.wait_ms),
                 errors: errors.iter().map(|error| chain_text(error)).collect(),
                 code: errors.first().map(|error| ErrorJson::of(error).code),
             });
@@ -80,6 +86,8 @@ impl RunSubject {
             box_id: None,
             interrupted: interrupted_by(failure).is_some(),
             hint: None,
+            lazy_bytes: None,
+            lazy_wait_ms: None,
             errors: Vec::new(),
             code: Some(ErrorJson::new(failure).code),
         })

@@ -16,6 +16,7 @@ use super::real_isolate::RealIsolate;
 use super::rewrite::CallRewrite;
 use super::stored::{daemon_mountpoint, open_store};
 use super::supervisor::{SplitSide, SupervisedChild, split};
+use super::syslog::{SYSLOG_SOCKET, log_note};
 use super::trusted::{require_trusted_directories, require_trusted_path};
 use super::{BoxImages, Caller, HostCommands, Rights, ShimError};
 use crate::daemon::{AccountedImage, ControlError, RunAccount};
@@ -103,7 +104,10 @@ fn try_to_become_isolate(
     // Also of the supervisor: it forks, and writes the meta file if it fails.
     caller.raise_limits()?;
     match split()? {
-        SplitSide::Supervisor(supervisor) => supervisor.end_as_child(),
+        SplitSide::Supervisor(supervisor) => supervisor.end_as_child(|line| {
+            // A host without a system log is no failure.
+            let _ = caller.as_caller(|| log_note(Path::new(SYSLOG_SOCKET), line));
+        }),
         SplitSide::Child(child) => {
             let arguments = make_root(caller, settings, &real, &request, child)?;
             execute(caller, real.path, name, &arguments)
@@ -213,7 +217,7 @@ fn make_root(
     let mut image = AccountedImage::named(&name.to_string_lossy());
     match make_accounted_root(caller, settings, request, &rewrite, injection.as_ref(), guarded, &mut image) {
         Ok(arguments) => {
-            child.hand_over(account, image)?;
+            child.hand_over(account, image, request.call.box_id())?;
             Ok(arguments)
         }
         // Asking for failed reads would use the mount.

@@ -26,6 +26,7 @@ mod program;
 mod real_isolate;
 mod rewrite;
 mod stored;
+mod subject;
 mod supervisor;
 mod syslog;
 mod trusted;
@@ -41,7 +42,8 @@ pub use exec::{ShimSettings, become_isolate, meta_file};
 pub use host_commands::HostCommands;
 pub use images::{BoxImages, ImageName};
 pub use rewrite::CallRewrite;
-pub use syslog::{SYSLOG_SOCKET, call_subject, log_failure};
+pub use subject::call_subject;
+pub use syslog::{SYSLOG_SOCKET, log_failure};
 pub use trusted::{require_trusted, require_trusted_path};
 
 use super::command::ProgramFault;

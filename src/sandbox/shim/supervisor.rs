@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ShimError;
 use crate::daemon::{AccountedImage, RunAccount};
+use crate::fuse::LazyReads;
 use crate::os::{Forked, fork};
 use crate::sandbox::process::{HeldSignals, end_by_signal, wait_for};
 
@@ -61,6 +62,18 @@ pub(super) struct SupervisedChild {
 struct SupervisedRun {
     account: RunAccount,
     image: AccountedImage,
+    box_id: Option<u32>,
+}
+
+impl SupervisedRun {
+    /// The line for the system log. It must not contain text of the caller's choice.
+    fn note(&self, LazyReads { bytes, wait_ms }: LazyReads) -> String {
+        let id = self.box_id.map_or_else(|| "unknown".to_owned(), |id| id.to_string());
+        let image = self.image.name();
+        format!(
+            "box {id}, image {image}: read {bytes} bytes from the daemon and waited {wait_ms} ms for them"
+        )
+    }
 }
 
 /// Forks. From here on, signals that would end the supervisor are forwarded to the child.
@@ -96,25 +109,34 @@ impl SupervisedChild {
     }
 
     /// Passes the account of the run to the supervisor.
-    pub(super) fn hand_over(mut self, account: RunAccount, image: AccountedImage) -> Result<(), ShimError> {
-        let text = serde_json::to_vec(&SupervisedRun { account, image });
+    pub(super) fn hand_over(
+        mut self,
+        account: RunAccount,
+        image: AccountedImage,
+        box_id: Option<u32>,
+    ) -> Result<(), ShimError> {
+        let text = serde_json::to_vec(&SupervisedRun { account, image, box_id });
         let text = text.map_err(|error| ShimError::Supervisor(error.into()))?;
         self.account.write_all(&text).map_err(ShimError::Supervisor)
     }
 }
 
 impl Supervisor {
-    /// Waits for the child and ends this process in the same way: with its exit code, or by its signal.
+    /// Waits for the child and ends this process in the same way: with its exit code, or by its signal. Passes a line to `log` if the
+    /// run has read from the daemon.
     ///
     /// # Errors
     /// [`ShimError::NotStarted`]: the child does not become isolate; it is killed. [`ShimError::Read`]: the image could not be
     /// read during the run.
-    pub(super) fn end_as_child(mut self) -> Result<Infallible, ShimError> {
+    pub(super) fn end_as_child(mut self, log: impl FnOnce(&str)) -> Result<Infallible, ShimError> {
         self.await_start()?;
         let (exit, _) = wait_for(self.child, &self.signals, &|| ()).map_err(ShimError::Supervisor)?;
         // The child reports its own failures, and passes no account then.
         if let Some(run) = self.account().map_err(ShimError::Supervisor)? {
-            run.account.close(std::process::id(), &run.image)?;
+            let reads = run.account.close(std::process::id(), &run.image)?.unwrap_or_default();
+            if reads.bytes > 0 {
+                log(&run.note(reads));
+            }
         }
         match exit.signal() {
             Some(signal) => end_by_signal(&self.signals, signal),

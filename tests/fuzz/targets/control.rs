@@ -83,7 +83,7 @@ fn answer(request: ControlRequest) -> ControlResponse {
         ControlRequest::Refresh => ControlResponse::Refreshed,
         ControlRequest::Images => ControlResponse::Images(Vec::new()),
         ControlRequest::Image { digest } => ControlResponse::Error(format!("no image {digest}")),
-        ControlRequest::ReadFailures { since } => {
+        ControlRequest::ReadFailures { since, .. } => {
             let mark = AccountMark { sequence: since, ..AccountMark::default() };
             ControlResponse::Pong(mark)
         }

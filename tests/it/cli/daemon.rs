@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use rcx_imagefs::daemon::{ControlListener, ControlRequest, ControlResponse, DaemonStatus, LayerFilesStatus};
 use rcx_imagefs::fs::{FsOptions, ImageFs, ImageSource};
-use rcx_imagefs::fuse::{AccountMark, ReadFailureReport};
+use rcx_imagefs::fuse::{AccountMark, LazyReads, ReadFailureReport};
 use rcx_imagefs::store::{DaemonInfo, DaemonLock};
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -73,6 +73,7 @@ fn status(fixture: &Fixture) -> DaemonStatus {
         requests: BTreeMap::from([("lookup".to_owned(), 3), ("read".to_owned(), 0)]),
         errors: 1,
         panics: 0,
+        reads: LazyReads { bytes: 2048, wait_ms: 30 },
         layer_files: Some(LayerFilesStatus {
             mountpoint: "/run/layers".into(),
             known: 2,
@@ -109,6 +110,7 @@ fn status_shows_the_answer_of_the_daemon() {
         "mountpoint",
         "panics",
         "pid",
+        "reads",
         "requests",
         "store",
         "threads",
@@ -116,6 +118,7 @@ fn status_shows_the_answer_of_the_daemon() {
         "version",
     ];
     assert_eq!(keys(&shown), all);
+    assert_eq!(shown["reads"], json!({ "bytes": 2048, "wait_ms": 30 }));
     assert_eq!(keys(&shown["layer_files"]), ["known", "mountpoint", "requests"]);
     assert_eq!(keys(&shown["filesystem"]), ["cache", "failed", "layers", "open", "published"]);
     let cache = ["bytes", "capacity", "decodes", "evictions", "failures", "hits", "misses", "spans", "waits"];
@@ -134,6 +137,7 @@ fn status_shows_the_answer_of_the_daemon() {
         "cache   0 B of 256.00 MiB in 0 spans",
         "requests 3, failed 1, panics 0",
         "  lookup        3",
+        "reads   2.00 KiB, waited 30 ms for them",
         "layer files /run/layers, 2 in use",
         "requests 42",
         "  READ          40",

@@ -3,10 +3,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::host::{Host, failure_message};
+use super::host::{Host, SandboxBox, failure_message};
 use support::images::run;
 
 fn in_image(host: &Host) -> Vec<String> {
@@ -181,25 +182,70 @@ fn program_that_the_image_does_not_have_is_an_error_of_the_call() {
 
 /// Runs the remaining arguments in a mount namespace whose `/dev/log` is the socket `$1`.
 const WITH_LOG: &str = r#"log=$1 && shift && mount -t tmpfs -o mode=755 rcx-test-dev /dev && mknod -m 666 /dev/null c 1 3 &&
-    touch /dev/log && mount --bind "$log" /dev/log && exec "$@""#;
+    mkdir /dev/shm /dev/pts && touch /dev/log && mount --bind "$log" /dev/log && exec "$@""#;
 
-#[test]
-fn failure_is_written_to_the_system_log() {
-    let host = host();
+/// Makes the socket of a system log that every user can write to.
+fn system_log(host: &Host) -> (UnixDatagram, PathBuf) {
     let socket = host.program.dir().join("log");
     let log = UnixDatagram::bind(&socket).unwrap();
     log.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+    (log, socket)
+}
+
+/// Returns the next line of a system log.
+fn next_line(log: &UnixDatagram) -> String {
+    let mut buffer = [0; 4096];
+    let length = log.recv(&mut buffer).unwrap();
+    String::from_utf8(buffer[..length].to_vec()).unwrap()
+}
+
+/// A call whose system log is at `socket`.
+fn call_with_log(host: &Host, socket: &Path) -> Command {
+    let call = host.isolate();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--", "sh", "-c", WITH_LOG, "sh"]).arg(socket);
+    command.arg(call.get_program()).args(call.get_args());
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).current_dir(&host.caller_dir);
+    command
+}
+
+#[test]
+#[ignore = "needs isolate on PATH"]
+fn system_log_says_what_a_cold_run_read_and_waited_for_and_nothing_of_a_warm_one() {
+    let host = Host::new();
+    let sandbox = SandboxBox::new(&host.isolate);
+    let (log, socket) = system_log(&host);
+    let run = |script: &str| {
+        let mut call = call_with_log(&host, &socket);
+        let output = call.args(host.run_arguments(&sandbox, &[], script)).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    run("cat /etc/motd");
+    let line = next_line(&log);
+    let (head, text) = line.split_once("]: ").unwrap();
+    assert!(head.starts_with("<14>rcx-imagefs-isolate["), "{line}");
+    let start = format!("box {}, image {}: read ", sandbox.id, host.name);
+    let numbers = text.strip_prefix(&start).unwrap_or_else(|| panic!("{line}"));
+    let words: Vec<&str> = numbers.split(' ').collect();
+    let [bytes, "bytes", "from", "the", "daemon", "and", "waited", wait, "ms", "for", "them"] = words[..]
+    else {
+        panic!("{line}")
+    };
+    assert!(bytes.parse::<u64>().unwrap() > 0 && wait.parse::<u64>().unwrap() > 0, "{line}");
+    run("cat /etc/motd");
+    log.set_nonblocking(true).unwrap();
+    assert_eq!(log.recv(&mut [0; 10]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    host.assert_clean();
+}
+
+#[test]
+fn failure_is_written_to_the_system_log() {
+    let host = host();
+    let (log, socket) = system_log(&host);
     let logged = |arguments: &[&str]| {
-        let call = host.isolate();
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "--", "sh", "-c", WITH_LOG, "sh"]).arg(&socket);
-        command.arg(call.get_program()).args(call.get_args()).args(arguments);
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).current_dir(&host.caller_dir);
-        let message = failure_message(&command.output().unwrap());
-        let mut buffer = [0; 4096];
-        let length = log.recv(&mut buffer).unwrap();
-        (message, String::from_utf8(buffer[..length].to_vec()).unwrap())
+        let output = call_with_log(&host, &socket).args(arguments).output().unwrap();
+        (failure_message(&output), next_line(&log))
     };
     for (option, image) in
         [("--env=RCX_IMAGEFS_IMAGE=lab/none:2", "lab/none:2"), ("--box-id=7", "lab/table:1")]

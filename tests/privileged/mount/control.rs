@@ -25,7 +25,7 @@ fn mark(socket: &Path) -> AccountMark {
 }
 
 fn failures_since(socket: &Path, mark: AccountMark) -> ReadFailureReport {
-    match ask(socket, ControlRequest::ReadFailures { since: mark.sequence }, SOON) {
+    match ask(socket, ControlRequest::ReadFailures { since: mark.sequence, readers: None }, SOON) {
         Ok(ControlResponse::ReadFailures(report)) => report,
         other => panic!("{other:?}"),
     }

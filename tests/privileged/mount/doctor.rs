@@ -2,17 +2,20 @@
 
 use std::fs;
 
+use rcx_imagefs::roots::enter_private_namespace;
 use serde_json::Value;
 use support::program::Program;
 use support::text::{image, layers, load};
 
 #[test]
 fn doctor_finds_kernel_features_and_the_daemon_and_leaves_no_mount() {
+    // Other tests mount at the same time.
+    enter_private_namespace().expect("this test needs root");
     let program = Program::new();
     load(&program, &image("any", layers("f file text")));
     fs::write(program.dir().join("config.toml"), "engine = 'fuse'\n").unwrap();
     let mount = program.mount();
-    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+    let mounts = || fs::read_to_string("/proc/thread-self/mountinfo").unwrap().lines().count();
     let before = mounts();
     let shown = program.json(&["doctor"]);
     assert_eq!(mounts(), before);

@@ -12,7 +12,7 @@ use rcx_imagefs::daemon::{ControlRequest, ControlResponse, ask};
 use rcx_imagefs::erofs::{LayerDevice, write_plain};
 use rcx_imagefs::error::ErrorCode;
 use rcx_imagefs::fs::{FsOptions, ImageFs, ImageSource};
-use rcx_imagefs::fuse::{self, ReadAccounts, ReadFailureReport};
+use rcx_imagefs::fuse::{self, LazyReads, ReadAccounts, ReadFailureReport, ReaderQuery};
 use rcx_imagefs::image::{Digest, ManifestDigest};
 use rcx_imagefs::pipeline::open_image;
 use rcx_imagefs::roots::enter_private_namespace;
@@ -23,7 +23,7 @@ use support::engine_dump::TreeMount;
 use support::fixture::Fixture;
 use support::images::run;
 use support::program::{Program, TestMount, is_mounted};
-use support::text::{image, layers, load};
+use support::text::{image, layer_of, layers, load};
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -172,10 +172,48 @@ fn end_of_the_daemon_unmounts_the_layers_even_when_they_are_in_use() {
 }
 
 fn failures(socket: &Path) -> ReadFailureReport {
-    match ask(socket, ControlRequest::ReadFailures { since: 0 }, SOON) {
+    report(socket, None)
+}
+
+fn report(socket: &Path, readers: Option<ReaderQuery>) -> ReadFailureReport {
+    match ask(socket, ControlRequest::ReadFailures { since: 0, readers }, SOON) {
         Ok(ControlResponse::ReadFailures(report)) => report,
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn reads_of_a_lazy_layer_count_for_the_process_that_waited_and_its_parents() {
+    enter_private_namespace().expect("this test needs root");
+    let program = Program::new();
+    let content = vec![b'x'; 300_000];
+    let long = support::layers::Line::new(b"long", support::layers::EntryKind::File(content.clone()));
+    let name = load(&program, &image("read", vec![layer_of(&[long])]));
+    let mount = program.mount();
+    let socket = program.dir().join("run/control.sock");
+    let (tree, _dir) = mount_tree(&mount, &program, &name);
+    let since = report(&socket, None).mark.reader;
+    let reads_of = |process| report(&socket, Some(ReaderQuery { process, since })).reads.unwrap();
+    // A shell that reads in a child.
+    let read = || {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "cat \"$1\" | cat", "sh"]).arg(tree.path().join("long"));
+        let shell = shell.stdout(Stdio::piped()).spawn().unwrap();
+        let pid = shell.id();
+        assert!(shell.wait_with_output().unwrap().stdout == content);
+        reads_of(pid)
+    };
+    let first = read();
+    assert!((300_000..2_000_000).contains(&first.bytes) && first.wait_ms > 0, "{first:?}");
+    assert_eq!(read(), LazyReads::default(), "the content is in the page cache");
+    assert_eq!(reads_of(std::process::id()), first);
+    let total = &program.json(&["status"])["reads"];
+    assert!(
+        total["bytes"].as_u64().unwrap() >= first.bytes && total["wait_ms"].as_u64().unwrap() > 0,
+        "{total}"
+    );
+    drop(tree);
+    mount.stop();
 }
 
 #[test]

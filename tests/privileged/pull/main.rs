@@ -4,6 +4,5 @@
 
 mod bad_input;
 mod logins;
-mod plain;
 mod registry;
 mod store;

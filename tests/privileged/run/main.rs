@@ -11,6 +11,7 @@ mod isolate;
 mod killed;
 mod limits;
 mod names;
+mod reads;
 mod terminal;
 mod unreadable;
 
@@ -248,7 +249,7 @@ impl Runner {
         }
         // The files `isolate-*` keep what isolate has printed about itself.
         let is_known = |name: &str| {
-            ["boxes", "roots", "root", "isolate-version", "isolate-users"].contains(&name)
+            ["boxes", "roots", "root", "layers", "isolate-version", "isolate-users"].contains(&name)
                 || name.ends_with(".sock")
                 || name.ends_with(".lock")
                 || name == "lock"
@@ -264,11 +265,12 @@ impl Runner {
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let below_test_dir = format!(" {}/", self.mark());
-        let daemon_mount = format!(" {} ", self.mount.dir().display());
+        let daemon_mounts = [self.mount.dir(), self.mount.layers()].map(|dir| format!(" {} ", dir.display()));
+        let is_daemons = |line: &str| daemon_mounts.iter().any(|mount| line.contains(mount));
         traces.extend(
             mounts
                 .lines()
-                .filter(|line| line.contains(&below_test_dir) && !line.contains(&daemon_mount))
+                .filter(|line| line.contains(&below_test_dir) && !is_daemons(line))
                 .map(str::to_owned),
         );
         traces.extend(self.processes().into_iter().map(|(pid, name)| format!("process {pid} {name}")));

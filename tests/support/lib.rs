@@ -10,6 +10,7 @@ pub mod compare;
 pub mod disk;
 pub mod docker_registry;
 pub mod engine_dump;
+pub mod engines;
 pub mod escape;
 pub mod fixture;
 pub mod images;

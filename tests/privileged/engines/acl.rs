@@ -85,14 +85,7 @@ fn acls_of_an_image_are_enforced_in_the_mount_and_in_roots_of_every_engine() {
     let name = load_image(&program);
     let mount = program.mount();
     assert_enforced(&mount.path(&name), "mount");
-    for (engine, upper) in [
-        ("fuse", "none"),
-        ("fuse", "dir"),
-        ("fuse", "tmpfs:1m"),
-        ("overlay2", "none"),
-        ("overlay2", "dir"),
-        ("unpack", "dir"),
-    ] {
+    for (engine, upper) in support::engines::WITH_UPPERS {
         let root: PathBuf =
             program.ok(&["root", "create", &name, "--engine", engine, "--upper", upper]).into();
         assert_enforced(&root, engine);

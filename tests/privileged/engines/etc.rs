@@ -5,18 +5,11 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use support::engines::WITH_UPPERS;
 use support::program::Program;
 use support::text::{image, layers, load};
 use support::trees::{attributes, snapshot, xattrs};
 
-const UPPERS: [(&str, &str); 6] = [
-    ("fuse", "none"),
-    ("fuse", "dir"),
-    ("fuse", "tmpfs:1m"),
-    ("overlay2", "none"),
-    ("overlay2", "dir"),
-    ("unpack", "dir"),
-];
 const USER: &str = "box:x:4242:4243:box:/box:/bin/sh\n";
 const GROUP: &str = "box:x:4243:\n";
 const LOCALHOST: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
@@ -67,7 +60,7 @@ fn roots_name_their_user_and_localhost_in_every_engine() {
             xattrs(etc),
         )
     };
-    for (engine, upper) in UPPERS {
+    for (engine, upper) in WITH_UPPERS {
         let options = ["--engine", engine, "--upper", upper];
         let root = create(&program, &name, &[&options[..], &["--user", "4242:4243"]].concat());
         let plain = create(&program, &name, &[&options[..], &["--no-inject"]].concat());
@@ -179,7 +172,7 @@ fn odd_etc_of_an_image_gets_names_or_stays_as_it_is() {
         ODD_IMAGES.iter().map(|(tag, text, _)| load(&program, &image(tag, layers(text)))).collect();
     let mount = program.mount();
     for (name, (tag, _, expected)) in loaded.iter().zip(ODD_IMAGES) {
-        for (engine, upper) in UPPERS {
+        for (engine, upper) in WITH_UPPERS {
             let options = ["--engine", engine, "--upper", upper];
             let root = create(&program, name, &[&options[..], &["--user", "4242:4243"]].concat());
             for (path, expected) in expected {
@@ -220,7 +213,7 @@ fn large_files_of_etc_are_merged_up_to_a_limit() {
     let large = load(&program, &image("large", layers(&text(40_000))));
     let too_large = load(&program, &image("too-large", layers(&text(70_000))));
     let mount = program.mount();
-    for (engine, upper) in UPPERS {
+    for (engine, upper) in WITH_UPPERS {
         let length = |name: &str| {
             let root = create(&program, name, &["--engine", engine, "--upper", upper, "--user", "4242:4243"]);
             let length = fs::read(root.join("etc/passwd")).unwrap().len();

@@ -13,11 +13,10 @@ use support::escape::attempts::{
 };
 use support::escape::{self, Aim, is_inside};
 use support::program::{Program, TestMount, failure};
-use support::{disk, images, layout, text};
+use support::{disk, engines, images, layout, text};
 
 /// Later than the modification time of any file.
 const NEVER: i64 = i64::MAX;
-const ENGINES: [&str; 3] = ["fuse", "overlay2", "unpack"];
 
 /// A mounted store with two canaries: one beside the store, one far from it.
 pub(super) struct EscapeFixture {
@@ -111,7 +110,7 @@ impl EscapeFixture {
         fs::remove_dir_all(&copy).unwrap();
         for upper in uppers {
             let [fuse, others @ ..] =
-                ENGINES.map(|engine| (engine, self.check_root(attempt, image, engine, upper)));
+                engines::ALL.map(|engine| (engine, self.check_root(attempt, image, engine, upper)));
             for (engine, dump) in others {
                 assert_eq!(dump, fuse.1, "{}: roots of {engine} and of fuse, upper {upper}", attempt.name);
             }

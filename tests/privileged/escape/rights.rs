@@ -110,7 +110,7 @@ fn set_id_programs_capabilities_and_devices_of_an_image_give_no_rights() {
     let fixture = EscapeFixture::new();
     let image = text::load(&fixture.program, &text::image("rights", vec![layer()]));
     assert_gives_no_rights(&fixture.mount.path(&image), "the mount");
-    for engine in ["fuse", "overlay2", "unpack"] {
+    for engine in support::engines::ALL {
         for upper in ["dir", "tmpfs:32M", "none"] {
             let create = ["root", "create", &image, "--engine", engine, "--upper", upper, "--id", "it"];
             let root = PathBuf::from(fixture.program.ok(&create));

@@ -77,6 +77,8 @@ impl Roots {
         let image = text::load(&program, &text::image("over", layers));
         let mount = program.mount();
         let roots = [
+            ("erofs", "erofs", "dir"),
+            ("erofs-tmpfs", "erofs", "tmpfs:1g"),
             ("fuse", "fuse", "dir"),
             ("fuse-tmpfs", "fuse", "tmpfs:1g"),
             ("overlay2", "overlay2", "dir"),

@@ -31,7 +31,7 @@ impl RootsFixture {
 #[test]
 fn root_is_one_filesystem_with_stable_inode_numbers() {
     let fixture = RootsFixture::new();
-    for engine in ["fuse", "overlay2"] {
+    for engine in support::engines::SHARING {
         for upper in ["dir", "tmpfs:8M", "none"] {
             let root = fixture.create_with(&["--engine", engine, "--upper", upper]);
             if upper != "none" {

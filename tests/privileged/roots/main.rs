@@ -8,6 +8,7 @@ mod inodes;
 mod legacy_mounts;
 mod planted;
 mod removal;
+mod trees;
 mod remove_tree;
 mod uppers;
 

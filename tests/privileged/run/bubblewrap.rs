@@ -12,7 +12,7 @@ use super::{Entry, Runner, hostile, isolate, killed, limits};
 fn bubblewrap_runs_programs_of_real_images() {
     let mut runner = Runner::new(364, "bwrap");
     let image = runner.pull("app");
-    for engine in ["fuse", "overlay2"] {
+    for engine in support::engines::SHARING {
         runner.engine = engine;
         isolate::real_programs_run(&runner, &image);
     }
@@ -28,7 +28,7 @@ fn bubblewrap_runs_programs_of_real_images() {
 fn bubblewrap_reveals_nothing_of_the_host() {
     let mut runner = Runner::new(386, "bwrap");
     let image = runner.pull("small");
-    for engine in ["fuse", "overlay2"] {
+    for engine in support::engines::SHARING {
         runner.engine = engine;
         hostile::links_at_mount_points_reach_nothing(&runner);
     }
@@ -72,7 +72,7 @@ fn bubblewrap_leaves_nothing_behind() {
     let image = runner.pull("small");
     killed::interrupted_run_leaves_nothing(&runner, &image);
     killed::killed_run_is_cleaned_up_by_the_next(&runner, &image);
-    for engine in ["fuse", "overlay2"] {
+    for engine in support::engines::SHARING {
         runner.engine = engine;
         killed::run_one_hundred_in_a_row(&runner, &image, &[]);
         killed::run_sixteen_and_kill_half(&runner, &image, &[]);

@@ -191,7 +191,7 @@ fn image_with_links_out_of_it_reveals_nothing_of_the_host() {
     let (mut runner, isolates) = Runner::with_isolate(254);
     for isolate in isolates {
         runner.isolate = Some(isolate);
-        for engine in ["fuse", "overlay2"] {
+        for engine in support::engines::SHARING {
             runner.engine = engine;
             links_at_mount_points_reach_nothing(&runner);
         }

@@ -219,7 +219,7 @@ fn compiler_interpreter_and_shell_of_a_real_image_run() {
     let image = runner.pull("app");
     for isolate in isolates {
         runner.isolate = Some(isolate);
-        for engine in ["fuse", "overlay2"] {
+        for engine in support::engines::SHARING {
             runner.engine = engine;
             real_programs_run(&runner, &image);
         }

@@ -173,7 +173,7 @@ fn one_hundred_runs_in_a_row_leave_nothing() {
     for isolate in isolates {
         let options: &[&str] = if isolate.cg { &["--cg"] } else { &[] };
         runner.isolate = Some(isolate);
-        for engine in ["fuse", "overlay2"] {
+        for engine in support::engines::SHARING {
             runner.engine = engine;
             run_one_hundred_in_a_row(&runner, &image, options);
         }
@@ -189,7 +189,7 @@ fn sixteen_concurrent_runs_with_half_killed_leave_nothing() {
     for isolate in isolates {
         let options: &[&str] = if isolate.cg { &["--cg"] } else { &[] };
         runner.isolate = Some(isolate);
-        for engine in ["fuse", "overlay2"] {
+        for engine in support::engines::SHARING {
             runner.engine = engine;
             run_sixteen_and_kill_half(&runner, &image, options);
         }

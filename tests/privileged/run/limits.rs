@@ -111,7 +111,7 @@ fn full_upper_is_reported_as_an_error_of_the_program() {
     let image = runner.make("scratch", &[Entry::Directory("scratch", 0o1777)], &json!({}));
     for isolate in isolates {
         runner.isolate = Some(isolate);
-        for engine in ["fuse", "overlay2"] {
+        for engine in support::engines::SHARING {
             runner.engine = engine;
             full_upper_fails_the_program(&runner, &image);
         }

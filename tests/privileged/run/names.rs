@@ -23,7 +23,7 @@ pub(super) fn user_and_localhost_have_names(runner: &mut Runner) {
     let hosts = format!(
         "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}.localdomain {name}\n"
     );
-    for engine in ["fuse", "overlay2"] {
+    for engine in support::engines::SHARING {
         runner.engine = engine;
         for upper in ["dir", "tmpfs:8m", "none"] {
             let options = [forking(runner), &["--upper", upper]].concat();

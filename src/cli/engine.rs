@@ -120,7 +120,7 @@ impl Context {
     fn lower(&self, store: &Store, image: &Image, name: &str, engine: Engine) -> anyhow::Result<Lower> {
         Ok(match engine {
             Engine::Erofs => {
-                let layers = store.running_daemon()?.map(|daemon| daemon.socket.with_file_name("layers"));
+                let layers = store.running_daemon()?.and_then(|daemon| daemon.layers);
                 let tree = TreeMounts::open(&self.run_dir)?.mount(store, image, layers.as_deref())?;
                 Lower::in_tree(tree, name)
             }

@@ -362,8 +362,7 @@ fn in_tree(
     if !settings.tree_images {
         return Ok(None);
     }
-    let layers = daemon.socket.with_file_name("layers");
-    match TreeMounts::open(&settings.run_dir)?.mount_made(store, image, Some(&layers)) {
+    match TreeMounts::open(&settings.run_dir)?.mount_made(store, image, daemon.layers.as_deref()) {
         Ok(tree) => Ok(tree),
         // The daemon shows the same image.
         Err(error) => {

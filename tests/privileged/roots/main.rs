@@ -8,8 +8,8 @@ mod inodes;
 mod legacy_mounts;
 mod planted;
 mod removal;
-mod trees;
 mod remove_tree;
+mod trees;
 mod uppers;
 
 use std::fs;

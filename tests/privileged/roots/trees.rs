@@ -10,6 +10,7 @@ use rcx_imagefs::roots::TreeMounts;
 use rcx_imagefs::store::Store;
 use support::child::wait_until;
 use support::images::run;
+use support::running::RunningProcess;
 use support::trees::snapshot;
 
 use super::RootsFixture;
@@ -98,12 +99,15 @@ fn mount_ends_a_while_after_the_last_root_and_with_the_run_directory() {
 fn roots_that_are_made_at_once_share_one_mount() {
     let fixture = RootsFixture::new();
     fs::remove_file(fixture.tree_image()).unwrap();
-    std::thread::scope(|scope| {
-        for number in 0..16 {
-            let fixture = &fixture;
-            scope.spawn(move || fixture.create_erofs(&format!("root-{number}")));
-        }
-    });
+    let start = |number: u32| {
+        let (image, id) = (&fixture.mounted.good, format!("root-{number}"));
+        let create = ["root", "create", image, "--id", &id, "--engine", "erofs"];
+        RunningProcess::start(&mut fixture.program().command(&create))
+    };
+    let started: Vec<_> = (0..16).map(start).collect();
+    for mut process in started {
+        assert!(process.0.wait().unwrap().success());
+    }
     assert_eq!(holders(&fixture.run_dir()).len(), 1);
     for number in 0..16 {
         fixture.remove(&format!("root-{number}"));
@@ -123,7 +127,8 @@ fn damaged_or_outdated_tree_image_is_made_anew() {
         bytes[at] ^= 1;
         bytes
     };
-    let damaged = [good[..good.len() - 512].to_vec(), Vec::new(), flipped(9), flipped(1030), flipped(good.len() - 1)];
+    let damaged =
+        [good[..good.len() - 512].to_vec(), Vec::new(), flipped(9), flipped(1030), flipped(good.len() - 1)];
     for bytes in damaged {
         for holder in holders(&fixture.run_dir()) {
             run("kill", &["-KILL", &holder]);

@@ -8,10 +8,10 @@ use serde::Deserialize;
 
 use super::{Context, error};
 use crate::daemon::{AccountedImage, RunAccount};
-use crate::error::ErrorCode;
-use crate::image::Image;
-use crate::pipeline::OpenImage;
-use crate::roots::{Engine, LayerDirectories, Lower, TreeMounts};
+use crate::error::{ErrorCode, chain_text};
+use crate::image::{Image, ManifestDigest};
+use crate::pipeline::{OpenImage, read_image, tree_image};
+use crate::roots::{Engine, LayerDirectories, Lower, TreeMounts, try_erofs_file};
 use crate::sandbox::SandboxError;
 use crate::store::{DaemonInfo, Store};
 
@@ -89,6 +89,18 @@ impl Context {
         Ok(PreparedImage { lower, account })
     }
 
+    /// Whether roots use tree images, as far as the configuration says.
+    pub(super) fn uses_tree_images(&self) -> bool {
+        matches!(self.config.engine, None | Some(EngineChoice::Auto | EngineChoice::Erofs))
+    }
+
+    /// Makes the tree images of images that were stored, if roots will use them.
+    pub(super) fn make_tree_images(&self, store: &Store, images: impl IntoIterator<Item = ManifestDigest>) {
+        if self.uses_tree_images() {
+            make_tree_images(store, images);
+        }
+    }
+
     /// Opens the account of a run with the daemon of its image; `None` for an engine that needs no daemon.
     fn account(
         &self,
@@ -136,6 +148,20 @@ impl Context {
                 Lower::copy_of(open, name)
             }
         })
+    }
+}
+
+/// Makes the tree images of images that have none, if the kernel can mount them. A root makes one that is missing, too, but waits
+/// for it.
+pub(super) fn make_tree_images(store: &Store, images: impl IntoIterator<Item = ManifestDigest>) {
+    if try_erofs_file(store.path()).is_err() {
+        return;
+    }
+    for digest in images {
+        let made = read_image(store, &digest).and_then(|image| tree_image(store, &image));
+        if let Err(error) = made {
+            tracing::warn!("no tree image: {}", chain_text(&error));
+        }
     }
 }
 

@@ -63,6 +63,7 @@ pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
     };
     let LoadedImages { stored, failed } = load(&job, &archive).with_context(at)?;
     context.refresh(&store);
+    context.make_tree_images(&store, stored.iter().map(|image| image.digest));
     let mut items = Vec::new();
     for image in &stored {
         let image = PulledJson::new(context, image);

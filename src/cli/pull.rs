@@ -158,6 +158,7 @@ async fn pull_one(
     };
     let image = pull(&job, &reference, resolved).await?;
     context.refresh(&store);
+    context.make_tree_images(&store, [image.digest]);
     let image = PulledJson::new(context, &image);
     if !args.json {
         output::line(image.line())?;

@@ -96,7 +96,7 @@ struct CreateArgs {
     /// Name of the root [default: a random name]
     #[arg(long)]
     id: Option<RootId>,
-    /// How the root accesses the image's files [default: fuse]
+    /// How the root accesses the image's files [default: erofs if possible, otherwise fuse]
     #[arg(long)]
     engine: Option<EngineChoice>,
     /// Where writes go: dir, dir:SIZE (needs project quotas), tmpfs:SIZE, or none for a read-only root [default: dir]

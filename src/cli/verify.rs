@@ -10,9 +10,10 @@ use super::error::ErrorJson;
 use super::pull::runtime;
 use super::{Context, STORED, candidates, error, output, progress};
 use crate::error::{ErrorCode, chain_text};
-use crate::image::{Digest, LayerDigest, Reference};
+use crate::image::{Digest, Image, LayerDigest, Reference};
 use crate::pipeline::{
-    OpenImage, PullJob, open_image, open_layer, pull, read_image, read_manifest, update_index,
+    OpenImage, PullJob, existing_tree_image, make_tree_image, open_image, open_layer, pull, read_image,
+    read_manifest, tree_key, update_index,
 };
 use crate::registry::Registry;
 use crate::roots::LayerDirectories;
@@ -32,7 +33,7 @@ Examples:
 /// Reads every blob and compares its digest. With --deep, also compares the hash of the compressed bytes of every span, decodes
 /// every layer through its index, and compares the tar's digest with the image's configuration. Layers that were unpacked for the
 /// overlay2 engine are compared with the image.
-/// Missing and outdated indexes are rebuilt. Exits with 2 if there are problems; damaged and missing blobs are named first.
+/// Missing and outdated indexes, and damaged and outdated tree images, are rebuilt. Exits with 2 if there are problems; damaged and missing blobs are named first.
 ///
 /// --repair fetches damaged and missing blobs again, and nothing else, from the registries in the names of their images. A damaged blob is
 /// replaced when the new one is complete and verified. Images that were loaded from a file have no registry: load them again.
@@ -249,8 +250,18 @@ impl StoreCheck<'_> {
         if intact {
             let open = open_image(self.store, image.digest, |_| None)?;
             intact = self.directories(&open)?;
+            self.tree_image(&read, &open)?;
         }
         Ok(intact)
+    }
+
+    /// Makes a damaged or outdated tree image anew. The warning comes from the check.
+    fn tree_image(&self, image: &Image, open: &OpenImage) -> anyhow::Result<()> {
+        let key = tree_key(image);
+        if self.store.tree_file(&key)?.is_some() && existing_tree_image(self.store, &key)?.is_none() {
+            make_tree_image(self.store, open, &key)?;
+        }
+        Ok(())
     }
 
     /// Compares the unpacked layers of an image, if any, with the image.

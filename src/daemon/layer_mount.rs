@@ -18,7 +18,7 @@ use crate::fuse::{self, CacheInvalidator, FuseMount, FuseSession, ReadAccounts, 
 use crate::os::AtPath as _;
 
 /// The mountpoint in the run directory.
-const LAYERS: &str = "layers";
+pub const LAYERS: &str = "layers";
 /// How far the kernel reads ahead in a layer, in KiB. Neighbouring files of a tar are often read together.
 const READ_AHEAD_KIB: u32 = 512;
 /// The kernel forgets a file this long after its last use, at the earliest, and after twice this time at the latest.

@@ -14,6 +14,7 @@ mod watch;
 pub use account::{AccountedImage, ReadFault, RunAccount};
 pub use control::{ControlError, ask, ask_with_protocol};
 pub use error::DaemonError;
+pub use layer_mount::LAYERS;
 pub use listener::ControlListener;
 pub use protocol::{ControlRequest, ControlResponse, MessageForm, PROTOCOL, decode_answer, decode_request};
 pub use server::{ServeOptions, control_socket, refresh, serve};

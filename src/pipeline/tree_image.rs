@@ -23,7 +23,7 @@ pub fn existing_tree_image(store: &Store, key: &TreeKey) -> Result<Option<TreeFi
     match TreeFile::open(file).and_then(|tree| tree.verify().map(|()| tree)) {
         Ok(tree) => Ok(Some(tree)),
         Err(fault) => {
-            tracing::warn!("{fault}: {}", key.hex());
+            tracing::warn!("{fault}: it is made anew (trees/{})", key.hex());
             Ok(None)
         }
     }

@@ -46,10 +46,11 @@ pub use homes::{
 };
 pub use layers::LayerDirectories;
 pub use mounts::{
-    Injection, InodeWidth, Lower, OverlayCalls, PrivateRoot, RootWatch, Upper, enter_private_namespace,
-    loaded_filesystems, mount_terminals, mount_tree_image, try_erofs_file, try_filesystem, try_overlay,
+    HeldTree, Injection, InodeWidth, Lower, OverlayCalls, PrivateRoot, RootWatch, Upper,
+    enter_private_namespace, loaded_filesystems, mount_terminals, mount_tree_image, try_erofs_file,
+    try_filesystem, try_overlay,
 };
-pub use trees::{HeldTree, TreeMounts};
+pub use trees::TreeMounts;
 pub(crate) use trusted::open_trusted;
 
 /// The name of a root: 1 to 64 characters of `a-z`, `0-9`, `.`, `_` and `-`, the first a letter or digit.
@@ -88,11 +89,10 @@ impl RootId {
 }
 
 /// The way in which a root accesses its image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
     /// A directory of the FUSE mount. Needs the daemon, and no disk space besides the blobs.
-    #[default]
     Fuse,
     /// An EROFS of the image's tree image, which all roots of the image share. The kernel reads the bytes of files from the decoded
     /// layers: files in the store, or served by the daemon. Needs Linux 6.12.

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use serde_json::Value;
+
 use crate::docker_registry::DockerRegistry;
 use crate::images::{Images, LayoutCopy};
 use crate::program::{Program, TestMount};
@@ -56,7 +58,7 @@ pub struct MountedFixture {
     /// `NAME@DIGEST` of the intact image.
     pub good: String,
     /// What `rcx-imagefs images` prints.
-    listed: String,
+    listed: Value,
 }
 
 impl MountedFixture {
@@ -66,7 +68,7 @@ impl MountedFixture {
         registry.push_from(&images.layout(), "small", "lab/good:1");
         let good = program.pull(&registry.reference("lab/good:1"));
         let mount = program.mount();
-        let listed = program.ok(&["images"]);
+        let listed = program.json(&["images"]);
         Self { images, registry, program, mount, good, listed }
     }
 
@@ -93,7 +95,7 @@ impl MountedFixture {
     /// Checks that the intact image is listed, mounted and readable, and that there is nothing else.
     #[track_caller]
     pub fn assert_unaffected(&self) {
-        assert_eq!(self.program.ok(&["images"]), self.listed, "the list of images has changed");
+        assert_eq!(self.program.json(&["images"]), self.listed, "the list of images has changed");
         let lab = self.mount.path(&self.registry.reference("lab"));
         let names: Vec<_> = fs::read_dir(lab).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert!(names.iter().all(|name| name.to_str().unwrap().starts_with("good")), "{names:?}");

@@ -57,7 +57,7 @@ pub(super) struct RunArgs {
     /// Sandbox: auto, isolate, or bwrap, which enforces no limits [default: auto]
     #[arg(long, value_name = "SANDBOX")]
     sandbox: Option<SandboxKind>,
-    /// How the root accesses the image's files [default: fuse]
+    /// How the root accesses the image's files [default: erofs if possible, otherwise fuse]
     #[arg(long)]
     engine: Option<EngineChoice>,
     /// Where writes go: dir, dir:SIZE, tmpfs:SIZE or none [default: dir]

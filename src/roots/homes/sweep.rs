@@ -12,9 +12,10 @@ use super::home::Home;
 use super::marker::ids_in;
 use super::record::RootRecord;
 use super::{NAMED, Roots, processes};
+use crate::daemon::LAYERS;
 use crate::os::{AtPath as _, NamedLock, PathError};
 use crate::roots::mounts::{OPEN_DIRECTORY, mount};
-use crate::roots::trees::{LAYERS, layers_mount};
+use crate::roots::trees::layers_mount;
 use crate::roots::{Engine, RootId, RootsError, Upper};
 
 /// The state of a root.

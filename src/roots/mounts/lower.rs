@@ -9,11 +9,10 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-use super::{OPEN_DIRECTORY, OPEN_LAYER};
+use super::{HeldTree, OPEN_DIRECTORY, OPEN_LAYER};
 use crate::fs::{DecodedIno, Ino};
 use crate::os::{AtPath as _, PathError, retry_again};
 use crate::pipeline::OpenImage;
-use crate::roots::trees::HeldTree;
 use crate::roots::{Engine, RootsError};
 use crate::tree::NodeId;
 use crate::unpack::{self, UnpackOptions, UnpackPlan};

@@ -4,6 +4,7 @@
 
 mod assemble;
 mod etc;
+mod held_tree;
 mod inode_width;
 mod legacy;
 mod lower;
@@ -19,11 +20,13 @@ mod unattached;
 mod upper;
 mod upper_dirs;
 mod watch;
+pub(super) mod wire;
 
 use rustix::fs::OFlags;
 
 pub(super) use assemble::{RootParts, make_overlay};
 pub use etc::Injection;
+pub use held_tree::HeldTree;
 pub use inode_width::InodeWidth;
 pub use lower::Lower;
 pub(super) use lower::reopen;

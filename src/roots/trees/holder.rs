@@ -18,12 +18,12 @@ use rustix::mount::OpenTreeFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::WaitOptions;
 
-use super::{TreeMounts, wire};
+use super::TreeMounts;
 use crate::os::{
     AtPath as _, Forked, PathError, close_all_but, detach_from_caller, end_now, fork, leave_control_groups,
 };
 use crate::roots::RootsError;
-use crate::roots::mounts::{enter_private_namespace, mount};
+use crate::roots::mounts::{enter_private_namespace, mount, wire};
 
 /// The most connections at a time. Each is open until its root is made.
 const CONNECTIONS_MAX: usize = 256;

@@ -13,21 +13,19 @@
 //! served by a daemon is of no use once that daemon has ended, and is not found any more.
 
 mod holder;
-mod wire;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Mode, OFlags, Stat, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 use self::holder::Holder;
-use self::wire::connect;
 use super::RootsError;
-use super::mounts::{OPEN_LAYER, mount_tree_image};
+use super::mounts::{HeldTree, OPEN_LAYER, mount_tree_image, wire};
 use super::trusted::{check_trusted, open_trusted};
 use crate::erofs::{TreeDevice, TreeFile};
 use crate::image::{Image, TreeKey};
@@ -43,8 +41,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const IDLE: Duration = Duration::from_secs(60);
 /// `STATX_MNT_ID_UNIQUE` (linux/stat.h, Linux 6.8).
 const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
-/// The directory in a run directory in which the daemon serves layers.
-pub(super) const LAYERS: &str = "layers";
 /// Digits of the key in the name of a socket.
 const KEY_DIGITS: usize = 32;
 
@@ -54,16 +50,6 @@ pub struct TreeMounts {
     dir: OwnedFd,
     path: PathBuf,
     idle: Duration,
-}
-
-/// A mount of a tree image, and the connection to its holder.
-#[derive(Debug)]
-pub struct HeldTree {
-    mount: OwnedFd,
-    stat: Stat,
-    connection: OwnedFd,
-    /// The mount of the layers that the daemon serves; `None` if all layers are files.
-    layers: Option<u64>,
 }
 
 /// Where the layers are that are no files.
@@ -104,7 +90,7 @@ impl TreeMounts {
         if let Some(tree) = self.ask(&socket_name(key, None), None)? {
             return Ok(Some(tree));
         }
-        match layers.map(LazyLayers::open).transpose()? {
+        match LazyLayers::open(layers)? {
             Some(lazy) => self.ask(&socket_name(key, Some(lazy.mount)), Some(lazy.mount)),
             None => Ok(None),
         }
@@ -175,7 +161,7 @@ impl TreeMounts {
     /// Asks the holder with this name for a mount. Returns `None` if there is no such holder.
     fn ask(&self, name: &str, layers: Option<u64>) -> Result<Option<HeldTree>, RootsError> {
         let path = self.path.join(name);
-        let Some(connection) = connect(self.dir.as_fd(), name).at("connect to", &path)? else {
+        let Some(connection) = wire::connect(self.dir.as_fd(), name).at("connect to", &path)? else {
             return Ok(None);
         };
         let mount = match wire::receive(connection.as_fd()) {
@@ -184,8 +170,7 @@ impl TreeMounts {
             Ok(None) | Err(Errno::CONNRESET) => return Ok(None),
             Err(errno) => return Err(PathError::new("ask the holder of", path, errno).into()),
         };
-        let stat = rustix::fs::fstat(&mount).at("stat", &path)?;
-        Ok(Some(HeldTree { mount, stat, connection, layers }))
+        Ok(Some(HeldTree::new(mount, connection, layers).at("stat", &path)?))
     }
 
     /// Takes the lock under which a holder starts or ends. Dropping it releases it.
@@ -204,48 +189,23 @@ impl TreeMounts {
     }
 }
 
-impl HeldTree {
-    /// The root directory of the image: a mount of its own, attached nowhere.
-    pub(super) fn directory(&self) -> BorrowedFd<'_> {
-        self.mount.as_fd()
-    }
-
-    /// The attributes of the root directory.
-    pub(super) fn stat(&self) -> &Stat {
-        &self.stat
-    }
-
-    /// The mount of the layers that a daemon serves; `None` if all layers are files.
-    pub(super) fn layers(&self) -> Option<u64> {
-        self.layers
-    }
-
-    /// Tells the holder about a root, so that it keeps the superblock as long as the root exists. `root` is the root directory
-    /// of the overlay.
-    pub(super) fn keep_for(&self, root: BorrowedFd<'_>) {
-        // Without the holder, later roots of the image have another superblock.
-        if let Err(errno) = wire::send(self.connection.as_fd(), root) {
-            tracing::debug!("cannot tell the holder of an image about a root: {errno}");
-        }
-    }
-}
-
 /// Returns the number of the mount in which a daemon serves layers; `None` if none is mounted there.
 pub(super) fn layers_mount(path: &Path) -> Result<Option<u64>, PathError> {
-    match LazyLayers::open(path) {
-        Ok(lazy) => Ok(Some(lazy.mount)),
-        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    Ok(LazyLayers::open(Some(path))?.map(|lazy| lazy.mount))
 }
 
 impl LazyLayers {
-    fn open(path: &Path) -> Result<Self, PathError> {
-        let dir = rustix::fs::open(path, OPEN_LAYER, Mode::empty()).at("open", path)?;
+    /// Returns `None` if no daemon serves layers there.
+    fn open(path: Option<&Path>) -> Result<Option<Self>, PathError> {
+        let Some(path) = path else { return Ok(None) };
+        let dir = match rustix::fs::open(path, OPEN_LAYER, Mode::empty()) {
+            Err(Errno::NOENT | Errno::NOTCONN) => return Ok(None),
+            result => result.at("open", path)?,
+        };
         // Sends no request to the daemon.
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let stat = rustix::fs::statx(&dir, "", flags, MNT_ID_UNIQUE).at("stat", path)?;
-        Ok(Self { dir, path: path.to_owned(), mount: stat.stx_mnt_id })
+        Ok(Some(Self { dir, path: path.to_owned(), mount: stat.stx_mnt_id }))
     }
 }
 
@@ -257,11 +217,10 @@ fn open_devices(
     let mut lazy = None;
     let mut opened = Vec::with_capacity(devices.len());
     for device in devices {
-        let lazy = match (&mut lazy, layers) {
-            (Some(lazy), _) => lazy,
-            (none, Some(path)) => none.insert(LazyLayers::open(path)?),
-            (None, None) => return Err(RootsError::NoLayer(device.layer)),
-        };
+        if lazy.is_none() {
+            lazy = LazyLayers::open(layers)?;
+        }
+        let Some(lazy) = &lazy else { return Err(RootsError::NoLayer(device.layer)) };
         let name = device.layer.hex();
         let path = lazy.path.join(&name);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

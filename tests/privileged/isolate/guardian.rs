@@ -12,6 +12,8 @@ use support::child::wait_until;
 use support::program::{Program, TestMount};
 use support::running::RunningProcess;
 
+/// The type of every EROFS (linux/magic.h).
+const EROFS_MAGIC: i64 = 0xe0f5_e1e2;
 /// A script that stands for isolate and does not end.
 const SLEEP: &str = "exec sleep 1000";
 
@@ -268,4 +270,28 @@ fn root_is_removed_although_the_control_group_of_the_caller_is_killed_or_frozen(
 fn is_frozen(pid: u32, file: &Path) -> bool {
     let processes = fs::read_to_string(file.with_file_name("cgroup.procs")).unwrap();
     processes.lines().any(|line| line == pid.to_string())
+}
+
+#[test]
+fn calls_use_the_tree_image_and_no_process_of_the_caller_has_its_mount() {
+    let host = Host::with_script(SLEEP);
+    let call = RunningProcess::start(host.isolate().args(in_image(&host, "")));
+    wait_until("the call has become isolate", || isolate_of(&call).is_some());
+    let holders = host.holders();
+    assert_eq!(holders.len(), 1);
+    let is_tree = |pid: u32| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap().path());
+        let stat = |fd: PathBuf| rustix::fs::statfs(&fd).map(|stat| stat.f_type);
+        descriptors.map(stat).filter(|kind| *kind == Ok(EROFS_MAGIC)).count()
+    };
+    assert!(is_tree(holders[0]) > 0);
+    let supervisor = call.0.id();
+    for pid in [supervisor, isolate_of(&call).unwrap()] {
+        assert_eq!(is_tree(pid), 0, "process {pid} has a descriptor of the mount");
+    }
+    // The process that has it belongs to root, in a session of its own.
+    let status = fs::read_to_string(format!("/proc/{}/status", holders[0])).unwrap();
+    assert!(status.contains("Uid:\t0\t0\t0\t0\n"), "{status}");
+    drop(call);
+    host.assert_clean();
 }

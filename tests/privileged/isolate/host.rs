@@ -123,6 +123,11 @@ fn processes() -> Vec<(u32, u32)> {
     pids.filter_map(|pid: u32| Some((pid, fs::metadata(format!("/proc/{pid}")).ok()?.uid()))).collect()
 }
 
+/// The name of a process.
+fn name_of(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
+}
+
 /// A host with a mounted image, the stand-in and its configuration.
 #[derive(Debug)]
 pub(super) struct Host {
@@ -294,16 +299,25 @@ impl Host {
         message
     }
 
-    /// The running processes of the stand-in on this host: supervisors, guardians, and calls that have not executed isolate yet.
+    /// The running processes of the stand-in on this host: supervisors, guardians, and calls that have not executed isolate yet. The
+    /// processes that hold the mount of an image outlive the calls.
     pub(super) fn stand_ins(&self) -> Vec<u32> {
+        self.own_processes().filter(|pid| name_of(*pid) != "rcx-tree").collect()
+    }
+
+    /// The processes of the stand-in that hold the mount of an image.
+    pub(super) fn holders(&self) -> Vec<u32> {
+        self.own_processes().filter(|pid| name_of(*pid) == "rcx-tree").collect()
+    }
+
+    fn own_processes(&self) -> impl Iterator<Item = u32> {
         let is_ours = |pid: &u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == self.shim);
-        processes().into_iter().map(|(pid, _)| pid).filter(is_ours).collect()
+        processes().into_iter().map(|(pid, _)| pid).filter(is_ours)
     }
 
     /// The running guardians that have detached themselves from their callers.
     pub(super) fn guardians(&self) -> Vec<u32> {
-        let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        self.stand_ins().into_iter().filter(|pid| name(*pid) == "rcx-guardian\n").collect()
+        self.stand_ins().into_iter().filter(|pid| name_of(*pid) == "rcx-guardian").collect()
     }
 
     /// Waits for the guardians to exit and checks that no file and no mount is left behind.
@@ -326,6 +340,7 @@ impl Host {
         let mut found: Vec<_> = found
             .lines()
             .filter(|line| !line.starts_with("isolate-") && !["control.sock s", "boxes d"].contains(line))
+            .filter(|line| !line.starts_with("trees") && !line.starts_with("layers"))
             .map(str::to_owned)
             .collect();
         found.sort();

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rcx_imagefs::image::ManifestDigest;
 use rcx_imagefs::roots::{
-    Engine, HomesLocation, LayerDirectories, Lower, OverlayCalls, RootRemoval, Roots, Upper,
-    enter_private_namespace,
+    HomesLocation, LayerDirectories, Lower, OverlayCalls, RootRemoval, Roots, Upper, enter_private_namespace,
 };
 use rcx_imagefs::store::Store;
 use support::program::Program;
@@ -69,7 +68,7 @@ fn roots_of_250_layers_work_with_the_mount_calls_of_every_kernel() {
         let roots = Roots::open(&homes, &run_dir).unwrap().with_overlay_calls(calls);
         for upper in [Upper::Dir { limit: None }, Upper::Tmpfs { size: 1 << 20 }, Upper::None] {
             let writable = upper != Upper::None;
-            let root = roots.create(None, Engine::Overlay2, &upper, &lower, None).unwrap();
+            let root = roots.create(None, &upper, &lower, None).unwrap();
             let path: PathBuf = root.path.clone().unwrap();
             assert_complete(&path);
             assert_eq!(is_writable(&path), writable, "{calls:?} {upper:?}");

@@ -19,12 +19,12 @@ use rustix::net::{
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Returns the address of a socket in a directory. The path of the directory may be too long for an address.
-pub(super) fn address(dir: BorrowedFd<'_>, name: &str) -> Result<SocketAddrUnix, Errno> {
+pub(in crate::roots) fn address(dir: BorrowedFd<'_>, name: &str) -> Result<SocketAddrUnix, Errno> {
     SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
 }
 
 /// Connects to a socket; returns `None` if no process listens at it.
-pub(super) fn connect(dir: BorrowedFd<'_>, name: &str) -> Result<Option<OwnedFd>, Errno> {
+pub(in crate::roots) fn connect(dir: BorrowedFd<'_>, name: &str) -> Result<Option<OwnedFd>, Errno> {
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Send, Some(TIMEOUT))?;
@@ -37,7 +37,7 @@ pub(super) fn connect(dir: BorrowedFd<'_>, name: &str) -> Result<Option<OwnedFd>
 }
 
 /// Sends a descriptor.
-pub(super) fn send(connection: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(in crate::roots) fn send(connection: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let fds = [fd];
@@ -47,7 +47,7 @@ pub(super) fn send(connection: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> Result<(),
 }
 
 /// Receives a descriptor; returns `None` if the other side has closed the connection.
-pub(super) fn receive(connection: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
+pub(in crate::roots) fn receive(connection: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];

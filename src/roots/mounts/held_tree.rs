@@ -1,0 +1,53 @@
+//! The mount of a tree image, as a holder ([`crate::roots::TreeMounts`]) gives it to a root.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::Stat;
+use rustix::io::Errno;
+
+use super::wire;
+
+/// A mount of a tree image, and the connection to its holder.
+#[derive(Debug)]
+pub struct HeldTree {
+    mount: OwnedFd,
+    stat: Stat,
+    connection: OwnedFd,
+    /// The mount of the layers that the daemon serves; `None` if all layers are files.
+    layers: Option<u64>,
+}
+
+impl HeldTree {
+    pub(in crate::roots) fn new(
+        mount: OwnedFd,
+        connection: OwnedFd,
+        layers: Option<u64>,
+    ) -> Result<Self, Errno> {
+        let stat = rustix::fs::fstat(&mount)?;
+        Ok(Self { mount, stat, connection, layers })
+    }
+
+    /// The root directory of the image: a mount of its own, attached nowhere.
+    pub(super) fn directory(&self) -> BorrowedFd<'_> {
+        self.mount.as_fd()
+    }
+
+    /// The attributes of the root directory.
+    pub(super) fn stat(&self) -> &Stat {
+        &self.stat
+    }
+
+    /// The mount of the layers that a daemon serves; `None` if all layers are files.
+    pub(super) fn layers(&self) -> Option<u64> {
+        self.layers
+    }
+
+    /// Tells the holder about a root, so that it keeps the superblock as long as the root exists. `root` is the root directory
+    /// of the overlay.
+    pub(super) fn keep_for(&self, root: BorrowedFd<'_>) {
+        // Without the holder, later roots of the image have another superblock.
+        if let Err(errno) = wire::send(self.connection.as_fd(), root) {
+            tracing::debug!("cannot tell the holder of an image about a root: {errno}");
+        }
+    }
+}

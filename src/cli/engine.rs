@@ -34,7 +34,7 @@ pub(super) enum EngineChoice {
     Unpack,
 }
 
-/// An image for a root, and what is known about the reads of a run in it.
+/// An image for a run, and the account of the run's reads.
 pub(super) struct PreparedImage {
     pub(super) lower: Lower,
     /// `None` for an image whose bytes do not come from a daemon.
@@ -42,16 +42,13 @@ pub(super) struct PreparedImage {
 }
 
 impl Context {
-    /// Prepares an image for a root, with the first engine of the choice that works. `name` is the name to show in errors.
-    pub(super) fn prepare(
+    /// Calls `attempt` with the engines of a choice until one can be used on this host and for the image.
+    pub(super) fn with_engine<T>(
         &self,
-        store: &Store,
-        image: &Image,
-        name: &str,
         choice: Option<EngineChoice>,
-    ) -> anyhow::Result<PreparedImage> {
-        let choice = choice.or(self.config.engine);
-        let engines: &[Engine] = match choice {
+        attempt: impl Fn(Engine) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let engines: &[Engine] = match choice.or(self.config.engine) {
             None => &[Engine::Erofs, Engine::Fuse],
             Some(EngineChoice::Auto) => &[Engine::Erofs, Engine::Fuse, Engine::Overlay2],
             Some(EngineChoice::Erofs) => &[Engine::Erofs],
@@ -61,17 +58,18 @@ impl Context {
         };
         let (last, others) = engines.split_last().expect("every choice has an engine");
         for engine in others {
-            match self.prepare_with(store, image, name, *engine) {
+            match attempt(*engine) {
                 Err(error) if is_out_of_reach(&error) => {
                     tracing::info!("not with the engine {engine}: {error:#}");
                 }
                 result => return result,
             }
         }
-        self.prepare_with(store, image, name, *last)
+        attempt(*last)
     }
 
-    fn prepare_with(
+    /// Prepares an image for a run. `name` is the name to show in errors.
+    pub(super) fn prepare(
         &self,
         store: &Store,
         image: &Image,
@@ -129,7 +127,13 @@ impl Context {
     }
 
     /// Returns an image as the lower layers of a root.
-    fn lower(&self, store: &Store, image: &Image, name: &str, engine: Engine) -> anyhow::Result<Lower> {
+    pub(super) fn lower(
+        &self,
+        store: &Store,
+        image: &Image,
+        name: &str,
+        engine: Engine,
+    ) -> anyhow::Result<Lower> {
         Ok(match engine {
             Engine::Erofs => {
                 let layers = store.running_daemon()?.and_then(|daemon| daemon.layers);

@@ -192,8 +192,11 @@ pub fn tar(lines: &[Line]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
+/// A sparse file: its name, its size, and its data with their offsets.
+pub type SparseFile<'a> = (&'a str, u64, &'a [(u64, &'a [u8])]);
+
 /// Writes sparse files as a tar in GNU tar's form. Each has a name, a size, and bytes at offsets.
-pub fn sparse_tar(files: &[(&str, u64, &[(u64, &[u8])])]) -> Vec<u8> {
+pub fn sparse_tar(files: &[SparseFile<'_>]) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     for (name, size, writes) in files {
         let file = File::create(dir.path().join(name)).unwrap();

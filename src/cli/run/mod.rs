@@ -180,7 +180,8 @@ fn execute(
         eprintln!("note: bubblewrap isolates the program, but enforces no limits");
     }
     let name = subject.image.as_deref().unwrap_or_default();
-    let PreparedImage { lower, account } = context.prepare(&store, &image, name, args.engine)?;
+    let PreparedImage { lower, account } =
+        context.with_engine(args.engine, |engine| context.prepare(&store, &image, name, engine))?;
     let job = RunRequest {
         spec: &spec,
         config: image.config(),

@@ -25,7 +25,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(10);
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a daemon may take to answer a lookup before it counts as running.
-const ANSWER_WAIT: Duration = Duration::from_secs(1);
+pub(super) const ANSWER_WAIT: Duration = Duration::from_secs(1);
 
 /// The result of removing a root.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,12 +10,13 @@ use rustix::io::Errno;
 
 use super::home::Home;
 use super::marker::ids_in;
+use super::named::ANSWER_WAIT;
 use super::record::RootRecord;
 use super::{NAMED, Roots, processes};
 use crate::daemon::LAYERS;
 use crate::os::{AtPath as _, NamedLock, PathError};
 use crate::roots::mounts::{OPEN_DIRECTORY, mount};
-use crate::roots::trees::layers_mount;
+use crate::roots::trees::serves_layers;
 use crate::roots::{Engine, RootId, RootsError, Upper};
 
 /// The state of a root.
@@ -87,7 +88,7 @@ impl Roots {
         let has_lost_daemon = || match &record {
             Some(RootRecord { engine: Engine::Fuse, .. }) => self.dirs.has_lost_daemon(&id),
             Some(RootRecord { layers_mount: Some(mount), .. }) => {
-                Ok(layers_mount(&self.dirs.run_dir.join(LAYERS))? != Some(*mount))
+                Ok(!serves_layers(&self.dirs.run_dir.join(LAYERS), *mount, ANSWER_WAIT)?)
             }
             _ => Ok(false),
         };

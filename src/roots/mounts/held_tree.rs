@@ -46,7 +46,10 @@ impl HeldTree {
     /// of the overlay.
     pub(super) fn keep_for(&self, root: BorrowedFd<'_>) {
         // Without the holder, later roots of the image have another superblock.
-        if let Err(errno) = wire::send(self.connection.as_fd(), root) {
+        // The holder closes the connection when it has closed its descriptor of the root, which would count as a use.
+        let told = wire::send(self.connection.as_fd(), root)
+            .and_then(|()| wire::receive(self.connection.as_fd()).map(drop));
+        if let Err(errno) = told {
             tracing::debug!("cannot tell the holder of an image about a root: {errno}");
         }
     }

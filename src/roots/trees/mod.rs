@@ -37,6 +37,8 @@ use crate::store::Store;
 const TREES: &str = "trees";
 /// How long to wait while another process starts or ends a holder.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a daemon may take to answer.
+const DAEMON_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a holder keeps the superblock of an image without roots.
 const IDLE: Duration = Duration::from_secs(60);
 /// `STATX_MNT_ID_UNIQUE` (linux/stat.h, Linux 6.8).
@@ -189,13 +191,30 @@ impl TreeMounts {
     }
 }
 
-/// Returns the number of the mount in which a daemon serves layers; `None` if none is mounted there.
-pub(super) fn layers_mount(path: &Path) -> Result<Option<u64>, PathError> {
-    Ok(LazyLayers::open(Some(path))?.map(|lazy| lazy.mount))
+/// Returns whether a daemon still serves layers in this mount, in the directory `path`. A daemon that does not answer in time
+/// counts as serving.
+pub(super) fn serves_layers(path: &Path, mount: u64, timeout: Duration) -> Result<bool, PathError> {
+    let Some(lazy) = LazyLayers::open(Some(path))? else { return Ok(false) };
+    let is_dead = || {
+        let answer = os::statfs_within(path, timeout).at("statfs", path)?;
+        Ok(matches!(answer, Some(Err(Errno::NOTCONN | Errno::CONNABORTED))))
+    };
+    Ok(lazy.mount == mount && !is_dead()?)
 }
 
 impl LazyLayers {
-    /// Returns `None` if no daemon serves layers there.
+    /// Does the same as [`LazyLayers::open`], and checks that the daemon answers: whoever uses its files waits for it.
+    fn of_daemon(path: Option<&Path>) -> Result<Option<Self>, PathError> {
+        let Some(lazy) = Self::open(path)? else { return Ok(None) };
+        match os::statfs_within(&lazy.path, DAEMON_TIMEOUT).at("statfs", &lazy.path)? {
+            Some(Ok(())) => Ok(Some(lazy)),
+            Some(Err(Errno::NOTCONN | Errno::CONNABORTED)) => Ok(None),
+            Some(Err(errno)) => Err(PathError::new("statfs", lazy.path, errno)),
+            None => Err(PathError::new("statfs", lazy.path, io::Error::from(io::ErrorKind::TimedOut))),
+        }
+    }
+
+    /// Returns `None` if no daemon serves layers there. Sends no request to a daemon.
     fn open(path: Option<&Path>) -> Result<Option<Self>, PathError> {
         let Some(path) = path else { return Ok(None) };
         let dir = match rustix::fs::open(path, OPEN_LAYER, Mode::empty()) {
@@ -218,7 +237,7 @@ fn open_devices(
     let mut opened = Vec::with_capacity(devices.len());
     for device in devices {
         if lazy.is_none() {
-            lazy = LazyLayers::open(layers)?;
+            lazy = LazyLayers::of_daemon(layers)?;
         }
         let Some(lazy) = &lazy else { return Err(RootsError::NoLayer(device.layer)) };
         let name = device.layer.hex();

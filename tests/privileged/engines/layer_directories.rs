@@ -157,7 +157,7 @@ fn overlay2_needs_no_daemon_and_auto_selects_an_available_engine() {
     assert_eq!(fs::read_to_string(root.path.join("etc/motd")).unwrap(), "a small image\n");
     let mount = program.mount();
     let root = Root::new(program, &name, "auto", "dir");
-    assert_eq!(engine_of(&root), "fuse");
+    assert_eq!(engine_of(&root), "erofs");
     drop(root);
     mount.stop();
 }

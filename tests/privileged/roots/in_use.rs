@@ -49,14 +49,30 @@ fn live_root_survives_every_cleanup() {
 
 #[test]
 fn dead_daemon_is_reported_and_its_roots_can_be_removed() {
+    for engine in ["fuse", "erofs"] {
+        check_dead_daemon(engine);
+    }
+}
+
+fn check_dead_daemon(engine: &str) {
     let mut fixture = RootsFixture::new();
-    let roots =
-        ["dir", "tmpfs:8M", "none"].map(|upper| fixture.create(upper.split(':').next().unwrap(), upper));
+    let roots = ["dir", "tmpfs:8M", "none"].map(|upper| -> PathBuf {
+        let id = upper.split(':').next().unwrap();
+        let create =
+            ["root", "create", &fixture.mounted.good, "--id", id, "--upper", upper, "--engine", engine];
+        fixture.program().ok(&create).into()
+    });
     let mut user = RunningProcess::in_directory(&roots[0].join("box"));
     fixture.mounted.mount.server().signal("KILL");
     fixture.mounted.mount.server().wait();
-    let dead = fs::read_dir(roots[0].join("bin")).and_then(|mut dir| dir.next().transpose());
-    assert_eq!(dead.unwrap_err().kind(), io::ErrorKind::NotConnected);
+    if engine == "fuse" {
+        let dead = fs::read_dir(roots[0].join("bin")).and_then(|mut dir| dir.next().transpose());
+        assert_eq!(dead.unwrap_err().kind(), io::ErrorKind::NotConnected);
+    } else {
+        fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+        assert!(roots[0].join("bin/busybox").is_file(), "names need no daemon");
+        fs::read(roots[0].join("bin/busybox")).unwrap_err();
+    }
     let error = fixture.program().fails(&["root", "create", &fixture.mounted.good]);
     assert!(
         error.contains("no daemon serves the store") && error.contains("rcx-imagefs mount DIR"),

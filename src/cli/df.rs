@@ -23,11 +23,11 @@ Examples:
 
 /// Show the disk space of the store, by kind of file and by image
 ///
-/// The first table has the kinds: blobs, indexes (with seekable forms), layers unpacked for the overlay2 engine, interrupted downloads, and the
+/// The first table has the kinds: blobs, indexes (with seekable forms), plain layers, layers unpacked for the overlay2 engine, interrupted downloads, and the
 /// files of roots. RECLAIMABLE is what `gc` would free now. While a pull runs, the blobs that it has stored count as reclaimable, although `gc`
 /// would wait for it.
 ///
-/// The second table has the images. SIZE counts the blobs, indexes and unpacked layers of an image; SHARED is the part that other
+/// The second table has the images. SIZE counts the blobs, indexes, plain and unpacked layers of an image; SHARED is the part that other
 /// images use too, and UNIQUE the part that `rm` and `gc` would free. The first table counts shared files once, so its total is
 /// smaller than the sum of the sizes.
 #[derive(Debug, Args)]
@@ -100,6 +100,7 @@ fn kinds(
     vec![
         of_layers("blobs", &usage.blobs),
         of_layers("indexes", &usage.derived),
+        of_layers("plain-layers", &usage.plain),
         KindJson {
             kind: "unpacked-layers",
             count: unpacked.len(),
@@ -121,6 +122,7 @@ fn kinds(
 enum Part {
     Blob(Digest),
     Derived(Digest),
+    Plain(Digest),
     Unpacked(String),
 }
 
@@ -140,6 +142,7 @@ fn images(
         let size = match part {
             Part::Blob(digest) => usage.blobs.get(digest),
             Part::Derived(digest) => usage.derived.get(digest),
+            Part::Plain(digest) => usage.plain.get(digest),
             Part::Unpacked(name) => unpacked.get(name),
         };
         size.copied().unwrap_or(0)
@@ -166,7 +169,8 @@ fn parts_of(store: &Store, record: &ImageRecord) -> HashSet<Part> {
     if let Ok(manifest) = read_manifest(store, &record.digest) {
         parts.insert(Part::Blob(manifest.config().digest));
         for layer in manifest.layers() {
-            parts.extend([Part::Blob(layer.digest), Part::Derived(layer.digest)]);
+            let digest = layer.digest;
+            parts.extend([Part::Blob(digest), Part::Derived(digest), Part::Plain(digest)]);
         }
     }
     parts.extend(LayerDirectories::names_for(store, record.digest).into_iter().map(Part::Unpacked));

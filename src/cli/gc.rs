@@ -21,13 +21,14 @@ Examples:
 
 /// Free disk space that no image and no root uses
 ///
-/// Removes blobs and indexes that no image refers to, interrupted downloads, temporary files of dead processes, layers that
+/// Removes blobs and indexes that no image refers to, interrupted downloads, temporary files of dead processes, plain layers that no image has, layers that
 /// were unpacked for the overlay2 engine and are no longer used, and the remains of roots whose processes died. Files that
 /// programs have open in the mount stay readable until the daemon ends.
 ///
 /// --untagged first removes all images without a tag: those whose tag has moved to a newer image, those that `rm --keep` left, and those that
 /// were pulled by digest, but no image that a root uses or that [isolate.images] of the configuration names. --layers also removes the
 /// unpacked layers of images that stay in the store, if no root uses them; the next root of the overlay2 engine unpacks them again.
+/// --plain does the same with plain layers; the daemon then serves these layers, and makes them plain again if the configuration says so.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct GcArgs {
@@ -43,6 +44,9 @@ pub(super) struct GcArgs {
     /// Also remove unpacked layers that no root uses, even if an image in the store has them
     #[arg(long)]
     layers: bool,
+    /// Also remove plain layers that are not in use, even if an image in the store has them
+    #[arg(long)]
+    plain: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -55,6 +59,10 @@ struct GcJson {
     blobs: u64,
     /// Number of indexes and seekable forms of layers.
     derived: u64,
+    /// Number of plain layers.
+    plain: u64,
+    /// Bytes of the plain layers.
+    plain_bytes: u64,
     /// Number of interrupted downloads.
     partials: u64,
     /// Number of temporary files of dead processes.
@@ -76,7 +84,7 @@ struct GcJson {
 
 pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
     let store = context.change_store()?;
-    let options = GcOptions { dry_run: args.dry_run, all_partials: args.partial };
+    let options = GcOptions { dry_run: args.dry_run, all_partials: args.partial, all_plain: args.plain };
     let kept = if args.untagged { images_in_use(context, &store)? } else { HashSet::new() };
     let forget =
         |image: &ImageRecord| args.untagged && image.tags.is_empty() && !kept.contains(&image.digest);
@@ -100,6 +108,8 @@ pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
             .collect(),
         blobs: report.blobs,
         derived: report.derived,
+        plain: report.plain,
+        plain_bytes: report.plain_bytes,
         partials: report.partials,
         temporary: report.temporary,
         roots,
@@ -120,14 +130,16 @@ pub(super) fn run(context: &Context, args: &GcArgs) -> anyhow::Result<()> {
     let verb = if args.dry_run { "would free" } else { "freed" };
     output::line(format!(
         "{verb} {}: {} blobs, {} derived files, {} interrupted downloads, {} temporary files, {} dead roots, \
-         {} unpacked layers",
+         {} unpacked layers, {} plain layers ({})",
         output::size(summary.bytes),
         summary.blobs,
         summary.derived,
         summary.partials,
         summary.temporary,
         summary.roots,
-        summary.layers
+        summary.layers,
+        summary.plain,
+        output::size(summary.plain_bytes)
     ))?;
     match (summary.kept_partials, args.partial) {
         (0, _) => Ok(()),

@@ -40,6 +40,9 @@ pub(super) struct LoadArgs {
     /// Accept an image that is for another platform only, with a warning
     #[arg(long)]
     any_platform: bool,
+    /// Also decode the layers, so that the kernel reads them without the daemon; takes three to four times the disk space
+    #[arg(long)]
+    plain: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -59,6 +62,7 @@ pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
         name,
         replace: args.replace,
         any_platform: args.any_platform,
+        plain: args.plain,
         progress: progress::bars(&args.path.display().to_string()),
     };
     let LoadedImages { stored, failed } = load(&job, &archive).with_context(at)?;
@@ -66,7 +70,7 @@ pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
     context.make_tree_images(&store, stored.iter().map(|image| image.digest));
     let mut items = Vec::new();
     for image in &stored {
-        let image = PulledJson::new(context, image);
+        let image = PulledJson::new(context, &store, image);
         if !args.json {
             output::line(image.line())?;
         }

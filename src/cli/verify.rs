@@ -12,8 +12,8 @@ use super::{Context, STORED, candidates, error, output, progress};
 use crate::error::{ErrorCode, chain_text};
 use crate::image::{Digest, Image, LayerDigest, Reference};
 use crate::pipeline::{
-    OpenImage, PullJob, existing_tree_image, make_tree_image, open_image, open_layer, pull, read_image,
-    read_manifest, tree_key, update_index,
+    OpenImage, PipelineError, PlainCheck, PullJob, check_plain_layer, existing_tree_image, make_plain_layer,
+    make_tree_image, open_image, open_layer, pull, read_image, read_manifest, tree_key, update_index,
 };
 use crate::registry::Registry;
 use crate::roots::LayerDirectories;
@@ -33,7 +33,8 @@ Examples:
 /// Reads every blob and compares its digest. With --deep, also compares the hash of the compressed bytes of every span, decodes
 /// every layer through its index, and compares the tar's digest with the image's configuration. Layers that were unpacked for the
 /// overlay2 engine are compared with the image.
-/// Missing and outdated indexes, and damaged and outdated tree images, are rebuilt. Exits with 2 if there are problems; damaged and missing blobs are named first.
+/// Missing and outdated indexes, and damaged and outdated tree images, are rebuilt. Plain layers are read and compared with their
+/// checksums; damaged and outdated ones are made anew. Exits with 2 if there are problems; damaged and missing blobs are named first.
 ///
 /// --repair fetches damaged and missing blobs again, and nothing else, from the registries in the names of their images. A damaged blob is
 /// replaced when the new one is complete and verified. Images that were loaded from a file have no registry: load them again.
@@ -69,6 +70,10 @@ struct VerifyJson {
     damaged_blobs: Vec<String>,
     /// Digests of the blobs that --repair has fetched again.
     repaired: Vec<String>,
+    /// Number of plain layers that were read.
+    plain_layers: usize,
+    /// Digests of the layers whose damaged or outdated plain layer was made anew.
+    plain_rebuilt: Vec<String>,
     /// `NAME@DIGEST` of all images with a problem.
     damaged: Vec<String>,
     /// Set if there are problems.
@@ -106,6 +111,7 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<()> {
             failed.into_iter().filter(|(name, _)| after.damaged.contains(name)).map(|(_, line)| line);
         report.problems = after.problems.into_iter().chain(failed).collect();
         (report.damaged_blobs, report.damaged) = (after.damaged_blobs, after.damaged);
+        report.plain_rebuilt.extend(after.plain_rebuilt);
     }
     let failure = match report.problems.len() {
         0 => None,
@@ -129,6 +135,9 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<()> {
         }
         for blob in &report.repaired {
             output::line(format!("repaired blob {blob}"))?;
+        }
+        for layer in &report.plain_rebuilt {
+            output::line(format!("rebuilt plain layer of {layer}"))?;
         }
         let summary =
             format!("{} images, {} blobs, {}", report.images, report.blobs, output::size(report.bytes));
@@ -186,6 +195,7 @@ fn repair(
             registry: Arc::clone(&registry),
             // The image is in the store, whatever its platform.
             any_platform: true,
+            plain: false,
             damaged: Arc::new(blobs.clone()),
             progress: progress::bars(&name),
         };
@@ -227,6 +237,9 @@ impl StoreCheck<'_> {
             if let Err(error) = update_index(self.store, &layer) {
                 tracing::warn!("layer {layer}: cannot rebuild the outdated index: {}", chain_text(&error));
             }
+            if first && let Err(error) = self.plain_layer(&layer) {
+                self.problem(&layer, format!("its plain layer cannot be made anew: {}", chain_text(&error)));
+            }
             match open_layer(self.store, layer) {
                 Ok(open) if *open.index().diff_id() != declared => {
                     intact = false;
@@ -260,6 +273,18 @@ impl StoreCheck<'_> {
         let key = tree_key(image);
         if self.store.tree_file(&key)?.is_some() && existing_tree_image(self.store, &key)?.is_none() {
             make_tree_image(self.store, open, &key)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the plain layer of a layer, if any. Makes a damaged one anew.
+    ///
+    /// The kernel reads plain layers without comparing checksums, so nothing else finds damage.
+    fn plain_layer(&mut self, layer: &LayerDigest) -> Result<(), PipelineError> {
+        self.report.plain_layers += usize::from(self.store.has_plain(layer)?);
+        if check_plain_layer(self.store, layer, PlainCheck::Content)?.is_some() {
+            make_plain_layer(self.store, layer, 0)?;
+            self.report.plain_rebuilt.push(layer.to_string());
         }
         Ok(())
     }

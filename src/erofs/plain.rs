@@ -1,11 +1,15 @@
 //! Writes a layer's device to a file, a *plain layer*: the kernel reads it without the daemon.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::FileExt;
 
 use super::device::{DevicePart, LayerDevice};
-use crate::index::{Layer, Piece, ReadError};
+use super::plain_file::{DeviceChecksum, trailer};
+use crate::index::{EntryId, Index, Layer, Piece, ReadError};
+use crate::layer::TarOffset;
+
+/// Bytes copied at once.
+const STEP: u64 = 1 << 20;
 
 /// The reason why a plain layer cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -29,58 +33,108 @@ impl PlainLayerError {
     }
 }
 
-/// Writes the decoded tar of a layer and the places of its sparse files to `out`, an empty file. Holes stay holes.
+/// Writes a plain layer while its tar is decoded: first the whole tar in order ([`PlainWriter::append`]), then all else, for which
+/// it needs the index ([`PlainWriter::finish`]).
+///
+/// Writes to an empty file and never twice to the same place, so holes stay holes.
+#[derive(Debug, Default)]
+pub struct PlainWriter {
+    /// The bytes of the device so far.
+    at: u64,
+    checksum: DeviceChecksum,
+}
+
+impl PlainWriter {
+    /// Starts with the first byte of the tar.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Writes the next bytes of the tar.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn append(&mut self, bytes: &[u8], out: &impl FileExt) -> io::Result<()> {
+        self.checksum.bytes(bytes);
+        out.write_all_at(bytes, self.at)?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Expands the sparse files, whose bytes it reads back from the tar, and writes the trailer.
+    ///
+    /// # Errors
+    /// The file cannot be read or written, or does not have the whole tar.
+    pub fn finish<D: AsRef<[u8]>>(
+        mut self,
+        index: &Index<D>,
+        device: &LayerDevice,
+        out: &impl FileExt,
+    ) -> io::Result<()> {
+        if self.at != index.tar_size() {
+            let text = format!("{} bytes of the tar were written instead of {}", self.at, index.tar_size());
+            return Err(io::Error::other(text));
+        }
+        for part in device.parts(self.at, u64::MAX) {
+            match part {
+                DevicePart::File { entry, from, len } => self.expand(index, entry, from, len, out)?,
+                DevicePart::Padding { len } | DevicePart::Tar { len, .. } => self.skip(len),
+            }
+        }
+        out.write_all_at(&trailer(index.layer(), device.size(), &self.checksum), device.size())
+    }
+
+    /// Writes a range of a file with its holes.
+    fn expand<D: AsRef<[u8]>>(
+        &mut self,
+        index: &Index<D>,
+        entry: EntryId,
+        from: u64,
+        len: u64,
+        out: &impl FileExt,
+    ) -> io::Result<()> {
+        for piece in index.pieces_from(entry, from, len) {
+            match piece {
+                Piece::Hole { len } => self.skip(len),
+                Piece::Data { tar, len } => self.copy(tar, len, out)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, tar: TarOffset, len: u64, out: &impl FileExt) -> io::Result<()> {
+        let mut buffer = vec![0; usize::try_from(len.min(STEP)).unwrap_or(0)];
+        let mut copied = 0;
+        while copied < len {
+            let step = usize::try_from((len - copied).min(STEP)).unwrap_or(0);
+            let bytes = &mut buffer[..step];
+            out.read_exact_at(bytes, tar.get() + copied)?;
+            self.append(bytes, out)?;
+            copied += step as u64;
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, len: u64) {
+        self.checksum.zeros(len);
+        self.at += len;
+    }
+}
+
+/// Writes the device of a layer and its trailer to `out`, an empty file.
 ///
 /// # Errors
 /// The layer cannot be decoded, or `out` cannot be written. `out` then has an undefined part of the content.
 pub fn write_plain<D: AsRef<[u8]>>(
     layer: &Layer<D>,
     device: &LayerDevice,
-    out: &File,
+    out: &impl FileExt,
 ) -> Result<(), PlainLayerError> {
     let index = layer.index();
+    let mut writer = PlainWriter::new();
     for span in index.spans() {
-        out.write_all_at(&layer.decode_span(span)?, index.span_range(span).start)?;
+        writer.append(&layer.decode_span(span)?, out)?;
     }
-    let mut at = index.tar_size();
-    for part in device.parts(at, u64::MAX) {
-        let DevicePart::File { entry, from, len } = part else {
-            let (DevicePart::Padding { len } | DevicePart::Tar { len, .. }) = part else { continue };
-            at += len;
-            continue;
-        };
-        let mut offset = from;
-        for piece in index.pieces_from(entry, from, len) {
-            let (Piece::Hole { len: piece_len } | Piece::Data { len: piece_len, .. }) = piece;
-            if let Piece::Data { .. } = piece {
-                copy_data(layer, entry, offset, piece_len, out, at + (offset - from))?;
-            }
-            offset += piece_len;
-        }
-        at += len;
-    }
-    out.set_len(device.size())?;
-    Ok(())
-}
-
-/// Copies a range of a file that has no holes.
-fn copy_data<D: AsRef<[u8]>>(
-    layer: &Layer<D>,
-    entry: crate::index::EntryId,
-    mut offset: u64,
-    len: u64,
-    out: &File,
-    mut at: u64,
-) -> Result<(), PlainLayerError> {
-    /// Bytes copied at once.
-    const STEP: u64 = 1 << 20;
-    let end = offset + len;
-    while offset < end {
-        let step = (end - offset).min(STEP);
-        let bytes = layer.read(entry, offset, usize::try_from(step).unwrap_or(0))?;
-        out.write_all_at(&bytes, at)?;
-        offset += step;
-        at += step;
-    }
-    Ok(())
+    Ok(writer.finish(index, device, out)?)
 }

@@ -161,6 +161,7 @@ impl ErrorCode {
             io::ErrorKind::PermissionDenied => Self::Permission,
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull,
             io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnlyFilesystem,
+            io::ErrorKind::TimedOut => Self::Timeout,
             _ => Self::Io,
         }
     }

@@ -125,11 +125,27 @@ pub fn build<R: BufRead, W: Write>(
     options: &BuildOptions,
     seekable: impl FnOnce() -> io::Result<W>,
 ) -> Result<(BuiltIndex, Option<W>), BuildError> {
+    build_and_pass_on(input, options, seekable, |_| ())
+}
+
+/// Does the same, and passes the bytes of the tar on to `tar` in the thread that hashes them.
+///
+/// # Errors
+/// As [`build`]. `tar` has then received a part of the tar.
+pub fn build_and_pass_on<R: BufRead, W: Write>(
+    input: R,
+    options: &BuildOptions,
+    seekable: impl FnOnce() -> io::Result<W>,
+    mut tar: impl FnMut(&[u8]) + Send,
+) -> Result<(BuiltIndex, Option<W>), BuildError> {
     std::thread::scope(|scope| {
         let (sender, receiver) = std::sync::mpsc::sync_channel::<Arc<Vec<u8>>>(HASH_QUEUE);
         let hash = scope.spawn(move || {
             let mut sha256 = sha2::Sha256::new();
-            receiver.iter().for_each(|bytes| sha256.update(bytes.as_slice()));
+            for bytes in receiver {
+                sha256.update(bytes.as_slice());
+                tar(&bytes);
+            }
             Digest::new(sha256.finalize().into())
         });
         let decoder = SpanDecoder::new(CountingReader { input, count: 0 }, options.limits)?;

@@ -4,22 +4,26 @@
 //!  source --chunks--> [write to disk, hash blob] --chunks--> [decode, CRC, walk tar] --spans--> [hash tar]
 //! ```
 //!
+//! With a plain layer, the last thread writes the tar as well.
+//!
 //! Each bracket is a thread, so a layer uses a second core while one core decodes. An interrupted download leaves a partial
 //! file; the next attempt processes that file in the same way, and then continues the download where it ended.
 
 use std::fs::File;
 use std::io::{self, BufRead, Read, Write as _};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::Digest as _;
 use tokio::sync::mpsc;
 
+use super::chunks::ChunkReader;
 use super::open::open_current_index;
+use super::plain::{PlainPass, ensure_plain_layer};
 use super::{PipelineError, ProgressEvent, ProgressSink};
 use crate::image::{Compression, DiffId, Digest, ImageLayer, LayerDigest};
-use crate::index::{BuildOptions, BuiltIndex, Index, build};
+use crate::index::{BuildOptions, BuiltIndex, Index, build_and_pass_on};
 use crate::layer::Codec;
 use crate::store::{BlobLock, PartialBlob, Store, StoreError, TempFile};
 
@@ -31,18 +35,25 @@ const REPLAY: usize = 256 << 10;
 /// The interval at which a thread that waits for another process checks whether it should stop.
 const STOP_CHECK: Duration = Duration::from_millis(200);
 
+/// How a layer is stored.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct StoreLayerOptions {
+    /// The blob in the store is known to be damaged, and is replaced when the new one is complete.
+    pub(super) is_damaged: bool,
+    /// Also makes the plain layer, unless the disk would then have less free space than this number of bytes.
+    pub(super) plain: Option<u64>,
+}
+
 /// The source of a blob: returns its bytes from an offset.
 pub(super) type BlobFetcher<'a> = dyn Fn(u64) -> mpsc::Receiver<Result<Bytes, PipelineError>> + Sync + 'a;
 
 /// Stores a layer unless the store already has it, and returns the number of bytes fetched.
 ///
-/// With `is_damaged`, the blob in the store is known to be damaged, and is replaced when the new one is complete.
-///
 /// Blocks on the disk, on the source, and on another process that holds the lock of the layer (until `stopped` returns true).
 pub(super) fn store_layer(
     store: &Store,
     layer: &ImageLayer,
-    is_damaged: bool,
+    options: StoreLayerOptions,
     fetch: &BlobFetcher<'_>,
     stopped: &dyn Fn() -> bool,
     progress: &ProgressSink,
@@ -58,7 +69,8 @@ pub(super) fn store_layer(
         }
     };
     let mut fetched = 0;
-    if !is_damaged && is_stored(store, layer, &lock, progress)? {
+    let mut finished = None;
+    if !options.is_damaged && is_stored(store, layer, &lock, progress)? {
         tracing::debug!("layer {digest} is in the store");
     } else {
         let mut partial = store.partial(&lock)?;
@@ -68,7 +80,8 @@ pub(super) fn store_layer(
         }
         let resumed = partial.len();
         fetched = size - resumed;
-        match receive_and_index(store, layer, partial, fetch, progress) {
+        let mut pass = options.plain.and_then(|reserve| PlainPass::start(store, digest, reserve));
+        match receive_and_index(store, layer, partial, fetch, pass.as_mut(), progress) {
             // The bytes of the earlier attempt may be damaged: fetch the layer again from the start.
             Err(PipelineError::WrongDigest { .. } | PipelineError::Layer { .. }) if resumed > 0 => {
                 tracing::warn!(
@@ -77,10 +90,21 @@ pub(super) fn store_layer(
                 let mut partial = store.partial(&lock)?;
                 partial.restart()?;
                 fetched = size;
-                receive_and_index(store, layer, partial, fetch, progress)?;
+                drop(pass);
+                receive_and_index(store, layer, partial, fetch, None, progress)?;
             }
-            result => result?,
+            result => {
+                result?;
+                finished = pass;
+            }
         }
+    }
+    // The maker of a plain layer may wait for the lock of the blob.
+    drop(lock);
+    match (options.plain, finished) {
+        (_, Some(pass)) => pass.finish(store),
+        (Some(reserve), None) => ensure_plain_layer(store, &digest, reserve),
+        (None, None) => {}
     }
     progress.send(ProgressEvent::Done { digest });
     Ok(fetched)
@@ -178,17 +202,18 @@ fn receive_and_index(
     layer: &ImageLayer,
     partial: PartialBlob,
     fetch: &BlobFetcher<'_>,
+    plain: Option<&mut PlainPass>,
     progress: &ProgressSink,
 ) -> Result<(), PipelineError> {
     let (digest, size) = (layer.digest(), layer.size());
     let (sender, receiver) = sync_channel(QUEUE);
-    let mut input = ChunkReader { receiver, current: Bytes::new() };
+    let mut input = ChunkReader::new(receiver);
     let (received, indexed) = std::thread::scope(|scope| {
         let receiving = std::thread::Builder::new()
             .name("layer-receive".to_owned())
             .spawn_scoped(scope, || receive(store, layer, partial, fetch, sender, progress))
             .map_err(PipelineError::Thread)?;
-        let indexed = index_blob(store, digest, size, &mut input);
+        let indexed = index_blob(store, digest, size, &mut input, plain);
         // After an error in the layer, still read the rest of the blob: a wrong digest is the better explanation.
         drop(input);
         let received =
@@ -243,15 +268,21 @@ pub(super) fn commit_derived(
     Ok(store.put_index(digest, &index)?)
 }
 
-/// Indexes a blob of `size` bytes while it arrives.
+/// Indexes a blob of `size` bytes while it arrives, and writes its tar to a plain layer.
 pub(super) fn index_blob(
     store: &Store,
     digest: LayerDigest,
     size: u64,
     input: &mut impl BufRead,
+    mut plain: Option<&mut PlainPass>,
 ) -> Result<(BuiltIndex, Option<TempFile>), PipelineError> {
     let options = BuildOptions { tar_limit: store.layer_limits().of_blob(size), ..BuildOptions::default() };
-    build(input, &options, || store.create_seekable(&digest).map_err(io::Error::other))
+    let tar = |bytes: &[u8]| {
+        if let Some(plain) = &mut plain {
+            plain.append(bytes);
+        }
+    };
+    build_and_pass_on(input, &options, || store.create_seekable(&digest).map_err(io::Error::other), tar)
         .map_err(|source| PipelineError::Layer { layer: digest, source })
 }
 
@@ -303,39 +334,6 @@ fn receive(
     Ok((partial, Digest::new(hash.finalize().into()), total))
 }
 
-/// Reads chunks from another thread as one stream.
-#[derive(Debug)]
-struct ChunkReader {
-    receiver: Receiver<io::Result<Bytes>>,
-    current: Bytes,
-}
-
-impl Read for ChunkReader {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let length = available.len().min(out.len());
-        out[..length].copy_from_slice(&available[..length]);
-        self.consume(length);
-        Ok(length)
-    }
-}
-
-impl BufRead for ChunkReader {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.current.is_empty() {
-            match self.receiver.recv() {
-                Ok(chunk) => self.current = chunk?,
-                Err(_) => break,
-            }
-        }
-        Ok(&self.current)
-    }
-
-    fn consume(&mut self, amount: usize) {
-        let _ = self.current.split_to(amount);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -375,7 +373,8 @@ mod tests {
             sender.try_send(Ok(Bytes::from(rest))).unwrap();
             receiver
         };
-        let result = store_layer(store, layer, false, &fetch, &|| false, &ProgressSink::none());
+        let result =
+            store_layer(store, layer, StoreLayerOptions::default(), &fetch, &|| false, &ProgressSink::none());
         (result, fetches.into_inner())
     }
 
@@ -413,7 +412,14 @@ mod tests {
         let (_, layer) = empty_layer();
         let _other = store.lock_blob(&layer.digest().digest(), None).unwrap();
         let fetch = |_| unreachable!("a fetch needs the lock");
-        let result = store_layer(&store, &layer, false, &fetch, &|| true, &ProgressSink::none());
+        let result = store_layer(
+            &store,
+            &layer,
+            StoreLayerOptions::default(),
+            &fetch,
+            &|| true,
+            &ProgressSink::none(),
+        );
         assert!(matches!(result, Err(PipelineError::Store(StoreError::Busy { .. }))), "{result:?}");
     }
 

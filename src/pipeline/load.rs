@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::layer::store_layer;
+use super::layer::{StoreLayerOptions, store_layer};
 use super::open::{check_platform, validate, with_config};
 use super::pull::IncomingImage;
 use super::{PipelineError, ProgressEvent, ProgressSink, StoredImage};
@@ -37,6 +37,8 @@ pub struct LoadJob {
     pub replace: bool,
     /// Whether to accept an image of another platform, with a warning.
     pub any_platform: bool,
+    /// Whether the layers also become plain layers.
+    pub plain: bool,
     /// Receives progress events.
     pub progress: ProgressSink,
 }
@@ -207,8 +209,9 @@ fn load_image(
     };
     let layers = incoming.layers();
     progress.send(ProgressEvent::Image { size: layers.iter().map(ImageLayer::size).sum() });
-    incoming.require_space(store, &layers)?;
-    let fetched = load_layers(job, archive, &layers, progress)?;
+    let needed = incoming.require_space(store, &layers)?;
+    let options = StoreLayerOptions { plain: job.plain.then_some(needed), ..StoreLayerOptions::default() };
+    let fetched = load_layers(job, archive, &layers, options, progress)?;
     incoming.publish(store)?;
     Ok(incoming.into_stored(&fetched))
 }
@@ -229,6 +232,7 @@ fn load_layers(
     job: &LoadJob,
     archive: &Archive,
     layers: &[ImageLayer],
+    options: StoreLayerOptions,
     progress: &ProgressSink,
 ) -> Result<Vec<u64>, PipelineError> {
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(layers.len().max(1));
@@ -242,7 +246,7 @@ fn load_layers(
         while !stopped()
             && let Some(layer) = next()
         {
-            match load_layer(job, archive, layer, &stopped, progress) {
+            match load_layer(job, archive, layer, options, &stopped, progress) {
                 Ok(bytes) => fetched.push(bytes),
                 Err(error) => {
                     ignore_poison(first_error.lock()).get_or_insert(error);
@@ -267,6 +271,7 @@ fn load_layer(
     job: &LoadJob,
     archive: &Archive,
     layer: &ImageLayer,
+    options: StoreLayerOptions,
     stopped: &(dyn Fn() -> bool + Sync),
     progress: &ProgressSink,
 ) -> Result<u64, PipelineError> {
@@ -293,6 +298,6 @@ fn load_layer(
             });
             receiver
         };
-        store_layer(&job.store, layer, false, &fetch, &stopped, progress)
+        store_layer(&job.store, layer, options, &fetch, &stopped, progress)
     })
 }

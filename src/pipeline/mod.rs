@@ -4,11 +4,13 @@
 //! last step, one write of `index.json`, makes the image visible. Until then nothing refers to the new blobs, and an error
 //! leaves all other images unchanged.
 
+mod chunks;
 mod describe;
 mod layer;
 mod load;
 mod node_path;
 mod open;
+mod plain;
 mod pull;
 mod tree_image;
 
@@ -25,10 +27,11 @@ pub use open::{
     OpenImage, open_image, open_layer, read_image, read_manifest, update_index, update_indexes,
     verified_diff_ids,
 };
+pub use plain::{PlainCheck, check_plain_layer, make_plain_layer, plain_layer};
 pub use pull::{PullJob, pull};
 pub use tree_image::{existing_tree_image, make_tree_image, tree_image, tree_key};
 
-use crate::erofs::ErofsError;
+use crate::erofs::{ErofsError, PlainLayerError};
 use crate::error::ErrorCode;
 use crate::image::{DiffId, Digest, LayerDigest, ManifestDigest, ManifestError, Name, Platform, Tag};
 use crate::import::ImportError;
@@ -129,6 +132,14 @@ pub enum PipelineError {
         /// The reason.
         source: ErofsError,
     },
+    /// The plain layer of a layer cannot be written.
+    #[error("layer {layer}")]
+    PlainLayer {
+        /// The layer.
+        layer: LayerDigest,
+        /// The reason.
+        source: PlainLayerError,
+    },
     /// A layer's blob is not in the store.
     #[error("blob {0} is missing from the store")]
     MissingBlob(Digest),
@@ -175,6 +186,7 @@ impl PipelineError {
             Self::Layer { source, .. } => source.code(),
             Self::Merge { source, .. } => source.code(),
             Self::TreeImage { source, .. } => source.code(),
+            Self::PlainLayer { source, .. } => source.code(),
             Self::OtherPlatform { .. } => ErrorCode::NoPlatform,
             Self::WrongDigest { .. } | Self::WrongSize { .. } => ErrorCode::WrongContent,
             Self::WrongDiffId { .. } => ErrorCode::ImageMismatch,

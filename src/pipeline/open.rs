@@ -170,7 +170,7 @@ fn rebuild(store: &Store, digest: &LayerDigest) -> Result<(), PipelineError> {
     let file = store.open_blob(&blob)?;
     let mut input = BufReader::with_capacity(READ, &file);
     // Size and diff ID are properties of an image: `OpenImage::open` compares them with the index.
-    let (built, seekable) = index_blob(store, *digest, store.blob_size(&blob)?, &mut input)?;
+    let (built, seekable) = index_blob(store, *digest, store.blob_size(&blob)?, &mut input, None)?;
     commit_derived(store, digest, built, seekable, &file)
 }
 

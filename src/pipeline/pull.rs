@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::layer::store_layer;
+use super::layer::{StoreLayerOptions, store_layer};
 use super::open::{OpenImage, check_platform, validate};
 use super::{PipelineError, ProgressEvent, ProgressSink, StoredImage};
 use crate::image::{CONFIG_MAX, Descriptor, Digest, Image, ImageLayer, Name, Reference, Tag};
@@ -28,6 +28,8 @@ pub struct PullJob {
     pub registry: Arc<Registry>,
     /// Whether to accept an image of another platform, with a warning.
     pub any_platform: bool,
+    /// Whether the layers also become plain layers.
+    pub plain: bool,
     /// Blobs that are fetched even if the store has them, because they are known to be damaged.
     pub damaged: Arc<HashSet<Digest>>,
     /// Receives progress events.
@@ -57,8 +59,8 @@ impl IncomingImage {
         layers
     }
 
-    /// Checks that the disk has room for the missing layers and their indexes.
-    pub(super) fn require_space(&self, store: &Store, layers: &[ImageLayer]) -> Result<(), PipelineError> {
+    /// Checks that the disk has room for the missing layers and their indexes. Returns the bytes that they need.
+    pub(super) fn require_space(&self, store: &Store, layers: &[ImageLayer]) -> Result<u64, PipelineError> {
         let mut needed: u64 = 1 << 20;
         for layer in layers {
             let is_stored = match store.has_blob(&layer.digest().digest(), Some(layer.size())) {
@@ -70,7 +72,8 @@ impl IncomingImage {
                 needed = needed.saturating_add(layer.size()).saturating_add(layer.size() / 50);
             }
         }
-        Ok(store.require_space(needed)?)
+        store.require_space(needed)?;
+        Ok(needed)
     }
 
     /// Makes the image visible. All of its layers must be stored. Merges them first, so that an image whose layers cannot
@@ -147,8 +150,8 @@ pub async fn pull(
     progress.send(ProgressEvent::Image { size: layers.iter().map(ImageLayer::size).sum() });
     let fetched = {
         let (store, all_layers, incoming) = (store.clone(), layers.clone(), incoming.clone());
-        blocking(move || incoming.require_space(&store, &all_layers)).await?;
-        fetch_layers(pull, &name, &layers, progress).await?
+        let needed = blocking(move || incoming.require_space(&store, &all_layers)).await?;
+        fetch_layers(pull, &name, &layers, pull.plain.then_some(needed), progress).await?
     };
     let publish = {
         let (store, incoming) = (store.clone(), incoming.clone());
@@ -169,6 +172,7 @@ async fn fetch_layers(
     pull: &PullJob,
     name: &Name,
     layers: &[ImageLayer],
+    plain: Option<u64>,
     progress: &ProgressSink,
 ) -> Result<Vec<u64>, PipelineError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -186,7 +190,7 @@ async fn fetch_layers(
             let runtime = tokio::runtime::Handle::current();
             running.spawn_blocking(move || {
                 let (pull, name, layer, progress, stopped) = job;
-                fetch_layer(&pull, &name, &layer, &progress, &stopped, &runtime)
+                fetch_layer(&pull, &name, &layer, plain, &progress, &stopped, &runtime)
             });
         }
         let Some(done) = running.join_next().await else { break };
@@ -206,6 +210,7 @@ fn fetch_layer(
     pull: &PullJob,
     name: &Name,
     layer: &ImageLayer,
+    plain: Option<u64>,
     progress: &ProgressSink,
     stopped: &watch::Receiver<bool>,
     runtime: &tokio::runtime::Handle,
@@ -234,7 +239,8 @@ fn fetch_layer(
         receiver
     };
     let is_damaged = pull.damaged.contains(&layer.digest().digest());
-    let store = || store_layer(&pull.store, layer, is_damaged, &fetch, &|| *stopped.borrow(), progress);
+    let options = StoreLayerOptions { is_damaged, plain };
+    let store = || store_layer(&pull.store, layer, options, &fetch, &|| *stopped.borrow(), progress);
     match store() {
         Err(error @ (PipelineError::WrongDigest { .. } | PipelineError::WrongSize { .. }))
             if pull.registry.distrust_mirrors(name) =>

@@ -60,6 +60,14 @@ pub enum RootsError {
     /// A layer of an image is not a file, and no daemon serves it.
     #[error("layer {0} is not decoded in the store, and no daemon serves it")]
     NoLayer(LayerDigest),
+    /// A plain layer of the store cannot be read.
+    #[error("plain layer of {layer}")]
+    PlainLayer {
+        /// The layer.
+        layer: LayerDigest,
+        /// The underlying error.
+        source: Box<PipelineError>,
+    },
     /// The mountpoint shows another filesystem.
     #[error("{} is not a mount of rcx-imagefs", .0.display())]
     NotTheMount(PathBuf),
@@ -254,7 +262,7 @@ impl RootsError {
             Self::Missing(_) => ErrorCode::NoRoot,
             Self::Locked(_) | Self::InUse { .. } | Self::Alive(_) => ErrorCode::InUse,
             Self::Store(error) => error.code(),
-            Self::StoredImage { source, .. } => source.code(),
+            Self::StoredImage { source, .. } | Self::PlainLayer { source, .. } => source.code(),
             Self::Merge { source, .. } => source.code(),
             Self::Copy { source, .. } | Self::Unpack { source, .. } => source.code(),
             Self::LayerVersion { .. } => ErrorCode::StoreFormat,

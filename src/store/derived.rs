@@ -9,7 +9,7 @@ use super::Store;
 use super::dir::TempFile;
 use super::error::StoreError;
 use super::layout::Subdir;
-use crate::image::{LayerDigest, TreeKey};
+use crate::image::{Digest, LayerDigest, TreeKey};
 
 /// File name suffix of a layer's index, in `indexes`.
 pub(super) const INDEX_SUFFIX: &str = ".idx";
@@ -17,6 +17,11 @@ pub(super) const INDEX_SUFFIX: &str = ".idx";
 pub(super) const SEEKABLE_SUFFIX: &str = ".spans";
 /// File name suffix of a tree image, in `trees`.
 pub(super) const TREE_SUFFIX: &str = ".erofs";
+
+/// Parses a file name of 64 hex digits.
+pub(super) fn digest_of(hex: &str) -> Option<Digest> {
+    format!("sha256:{hex}").parse().ok()
+}
 
 impl Store {
     /// The path of a layer's index, whether or not it exists. Used only in messages.
@@ -93,7 +98,6 @@ mod tests {
     use std::io::Read as _;
 
     use super::*;
-    use crate::image::Digest;
     use crate::store::tests::new_store;
 
     fn bytes(file: Option<File>) -> Option<Vec<u8>> {

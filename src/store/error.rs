@@ -96,6 +96,16 @@ pub enum StoreError {
         /// Bytes that an unprivileged process can still write.
         free: u64,
     },
+    /// A plain layer has no room in its budget.
+    #[error("{} has no room: the budget of plain layers is {budget} bytes, and those in use take {used}", path.display())]
+    PlainBudget {
+        /// The file that is being written.
+        path: PathBuf,
+        /// The most bytes that plain layers may take now.
+        budget: u64,
+        /// The bytes of those that cannot be removed.
+        used: u64,
+    },
     /// Any other error of the operating system.
     #[error(transparent)]
     Io(PathError),
@@ -209,7 +219,7 @@ impl StoreError {
             Self::Permission { .. } | Self::Private { .. } => ErrorCode::Permission,
             Self::Untrusted { .. } => ErrorCode::Untrusted,
             Self::ReadOnly { .. } => ErrorCode::ReadOnlyFilesystem,
-            Self::DiskFull { .. } | Self::NoSpace { .. } => ErrorCode::DiskFull,
+            Self::DiskFull { .. } | Self::NoSpace { .. } | Self::PlainBudget { .. } => ErrorCode::DiskFull,
             Self::Io(error) => error.code(),
             Self::NoBlob { .. } => ErrorCode::NoBlob,
             Self::Damaged { .. } | Self::Json { .. } | Self::Slots { .. } => ErrorCode::Damaged,
@@ -236,6 +246,9 @@ impl StoreError {
             Self::Untrusted { .. } => "`chown` and `chmod` it, or remove it, if you know how it came there",
             Self::DiskFull { .. } | Self::NoSpace { .. } => {
                 "free space with `rm` and `gc --partial`; without `--partial`, an interrupted download resumes where it stopped"
+            }
+            Self::PlainBudget { .. } => {
+                "raise `plain-budget` in the table [erofs] of the configuration, or free space; without its plain layers, the daemon serves the image"
             }
             Self::NoBlob { .. } | Self::Damaged { .. } => "pull or load the image again",
             Self::DaemonRuns { .. } => "use its mount, or stop that daemon first",
@@ -267,7 +280,9 @@ impl StoreError {
     /// Wraps this error for [`std::io::Write`]; [`StoreError::from_write`] unwraps it.
     pub(super) fn into_io(self) -> io::Error {
         let kind = match &self {
-            Self::DiskFull { .. } | Self::NoSpace { .. } => io::ErrorKind::StorageFull,
+            Self::DiskFull { .. } | Self::NoSpace { .. } | Self::PlainBudget { .. } => {
+                io::ErrorKind::StorageFull
+            }
             Self::Permission { source, .. }
             | Self::Private { source, .. }
             | Self::ReadOnly { source, .. } => source.kind(),

@@ -11,10 +11,11 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX, TREE_SUFFIX};
+use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX, TREE_SUFFIX, digest_of};
 use super::dir::{self, Dir};
 use super::error::StoreError;
 use super::layout::Subdir;
+use super::plain::PLAIN_SUFFIX;
 use super::{ImageRecord, Store};
 use crate::image::{Digest, LayerDigest, MANIFEST_MAX, ManifestDigest, Name, TreeKey};
 use crate::os::AtPath as _;
@@ -31,6 +32,10 @@ pub struct GcReport {
     pub blobs: u64,
     /// Indexes and seekable forms of layers that no image refers to, and tree images that no image has.
     pub derived: u64,
+    /// Plain layers that no image has, or with the option all that are not in use.
+    pub plain: u64,
+    /// Total size of these plain layers on the disk in bytes.
+    pub plain_bytes: u64,
     /// Downloads that were interrupted more than a day ago, or whose blob is in the store.
     pub partials: u64,
     /// Temporary files of dead processes.
@@ -54,6 +59,8 @@ pub struct GcOptions {
     pub dry_run: bool,
     /// Also removes downloads that were interrupted less than a day ago.
     pub all_partials: bool,
+    /// Also removes the plain layers of images that stay, unless they are in use.
+    pub all_plain: bool,
 }
 
 /// What the images of a store need.
@@ -97,7 +104,7 @@ impl Store {
         options: GcOptions,
         forget: impl Fn(&ImageRecord) -> bool,
     ) -> Result<GcReport, StoreError> {
-        let GcOptions { dry_run, all_partials } = options;
+        let GcOptions { dry_run, all_partials, all_plain } = options;
         let _exclusion = self.exclude_leases(LEASE_WAIT)?;
         let mut report = GcReport::default();
         // Under the exclusion, so that no image gets a tag between the decision and the removal.
@@ -117,6 +124,7 @@ impl Store {
         sweep.derived(Subdir::Indexes, INDEX_SUFFIX, is_marked)?;
         sweep.derived(Subdir::Seekable, SEEKABLE_SUFFIX, is_marked)?;
         sweep.derived(Subdir::Trees, TREE_SUFFIX, |key| marked.trees.contains(key))?;
+        sweep.plain(all_plain)?;
         sweep.locks()?;
         let mut report = sweep.report;
         if let Some(tmp) = self.subdir(Subdir::Tmp)? {
@@ -216,6 +224,21 @@ impl GcSweep<'_> {
         self.finish(&dir)
     }
 
+    /// Removes plain layers: those of layers without an image, or with `all` every one. Keeps those in use.
+    fn plain(&mut self, all: bool) -> Result<(), StoreError> {
+        for layer in self.store.plain_sizes()?.into_keys() {
+            if !all && self.marked.blobs.contains(&layer) {
+                continue;
+            }
+            if let Some(bytes) = self.store.remove_idle_plain(&LayerDigest::new(layer), self.dry_run)? {
+                self.report.plain += 1;
+                self.report.plain_bytes += bytes;
+                self.report.bytes += bytes;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes interrupted downloads: those that are old or whose blob is in the store, or with `all` every one that no
     /// process is writing.
     fn partials(&mut self, all: bool) -> Result<(), StoreError> {
@@ -240,8 +263,12 @@ impl GcSweep<'_> {
     /// Removes lock files of dead processes, by taking and releasing each lock.
     fn locks(&mut self) -> Result<(), StoreError> {
         let Some(dir) = self.store.subdir(Subdir::Locks)? else { return Ok(()) };
-        for digest in dir.names()?.iter().filter_map(|name| digest_of(name)) {
-            drop(self.store.try_lock_blob(&digest)?);
+        for name in dir.names()? {
+            if let Some(digest) = digest_of(&name) {
+                drop(self.store.try_lock_blob(&digest)?);
+            } else if let Some(layer) = name.strip_suffix(PLAIN_SUFFIX).and_then(digest_of) {
+                drop(self.store.lock_plain(&LayerDigest::new(layer), Duration::ZERO)?);
+            }
         }
         Ok(())
     }
@@ -272,11 +299,6 @@ pub(super) fn partial_is_due(store: &Store, dir: &Dir, digest: &Digest) -> Resul
     Ok(age >= PARTIAL_AGE_MAX || matches!(store.has_blob(digest, None), Ok(true)))
 }
 
-/// Parses a file name of 64 hex digits.
-pub(super) fn digest_of(hex: &str) -> Option<Digest> {
-    format!("sha256:{hex}").parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -284,7 +306,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::image::{Descriptor, LayerDigest, media};
+    use crate::image::{Descriptor, media};
     use crate::store::tests::new_store;
 
     fn put(store: &Store, bytes: &[u8]) -> Digest {

@@ -40,6 +40,7 @@ pub(super) enum Subdir {
     Indexes,
     Seekable,
     Trees,
+    Plain,
     Partial,
     Tmp,
     Locks,
@@ -51,6 +52,7 @@ impl Subdir {
             Self::Indexes => "indexes",
             Self::Seekable => "seekable",
             Self::Trees => "trees",
+            Self::Plain => "plain",
             Self::Partial => "partial",
             Self::Tmp => "tmp",
             Self::Locks => "locks",
@@ -60,7 +62,7 @@ impl Subdir {
     fn mode(self) -> u32 {
         match self {
             Self::Indexes | Self::Seekable => DIR_MODE,
-            Self::Trees | Self::Partial | Self::Tmp | Self::Locks => 0o700,
+            Self::Trees | Self::Plain | Self::Partial | Self::Tmp | Self::Locks => 0o700,
         }
     }
 }

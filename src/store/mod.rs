@@ -4,6 +4,7 @@
 //! DIR/oci-layout  DIR/index.json  DIR/blobs/sha256/HEX     the layout: skopeo, umoci and buildah can read it
 //! DIR/rcx-imagefs/version           format version of this directory
 //!                 indexes/HEX.idx   index of a layer       seekable/HEX.spans  spans of a layer with no seekable blob
+//!                 plain/HEX.plain   decoded layers, which the kernel reads without the daemon
 //!                 slots             numbers of layers and images, for inode numbers
 //!                 daemon            describes the daemon that serves the store
 //!                 partial/HEX       unfinished downloads   tmp/  unfinished files           locks/  lock files
@@ -35,6 +36,7 @@ mod index_json;
 mod layout;
 mod locks;
 mod partial;
+mod plain;
 mod refs;
 mod reserve;
 mod slots;
@@ -50,6 +52,7 @@ pub use error::StoreError;
 pub use gc::{GcOptions, GcReport};
 pub use locks::{BlobLock, GcLease};
 pub use partial::PartialBlob;
+pub use plain::{PlainDraft, PlainLock};
 pub use refs::{ImageRecord, Refs, UntagResult};
 pub use slots::Slot;
 pub use usage::StoreUsage;
@@ -64,6 +67,8 @@ pub struct Store {
     shared: Arc<SharedStore>,
     /// Limits for each layer that is decoded to build or rebuild its index.
     layer_limits: LayerLimits,
+    /// The disk space for plain layers, in bytes; `None` for the default.
+    plain_budget: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -79,7 +84,7 @@ impl Store {
     /// The store at an absolute path that has been opened and checked.
     fn at(path: PathBuf, root: dir::Dir) -> Self {
         let shared = SharedStore { path, root, slots: Mutex::default() };
-        Self { shared: Arc::new(shared), layer_limits: LayerLimits::default() }
+        Self { shared: Arc::new(shared), layer_limits: LayerLimits::default(), plain_budget: None }
     }
 
     /// The format of stores that this program reads and writes.
@@ -96,6 +101,12 @@ impl Store {
     #[must_use]
     pub fn with_layer_limits(self, layer_limits: LayerLimits) -> Self {
         Self { layer_limits, ..self }
+    }
+
+    /// Returns the same store with another limit for the disk space of all plain layers, in bytes.
+    #[must_use]
+    pub fn with_plain_budget(self, plain_budget: Option<u64>) -> Self {
+        Self { plain_budget, ..self }
     }
 
     /// The limits for layers that are decoded into this store.

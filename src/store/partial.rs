@@ -18,7 +18,7 @@ use crate::image::Digest;
 use crate::os::{AtPath as _, PathError};
 
 /// Writeback to disk starts after every this many bytes, so that the final sync of a large layer is short.
-const WRITEBACK_STEP: u64 = 8 << 20;
+pub(super) const WRITEBACK_STEP: u64 = 8 << 20;
 
 /// A blob that is being downloaded, including the bytes of interrupted downloads.
 ///
@@ -151,7 +151,7 @@ impl Drop for PartialBlob {
 
 /// Starts writing a range of a file to disk. Ignores errors, since this only saves time: the final sync reports them.
 #[expect(unsafe_code, reason = "no dependency has a safe wrapper for sync_file_range(2)")]
-fn start_writeback(file: &File, range: Range<u64>) {
+pub(super) fn start_writeback(file: &File, range: Range<u64>) {
     let (Ok(start), Ok(count)) = (i64::try_from(range.start), i64::try_from(range.end - range.start)) else {
         return;
     };

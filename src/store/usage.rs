@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::Store;
-use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX};
+use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX, digest_of};
 use super::dir::Dir;
 use super::error::StoreError;
-use super::gc::{digest_of, partial_is_due};
+use super::gc::partial_is_due;
 use super::layout::Subdir;
 use crate::image::Digest;
 
@@ -17,6 +17,8 @@ pub struct StoreUsage {
     pub blobs: BTreeMap<Digest, u64>,
     /// The files derived from each layer: its index, and its seekable form if it has one.
     pub derived: BTreeMap<Digest, u64>,
+    /// The plain layers, with the disk space that they take: they have holes.
+    pub plain: BTreeMap<Digest, u64>,
     /// Interrupted downloads, and whether `gc` removes each.
     pub downloads: Vec<(u64, bool)>,
     /// All blobs that an image refers to, whether or not the store has them.
@@ -45,6 +47,7 @@ impl Store {
                 Ok(())
             })?;
         }
+        usage.plain = self.plain_sizes()?;
         if let Some(dir) = self.subdir(Subdir::Partial)? {
             each_file(&dir, |name, size| {
                 if let Some(digest) = digest_of(name) {

@@ -81,6 +81,7 @@ fn a_million_files_take_at_most_250_bytes_each_and_one_by_one_each_is_listed_onc
         name: name_of_image,
         replace: false,
         any_platform: false,
+        plain: false,
         progress: ProgressSink::none(),
     };
     // The peak is the tables of the index together with the index file built from them; later, the tree during the merge.

@@ -27,6 +27,7 @@ fn shown(store: &Store, case: &Case) -> Result<String, String> {
                 name,
                 replace: false,
                 any_platform: false,
+                plain: false,
                 progress: ProgressSink::none(),
             },
             &archive,

@@ -22,9 +22,12 @@ fn look_up(files: &LayerFiles, layer: &LayerDigest) -> InodeAttr {
 fn plain(stored: &TestStore, layer: LayerDigest) -> Vec<u8> {
     let layer = open_layer(&stored.store, layer).unwrap();
     let mut file = tempfile::tempfile().unwrap();
-    write_plain(&layer, &LayerDevice::of(layer.index()), &file).unwrap();
+    let device = LayerDevice::of(layer.index());
+    write_plain(&layer, &device, &file).unwrap();
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).unwrap();
+    // Without the trailer.
+    bytes.truncate(usize::try_from(device.size()).unwrap());
     bytes
 }
 
@@ -44,13 +47,11 @@ fn noisy_tar() -> Vec<u8> {
 /// A layer with sparse files: with holes at both ends, without a hole, and of nothing but a hole.
 fn sparse_layer() -> Vec<u8> {
     let data: Vec<u8> = (0..9_000_u32).map(|n| n.to_le_bytes()[0] | 1).collect();
-    let (middle, start): (&[(u64, &[u8])], &[(u64, &[u8])]) =
-        (&[(8192, &data), (100_000, &data[..4096])], &[(0, &data[..700])]);
     sparse_tar(&[
-        ("holes", 150_001, middle),
+        ("holes", 150_001, &[(8192, &data), (100_000, &data[..4096])]),
         ("hole", 50_000, &[]),
-        ("small", 66_000, start),
-        ("last", 70_000, start),
+        ("small", 66_000, &[(0, &data[..700])]),
+        ("last", 70_000, &[(0, &data[..700])]),
     ])
 }
 

@@ -12,5 +12,6 @@ mod import;
 mod index;
 mod layer_files;
 mod merge;
+mod plain;
 mod registry;
 mod store;

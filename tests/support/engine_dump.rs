@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::path::{Path, PathBuf};
 
-use rcx_imagefs::erofs::{LayerDevice, TreeImage, write_plain};
+use rcx_imagefs::erofs::{LayerDevice, PlainFile, TreeImage, write_plain};
 use rcx_imagefs::image::{Digest, ManifestDigest};
 use rcx_imagefs::index::Layer;
 use rcx_imagefs::pipeline::open_image;
@@ -89,10 +89,14 @@ impl TreeMount {
     pub fn new<D: AsRef<[u8]>>(tree: &Tree, layers: &[&Layer<D>], dir: &Path) -> Self {
         let mut number = 0;
         Self::over(tree, layers, dir, |layer, device| {
-            let file = File::create_new(dir.join(number.to_string())).unwrap();
+            let path = dir.join(number.to_string());
+            let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
             number += 1;
             write_plain(layer, device, &file).unwrap();
-            file
+            let plain = PlainFile::open(file, layer.index().layer()).unwrap();
+            plain.verify().unwrap();
+            assert_eq!(plain.device_size(), device.size());
+            plain.into_file()
         })
     }
 
@@ -103,8 +107,10 @@ impl TreeMount {
         dir: &Path,
         files: &Path,
     ) -> Self {
-        Self::over(tree, layers, dir, |layer, _| {
-            File::open(files.join(layer.index().layer().digest().hex())).unwrap()
+        Self::over(tree, layers, dir, |layer, device| {
+            let file = File::open(files.join(layer.index().layer().digest().hex())).unwrap();
+            assert_eq!(file.metadata().unwrap().len(), device.size());
+            file
         })
     }
 
@@ -116,14 +122,8 @@ impl TreeMount {
     ) -> Self {
         let indexes: Vec<_> = layers.iter().map(|layer| layer.index()).collect();
         let tree = TreeImage::plan(tree, &indexes).unwrap();
-        let devices: Vec<File> = tree
-            .devices()
-            .map(|(layer, device)| {
-                let file = open(layers[layer.index()], device);
-                assert_eq!(file.metadata().unwrap().len(), device.size());
-                file
-            })
-            .collect();
+        let devices: Vec<File> =
+            tree.devices().map(|(layer, device)| open(layers[layer.index()], device)).collect();
         let file = File::options().read(true).write(true).create_new(true).open(dir.join("tree")).unwrap();
         tree.write([7; 16], &file).unwrap();
         assert_eq!(file.metadata().unwrap().len(), tree.size());

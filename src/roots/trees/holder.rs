@@ -36,6 +36,8 @@ pub(super) struct Holder<'a> {
     trees: &'a TreeMounts,
     name: &'a str,
     mount: OwnedFd,
+    /// The devices of the mount, with their locks.
+    _devices: Vec<File>,
     listener: OwnedFd,
     /// Watches the directory of the socket, and the roots.
     queue: OwnedFd,
@@ -48,7 +50,12 @@ pub(super) struct Holder<'a> {
 impl<'a> Holder<'a> {
     /// Starts a process that holds `mount`, and returns when it listens. The caller has the lock of the name, and knows that no
     /// process listens at it. This process must have one thread.
-    pub(super) fn start(trees: &'a TreeMounts, name: &'a str, mount: OwnedFd) -> Result<(), RootsError> {
+    pub(super) fn start(
+        trees: &'a TreeMounts,
+        name: &'a str,
+        mount: OwnedFd,
+        devices: Vec<File>,
+    ) -> Result<(), RootsError> {
         let path = trees.path.join(name);
         let failed = |error: io::Error| PathError::new("start the holder of", &path, error);
         let listener = listen(trees.dir.as_fd(), name).at("listen at", &path)?;
@@ -70,7 +77,7 @@ impl<'a> Holder<'a> {
             // The child of a child that has ended belongs to the host's first process.
             Forked::Child => match fork() {
                 Ok(Forked::Child) => {
-                    let holder = || Self::prepare(trees, name, mount, listener, &report);
+                    let holder = || Self::prepare(trees, name, (mount, devices), listener, &report);
                     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(holder)) {
                         Ok(Ok(holder)) => {
                             let mut report = File::from(report);
@@ -95,12 +102,13 @@ impl<'a> Holder<'a> {
     fn prepare(
         trees: &'a TreeMounts,
         name: &'a str,
-        mount: OwnedFd,
+        (mount, devices): (OwnedFd, Vec<File>),
         listener: OwnedFd,
         report: &OwnedFd,
     ) -> io::Result<Self> {
-        let kept = [trees.dir.as_raw_fd(), mount.as_raw_fd(), listener.as_raw_fd(), report.as_raw_fd()];
-        close_all_but(&kept)?;
+        let kept = [trees.dir.as_fd(), mount.as_fd(), listener.as_fd(), report.as_fd()];
+        let kept = kept.into_iter().chain(devices.iter().map(File::as_fd));
+        close_all_but(&kept.map(|fd| fd.as_raw_fd()).collect::<Vec<_>>())?;
         detach_from_caller(c"rcx-tree")?;
         // In a group that the caller cannot leave, the holder ends with the caller. The next root starts another one.
         let _ = leave_control_groups();
@@ -110,7 +118,17 @@ impl<'a> Holder<'a> {
         let directory = format!("/proc/self/fd/{}", trees.dir.as_raw_fd());
         let events = WatchFlags::DELETE | WatchFlags::DELETE_SELF;
         let directory_watch = inotify::add_watch(&queue, directory, events)?;
-        Ok(Self { trees, name, mount, listener, queue, directory_watch, connections: Vec::new(), roots: 0 })
+        Ok(Self {
+            trees,
+            name,
+            mount,
+            _devices: devices,
+            listener,
+            queue,
+            directory_watch,
+            connections: Vec::new(),
+            roots: 0,
+        })
     }
 
     /// Answers until the image has had no root for a while, or the socket is removed.

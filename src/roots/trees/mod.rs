@@ -115,7 +115,7 @@ impl TreeMounts {
         // The lease keeps `gc` from freeing the files before they are open.
         let lease = store.lease(None)?;
         let tree = pipeline::tree_image(store, image).map_err(failed)?;
-        let mounted = self.start(&key, &tree, layers);
+        let mounted = self.start(store, &key, &tree, layers);
         drop(lease);
         mounted
     }
@@ -136,12 +136,18 @@ impl TreeMounts {
         }
         let failed = |source| RootsError::StoredImage { image: image.digest(), source: Box::new(source) };
         let tree = pipeline::existing_tree_image(store, &key).map_err(failed)?;
-        tree.map(|tree| self.start(&key, &tree, layers)).transpose()
+        tree.map(|tree| self.start(store, &key, &tree, layers)).transpose()
     }
 
     /// Starts a holder, unless another process has started it meanwhile. Returns a mount of it.
-    fn start(&self, key: &TreeKey, tree: &TreeFile, layers: Option<&Path>) -> Result<HeldTree, RootsError> {
-        let (devices, lazy) = open_devices(tree.devices(), layers)?;
+    fn start(
+        &self,
+        store: &Store,
+        key: &TreeKey,
+        tree: &TreeFile,
+        layers: Option<&Path>,
+    ) -> Result<HeldTree, RootsError> {
+        let (devices, lazy) = open_devices(store, tree.devices(), layers)?;
         let lazy = lazy.map(|lazy| lazy.mount);
         let name = &socket_name(key, lazy);
         let Some(lock) = self.lock(name, START_TIMEOUT)? else {
@@ -153,7 +159,8 @@ impl TreeMounts {
         }
         let fds: Vec<_> = devices.iter().map(File::as_fd).collect();
         let mount = mount_tree_image("rcx-imagefs", tree.file().as_fd(), &fds)?;
-        Holder::start(self, name, mount)?;
+        // The locks of plain layers keep them from being removed to make room.
+        Holder::start(self, name, mount, devices)?;
         drop(lock);
         let ended = || io::Error::other("the process has ended");
         self.ask(name, lazy)?
@@ -228,14 +235,22 @@ impl LazyLayers {
     }
 }
 
-/// Opens the devices of a tree image. Also returns where those are that are no files in the store.
+/// Opens the devices of a tree image: plain layers where the store has them, and others from the daemon. Also returns where the
+/// others are.
 fn open_devices(
+    store: &Store,
     devices: &[TreeDevice],
     layers: Option<&Path>,
 ) -> Result<(Vec<File>, Option<LazyLayers>), RootsError> {
     let mut lazy = None;
     let mut opened = Vec::with_capacity(devices.len());
     for device in devices {
+        let plain = pipeline::plain_layer(store, &device.layer)
+            .map_err(|source| RootsError::PlainLayer { layer: device.layer, source: Box::new(source) })?;
+        if let Some(plain) = plain.filter(|plain| plain.device_size() == device.size) {
+            opened.push(plain.into_file());
+            continue;
+        }
         if lazy.is_none() {
             lazy = LazyLayers::of_daemon(layers)?;
         }

@@ -24,7 +24,7 @@ fn df_counts_each_file_once_by_kind_and_shared_files_for_each_image() {
     let shown = fixture.program.json(&["df"]);
     assert_eq!(keys(&shown), ["free", "images", "kinds", "store"]);
     let names: Vec<&Value> = shown["kinds"].as_array().unwrap().iter().map(|kind| &kind["kind"]).collect();
-    assert_eq!(names, ["blobs", "indexes", "unpacked-layers", "downloads", "roots"]);
+    assert_eq!(names, ["blobs", "indexes", "plain-layers", "unpacked-layers", "downloads", "roots"]);
     assert_eq!(keys(&shown["kinds"][0]), ["bytes", "count", "kind", "reclaimable"]);
     let blobs = kind(&shown, "blobs");
     let bytes = total(&fixture, "blobs/sha256");

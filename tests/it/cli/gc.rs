@@ -29,6 +29,8 @@ fn gc_frees_only_files_that_no_image_refers_to() {
         "layers",
         "missing",
         "partials",
+        "plain",
+        "plain_bytes",
         "roots",
         "temporary",
     ];
@@ -53,7 +55,7 @@ fn gc_frees_only_files_that_no_image_refers_to() {
     assert_eq!(
         fixture.program.ok(&["gc"]),
         "freed 0 B: 0 blobs, 0 derived files, 0 interrupted downloads, 0 temporary files, 0 dead roots, \
-         0 unpacked layers"
+         0 unpacked layers, 0 plain layers (0 B)"
     );
 }
 

@@ -13,7 +13,7 @@ fn load_prints_the_images_and_a_second_load_copies_nothing() {
     let load = |name: &str| fixture.program.json(&["load", layout.path(), "--name", name]);
     let first = load("lab/a:1");
     assert_eq!(first.as_array().unwrap().len(), 1);
-    let all = ["bytes_fetched", "digest", "layers", "layers_fetched", "name", "tags"];
+    let all = ["bytes_fetched", "digest", "layers", "layers_fetched", "name", "plain_layers", "tags"];
     assert_eq!(keys(&first[0]), all);
     assert_eq!((&first[0]["name"], &first[0]["tags"]), (&json!("lab/a"), &json!(["1"])));
     assert_eq!((&first[0]["layers"], &first[0]["layers_fetched"]), (&json!(2), &json!(2)));

@@ -29,8 +29,19 @@ fn verify_reads_each_blob_once() {
     let (fixture, digest) = Fixture::with("lab/a:1");
     fixture.load("lab/b:1", LAYERS.split("---").next().unwrap());
     let report = fixture.program.json(&["verify"]);
-    let all =
-        ["blobs", "bytes", "damaged", "damaged_blobs", "error", "images", "problems", "repaired", "spans"];
+    let all = [
+        "blobs",
+        "bytes",
+        "damaged",
+        "damaged_blobs",
+        "error",
+        "images",
+        "plain_layers",
+        "plain_rebuilt",
+        "problems",
+        "repaired",
+        "spans",
+    ];
     assert_eq!(keys(&report), all);
     // Two manifests, two configurations, and two layers, one of them shared.
     assert_eq!((&report["images"], &report["blobs"]), (&json!(2), &json!(6)));

@@ -4,5 +4,6 @@
 
 mod bad_input;
 mod logins;
+mod plain;
 mod registry;
 mod store;

@@ -159,3 +159,30 @@ fn verify_makes_a_damaged_tree_image_anew_and_gc_removes_that_of_a_removed_image
     fixture.program().ok(&["gc"]);
     assert!(!path.exists());
 }
+
+#[test]
+fn roots_of_an_image_with_plain_layers_need_no_daemon() {
+    let mut fixture = RootsFixture::new();
+    let good = fixture.mounted.good.clone();
+    fixture.mounted.mount.server().signal("TERM");
+    fixture.mounted.mount.server().wait();
+    let create = |options: &[&str]| {
+        let arguments = [&["root", "create", &good, "--id", "it"], options].concat();
+        fixture.program().run(&arguments)
+    };
+    let refused = String::from_utf8_lossy(&create(&["--engine", "erofs"]).stderr).into_owned();
+    assert!(refused.contains("no daemon serves it"), "{refused}");
+    fixture.program().ok(&["pull", "--plain", &fixture.mounted.reference("lab/good:1")]);
+    for options in [&[][..], &["--engine", "auto"], &["--engine", "erofs", "--upper", "none"]] {
+        let output = create(options);
+        assert!(output.status.success(), "{options:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let root = fixture.run_dir().join("roots/it");
+        assert_eq!(fs::read_to_string(root.join("etc/motd")).unwrap(), "a small image\n");
+        assert_eq!(fixture.program().json(&["root", "list"])[0]["engine"], "erofs");
+        assert_eq!(fixture.state("it").as_deref(), Some("mounted"));
+        // A plain layer in use stays.
+        fixture.program().ok(&["gc", "--plain"]);
+        fixture.remove("it");
+    }
+    fixture.assert_clean();
+}

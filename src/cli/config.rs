@@ -18,7 +18,7 @@ use crate::error::ErrorCode;
 use crate::image::{Platform, Reference};
 use crate::index::LayerLimits;
 use crate::registry::Mirror;
-use crate::roots::{InodeWidth, RootsError, Upper};
+use crate::roots::{InodeWidth, RootsError, Upper, parse_size};
 use crate::sandbox::shim::{self, BoxImages, HostCommands, ShimError};
 use crate::sandbox::{BoxRange, SandboxKind, User};
 
@@ -50,6 +50,9 @@ pub(super) struct Config {
     /// Limits of layers.
     #[serde(default)]
     pub(super) limits: LimitsConfig,
+    /// The engine `erofs`.
+    #[serde(default)]
+    pub(super) erofs: ErofsConfig,
     /// The mount.
     #[serde(default)]
     pub(super) mount: MountConfig,
@@ -82,6 +85,40 @@ impl LimitsConfig {
             tar_bytes: self.layer_size_mib.map_or(default.tar_bytes, |mib| mib.get().saturating_mul(1 << 20)),
             ratio: self.layer_ratio.map_or(default.ratio, NonZeroU64::get),
         }
+    }
+}
+
+/// Table `[erofs]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct ErofsConfig {
+    /// Which layers become plain layers.
+    #[serde(default)]
+    pub(super) plain: PlainChoice,
+    /// Disk space of all plain layers: a size as for an upper.
+    plain_budget: Option<String>,
+}
+
+/// A value of the configuration's `plain`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum PlainChoice {
+    /// Only those of `--plain`.
+    #[default]
+    Never,
+    /// Also those that roots use: the daemon makes them.
+    Used,
+    /// Also those that are pulled or loaded.
+    Always,
+}
+
+impl ErofsConfig {
+    /// The disk space of all plain layers, in bytes; `None` for the default.
+    pub(super) fn plain_budget(&self) -> anyhow::Result<Option<u64>> {
+        let parse = |text: &String| {
+            parse_size(text).map_err(|why| anyhow::anyhow!("plain-budget `{text}` is invalid: {why}"))
+        };
+        self.plain_budget.as_ref().map(parse).transpose()
     }
 }
 
@@ -248,6 +285,7 @@ impl Config {
         config.isolate.host_commands().context("table [isolate]")?;
         config.isolate.env_from_image().context("table [isolate]")?;
         config.isolate.upper().context("table [isolate]")?;
+        config.erofs.plain_budget().context("table [erofs]")?;
         config.upper(None)?;
         config.inodes(None)?;
         config.run.sandbox()?;
@@ -319,7 +357,7 @@ mod tests {
         assert!(empty.default_registry.is_none());
         let full = Config::parse(
             "default-registry = 'reg.example:5000'\nmirrors.'index.docker.io' = ['mirror.example/hub', 'b:1']\nplain-http = ['a:1']\nplatform = 'linux/arm64'\n\
-             store = '/s'\nstore-group = '7'\nrun-dir = '/r'\n[limits]\nlayer-size-mib = 7\nlayer-ratio = 30\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
+             store = '/s'\nstore-group = '7'\nrun-dir = '/r'\n[limits]\nlayer-size-mib = 7\nlayer-ratio = 30\n[erofs]\nplain = 'used'\nplain-budget = '20G'\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
              [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\ninodes = '32bit'\n\
              [run]\nsandbox = 'bwrap'\nbox-ids = '5-7'\nbwrap-user = '1000:5'\nbwrap-image-user = true\n\
              [isolate]\npath = '/i'\nmountpoint = '/images'\nupper = 'tmpfs:64M'\nwritable = true\ninject = false\nenv-from-image = ['PATH', 'LANG']\nhost-commands = ['/usr/bin/recodex-*']\n\
@@ -337,6 +375,11 @@ mod tests {
         assert_eq!(empty.inodes(None).unwrap(), InodeWidth::Bits64);
         assert_eq!((full.store_group().unwrap(), empty.store_group().unwrap()), (Some(7), None));
         assert_eq!(full.mount.cache_mib, Some(64));
+        assert_eq!(
+            (full.erofs.plain, full.erofs.plain_budget().unwrap()),
+            (PlainChoice::Used, Some(20 << 30))
+        );
+        assert_eq!((empty.erofs.plain, empty.erofs.plain_budget().unwrap()), (PlainChoice::Never, None));
         assert_eq!(full.limits.layer(), LayerLimits { tar_bytes: 7 << 20, ratio: 30 });
         assert_eq!(empty.limits.layer(), LayerLimits::default());
         assert_eq!(full.isolate.env_from_image().unwrap(), ["PATH", "LANG"]);
@@ -361,6 +404,12 @@ mod tests {
             ("platform = 'x'", "platform `x` is not of the form"),
             ("[mount]\nthreads = 0", "line 2: invalid value: integer `0`"),
             ("[limits]\nlayer-ratio = 0", "line 2: invalid value: integer `0`"),
+            (
+                "[erofs]\nplain = 'sometimes'",
+                "line 2: unknown variant `sometimes`, expected one of `never`, `used`",
+            ),
+            ("[erofs]\nplain-budget = '20 GB'", "table [erofs]"),
+            ("[erofs]\nplain-budget = 20", "line 2: invalid type: integer `20`, expected a string"),
             ("store =\nrun-dir = 1", "line 1: "),
             ("[run]\nsandbox = 'docker'", "sandbox `docker`: expected auto, isolate or bwrap"),
             ("[run]\nbox-ids = '9-1'", "box ids `9-1` do not have the form FIRST-LAST"),

@@ -66,6 +66,8 @@ struct LayerJson {
     index_size: Option<u64>,
     /// Size of the seekable form in bytes; 0 if the layer needs none.
     seekable_size: Option<u64>,
+    /// Whether the layer has a plain layer, which the kernel reads without the daemon.
+    plain: bool,
     /// Why the layer cannot be served.
     error: Option<String>,
     /// The code of `error`.
@@ -79,7 +81,7 @@ pub(super) fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
     // The daemon sends only the document.
     let config = &ImageConfig::parse(description.config.to_string().as_bytes())?;
     let layers = description.layers.into_iter().map(|layer| {
-        let LayerDescription { digest, diff_id, media_type, size, index, failure } = layer;
+        let LayerDescription { digest, diff_id, media_type, size, index, plain, failure } = layer;
         let (code, error) = failure.map(|failure| (failure.code, failure.message)).unzip();
         LayerJson {
             digest,
@@ -91,6 +93,7 @@ pub(super) fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
             spans: index.map(|index| index.spans),
             index_size: index.map(|index| index.file_size),
             seekable_size: index.map(|index| index.seekable_size),
+            plain,
             error,
             code,
         }
@@ -182,10 +185,11 @@ fn print(document: &InspectJson, config: &ImageConfig) -> anyhow::Result<()> {
                 cell(layer.index_size.map(output::size)),
                 cell(share),
                 cell(layer.seekable_size.filter(|&size| size > 0).map(output::size)),
+                cell(layer.plain.then(|| "yes".to_owned())),
             ]
         })
         .collect();
-    let head = ["LAYER", "BLOB", "TAR", "ENTRIES", "SPANS", "INDEX", "OF BLOB", "SEEKABLE"];
+    let head = ["LAYER", "BLOB", "TAR", "ENTRIES", "SPANS", "INDEX", "OF BLOB", "SEEKABLE", "PLAIN"];
     output::table(&head, &rows)?;
     for layer in &document.layers {
         if let Some(error) = &layer.error {

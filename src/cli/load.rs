@@ -62,7 +62,7 @@ pub(super) fn run(context: &Context, args: &LoadArgs) -> anyhow::Result<()> {
         name,
         replace: args.replace,
         any_platform: args.any_platform,
-        plain: args.plain,
+        plain: context.makes_plain(args.plain),
         progress: progress::bars(&args.path.display().to_string()),
     };
     let LoadedImages { stored, failed } = load(&job, &archive).with_context(at)?;

@@ -220,7 +220,7 @@ impl Context {
             self.make_private(&store)?;
             store.require_trusted()?;
         }
-        Ok(store.with_layer_limits(self.config.limits.layer()))
+        self.configured(store)
     }
 
     /// Opens the store, which must exist, for a command that changes it.
@@ -243,7 +243,18 @@ impl Context {
     fn make_store(&self) -> anyhow::Result<Store> {
         let store = Store::open_or_create(&self.store)?;
         self.make_private(&store)?;
-        Ok(store.with_layer_limits(self.config.limits.layer()))
+        self.configured(store)
+    }
+
+    /// Returns the store with the limits of the configuration.
+    fn configured(&self, store: Store) -> anyhow::Result<Store> {
+        let budget = self.config.erofs.plain_budget()?;
+        Ok(store.with_layer_limits(self.config.limits.layer()).with_plain_budget(budget))
+    }
+
+    /// Whether layers that are stored also become plain layers. `option`: whether the user asks for it.
+    fn makes_plain(&self, option: bool) -> bool {
+        option || self.config.erofs.plain == config::PlainChoice::Always
     }
 
     /// Takes the access to the store from other users, and tells the user if they had any: version 0.1 gave it to all.

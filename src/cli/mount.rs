@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::config::PlainChoice;
 use super::engine::make_tree_images;
 use super::{Context, output, root};
 use crate::daemon::{ServeOptions, serve};
@@ -64,6 +65,7 @@ pub(super) fn run(context: &Context, args: &MountArgs) -> anyhow::Result<()> {
         threads: args.threads.or(config.threads),
         kernel_read_ahead_kib: args.read_ahead.or(config.read_ahead_kib),
         allow_nonempty: args.allow_nonempty,
+        makes_plain: context.config.erofs.plain != PlainChoice::Never,
         fs,
     };
     let uses_tree_images = context.uses_tree_images();

@@ -167,7 +167,7 @@ async fn pull_one(
         store: store.clone(),
         registry: Arc::clone(registry),
         any_platform: args.any_platform,
-        plain: args.plain,
+        plain: context.makes_plain(args.plain),
         damaged: Arc::default(),
         progress,
     };

@@ -72,7 +72,8 @@ fn print(status: &DaemonStatus) -> anyhow::Result<()> {
         output::line(format!("requests {total}"))?;
         print_requests(&layers.requests)?;
     }
-    Ok(())
+    let plain = &status.plain_layers;
+    output::line(format!("plain layers {} ({})", plain.count, output::size(plain.bytes)))
 }
 
 fn print_requests(requests: &BTreeMap<String, u64>) -> anyhow::Result<()> {

@@ -82,6 +82,11 @@ impl LayerMount {
         Ok(Self { mount, session, files })
     }
 
+    /// The files that are served.
+    pub(super) fn files(&self) -> Arc<LayerFiles> {
+        Arc::clone(&self.files)
+    }
+
     pub(super) fn path(&self) -> &Path {
         self.mount.path()
     }

@@ -18,4 +18,4 @@ pub use layer_mount::LAYERS;
 pub use listener::ControlListener;
 pub use protocol::{ControlRequest, ControlResponse, MessageForm, PROTOCOL, decode_answer, decode_request};
 pub use server::{ServeOptions, control_socket, refresh, serve};
-pub use status::{DaemonStatus, LayerFilesStatus};
+pub use status::{DaemonStatus, LayerFilesStatus, PlainLayersStatus};

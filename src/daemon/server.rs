@@ -18,8 +18,8 @@ use super::error::DaemonError;
 use super::layer_mount::{LayerMount, LayerMountCounters};
 use super::listener::ControlListener;
 use super::protocol::{ControlRequest, ControlResponse};
-use super::status::DaemonStatus;
-use super::upkeep::IndexUpkeep;
+use super::status::{DaemonStatus, PlainLayersStatus};
+use super::upkeep::{IndexUpkeep, PlainUpkeep};
 use super::watch::StoreWatch;
 use crate::error::chain_text;
 use crate::fs::{FsOptions, ImageFs, ImageSource, LoadError};
@@ -54,6 +54,8 @@ pub struct ServeOptions {
     pub kernel_read_ahead_kib: Option<u32>,
     /// Whether the mountpoint may have entries. The mount hides them.
     pub allow_nonempty: bool,
+    /// Whether layers that are used become plain layers.
+    pub makes_plain: bool,
     /// Settings of the filesystem.
     pub fs: FsOptions,
 }
@@ -168,6 +170,8 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
     notify_systemd("READY=1");
     ready(mounted.mount.path());
     let _upkeep = IndexUpkeep::start(store.clone());
+    let used = layers.as_ref().filter(|_| options.makes_plain).map(LayerMount::files);
+    let _plain = used.map(|files| PlainUpkeep::start(store.clone(), files));
 
     let mut ended = ended;
     let handle = {
@@ -308,6 +312,12 @@ impl Daemon {
         Ok(())
     }
 
+    fn plain_layers(&self) -> PlainLayersStatus {
+        // A directory that cannot be read is reported when a layer is used.
+        let sizes = self.store.plain_sizes().unwrap_or_default();
+        PlainLayersStatus { count: sizes.len(), bytes: sizes.values().sum() }
+    }
+
     fn status(&self) -> DaemonStatus {
         let layers = self.layers.as_ref();
         DaemonStatus {
@@ -321,6 +331,7 @@ impl Daemon {
             requests: self.counters.counts().map(|(name, count)| (name.to_owned(), count)).collect(),
             reads: self.accounts.total_reads(),
             layer_files: layers.map(LayerMountCounters::status),
+            plain_layers: self.plain_layers(),
             errors: self.counters.errors() + layers.map_or(0, LayerMountCounters::errors),
             panics: self.counters.panics() + layers.map_or(0, LayerMountCounters::panics),
         }

@@ -32,10 +32,22 @@ pub struct DaemonStatus {
     pub layer_files: Option<LayerFilesStatus>,
     /// What all processes have read from the mounts.
     pub reads: LazyReads,
+    /// The plain layers of the store.
+    pub plain_layers: PlainLayersStatus,
     /// Number of requests answered with EIO or ETIMEDOUT.
     pub errors: u64,
     /// Number of these requests whose handler panicked.
     pub panics: u64,
+}
+
+/// The plain layers of a store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PlainLayersStatus {
+    /// Their number.
+    pub count: usize,
+    /// The disk space that they take, in bytes.
+    pub bytes: u64,
 }
 
 /// The state of the mount of the layer files.

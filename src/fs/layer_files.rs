@@ -157,6 +157,12 @@ impl LayerFiles {
         names
     }
 
+    /// Returns the layers whose files the kernel knows: mounts use them, or have used them a short time ago.
+    #[must_use]
+    pub fn known_layers(&self) -> Vec<LayerDigest> {
+        ignore_poison(self.files.lock()).values().map(|file| file.layer).collect()
+    }
+
     /// Returns the number of files that the kernel knows.
     #[must_use]
     pub fn known(&self) -> usize {

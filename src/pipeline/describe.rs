@@ -55,6 +55,8 @@ pub struct LayerDescription {
     pub size: u64,
     /// Its index; `None` if the layer cannot be served.
     pub index: Option<IndexDescription>,
+    /// Whether it has a plain layer.
+    pub plain: bool,
     /// Why the layer cannot be served.
     pub failure: Option<ReadFailureText>,
 }
@@ -135,6 +137,7 @@ pub fn describe_image(store: &Store, digest: &ManifestDigest) -> Result<ImageDes
             media_type: layer.descriptor().media_type.clone(),
             size: layer.size(),
             index,
+            plain: store.has_plain(&layer.digest()).unwrap_or(false),
             failure: opened.as_ref().err().map(Into::into),
         }
     };

@@ -25,7 +25,7 @@ use super::{PipelineError, ProgressEvent, ProgressSink};
 use crate::image::{Compression, DiffId, Digest, ImageLayer, LayerDigest};
 use crate::index::{BuildOptions, BuiltIndex, Index, build_and_pass_on};
 use crate::layer::Codec;
-use crate::store::{BlobLock, PartialBlob, Store, StoreError, TempFile};
+use crate::store::{BlobLock, PartialBlob, PlainRoom, Store, StoreError, TempFile};
 
 /// Chunks between two threads, of some 400 KiB each: enough to keep both busy, and few enough to stay in the cache.
 const QUEUE: usize = 4;
@@ -40,8 +40,8 @@ const STOP_CHECK: Duration = Duration::from_millis(200);
 pub(super) struct StoreLayerOptions {
     /// The blob in the store is known to be damaged, and is replaced when the new one is complete.
     pub(super) is_damaged: bool,
-    /// Also makes the plain layer, unless the disk would then have less free space than this number of bytes.
-    pub(super) plain: Option<u64>,
+    /// Also makes the plain layer, if there is room for it.
+    pub(super) plain: Option<PlainRoom>,
 }
 
 /// The source of a blob: returns its bytes from an offset.
@@ -80,7 +80,7 @@ pub(super) fn store_layer(
         }
         let resumed = partial.len();
         fetched = size - resumed;
-        let mut pass = options.plain.and_then(|reserve| PlainPass::start(store, digest, reserve));
+        let mut pass = options.plain.and_then(|room| PlainPass::start(store, digest, room));
         match receive_and_index(store, layer, partial, fetch, pass.as_mut(), progress) {
             // The bytes of the earlier attempt may be damaged: fetch the layer again from the start.
             Err(PipelineError::WrongDigest { .. } | PipelineError::Layer { .. }) if resumed > 0 => {
@@ -103,7 +103,7 @@ pub(super) fn store_layer(
     drop(lock);
     match (options.plain, finished) {
         (_, Some(pass)) => pass.finish(store),
-        (Some(reserve), None) => ensure_plain_layer(store, &digest, reserve),
+        (Some(room), None) => ensure_plain_layer(store, &digest, room),
         (None, None) => {}
     }
     progress.send(ProgressEvent::Done { digest });

@@ -16,7 +16,7 @@ use crate::image::{
 };
 use crate::import::{Archive, ImportImage};
 use crate::os::ignore_poison;
-use crate::store::Store;
+use crate::store::{PlainRoom, Store};
 
 /// Bytes of an archive that are read at once.
 const READ: usize = 256 << 10;
@@ -210,7 +210,8 @@ fn load_image(
     let layers = incoming.layers();
     progress.send(ProgressEvent::Image { size: layers.iter().map(ImageLayer::size).sum() });
     let needed = incoming.require_space(store, &layers)?;
-    let options = StoreLayerOptions { plain: job.plain.then_some(needed), ..StoreLayerOptions::default() };
+    let room = PlainRoom { reserve: needed, ..PlainRoom::default() };
+    let options = StoreLayerOptions { plain: job.plain.then_some(room), ..StoreLayerOptions::default() };
     let fetched = load_layers(job, archive, &layers, options, progress)?;
     incoming.publish(store)?;
     Ok(incoming.into_stored(&fetched))

@@ -10,7 +10,7 @@ use crate::erofs::format::BLOCK;
 use crate::erofs::{LayerDevice, PlainFile, PlainFileFault, PlainLayerError, PlainWriter, write_plain};
 use crate::error::chain_text;
 use crate::image::LayerDigest;
-use crate::store::{PlainDraft, Store, StoreError};
+use crate::store::{PlainDraft, PlainRoom, Store, StoreError};
 
 /// How long to wait for another process that makes the same plain layer. It may be a thread of the daemon with the lowest priority.
 const MAKE_WAIT: Duration = Duration::from_secs(30 * 60);
@@ -81,11 +81,9 @@ fn usable(
 
 /// Makes the plain layer of a layer in the store; returns whether it did: it may exist, or another process may make it meanwhile.
 ///
-/// `reserve` bytes of the disk stay free for other files.
-///
 /// # Errors
 /// The layer cannot be decoded, the file cannot be written, or there is no room for it. Nothing is left of it then.
-pub fn make_plain_layer(store: &Store, layer: &LayerDigest, reserve: u64) -> Result<bool, PipelineError> {
+pub fn make_plain_layer(store: &Store, layer: &LayerDigest, room: PlainRoom) -> Result<bool, PipelineError> {
     let exists = || {
         Ok::<_, PipelineError>(usable(store, layer, PlainCheck::Trailer)?.is_ok_and(|file| file.is_some()))
     };
@@ -99,7 +97,7 @@ pub fn make_plain_layer(store: &Store, layer: &LayerDigest, reserve: u64) -> Res
     }
     let open = open_layer(store, *layer)?;
     let device = LayerDevice::of(open.index());
-    let draft = store.create_plain(layer, lock, reserve)?;
+    let draft = store.create_plain(layer, lock, room)?;
     // The tar and the trailer: most layers have no sparse files.
     draft.require_room(open.index().tar_size().next_multiple_of(BLOCK) + BLOCK)?;
     write_plain(&open, &device, &draft).map_err(|error| written(layer, &draft, error))?;
@@ -129,14 +127,14 @@ pub(super) struct PlainPass {
 
 impl PlainPass {
     /// Starts to write a plain layer. Returns `None` if it exists or if another process makes it.
-    pub(super) fn start(store: &Store, layer: LayerDigest, reserve: u64) -> Option<Self> {
+    pub(super) fn start(store: &Store, layer: LayerDigest, room: PlainRoom) -> Option<Self> {
         let start = || -> Result<Option<PlainDraft>, PipelineError> {
             if let Ok(Some(_)) = usable(store, &layer, PlainCheck::Trailer)? {
                 return Ok(None);
             }
             // Does not wait: the caller holds the lock of the blob.
             match store.lock_plain(&layer, Duration::ZERO)? {
-                Some(lock) => Ok(Some(store.create_plain(&layer, lock, reserve)?)),
+                Some(lock) => Ok(Some(store.create_plain(&layer, lock, room)?)),
                 None => Ok(None),
             }
         };
@@ -176,8 +174,8 @@ impl PlainPass {
 }
 
 /// Makes the plain layer of a layer that is in the store, if it is missing. A failure is logged.
-pub(super) fn ensure_plain_layer(store: &Store, layer: &LayerDigest, reserve: u64) {
-    if let Err(error) = make_plain_layer(store, layer, reserve) {
+pub(super) fn ensure_plain_layer(store: &Store, layer: &LayerDigest, room: PlainRoom) {
+    if let Err(error) = make_plain_layer(store, layer, room) {
         log_failure(layer, &error);
     }
 }

@@ -11,7 +11,7 @@ use super::open::{OpenImage, check_platform, validate};
 use super::{PipelineError, ProgressEvent, ProgressSink, StoredImage};
 use crate::image::{CONFIG_MAX, Descriptor, Digest, Image, ImageLayer, Name, Reference, Tag};
 use crate::registry::{Registry, Resolved, ResolvedIndex};
-use crate::store::{Store, StoreError};
+use crate::store::{PlainRoom, Store, StoreError};
 
 /// Maximum number of chunks of a download in the queue to the thread that stores them.
 const DOWNLOAD_QUEUE: usize = 2;
@@ -151,7 +151,8 @@ pub async fn pull(
     let fetched = {
         let (store, all_layers, incoming) = (store.clone(), layers.clone(), incoming.clone());
         let needed = blocking(move || incoming.require_space(&store, &all_layers)).await?;
-        fetch_layers(pull, &name, &layers, pull.plain.then_some(needed), progress).await?
+        let room = PlainRoom { reserve: needed, ..PlainRoom::default() };
+        fetch_layers(pull, &name, &layers, pull.plain.then_some(room), progress).await?
     };
     let publish = {
         let (store, incoming) = (store.clone(), incoming.clone());
@@ -172,7 +173,7 @@ async fn fetch_layers(
     pull: &PullJob,
     name: &Name,
     layers: &[ImageLayer],
-    plain: Option<u64>,
+    plain: Option<PlainRoom>,
     progress: &ProgressSink,
 ) -> Result<Vec<u64>, PipelineError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -210,7 +211,7 @@ fn fetch_layer(
     pull: &PullJob,
     name: &Name,
     layer: &ImageLayer,
-    plain: Option<u64>,
+    plain: Option<PlainRoom>,
     progress: &ProgressSink,
     stopped: &watch::Receiver<bool>,
     runtime: &tokio::runtime::Handle,

@@ -47,8 +47,8 @@ pub use homes::{
 pub use layers::LayerDirectories;
 pub use mounts::{
     HeldTree, Injection, InodeWidth, Lower, OverlayCalls, PrivateRoot, RootWatch, Upper,
-    enter_private_namespace, loaded_filesystems, mount_terminals, mount_tree_image, try_erofs_file,
-    try_filesystem, try_overlay,
+    enter_private_namespace, loaded_filesystems, mount_terminals, mount_tree_image, parse_size,
+    try_erofs_file, try_filesystem, try_overlay,
 };
 pub use trees::TreeMounts;
 pub(crate) use trusted::open_trusted;

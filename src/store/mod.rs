@@ -52,7 +52,7 @@ pub use error::StoreError;
 pub use gc::{GcOptions, GcReport};
 pub use locks::{BlobLock, GcLease};
 pub use partial::PartialBlob;
-pub use plain::{PlainDraft, PlainLock};
+pub use plain::{PlainDraft, PlainLock, PlainRoom};
 pub use refs::{ImageRecord, Refs, UntagResult};
 pub use slots::Slot;
 pub use usage::StoreUsage;

@@ -39,6 +39,15 @@ const ROOM_STEP: u64 = 1 << 20;
 /// How long to wait for a process that removes or commits a file.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
+/// How much room a new plain layer may take.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PlainRoom {
+    /// Bytes of the disk that must stay free for other files.
+    pub reserve: u64,
+    /// How long others must not have been used to be removed for it.
+    pub min_idle: Duration,
+}
+
 /// The exclusive right to make the plain layer of one layer.
 ///
 /// Lock order: after the lock of the blob. A holder of a blob's lock must not wait for it: its holder may wait for the blob.
@@ -63,8 +72,7 @@ impl Drop for PlainLock {
 pub struct PlainDraft {
     temp: TempFile,
     store: Store,
-    /// Bytes that must stay free for other files.
-    reserve: u64,
+    limits: PlainRoom,
     /// Room has been made for the bytes before this offset.
     room: AtomicU64,
     /// Writeback of the bytes before this offset has started.
@@ -93,7 +101,7 @@ impl PlainDraft {
     fn make_room(&self, offset: u64, len: u64) -> Result<(), StoreError> {
         if offset.saturating_add(len) > self.room.load(Ordering::Relaxed) {
             let len = len.max(ROOM_STEP);
-            self.store.make_room(&self.path(), self.reserve, len)?;
+            self.store.make_room(&self.path(), self.limits, len)?;
             self.room.store(offset.saturating_add(len), Ordering::Relaxed);
         }
         Ok(())
@@ -139,18 +147,18 @@ impl Store {
         Ok(flock.map(|flock| PlainLock { dir, name, _flock: flock }))
     }
 
-    /// Creates the file for a plain layer. `reserve` bytes of the disk stay free for other files.
+    /// Creates the file for a plain layer.
     pub fn create_plain(
         &self,
         layer: &LayerDigest,
         lock: PlainLock,
-        reserve: u64,
+        limits: PlainRoom,
     ) -> Result<PlainDraft, StoreError> {
         let (tmp, target) = (self.make_subdir(Subdir::Tmp)?, self.make_subdir(Subdir::Plain)?);
         Ok(PlainDraft {
             temp: TempFile::new(tmp, target, &name_of(layer), PLAIN_MODE)?,
             store: self.clone(),
-            reserve,
+            limits,
             room: AtomicU64::new(0),
             written_back: AtomicU64::new(0),
             _lock: lock,
@@ -244,18 +252,21 @@ impl Store {
 
     /// Makes room for `bytes` more bytes of the plain layer that will be at `path`: removes those that were not used for the longest
     /// time, but none if that does not suffice.
-    fn make_room(&self, path: &Path, reserve: u64, bytes: u64) -> Result<(), StoreError> {
+    fn make_room(&self, path: &Path, limits: PlainRoom, bytes: u64) -> Result<(), StoreError> {
         let stat = rustix::fs::fstatvfs(self.root()).at("determine the free space of", self.path())?;
         let size = stat.f_blocks.saturating_mul(stat.f_frsize);
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         let mut layers = self.plain_layers()?;
         let taken = self.plain_drafts()? + layers.iter().map(|plain| plain.bytes).sum::<u64>();
-        let disk = taken.saturating_add(free).saturating_sub(reserve).saturating_sub(size / FREE_PART);
+        let disk = taken.saturating_add(free).saturating_sub(limits.reserve).saturating_sub(size / FREE_PART);
         let budget = self.plain_budget.unwrap_or(size / DEFAULT_BUDGET_PART).min(disk);
         let mut excess = taken.saturating_add(bytes).saturating_sub(budget);
         if excess == 0 {
             return Ok(());
         }
+        // A time in the future counts as now.
+        let now = SystemTime::now();
+        layers.retain(|plain| now.duration_since(plain.used).unwrap_or_default() >= limits.min_idle);
         layers.sort_by_key(|plain| plain.used);
         let no_room = |used| StoreError::PlainBudget { path: path.to_owned(), budget, used };
         let dir = self.subdir(Subdir::Plain)?.ok_or_else(|| no_room(taken))?;

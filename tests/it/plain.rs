@@ -12,7 +12,7 @@ use rcx_imagefs::index::Layer;
 use rcx_imagefs::pipeline::{
     PipelineError, PlainCheck, check_plain_layer, make_plain_layer, open_layer, plain_layer,
 };
-use rcx_imagefs::store::{GcOptions, Store, StoreError};
+use rcx_imagefs::store::{GcOptions, PlainRoom, Store, StoreError};
 use support::stored::{Packing, TestStore};
 
 /// The length of the trailer.
@@ -107,8 +107,8 @@ fn plain_layer_is_the_device_of_its_layer_and_its_holes_take_no_space() {
         let store = TestStore::new();
         let layer = put(&store.store, &packing.pack(&tar));
         assert!(plain_layer(&store.store, &layer).unwrap().is_none());
-        assert!(make_plain_layer(&store.store, &layer, 0).unwrap());
-        assert!(!make_plain_layer(&store.store, &layer, 0).unwrap());
+        assert!(make_plain_layer(&store.store, &layer, PlainRoom::default()).unwrap());
+        assert!(!make_plain_layer(&store.store, &layer, PlainRoom::default()).unwrap());
         let plain = plain_layer(&store.store, &layer).unwrap().unwrap();
         plain.verify().unwrap();
         assert_is_device_of(plain.file(), &open_layer(&store.store, layer).unwrap());
@@ -125,7 +125,7 @@ fn plain_layer_is_the_device_of_its_layer_and_its_holes_take_no_space() {
 fn truncated_changed_or_outdated_plain_layer_is_removed_and_made_anew() {
     let store = TestStore::new();
     let layer = layer_of(&store.store, "file", 20_000);
-    make_plain_layer(&store.store, &layer, 0).unwrap();
+    make_plain_layer(&store.store, &layer, PlainRoom::default()).unwrap();
     let path = path_of(&store.store, &layer);
     let intact = fs::read(&path).unwrap();
     let device = intact.len() - 512;
@@ -165,7 +165,7 @@ fn truncated_changed_or_outdated_plain_layer_is_removed_and_made_anew() {
         fs::write(&path, bytes).unwrap();
         assert!(plain_layer(&store.store, &layer).unwrap().is_none(), "{name}");
         assert!(!path.exists(), "{name}");
-        assert!(make_plain_layer(&store.store, &layer, 0).unwrap(), "{name}");
+        assert!(make_plain_layer(&store.store, &layer, PlainRoom::default()).unwrap(), "{name}");
         assert!(fs::read(&path).unwrap() == intact, "{name}");
     }
     // Only `verify` reads the content.
@@ -176,7 +176,7 @@ fn truncated_changed_or_outdated_plain_layer_is_removed_and_made_anew() {
         let fault = check_plain_layer(&store.store, &layer, PlainCheck::Content).unwrap();
         assert!(matches!(fault, Some(PlainFileFault::Content)), "{fault:?}");
         assert!(!path.exists());
-        assert!(make_plain_layer(&store.store, &layer, 0).unwrap());
+        assert!(make_plain_layer(&store.store, &layer, PlainRoom::default()).unwrap());
     }
     assert!(check_plain_layer(&store.store, &layer, PlainCheck::Content).unwrap().is_none());
 }
@@ -186,8 +186,9 @@ fn concurrent_makers_of_a_layer_make_one_file() {
     let store = TestStore::new();
     let layer = layer_of(&store.store, "file", 5 << 20);
     let made = std::thread::scope(|scope| {
-        let makers: Vec<_> =
-            (0..8).map(|_| scope.spawn(|| make_plain_layer(&store.store, &layer, 0).unwrap())).collect();
+        let makers: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| make_plain_layer(&store.store, &layer, PlainRoom::default()).unwrap()))
+            .collect();
         makers.into_iter().map(|maker| maker.join().unwrap()).filter(|made| *made).count()
     });
     assert_eq!(made, 1);
@@ -212,13 +213,13 @@ fn budget_is_kept_by_removing_the_least_recently_used_but_never_one_in_use() {
     let layers: Vec<_> = (0..5).map(|number| layer_of(&store, &format!("file{number}"), size)).collect();
     let there = || layers.iter().map(|layer| store.has_plain(layer).unwrap()).collect::<Vec<_>>();
     for (number, layer) in layers[..3].iter().enumerate() {
-        make_plain_layer(&store, layer, 0).unwrap();
+        make_plain_layer(&store, layer, PlainRoom::default()).unwrap();
         set_used(&store, layer, 10 - number as u64);
     }
     assert_eq!(there(), [true, true, true, false, false]);
     // The oldest by its making, but the last one used.
     drop(plain_layer(&store, &layers[0]).unwrap().unwrap());
-    make_plain_layer(&store, &layers[3], 0).unwrap();
+    make_plain_layer(&store, &layers[3], PlainRoom::default()).unwrap();
     assert_eq!(there(), [true, false, true, true, false]);
 
     set_used(&store, &layers[0], 7);
@@ -226,12 +227,12 @@ fn budget_is_kept_by_removing_the_least_recently_used_but_never_one_in_use() {
     for number in [0, 2] {
         set_used(&store, &layers[number], 20);
     }
-    make_plain_layer(&store, &layers[4], 0).unwrap();
+    make_plain_layer(&store, &layers[4], PlainRoom::default()).unwrap();
     assert_eq!(there(), [true, false, true, false, true]);
 
     // Nothing is removed for a layer that has no room even then.
     let _all = plain_layer(&store, &layers[4]).unwrap().unwrap();
-    let error = make_plain_layer(&store, &layers[1], 0).unwrap_err();
+    let error = make_plain_layer(&store, &layers[1], PlainRoom::default()).unwrap_err();
     let PipelineError::Store(StoreError::PlainBudget { budget, used, .. }) = &error else {
         panic!("{error:?}")
     };
@@ -241,12 +242,45 @@ fn budget_is_kept_by_removing_the_least_recently_used_but_never_one_in_use() {
     assert_eq!(fs::read_dir(store.path().join("rcx-imagefs/tmp")).unwrap().count(), 0);
     drop(in_use);
 
+    // The daemon removes none that was used a short time ago.
+    set_used(&store, &layers[0], 2);
+    set_used(&store, &layers[2], 1);
+    let room = |hours: u64| PlainRoom { min_idle: Duration::from_secs(hours * 3600), ..PlainRoom::default() };
+    assert!(make_plain_layer(&store, &layers[1], room(3)).is_err());
+    assert_eq!(there(), [true, false, true, false, true]);
+    assert!(make_plain_layer(&store, &layers[1], room(1)).unwrap());
+    assert_eq!(there(), [false, true, true, false, true], "the oldest goes first");
+
     let huge = layer_of(&store, "huge", 11 << 20);
     assert!(matches!(
-        make_plain_layer(&store, &huge, 0),
+        make_plain_layer(&store, &huge, PlainRoom::default()),
         Err(PipelineError::Store(StoreError::PlainBudget { .. }))
     ));
-    assert_eq!(there(), [true, false, true, false, true], "nothing is removed in vain");
+    assert_eq!(there(), [false, true, true, false, true], "nothing is removed in vain");
+
+    // Other files need the rest of the disk.
+    let store = store.with_plain_budget(None);
+    let room = PlainRoom { reserve: u64::MAX, ..PlainRoom::default() };
+    assert!(make_plain_layer(&store, &layers[3], room).is_err());
+    assert!(make_plain_layer(&store, &layers[3], PlainRoom::default()).unwrap());
+}
+
+#[test]
+fn gc_removes_lock_files_and_parts_of_plain_layers_of_dead_makers() {
+    let test = TestStore::new();
+    let top = test.store.path().join("rcx-imagefs");
+    let layer = layer_of(&test.store, "file", 1000);
+    let lock = test.store.lock_plain(&layer, Duration::ZERO).unwrap().unwrap();
+    assert!(test.store.lock_plain(&layer, Duration::ZERO).unwrap().is_none());
+    let dead = top.join("locks").join(Digest::of(b"x").hex() + ".plain");
+    fs::write(&dead, "").unwrap();
+    fs::write(top.join("tmp/1-0-x.plain"), "part").unwrap();
+    let report = test.store.gc(false).unwrap();
+    assert_eq!((report.temporary, report.plain), (1, 0));
+    assert!(!dead.exists());
+    assert_eq!(fs::read_dir(top.join("locks")).unwrap().count(), 2, "the lock that is held, and that of gc");
+    drop(lock);
+    assert!(make_plain_layer(&test.store, &layer, PlainRoom::default()).is_err(), "gc has removed the blob");
 }
 
 #[test]
@@ -256,7 +290,7 @@ fn gc_frees_plain_layers_that_no_image_has_and_on_request_all_that_are_not_in_us
     let (_, kept) = test.add_text("lab/kept:1", "f a one\n---\nf b two");
     let orphan = layer_of(store, "orphan", 100_000);
     for layer in kept.iter().chain([&orphan]) {
-        make_plain_layer(store, layer, 0).unwrap();
+        make_plain_layer(store, layer, PlainRoom::default()).unwrap();
     }
     let in_use = plain_layer(store, &kept[0]).unwrap().unwrap();
     let used_orphan = plain_layer(store, &orphan).unwrap().unwrap();

@@ -35,7 +35,7 @@ pub use private_root::PrivateRoot;
 pub use probe::{loaded_filesystems, try_erofs_file, try_filesystem, try_overlay};
 pub use terminals::mount_terminals;
 pub use unattached::OverlayCalls;
-pub use upper::Upper;
+pub use upper::{Upper, parse_size};
 pub use watch::RootWatch;
 
 /// The directories of the skeleton with their modes.

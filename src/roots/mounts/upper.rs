@@ -62,7 +62,12 @@ impl FromStr for Upper {
     }
 }
 
-fn parse_size(text: &str) -> Result<u64, &'static str> {
+/// Parses a size as uppers have it: a number of bytes, or a number followed by K, M, G or T.
+///
+/// # Errors
+///
+/// The text has another form, or the size is 0 or too large; the error says which.
+pub fn parse_size(text: &str) -> Result<u64, &'static str> {
     const FORM: &str = "a size is a number of bytes, or a number followed by K, M, G or T";
     const TOO_LARGE: &str = "the size must be less than 2^63 bytes";
     let unit =

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use rcx_imagefs::daemon::{ControlListener, ControlRequest, ControlResponse, DaemonStatus, LayerFilesStatus};
+use rcx_imagefs::daemon::{
+    ControlListener, ControlRequest, ControlResponse, DaemonStatus, LayerFilesStatus, PlainLayersStatus,
+};
 use rcx_imagefs::fs::{FsOptions, ImageFs, ImageSource};
 use rcx_imagefs::fuse::{AccountMark, LazyReads, ReadFailureReport};
 use rcx_imagefs::store::{DaemonInfo, DaemonLock};
@@ -71,6 +73,7 @@ fn status(fixture: &Fixture) -> DaemonStatus {
         threads: 4,
         filesystem: fs.status(),
         requests: BTreeMap::from([("lookup".to_owned(), 3), ("read".to_owned(), 0)]),
+        plain_layers: PlainLayersStatus { count: 3, bytes: 5 << 20 },
         errors: 1,
         panics: 0,
         reads: LazyReads { bytes: 2048, wait_ms: 30 },
@@ -110,6 +113,7 @@ fn status_shows_the_answer_of_the_daemon() {
         "mountpoint",
         "panics",
         "pid",
+        "plain_layers",
         "reads",
         "requests",
         "store",
@@ -140,6 +144,7 @@ fn status_shows_the_answer_of_the_daemon() {
         "reads   2.00 KiB, waited 30 ms for them",
         "layer files /run/layers, 2 in use",
         "requests 42",
+        "plain layers 3 (5.00 MiB)",
         "  READ          40",
     ] {
         assert!(text.lines().any(|one| one == line), "{line}:\n{text}");

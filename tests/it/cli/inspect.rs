@@ -33,6 +33,7 @@ fn inspect_shows_all_parts_of_an_image() {
             "error",
             "index_size",
             "media_type",
+            "plain",
             "seekable_size",
             "size",
             "spans",

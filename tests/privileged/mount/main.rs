@@ -10,5 +10,6 @@ mod damage;
 mod doctor;
 mod layer_files;
 mod live;
+mod plain;
 mod private;
 mod warm;

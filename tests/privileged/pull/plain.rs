@@ -35,10 +35,10 @@ fn assert_same_plain_layers(one: &Program, other: &Program) -> usize {
 
 #[test]
 fn plain_layers_of_one_pass_equal_those_that_are_made_later() {
-    let fixture = Fixture::new(&["small", "python", "app"]);
+    let fixture = Fixture::new(&["small", "sparse", "app"]);
     let Fixture { images, registry, program } = &fixture;
     let later = Program::new();
-    let all = ["small", "python", "app"];
+    let all = ["small", "sparse", "app"];
     for image in all {
         assert_eq!(later.json(&["pull", &fixture.reference(image)])[0]["plain_layers"], 0);
     }
@@ -53,10 +53,13 @@ fn plain_layers_of_one_pass_equal_those_that_are_made_later() {
     }
     assert!(assert_same_plain_layers(program, &later) > 3);
     let loaded = Program::new();
-    loaded.ok(&["load", "--plain", images.layout().dir().to_str().unwrap()]);
-    for name in names(&directory(program, "plain")) {
-        assert!(directory(&loaded, "plain").join(&name).exists(), "{name}");
+    let copy = images.layout().copy_of("app");
+    loaded.ok(&["load", "--plain", copy.layout().dir().to_str().unwrap()]);
+    for name in names(&directory(&loaded, "plain")) {
+        let (one, other) = (directory(&loaded, "plain").join(&name), directory(program, "plain").join(&name));
+        assert!(fs::read(one).unwrap() == fs::read(other).unwrap(), "{name}");
     }
+    assert_eq!(names(&directory(&loaded, "plain")).len(), images.layout().layers("app").len());
     for program in [program, &later, &loaded] {
         let report = program.json(&["verify"]);
         assert_eq!(report["plain_layers"], names(&directory(program, "plain")).len());
@@ -66,6 +69,41 @@ fn plain_layers_of_one_pass_equal_those_that_are_made_later() {
             (0, 0)
         );
     }
+}
+
+#[test]
+fn configuration_makes_every_pull_and_load_plain_within_its_budget() {
+    let fixture = Fixture::new(&["python", "small"]);
+    let Fixture { images, program, .. } = &fixture;
+    let config = program.dir().join("config.toml");
+    let layers = images.layout().layers("python");
+    fs::write(&config, "[erofs]\nplain = 'used'\n").unwrap();
+    assert_eq!(program.json(&["pull", &fixture.reference("python")])[0]["plain_layers"], 0);
+    fs::write(&config, "[erofs]\nplain = 'always'\nplain-budget = '3M'\n").unwrap();
+    let pulled = program.run(&["pull", "--json", &fixture.reference("python")]);
+    let err = String::from_utf8(pulled.stderr).unwrap();
+    assert!(pulled.status.success() && err.contains("the budget of plain layers is 3145728 bytes"), "{err}");
+    let bytes = |program: &Program| -> u64 {
+        let kinds = program.json(&["df"])["kinds"].clone();
+        let plain = kinds.as_array().unwrap().iter().find(|kind| kind["kind"] == "plain-layers").unwrap();
+        plain["bytes"].as_u64().unwrap()
+    };
+    assert!(bytes(program) <= 3 << 20);
+    fs::write(&config, "[erofs]\nplain = 'always'\n").unwrap();
+    assert_eq!(program.json(&["pull", &fixture.reference("python")])[0]["plain_layers"], layers.len());
+    let copy = images.layout().copy_of("small");
+    let loaded = Program::new();
+    fs::write(loaded.dir().join("config.toml"), "[erofs]\nplain = 'always'\n").unwrap();
+    let path = copy.layout().dir().to_str().unwrap().to_owned();
+    let shown = loaded.json(&["load", &path]);
+    assert_eq!(shown[0]["plain_layers"], shown[0]["layers"]);
+    let hex = |layer: &String| layer.strip_prefix("sha256:").unwrap().to_owned() + ".plain";
+    assert!(layers.iter().all(|layer| directory(program, "plain").join(hex(layer)).exists()));
+    let before = bytes(program);
+    assert!(before > fixture.images.layout().layer_bytes("python"));
+    let freed = program.json(&["gc", "--plain"]);
+    assert_eq!(freed["plain_bytes"], before);
+    assert_eq!((names(&directory(program, "plain")).len(), bytes(program)), (0, 0));
 }
 
 #[test]

@@ -1,17 +1,18 @@
 //! The holder: a process that keeps the superblock of one image, and gives a clone of its mount to each root.
 //!
 //! It belongs to no caller: a root may be made by the stand-in for isolate, whose caller may end or be stopped at any moment. The
-//! mount is attached in a mount namespace of its own, because before Linux 6.15 the kernel clones only attached mounts. The
-//! kernel itself says when a root has ended: a watch of the root's directory reports `IN_UNMOUNT`.
+//! mount is attached in a mount namespace of its own, because before Linux 6.15 the kernel clones only attached mounts.
+//!
+//! Whether a root still exists is looked up in the mount tables of all processes, each time the image has not been used for a
+//! while. inotify(7) would tell at once, but a user has only 128 instances of it, and a host may use more images than that.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::fs::{AtFlags, Timespec};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
@@ -23,14 +24,15 @@ use crate::os::{
     AtPath as _, Forked, PathError, close_all_but, detach_from_caller, end_now, fork, leave_control_groups,
 };
 use crate::roots::RootsError;
+use crate::roots::homes::mounted_devices;
 use crate::roots::mounts::{enter_private_namespace, mount, wire};
 
 /// The most connections at a time. Each is open until its root is made.
 const CONNECTIONS_MAX: usize = 256;
 /// The report of a holder that is ready. Any other report is an error message.
 const READY: &[u8] = b"ready";
-/// How long to wait before another attempt to end.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How often to look whether the socket is still there.
+const LOOK: Duration = Duration::from_secs(2);
 
 pub(super) struct Holder<'a> {
     trees: &'a TreeMounts,
@@ -39,12 +41,9 @@ pub(super) struct Holder<'a> {
     /// The devices of the mount, with their locks.
     _devices: Vec<File>,
     listener: OwnedFd,
-    /// Watches the directory of the socket, and the roots.
-    queue: OwnedFd,
-    /// The watch of the directory of the socket.
-    directory_watch: i32,
     connections: Vec<OwnedFd>,
-    roots: usize,
+    /// The devices of the overlays of roots that may exist.
+    roots: HashSet<u64>,
 }
 
 impl<'a> Holder<'a> {
@@ -114,45 +113,37 @@ impl<'a> Holder<'a> {
         let _ = leave_control_groups();
         enter_private_namespace().map_err(io::Error::other)?;
         mount::attach(&mount, "rcx-imagefs", &trees.path).map_err(io::Error::other)?;
-        let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        let directory = format!("/proc/self/fd/{}", trees.dir.as_raw_fd());
-        let events = WatchFlags::DELETE | WatchFlags::DELETE_SELF;
-        let directory_watch = inotify::add_watch(&queue, directory, events)?;
         Ok(Self {
             trees,
             name,
             mount,
             _devices: devices,
             listener,
-            queue,
-            directory_watch,
             connections: Vec::new(),
-            roots: 0,
+            roots: HashSet::new(),
         })
     }
 
     /// Answers until the image has had no root for a while, or the socket is removed.
     fn run(mut self) {
-        let mut idle_since = Instant::now();
+        let mut used = Instant::now();
         loop {
-            let is_busy = self.roots > 0 || !self.connections.is_empty();
-            if is_busy {
-                idle_since = Instant::now();
+            if !self.connections.is_empty() {
+                used = Instant::now();
             }
-            let remaining = self.trees.idle.saturating_sub(idle_since.elapsed());
-            let timeout = (!is_busy).then_some(remaining).and_then(|wait| Timespec::try_from(wait).ok());
-            let mut fds: Vec<_> = [&self.queue, &self.listener]
-                .into_iter()
+            let timeout = Timespec::try_from(LOOK.min(self.trees.idle)).ok();
+            let mut fds: Vec<_> = std::iter::once(&self.listener)
                 .chain(&self.connections)
                 .map(|fd| PollFd::new(fd, PollFlags::IN))
                 .collect();
             match rustix::event::poll(&mut fds, timeout.as_ref()) {
-                Ok(0) => {
-                    if self.end() {
+                Ok(0) if !self.is_listed() => return,
+                Ok(0) if used.elapsed() >= self.trees.idle => {
+                    drop(fds);
+                    if !self.has_roots() && self.end() {
                         return;
                     }
-                    // Another process is about to use the superblock.
-                    std::thread::sleep(PAUSE.min(self.trees.idle));
+                    used = Instant::now();
                     continue;
                 }
                 Ok(_) => {}
@@ -161,10 +152,7 @@ impl<'a> Holder<'a> {
             }
             let is_ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             drop(fds);
-            if is_ready[0] && !self.read_events() {
-                return;
-            }
-            let mut ready = is_ready[2..].iter();
+            let mut ready = is_ready[1..].iter();
             let connections = std::mem::take(&mut self.connections);
             for connection in connections {
                 match ready.next() {
@@ -172,7 +160,7 @@ impl<'a> Holder<'a> {
                     _ => self.connections.push(connection),
                 }
             }
-            if is_ready[1] {
+            if is_ready[0] {
                 self.accept();
             }
         }
@@ -197,31 +185,19 @@ impl<'a> Holder<'a> {
         is_sent
     }
 
-    /// Watches the root that a connection sends. A connection that sends none has made none.
+    /// Notes the root that a connection sends. A connection that sends none has made none.
     fn add_root(&mut self, connection: BorrowedFd<'_>) {
         let Ok(Some(root)) = wire::receive(connection) else { return };
-        let path = format!("/proc/self/fd/{}", root.as_raw_fd());
-        // inotify requires an event besides IN_UNMOUNT. The root directory of a filesystem is never deleted.
-        let events = WatchFlags::DELETE_SELF | WatchFlags::ONLYDIR;
-        if inotify::add_watch(&self.queue, path, events).is_ok() {
-            self.roots += 1;
+        if let Ok(stat) = rustix::fs::fstat(&root) {
+            self.roots.insert(stat.st_dev);
         }
     }
 
-    /// Reads the events of the watches. Returns false if the socket is not that of this process any more.
-    fn read_events(&mut self) -> bool {
-        // Large enough for an event with the longest name.
-        let mut buffer = [MaybeUninit::uninit(); 1024];
-        let mut reader = Reader::new(&self.queue, &mut buffer);
-        let mut is_changed = false;
-        while let Ok(event) = reader.next() {
-            if event.wd() == self.directory_watch {
-                is_changed = true;
-            } else if event.events().contains(ReadFlags::UNMOUNT) {
-                self.roots = self.roots.saturating_sub(1);
-            }
-        }
-        !is_changed || self.is_listed()
+    /// Whether a process still has a root in its mount table. Forgets the others.
+    fn has_roots(&mut self) -> bool {
+        let mounted = mounted_devices(&self.roots).unwrap_or_else(|_| self.roots.clone());
+        self.roots = mounted;
+        !self.roots.is_empty()
     }
 
     /// Whether the socket still has its name.

@@ -233,9 +233,13 @@ fn system_log_says_what_a_cold_run_read_and_waited_for_and_nothing_of_a_warm_one
         panic!("{line}")
     };
     assert!(bytes.parse::<u64>().unwrap() > 0 && wait.parse::<u64>().unwrap() > 0, "{line}");
-    run("cat /etc/motd");
     log.set_nonblocking(true).unwrap();
-    assert_eq!(log.recv(&mut [0; 10]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    // Another test may drop the caches of the kernel meanwhile.
+    let is_silent = (0..10).any(|_| {
+        run("cat /etc/motd");
+        log.recv(&mut [0; 10]).is_err()
+    });
+    assert!(is_silent, "every warm run has read something");
     host.assert_clean();
 }
 

@@ -123,7 +123,7 @@ fn sixteen_concurrent_isolate_calls_with_half_killed_leave_nothing() {
 }
 
 /// A library for `LD_PRELOAD` that changes the order of events around the second fork(2) of the stand-in, which starts the
-/// guardian. The first starts the supervisor's child.
+/// guardian. The first starts the supervisor's child, later ones the process that holds the image.
 ///
 /// - A process holds the root open from the moment it is mounted until the file `release` appears.
 /// - The supervisor's child ends only after that process has opened the root.
@@ -150,7 +150,7 @@ static int is_mounted(pid_t pid, const char *root) {
 }
 pid_t fork(void) {
     pid_t (*real_fork)(void) = (pid_t (*)(void))dlsym(RTLD_NEXT, "fork");
-    if (forks++ == 0) return real_fork();
+    if (forks++ != 1) return real_fork();
     pid_t parent = getpid(), child = real_fork();
     if (child != 0) { supervised = parent; return child; }
     if (real_fork() == 0) {

@@ -145,7 +145,10 @@ fn damaged_or_outdated_tree_image_is_made_anew() {
 
 #[test]
 fn verify_makes_a_damaged_tree_image_anew_and_gc_removes_that_of_a_removed_image() {
-    let fixture = RootsFixture::new();
+    let mut fixture = RootsFixture::new();
+    // It would make the tree image anew, too, if it has just started.
+    fixture.mounted.mount.server().signal("TERM");
+    fixture.mounted.mount.server().wait();
     let path = fixture.tree_image();
     let good = fs::read(&path).unwrap();
     fs::File::options().write(true).open(&path).unwrap().write_all_at(b"damage", 2000).unwrap();

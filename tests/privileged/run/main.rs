@@ -249,7 +249,7 @@ impl Runner {
         }
         // The files `isolate-*` keep what isolate has printed about itself.
         let is_known = |name: &str| {
-            ["boxes", "roots", "root", "layers", "isolate-version", "isolate-users"].contains(&name)
+            ["boxes", "roots", "root", "layers", "trees", "isolate-version", "isolate-users"].contains(&name)
                 || name.ends_with(".sock")
                 || name.ends_with(".lock")
                 || name == "lock"
@@ -285,7 +285,8 @@ impl Runner {
             let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
             let is_ours = environment.windows(mark.len()).any(|window| window == mark.as_bytes());
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-            is_ours.then(|| (pid, name.trim_end().to_owned()))
+            // The process that holds the mount of an image outlives the run.
+            (is_ours && name != "rcx-tree\n").then(|| (pid, name.trim_end().to_owned()))
         });
         found.collect()
     }

@@ -4,10 +4,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::device::{DevicePart, LayerDevice};
+use super::format::{BLOCK, HOLE};
 use super::plain_file::{DeviceChecksum, trailer};
 use crate::index::{EntryId, Index, Layer, Piece, ReadError};
 use crate::layer::TarOffset;
 
+/// The longest device: block addresses have 32 bits, and the last one means a hole.
+const DEVICE_MAX: u64 = (HOLE as u64 - 1) * BLOCK;
 /// Bytes copied at once.
 const STEP: u64 = 1 << 20;
 
@@ -20,6 +23,12 @@ pub enum PlainLayerError {
     /// The file cannot be written.
     #[error("cannot write the plain layer")]
     Write(#[from] io::Error),
+    /// The kernel cannot use a device of this length.
+    #[error("its device takes {bytes} bytes, but EROFS has devices of at most {DEVICE_MAX} bytes")]
+    TooLarge {
+        /// The length of the device.
+        bytes: u64,
+    },
 }
 
 impl PlainLayerError {
@@ -29,6 +38,7 @@ impl PlainLayerError {
         match self {
             Self::Read(error) => error.code(),
             Self::Write(error) => crate::error::ErrorCode::of_io(error),
+            Self::TooLarge { .. } => crate::error::ErrorCode::UnsupportedImage,
         }
     }
 }
@@ -65,16 +75,17 @@ impl PlainWriter {
     /// Expands the sparse files, whose bytes it reads back from the tar, and writes the trailer.
     ///
     /// # Errors
-    /// The file cannot be read or written, or does not have the whole tar.
+    /// The file cannot be read or written, or does not have the whole tar, or the device is too large.
     pub fn finish<D: AsRef<[u8]>>(
         mut self,
         index: &Index<D>,
         device: &LayerDevice,
         out: &impl FileExt,
-    ) -> io::Result<()> {
+    ) -> Result<(), PlainLayerError> {
+        check_size(device)?;
         if self.at != index.tar_size() {
             let text = format!("{} bytes of the tar were written instead of {}", self.at, index.tar_size());
-            return Err(io::Error::other(text));
+            return Err(io::Error::other(text).into());
         }
         for part in device.parts(self.at, u64::MAX) {
             match part {
@@ -82,7 +93,7 @@ impl PlainWriter {
                 DevicePart::Padding { len } | DevicePart::Tar { len, .. } => self.skip(len),
             }
         }
-        out.write_all_at(&trailer(index.layer(), device.size(), &self.checksum), device.size())
+        Ok(out.write_all_at(&trailer(index.layer(), device.size(), &self.checksum), device.size())?)
     }
 
     /// Writes a range of a file with its holes.
@@ -122,6 +133,13 @@ impl PlainWriter {
     }
 }
 
+fn check_size(device: &LayerDevice) -> Result<(), PlainLayerError> {
+    match device.size() {
+        bytes if bytes > DEVICE_MAX => Err(PlainLayerError::TooLarge { bytes }),
+        _ => Ok(()),
+    }
+}
+
 /// Writes the device of a layer and its trailer to `out`, an empty file.
 ///
 /// # Errors
@@ -131,10 +149,12 @@ pub fn write_plain<D: AsRef<[u8]>>(
     device: &LayerDevice,
     out: &impl FileExt,
 ) -> Result<(), PlainLayerError> {
+    // First, because the rest decodes the layer.
+    check_size(device)?;
     let index = layer.index();
     let mut writer = PlainWriter::new();
     for span in index.spans() {
         writer.append(&layer.decode_span(span)?, out)?;
     }
-    Ok(writer.finish(index, device, out)?)
+    writer.finish(index, device, out)
 }

@@ -113,7 +113,7 @@ fn plain_error(layer: &LayerDigest, source: PlainLayerError) -> PipelineError {
 fn written(layer: &LayerDigest, draft: &PlainDraft, error: PlainLayerError) -> PipelineError {
     match error {
         PlainLayerError::Write(error) => StoreError::from_write(&draft.path(), error).into(),
-        error @ PlainLayerError::Read(_) => plain_error(layer, error),
+        error => plain_error(layer, error),
     }
 }
 
@@ -164,7 +164,7 @@ impl PlainPass {
             let open = open_layer(store, self.layer)?;
             let device = LayerDevice::of(open.index());
             let finished = writer.finish(open.index(), &device, &draft);
-            finished.map_err(|error| written(&self.layer, &draft, error.into()))?;
+            finished.map_err(|error| written(&self.layer, &draft, error))?;
             Ok(draft.commit()?)
         };
         if let Err(error) = finish() {

@@ -18,12 +18,14 @@
 //! **Locks.** All locks between processes are flock(2) locks, most of them on files below `locks/`. The kernel releases them
 //! when the holder dies. Lock order: a [`GcLease`], then a [`BlobLock`], then the lock of `index.json` or of `slots` (taken and
 //! released within one call of this module). A thread must not wait for a [`BlobLock`] while it holds another one: two images
-//! may list the same layers in opposite orders. All functions here block; async code must call them from a blocking thread.
+//! may list the same layers in opposite orders. The holder of a [`PlainLock`] may wait for a [`BlobLock`], so the holder of a
+//! [`BlobLock`] must not wait for a [`PlainLock`]. All functions here block; async code must call them from a blocking thread.
 //!
 //! **Permissions.** Only its owner may read a store, and perhaps a group (`access.rs`): the mode of the store's directory
 //! decides that. Below it, directories are 0755 and files 0644, whatever the umask. `tmp` and `partial` are 0700 because their
-//! content is not verified yet, and `locks` because any process that can open a lock file can block others. Reading needs no
-//! write permission. A store is opened once and used through descriptors (`dir.rs`).
+//! content is not verified yet, `plain` because
+//! its files hold what upper layers hide, and `locks` because any process that can open a lock file can block others. Reading needs
+//! no write permission. A store is opened once and used through descriptors (`dir.rs`).
 
 mod access;
 mod blobs;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use rcx_imagefs::erofs::{DevicePart, LayerDevice, PlainFileFault};
+use rcx_imagefs::erofs::{DevicePart, LayerDevice, PlainFileFault, PlainLayerError};
 use rcx_imagefs::image::{Digest, LayerDigest};
 use rcx_imagefs::index::Layer;
 use rcx_imagefs::pipeline::{
@@ -197,6 +197,26 @@ fn concurrent_makers_of_a_layer_make_one_file() {
         let left = fs::read_dir(store.store.path().join("rcx-imagefs").join(directory)).unwrap().count();
         assert_eq!(left, 0, "{directory}");
     }
+}
+
+#[test]
+fn layer_that_is_too_large_for_the_kernel_is_refused_before_it_is_decoded() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = File::create(dir.path().join("a")).unwrap();
+    file.write_all_at(b"x", 3 << 40).unwrap();
+    let tar = dir.path().join("layer.tar");
+    let mut command = Command::new("tar");
+    command.args(["--sparse", "--format=pax", "-C"]).arg(dir.path()).arg("-cf").arg(&tar).arg("a");
+    assert!(command.status().unwrap().success());
+    let store = TestStore::new();
+    let layer = put(&store.store, &fs::read(tar).unwrap());
+    let error = make_plain_layer(&store.store, &layer, PlainRoom::default()).unwrap_err();
+    assert!(
+        matches!(&error, PipelineError::PlainLayer { source: PlainLayerError::TooLarge { .. }, .. }),
+        "{error:?}"
+    );
+    assert!(!path_of(&store.store, &layer).exists());
+    assert_eq!(fs::read_dir(store.store.path().join("rcx-imagefs/tmp")).unwrap().count(), 0);
 }
 
 /// Sets the time of the last use of a plain layer.

@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Context, gc, output};
-use crate::image::Digest;
+use crate::image::{Digest, LayerDigest, TreeKey};
 use crate::pipeline::read_manifest;
 use crate::roots::LayerDirectories;
 use crate::store::{ImageRecord, Store, StoreUsage};
@@ -23,11 +23,11 @@ Examples:
 
 /// Show the disk space of the store, by kind of file and by image
 ///
-/// The first table has the kinds: blobs, indexes (with seekable forms), plain layers, layers unpacked for the overlay2 engine, interrupted downloads, and the
+/// The first table has the kinds: blobs, indexes (with seekable forms), tree images, plain layers, layers unpacked for the overlay2 engine, interrupted downloads, and the
 /// files of roots. RECLAIMABLE is what `gc` would free now. While a pull runs, the blobs that it has stored count as reclaimable, although `gc`
 /// would wait for it.
 ///
-/// The second table has the images. SIZE counts the blobs, indexes, plain and unpacked layers of an image; SHARED is the part that other
+/// The second table has the images. SIZE counts the blobs, indexes, tree image, plain and unpacked layers of an image; SHARED is the part that other
 /// images use too, and UNIQUE the part that `rm` and `gc` would free. The first table counts shared files once, so its total is
 /// smaller than the sum of the sizes.
 #[derive(Debug, Args)]
@@ -96,10 +96,17 @@ fn kinds(
         let reclaimable = Some(unused.map(|(_, bytes)| bytes).sum());
         KindJson { kind, count: files.len(), bytes: files.values().sum(), reclaimable }
     };
+    let unused_trees = usage.trees.iter().filter(|(key, _)| !usage.referenced_trees.contains(*key));
     let due = usage.downloads.iter().filter(|(_, is_due)| *is_due);
     vec![
         of_layers("blobs", &usage.blobs),
         of_layers("indexes", &usage.derived),
+        KindJson {
+            kind: "tree-images",
+            count: usage.trees.len(),
+            bytes: usage.trees.values().sum(),
+            reclaimable: Some(unused_trees.map(|(_, bytes)| bytes).sum()),
+        },
         of_layers("plain-layers", &usage.plain),
         KindJson {
             kind: "unpacked-layers",
@@ -122,6 +129,7 @@ fn kinds(
 enum Part {
     Blob(Digest),
     Derived(Digest),
+    Tree(String),
     Plain(Digest),
     Unpacked(String),
 }
@@ -142,6 +150,7 @@ fn images(
         let size = match part {
             Part::Blob(digest) => usage.blobs.get(digest),
             Part::Derived(digest) => usage.derived.get(digest),
+            Part::Tree(key) => usage.trees.get(key),
             Part::Plain(digest) => usage.plain.get(digest),
             Part::Unpacked(name) => unpacked.get(name),
         };
@@ -168,6 +177,8 @@ fn parts_of(store: &Store, record: &ImageRecord) -> HashSet<Part> {
     parts.extend(record.index.map(|index| Part::Blob(index.digest())));
     if let Ok(manifest) = read_manifest(store, &record.digest) {
         parts.insert(Part::Blob(manifest.config().digest));
+        let layers = manifest.layers().iter().map(|layer| LayerDigest::new(layer.digest));
+        parts.insert(Part::Tree(TreeKey::of(layers).hex()));
         for layer in manifest.layers() {
             let digest = layer.digest;
             parts.extend([Part::Blob(digest), Part::Derived(digest), Part::Plain(digest)]);

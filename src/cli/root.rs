@@ -208,11 +208,12 @@ pub(super) fn run(context: &Context, args: &RootArgs) -> anyhow::Result<()> {
 
 fn create(context: &Context, store: &Store, args: &CreateArgs) -> anyhow::Result<()> {
     let upper = context.config.upper(args.upper)?;
+    // First of all, because it checks the run directory.
+    let roots = context.roots(store)?.with_inodes(context.config.inodes(args.inodes)?);
     let image = context.find(store, &args.reference)?.image;
     let name = format!("{}@{}", context.familiar(&image.name), image.digest);
     let image = read_image(store, &image.digest).with_context(|| name.clone())?;
     let lower = context.with_engine(args.engine, |engine| context.lower(store, &image, &name, engine))?;
-    let roots = context.roots(store)?.with_inodes(context.config.inodes(args.inodes)?);
     let injection = args.user.map_or(Injection::default(), |user| {
         Injection::default().with_user(user.uid().as_raw(), user.gid().as_raw())
     });

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::Store;
-use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX, digest_of};
+use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX, TREE_SUFFIX, digest_of};
 use super::dir::Dir;
 use super::error::StoreError;
 use super::gc::partial_is_due;
@@ -17,12 +17,16 @@ pub struct StoreUsage {
     pub blobs: BTreeMap<Digest, u64>,
     /// The files derived from each layer: its index, and its seekable form if it has one.
     pub derived: BTreeMap<Digest, u64>,
+    /// The tree images, by the hex digits of their keys.
+    pub trees: BTreeMap<String, u64>,
     /// The plain layers, with the disk space that they take: they have holes.
     pub plain: BTreeMap<Digest, u64>,
     /// Interrupted downloads, and whether `gc` removes each.
     pub downloads: Vec<(u64, bool)>,
     /// All blobs that an image refers to, whether or not the store has them.
     pub referenced: HashSet<Digest>,
+    /// The tree images that images may have.
+    pub referenced_trees: HashSet<String>,
 }
 
 impl Store {
@@ -30,8 +34,9 @@ impl Store {
     ///
     /// Takes no lock: while a pull runs, the blobs that it has stored count as unreferenced.
     pub fn usage(&self) -> Result<StoreUsage, StoreError> {
+        let marked = self.mark(&[], &mut Vec::new())?;
         let mut usage =
-            StoreUsage { referenced: self.mark(&[], &mut Vec::new())?.blobs, ..StoreUsage::default() };
+            StoreUsage { referenced: marked.blobs, referenced_trees: marked.trees, ..StoreUsage::default() };
         if let Some(dir) = self.blobs()? {
             each_file(&dir, |name, size| {
                 usage.blobs.extend(digest_of(name).map(|digest| (digest, size)));
@@ -44,6 +49,12 @@ impl Store {
                 if let Some(layer) = name.strip_suffix(suffix).and_then(digest_of) {
                     *usage.derived.entry(layer).or_default() += size;
                 }
+                Ok(())
+            })?;
+        }
+        if let Some(dir) = self.subdir(Subdir::Trees)? {
+            each_file(&dir, |name, size| {
+                usage.trees.extend(name.strip_suffix(TREE_SUFFIX).map(|key| (key.to_owned(), size)));
                 Ok(())
             })?;
         }

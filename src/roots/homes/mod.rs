@@ -19,7 +19,6 @@ use self::home::Homes;
 pub use self::lease::RootLease;
 pub use self::location::HomesLocation;
 pub use self::named::RootRemoval;
-pub(super) use self::processes::mounted_devices;
 pub use self::processes::processes_with_mount;
 pub use self::sweep::{RootInfo, RootState, SweepReport};
 use super::trusted::{check_trusted, open_trusted};

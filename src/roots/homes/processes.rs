@@ -26,31 +26,6 @@ pub fn processes_with_mount(source: &str) -> io::Result<Vec<Pid>> {
     Ok(all_processes()?.into_iter().filter(has_mount).collect())
 }
 
-/// Returns those of the devices (`st_dev`) that are mounted for a process, in any namespace. Reads all of `/proc`.
-pub(in crate::roots) fn mounted_devices(devices: &HashSet<u64>) -> io::Result<HashSet<u64>> {
-    let mut mounted = HashSet::new();
-    for pid in all_processes()? {
-        if mounted.len() == devices.len() {
-            break;
-        }
-        // The process may have ended.
-        let table = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-        for line in table.lines() {
-            // proc_pid_mountinfo(5): `ID PARENT MAJOR:MINOR ...`.
-            let device = line.split(' ').nth(2).and_then(|device| device.split_once(':'));
-            let number = |text: &str| text.parse::<u32>().ok();
-            let Some((Some(major), Some(minor))) = device.map(|(a, b)| (number(a), number(b))) else {
-                continue;
-            };
-            let device = rustix::fs::makedev(major, minor);
-            if devices.contains(&device) {
-                mounted.insert(device);
-            }
-        }
-    }
-    Ok(mounted)
-}
-
 /// Returns the processes that use the overlay with this source and device, each with the name of its program.
 ///
 /// A process uses the overlay if its root directory, working directory, program or an open file is in it or in a filesystem

@@ -29,9 +29,9 @@ pub(super) struct RootRecord {
     /// The names of the layer directories that the root uses.
     #[serde(default)]
     pub(super) layers: Vec<String>,
-    /// The mount of the daemon that serves layers to the root: [`Lower::layers_mount`].
+    /// The device of the filesystem in which a daemon serves layers to the root: [`Lower::layers_device`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) layers_mount: Option<u64>,
+    pub(super) layers_device: Option<u64>,
     upper: String,
     /// Unix time in seconds.
     created: u64,
@@ -45,7 +45,7 @@ impl RootRecord {
             image: image.resolved_name().to_owned(),
             engine: image.engine(),
             layers: image.layer_directories(),
-            layers_mount: image.layers_mount(),
+            layers_device: image.layers_device(),
             upper: upper.to_string(),
             created: now,
         }

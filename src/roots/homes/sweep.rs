@@ -87,7 +87,7 @@ impl Roots {
         let record = RootRecord::read(homes, &id);
         let has_lost_daemon = || match &record {
             Some(RootRecord { engine: Engine::Fuse, .. }) => self.dirs.has_lost_daemon(&id),
-            Some(RootRecord { layers_mount: Some(mount), .. }) => {
+            Some(RootRecord { layers_device: Some(mount), .. }) => {
                 Ok(!serves_layers(&self.dirs.run_dir.join(LAYERS), *mount, ANSWER_WAIT)?)
             }
             _ => Ok(false),

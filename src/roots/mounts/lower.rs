@@ -137,9 +137,9 @@ impl Lower {
         }
     }
 
-    /// Returns the mount of the daemon that serves layers of the image; `None` if no daemon does, or it serves the image as a
-    /// directory.
-    pub(crate) fn layers_mount(&self) -> Option<u64> {
+    /// Returns the device of the filesystem in which a daemon serves layers of the image; `None` if no daemon does, or it serves the
+    /// image as a directory.
+    pub(crate) fn layers_device(&self) -> Option<u64> {
         self.tree.as_ref().and_then(HeldTree::layers)
     }
 

@@ -7,7 +7,7 @@
 //! while. inotify(7) would tell at once, but a user has only 128 instances of it, and a host may use more images than that.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -24,7 +24,6 @@ use crate::os::{
     AtPath as _, Forked, PathError, close_all_but, detach_from_caller, end_now, fork, leave_control_groups,
 };
 use crate::roots::RootsError;
-use crate::roots::homes::mounted_devices;
 use crate::roots::mounts::{enter_private_namespace, mount, wire};
 
 /// The most connections at a time. Each is open until its root is made.
@@ -228,4 +227,29 @@ fn listen(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
     rustix::net::bind(&listener, &wire::address(dir, name)?)?;
     rustix::net::listen(&listener, 128)?;
     Ok(listener)
+}
+
+/// Returns those of the devices (`st_dev`) that are mounted for a process, in any namespace. Reads all of `/proc`.
+fn mounted_devices(devices: &HashSet<u64>) -> io::Result<HashSet<u64>> {
+    let mut mounted = HashSet::new();
+    for process in fs::read_dir("/proc")? {
+        if mounted.len() == devices.len() {
+            break;
+        }
+        // Not a process, or one that has ended.
+        let table = fs::read_to_string(process?.path().join("mountinfo")).unwrap_or_default();
+        for line in table.lines() {
+            // proc_pid_mountinfo(5): `ID PARENT MAJOR:MINOR ...`.
+            let device = line.split(' ').nth(2).and_then(|device| device.split_once(':'));
+            let number = |text: &str| text.parse::<u32>().ok();
+            let Some((Some(major), Some(minor))) = device.map(|(a, b)| (number(a), number(b))) else {
+                continue;
+            };
+            let device = rustix::fs::makedev(major, minor);
+            if devices.contains(&device) {
+                mounted.insert(device);
+            }
+        }
+    }
+    Ok(mounted)
 }

@@ -41,8 +41,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const DAEMON_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a holder keeps the superblock of an image without roots.
 const IDLE: Duration = Duration::from_secs(60);
-/// `STATX_MNT_ID_UNIQUE` (linux/stat.h, Linux 6.8).
-const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 /// Digits of the key in the name of a socket.
 const KEY_DIGITS: usize = 32;
 
@@ -59,8 +57,9 @@ pub struct TreeMounts {
 struct LazyLayers {
     dir: OwnedFd,
     path: PathBuf,
-    /// The number of the mount, unique since the host was started.
-    mount: u64,
+    /// The device of the filesystem: the same in every mount namespace, and not used again while a mounted tree image has files
+    /// of it.
+    device: u64,
 }
 
 impl TreeMounts {
@@ -93,7 +92,7 @@ impl TreeMounts {
             return Ok(Some(tree));
         }
         match LazyLayers::open(layers)? {
-            Some(lazy) => self.ask(&socket_name(key, Some(lazy.mount)), Some(lazy.mount)),
+            Some(lazy) => self.ask(&socket_name(key, Some(lazy.device)), Some(lazy.device)),
             None => Ok(None),
         }
     }
@@ -148,7 +147,7 @@ impl TreeMounts {
         layers: Option<&Path>,
     ) -> Result<HeldTree, RootsError> {
         let (devices, lazy) = open_devices(store, tree.devices(), layers)?;
-        let lazy = lazy.map(|lazy| lazy.mount);
+        let lazy = lazy.map(|lazy| lazy.device);
         let name = &socket_name(key, lazy);
         let Some(lock) = self.lock(name, START_TIMEOUT)? else {
             let busy = io::Error::from(io::ErrorKind::TimedOut);
@@ -198,15 +197,15 @@ impl TreeMounts {
     }
 }
 
-/// Returns whether a daemon still serves layers in this mount, in the directory `path`. A daemon that does not answer in time
+/// Returns whether a daemon still serves layers in this filesystem, in the directory `path`. A daemon that does not answer in time
 /// counts as serving.
-pub(super) fn serves_layers(path: &Path, mount: u64, timeout: Duration) -> Result<bool, PathError> {
+pub(super) fn serves_layers(path: &Path, device: u64, timeout: Duration) -> Result<bool, PathError> {
     let Some(lazy) = LazyLayers::open(Some(path))? else { return Ok(false) };
     let is_dead = || {
         let answer = os::statfs_within(path, timeout).at("statfs", path)?;
         Ok(matches!(answer, Some(Err(Errno::NOTCONN | Errno::CONNABORTED))))
     };
-    Ok(lazy.mount == mount && !is_dead()?)
+    Ok(lazy.device == device && !is_dead()?)
 }
 
 impl LazyLayers {
@@ -230,8 +229,12 @@ impl LazyLayers {
         };
         // Sends no request to the daemon.
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let stat = rustix::fs::statx(&dir, "", flags, MNT_ID_UNIQUE).at("stat", path)?;
-        Ok(Some(Self { dir, path: path.to_owned(), mount: stat.stx_mnt_id }))
+        let stat = rustix::fs::statx(&dir, "", flags, StatxFlags::TYPE).at("stat", path)?;
+        Ok(Some(Self {
+            dir,
+            path: path.to_owned(),
+            device: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+        }))
     }
 }
 
@@ -274,7 +277,7 @@ fn socket_name(key: &TreeKey, layers: Option<u64>) -> String {
     let mut name = key.hex();
     name.truncate(KEY_DIGITS);
     match layers {
-        Some(mount) => format!("{name}-{mount:x}"),
+        Some(device) => format!("{name}-{device:x}"),
         None => name,
     }
 }

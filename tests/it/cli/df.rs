@@ -24,7 +24,10 @@ fn df_counts_each_file_once_by_kind_and_shared_files_for_each_image() {
     let shown = fixture.program.json(&["df"]);
     assert_eq!(keys(&shown), ["free", "images", "kinds", "store"]);
     let names: Vec<&Value> = shown["kinds"].as_array().unwrap().iter().map(|kind| &kind["kind"]).collect();
-    assert_eq!(names, ["blobs", "indexes", "plain-layers", "unpacked-layers", "downloads", "roots"]);
+    assert_eq!(
+        names,
+        ["blobs", "indexes", "tree-images", "plain-layers", "unpacked-layers", "downloads", "roots"]
+    );
     assert_eq!(keys(&shown["kinds"][0]), ["bytes", "count", "kind", "reclaimable"]);
     let blobs = kind(&shown, "blobs");
     let bytes = total(&fixture, "blobs/sha256");
@@ -44,7 +47,10 @@ fn df_counts_each_file_once_by_kind_and_shared_files_for_each_image() {
     assert_eq!(number(&images[0], "shared"), number(&images[1], "shared"));
     assert!(number(&images[0], "shared") > 0);
     let unique: u64 = images.iter().map(|image| number(image, "unique")).sum();
-    let all = blobs["bytes"].as_u64().unwrap() + indexes["bytes"].as_u64().unwrap();
+    let all: u64 = [&blobs, &indexes, &kind(&shown, "tree-images")]
+        .map(|kind| kind["bytes"].as_u64().unwrap())
+        .iter()
+        .sum();
     assert_eq!(unique + number(&images[0], "shared"), all, "every file belongs to an image");
 }
 

@@ -275,8 +275,13 @@ fn is_frozen(pid: u32, file: &Path) -> bool {
 #[test]
 fn calls_use_the_tree_image_and_no_process_of_the_caller_has_its_mount() {
     let host = Host::with_script(SLEEP);
-    let call = RunningProcess::start(host.isolate().args(in_image(&host, "")));
-    wait_until("the call has become isolate", || isolate_of(&call).is_some());
+    let start = |id: &str| {
+        let call = RunningProcess::start(host.isolate().arg(id).args(in_image(&host, "")));
+        wait_until("the call has become isolate", || isolate_of(&call).is_some());
+        call
+    };
+    // Each call makes its root in a mount namespace of its own.
+    let (call, other) = (start("--box-id=1"), start("--box-id=2"));
     let holders = host.holders();
     assert_eq!(holders.len(), 1);
     let is_tree = |pid: u32| {
@@ -292,6 +297,6 @@ fn calls_use_the_tree_image_and_no_process_of_the_caller_has_its_mount() {
     // The process that has it belongs to root, in a session of its own.
     let status = fs::read_to_string(format!("/proc/{}/status", holders[0])).unwrap();
     assert!(status.contains("Uid:\t0\t0\t0\t0\n"), "{status}");
-    drop(call);
+    drop((call, other));
     host.assert_clean();
 }

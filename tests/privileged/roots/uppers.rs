@@ -24,7 +24,7 @@ fn root_can_be_created_listed_and_removed_with_each_upper() {
         let seconds = created["created"].as_u64().unwrap();
         assert!(seconds > 1_700_000_000, "{seconds}");
         let expected = json!({
-            "id": id, "state": "mounted", "path": path, "image": fixture.mounted.good, "engine": "fuse", "upper": upper,
+            "id": id, "state": "mounted", "path": path, "image": fixture.mounted.good, "engine": "erofs", "upper": upper,
             "created": seconds,
         });
         assert_eq!(created, expected);

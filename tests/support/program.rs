@@ -209,8 +209,11 @@ impl Drop for TestMount {
     }
 }
 
-/// Whether something is mounted at this directory, in the mount namespace of the calling thread.
+/// Whether something is mounted at this directory, in the mount namespaces of the test's process and of the calling thread: a thread
+/// that enters a private one keeps copies of mounts that are gone elsewhere.
 pub fn is_mounted(dir: &Path) -> bool {
-    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").expect("read the mounts");
-    mounts.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(dir))
+    ["/proc/self/mountinfo", "/proc/thread-self/mountinfo"].into_iter().all(|table| {
+        let mounts = fs::read_to_string(table).expect("read the mounts");
+        mounts.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(dir))
+    })
 }

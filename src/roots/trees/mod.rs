@@ -112,11 +112,9 @@ impl TreeMounts {
         let failed =
             |source: PipelineError| RootsError::StoredImage { image: digest, source: Box::new(source) };
         // The lease keeps `gc` from freeing the files before they are open.
-        let lease = store.lease(None)?;
+        let _lease = store.lease(None)?;
         let tree = pipeline::tree_image(store, image).map_err(failed)?;
-        let mounted = self.start(store, &key, &tree, layers);
-        drop(lease);
-        mounted
+        self.start(store, &key, &tree, layers)
     }
 
     /// Does the same with a tree image that exists. Returns `None` if it does not, or cannot be used: no layer is read to make it.

@@ -61,8 +61,8 @@ impl Subdir {
 
     fn mode(self) -> u32 {
         match self {
-            Self::Indexes | Self::Seekable => DIR_MODE,
-            Self::Trees | Self::Plain | Self::Partial | Self::Tmp | Self::Locks => 0o700,
+            Self::Indexes | Self::Seekable | Self::Trees => DIR_MODE,
+            Self::Plain | Self::Partial | Self::Tmp | Self::Locks => 0o700,
         }
     }
 }

@@ -162,12 +162,7 @@ impl Filesystem for Adapter {
             request,
             Operation::Read,
             reply,
-            |fs, _| {
-                let mut reading = self.accounts.begin_read(request.pid());
-                let bytes = fs.read(ino(number), offset, size)?;
-                reading.read(bytes.len());
-                Ok(bytes)
-            },
+            |fs, _| self.accounts.count_read(request.pid(), || fs.read(ino(number), offset, size)),
             |reply, bytes| reply.data(&bytes),
         );
     }

@@ -9,9 +9,9 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::family::family;
-use super::readers::{LazyReads, PendingRead, ReaderQuery, Readers};
+use super::readers::{LazyReads, ReaderQuery, Readers};
 use crate::error::chain_text;
-use crate::fs::FsError;
+use crate::fs::{FileBytes, FsError};
 use crate::os::{self, ignore_poison};
 
 /// Number of failures that are kept.
@@ -117,9 +117,16 @@ impl ReadAccounts {
         });
     }
 
-    /// Begins to answer a READ of the thread `tid`.
-    pub(super) fn begin_read(&self, tid: u32) -> PendingRead<'_> {
-        self.readers.begin(tid)
+    /// Counts what `read` returns as a READ of the thread `tid`.
+    pub(super) fn count_read<E>(
+        &self,
+        tid: u32,
+        read: impl FnOnce() -> Result<FileBytes, E>,
+    ) -> Result<FileBytes, E> {
+        let mut reading = self.readers.begin(tid);
+        let bytes = read()?;
+        reading.read(bytes.len());
+        Ok(bytes)
     }
 
     /// Returns what all threads have read.

@@ -119,12 +119,7 @@ impl Filesystem for LayerAdapter {
             request,
             Operation::Read,
             reply,
-            |files| {
-                let mut reading = self.accounts.begin_read(request.pid());
-                let bytes = files.read(ino(number), offset, size)?;
-                reading.read(bytes.len());
-                Ok(bytes)
-            },
+            |files| self.accounts.count_read(request.pid(), || files.read(ino(number), offset, size)),
             |reply, bytes| reply.data(&bytes),
         );
     }

@@ -72,11 +72,6 @@ impl Store {
         self.derived_file(Subdir::Trees, &(key.hex() + TREE_SUFFIX))
     }
 
-    /// Removes a tree image. Returns whether it existed.
-    pub fn remove_tree(&self, key: &TreeKey) -> Result<bool, StoreError> {
-        self.remove_derived(Subdir::Trees, &(key.hex() + TREE_SUFFIX))
-    }
-
     fn derived_file(&self, subdir: Subdir, name: &str) -> Result<Option<File>, StoreError> {
         match self.subdir(subdir)? {
             Some(dir) => dir.file(name),

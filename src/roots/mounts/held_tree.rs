@@ -13,7 +13,7 @@ pub struct HeldTree {
     mount: OwnedFd,
     stat: Stat,
     connection: OwnedFd,
-    /// The mount of the layers that the daemon serves; `None` if all layers are files.
+    /// The device of the filesystem in which a daemon serves layers; `None` if all layers are files.
     layers: Option<u64>,
 }
 
@@ -37,7 +37,7 @@ impl HeldTree {
         &self.stat
     }
 
-    /// The mount of the layers that a daemon serves; `None` if all layers are files.
+    /// The device of the filesystem in which a daemon serves layers; `None` if all layers are files.
     pub(super) fn layers(&self) -> Option<u64> {
         self.layers
     }

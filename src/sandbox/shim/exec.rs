@@ -97,8 +97,11 @@ fn try_to_become_isolate(
     arguments: &[OsString],
 ) -> Result<Infallible, ShimError> {
     let real = RealIsolate::find(settings.isolate.as_deref(), caller.rights(), settings.search.as_deref())?;
-    let Some(request) = image_request(caller, settings, &real, arguments)? else {
-        await_killed_call(settings, arguments);
+    let Some(call) = parse(caller, settings, &real, arguments)? else {
+        return execute(caller, real.path, name, arguments);
+    };
+    let Some(request) = image_request(caller, settings, &call)? else {
+        await_killed_call(settings, &call);
         return execute(caller, real.path, name, arguments);
     };
     // Also of the supervisor: it forks, and writes the meta file if it fails.
@@ -123,26 +126,24 @@ pub fn meta_file(arguments: &[OsString], in_order: bool) -> Option<PathBuf> {
 }
 
 /// A call that requests an image.
-struct ImageRequest {
-    call: IsolateCall,
+struct ImageRequest<'a> {
+    call: &'a IsolateCall,
     /// The image's path below the mountpoint; `None` if the command's path chooses the image.
     name: Option<PathBuf>,
     writable: bool,
 }
 
 /// Returns the image that the call requests; `None` if it requests none.
-fn image_request(
+fn image_request<'a>(
     caller: &Caller,
     settings: &ShimSettings,
-    real: &RealIsolate,
-    arguments: &[OsString],
-) -> Result<Option<ImageRequest>, ShimError> {
-    let Some(call) = parse(caller, settings, real, arguments)? else { return Ok(None) };
+    call: &'a IsolateCall,
+) -> Result<Option<ImageRequest<'a>>, ShimError> {
     if caller.rights() == Rights::SetUid && call.mode == Some(IsolateMode::Run) {
         require_trusted_directories(settings)?;
     }
     let (name, writable) =
-        match choose(&call, &settings.images, &settings.host_commands, || known_mountpoint(settings))? {
+        match choose(call, &settings.images, &settings.host_commands, || known_mountpoint(settings))? {
             ImageChoice::Unchanged => return Ok(None),
             ImageChoice::OfCommand => (None, None),
             ImageChoice::Image { name, writable } => (Some(name), writable),
@@ -196,14 +197,14 @@ fn make_root(
     caller: &Caller,
     settings: &ShimSettings,
     real: &RealIsolate,
-    request: &ImageRequest,
+    request: &ImageRequest<'_>,
     child: SupervisedChild,
 ) -> Result<Vec<OsString>, ShimError> {
     let version = real.version(&settings.run_dir, caller)?;
-    let rewrite = CallRewrite::new(&request.call, version)?;
-    let box_lock = lock_box(caller, real, &request.call)?;
+    let rewrite = CallRewrite::new(request.call, version)?;
+    let box_lock = lock_box(caller, real, request.call)?;
     let daemon = live_daemon(settings)?;
-    let injection = settings.inject.then(|| injection(caller, &request.call, real, &settings.run_dir));
+    let injection = settings.inject.then(|| injection(caller, request.call, real, &settings.run_dir));
     let account = RunAccount::open(&daemon.socket, &daemon.mountpoint).map_err(|error| match error {
         ControlError::Deadline { .. } => ShimError::MountHangs(daemon.mountpoint.clone()),
         error => error.into(),
@@ -230,7 +231,7 @@ fn make_root(
 fn make_accounted_root(
     caller: &Caller,
     settings: &ShimSettings,
-    request: &ImageRequest,
+    request: &ImageRequest<'_>,
     rewrite: &CallRewrite,
     injection: Option<&Injection>,
     guarded: GuardedCall<'_>,
@@ -242,7 +243,7 @@ fn make_accounted_root(
     let upper = if request.writable || !additional.is_empty() { settings.upper } else { Upper::None };
     let lease = roots.lease(&upper)?;
     // The last step before the guardian, which removes the locked file.
-    let run_lock = lock_run(settings, &request.call)?;
+    let run_lock = lock_run(settings, request.call)?;
     let (guardian, lease) = Guardian::start(caller, &roots, lease, run_lock, guarded)?;
     enter_private_namespace()?;
     mount_terminals()?;
@@ -255,7 +256,7 @@ fn make_accounted_root(
     *accounted = AccountedImage::new(&name, &image);
     let lower =
         in_tree(settings, &store, &image, guarded.daemon)?.map_or(lower, |tree| Lower::in_tree(tree, &name));
-    let home = (settings.inject && !inherits_home(&request.call)).then_some(BOX);
+    let home = (settings.inject && !inherits_home(request.call)).then_some(BOX);
     let environment = rewrite.environment(&image.config().env, &settings.env_from_image, home);
     let root = lease.mount(&lower, injection)?;
     guardian.watch(&root);
@@ -297,9 +298,8 @@ fn lock_run(settings: &ShimSettings, call: &IsolateCall) -> Result<Option<BoxLoc
 
 /// Waits as [`lock_run`] does before isolate makes or cleans a box, or runs a program of the host in it. isolate itself reports
 /// a box that is still in use then.
-fn await_killed_call(settings: &ShimSettings, arguments: &[OsString]) {
-    let call = IsolateCall::parse(arguments, None, settings.in_order).ok();
-    if let Some(id) = call.filter(|call| call.mode.is_some()).and_then(|call| call.box_id()) {
+fn await_killed_call(settings: &ShimSettings, call: &IsolateCall) {
+    if let Some(id) = call.mode.and_then(|_| call.box_id()) {
         // Without a file, no call is in the box. A file that cannot be used says nothing about the box.
         drop(BoxLocks::new(&settings.run_dir).lock(id, false, BOX_TIMEOUT));
     }

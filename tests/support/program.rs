@@ -1,7 +1,8 @@
 //! Runs the program under test, with its own store and mount.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -131,7 +132,12 @@ impl Program {
         let log = self.dir.path().join("daemon.log");
         let mut server = Server::start(&self.command(&[OsStr::new("mount"), dir.as_os_str()]), &log);
         server.line()?;
-        Ok(TestMount { dir: dir.to_owned(), layers: self.dir.path().join("run/layers"), server })
+        Ok(TestMount {
+            dir: dir.to_owned(),
+            layers: self.dir.path().join("run/layers"),
+            mounts: MountTable::open(),
+            server,
+        })
     }
 }
 
@@ -154,6 +160,8 @@ pub fn failure(output: &Output, arguments: &[&str]) -> String {
 pub struct TestMount {
     dir: PathBuf,
     layers: PathBuf,
+    /// Of the namespace of the daemon. The test may enter another one, which keeps copies of the mounts.
+    mounts: MountTable,
     server: Server,
 }
 
@@ -189,7 +197,7 @@ impl TestMount {
         let status = self.server.wait();
         assert!(status.success(), "the daemon ended with {status}; log:\n{}", self.log());
         for dir in [&self.dir, &self.layers] {
-            assert!(!is_mounted(dir), "{} is still mounted", dir.display());
+            assert!(!self.mounts.has(dir), "{} is still mounted", dir.display());
         }
     }
 }
@@ -198,7 +206,7 @@ impl Drop for TestMount {
     fn drop(&mut self) {
         self.server.signal("TERM");
         // The daemon unmounts. If it cannot, or if the test killed it, the mount is removed below.
-        let mounted = || [&self.dir, &self.layers].into_iter().filter(|dir| is_mounted(dir));
+        let mounted = || [&self.dir, &self.layers].into_iter().filter(|dir| self.mounts.has(dir));
         for _ in 0..100 {
             if mounted().next().is_none() {
                 return;
@@ -209,11 +217,24 @@ impl Drop for TestMount {
     }
 }
 
-/// Whether something is mounted at this directory, in the mount namespaces of the test's process and of the calling thread: a thread
-/// that enters a private one keeps copies of mounts that are gone elsewhere.
+/// Whether something is mounted at this directory, in the mount namespace of the calling thread.
 pub fn is_mounted(dir: &Path) -> bool {
-    ["/proc/self/mountinfo", "/proc/thread-self/mountinfo"].into_iter().all(|table| {
-        let mounts = fs::read_to_string(table).expect("read the mounts");
+    MountTable::open().has(dir)
+}
+
+/// The mounts of the namespace that the thread was in when it opened the table.
+#[derive(Debug)]
+struct MountTable(File);
+
+impl MountTable {
+    fn open() -> Self {
+        Self(File::open("/proc/thread-self/mountinfo").expect("open the mounts"))
+    }
+
+    fn has(&self, dir: &Path) -> bool {
+        let (mut table, mut mounts) = (&self.0, String::new());
+        table.rewind().expect("read the mounts again");
+        table.read_to_string(&mut mounts).expect("read the mounts");
         mounts.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(dir))
-    })
+    }
 }

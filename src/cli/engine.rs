@@ -8,9 +8,9 @@ use serde::Deserialize;
 
 use super::{Context, error};
 use crate::daemon::{AccountedImage, RunAccount};
-use crate::error::{ErrorCode, chain_text};
+use crate::error::ErrorCode;
 use crate::image::{Image, ManifestDigest};
-use crate::pipeline::{OpenImage, read_image, tree_image};
+use crate::pipeline::{self, OpenImage};
 use crate::roots::{Engine, LayerDirectories, Lower, TreeMounts, try_erofs_file};
 use crate::sandbox::SandboxError;
 use crate::store::{DaemonInfo, Store};
@@ -87,15 +87,16 @@ impl Context {
         Ok(PreparedImage { lower, account })
     }
 
-    /// Whether roots use tree images, as far as the configuration says.
-    pub(super) fn uses_tree_images(&self) -> bool {
+    /// Whether roots use tree images: the configuration allows it, and the kernel can mount them.
+    pub(super) fn uses_tree_images(&self, store: &Store) -> bool {
         matches!(self.config.engine, None | Some(EngineChoice::Auto | EngineChoice::Erofs))
+            && try_erofs_file(store.path()).is_ok()
     }
 
     /// Makes the tree images of images that were stored, if roots will use them.
     pub(super) fn make_tree_images(&self, store: &Store, images: impl IntoIterator<Item = ManifestDigest>) {
-        if self.uses_tree_images() {
-            make_tree_images(store, images);
+        if self.uses_tree_images(store) {
+            pipeline::make_tree_images(store, images, &|| false);
         }
     }
 
@@ -152,20 +153,6 @@ impl Context {
                 Lower::copy_of(open, name)
             }
         })
-    }
-}
-
-/// Makes the tree images of images that have none, if the kernel can mount them. A root makes one that is missing, too, but waits
-/// for it.
-pub(super) fn make_tree_images(store: &Store, images: impl IntoIterator<Item = ManifestDigest>) {
-    if try_erofs_file(store.path()).is_err() {
-        return;
-    }
-    for digest in images {
-        let made = read_image(store, &digest).and_then(|image| tree_image(store, &image));
-        if let Err(error) = made {
-            tracing::warn!("no tree image: {}", chain_text(&error));
-        }
     }
 }
 

@@ -6,10 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::config::PlainChoice;
-use super::engine::make_tree_images;
 use super::{Context, output, root};
 use crate::daemon::{ServeOptions, serve};
-use crate::error::chain_text;
 use crate::fs::FsOptions;
 use crate::fuse::prepare_mountpoint;
 use crate::store::Store;
@@ -65,29 +63,14 @@ pub(super) fn run(context: &Context, args: &MountArgs) -> anyhow::Result<()> {
         threads: args.threads.or(config.threads),
         kernel_read_ahead_kib: args.read_ahead.or(config.read_ahead_kib),
         allow_nonempty: args.allow_nonempty,
+        makes_tree_images: context.uses_tree_images(&store),
         makes_plain: context.config.erofs.plain != PlainChoice::Never,
         fs,
     };
-    let uses_tree_images = context.uses_tree_images();
     serve(store.clone(), &options, |mountpoint| {
         let text = format!("mounted {} at {}", store.path().display(), mountpoint.display());
         // A closed pipe must not end the mount.
         let _ = output::line(text);
-        if uses_tree_images {
-            make_missing_tree_images(store.clone());
-        }
     })?;
     Ok(())
-}
-
-/// Makes the tree images that the store lacks, as after an upgrade, in a thread of the lowest priority.
-fn make_missing_tree_images(store: Store) {
-    std::thread::spawn(move || {
-        // With 0, Linux changes the priority of the calling thread alone.
-        let _ = rustix::process::setpriority_process(None, 19);
-        match store.refs() {
-            Ok(refs) => make_tree_images(&store, refs.images.into_iter().map(|image| image.digest)),
-            Err(error) => tracing::warn!("no tree images: {}", chain_text(&error)),
-        }
-    });
 }

@@ -19,7 +19,7 @@ use super::layer_mount::{LayerMount, LayerMountCounters};
 use super::listener::ControlListener;
 use super::protocol::{ControlRequest, ControlResponse};
 use super::status::{DaemonStatus, PlainLayersStatus};
-use super::upkeep::{IndexUpkeep, PlainUpkeep};
+use super::upkeep::{DerivedUpkeep, PlainUpkeep};
 use super::watch::StoreWatch;
 use crate::error::chain_text;
 use crate::fs::{FsOptions, ImageFs, ImageSource, LoadError};
@@ -54,6 +54,8 @@ pub struct ServeOptions {
     pub kernel_read_ahead_kib: Option<u32>,
     /// Whether the mountpoint may have entries. The mount hides them.
     pub allow_nonempty: bool,
+    /// Whether images get the tree images that they lack.
+    pub makes_tree_images: bool,
     /// Whether layers that are used become plain layers.
     pub makes_plain: bool,
     /// Settings of the filesystem.
@@ -169,7 +171,7 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
     info!(store = %store.path().display(), mountpoint = %mounted.mount.path().display(), %threads, "serving");
     notify_systemd("READY=1");
     ready(mounted.mount.path());
-    let _upkeep = IndexUpkeep::start(store.clone());
+    let _upkeep = DerivedUpkeep::start(store.clone(), options.makes_tree_images);
     let used = layers.as_ref().filter(|_| options.makes_plain).map(LayerMount::files);
     let _plain = used.map(|files| PlainUpkeep::start(store.clone(), files));
 

@@ -1,4 +1,4 @@
-//! Work on the store that can wait: rebuilds the indexes that an older version wrote, and makes plain layers.
+//! Work on the store that can wait: rebuilds the indexes that an older version wrote, and makes tree images and plain layers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::error::chain_text;
 use crate::fs::LayerFiles;
 use crate::image::LayerDigest;
-use crate::pipeline::{make_plain_layer, update_indexes};
+use crate::pipeline::{make_plain_layer, make_tree_images, update_indexes};
 use crate::store::{PlainRoom, Store};
 
 /// Priority of the threads: the lowest that still gets some time on a busy host. They hold locks of the layers that they work on, and a
@@ -61,15 +61,27 @@ fn start_idle(name: &'static str, work: impl FnOnce(StopSignal) + Send + 'static
     StopOnDrop { _sender: sender }
 }
 
-/// A thread that rebuilds outdated indexes once.
+/// A thread that rebuilds outdated indexes once, and then makes the tree images that are missing, as after an upgrade.
 #[derive(Debug)]
-pub(super) struct IndexUpkeep {
+pub(super) struct DerivedUpkeep {
     _stop: StopOnDrop,
 }
 
-impl IndexUpkeep {
-    pub(super) fn start(store: Store) -> Self {
-        Self { _stop: start_idle("index-upkeep", move |stop| update_indexes(&store, &|| stop.is_set())) }
+impl DerivedUpkeep {
+    pub(super) fn start(store: Store, tree_images: bool) -> Self {
+        let work = move |stop: StopSignal| {
+            let stopped = || stop.is_set();
+            update_indexes(&store, &stopped);
+            if tree_images {
+                match store.refs() {
+                    Ok(refs) => {
+                        make_tree_images(&store, refs.images.iter().map(|image| image.digest), &stopped)
+                    }
+                    Err(error) => warn!("cannot look for missing tree images: {}", chain_text(&error)),
+                }
+            }
+        };
+        Self { _stop: start_idle("derived-upkeep", work) }
     }
 }
 

@@ -29,7 +29,7 @@ pub use open::{
 };
 pub use plain::{PlainCheck, check_plain_layer, make_plain_layer, plain_layer};
 pub use pull::{PullJob, pull};
-pub use tree_image::{existing_tree_image, make_tree_image, tree_image, tree_key};
+pub use tree_image::{existing_tree_image, make_tree_image, make_tree_images, tree_image, tree_key};
 
 use crate::erofs::{ErofsError, PlainLayerError};
 use crate::error::ErrorCode;

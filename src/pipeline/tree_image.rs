@@ -2,9 +2,10 @@
 
 use std::io;
 
-use super::{OpenImage, PipelineError};
+use super::{OpenImage, PipelineError, read_image};
 use crate::erofs::{ErofsError, TreeFile, TreeImage};
-use crate::image::{Image, ImageLayer, TreeKey};
+use crate::error::chain_text;
+use crate::image::{Image, ImageLayer, ManifestDigest, TreeKey};
 use crate::index::Index;
 use crate::store::{Store, StoreError};
 
@@ -39,6 +40,24 @@ pub fn tree_image(store: &Store, image: &Image) -> Result<TreeFile, PipelineErro
     match existing_tree_image(store, &tree_key(image))? {
         Some(tree) => Ok(tree),
         None => make_tree_image(store, &OpenImage::open(store, image, |_| None)?, &tree_key(image)),
+    }
+}
+
+/// Makes the tree images of those images that have none, one after the other, until `stopped` returns true. Failures are only
+/// logged: a root makes one that is missing, but waits for it.
+pub fn make_tree_images(
+    store: &Store,
+    images: impl IntoIterator<Item = ManifestDigest>,
+    stopped: &dyn Fn() -> bool,
+) {
+    for digest in images {
+        if stopped() {
+            return;
+        }
+        let made = read_image(store, &digest).and_then(|image| tree_image(store, &image));
+        if let Err(error) = made {
+            tracing::warn!("no tree image: {}", chain_text(&error));
+        }
     }
 }
 

@@ -100,10 +100,11 @@ impl Default for ReadAccounts {
 impl ReadAccounts {
     /// Records that a request of the thread `tid` failed. Ignores errors that say nothing about the image, such as ENOENT.
     ///
-    /// Must be called before the request is answered: its process waits until then, so that `/proc` still shows its parents.
+    /// Must be called before the request is answered: its process waits until then, so that `/proc` still shows its parents. For
+    /// what the kernel reads ahead no process waits; then the thread may be known from a request that it waited for.
     pub(super) fn record(&self, tid: u32, error: &FsError) {
         let Some(subject) = error.failed_content() else { return };
-        let (pid, ancestors) = family(tid);
+        let (pid, ancestors) = family(tid).or_else(|| self.readers.family(tid)).unwrap_or((tid, Vec::new()));
         self.add(ReadFailure {
             sequence: 0,
             pid,

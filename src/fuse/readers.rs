@@ -113,6 +113,13 @@ impl Readers {
         ignore_poison(self.table.lock()).last
     }
 
+    /// Returns the process of a thread, and the ancestors of that process, as they were at its last READ request.
+    pub(super) fn family(&self, tid: u32) -> Option<(u32, Vec<u32>)> {
+        let table = ignore_poison(self.table.lock());
+        let reader = table.kept.get(table.numbers.get(&tid)?)?;
+        Some((reader.pid, reader.ancestors.to_vec()))
+    }
+
     /// Returns the reads of all threads.
     pub(super) fn total(&self) -> LazyReads {
         let table = ignore_poison(self.table.lock());
@@ -144,16 +151,17 @@ impl LazyReads {
 }
 
 impl ReaderTable {
-    /// Returns the number of a reader; a new one if the thread has another process or other ancestors than before.
-    fn reader(&mut self, tid: u32, (pid, ancestors): (u32, Vec<u32>), now: Instant) -> u64 {
+    /// Returns the number of a reader; a new one if the thread has another process or other ancestors than before. A thread that
+    /// has ended since its last request is still the same reader: the kernel reads ahead for it.
+    fn reader(&mut self, tid: u32, family: Option<(u32, Vec<u32>)>, now: Instant) -> u64 {
         if let Some(number) = self.numbers.get(&tid)
             && let Some(reader) = self.kept.get_mut(number)
-            && reader.pid == pid
-            && *reader.ancestors == *ancestors
+            && family.as_ref().is_none_or(|(pid, of)| reader.pid == *pid && *reader.ancestors == **of)
         {
             reader.asked = now;
             return *number;
         }
+        let (pid, ancestors) = family.unwrap_or((tid, Vec::new()));
         while self.kept.len() >= KEPT
             && let Some((number, oldest)) = self.kept.pop_first()
         {
@@ -230,6 +238,24 @@ mod tests {
         let since = readers.last();
         assert_eq!(readers.of(ReaderQuery { process: u32::MAX, since }), Some(LazyReads::default()));
         assert_eq!(readers.of(ReaderQuery { process: u32::MAX, since: 0 }).unwrap().bytes, 10);
+    }
+
+    #[test]
+    fn request_of_a_thread_that_has_ended_counts_for_its_process() {
+        let readers = Readers::default();
+        let tid = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                read(&readers, own_tid(), 1);
+                own_tid()
+            });
+            reader.join().unwrap()
+        });
+        // Later than the time for which the thread is not looked for again.
+        ignore_poison(readers.table.lock()).kept.get_mut(&1).unwrap().asked -= SAME_THREAD;
+        read(&readers, tid, 2);
+        assert_eq!(readers.of(ReaderQuery { process: std::process::id(), since: 0 }).unwrap().bytes, 3);
+        assert_eq!(readers.family(tid).unwrap().0, std::process::id());
+        assert_eq!(readers.family(u32::MAX), None);
     }
 
     #[test]

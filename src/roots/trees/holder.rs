@@ -1,21 +1,23 @@
 //! The holder: a process that keeps the superblock of one image, and gives a clone of its mount to each root.
 //!
 //! It belongs to no caller: a root may be made by the stand-in for isolate, whose caller may end or be stopped at any moment. The
-//! mount is attached in a mount namespace of its own, because before Linux 6.15 the kernel clones only attached mounts.
+//! mount is attached in a mount namespace of its own, because before Linux 6.15 the kernel clones only attached mounts. The
+//! namespace has no mounts of the host, which would stay in use after the host has unmounted them.
 //!
 //! Whether a root still exists is looked up in the mount tables of all processes, each time the image has not been used for a
 //! while. inotify(7) would tell at once, but a user has only 128 instances of it, and a host may use more images than that.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::{AtFlags, Timespec};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, Timespec};
 use rustix::io::Errno;
-use rustix::mount::OpenTreeFlags;
+use rustix::mount::{OpenTreeFlags, UnmountFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::WaitOptions;
 
@@ -41,6 +43,8 @@ pub(super) struct Holder<'a> {
     _devices: Vec<File>,
     listener: OwnedFd,
     connections: Vec<OwnedFd>,
+    /// The host's `/proc`.
+    processes: OwnedFd,
     /// The devices of the overlays of roots that may exist.
     roots: HashSet<u64>,
 }
@@ -110,17 +114,14 @@ impl<'a> Holder<'a> {
         detach_from_caller(c"rcx-tree")?;
         // In a group that the caller cannot leave, the holder ends with the caller. The next root starts another one.
         let _ = leave_control_groups();
+        let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let processes = rustix::fs::open("/proc", directory, Mode::empty())?;
         enter_private_namespace().map_err(io::Error::other)?;
-        mount::attach(&mount, "rcx-imagefs", &trees.path).map_err(io::Error::other)?;
-        Ok(Self {
-            trees,
-            name,
-            mount,
-            _devices: devices,
-            listener,
-            connections: Vec::new(),
-            roots: HashSet::new(),
-        })
+        // In a chroot the kernel does not change the root, and the host's mounts stay.
+        let attached = if leave_host_mounts(trees).is_ok() { Path::new("/") } else { &trees.path };
+        mount::attach(&mount, "rcx-imagefs", attached).map_err(io::Error::other)?;
+        let (connections, roots) = (Vec::new(), HashSet::new());
+        Ok(Self { trees, name, mount, _devices: devices, listener, connections, processes, roots })
     }
 
     /// Answers until the image has had no root for a while, or the socket is removed.
@@ -194,7 +195,8 @@ impl<'a> Holder<'a> {
 
     /// Whether a process still has a root in its mount table. Forgets the others.
     fn has_roots(&mut self) -> bool {
-        let mounted = mounted_devices(&self.roots).unwrap_or_else(|_| self.roots.clone());
+        let mounted =
+            mounted_devices(self.processes.as_fd(), &self.roots).unwrap_or_else(|_| self.roots.clone());
         self.roots = mounted;
         !self.roots.is_empty()
     }
@@ -229,15 +231,30 @@ fn listen(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
     Ok(listener)
 }
 
-/// Returns those of the devices (`st_dev`) that are mounted for a process, in any namespace. Reads all of `/proc`.
-fn mounted_devices(devices: &HashSet<u64>) -> io::Result<HashSet<u64>> {
+/// Makes the directory of the sockets the root of this process, and detaches all other mounts from its namespace.
+fn leave_host_mounts(trees: &TreeMounts) -> Result<(), RootsError> {
+    let failed = |step| move |errno: Errno| PathError::new(step, &trees.path, errno);
+    // By its path: the kernel clones no mount of the namespace that this process has left.
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let root = rustix::mount::open_tree(CWD, &trees.path, flags).map_err(failed("clone the mount of"))?;
+    mount::attach(&root, "rcx-imagefs", &trees.path)?;
+    rustix::process::fchdir(&root).map_err(failed("enter"))?;
+    // With the same directory twice, the old root lies over the new one until it is detached (pivot_root(2)).
+    rustix::process::pivot_root(".", ".").map_err(failed("change the root to"))?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed("detach the old root from"))?;
+    Ok(())
+}
+
+/// Returns those of the devices (`st_dev`) that are mounted for a process, in any namespace. Reads all of `processes`, a
+/// directory of the proc filesystem.
+fn mounted_devices(processes: BorrowedFd<'_>, devices: &HashSet<u64>) -> io::Result<HashSet<u64>> {
     let mut mounted = HashSet::new();
-    for process in fs::read_dir("/proc")? {
+    for process in Dir::read_from(processes)? {
         if mounted.len() == devices.len() {
             break;
         }
         // Not a process, or one that has ended.
-        let table = fs::read_to_string(process?.path().join("mountinfo")).unwrap_or_default();
+        let table = mount_table(processes, process?.file_name().to_bytes()).unwrap_or_default();
         for line in table.lines() {
             // proc_pid_mountinfo(5): `ID PARENT MAJOR:MINOR ...`.
             let device = line.split(' ').nth(2).and_then(|device| device.split_once(':'));
@@ -252,4 +269,14 @@ fn mounted_devices(devices: &HashSet<u64>) -> io::Result<HashSet<u64>> {
         }
     }
     Ok(mounted)
+}
+
+/// Reads the mount table of a process.
+fn mount_table(processes: BorrowedFd<'_>, process: &[u8]) -> io::Result<String> {
+    let path = [process, b"/mountinfo"].concat();
+    let mut table = Vec::new();
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    File::from(rustix::fs::openat(processes, path, flags, Mode::empty())?).read_to_end(&mut table)?;
+    // The paths in it may have any bytes.
+    Ok(String::from_utf8_lossy(&table).into_owned())
 }

@@ -15,12 +15,23 @@ use support::trees::snapshot;
 
 use super::RootsFixture;
 
+/// The lines of a process's mount table. Holders have the directory of the sockets as their root, and a mount over it.
+fn mount_table(process: &Path) -> Vec<String> {
+    let table = fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+    table.lines().map(str::to_owned).collect()
+}
+
 /// Processes that hold a mount for roots in a run directory.
 fn holders(run_dir: &Path) -> Vec<String> {
+    let trees = run_dir.join("trees");
     let is_holder = |process: &Path| {
         let comm = fs::read_to_string(process.join("comm")).unwrap_or_default();
-        let table = fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
-        comm == "rcx-tree\n" && table.contains(&format!(" {} ", run_dir.join("trees").display()))
+        let is_root = |line: &String| {
+            // proc_pid_mountinfo(5): the fourth field is a path in the filesystem, the fifth is the mountpoint.
+            let fields: Vec<_> = line.split(' ').collect();
+            fields[4] == "/" && trees.ends_with(fields[3].trim_start_matches('/')) && fields[3] != "/"
+        };
+        comm == "rcx-tree\n" && mount_table(process).iter().any(is_root)
     };
     let processes = fs::read_dir("/proc").unwrap().map_while(Result::ok).map(|entry| entry.path());
     let found = processes.filter(|process| is_holder(process));
@@ -55,6 +66,9 @@ fn roots_of_an_image_share_a_mount_that_no_other_process_has() {
     assert_eq!(fs::metadata(&trees).unwrap().permissions().mode() & 0o777, 0o700);
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!table.contains(trees.to_str().unwrap()), "{table}");
+    // What the process kept of the host's mounts would stay in use after the host has unmounted it: the daemon's, too.
+    let table = mount_table(&Path::new("/proc").join(&holder[0]));
+    assert_eq!(table.len(), 2, "{table:?}");
     assert!(roots.iter().all(|root| root.join("etc/motd").is_file()));
     // Without its process, the mount stays as long as these roots, and the next root has another one.
     run("kill", &["-KILL", &holder[0]]);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -154,8 +154,10 @@ fn box_of_isolate_is_not_taken_while_it_is_used_although_the_run_directory_was_c
         runner.isolate = Some(isolate);
         used_box_survives_the_removal_of_the_run_directory(&runner, &image, &directory.join("box"));
         // No record of the box is left, so only isolate knows that it was in use.
-        wait_until("the processes of the run are gone", || runner.processes().is_empty());
-        support::images::run(program.to_str().unwrap(), &[&format!("--box-id={id}"), "--cleanup"]);
+        wait_until("isolate has left the box", || {
+            let cleanup = Command::new(&program).args([&format!("--box-id={id}"), "--cleanup"]).output();
+            cleanup.unwrap().status.success()
+        });
         runner.sweep_until_clean();
     }
     runner.mount.stop();

@@ -72,8 +72,9 @@
 //! *blob*: bytes as served · *layer*: one tar · *entry*: one tar member · *marker*: an entry that hides others · *span*: a
 //! stretch of a layer that can be decoded on its own · *checkpoint*: the state to resume decoding from · *window*: the bytes
 //! before a checkpoint that the following bytes refer to · *node*: one file of a merged tree · *tree*: an image's merged
-//! nodes · *published*: visible in the mount · *slot*: the persistent number of a layer or an image · *root*: a directory
-//! for a sandbox to use as `/` · *upper*: its writable part · *engine*: how a root gets its image.
+//! nodes · *trace*: the spans that runs of an image read first · *published*: visible in the mount · *slot*: the persistent
+//! number of a layer or an image · *root*: a directory for a sandbox to use as `/` · *upper*: its writable part · *engine*:
+//! how a root gets its image.
 //!
 //! # Layer semantics
 //!

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::Deserialize;
@@ -18,7 +19,7 @@ use crate::error::ErrorCode;
 use crate::image::{Platform, Reference};
 use crate::index::LayerLimits;
 use crate::registry::Mirror;
-use crate::roots::{InodeWidth, RootsError, Upper, parse_size};
+use crate::roots::{InodeWidth, RootsError, TreeMounts, Upper, parse_size};
 use crate::sandbox::shim::{self, BoxImages, HostCommands, ShimError};
 use crate::sandbox::{BoxRange, SandboxKind, User};
 
@@ -89,7 +90,7 @@ impl LimitsConfig {
 }
 
 /// Table `[erofs]`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct ErofsConfig {
     /// Which layers become plain layers.
@@ -97,6 +98,15 @@ pub(super) struct ErofsConfig {
     pub(super) plain: PlainChoice,
     /// Disk space of all plain layers: a size as for an upper.
     plain_budget: Option<String>,
+    /// Seconds for which the pages of an image without roots are kept.
+    idle: Option<u64>,
+    /// Whether the daemon decodes ahead what earlier runs have read.
+    #[serde(default = "yes")]
+    pub(super) prefetch: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A value of the configuration's `plain`.
@@ -112,7 +122,18 @@ pub(super) enum PlainChoice {
     Always,
 }
 
+impl Default for ErofsConfig {
+    fn default() -> Self {
+        Self { plain: PlainChoice::default(), plain_budget: None, idle: None, prefetch: true }
+    }
+}
+
 impl ErofsConfig {
+    /// How long a holder keeps the superblock of an image without roots.
+    pub(super) fn idle(&self) -> Duration {
+        self.idle.map_or(TreeMounts::IDLE, Duration::from_secs)
+    }
+
     /// The disk space of all plain layers, in bytes; `None` for the default.
     pub(super) fn plain_budget(&self) -> anyhow::Result<Option<u64>> {
         let parse = |text: &String| {
@@ -357,7 +378,7 @@ mod tests {
         assert!(empty.default_registry.is_none());
         let full = Config::parse(
             "default-registry = 'reg.example:5000'\nmirrors.'index.docker.io' = ['mirror.example/hub', 'b:1']\nplain-http = ['a:1']\nplatform = 'linux/arm64'\n\
-             store = '/s'\nstore-group = '7'\nrun-dir = '/r'\n[limits]\nlayer-size-mib = 7\nlayer-ratio = 30\n[erofs]\nplain = 'used'\nplain-budget = '20G'\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
+             store = '/s'\nstore-group = '7'\nrun-dir = '/r'\n[limits]\nlayer-size-mib = 7\nlayer-ratio = 30\n[erofs]\nplain = 'used'\nplain-budget = '20G'\nidle = 300\nprefetch = false\n[mount]\nthreads = 3\ncache-mib = 64\nread-ahead-kib = 512\n\
              [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\ninodes = '32bit'\n\
              [run]\nsandbox = 'bwrap'\nbox-ids = '5-7'\nbwrap-user = '1000:5'\nbwrap-image-user = true\n\
              [isolate]\npath = '/i'\nmountpoint = '/images'\nupper = 'tmpfs:64M'\nwritable = true\ninject = false\nenv-from-image = ['PATH', 'LANG']\nhost-commands = ['/usr/bin/recodex-*']\n\
@@ -379,7 +400,9 @@ mod tests {
             (full.erofs.plain, full.erofs.plain_budget().unwrap()),
             (PlainChoice::Used, Some(20 << 30))
         );
+        assert_eq!((full.erofs.idle(), full.erofs.prefetch), (Duration::from_secs(300), false));
         assert_eq!((empty.erofs.plain, empty.erofs.plain_budget().unwrap()), (PlainChoice::Never, None));
+        assert_eq!((empty.erofs.idle(), empty.erofs.prefetch), (Duration::from_secs(60), true));
         assert_eq!(full.limits.layer(), LayerLimits { tar_bytes: 7 << 20, ratio: 30 });
         assert_eq!(empty.limits.layer(), LayerLimits::default());
         assert_eq!(full.isolate.env_from_image().unwrap(), ["PATH", "LANG"]);

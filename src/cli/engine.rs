@@ -11,7 +11,7 @@ use crate::daemon::{AccountedImage, RunAccount};
 use crate::error::ErrorCode;
 use crate::image::{Image, ManifestDigest};
 use crate::pipeline::{self, OpenImage};
-use crate::roots::{Engine, LayerDirectories, Lower, TreeMounts, try_erofs_file};
+use crate::roots::{Engine, HeldTree, LayerDirectories, Lower, TreeMounts, try_erofs_file};
 use crate::sandbox::SandboxError;
 use crate::store::{DaemonInfo, Store};
 
@@ -121,6 +121,13 @@ impl Context {
         Ok(Some((account, AccountedImage::new(name, image))))
     }
 
+    /// Returns a mount of an image's tree image.
+    pub(super) fn held_tree(&self, store: &Store, image: &Image) -> anyhow::Result<HeldTree> {
+        let layers = store.running_daemon()?.and_then(|daemon| daemon.layers);
+        let trees = TreeMounts::open(&self.run_dir)?.with_idle(self.config.erofs.idle());
+        Ok(trees.mount(store, image, layers.as_deref())?)
+    }
+
     fn daemon_of_fuse(&self, store: &Store) -> anyhow::Result<DaemonInfo> {
         let hint =
             "start one with `rcx-imagefs mount DIR`, or use `--engine overlay2`, which needs no daemon";
@@ -136,11 +143,7 @@ impl Context {
         engine: Engine,
     ) -> anyhow::Result<Lower> {
         Ok(match engine {
-            Engine::Erofs => {
-                let layers = store.running_daemon()?.and_then(|daemon| daemon.layers);
-                let tree = TreeMounts::open(&self.run_dir)?.mount(store, image, layers.as_deref())?;
-                Lower::in_tree(tree, name)
-            }
+            Engine::Erofs => Lower::in_tree(self.held_tree(store, image)?, name),
             Engine::Fuse => Lower::in_mount(&self.daemon_of_fuse(store)?.mountpoint, name.as_ref())?,
             Engine::Overlay2 => {
                 // The lease keeps `gc` from freeing the layers while they are unpacked.

@@ -124,6 +124,13 @@ impl CommandPage {
 - `2`: the command or isolate failed. The error is on stderr and in the file of isolate's option `--meta`.
 - 128 plus a signal's number: the signal ended the command itself, as shells report it."
             }
+            "warm" => {
+                "\
+- `0`: the image is warm.
+- `1`: the command was run, and failed. What it has read is warm.
+- `2`: the image could not be read, or runs of the command did not become warm. The error is on stderr, and with `--json` its code on stdout.
+- 128 plus a signal's number: the signal ended the command itself, as shells report it."
+            }
             "verify" => {
                 "\
 - `0`: no problem was found.

@@ -43,6 +43,7 @@ mod unknown;
 mod unpack;
 mod verify;
 mod version;
+mod warm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -128,6 +129,7 @@ enum Command {
     Verify(verify::VerifyArgs),
     Root(root::RootArgs),
     Run(Box<run::RunArgs>),
+    Warm(warm::WarmArgs),
     Status(status::StatusArgs),
     Version(version::VersionArgs),
     Config(config_check::ConfigArgs),
@@ -160,6 +162,7 @@ impl Command {
             Self::Verify(args) => args.json,
             Self::Root(args) => args.json(),
             Self::Run(args) => args.json,
+            Self::Warm(args) => args.json,
             Self::Status(args) => args.json,
             Self::Version(args) => args.json,
             Self::Config(args) => args.json(),
@@ -344,6 +347,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     let context = Context::new(cli.global)?;
     match cli.command {
         Command::Run(args) => return run::run(&context, &args),
+        Command::Warm(args) => return warm::run(&context, &args),
         Command::Pull(args) => pull::run(&context, &args),
         Command::Load(args) => load::run(&context, &args),
         Command::Login(args) => login::run(&context, &args),

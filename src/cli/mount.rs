@@ -52,7 +52,7 @@ pub(super) fn run(context: &Context, args: &MountArgs) -> anyhow::Result<()> {
     }
     let store = context.make_store()?;
     root::sweep_beside(context, &store, false);
-    let mut fs = FsOptions::default();
+    let mut fs = FsOptions { prefetch: context.config.erofs.prefetch, ..FsOptions::default() };
     if let Some(mib) = args.cache.or(config.cache_mib) {
         fs.cache_bytes = mib.saturating_mul(1 << 20);
     }

@@ -145,7 +145,7 @@ fn settings(
         isolate: config.isolate.path.clone(),
         search: (rights != Rights::SetUid).then(|| std::env::var_os("PATH")).flatten(),
         mountpoint: config.isolate.mountpoint.clone(),
-        tree_images: config.engine != Some(EngineChoice::Fuse),
+        tree_idle: (config.engine != Some(EngineChoice::Fuse)).then(|| config.erofs.idle()),
         upper: config.isolate.upper()?,
         inodes: config.inodes(None)?,
         writable: config.isolate.writable,

@@ -24,6 +24,9 @@ const READ_AHEAD_KIB: u32 = 512;
 /// The kernel forgets a file this long after its last use, at the earliest, and after twice this time at the latest.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// How often to look for records of what was read that are to be stored.
+const STORE_TRACES: Duration = Duration::from_secs(2);
+
 /// A served mount of the layer files. Unmounted on drop.
 #[derive(Debug)]
 pub(super) struct LayerMount {
@@ -114,8 +117,19 @@ impl LayerMount {
         }
     }
 
+    /// Stores what was read first from the layers of each image, each time nothing has been read for a while. Does not end.
+    pub(super) async fn store_traces(&self) {
+        let mut interval = tokio::time::interval(STORE_TRACES);
+        loop {
+            interval.tick().await;
+            let files = self.files();
+            let _ = tokio::task::spawn_blocking(move || files.store_traces(false)).await;
+        }
+    }
+
     /// Unmounts. Does not wait for superblocks that still use the files: one outlives its last run by a minute.
     pub(super) fn stop(self) {
+        self.files.store_traces(true);
         match self.mount.unmount() {
             Ok(UnmountResult::Detached) => {
                 info!("EROFS mounts still use the lazy layers; their next read fails");

@@ -186,7 +186,7 @@ async fn run(store: Store, options: &ServeOptions, ready: impl FnOnce(&Path)) ->
         _ = &mut ended => true,
         () = listener.answer(handle) => false,
         () = follow(&watch, &daemon) => false,
-        () = close_idle_layers(layers.as_ref()) => false,
+        () = look_after_layers(layers.as_ref()) => false,
         () = close_unused(&daemon) => false,
     };
     notify_systemd("STOPPING=1");
@@ -237,9 +237,11 @@ async fn follow(watch: &StoreWatch, daemon: &Arc<Daemon>) {
     }
 }
 
-async fn close_idle_layers(layers: Option<&LayerMount>) {
+async fn look_after_layers(layers: Option<&LayerMount>) {
     match layers {
-        Some(layers) => layers.close_idle().await,
+        Some(layers) => {
+            tokio::join!(layers.close_idle(), layers.store_traces());
+        }
         None => std::future::pending().await,
     }
 }

@@ -93,6 +93,20 @@ impl ContentReader {
         }
     }
 
+    /// Decodes a span into the cache before a reader asks for it. Returns its length, or 0 if it is there already or another thread is
+    /// decoding it.
+    pub(super) fn decode_ahead(
+        &self,
+        slot: u32,
+        layer: &Arc<Layer>,
+        span: SpanId,
+    ) -> Result<usize, SpanFault<ReadError>> {
+        if self.spans.cache.holds(span_key(slot, layer, span)) {
+            return Ok(0);
+        }
+        self.spans.get(slot, layer, span).map(|bytes| bytes.len())
+    }
+
     /// Drops all decoded spans.
     pub(super) fn drop_caches(&self) {
         self.spans.cache.clear();

@@ -30,6 +30,8 @@ pub struct FsOptions {
     /// Whether to decode the next span ahead of a sequential reader. Off by default: the kernel reads ahead too, so this
     /// helps only where processors are idle.
     pub read_ahead: bool,
+    /// Whether to decode ahead what earlier runs of an image have read from its layer files.
+    pub prefetch: bool,
 }
 
 impl Default for FsOptions {
@@ -39,6 +41,7 @@ impl Default for FsOptions {
             span_deadline: Duration::from_secs(30),
             image_deadline: Duration::from_secs(60),
             read_ahead: false,
+            prefetch: true,
         }
     }
 }
@@ -61,6 +64,7 @@ pub struct ImageFs {
     source: Arc<ImageSource>,
     resolver: Resolver,
     content: Arc<ContentReader>,
+    prefetch: bool,
     /// Held during a refresh. Only another refresh waits for it.
     refreshing: Mutex<()>,
 }
@@ -74,6 +78,7 @@ impl ImageFs {
         Self {
             resolver: Resolver::new(Arc::clone(&source), options.image_deadline, RETRY_AFTER),
             content: Arc::new(ContentReader::new(cache, options.read_ahead)),
+            prefetch: options.prefetch,
             refreshing: Mutex::new(()),
             source,
         }
@@ -83,7 +88,7 @@ impl ImageFs {
     #[must_use]
     pub fn layer_files(&self) -> LayerFiles {
         let (source, layers) = (Arc::clone(&self.source), Arc::clone(&self.resolver.layers));
-        LayerFiles::new(source, layers, Arc::clone(&self.content))
+        LayerFiles::new(source, layers, Arc::clone(&self.content), self.prefetch)
     }
 
     /// Shows the images that the store publishes now, and returns the names and directories that the kernel must forget.

@@ -1,6 +1,9 @@
 //! The layers as files: the device of a layer ([`LayerDevice`]) under the hex digits of the layer's digest. The kernel mounts tree images
 //! over these files.
 //!
+//! The kernel opens the files of a tree image under names of their own, `LAYER.TREE` with the hex digits of the tree image's key. Such a
+//! name means the same bytes, and tells which image is read, so that its trace can be recorded.
+//!
 //! A file has exactly the bytes that [`crate::erofs::write_plain`] writes. They come from the same open layers, the same cache of spans and
 //! the same checks as those of [`ImageFs`](super::ImageFs).
 //!
@@ -8,15 +11,16 @@
 //! open and its name is not cached. So the caller must make it forget the names of idle files ([`LayerFiles::idle_names`]): otherwise, layers would
 //! stay open until the kernel is short of memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use super::attr::{FileKind, InodeAttr, NO_TIME};
 use super::content::{ContentReader, FileBytes};
 use super::layers::LayerTable;
+use super::traces::{NewRecord, TraceRecorder};
 use super::{DecodedIno, FsError, ImageSource, Ino};
 use crate::erofs::{DevicePart, LayerDevice};
-use crate::image::{Digest, LayerDigest};
+use crate::image::{Digest, LayerDigest, TreeKey};
 use crate::index::{Layer, Piece};
 use crate::os::ignore_poison;
 
@@ -27,19 +31,30 @@ const BLOCK: u64 = 512;
 
 /// All layers of a store as files in one directory. The directory is listed as empty.
 ///
-/// Lock order: the files, the layers.
+/// Lock order: the files, the traces, the layers.
 #[derive(Debug)]
 pub struct LayerFiles {
     source: Arc<ImageSource>,
     layers: Arc<LayerTable>,
     content: Arc<ContentReader>,
-    /// The files that the kernel knows, by slot.
-    files: Mutex<HashMap<u32, LayerFile>>,
+    traces: TraceRecorder,
+    /// The files that the kernel knows.
+    files: Mutex<HashMap<FileId, LayerFile>>,
+}
+
+/// What the inode number of a file consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct FileId {
+    /// The slot of the layer.
+    slot: u32,
+    /// The number of the tree image ([`TraceRecorder::open`]); 0 without one.
+    tree: u32,
 }
 
 #[derive(Debug)]
 struct LayerFile {
     layer: LayerDigest,
+    tree: Option<TreeKey>,
     device: Arc<LayerDevice>,
     /// The number of lookups that the kernel has not forgotten.
     lookups: u64,
@@ -54,11 +69,15 @@ impl LayerFiles {
         source: Arc<ImageSource>,
         layers: Arc<LayerTable>,
         content: Arc<ContentReader>,
+        prefetch: bool,
     ) -> Self {
-        Self { source, layers, content, files: Mutex::default() }
+        let traces =
+            TraceRecorder::new(Arc::clone(&source), Arc::clone(&layers), Arc::clone(&content), prefetch);
+        Self { source, layers, content, traces, files: Mutex::default() }
     }
 
-    /// Looks up a layer by the hex digits of its digest. Each successful call counts for [`LayerFiles::forget`].
+    /// Looks up a layer by the hex digits of its digest, and optionally those of a tree image's key. Each successful call counts for
+    /// [`LayerFiles::forget`].
     ///
     /// # Errors
     ///
@@ -67,46 +86,68 @@ impl LayerFiles {
         if parent != Ino::ROOT {
             return Err(FsError::NotADirectory(parent));
         }
-        let digest: Digest = std::str::from_utf8(name)
-            .ok()
-            .and_then(|hex| format!("sha256:{hex}").parse().ok())
-            .ok_or(FsError::NotFound)?;
-        let layer = LayerDigest::new(digest);
-        if let Some(attr) = self.look_up_open(layer)? {
-            return Ok(attr);
+        let (layer, tree) = parse_name(name).ok_or(FsError::NotFound)?;
+        let known = {
+            let mut files = ignore_poison(self.files.lock());
+            let known = files.iter().find(|(_, file)| file.layer == layer);
+            let known = known.map(|(id, file)| (id.slot, Arc::clone(&file.device)));
+            known.map(|(slot, device)| self.add_lookup(&mut files, slot, layer, tree, device))
+        };
+        let (attr, record) = match known {
+            // Such a layer may have left the store.
+            Some(known) => known?,
+            None => {
+                let failed = |source| FsError::LayerFile { layer, source };
+                let (slot, open) =
+                    self.source.open_layer_by_digest(layer).map_err(failed)?.ok_or(FsError::NotFound)?;
+                let device = Arc::new(LayerDevice::of(open.index()));
+                let mut files = ignore_poison(self.files.lock());
+                self.layers.insert_closable(slot, open);
+                self.add_lookup(&mut files, slot, layer, tree, device)?
+            }
+        };
+        if let Some(record) = record {
+            self.traces.begin(record);
         }
-        let failed = |source| FsError::LayerFile { layer, source };
-        let (slot, open) =
-            self.source.open_layer_by_digest(layer).map_err(failed)?.ok_or(FsError::NotFound)?;
-        let device = Arc::new(LayerDevice::of(open.index()));
-        let attr = attr(slot, &device)?;
-        let mut files = ignore_poison(self.files.lock());
-        self.layers.insert_closable(slot, open);
-        let file = files.entry(slot).or_insert_with(|| LayerFile::new(layer, device));
-        file.look_up();
         Ok(attr)
     }
 
-    /// Looks up a layer that the kernel knows. Such a layer may have left the store.
-    fn look_up_open(&self, layer: LayerDigest) -> Result<Option<InodeAttr>, FsError> {
-        let mut files = ignore_poison(self.files.lock());
-        let Some((slot, file)) = files.iter_mut().find(|(_, file)| file.layer == layer) else {
-            return Ok(None);
-        };
-        file.look_up();
-        attr(*slot, &file.device).map(Some)
+    fn add_lookup(
+        &self,
+        files: &mut HashMap<FileId, LayerFile>,
+        slot: u32,
+        layer: LayerDigest,
+        tree: Option<TreeKey>,
+        device: Arc<LayerDevice>,
+    ) -> Result<(InodeAttr, Option<NewRecord>), FsError> {
+        let (number, record) = tree.map_or((0, None), |tree| self.traces.open(tree, slot));
+        let id = FileId { slot, tree: number };
+        let attr = attr(id, &device)?;
+        files.entry(id).or_insert_with(|| LayerFile::new(layer, tree, device)).look_up();
+        Ok((attr, record))
     }
 
-    /// Takes back `lookups` successful lookups of a file. Closes the layer if the kernel no longer knows the file.
+    /// Takes back `lookups` successful lookups of a file. Closes the layer if the kernel no longer knows any of its files.
     pub fn forget(&self, ino: Ino, lookups: u64) {
-        let Ok(slot) = slot_of(ino) else { return };
+        let Ok(id) = id_of(ino) else { return };
         let mut files = ignore_poison(self.files.lock());
-        let Some(file) = files.get_mut(&slot) else { return };
+        let Some(file) = files.get_mut(&id) else { return };
         file.lookups = file.lookups.saturating_sub(lookups);
-        if file.lookups == 0 {
-            files.remove(&slot);
-            self.layers.close(slot);
+        if file.lookups > 0 {
+            return;
         }
+        files.remove(&id);
+        if files.keys().all(|other| other.slot != id.slot) {
+            self.layers.close(id.slot);
+        }
+        if id.tree != 0 && files.keys().all(|other| other.tree != id.tree) {
+            self.traces.close(id.tree);
+        }
+    }
+
+    /// Stores what was read first from the layers of each image, if nothing was read for a while, or with `all` in any case.
+    pub fn store_traces(&self, all: bool) {
+        self.traces.store(all);
     }
 
     /// Returns the attributes of the directory or of a file.
@@ -118,8 +159,8 @@ impl LayerFiles {
         if ino == Ino::ROOT {
             return Ok(InodeAttr { mode: DIRECTORY_MODE, ..InodeAttr::directory(ino, 2, NO_TIME) });
         }
-        let (slot, device, _) = self.file(ino)?;
-        attr(slot, &device)
+        let (id, device, _) = self.file(ino)?;
+        attr(id, &device)
     }
 
     /// Reads up to `len` bytes of a file from `offset` on, fewer only at its end. Blocks while spans are decoded.
@@ -131,8 +172,11 @@ impl LayerFiles {
         if ino == Ino::ROOT {
             return Err(FsError::IsADirectory(ino));
         }
-        let (slot, device, layer) = self.file(ino)?;
+        let (FileId { slot, tree }, device, layer) = self.file(ino)?;
         let pieces = pieces(&layer, &device, offset, len.into());
+        if tree != 0 {
+            self.traces.read(tree, &layer, &pieces);
+        }
         let result = match self.content.read_pieces(slot, &layer, &pieces) {
             Err(fault) => match self.layers.replacement(slot, &layer) {
                 Some(layer) => self.content.read_pieces(slot, &layer, &pieces),
@@ -151,7 +195,7 @@ impl LayerFiles {
         let mut names = Vec::new();
         for file in ignore_poison(self.files.lock()).values_mut() {
             if !std::mem::take(&mut file.used) && std::mem::take(&mut file.name_cached) {
-                names.push(file.layer.digest().hex());
+                names.push(file.name());
             }
         }
         names
@@ -160,7 +204,8 @@ impl LayerFiles {
     /// Returns the layers whose files the kernel knows: mounts use them, or have used them a short time ago.
     #[must_use]
     pub fn known_layers(&self) -> Vec<LayerDigest> {
-        ignore_poison(self.files.lock()).values().map(|file| file.layer).collect()
+        let layers: HashSet<_> = ignore_poison(self.files.lock()).values().map(|file| file.layer).collect();
+        layers.into_iter().collect()
     }
 
     /// Returns the number of files that the kernel knows.
@@ -170,30 +215,34 @@ impl LayerFiles {
     }
 
     /// Returns a file, and opens it if necessary: the kernel may know it from an earlier process.
-    fn file(&self, ino: Ino) -> Result<(u32, Arc<LayerDevice>, Arc<Layer>), FsError> {
-        let slot = slot_of(ino)?;
-        let known = ignore_poison(self.files.lock()).get_mut(&slot).map(|file| {
+    fn file(&self, ino: Ino) -> Result<(FileId, Arc<LayerDevice>, Arc<Layer>), FsError> {
+        let id = id_of(ino)?;
+        let known = ignore_poison(self.files.lock()).get_mut(&id).map(|file| {
             file.used = true;
             Arc::clone(&file.device)
         });
-        if let (Some(device), Some(layer)) = (known, self.layers.opened(slot)) {
-            return Ok((slot, device, layer));
+        if let (Some(device), Some(layer)) = (known, self.layers.opened(id.slot)) {
+            return Ok((id, device, layer));
         }
-        let failed = |source| FsError::Layer { slot, source };
-        let layer = self.source.open_layer(slot).map_err(failed)?.ok_or(FsError::Stale(ino))?;
+        let failed = |source| FsError::Layer { slot: id.slot, source };
+        let layer = self.source.open_layer(id.slot).map_err(failed)?.ok_or(FsError::Stale(ino))?;
         let device = Arc::new(LayerDevice::of(layer.index()));
         let mut files = ignore_poison(self.files.lock());
-        let layer = self.layers.insert_closable(slot, layer);
+        let layer = self.layers.insert_closable(id.slot, layer);
         let digest = *layer.index().layer();
-        let file = files.entry(slot).or_insert_with(|| LayerFile::new(digest, device));
+        let file = files.entry(id).or_insert_with(|| LayerFile::new(digest, None, device));
         file.used = true;
-        Ok((slot, Arc::clone(&file.device), layer))
+        Ok((id, Arc::clone(&file.device), layer))
     }
 }
 
 impl LayerFile {
-    fn new(layer: LayerDigest, device: Arc<LayerDevice>) -> Self {
-        Self { layer, device, lookups: 0, name_cached: false, used: false }
+    fn new(layer: LayerDigest, tree: Option<TreeKey>, device: Arc<LayerDevice>) -> Self {
+        Self { layer, tree, device, lookups: 0, name_cached: false, used: false }
+    }
+
+    fn name(&self) -> String {
+        layer_file_name(self.layer, self.tree.as_ref())
     }
 
     fn look_up(&mut self) {
@@ -203,16 +252,35 @@ impl LayerFile {
     }
 }
 
-/// Returns the slot of a file's layer.
-fn slot_of(ino: Ino) -> Result<u32, FsError> {
+/// The name of a layer's file; with the key of a tree image, the name under which its mount uses the layer.
+#[must_use]
+pub fn layer_file_name(layer: LayerDigest, tree: Option<&TreeKey>) -> String {
+    let layer = layer.digest().hex();
+    match tree {
+        Some(tree) => format!("{layer}.{}", tree.hex()),
+        None => layer,
+    }
+}
+
+fn parse_name(name: &[u8]) -> Option<(LayerDigest, Option<TreeKey>)> {
+    let name = std::str::from_utf8(name).ok()?;
+    let (layer, tree) = match name.split_once('.') {
+        Some((layer, tree)) => (layer, Some(TreeKey::from_hex(tree)?)),
+        None => (name, None),
+    };
+    let digest: Digest = format!("sha256:{layer}").parse().ok()?;
+    Some((LayerDigest::new(digest), tree))
+}
+
+fn id_of(ino: Ino) -> Result<FileId, FsError> {
     match ino.decode() {
-        Some(DecodedIno::Layer { slot, entry: 0 }) => Ok(slot),
+        Some(DecodedIno::Layer { slot, entry }) => Ok(FileId { slot, tree: entry }),
         _ => Err(FsError::Stale(ino)),
     }
 }
 
-fn attr(slot: u32, device: &LayerDevice) -> Result<InodeAttr, FsError> {
-    let ino = Ino::of_layer(slot, 0).ok_or(FsError::Inconsistent(Ino::ROOT))?;
+fn attr(id: FileId, device: &LayerDevice) -> Result<InodeAttr, FsError> {
+    let ino = Ino::of_layer(id.slot, id.tree).ok_or(FsError::Inconsistent(Ino::ROOT))?;
     // The kernel accepts no larger file. Tree images cannot use a layer of this size.
     let size = device.size().min(i64::MAX.unsigned_abs());
     let (kind, mode, blocks) = (FileKind::Regular, FILE_MODE, size.div_ceil(BLOCK));

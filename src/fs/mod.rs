@@ -16,6 +16,7 @@ mod layers;
 mod namespace;
 mod resolve;
 mod source;
+mod traces;
 
 pub use answers::{DirEntry, FsStatus, Lookup, StatFs};
 pub use attr::{FileKind, InodeAttr};
@@ -24,7 +25,7 @@ pub use content::FileBytes;
 pub use error::{ContentFault, FailedContent, FsError, ImageFault, LoadError};
 pub use image_fs::{FsOptions, ImageFs, NAME_MAX};
 pub use inodes::{DecodedIno, Ino};
-pub use layer_files::LayerFiles;
+pub use layer_files::{LayerFiles, layer_file_name};
 pub use namespace::{
     NameTarget, Namespace, NamespaceChanges, NamespaceDirectory, NamespaceNode, NamespaceSymlink,
     PublishedImage, PublishedReference,

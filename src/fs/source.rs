@@ -4,11 +4,12 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use super::{LoadError, PublishedImage, PublishedReference};
-use crate::image::{LayerDigest, ManifestDigest};
+use crate::error::chain_text;
+use crate::image::{LayerDigest, ManifestDigest, TreeKey};
 use crate::index::Layer;
 use crate::layer::Timestamp;
 use crate::os::AtPath as _;
-use crate::pipeline::{OpenImage, open_image, open_layer};
+use crate::pipeline::{OpenImage, ReadTrace, open_image, open_layer, read_trace, save_trace};
 use crate::store::{Slot, Store, StoreError};
 use crate::tree::Tree;
 
@@ -105,6 +106,22 @@ impl ImageSource {
         }
         let open = open_layer(&self.store, layer)?;
         Ok(Some((self.store.layer_slot(&layer)?.get(), open)))
+    }
+
+    /// Returns the trace of the images with these layers; an empty one if there is none that can be used.
+    pub(super) fn trace(&self, key: &TreeKey) -> ReadTrace {
+        read_trace(&self.store, key).unwrap_or_else(|error| {
+            tracing::warn!("cannot read a trace: {}", chain_text(&error));
+            ReadTrace::default()
+        })
+    }
+
+    /// Stores a trace, unless all images with these layers have been removed.
+    pub(super) fn save_trace(&self, key: &TreeKey, trace: &ReadTrace) -> Result<(), LoadError> {
+        match self.store.tree_file(key)? {
+            Some(_) => Ok(save_trace(&self.store, key, trace)?),
+            None => Ok(()),
+        }
     }
 
     /// Returns the identity of the file that now contains a layer's blob; `None` if the blob is missing.

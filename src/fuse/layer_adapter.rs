@@ -1,6 +1,6 @@
 //! Translates between fuser and [`LayerFiles`].
 //!
-//! Answers are valid forever, as in the mount of the images, and `open` answers ENOSYS for the same reasons. The kernel then keeps the
+//! Attributes are valid forever, as in the mount of the images, and `open` answers ENOSYS for the same reasons. The kernel then keeps the
 //! pages of a file in its cache. A kernel that mounts tree images with `directio` reads past that cache, which stays empty.
 //!
 //! FUSE_PASSTHROUGH must not be requested: kernels refuse to mount EROFS from files of a filesystem that may be stacked on another one
@@ -9,6 +9,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fuser::{
     FileHandle, FileType, Filesystem, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr,
@@ -81,7 +82,8 @@ impl Filesystem for LayerAdapter {
             Operation::Lookup,
             reply,
             |files| files.lookup(ino(parent), name.as_bytes()),
-            |reply, attr| reply.entry(&FOREVER, &file_attr(&attr), GENERATION),
+            // Not cached: the lookup of a file tells that a superblock begins to use it.
+            |reply, attr| reply.entry(&Duration::ZERO, &file_attr(&attr), GENERATION),
         );
     }
 

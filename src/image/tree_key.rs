@@ -23,6 +23,12 @@ impl TreeKey {
         self.0.hex()
     }
 
+    /// Parses the 64 hex digits.
+    #[must_use]
+    pub fn from_hex(hex: &str) -> Option<Self> {
+        format!("sha256:{hex}").parse().ok().map(Self)
+    }
+
     /// The UUID of a filesystem with this tree (RFC 9562, version 8).
     #[must_use]
     pub fn uuid(&self) -> [u8; 16] {
@@ -48,6 +54,8 @@ mod tests {
         assert_eq!(key, TreeKey::of([layer("a"), layer("b")]));
         let others = [vec![], vec![layer("a")], vec![layer("b"), layer("a")]];
         assert!(others.into_iter().all(|layers| TreeKey::of(layers) != key));
+        assert_eq!(TreeKey::from_hex(&key.hex()), Some(key));
+        assert_eq!(TreeKey::from_hex(&key.hex()[1..]), None);
         assert_eq!((key.uuid()[6] >> 4, key.uuid()[8] >> 6), (8, 2));
     }
 }

@@ -1,5 +1,5 @@
 //! Kernel helpers that several modules use: locks by name, lookups below a directory, walks inside a root, removal of trees, processes that outlive their caller, questions with a deadline,
-//! I/O errors that name their path.
+//! available memory, I/O errors that name their path.
 //!
 //! Nothing here depends on images. A helper moves here when a second module needs it.
 
@@ -8,6 +8,7 @@ mod control_groups;
 mod directory;
 mod heap;
 mod lock;
+mod memory;
 mod namespace;
 mod path_error;
 mod poison;
@@ -23,6 +24,7 @@ pub use directory::{
 };
 pub(crate) use heap::release_freed_memory;
 pub use lock::{NamedLock, Sharing, lock_named, lock_until, try_lock, unlock};
+pub use memory::available_memory;
 pub use namespace::pid_namespace;
 pub use path_error::{AtPath, PathError};
 pub use poison::ignore_poison;

@@ -12,6 +12,7 @@ mod node_path;
 mod open;
 mod plain;
 mod pull;
+mod trace;
 mod tree_image;
 
 use std::fmt;
@@ -29,6 +30,7 @@ pub use open::{
 };
 pub use plain::{PlainCheck, check_plain_layer, make_plain_layer, plain_layer};
 pub use pull::{PullJob, pull};
+pub use trace::{LayerSpan, ReadTrace, read_trace, save_trace};
 pub use tree_image::{existing_tree_image, make_tree_image, make_tree_images, tree_image, tree_key};
 
 use crate::erofs::{ErofsError, PlainLayerError};

@@ -1,8 +1,8 @@
 //! Files derived from blobs: the index of a layer, its seekable form if the blob cannot be decoded from the middle, and the tree
-//! image of an image's layers.
+//! image of an image's layers. Beside it is the trace of the runs of such images.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 
 use super::Store;
@@ -10,6 +10,7 @@ use super::dir::TempFile;
 use super::error::StoreError;
 use super::layout::Subdir;
 use crate::image::{Digest, LayerDigest, TreeKey};
+use crate::os::AtPath as _;
 
 /// File name suffix of a layer's index, in `indexes`.
 pub(super) const INDEX_SUFFIX: &str = ".idx";
@@ -17,6 +18,10 @@ pub(super) const INDEX_SUFFIX: &str = ".idx";
 pub(super) const SEEKABLE_SUFFIX: &str = ".spans";
 /// File name suffix of a tree image, in `trees`.
 pub(super) const TREE_SUFFIX: &str = ".erofs";
+/// File name suffix of a trace, in `traces`.
+pub(super) const TRACE_SUFFIX: &str = ".json";
+/// The longest trace that is read, in bytes.
+const TRACE_MAX: u64 = 4 << 20;
 
 /// Parses a file name of 64 hex digits.
 pub(super) fn digest_of(hex: &str) -> Option<Digest> {
@@ -72,6 +77,23 @@ impl Store {
         self.derived_file(Subdir::Trees, &(key.hex() + TREE_SUFFIX))
     }
 
+    /// Reads the trace of the images with these layers; `None` if there is none. One that is too long to be ours counts as none.
+    pub fn trace(&self, key: &TreeKey) -> Result<Option<Vec<u8>>, StoreError> {
+        let name = key.hex() + TRACE_SUFFIX;
+        let Some(file) = self.derived_file(Subdir::Traces, &name)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        let read = file.take(TRACE_MAX + 1).read_to_end(&mut bytes);
+        read.at("read", &self.path_in(Subdir::Traces, &name))?;
+        Ok((bytes.len() as u64 <= TRACE_MAX).then_some(bytes))
+    }
+
+    /// Stores a trace, replacing an older one.
+    pub fn put_trace(&self, key: &TreeKey, bytes: &[u8]) -> Result<(), StoreError> {
+        let mut temp = self.temp_file(self.make_subdir(Subdir::Traces)?, &(key.hex() + TRACE_SUFFIX))?;
+        temp.write_all(bytes).map_err(|error| StoreError::from_write(&temp.path(), error))?;
+        temp.commit()
+    }
+
     fn derived_file(&self, subdir: Subdir, name: &str) -> Result<Option<File>, StoreError> {
         match self.subdir(subdir)? {
             Some(dir) => dir.file(name),
@@ -90,7 +112,6 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::io::Read as _;
 
     use super::*;
     use crate::store::tests::new_store;

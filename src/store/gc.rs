@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX, TREE_SUFFIX, digest_of};
+use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX, TRACE_SUFFIX, TREE_SUFFIX, digest_of};
 use super::dir::{self, Dir};
 use super::error::StoreError;
 use super::layout::Subdir;
@@ -30,7 +30,7 @@ const PARTIAL_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct GcReport {
     /// Blobs that no image refers to.
     pub blobs: u64,
-    /// Indexes and seekable forms of layers that no image refers to, and tree images that no image has.
+    /// Indexes and seekable forms of layers that no image refers to, and tree images and traces that no image has.
     pub derived: u64,
     /// Plain layers that no image has, or with the option all that are not in use.
     pub plain: u64,
@@ -124,6 +124,7 @@ impl Store {
         sweep.derived(Subdir::Indexes, INDEX_SUFFIX, is_marked)?;
         sweep.derived(Subdir::Seekable, SEEKABLE_SUFFIX, is_marked)?;
         sweep.derived(Subdir::Trees, TREE_SUFFIX, |key| marked.trees.contains(key))?;
+        sweep.derived(Subdir::Traces, TRACE_SUFFIX, |key| marked.trees.contains(key))?;
         sweep.plain(all_plain)?;
         sweep.locks()?;
         let mut report = sweep.report;

@@ -40,6 +40,7 @@ pub(super) enum Subdir {
     Indexes,
     Seekable,
     Trees,
+    Traces,
     Plain,
     Partial,
     Tmp,
@@ -52,6 +53,7 @@ impl Subdir {
             Self::Indexes => "indexes",
             Self::Seekable => "seekable",
             Self::Trees => "trees",
+            Self::Traces => "traces",
             Self::Plain => "plain",
             Self::Partial => "partial",
             Self::Tmp => "tmp",
@@ -61,7 +63,7 @@ impl Subdir {
 
     fn mode(self) -> u32 {
         match self {
-            Self::Indexes | Self::Seekable | Self::Trees => DIR_MODE,
+            Self::Indexes | Self::Seekable | Self::Trees | Self::Traces => DIR_MODE,
             Self::Plain | Self::Partial | Self::Tmp | Self::Locks => 0o700,
         }
     }

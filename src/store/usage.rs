@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::Store;
-use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX, TREE_SUFFIX, digest_of};
+use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX, TRACE_SUFFIX, TREE_SUFFIX, digest_of};
 use super::dir::Dir;
 use super::error::StoreError;
 use super::gc::partial_is_due;
@@ -17,7 +17,7 @@ pub struct StoreUsage {
     pub blobs: BTreeMap<Digest, u64>,
     /// The files derived from each layer: its index, and its seekable form if it has one.
     pub derived: BTreeMap<Digest, u64>,
-    /// The tree images, by the hex digits of their keys.
+    /// The tree images and their traces, by the hex digits of their keys.
     pub trees: BTreeMap<String, u64>,
     /// The plain layers, with the disk space that they take: they have holes.
     pub plain: BTreeMap<Digest, u64>,
@@ -52,9 +52,12 @@ impl Store {
                 Ok(())
             })?;
         }
-        if let Some(dir) = self.subdir(Subdir::Trees)? {
+        for (subdir, suffix) in [(Subdir::Trees, TREE_SUFFIX), (Subdir::Traces, TRACE_SUFFIX)] {
+            let Some(dir) = self.subdir(subdir)? else { continue };
             each_file(&dir, |name, size| {
-                usage.trees.extend(name.strip_suffix(TREE_SUFFIX).map(|key| (key.to_owned(), size)));
+                if let Some(key) = name.strip_suffix(suffix) {
+                    *usage.trees.entry(key.to_owned()).or_default() += size;
+                }
                 Ok(())
             })?;
         }

@@ -6,7 +6,7 @@ mod result;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, FromArgMatches as _};
 
 use self::options::{LimitArgs, ProgramArgs};
 use self::result::RunSubject;
@@ -159,6 +159,22 @@ pub(super) fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode>
             Err(failure)
         }
     }
+}
+
+/// Runs a command for what it reads: with the engine erofs, any number of processes and no limits.
+pub(super) fn run_for_reads(
+    context: &Context,
+    reference: &str,
+    command: &[OsString],
+) -> anyhow::Result<FinishedRun> {
+    let kind = context.config.run.sandbox()?;
+    let sandbox = Sandbox::find(kind, context.config.isolate.path.as_deref(), &context.run_dir)?;
+    // isolate allows one process unless it is told otherwise; bubblewrap has no such limit.
+    let processes = (sandbox.name() == "isolate").then_some("--processes");
+    let options = ["run", "--json", "--engine=erofs"].into_iter().chain(processes).chain(["--", reference]);
+    let words = options.map(OsString::from).chain(command.iter().cloned());
+    let matches = RunArgs::augment_args(clap::Command::new("run")).try_get_matches_from(words)?;
+    execute(context, &RunArgs::from_arg_matches(&matches)?, false, &mut RunSubject::default())
 }
 
 fn execute(

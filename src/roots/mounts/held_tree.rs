@@ -1,8 +1,10 @@
 //! The mount of a tree image, as a holder ([`crate::roots::TreeMounts`]) gives it to a root.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::Stat;
+use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::wire;
@@ -30,6 +32,18 @@ impl HeldTree {
     /// The root directory of the image: a mount of its own, attached nowhere.
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
         self.mount.as_fd()
+    }
+
+    /// Opens a regular file of the image for reading. `path` has no links: those in the tree are not followed.
+    ///
+    /// # Errors
+    /// There is no such file.
+    pub fn open_file(&self, path: &[u8]) -> io::Result<File> {
+        let path = path.strip_prefix(b"/").unwrap_or(path);
+        // O_NONBLOCK: does not wait for the writer of a FIFO.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        Ok(rustix::fs::openat2(&self.mount, path, flags, Mode::empty(), within)?.into())
     }
 
     /// The attributes of the root directory.

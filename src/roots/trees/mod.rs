@@ -28,6 +28,7 @@ use super::RootsError;
 use super::mounts::{HeldTree, OPEN_LAYER, mount_tree_image, wire};
 use super::trusted::{check_trusted, open_trusted};
 use crate::erofs::{TreeDevice, TreeFile};
+use crate::fs::layer_file_name;
 use crate::image::{Image, TreeKey};
 use crate::os::{self, AtPath as _, NamedLock, PathError, Sharing, lock_named};
 use crate::pipeline::{self, PipelineError};
@@ -39,8 +40,6 @@ const TREES: &str = "trees";
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a daemon may take to answer.
 const DAEMON_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a holder keeps the superblock of an image without roots.
-const IDLE: Duration = Duration::from_secs(60);
 /// Digits of the key in the name of a socket.
 const KEY_DIGITS: usize = 32;
 
@@ -63,6 +62,9 @@ struct LazyLayers {
 }
 
 impl TreeMounts {
+    /// How long a holder keeps the superblock of an image without roots, unless it is told otherwise.
+    pub const IDLE: Duration = Duration::from_secs(60);
+
     /// Opens the directory of the sockets in a run directory; makes the directories that do not exist.
     ///
     /// # Errors
@@ -77,7 +79,7 @@ impl TreeMounts {
         let dir = open_trusted(run.as_fd(), TREES, &path)?;
         // Another process may have relative paths.
         let path = path.canonicalize().at("resolve", &path)?;
-        Ok(Self { dir, path, idle: IDLE })
+        Ok(Self { dir, path, idle: Self::IDLE })
     }
 
     /// Sets how long holders that are started from now on keep the superblock of an image without roots.
@@ -144,7 +146,7 @@ impl TreeMounts {
         tree: &TreeFile,
         layers: Option<&Path>,
     ) -> Result<HeldTree, RootsError> {
-        let (devices, lazy) = open_devices(store, tree.devices(), layers)?;
+        let (devices, lazy) = open_devices(store, key, tree.devices(), layers)?;
         let lazy = lazy.map(|lazy| lazy.device);
         let name = &socket_name(key, lazy);
         let Some(lock) = self.lock(name, START_TIMEOUT)? else {
@@ -240,6 +242,7 @@ impl LazyLayers {
 /// others are.
 fn open_devices(
     store: &Store,
+    key: &TreeKey,
     devices: &[TreeDevice],
     layers: Option<&Path>,
 ) -> Result<(Vec<File>, Option<LazyLayers>), RootsError> {
@@ -256,7 +259,8 @@ fn open_devices(
             lazy = LazyLayers::of_daemon(layers)?;
         }
         let Some(lazy) = &lazy else { return Err(RootsError::NoLayer(device.layer)) };
-        let name = device.layer.hex();
+        // The daemon records what is read from the files of this tree image.
+        let name = layer_file_name(device.layer, Some(key));
         let path = lazy.path.join(&name);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file: File = rustix::fs::openat(&lazy.dir, &name, flags, Mode::empty()).at("open", &path)?.into();

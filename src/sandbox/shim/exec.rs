@@ -54,8 +54,8 @@ pub struct ShimSettings {
     pub search: Option<OsString>,
     /// The mountpoint of the images. `None`: the mountpoint of the store's daemon.
     pub mountpoint: Option<PathBuf>,
-    /// Whether a root uses the tree image of its image, if there is one, instead of the mount.
-    pub tree_images: bool,
+    /// How long the tree image of an image without roots stays mounted; `None` if roots use the mount of the images instead.
+    pub tree_idle: Option<Duration>,
     /// Where writes to a root go.
     pub upper: Upper,
     /// The inode numbers of roots.
@@ -359,10 +359,12 @@ fn in_tree(
     image: &Image,
     daemon: &DaemonInfo,
 ) -> Result<Option<HeldTree>, ShimError> {
-    if !settings.tree_images {
-        return Ok(None);
-    }
-    match TreeMounts::open(&settings.run_dir)?.mount_made(store, image, daemon.layers.as_deref()) {
+    let Some(idle) = settings.tree_idle else { return Ok(None) };
+    match TreeMounts::open(&settings.run_dir)?.with_idle(idle).mount_made(
+        store,
+        image,
+        daemon.layers.as_deref(),
+    ) {
         Ok(tree) => Ok(tree),
         // The daemon shows the same image.
         Err(error) => {

@@ -14,6 +14,7 @@ mod names;
 mod reads;
 mod terminal;
 mod unreadable;
+mod warm;
 
 use std::env;
 use std::fs;

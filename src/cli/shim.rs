@@ -144,6 +144,7 @@ fn settings(
         run_dir,
         isolate: config.isolate.path.clone(),
         search: (rights != Rights::SetUid).then(|| std::env::var_os("PATH")).flatten(),
+        default_registry: config.default_registry.clone(),
         mountpoint: config.isolate.mountpoint.clone(),
         tree_idle: (config.engine != Some(EngineChoice::Fuse)).then(|| config.erofs.idle()),
         upper: config.isolate.upper()?,

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use super::{LoadError, PublishedImage, PublishedReference};
+use super::{LoadError, Namespace, PublishedImage, PublishedReference};
 use crate::error::chain_text;
 use crate::image::{LayerDigest, ManifestDigest, TreeKey};
 use crate::index::Layer;
@@ -39,6 +39,15 @@ impl ImageSource {
     #[must_use]
     pub fn new(store: Store, default_registry: Option<String>) -> Self {
         Self { store, default_registry }
+    }
+
+    /// Returns the names that a mount of the store shows. Assigns a slot to each image without one.
+    ///
+    /// # Errors
+    /// The references of the store cannot be read.
+    pub fn namespace(&self) -> Result<Namespace, LoadError> {
+        let (published, changed) = self.published()?;
+        Ok(Namespace::new(&published, changed, None))
     }
 
     /// Returns all references and the time of their last change. Assigns a slot to each image without one.

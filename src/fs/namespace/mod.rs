@@ -17,6 +17,8 @@ mod plan;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
@@ -26,6 +28,7 @@ use super::Ino;
 use super::attr::NO_TIME;
 use crate::image::ManifestDigest;
 use crate::layer::Timestamp;
+use crate::os::LINKS_MAX;
 
 /// A reference in the store: a name for an image, with or without a tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -224,6 +227,35 @@ impl Namespace {
         }
     }
 
+    /// Follows a relative path from the root through directories and links of the namespace, but not into an image. `None` if there is
+    /// no such name.
+    #[must_use]
+    pub fn resolve(&self, path: &Path) -> Option<NameTarget> {
+        let mut pending: Vec<&[u8]> = components_of(path.as_os_str().as_bytes()).rev().collect();
+        let mut at = NameTarget::Directory(Ino::ROOT);
+        let mut links = 0;
+        while let Some(name) = pending.pop() {
+            let NameTarget::Directory(parent) = at else { return None };
+            let NamespaceNode::Directory(directory) = self.node(parent)? else { return None };
+            if name == b".." {
+                at = NameTarget::Directory(directory.parent());
+                continue;
+            }
+            let found = directory.lookup(name)?;
+            let NameTarget::Symlink(link) = found else {
+                at = found;
+                continue;
+            };
+            let NamespaceNode::Symlink(link) = self.node(link)? else { return None };
+            links += 1;
+            if links > LINKS_MAX {
+                return None;
+            }
+            pending.extend(components_of(link.target().as_bytes()).rev());
+        }
+        Some(at)
+    }
+
     /// The number of published images.
     #[must_use]
     pub fn image_count(&self) -> usize {
@@ -290,6 +322,11 @@ impl Namespace {
             }
         }
     }
+}
+
+/// The components of a path.
+fn components_of(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"."))
 }
 
 impl NamespaceDirectory {

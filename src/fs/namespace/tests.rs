@@ -39,35 +39,13 @@ fn directory(namespace: &Namespace, ino: Ino) -> &NamespaceDirectory {
     }
 }
 
-/// Walks a path as the kernel does, following links, and returns what its last component refers to.
+/// Returns what a path of the mount refers to.
 fn resolve(namespace: &Namespace, path: &str) -> Option<NameTarget> {
-    let mut at = Ino::ROOT;
-    let mut target = NameTarget::Directory(Ino::ROOT);
-    let mut rest: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
-    while let Some(name) = rest.pop() {
-        let here = directory(namespace, at);
-        target = match name.as_str() {
-            ".." => NameTarget::Directory(here.parent()),
-            name => here.lookup(name.as_bytes())?,
-        };
-        match target {
-            NameTarget::Directory(ino) => at = ino,
-            NameTarget::Image(_) => assert!(rest.is_empty()),
-            NameTarget::Symlink(ino) => match namespace.node(ino) {
-                Some(NamespaceNode::Symlink(link)) => {
-                    rest.extend(link.target().split('/').rev().map(str::to_owned));
-                }
-                other => panic!("{other:?}"),
-            },
-        }
-    }
-    Some(target)
+    namespace.resolve(Path::new(path))
 }
 
 fn listing(namespace: &Namespace, path: &str) -> Vec<String> {
-    let Some(NameTarget::Directory(ino)) =
-        (if path.is_empty() { Some(NameTarget::Directory(Ino::ROOT)) } else { resolve(namespace, path) })
-    else {
+    let Some(NameTarget::Directory(ino)) = resolve(namespace, path) else {
         panic!("{path} is not a directory")
     };
     let mut names: Vec<_> =

@@ -11,21 +11,19 @@ use std::time::Duration;
 
 use super::choice::{ImageChoice, choose, may_request_image};
 use super::guardian::{GuardedCall, Guardian};
+use super::image_home::{ImageHome, stored_image};
 use super::program::{find_image, find_program};
 use super::real_isolate::RealIsolate;
 use super::rewrite::CallRewrite;
-use super::stored::{daemon_mountpoint, open_store};
+use super::stored::known_mountpoint;
 use super::supervisor::{SplitSide, SupervisedChild, split};
 use super::syslog::{SYSLOG_SOCKET, log_note};
 use super::trusted::{require_trusted_directories, require_trusted_path};
 use super::{BoxImages, Caller, HostCommands, Rights, ShimError};
 use crate::daemon::{AccountedImage, ControlError, RunAccount};
-use crate::image::{Image, ManifestDigest};
 use crate::os::{NamedLock, Sharing};
-use crate::pipeline;
 use crate::roots::{
-    HeldTree, HomesLocation, Injection, InodeWidth, Lower, PrivateRoot, Roots, TreeMounts, Upper,
-    enter_private_namespace, mount_terminals,
+    HomesLocation, Injection, InodeWidth, PrivateRoot, Roots, Upper, enter_private_namespace, mount_terminals,
 };
 use crate::sandbox::BOX;
 use crate::sandbox::box_lock::{BoxLock, lock_directory};
@@ -34,7 +32,7 @@ use crate::sandbox::isolate::{
     BoxUsers, DirRule, IsolateCall, IsolateError, IsolateMode, IsolateOption, RuleTarget, box_directory,
     box_root, components,
 };
-use crate::store::{DaemonInfo, Store};
+use crate::store::DaemonInfo;
 
 /// How long to wait for another call in the box to end. Its isolate, or a `run`, may be ending.
 const BOX_TIMEOUT: Duration = Duration::from_secs(2);
@@ -52,6 +50,8 @@ pub struct ShimSettings {
     pub isolate: Option<PathBuf>,
     /// The caller's `PATH`, to search for the real isolate; `None` if the caller is not trusted.
     pub search: Option<OsString>,
+    /// The registry that the names of images in the mount omit.
+    pub default_registry: Option<String>,
     /// The mountpoint of the images. `None`: the mountpoint of the store's daemon.
     pub mountpoint: Option<PathBuf>,
     /// How long the tree image of an image without roots stays mounted; `None` if roots use the mount of the images instead.
@@ -174,24 +174,6 @@ fn parse(
     Err(ShimError::Arguments(error))
 }
 
-/// Returns the mountpoint of the images: the configured one, or that of the running or last daemon.
-///
-/// A call for the mountpoint of a daemon that has ended is a call for an image. Otherwise its program would run on the host.
-pub(super) fn known_mountpoint(settings: &ShimSettings) -> Result<Option<PathBuf>, ShimError> {
-    if let Some(path) = &settings.mountpoint {
-        return Ok(Some(path.clone()));
-    }
-    daemon_mountpoint(settings)
-}
-
-/// Returns the daemon of the store, with the mountpoint to use.
-fn live_daemon(settings: &ShimSettings) -> Result<DaemonInfo, ShimError> {
-    let no_daemon = || ShimError::NoDaemon(settings.store.clone());
-    let daemon = open_store(settings)?.ok_or_else(no_daemon)?.running_daemon()?.ok_or_else(no_daemon)?;
-    let mountpoint = settings.mountpoint.clone().unwrap_or(daemon.mountpoint);
-    Ok(DaemonInfo { mountpoint, ..daemon })
-}
-
 /// Makes the root in a mount namespace of this process. Returns the arguments with which isolate uses it.
 fn make_root(
     caller: &Caller,
@@ -203,27 +185,36 @@ fn make_root(
     let version = real.version(&settings.run_dir, caller)?;
     let rewrite = CallRewrite::new(request.call, version)?;
     let box_lock = lock_box(caller, real, request.call)?;
-    let daemon = live_daemon(settings)?;
+    let images = ImageHome::find(settings)?;
     let injection = settings.inject.then(|| injection(caller, request.call, real, &settings.run_dir));
-    let account = RunAccount::open(&daemon.socket, &daemon.mountpoint).map_err(|error| match error {
-        ControlError::Deadline { .. } => ShimError::MountHangs(daemon.mountpoint.clone()),
-        error => error.into(),
-    })?;
+    let open_account = |daemon: &DaemonInfo| {
+        RunAccount::open(&daemon.socket, &daemon.mountpoint).map_err(|error| match error {
+            ControlError::Deadline { .. } => ShimError::MountHangs(daemon.mountpoint.clone()),
+            error => error.into(),
+        })
+    };
+    let account = images.daemon().map(open_account).transpose()?;
     let guarded = GuardedCall {
         supervisor: child.supervisor(),
         box_lock: box_lock.as_ref().map(|lock| lock.as_fd()),
-        daemon: &daemon,
+        mountpoint: images.daemon().map(|daemon| daemon.mountpoint.as_path()),
     };
     let name = request.name.as_deref().map(Path::as_os_str).or(rewrite.program()).unwrap_or_default();
     let mut image = AccountedImage::named(&name.to_string_lossy());
-    match make_accounted_root(caller, settings, request, &rewrite, injection.as_ref(), guarded, &mut image) {
+    let call = (request, &rewrite);
+    match make_accounted_root(caller, settings, call, &images, injection.as_ref(), guarded, &mut image) {
         Ok(arguments) => {
-            child.hand_over(account, image, request.call.box_id())?;
+            if let Some(account) = account {
+                child.hand_over(account, image, request.call.box_id())?;
+            }
             Ok(arguments)
         }
         // Asking for failed reads would use the mount.
         Err(error @ ShimError::MountHangs(_)) => Err(error),
-        Err(error) => Err(account.failed_reads(std::process::id(), &image).map_or(error, ShimError::from)),
+        Err(error) => {
+            let fault = account.and_then(|account| account.failed_reads(std::process::id(), &image));
+            Err(fault.map_or(error, ShimError::from))
+        }
     }
 }
 
@@ -231,8 +222,8 @@ fn make_root(
 fn make_accounted_root(
     caller: &Caller,
     settings: &ShimSettings,
-    request: &ImageRequest<'_>,
-    rewrite: &CallRewrite,
+    (request, rewrite): (&ImageRequest<'_>, &CallRewrite),
+    images: &ImageHome,
     injection: Option<&Injection>,
     guarded: GuardedCall<'_>,
     accounted: &mut AccountedImage,
@@ -247,15 +238,15 @@ fn make_accounted_root(
     let (guardian, lease) = Guardian::start(caller, &roots, lease, run_lock, guarded)?;
     enter_private_namespace()?;
     mount_terminals()?;
-    let mountpoint = &guarded.daemon.mountpoint;
-    guardian.await_mount(mountpoint)?;
-    let (lower, command) = find_image(mountpoint, request.name.as_deref(), rewrite.program())?;
+    if let Some(mountpoint) = guarded.mountpoint {
+        guardian.await_mount(mountpoint)?;
+    }
+    let (named, command) = find_image(images, request.name.as_deref(), rewrite.program())?;
     // The guardian detaches itself from the caller meanwhile.
-    let name = lower.resolved_name().to_owned();
+    let name = named.name.clone();
     let (store, image) = stored_image(settings, &name)?;
     *accounted = AccountedImage::new(&name, &image);
-    let lower =
-        in_tree(settings, &store, &image, guarded.daemon)?.map_or(lower, |tree| Lower::in_tree(tree, &name));
+    let lower = images.lower(settings, &store, &image, named)?;
     let home = (settings.inject && !inherits_home(request.call)).then_some(BOX);
     let environment = rewrite.environment(&image.config().env, &settings.env_from_image, home);
     let root = lease.mount(&lower, injection)?;
@@ -338,40 +329,6 @@ fn injection(caller: &Caller, call: &IsolateCall, real: &RealIsolate, run_dir: &
         injection = injection.with_host_network();
     }
     injection
-}
-
-/// Reads the manifest and the configuration of the image.
-fn stored_image(settings: &ShimSettings, name: &str) -> Result<(Store, Image), ShimError> {
-    let digest = name.rsplit_once('@').and_then(|(_, digest)| digest.parse::<ManifestDigest>().ok());
-    let digest = digest.ok_or_else(|| ShimError::NotAnImage(name.into()))?;
-    let store = open_store(settings)?.ok_or_else(|| ShimError::NoDaemon(settings.store.clone()))?;
-    let image = pipeline::read_image(&store, &digest)
-        .map_err(|source| ShimError::Config { image: name.to_owned(), source })?;
-    Ok((store, image))
-}
-
-/// Returns a mount of the image's tree image; `None` if there is none, or the configuration wants none.
-///
-/// Only a mount of what another process has made: this process may be set-uid, and reads no layer.
-fn in_tree(
-    settings: &ShimSettings,
-    store: &Store,
-    image: &Image,
-    daemon: &DaemonInfo,
-) -> Result<Option<HeldTree>, ShimError> {
-    let Some(idle) = settings.tree_idle else { return Ok(None) };
-    match TreeMounts::open(&settings.run_dir)?.with_idle(idle).mount_made(
-        store,
-        image,
-        daemon.layers.as_deref(),
-    ) {
-        Ok(tree) => Ok(tree),
-        // The daemon shows the same image.
-        Err(error) => {
-            tracing::debug!("{error}");
-            Ok(None)
-        }
-    }
 }
 
 /// Makes mount points for the caller's rules, and returns the rules with the resolved paths of their mount points.

@@ -25,7 +25,6 @@ use super::{Caller, ShimError};
 use crate::os::{Forked, close_all_but, detach_from_caller, fork, leave_control_groups};
 use crate::roots::{PrivateRoot, RootLease, RootWatch, Roots, processes_with_mount};
 use crate::sandbox::box_lock::BoxLock;
-use crate::store::DaemonInfo;
 
 /// How long to wait for the root to die before its processes are first checked. Usually isolate's namespace is gone by then.
 const FIRST_WAIT: Duration = Duration::from_millis(20);
@@ -54,8 +53,8 @@ pub(super) struct GuardedCall<'a> {
     pub(super) supervisor: BorrowedFd<'a>,
     /// The lock of the box's directory, which the guardian holds until its end.
     pub(super) box_lock: Option<BorrowedFd<'a>>,
-    /// The daemon that the guardian asks for an answer: see [`Guardian::await_mount`].
-    pub(super) daemon: &'a DaemonInfo,
+    /// The mountpoint of the daemon that the guardian asks for an answer: see [`Guardian::await_mount`]. `None` without a daemon.
+    pub(super) mountpoint: Option<&'a Path>,
 }
 
 impl Guardian {
@@ -91,7 +90,7 @@ impl Guardian {
                 let detached = attempt(|| {
                     // First of all: while the daemon hangs, no pipe of the caller may stay open.
                     close_all_but(&kept)?;
-                    ask_daemon(&call.daemon.mountpoint, &report)?;
+                    call.mountpoint.map_or(Ok(()), |mountpoint| ask_daemon(mountpoint, &report))?;
                     detach_from_caller(c"rcx-guardian")?;
                     send(&report, DETACHED)
                 });

@@ -21,6 +21,7 @@ mod choice;
 mod exec;
 mod guardian;
 mod host_commands;
+mod image_home;
 mod images;
 mod program;
 mod real_isolate;
@@ -51,6 +52,7 @@ use super::error::SandboxError;
 use super::isolate::IsolateError;
 use crate::daemon::{ControlError, ReadFault};
 use crate::error::ErrorCode;
+use crate::fs::LoadError;
 use crate::os::{PathError, UntrustedPart};
 use crate::pipeline::PipelineError;
 use crate::roots::RootsError;
@@ -151,6 +153,9 @@ pub enum ShimError {
     /// No daemon serves the store.
     #[error("no daemon serves the store {0}")]
     NoDaemon(PathBuf),
+    /// The names of the images cannot be read from the store.
+    #[error("cannot read the names of the images in the store {}", .0.display())]
+    Names(PathBuf, #[source] Box<LoadError>),
     /// The call requests an image, but the process has no privileges.
     #[error("making a root requires root privileges: this program is neither run by root nor set-uid root")]
     Unprivileged,
@@ -219,6 +224,7 @@ impl ShimError {
             Self::NoIsolate(_) => ErrorCode::NoSandbox,
             Self::Untrusted { .. } => ErrorCode::Untrusted,
             Self::NoDaemon(_) => ErrorCode::NoDaemon,
+            Self::Names(_, source) => source.code(),
             Self::MountHangs(_) | Self::NotStarted(_) => ErrorCode::Timeout,
             Self::Unprivileged => ErrorCode::Permission,
             Self::Roots(error) => error.code(),

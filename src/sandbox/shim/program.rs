@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::ShimError;
 use super::choice::command_in_mount;
+use super::image_home::{ImageHome, NamedImage};
 use super::rewrite::CallRewrite;
-use crate::roots::{Lower, PrivateRoot, RootsError};
+use crate::roots::PrivateRoot;
 use crate::sandbox::isolate::{DirRule, components};
 use crate::sandbox::view::{MountContent, RootView};
 use crate::sandbox::{DEFAULT_PATH, User};
@@ -16,26 +17,22 @@ use crate::sandbox::{DEFAULT_PATH, User};
 /// `name` is the image's path below the mountpoint; `None` if the first word of the command chooses the image.
 ///
 /// # Errors
-/// The mount does not have the image, or the command lies in another image than the one with `name`.
+/// There is no such image, or the command lies in another image than the one with `name`.
 pub(super) fn find_image(
-    mountpoint: &Path,
+    images: &ImageHome,
     name: Option<&Path>,
     word: Option<&OsStr>,
-) -> Result<(Lower, Option<PathBuf>), ShimError> {
+) -> Result<(NamedImage, Option<PathBuf>), ShimError> {
     let word = word.unwrap_or_default();
-    let command = match command_in_mount(word, || Ok(Some(mountpoint.to_owned())))? {
-        Some(path) => Some(split_command(mountpoint, &path)?),
+    let command = match command_in_mount(word, || Ok(images.mountpoint().map(Path::to_owned)))? {
+        Some(path) => Some(split_command(images, &path)?),
         None => None,
     };
-    let lower = name.map(|name| Lower::in_mount(mountpoint, name)).transpose()?;
-    match (lower, command) {
-        (Some(lower), None) => Ok((lower, None)),
-        (Some(lower), Some((of_command, _))) if lower.resolved_name() != of_command.resolved_name() => {
-            Err(ShimError::OtherImage {
-                program: word.to_owned(),
-                other: of_command.resolved_name().to_owned(),
-                image: lower.resolved_name().to_owned(),
-            })
+    let find = |name: &Path| images.image(name)?.ok_or_else(|| ShimError::NotAnImage(name.into()));
+    match (name.map(find).transpose()?, command) {
+        (Some(named), None) => Ok((named, None)),
+        (Some(named), Some((of_command, _))) if named.name != of_command.name => {
+            Err(ShimError::OtherImage { program: word.to_owned(), other: of_command.name, image: named.name })
         }
         (_, Some((of_command, path))) => Ok((of_command, Some(path))),
         (None, None) => Err(ShimError::NotAnImage(word.into())),
@@ -43,20 +40,17 @@ pub(super) fn find_image(
 }
 
 /// Splits the path of a command below the mountpoint into its image and its path in the image.
-fn split_command(mountpoint: &Path, path: &Path) -> Result<(Lower, PathBuf), ShimError> {
+fn split_command(images: &ImageHome, path: &Path) -> Result<(NamedImage, PathBuf), ShimError> {
     let mut name = PathBuf::new();
     for part in path {
         name.push(part);
-        match Lower::in_mount(mountpoint, &name) {
-            // A directory of names, such as `lab`.
-            Err(RootsError::NotAnImage { .. }) => {}
-            image => {
-                let inside = path.strip_prefix(&name).unwrap_or(Path::new(""));
-                return Ok((image?, Path::new("/").join(inside)));
-            }
+        // Otherwise a directory of names, such as `lab`.
+        if let Some(named) = images.image(&name)? {
+            let inside = path.strip_prefix(&name).unwrap_or(Path::new(""));
+            return Ok((named, Path::new("/").join(inside)));
         }
     }
-    Err(ShimError::NotAnImage(mountpoint.join(path)))
+    Err(ShimError::NotAnImage(images.mountpoint().unwrap_or(Path::new("")).join(path)))
 }
 
 /// Finds the file of the command in the root of `image`, and returns the path that takes the place of the command's first

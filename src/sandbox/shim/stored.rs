@@ -27,7 +27,7 @@ pub(super) fn open_store(settings: &ShimSettings) -> Result<Option<Store>, ShimE
 ///
 /// A stand-in that is not set-uid may be unable to read the store. It cannot make a root, but must know calls for an image, so it
 /// asks the daemon.
-pub(super) fn daemon_mountpoint(settings: &ShimSettings) -> Result<Option<PathBuf>, ShimError> {
+fn daemon_mountpoint(settings: &ShimSettings) -> Result<Option<PathBuf>, ShimError> {
     let refused = match open_store(settings) {
         Ok(store) => {
             let daemon = store.map(|store| store.last_daemon()).transpose()?.flatten();
@@ -40,4 +40,14 @@ pub(super) fn daemon_mountpoint(settings: &ShimSettings) -> Result<Option<PathBu
         Ok(ControlResponse::Status(status)) => Ok(Some(status.mountpoint)),
         _ => Err(refused),
     }
+}
+
+/// Returns the mountpoint of the images: the configured one, or that of the running or last daemon.
+///
+/// A call for the mountpoint of a daemon that has ended is a call for an image. Otherwise its program would run on the host.
+pub(super) fn known_mountpoint(settings: &ShimSettings) -> Result<Option<PathBuf>, ShimError> {
+    if let Some(path) = &settings.mountpoint {
+        return Ok(Some(path.clone()));
+    }
+    daemon_mountpoint(settings)
 }

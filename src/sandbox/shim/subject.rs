@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 
+use super::ShimSettings;
 use super::choice::{ImageChoice, choose};
-use super::exec::{ShimSettings, known_mountpoint};
+use super::stored::known_mountpoint;
 use crate::sandbox::isolate::{IsolateCall, IsolateOption};
 
 /// Returns the box and the image of a call, as far as they are known: `box 7, image lab/python:3.12`.

@@ -179,6 +179,15 @@ impl Host {
 
     /// Makes a host whose image has one more layer (a tar, may be empty) and sets `PATH` and `OF_IMAGE`.
     pub(super) fn with(isolate: Isolate, layer: &[u8]) -> Self {
+        Self::make(isolate, layer, &["pull"])
+    }
+
+    /// Makes a host whose image has only plain layers.
+    pub(super) fn with_plain_layers(isolate: Isolate) -> Self {
+        Self::make(isolate, &[], &["pull", "--plain"])
+    }
+
+    fn make(isolate: Isolate, layer: &[u8], pull: &[&str]) -> Self {
         let images = Images::make(&["small"]);
         let layout = images.layout().copy_of("small");
         if !layer.is_empty() {
@@ -191,7 +200,7 @@ impl Host {
         registry.push(&layout.image(), "lab/image:1", &[]);
         let reference = registry.reference("lab/image:1");
         let program = Program::new();
-        let name = program.pull(&reference);
+        let name = program.ok(&[pull, &[&*reference]].concat());
         let mount = program.mount();
         let image = program.ok(&["path", "--no-colon", &name]);
         let (bin, caller_dir) = (program.dir().join("bin"), program.dir().join("own"));

@@ -13,5 +13,6 @@ mod failures;
 mod guardian;
 mod kills;
 mod names;
+mod no_daemon;
 mod unreadable;
 mod worker;

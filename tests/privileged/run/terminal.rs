@@ -159,7 +159,7 @@ print('do' + 'ne')";
 #[test]
 #[ignore = "needs isolate on PATH"]
 fn shell_under_isolate_is_interactive_in_a_terminal() {
-    let (mut runner, isolates) = Runner::with_isolate(22);
+    let (mut runner, isolates) = Runner::with_isolate(386);
     for isolate in isolates {
         runner.isolate = Some(isolate);
         shell_is_interactive(&runner);

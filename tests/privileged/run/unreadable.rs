@@ -163,7 +163,7 @@ fn run_whose_daemon_is_replaced_fails(runner: &mut Runner) {
 #[test]
 #[ignore = "needs isolate on PATH"]
 fn run_under_isolate_fails_only_if_its_own_reads_failed() {
-    let (mut runner, isolates) = Runner::with_isolate(34);
+    let (mut runner, isolates) = Runner::with_isolate(408);
     for isolate in isolates {
         runner.isolate = Some(isolate);
         only_runs_that_could_not_read_fail(&runner);

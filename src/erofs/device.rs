@@ -75,6 +75,11 @@ impl LayerDevice {
         self.size
     }
 
+    /// The number of files that do not stand in one piece in the tar.
+    pub(super) fn sparse_files(&self) -> usize {
+        self.places.len()
+    }
+
     /// The offset of a file's content; `None` if the file has no content, or nothing but holes.
     ///
     /// # Panics

@@ -25,7 +25,7 @@ use super::plan::TreeImage;
 use crate::image::LayerDigest;
 
 /// The version of tree images. Changes whenever the same indexes give other bytes, so that images are made anew.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MAGIC: [u8; 8] = *b"rcx-tree";
 /// Bytes of the header.
 const HEADER_LEN: usize = 40;

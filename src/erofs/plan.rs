@@ -1,6 +1,7 @@
 //! Decides where each inode goes.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::device::LayerDevice;
 use super::directory;
@@ -11,7 +12,7 @@ use super::format::{
 };
 use super::inode::{MetaContent, NodeAttr, entry_of, inode_len};
 use super::xattrs::XattrTable;
-use crate::index::{Index, StoredContent};
+use crate::index::{EntryId, Index, StoredContent};
 use crate::layer::Timestamp;
 use crate::tree::{LayerNo, NodeId, NodeSource, Tree};
 
@@ -21,6 +22,10 @@ const DEVICES_MAX: usize = 16_000;
 const CONTENT_START: u32 = 1 << 24;
 /// The length of a chunk in bytes. One chunk holds nearly every file.
 const CHUNK: u64 = 1 << (CHUNK_BITS_MAX + BLOCK_BITS);
+/// The most chunks of all sparse files of a layer, where [`FILE_CHUNKS`] allows it. Each takes 8 bytes.
+const SPARSE_CHUNKS_MAX: usize = 1 << 16;
+/// The least and the greatest number of chunks that a sparse file may have.
+const FILE_CHUNKS: Range<u64> = 16..4096;
 /// The most chunks of a file without content.
 const HOLE_CHUNKS_MAX: u64 = 1024;
 
@@ -70,6 +75,21 @@ pub(super) enum NodeContent {
     Chunks { device: u16, start: u32, count: u64 },
     /// A regular file of nothing but holes.
     Holes { count: u64 },
+    /// A regular file with holes, on one device: some of its chunks are holes.
+    Sparse(SparseChunks),
+}
+
+/// The chunks of a sparse file. A chunk with no byte of the file's segments is a hole.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SparseChunks {
+    pub(super) layer: LayerNo,
+    pub(super) entry: EntryId,
+    pub(super) device: u16,
+    /// The first block of the file on the device, where it stands with its holes.
+    pub(super) start: u32,
+    /// A chunk has 2 to this power blocks.
+    pub(super) bits: u8,
+    pub(super) count: u64,
 }
 
 /// A node as it will be written.
@@ -98,6 +118,9 @@ impl NodeShape<'_> {
                 (position, end.next_multiple_of(8) + 8 * count, DataLayout::Chunks, 0)
             }
             NodeContent::Holes { count } => (position, end + 4 * count, DataLayout::Chunks, 0),
+            NodeContent::Sparse(SparseChunks { count, .. }) => {
+                (position, end.next_multiple_of(8) + 8 * count, DataLayout::Chunks, 0)
+            }
             NodeContent::Meta(size) => {
                 let place = MetaContent::place(position, self.head(), size, SLOT);
                 let layout = if place.tail == 0 { DataLayout::Plain } else { DataLayout::Inline };
@@ -191,7 +214,8 @@ impl<'a, D: AsRef<[u8]>> TreeImage<'a, D> {
     fn file_content(&self, node: NodeId) -> Result<NodeContent, Inexpressible> {
         let NodeSource::Entry { layer, entry } = self.tree.source(node) else { return Ok(NodeContent::None) };
         let index = self.layers[layer.index()];
-        let size = match index.stored_content(entry) {
+        let content = index.stored_content(entry);
+        let size = match content {
             StoredContent::None => return Ok(NodeContent::None),
             StoredContent::Hole { size } => {
                 let count = size.div_ceil(CHUNK);
@@ -206,15 +230,25 @@ impl<'a, D: AsRef<[u8]>> TreeImage<'a, D> {
         let slot = &self.devices[number];
         let offset = slot.device.offset_of(index, entry).expect("the entry has content");
         let block = u32::try_from(offset / BLOCK).expect("the device was limited");
+        let device = u16::try_from(number + 1).expect("the number of devices was limited");
+        if matches!(content, StoredContent::Sparse { .. }) {
+            let bits = chunk_bits(size, slot.device.sparse_files());
+            let count = size.div_ceil(BLOCK << bits);
+            return Ok(NodeContent::Sparse(SparseChunks { layer, entry, device, start: block, bits, count }));
+        }
         Ok(match slot.start {
             Some(start) => NodeContent::Blocks(start + block),
-            None => NodeContent::Chunks {
-                device: u16::try_from(number + 1).expect("the number of devices was limited"),
-                start: block,
-                count: size.div_ceil(CHUNK),
-            },
+            None => NodeContent::Chunks { device, start: block, count: size.div_ceil(CHUNK) },
         })
     }
+}
+
+/// The size of the chunks of a sparse file, as a power of 2 in blocks: the smallest for which all sparse files of its layer together
+/// have a limited number of chunks.
+fn chunk_bits(size: u64, files: usize) -> u8 {
+    let max = u64::try_from(SPARSE_CHUNKS_MAX / files.max(1)).unwrap_or(u64::MAX);
+    let max = max.clamp(FILE_CHUNKS.start, FILE_CHUNKS.end);
+    (0..CHUNK_BITS_MAX).find(|bits| size.div_ceil(BLOCK << bits) <= max).unwrap_or(CHUNK_BITS_MAX)
 }
 
 /// Calls `each` for every node, each directory before its files, in the order of the inodes.

@@ -10,10 +10,13 @@ use super::format::{
     SUPER_OFFSET,
 };
 use super::inode::{InodeRecord, NodeAttr};
-use super::plan::{NodeContent, NodeShape, TreeImage, visit};
+use super::plan::{NodeContent, NodeShape, SparseChunks, TreeImage, visit};
+use crate::index::Piece;
 use crate::tree::NodeId;
 
-/// Blocks in a chunk.
+/// The length of a `struct erofs_inode_chunk_index`.
+const CHUNK_RECORD: usize = 8;
+/// Blocks in a chunk of the greatest size.
 const CHUNK_BLOCKS: u32 = 1 << CHUNK_BITS_MAX;
 
 /// Counts the bytes that it passes on.
@@ -106,6 +109,7 @@ impl<D: AsRef<[u8]>> TreeImage<'_, D> {
                 NodeContent::Blocks(start) => start,
                 NodeContent::Chunks { .. } => (u16::from(CHUNK_BITS_MAX) | CHUNK_INDEXES).into(),
                 NodeContent::Holes { .. } => CHUNK_BITS_MAX.into(),
+                NodeContent::Sparse(chunks) => (u16::from(chunks.bits) | CHUNK_INDEXES).into(),
             };
             next_block += u32::try_from(blocks).expect("`plan` limits the size");
             bytes.clear();
@@ -122,7 +126,7 @@ impl<D: AsRef<[u8]>> TreeImage<'_, D> {
             }
             .write(&mut bytes);
             bytes.extend_from_slice(&shape.xattrs);
-            write_records(&shape, &mut bytes);
+            self.write_records(&shape, &mut bytes);
             if layout == DataLayout::Inline {
                 self.append_tail(node, &shape, &mut bytes)?;
             }
@@ -191,26 +195,58 @@ impl<D: AsRef<[u8]>> TreeImage<'_, D> {
         let block = usize::try_from(BLOCK).expect("512");
         shape.attr.target.chunks(block).try_for_each(&mut each)
     }
+
+    /// Appends the records of a file's chunks (`struct erofs_inode_chunk_index`, or block addresses for holes).
+    fn write_records(&self, shape: &NodeShape<'_>, bytes: &mut Vec<u8>) {
+        match shape.content {
+            NodeContent::Chunks { device, start, count } => {
+                // The inode is at a multiple of 8.
+                bytes.resize(bytes.len().next_multiple_of(8), 0);
+                for chunk in 0..count {
+                    let chunk = u32::try_from(chunk).expect("a device has at most two chunks");
+                    chunk_record(bytes, device, start + chunk * CHUNK_BLOCKS);
+                }
+            }
+            NodeContent::Holes { count } => {
+                for _ in 0..count {
+                    bytes.extend_from_slice(&HOLE.to_le_bytes());
+                }
+            }
+            NodeContent::Sparse(chunks) => self.write_sparse_records(chunks, shape.size, bytes),
+            NodeContent::None | NodeContent::Meta(_) | NodeContent::Blocks(_) => {}
+        }
+    }
+
+    fn write_sparse_records(&self, chunks: SparseChunks, size: u64, bytes: &mut Vec<u8>) {
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        let first = bytes.len();
+        for _ in 0..chunks.count {
+            chunk_record(bytes, 0, HOLE);
+        }
+        let chunk_len = BLOCK << chunks.bits;
+        let mut offset = 0;
+        for piece in self.layers[chunks.layer.index()].pieces_from(chunks.entry, 0, size) {
+            let (is_data, len) = match piece {
+                Piece::Data { len, .. } => (true, len),
+                Piece::Hole { len } => (false, len),
+            };
+            if is_data && len > 0 {
+                for chunk in offset / chunk_len..=(offset + len - 1) / chunk_len {
+                    let block = u32::try_from(chunk << chunks.bits).expect("the device was limited");
+                    let mut record = Vec::with_capacity(CHUNK_RECORD);
+                    chunk_record(&mut record, chunks.device, chunks.start + block);
+                    let at = first + CHUNK_RECORD * usize::try_from(chunk).expect("chunks were limited");
+                    bytes[at..at + CHUNK_RECORD].copy_from_slice(&record);
+                }
+            }
+            offset += len;
+        }
+    }
 }
 
-/// Appends the records of a file's chunks (`struct erofs_inode_chunk_index`, or block addresses for holes).
-fn write_records(shape: &NodeShape<'_>, bytes: &mut Vec<u8>) {
-    match shape.content {
-        NodeContent::Chunks { device, start, count } => {
-            // The inode is at a multiple of 8.
-            bytes.resize(bytes.len().next_multiple_of(8), 0);
-            for chunk in 0..count {
-                let chunk = u32::try_from(chunk).expect("a device has at most two chunks");
-                bytes.extend_from_slice(&[0; 2]);
-                bytes.extend_from_slice(&device.to_le_bytes());
-                bytes.extend_from_slice(&(start + chunk * CHUNK_BLOCKS).to_le_bytes());
-            }
-        }
-        NodeContent::Holes { count } => {
-            for _ in 0..count {
-                bytes.extend_from_slice(&HOLE.to_le_bytes());
-            }
-        }
-        NodeContent::None | NodeContent::Meta(_) | NodeContent::Blocks(_) => {}
-    }
+/// Appends a `struct erofs_inode_chunk_index`.
+fn chunk_record(bytes: &mut Vec<u8>, device: u16, block: u32) {
+    bytes.extend_from_slice(&[0; 2]);
+    bytes.extend_from_slice(&device.to_le_bytes());
+    bytes.extend_from_slice(&block.to_le_bytes());
 }

@@ -9,6 +9,8 @@ use rcx_imagefs::erofs::TreeImage;
 use rcx_imagefs::index::Layer;
 use rcx_imagefs::roots::enter_private_namespace;
 use rcx_imagefs::tree::merge;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use support::disk;
 use support::engine_dump::TreeMount;
 use support::layers::{EntryKind, Line, Merged, merge_lines, open, parse};
@@ -177,6 +179,14 @@ fn sparse_files_show_their_holes_and_segments() {
         let shown = fs::read(mounted.path().join(name)).unwrap();
         assert!(shown == fs::read(source.path().join(name)).unwrap(), "{name}");
     }
+    // A copy of the file, as an overlay makes it, does not fill its holes.
+    let seek = |name: &str, from| rustix::fs::seek(File::open(mounted.path().join(name)).unwrap(), from);
+    assert_eq!(seek("a", SeekFrom::Hole(0)), Ok(0));
+    assert_eq!(seek("a", SeekFrom::Data(0)), Ok(4096));
+    let (end, next) = (4096 + 4 * 100_000_u64, 9_u64 << 20);
+    assert!((end..end + 4096).contains(&seek("a", SeekFrom::Hole(4096)).unwrap()));
+    assert!((next - 4096..=next).contains(&seek("a", SeekFrom::Data(2 << 20)).unwrap()));
+    assert_eq!(seek("hole", SeekFrom::Data(0)), Err(Errno::NXIO));
     let hole = File::open(mounted.path().join("hole")).unwrap();
     assert_eq!(hole.metadata().unwrap().len(), (3 << 40) + 5);
     let mut bytes = [1; 10];

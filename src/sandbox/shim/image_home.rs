@@ -26,7 +26,7 @@ pub(super) enum ImageHome {
 
 /// An image that was found by one of its names.
 #[derive(Debug)]
-pub(super) struct NamedImage {
+pub(super) struct LocatedImage {
     /// `NAME@DIGEST`.
     pub(super) name: String,
     /// Its directory in the mount; `None` without a daemon.
@@ -74,20 +74,20 @@ impl ImageHome {
     ///
     /// # Errors
     /// There is no such image, or the mount cannot be used.
-    pub(super) fn image(&self, path: &Path) -> Result<Option<NamedImage>, ShimError> {
+    pub(super) fn image(&self, path: &Path) -> Result<Option<LocatedImage>, ShimError> {
         match self {
             Self::Mount(daemon) => match Lower::in_mount(&daemon.mountpoint, path) {
                 Err(RootsError::NotAnImage { .. }) => Ok(None),
                 Ok(lower) => {
                     let name = lower.resolved_name().to_owned();
-                    Ok(Some(NamedImage { name, directory: Some(lower) }))
+                    Ok(Some(LocatedImage { name, directory: Some(lower) }))
                 }
                 Err(error) => Err(error.into()),
             },
             Self::Store { names, .. } => match names.resolve(path) {
                 Some(NameTarget::Image(image)) => {
                     let name = names.path_of(image.slot).ok_or_else(|| ShimError::NotAnImage(path.into()))?;
-                    Ok(Some(NamedImage { name, directory: None }))
+                    Ok(Some(LocatedImage { name, directory: None }))
                 }
                 Some(_) => Ok(None),
                 None => Err(ShimError::NotAnImage(path.into())),
@@ -104,9 +104,9 @@ impl ImageHome {
         settings: &ShimSettings,
         store: &Store,
         image: &Image,
-        named: NamedImage,
+        named: LocatedImage,
     ) -> Result<Lower, ShimError> {
-        let NamedImage { name, directory } = named;
+        let LocatedImage { name, directory } = named;
         let layers = self.daemon().and_then(|daemon| daemon.layers.as_deref());
         match (in_tree(settings, store, image, layers), directory) {
             (Ok(Some(tree)), _) => Ok(Lower::in_tree(tree, &name)),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::ShimError;
 use super::choice::command_in_mount;
-use super::image_home::{ImageHome, NamedImage};
+use super::image_home::{ImageHome, LocatedImage};
 use super::rewrite::CallRewrite;
 use crate::roots::PrivateRoot;
 use crate::sandbox::isolate::{DirRule, components};
@@ -22,7 +22,7 @@ pub(super) fn find_image(
     images: &ImageHome,
     name: Option<&Path>,
     word: Option<&OsStr>,
-) -> Result<(NamedImage, Option<PathBuf>), ShimError> {
+) -> Result<(LocatedImage, Option<PathBuf>), ShimError> {
     let word = word.unwrap_or_default();
     let command = match command_in_mount(word, || Ok(images.mountpoint().map(Path::to_owned)))? {
         Some(path) => Some(split_command(images, &path)?),
@@ -40,7 +40,7 @@ pub(super) fn find_image(
 }
 
 /// Splits the path of a command below the mountpoint into its image and its path in the image.
-fn split_command(images: &ImageHome, path: &Path) -> Result<(NamedImage, PathBuf), ShimError> {
+fn split_command(images: &ImageHome, path: &Path) -> Result<(LocatedImage, PathBuf), ShimError> {
     let mut name = PathBuf::new();
     for part in path {
         name.push(part);

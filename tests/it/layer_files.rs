@@ -5,9 +5,9 @@ use std::io::Read as _;
 
 use rcx_imagefs::erofs::{DevicePart, LayerDevice, write_plain};
 use rcx_imagefs::error::ErrorCode;
-use rcx_imagefs::fs::{FileKind, FsError, ImageFs, Ino, InodeAttr, LayerFiles};
-use rcx_imagefs::image::LayerDigest;
-use rcx_imagefs::pipeline::open_layer;
+use rcx_imagefs::fs::{FileKind, FsError, ImageFs, Ino, InodeAttr, LayerFiles, layer_file_name};
+use rcx_imagefs::image::{LayerDigest, TreeKey};
+use rcx_imagefs::pipeline::{open_layer, read_trace};
 use rustix::io::Errno;
 
 use support::layers::{parse, sparse_tar, tar};
@@ -124,13 +124,55 @@ fn only_the_digests_of_layers_in_the_store_are_names() {
     assert!(matches!(files.lookup(file, b"x"), Err(FsError::NotADirectory(_))));
     assert!(matches!(files.read(Ino::ROOT, 0, 1), Err(FsError::IsADirectory(_))));
     let slot = file.get() & !u64::from(u32::MAX);
-    for number in [0, 2, slot, slot | 2, 9 << 32 | 1, 1 << 59 | slot | 1, 1 << 60, u64::MAX] {
+    for number in [0, 2, slot, 9 << 32 | 1, 1 << 59 | slot | 1, 1 << 60, u64::MAX] {
         let ino = Ino::from_kernel(number);
         for error in [files.getattr(ino).unwrap_err(), files.read(ino, 0, 1).unwrap_err()] {
             assert!(matches!(error, FsError::Stale(_)), "{number:#x}: {error}");
         }
         files.forget(ino, 1);
     }
+}
+
+#[test]
+fn file_of_a_tree_image_has_the_same_bytes_and_its_reads_are_recorded() {
+    let stored = TestStore::new();
+    let (_, layers) = stored.add_tars("lab/a:1", &[noisy_tar(), sparse_layer()], Packing::Gzip);
+    let key = TreeKey::of(layers.iter().copied());
+    let files = stored.fs().layer_files();
+    let name = |layer: &LayerDigest| layer_file_name(*layer, Some(&key));
+    let open = |layer| files.lookup(Ino::ROOT, name(layer).as_bytes()).unwrap();
+    let read = |ino, offset| files.read(ino, offset, 4096).unwrap();
+    let plain = look_up(&files, &layers[0]);
+    let (first, second) = (open(&layers[0]), open(&layers[1]));
+    assert_eq!((first.size, first.mode), (plain.size, plain.mode));
+    assert_ne!(first.ino, plain.ino);
+    assert_eq!(*read(first.ino, 0), *read(plain.ino, 0));
+    read(second.ino, 0);
+    read(first.ino, first.size - 4096);
+    read(first.ino, 0);
+    let trace = || read_trace(&stored.store, &key).unwrap();
+    assert!(trace().is_empty());
+    stored.store.create_tree(&key).unwrap().commit().unwrap();
+    files.store_traces(true);
+    let recorded: Vec<_> = trace().spans().map(|span| span.layer).collect();
+    assert_eq!((recorded[0], recorded[1]), (layers[0], layers[1]));
+    assert!(recorded.len() >= 3, "{recorded:?}");
+
+    // A file of a number that this process has not given is read, and not recorded.
+    let foreign = Ino::from_kernel(plain.ino.get() + 77);
+    assert_eq!(*read(foreign, 0), *read(plain.ino, 0));
+    for name in [
+        format!("{}.", layers[0].digest().hex()),
+        format!(".{}", key.hex()),
+        format!("{}.x", name(&layers[0])),
+    ] {
+        assert!(matches!(files.lookup(Ino::ROOT, name.as_bytes()), Err(FsError::NotFound)), "{name}");
+    }
+    for (attr, count) in [(plain, 1), (first, 1), (second, 1)] {
+        files.forget(attr.ino, count);
+    }
+    files.forget(foreign, 1);
+    assert_eq!(files.known(), 0);
 }
 
 #[test]

@@ -176,19 +176,19 @@ impl TraceRecorder {
             content: Arc::clone(&self.content),
             next: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
-            active: Arc::clone(&self.active),
             stop: Arc::clone(&self.stop),
         });
         for _ in 0..threads() {
-            if self.active.fetch_add(1, Ordering::Relaxed) >= THREADS_MAX {
-                self.active.fetch_sub(1, Ordering::Relaxed);
+            let place = ThreadPlace::take(&self.active);
+            if place.before >= THREADS_MAX {
                 return;
             }
             let thread_job = Arc::clone(&job);
-            if let Err(error) =
-                thread::Builder::new().name("prefetch".to_owned()).spawn(move || thread_job.run())
-            {
-                self.active.fetch_sub(1, Ordering::Relaxed);
+            let run = move || {
+                let _place = place;
+                thread_job.run();
+            };
+            if let Err(error) = thread::Builder::new().name("prefetch".to_owned()).spawn(run) {
                 warn!(%error, "cannot start the thread prefetch");
             }
         }
@@ -276,6 +276,25 @@ fn threads() -> usize {
     thread::available_parallelism().map_or(1, |processors| processors.get() - 1).clamp(1, THREADS_MAX)
 }
 
+/// The place of a thread among those that decode ahead, until it is dropped.
+struct ThreadPlace {
+    active: Arc<AtomicUsize>,
+    /// Number of places that were taken before.
+    before: usize,
+}
+
+impl ThreadPlace {
+    fn take(active: &Arc<AtomicUsize>) -> Self {
+        Self { active: Arc::clone(active), before: active.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Drop for ThreadPlace {
+    fn drop(&mut self) {
+        self.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Threads that decode the spans of a trace, in order.
 struct Prefetch {
     spans: Arc<[LayerSpan]>,
@@ -285,7 +304,6 @@ struct Prefetch {
     next: AtomicUsize,
     /// Number of bytes that were decoded.
     bytes: AtomicUsize,
-    active: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
 }
 
@@ -311,6 +329,5 @@ impl Prefetch {
             let decoded = self.content.decode_ahead(*slot, layer, span.span).unwrap_or(0);
             self.bytes.fetch_add(decoded, Ordering::Relaxed);
         }
-        self.active.fetch_sub(1, Ordering::Relaxed);
     }
 }

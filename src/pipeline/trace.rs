@@ -55,9 +55,15 @@ impl ReadTrace {
 
     /// The spans, in the order in which they are read.
     pub fn spans(&self) -> impl Iterator<Item = LayerSpan> {
-        self.reads.iter().filter_map(|TracedRead(layer, span, _)| {
-            let layer = self.layers.get(usize::try_from(*layer).ok()?)?;
-            Some(LayerSpan { layer: layer.layer, span: SpanId::new(*span) })
+        self.entries().map(|(span, _)| span)
+    }
+
+    /// The spans, and the number of records in a row that do not have each.
+    fn entries(&self) -> impl Iterator<Item = (LayerSpan, u8)> {
+        self.reads.iter().filter_map(|TracedRead(layer, span, missed)| {
+            // A file that was changed could name spans that the layer does not have.
+            let layer = self.layers.get(usize::try_from(*layer).ok()?).filter(|layer| *span < layer.spans)?;
+            Some((LayerSpan { layer: layer.layer, span: SpanId::new(*span) }, *missed))
         })
     }
 
@@ -74,8 +80,7 @@ impl ReadTrace {
     pub fn merged(&self, record: &[LayerSpan], counts: &HashMap<LayerDigest, u32>) -> Self {
         let mut merged = Self { format: FORMAT, ..Self::default() };
         let mut seen = HashSet::new();
-        let missed = |read: &TracedRead| read.2.saturating_add(1);
-        let old = self.spans().zip(&self.reads).map(|(span, read)| (span, missed(read)));
+        let old = self.entries().map(|(span, missed)| (span, missed.saturating_add(1)));
         for (LayerSpan { layer, span }, missed) in record.iter().map(|span| (*span, 0)).chain(old) {
             let known = self.layers.iter().find(|of| of.layer == layer).map(|of| of.spans);
             let Some(spans) = counts.get(&layer).copied().or(known) else { continue };
@@ -164,6 +169,16 @@ mod tests {
         assert_eq!(second.spans().collect::<Vec<_>>(), record(&[("a", 2), ("b", 1)]));
         // Ordinals beyond the end of the layer do not come from its index.
         assert!(ReadTrace::default().merged(&record(&[("a", 4)]), &counts(4)).is_empty());
+    }
+
+    #[test]
+    fn numbers_that_no_layer_has_are_ignored() {
+        let text = format!(
+            r#"{{"format":1,"layers":[{{"layer":"{}","spans":2}}],"reads":[[0,2,0],[1,0,0],[0,1,0]]}}"#,
+            layer("a")
+        );
+        let trace: ReadTrace = serde_json::from_str(&text).unwrap();
+        assert_eq!(trace.spans().collect::<Vec<_>>(), record(&[("a", 1)]));
     }
 
     #[test]

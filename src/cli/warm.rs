@@ -144,13 +144,18 @@ struct WantedFile {
 fn read_files(store: &Store, image: &Image, tree: &HeldTree, warmed: &mut WarmJson) -> anyhow::Result<()> {
     let trace = read_trace(store, &tree_key(image))?;
     let files = wanted(&OpenImage::open(store, image, |_| None)?, &trace);
+    let total = files.iter().flat_map(|file| &file.ranges).map(|(start, end)| end - start).sum();
+    let bar = output::bar(total);
     let (next, bytes) = (AtomicUsize::new(0), AtomicU64::new(0));
     let failure = Mutex::new(None);
     let read = || {
         let mut buffer = vec![0; BUFFER];
         while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
             match read_file(tree, file, &mut buffer) {
-                Ok(read) => drop(bytes.fetch_add(read, Ordering::Relaxed)),
+                Ok(read) => {
+                    bytes.fetch_add(read, Ordering::Relaxed);
+                    bar.inc(read);
+                }
                 Err(error) => {
                     *ignore_poison(failure.lock()) = Some(error);
                     next.store(files.len(), Ordering::Relaxed);
@@ -163,6 +168,7 @@ fn read_files(store: &Store, image: &Image, tree: &HeldTree, warmed: &mut WarmJs
             scope.spawn(read);
         }
     });
+    bar.finish_and_clear();
     (warmed.files, warmed.bytes) = (files.len(), bytes.into_inner());
     ignore_poison(failure.into_inner()).map_or(Ok(()), Err)
 }

@@ -101,9 +101,17 @@ impl Guardian {
                 // If the report failed, the closed pipe informs the other process.
                 drop(report);
                 attempt(leave_control_groups);
-                wait_for_isolate(&isolate, call.supervisor);
-                attempt(|| run_lock.map_or(Ok(()), BoxLock::release).map_err(io::Error::other));
-                if attempt(|| Ok(wait_for_death(&lease, watch.as_ref()))).unwrap_or(false) {
+                let was_killed = wait_for_isolate(&isolate, call.supervisor);
+                let release = |lock: Option<BoxLock>| {
+                    attempt(|| lock.map_or(Ok(()), BoxLock::release).map_err(io::Error::other));
+                };
+                // The programs of an isolate that was killed may live a moment longer. isolate 1 does not clean a box with such
+                // programs.
+                let (early, late) = if was_killed { (None, run_lock) } else { (run_lock, None) };
+                release(early);
+                let is_dead = attempt(|| Ok(wait_for_death(&lease, watch.as_ref()))).unwrap_or(false);
+                release(late);
+                if is_dead {
                     attempt(|| lease.release().map_err(io::Error::other));
                 } else {
                     // Asks the kernel whether the root is dead. If a descriptor that was passed out of the sandbox keeps it
@@ -181,12 +189,17 @@ fn attempt<T>(step: impl FnOnce() -> io::Result<T>) -> Option<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(step)).ok().and_then(Result::ok)
 }
 
-/// Waits until isolate has ended. Kills it if the supervisor ends before.
-fn wait_for_isolate(isolate: &OwnedFd, supervisor: BorrowedFd<'_>) {
+/// Waits until isolate has ended. Kills it if the supervisor ends before; returns whether it did.
+fn wait_for_isolate(isolate: &OwnedFd, supervisor: BorrowedFd<'_>) -> bool {
     wait_for_end(&[isolate.as_fd(), supervisor]);
-    // Fails if isolate has ended. Otherwise its supervisor was killed: the caller means isolate, whose process it does not know.
+    let mut ended = [PollFd::new(isolate, PollFlags::IN)];
+    if rustix::event::poll(&mut ended, Some(&Timespec::default())).is_ok_and(|ended| ended > 0) {
+        return false;
+    }
+    // Its supervisor was killed: the caller means isolate, whose process it does not know.
     let _ = rustix::process::pidfd_send_signal(isolate, Signal::KILL);
     wait_for_end(&[isolate.as_fd()]);
+    true
 }
 
 /// Waits until the kernel has unmounted the root everywhere. Kills processes of the sandbox that keep the root mounted.

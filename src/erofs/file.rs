@@ -22,7 +22,7 @@ use twox_hash::XxHash3_64;
 use super::error::{ErofsError, TreeFileFault};
 use super::format::{BLOCK, DEVICE_LEN, SUPER_LEN, SUPER_OFFSET};
 use super::plan::TreeImage;
-use crate::image::LayerDigest;
+use crate::image::{Digest, LayerDigest};
 
 /// The version of tree images. Changes whenever the same indexes give other bytes, so that images are made anew.
 const VERSION: u32 = 2;
@@ -164,7 +164,7 @@ fn read_devices(file: &File) -> Result<Vec<TreeDevice>, TreeFileFault> {
     read_at(file, &mut table, SUPER_OFFSET + SUPER_LEN as u64)?;
     let device = |slot: &[u8]| {
         let tag = std::str::from_utf8(&slot[..64]).ok()?;
-        let layer = LayerDigest::new(format!("sha256:{tag}").parse().ok()?);
+        let layer = LayerDigest::new(Digest::from_hex(tag)?);
         let blocks = u32::from_le_bytes([slot[64], slot[65], slot[66], slot[67]]);
         Some(TreeDevice { layer, size: u64::from(blocks) * BLOCK })
     };

@@ -268,8 +268,7 @@ fn parse_name(name: &[u8]) -> Option<(LayerDigest, Option<TreeKey>)> {
         Some((layer, tree)) => (layer, Some(TreeKey::from_hex(tree)?)),
         None => (name, None),
     };
-    let digest: Digest = format!("sha256:{layer}").parse().ok()?;
-    Some((LayerDigest::new(digest), tree))
+    Some((LayerDigest::new(Digest::from_hex(layer)?), tree))
 }
 
 fn id_of(ino: Ino) -> Result<FileId, FsError> {

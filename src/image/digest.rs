@@ -38,6 +38,12 @@ impl DigestError {
 }
 
 impl Digest {
+    /// Parses the 64 hex digits of a digest, without its algorithm, as in file names.
+    #[must_use]
+    pub fn from_hex(hex: &str) -> Option<Self> {
+        format!("sha256:{hex}").parse().ok()
+    }
+
     /// Wraps a SHA-256 value.
     #[must_use]
     pub fn new(sha256: [u8; 32]) -> Self {

@@ -26,7 +26,7 @@ impl TreeKey {
     /// Parses the 64 hex digits.
     #[must_use]
     pub fn from_hex(hex: &str) -> Option<Self> {
-        format!("sha256:{hex}").parse().ok().map(Self)
+        Digest::from_hex(hex).map(Self)
     }
 
     /// The UUID of a filesystem with this tree (RFC 9562, version 8).

@@ -25,7 +25,7 @@ const TRACE_MAX: u64 = 4 << 20;
 
 /// Parses a file name of 64 hex digits.
 pub(super) fn digest_of(hex: &str) -> Option<Digest> {
-    format!("sha256:{hex}").parse().ok()
+    Digest::from_hex(hex)
 }
 
 impl Store {

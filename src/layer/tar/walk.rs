@@ -374,10 +374,11 @@ impl<R: BufRead> TarWalk<R> {
         Ok(filled)
     }
 
-    /// Skips an entry's data and the padding of its last block.
+    /// Skips an entry's data and the padding of its last block. A tar may end where the padding should begin: `umoci insert` writes such
+    /// layers, and docker, containerd and umoci read them.
     fn skip_data(&mut self, size: u64) -> Result<(), TarFault> {
         self.skip(size)?;
-        self.skip(padding(size))
+        if self.peek()?.is_empty() { Ok(()) } else { self.skip(padding(size)) }
     }
 
     fn skip(&mut self, mut bytes: u64) -> Result<(), TarFault> {

@@ -197,16 +197,25 @@ fn failed_walk_stays_failed() {
 }
 
 #[test]
-fn truncation_is_an_error_except_between_entries() {
+fn truncation_is_an_error_except_between_entries_and_before_padding() {
     let tar = archive_of_all_formats();
     let mut walk = TarWalk::new(&tar[..]);
     let mut boundaries = vec![0];
-    while walk.next_entry().unwrap().is_some() {
+    let mut ends_of_data = Vec::new();
+    while let Some(entry) = walk.next_entry().unwrap() {
         boundaries.push(usize::try_from(walk.position().get()).unwrap());
+        if let EntryKind::Regular { size, content } = entry.kind {
+            let end = match content {
+                FileContent::Contiguous(start) => start.get() + size,
+                FileContent::Sparse(segments) => segments.last().map_or(0, |last| last.tar.get() + last.len),
+            };
+            ends_of_data.push(usize::try_from(end).unwrap());
+        }
     }
     assert_eq!(boundaries.len(), 11);
-    // A global header belongs to no entry. A tar may end with two end blocks, one or none.
+    // A global header belongs to no entry. A tar may end with two end blocks, one or none, and without the last padding.
     boundaries.extend([1536, tar.len() - 512, tar.len()]);
+    boundaries.extend(ends_of_data);
     for length in 0..=tar.len() {
         let result = walk_all(&tar[..length]);
         assert_eq!(

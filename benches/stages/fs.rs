@@ -55,10 +55,9 @@ impl Images {
         self.store.tag(&Name::from_archive(name).unwrap(), Some(&tag), &manifest, None).unwrap();
     }
 
-    /// Opens the filesystem. Without read-ahead, so that every read decodes its own spans.
+    /// Opens the filesystem.
     fn fs(&self) -> ImageFs {
-        let options = FsOptions { read_ahead: false, ..FsOptions::default() };
-        let fs = ImageFs::new(ImageSource::new(self.store.clone(), None), &options);
+        let fs = ImageFs::new(ImageSource::new(self.store.clone(), None), &FsOptions::default());
         fs.refresh().unwrap();
         fs
     }

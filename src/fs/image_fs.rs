@@ -27,10 +27,7 @@ pub struct FsOptions {
     pub span_deadline: Duration,
     /// How long a lookup waits for another thread that opens the same image.
     pub image_deadline: Duration,
-    /// Whether to decode the next span ahead of a sequential reader. Off by default: the kernel reads ahead too, so this
-    /// helps only where processors are idle.
-    pub read_ahead: bool,
-    /// Whether to decode ahead what earlier runs of an image have read from its layer files.
+    /// Whether to decode ahead what is likely to be read next from layer files.
     pub prefetch: bool,
 }
 
@@ -40,7 +37,6 @@ impl Default for FsOptions {
             cache_bytes: 256 << 20,
             span_deadline: Duration::from_secs(30),
             image_deadline: Duration::from_secs(60),
-            read_ahead: false,
             prefetch: true,
         }
     }
@@ -77,7 +73,7 @@ impl ImageFs {
         let cache = SpanCache::new(options.cache_bytes, options.span_deadline);
         Self {
             resolver: Resolver::new(Arc::clone(&source), options.image_deadline, RETRY_AFTER),
-            content: Arc::new(ContentReader::new(cache, options.read_ahead)),
+            content: Arc::new(ContentReader::new(cache)),
             prefetch: options.prefetch,
             refreshing: Mutex::new(()),
             source,
@@ -305,7 +301,7 @@ impl ImageFs {
         let (slot, layer) = inode.layer;
         // An image keeps the layer handles that it was opened with. A handle may have been replaced since.
         let layer = self.resolver.layers.opened(slot).unwrap_or(layer);
-        let read = |layer| self.content.read(ino, &(slot, layer), inode.entry, offset, len);
+        let read = |layer| self.content.read(&(slot, layer), inode.entry, offset, len);
         let result = match read(Arc::clone(&layer)) {
             Err(fault) => match self.resolver.layers.replacement(slot, &layer) {
                 Some(layer) => read(layer),

@@ -175,7 +175,7 @@ impl LayerFiles {
         let (FileId { slot, tree }, device, layer) = self.file(ino)?;
         let pieces = pieces(&layer, &device, offset, len.into());
         if tree != 0 {
-            self.traces.read(tree, &layer, &pieces);
+            self.traces.read(tree, slot, &layer, &pieces);
         }
         let result = match self.content.read_pieces(slot, &layer, &pieces) {
             Err(fault) => match self.layers.replacement(slot, &layer) {

@@ -3,6 +3,7 @@
 //! There are two filesystems: [`ImageFs`] has the images, and [`LayerFiles`] the layers as files. Neither depends on FUSE; [`crate::fuse`]
 //! translates between them and the kernel.
 
+mod ahead;
 mod answers;
 mod attr;
 mod cache;

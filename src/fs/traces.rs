@@ -6,13 +6,12 @@
 //! Lock order: the trees, then those of the cache.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
+use tracing::warn;
 
+use super::ahead::{DecodeAhead, OpenSpan};
 use super::content::ContentReader;
 use super::layers::LayerTable;
 use super::{ImageSource, Ino};
@@ -20,33 +19,20 @@ use crate::error::chain_text;
 use crate::image::{LayerDigest, TreeKey};
 use crate::index::{Layer, Piece, SpanId};
 use crate::layer::TarOffset;
-use crate::os::{self, ignore_poison};
+use crate::os::ignore_poison;
 use crate::pipeline::{LayerSpan, ReadTrace};
 
 /// A record is stored when nothing was read for this long.
 const QUIET: Duration = Duration::from_secs(5);
-/// The most threads that decode ahead, for all images.
-const THREADS_MAX: usize = 4;
-/// Priority of these threads: beside three readers on one processor, they get a tenth of it. Readers wait for a span that such a thread
-/// is decoding, so it must not be much lower.
-const NICE: i32 = 5;
-/// How often the available memory is looked up, in spans.
-const MEMORY_CHECK: usize = 16;
-/// Decodes ahead only while this part of the host's memory is available.
-const MEMORY_PART: f64 = 1.0 / 16.0;
 
 /// The traces of the images whose layer files the kernel knows.
 #[derive(Debug)]
 pub(super) struct TraceRecorder {
     source: Arc<ImageSource>,
     layers: Arc<LayerTable>,
-    content: Arc<ContentReader>,
-    prefetches: bool,
+    /// `None`: nothing is decoded ahead.
+    ahead: Option<DecodeAhead>,
     trees: Mutex<TreeTable>,
-    /// Number of threads that decode ahead.
-    active: Arc<AtomicUsize>,
-    /// Set when this recorder is dropped.
-    stop: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
@@ -68,6 +54,8 @@ struct TracedTree {
     seen: HashSet<LayerSpan>,
     /// The numbers of spans of the layers in `record`.
     counts: HashMap<LayerDigest, u32>,
+    /// The spans of `known` that are decoded ahead.
+    expected: HashSet<LayerSpan>,
     last_read: Instant,
     /// Whether `record` has something that is not stored.
     changed: bool,
@@ -89,8 +77,8 @@ impl TraceRecorder {
         content: Arc<ContentReader>,
         prefetches: bool,
     ) -> Self {
-        let (active, stop) = (Arc::default(), Arc::default());
-        Self { source, layers, content, prefetches, trees: Mutex::default(), active, stop }
+        let ahead = prefetches.then(|| DecodeAhead::start(content));
+        Self { source, layers, ahead, trees: Mutex::default() }
     }
 
     /// Notes that a layer file of a tree image was looked up. Returns the number of the tree image, which is at least 1 and valid as
@@ -121,22 +109,27 @@ impl TraceRecorder {
             }
             None => self.source.trace(&key),
         };
+        let expected = match &self.ahead {
+            Some(ahead) if !trace.is_empty() => ahead.decode_all(trace.spans(), self.layers_of(&trace)),
+            _ => HashSet::new(),
+        };
         if let Some(tree) = ignore_poison(self.trees.lock()).trees.get_mut(&number) {
-            tree.known = trace.clone();
-        }
-        if self.prefetches && !trace.is_empty() {
-            self.decode_ahead(&trace);
+            (tree.known, tree.expected) = (trace, expected);
         }
     }
 
-    /// Records a read of a layer file.
-    pub(super) fn read(&self, number: u32, layer: &Layer, pieces: &[Piece]) {
-        let mut table = ignore_poison(self.trees.lock());
-        // A file of no tree image, or of an earlier process.
-        let Some(tree) = table.trees.get_mut(&number) else { return };
-        tree.last_read = Instant::now();
-        for span in spans_of(layer, pieces) {
-            tree.add(layer, span);
+    /// Records a read of a layer file. Decodes the span after it ahead if nothing is known of how the image is read.
+    pub(super) fn read(&self, number: u32, slot: u32, layer: &Arc<Layer>, pieces: &[Piece]) {
+        let next = {
+            let mut table = ignore_poison(self.trees.lock());
+            // A file of no tree image, or of an earlier process.
+            let Some(tree) = table.trees.get_mut(&number) else { return };
+            tree.last_read = Instant::now();
+            let spans = spans_of(layer, pieces);
+            spans.filter(|span| tree.add(layer, *span)).last().and_then(|span| span_after(layer, span))
+        };
+        if let (Some(ahead), Some(span)) = (&self.ahead, next) {
+            ahead.decode(OpenSpan { slot, layer: Arc::clone(layer), span });
         }
     }
 
@@ -165,51 +158,19 @@ impl TraceRecorder {
         }
     }
 
-    /// Starts threads that decode the spans of a trace.
-    fn decode_ahead(&self, trace: &ReadTrace) {
-        let spans: Arc<[LayerSpan]> = trace.spans().collect();
-        let layers: HashMap<_, _> =
-            self.layers_of(&spans).filter(|(_, (_, layer))| trace.fits(layer)).collect();
-        let job = Arc::new(Prefetch {
-            spans,
-            layers,
-            content: Arc::clone(&self.content),
-            next: AtomicUsize::new(0),
-            bytes: AtomicUsize::new(0),
-            stop: Arc::clone(&self.stop),
-        });
-        for _ in 0..threads() {
-            let place = ThreadPlace::take(&self.active);
-            if place.before >= THREADS_MAX {
-                return;
-            }
-            let thread_job = Arc::clone(&job);
-            let run = move || {
-                let _place = place;
-                thread_job.run();
-            };
-            if let Err(error) = thread::Builder::new().name("prefetch".to_owned()).spawn(run) {
-                warn!(%error, "cannot start the thread prefetch");
-            }
-        }
-    }
-
-    /// Opens the layers of spans. One that cannot be opened is left to its readers, who then learn the reason.
-    fn layers_of<'a>(
-        &'a self,
-        spans: &'a [LayerSpan],
-    ) -> impl Iterator<Item = (LayerDigest, (u32, Arc<Layer>))> + 'a {
-        let digests: HashSet<LayerDigest> = spans.iter().map(|span| span.layer).collect();
-        digests.into_iter().filter_map(|digest| {
+    /// Opens the layers of a trace that it fits. One that cannot be opened is left to its readers, who then learn the reason.
+    fn layers_of(&self, trace: &ReadTrace) -> HashMap<LayerDigest, (u32, Arc<Layer>)> {
+        let digests: HashSet<LayerDigest> = trace.spans().map(|span| span.layer).collect();
+        let open = digests.into_iter().filter_map(|digest| {
             let (slot, layer) = self.source.open_layer_by_digest(digest).ok()??;
             Some((digest, (slot, self.layers.insert(slot, layer))))
-        })
+        });
+        open.filter(|(_, (_, layer))| trace.fits(layer)).collect()
     }
 }
 
 impl Drop for TraceRecorder {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
         self.store(true);
     }
 }
@@ -235,6 +196,7 @@ impl TracedTree {
             record: Vec::new(),
             seen: HashSet::new(),
             counts: HashMap::new(),
+            expected: HashSet::new(),
             last_read: Instant::now(),
             changed: false,
         }
@@ -246,14 +208,17 @@ impl TracedTree {
         changed.then(|| (self.key, self.known.merged(&self.record, &self.counts)))
     }
 
-    fn add(&mut self, layer: &Layer, span: SpanId) {
+    /// Adds a span to the record. Returns whether it is new, and not in the trace that is decoded ahead.
+    fn add(&mut self, layer: &Layer, span: SpanId) -> bool {
         let span = LayerSpan { layer: *layer.index().layer(), span };
-        if self.record.len() < ReadTrace::SPANS_MAX && self.seen.insert(span) {
-            let count = u32::try_from(layer.index().span_count()).unwrap_or(u32::MAX);
-            self.counts.insert(span.layer, count);
-            self.record.push(span);
-            self.changed = true;
+        if self.record.len() == ReadTrace::SPANS_MAX || !self.seen.insert(span) {
+            return false;
         }
+        let count = u32::try_from(layer.index().span_count()).unwrap_or(u32::MAX);
+        self.counts.insert(span.layer, count);
+        self.record.push(span);
+        self.changed = true;
+        !self.expected.contains(&span)
     }
 }
 
@@ -271,63 +236,8 @@ fn spans_of<'a>(layer: &'a Layer, pieces: &'a [Piece]) -> impl Iterator<Item = S
     })
 }
 
-/// Number of threads that decode ahead for one image: a processor stays free for the readers.
-fn threads() -> usize {
-    thread::available_parallelism().map_or(1, |processors| processors.get() - 1).clamp(1, THREADS_MAX)
-}
-
-/// The place of a thread among those that decode ahead, until it is dropped.
-struct ThreadPlace {
-    active: Arc<AtomicUsize>,
-    /// Number of places that were taken before.
-    before: usize,
-}
-
-impl ThreadPlace {
-    fn take(active: &Arc<AtomicUsize>) -> Self {
-        Self { active: Arc::clone(active), before: active.fetch_add(1, Ordering::Relaxed) }
-    }
-}
-
-impl Drop for ThreadPlace {
-    fn drop(&mut self) {
-        self.active.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Threads that decode the spans of a trace, in order.
-struct Prefetch {
-    spans: Arc<[LayerSpan]>,
-    layers: HashMap<LayerDigest, (u32, Arc<Layer>)>,
-    content: Arc<ContentReader>,
-    /// The position of the next span.
-    next: AtomicUsize,
-    /// Number of bytes that were decoded.
-    bytes: AtomicUsize,
-    stop: Arc<AtomicBool>,
-}
-
-impl Prefetch {
-    fn run(&self) {
-        // On Linux, this applies to the calling thread.
-        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-            debug!(%error, "cannot lower the priority of the thread prefetch");
-        }
-        // What does not fit into the cache would displace what was decoded first.
-        let room = usize::try_from(self.content.counters().capacity / 2).unwrap_or(usize::MAX);
-        while !self.stop.load(Ordering::Relaxed) && self.bytes.load(Ordering::Relaxed) < room {
-            let position = self.next.fetch_add(1, Ordering::Relaxed);
-            let Some(span) = self.spans.get(position) else { break };
-            if position.is_multiple_of(MEMORY_CHECK)
-                && os::available_memory().is_some_and(|part| part < MEMORY_PART)
-            {
-                debug!("memory is short: decodes nothing ahead");
-                break;
-            }
-            let Some((slot, layer)) = self.layers.get(&span.layer) else { continue };
-            // A span that cannot be decoded is an error of its readers.
-            let decoded = self.content.decode_ahead(*slot, layer, span.span).unwrap_or(0);
-            self.bytes.fetch_add(decoded, Ordering::Relaxed);
-        }
-    }
+/// Returns the span after another one of a layer.
+fn span_after(layer: &Layer, span: SpanId) -> Option<SpanId> {
+    let next = span.get() + 1;
+    (usize::try_from(next).ok()? < layer.index().span_count()).then(|| SpanId::new(next))
 }

@@ -2,10 +2,12 @@
 
 use std::cell::RefCell;
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use memmap2::Mmap;
+use rustix::fs::Advice;
 
 use super::fetch::{ReadBlob, hash_range};
 use super::format::{NO_BLOCK, NO_WINDOW, NOT_SPARSE, SpanKind};
@@ -142,6 +144,20 @@ impl<D: AsRef<[u8]>> Layer<D> {
             file: if record.kind.is_seekable() { "seekable file" } else { "blob" },
             cause,
         })
+    }
+
+    /// Makes the kernel read the bytes that a span is decoded from, and does not wait for them.
+    ///
+    /// # Panics
+    /// `id` is not a span of this layer.
+    pub fn will_need(&self, id: SpanId) {
+        let record = self.index.span_record(id.index());
+        let source = if record.kind.is_seekable() { self.seekable.as_ref() } else { Some(&self.blob) };
+        let (start, len) = record.data();
+        if let (Some(LayerBytes::File(file)), Some(len)) = (source, NonZeroU64::new(len)) {
+            // Without it, decoding the span reads them.
+            let _ = rustix::fs::fadvise(file, start, Some(len), Advice::WillNeed);
+        }
     }
 
     /// Reads the range of the blob that a span is decoded from, and compares its hash. Does nothing if the index is outdated and

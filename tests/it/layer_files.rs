@@ -2,14 +2,17 @@
 
 use std::fs;
 use std::io::Read as _;
+use std::time::Duration;
 
 use rcx_imagefs::erofs::{DevicePart, LayerDevice, write_plain};
 use rcx_imagefs::error::ErrorCode;
-use rcx_imagefs::fs::{FileKind, FsError, ImageFs, Ino, InodeAttr, LayerFiles, layer_file_name};
+use rcx_imagefs::fs::{FileKind, FsError, FsOptions, ImageFs, Ino, InodeAttr, LayerFiles, layer_file_name};
 use rcx_imagefs::image::{LayerDigest, TreeKey};
+use rcx_imagefs::index::SpanId;
 use rcx_imagefs::pipeline::{open_layer, read_trace};
 use rustix::io::Errno;
 
+use support::child::wait_until;
 use support::layers::{parse, sparse_tar, tar};
 use support::stored::{Packing, TestStore, resolve};
 
@@ -173,6 +176,61 @@ fn file_of_a_tree_image_has_the_same_bytes_and_its_reads_are_recorded() {
     }
     files.forget(foreign, 1);
     assert_eq!(files.known(), 0);
+}
+
+#[test]
+fn first_read_of_a_span_decodes_the_next_one_ahead_unless_a_trace_tells_what_is_read() {
+    let stored = TestStore::new();
+    let (_, layers) = stored.add_tars("lab/a:1", &[noisy_tar()], Packing::Members(4096));
+    let key = TreeKey::of(layers.iter().copied());
+    let name = layer_file_name(layers[0], Some(&key));
+    let layer = open_layer(&stored.store, layers[0]).unwrap();
+    let spans = u64::try_from(layer.index().span_count()).unwrap();
+    assert!(spans > 6);
+    let start_of = |span| layer.index().span_range(SpanId::new(span)).start;
+    let decodes = |fs: &ImageFs, expected| {
+        wait_until(&format!("{expected} spans are decoded"), || fs.status().cache.decodes >= expected);
+        // Long enough for a span too many.
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(fs.status().cache.decodes, expected);
+    };
+    let read = |files: &LayerFiles, ino, span| drop(files.read(ino, start_of(span), 1).unwrap());
+
+    let fs = stored.fs();
+    let files = fs.layer_files();
+    let ino = files.lookup(Ino::ROOT, name.as_bytes()).unwrap().ino;
+    read(&files, ino, 0);
+    decodes(&fs, 2);
+    read(&files, ino, 0);
+    decodes(&fs, 2);
+    // The one that was decoded ahead.
+    read(&files, ino, 1);
+    decodes(&fs, 3);
+    read(&files, ino, u32::try_from(spans).unwrap() - 1);
+    decodes(&fs, 4);
+    stored.store.create_tree(&key).unwrap().commit().unwrap();
+    files.store_traces(true);
+
+    // With the trace, these three are decoded ahead, and nothing after them.
+    let fs = stored.fs();
+    let files = fs.layer_files();
+    let ino = files.lookup(Ino::ROOT, name.as_bytes()).unwrap().ino;
+    decodes(&fs, 3);
+    read(&files, ino, 1);
+    decodes(&fs, 3);
+    read(&files, ino, 3);
+    decodes(&fs, 5);
+
+    // Without a tree image, nothing is known of the reader. The same holds if the option is off.
+    let fs = stored.fs();
+    let files = fs.layer_files();
+    read(&files, look_up(&files, &layers[0]).ino, 0);
+    decodes(&fs, 1);
+    let fs = stored.fs_with(&FsOptions { prefetch: false, ..FsOptions::default() });
+    let files = fs.layer_files();
+    let ino = files.lookup(Ino::ROOT, name.as_bytes()).unwrap().ino;
+    read(&files, ino, 0);
+    decodes(&fs, 1);
 }
 
 #[test]

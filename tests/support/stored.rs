@@ -125,7 +125,12 @@ impl TestStore {
 
     /// A filesystem with the images that the store has now.
     pub fn fs(&self) -> ImageFs {
-        let fs = ImageFs::new(ImageSource::new(self.store.clone(), None), &FsOptions::default());
+        self.fs_with(&FsOptions::default())
+    }
+
+    /// The same with options.
+    pub fn fs_with(&self, options: &FsOptions) -> ImageFs {
+        let fs = ImageFs::new(ImageSource::new(self.store.clone(), None), options);
         fs.refresh().unwrap();
         fs
     }

@@ -97,9 +97,9 @@ need_packages() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$log" 2>&1 ||
         die "apt-get install ${missing[*]}: $(tail -n 5 "$log")"
     case " ${missing[*]} " in
-    *' docker-registry '*)
-        # The package enables a registry on all interfaces for the next boot.
-        if command -v systemctl >/dev/null; then systemctl disable docker-registry >/dev/null 2>&1 || true; fi
+    *' docker-registry '* | *' nginx-light '*)
+        # The packages enable servers on all interfaces for the next boot.
+        if command -v systemctl >/dev/null; then systemctl disable docker-registry nginx >/dev/null 2>&1 || true; fi
         ;;
     esac
 }

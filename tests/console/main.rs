@@ -29,6 +29,19 @@ const EXEMPT: &[(&str, &str)] = &[
     ("src/manual/rcx-imagefs-operations.7.md", "systemctl daemon-reload"),
     ("src/manual/rcx-imagefs-operations.7.md", "systemctl enable --now rcx-imagefs"),
     (
+        "src/manual/rcx-imagefs-registries.7.md",
+        "scripts/registry setup /srv/registry --name registry.example.org --systemd",
+    ),
+    (
+        "src/manual/rcx-imagefs-registries.7.md",
+        "scripts/registry user /srv/registry push builder <builder.password",
+    ),
+    (
+        "src/manual/rcx-imagefs-registries.7.md",
+        "scripts/registry user /srv/registry pull worker <worker.password",
+    ),
+    ("src/manual/rcx-imagefs-registries.7.md", "systemctl enable --now rcx-registry"),
+    (
         "src/manual/rcx-imagefs-store.7.md",
         "skopeo inspect oci:/var/lib/rcx-imagefs:docker.io/library/python:3.12",
     ),

@@ -5,5 +5,6 @@
 mod bad_input;
 mod logins;
 mod plain;
+mod private_registry;
 mod registry;
 mod store;

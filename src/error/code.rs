@@ -107,6 +107,8 @@ codes! {
     Credentials = "credentials",
     /// Received content does not have the expected digest or size.
     WrongContent = "wrong-content",
+    /// A layer may not be distributed, so it is not pushed.
+    NotDistributable = "not-distributable",
 
     // import: archives and layouts.
     /// An archive or layout is damaged or of an unknown kind.

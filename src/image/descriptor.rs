@@ -43,7 +43,7 @@ pub(super) fn is_generic(media_type: &str) -> bool {
     !essence.split_once('/').map_or(&*essence, |(_, subtype)| subtype).starts_with("vnd.")
 }
 
-/// A reference to a blob or a document (image-spec, descriptor.md). `urls` and `data` are ignored.
+/// A reference to a blob or a document (image-spec, descriptor.md). `data` is ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
@@ -54,6 +54,9 @@ pub struct Descriptor {
     pub digest: Digest,
     /// The length of the content in bytes.
     pub size: u64,
+    /// Where the content should be fetched instead of from the registry. Other values than texts are ignored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "texts")]
+    pub urls: Vec<String>,
     /// The type of an artifact; only in entries of an index. An image may have the type of its configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
@@ -68,6 +71,12 @@ pub struct Descriptor {
 /// Reads a text that may be null.
 pub(super) fn text_or_null<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
     Option::deserialize(input).map(Option::unwrap_or_default)
+}
+
+/// Reads a list of texts. What is no list of texts is an empty one.
+fn texts<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+    let texts = Option::<serde_json::Value>::deserialize(input)?;
+    Ok(texts.and_then(|texts| serde_json::from_value(texts).ok()).unwrap_or_default())
 }
 
 /// Reads annotations, without those that are not text.
@@ -92,6 +101,7 @@ impl Descriptor {
             media_type: media_type.to_owned(),
             digest,
             size,
+            urls: Vec::new(),
             artifact_type: None,
             annotations: None,
             platform: None,
@@ -102,6 +112,17 @@ impl Descriptor {
     #[must_use]
     pub fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations.as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// Why the content may not be sent to another registry; `None` if it may (image-spec, layer.md, "Non-Distributable Layers").
+    #[must_use]
+    pub fn not_distributable(&self) -> Option<String> {
+        let foreign = LayerMedia::parse(&self.media_type).is_some_and(|media| media.foreign);
+        match self.urls.first() {
+            _ if foreign => Some(format!("its media type is `{}`", self.media_type)),
+            Some(url) => Some(format!("it should be fetched from `{url}`")),
+            None => None,
+        }
     }
 
     /// Whether the target is an index or a manifest list.
@@ -239,6 +260,14 @@ mod tests {
             serde_json::to_value(&descriptor).unwrap()
         );
         assert_eq!(descriptor.annotation("k"), Some("v"));
+        let with_urls = |urls: &str| {
+            let json = json.replace(":3", &format!(r#":3,"urls":{urls}"#));
+            serde_json::from_str::<Descriptor>(&json).unwrap().not_distributable()
+        };
+        assert!(with_urls(r#"["https://u/x"]"#).unwrap().contains("https://u/x"));
+        for none in ["[]", "null", "7", r#"[7]"#] {
+            assert_eq!(with_urls(none), None, "{none}");
+        }
         assert!(serde_json::from_str::<Descriptor>(&json.replace(":3", ":-3")).is_err());
     }
 }

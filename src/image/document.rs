@@ -16,6 +16,10 @@ use super::{DocumentKind, ManifestError};
 
 /// A manifest or an index, as determined by the content.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a document is taken apart once it is parsed: there are no lists of them"
+)]
 pub enum Document {
     /// An image for one platform.
     Manifest(Manifest),
@@ -67,8 +71,7 @@ impl Document {
     pub fn parse(bytes: &[u8], announced: Option<&str>) -> Result<Self, ManifestError> {
         check_length(bytes, MANIFEST_MAX)?;
         let announced = announced.map(essence).filter(|announced| !announced.is_empty());
-        let start = bytes.trim_ascii_start();
-        if start.first() == Some(&b'<') {
+        if is_html(bytes) {
             return Err(ManifestError::Html);
         }
         if announced.as_deref().is_some_and(is_schema1) {
@@ -132,7 +135,12 @@ impl Document {
     }
 }
 
-fn is_schema1(media_type: &str) -> bool {
+/// Whether a document is a web page: a login form, or the message of a proxy.
+pub(super) fn is_html(bytes: &[u8]) -> bool {
+    bytes.trim_ascii_start().first() == Some(&b'<')
+}
+
+pub(super) fn is_schema1(media_type: &str) -> bool {
     media_type.starts_with("application/vnd.docker.distribution.manifest.v1+")
 }
 
@@ -145,7 +153,7 @@ fn kind_of(media_type: &str) -> Option<DocumentKind> {
 }
 
 /// Returns the media type of a document, after comparing its content, its own field and the announced type.
-fn agreed_type(
+pub(super) fn agreed_type(
     kind: DocumentKind,
     own: Option<&str>,
     announced: Option<&str>,

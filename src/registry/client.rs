@@ -80,26 +80,37 @@ impl Registry {
         endpoint: &Endpoint,
         request: &RegistryRequest<'_>,
     ) -> Result<Response, RegistryError> {
-        let object = request.object;
-        let used = self.current_grant(object, endpoint).await?;
+        let used = self.current_grant(request.object, endpoint).await?;
         let reply = self.send(endpoint, request, used.as_ref()).await?;
-        let has_login = used.as_ref().is_some_and(|grant| grant.login.is_some());
-        let granted = match reply.status() {
-            _ if !reply.from_origin => None,
+        let Some(granted) = self.other_grant(request.object, endpoint, used.as_ref(), &reply).await? else {
+            return self.check_status(request, reply, used.as_ref()).await;
+        };
+        let reply = self.send(endpoint, request, Some(&granted)).await?;
+        self.check_status(request, reply, Some(&granted)).await
+    }
+
+    /// Returns the credentials with which a request should be sent once more; `None` if its response is final.
+    ///
+    /// `used` is what the request carried.
+    pub(super) async fn other_grant(
+        &self,
+        object: &RemoteObject,
+        endpoint: &Endpoint,
+        used: Option<&Grant>,
+        reply: &Reply,
+    ) -> Result<Option<Grant>, RegistryError> {
+        let has_login = used.is_some_and(|grant| grant.login.is_some());
+        match reply.status() {
+            _ if !reply.from_origin => Ok(None),
             StatusCode::UNAUTHORIZED => {
                 let challenges = AuthChallenges::of(reply.response.headers());
-                self.authorize(object, endpoint, used.as_ref(), challenges).await?
+                self.authorize(object, endpoint, used, challenges).await
             }
             StatusCode::NOT_FOUND | StatusCode::FORBIDDEN if !has_login => {
-                self.authorize_hidden(object, endpoint).await
+                Ok(self.authorize_hidden(object, endpoint).await)
             }
-            _ => None,
-        };
-        if granted.is_none() {
-            return self.check_status(request, reply, used.as_ref()).await;
+            _ => Ok(None),
         }
-        let reply = self.send(endpoint, request, granted.as_ref()).await?;
-        self.check_status(request, reply, granted.as_ref()).await
     }
 
     async fn send(
@@ -131,14 +142,25 @@ impl Registry {
         reply: Reply,
         grant: Option<&Grant>,
     ) -> Result<Response, RegistryError> {
-        let (status, host) = (reply.status(), reply.host());
-        if status == StatusCode::OK || status == StatusCode::PARTIAL_CONTENT {
-            return Ok(reply.response);
+        match reply.status() {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(reply.response),
+            _ => Err(self.refusal(request.object, request.from, reply, grant).await),
         }
+    }
+
+    /// The error for a response that is not a successful one. `from` is the first requested byte.
+    pub(super) async fn refusal(
+        &self,
+        object: &RemoteObject,
+        from: u64,
+        reply: Reply,
+        grant: Option<&Grant>,
+    ) -> RegistryError {
+        let (status, host) = (reply.status(), reply.host());
         let retry_after = requested_pause(reply.response.headers());
         let message = self.error_message(reply.response).await;
-        let (object, code) = (request.object.clone(), status.as_u16());
-        Err(match (status, grant) {
+        let (object, code) = (object.clone(), status.as_u16());
+        match (status, grant) {
             (StatusCode::NOT_FOUND, _) => RegistryError::NotFound { object, message },
             // A token that a token server has made of a login lacks a right; the login itself is right.
             (
@@ -154,13 +176,13 @@ impl Registry {
             }
             // The download then requests the whole blob.
             (StatusCode::RANGE_NOT_SATISFIABLE, _) => {
-                RegistryError::Range { object, from: request.from, returned: status.to_string() }
+                RegistryError::Range { object, from, returned: status.to_string() }
             }
             _ if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
                 RegistryError::Server { object, host, status: code, retry_after, message }
             }
             _ => RegistryError::Status { object, host, status: code, message },
-        })
+        }
     }
 
     /// Returns the message in the body of an error response, cut off at the deadline.

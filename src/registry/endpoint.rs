@@ -29,6 +29,22 @@ pub(super) struct Endpoint {
     pub(super) repository: String,
     /// Whether this is a mirror.
     pub(super) is_mirror: bool,
+    /// What requests do there.
+    pub(super) access: RepositoryAccess,
+}
+
+/// What requests to a repository do, and so what a token for them must allow.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum RepositoryAccess {
+    /// Read it.
+    Pull,
+    /// Write to it.
+    Push,
+    /// Write to it a blob that another repository of the same registry has.
+    Mount {
+        /// The other repository.
+        from: String,
+    },
 }
 
 impl Mirror {
@@ -37,6 +53,7 @@ impl Mirror {
             host: self.host.clone(),
             repository: format!("{}{}", self.prefix, name.repository()),
             is_mirror: true,
+            access: RepositoryAccess::Pull,
         }
     }
 }
@@ -64,13 +81,24 @@ impl fmt::Display for Mirror {
 impl Endpoint {
     /// The registry of a name.
     pub(super) fn of(name: &Name) -> Result<Self, RegistryError> {
-        let host = name.host().ok_or_else(|| RegistryError::Local(name.clone()))?.to_owned();
-        Ok(Self { host, repository: name.repository().to_owned(), is_mirror: false })
+        let host = name.host().ok_or_else(|| RegistryError::Local(name.clone()))?;
+        Ok(Self { repository: name.repository().to_owned(), ..Self::of_host(host) })
+    }
+
+    /// The registry of a name, to write to. Never a mirror.
+    pub(super) fn to_push(name: &Name) -> Result<Self, RegistryError> {
+        Ok(Self { access: RepositoryAccess::Push, ..Self::of(name)? })
+    }
+
+    /// The same, to write a blob that the repository `from` has.
+    pub(super) fn to_mount(name: &Name, from: &str) -> Result<Self, RegistryError> {
+        Ok(Self { access: RepositoryAccess::Mount { from: from.to_owned() }, ..Self::of(name)? })
     }
 
     /// A registry as a whole.
     pub(super) fn of_host(host: &str) -> Self {
-        Self { host: host.to_owned(), repository: String::new(), is_mirror: false }
+        let access = RepositoryAccess::Pull;
+        Self { host: host.to_owned(), repository: String::new(), is_mirror: false, access }
     }
 
     /// All places of a repository, in the order in which they are asked: mirrors first.
@@ -93,9 +121,27 @@ impl Endpoint {
         if self.host == DOCKER_HUB { DOCKER_HUB_API } else { &self.host }
     }
 
-    /// What a token must allow to pull from the repository.
-    pub(super) fn pull_scope(&self) -> Option<String> {
-        (!self.repository.is_empty()).then(|| format!("repository:{}:pull", self.repository))
+    /// What a token must allow (distribution-spec, "Token Scope"). `asked` is what the registry asks for, if it is for a repository:
+    /// this is right also behind a proxy that changes names.
+    ///
+    /// A registry asks for what the refused request needs, and that may be less than what the next request needs.
+    pub(super) fn scopes(&self, asked: Option<&str>) -> Vec<String> {
+        if self.repository.is_empty() {
+            return Vec::new();
+        }
+        let asked_name = asked.and_then(|asked| {
+            let (name, _actions) = asked.split(' ').next()?.strip_prefix("repository:")?.rsplit_once(':')?;
+            Some(name)
+        });
+        let name = asked_name.unwrap_or(&self.repository);
+        match (&self.access, asked) {
+            (RepositoryAccess::Pull, Some(asked)) => vec![asked.to_owned()],
+            (RepositoryAccess::Pull, None) => vec![format!("repository:{name}:pull")],
+            (RepositoryAccess::Push, _) => vec![format!("repository:{name}:pull,push")],
+            (RepositoryAccess::Mount { from }, _) => {
+                vec![format!("repository:{name}:pull,push"), format!("repository:{from}:pull")]
+            }
+        }
     }
 }
 

@@ -1,18 +1,13 @@
 //! Errors from requests to a registry. Each names the requested manifest or blob.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::failure::{FailureKind, describe};
-use super::http::HostKind;
 use super::{AuthError, Deadlines, RemoteObject};
-use crate::error::{ErrorCode, chain_text};
+use crate::error::chain_text;
 use crate::image::{Digest, ManifestError, Name};
-
-/// The variables that name a proxy, in the order in which they are used for a registry.
-const PROXY_VARIABLES: &[&str] = &["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
 
 /// A request to a registry failed.
 #[derive(Debug, thiserror::Error)]
@@ -238,6 +233,72 @@ pub enum RegistryError {
         /// The limit in bytes.
         limit: u64,
     },
+    /// The registry does not have the repository to which a blob should be written, and does not create it.
+    #[error("{name}: the registry does not have this repository{}", ServerMessage(.message))]
+    NoRepository {
+        /// The repository.
+        name: Name,
+        /// The message of the registry.
+        message: String,
+    },
+    /// The registry accepts no such content, or no content at all.
+    #[error("{object}: {host} refuses it with HTTP status {status}{}", ServerMessage(.message))]
+    Refused {
+        /// What was sent.
+        object: RemoteObject,
+        /// The server.
+        host: String,
+        /// The HTTP status.
+        status: u16,
+        /// The message of the registry.
+        message: String,
+    },
+    /// The content is larger than the registry, or a proxy before it, accepts in one request.
+    #[error("{object}: {host} refuses it as too large (HTTP status 413){}", ServerMessage(.message))]
+    TooLarge {
+        /// What was sent.
+        object: RemoteObject,
+        /// The server.
+        host: String,
+        /// The message of the registry.
+        message: String,
+    },
+    /// The registry no longer knows an upload that has begun.
+    #[error("{object}: {host} has lost the upload{}", ServerMessage(.message))]
+    UploadLost {
+        /// What was sent.
+        object: RemoteObject,
+        /// The server.
+        host: String,
+        /// The message of the registry.
+        message: String,
+    },
+    /// A layer may not be sent to another registry.
+    #[error("{name}: layer {layer} may not be distributed: {reason}")]
+    NotDistributable {
+        /// The image that would be pushed.
+        name: Name,
+        /// The layer.
+        layer: Digest,
+        /// How the layer says so.
+        reason: String,
+    },
+    /// A blob of the store cannot be read.
+    #[error("cannot read blob {blob}")]
+    Read {
+        /// The blob.
+        blob: Digest,
+        /// The error of the operating system.
+        source: std::io::Error,
+    },
+    /// A blob of the store is damaged.
+    #[error("blob {blob} is damaged: its content has digest {actual}")]
+    Damaged {
+        /// The blob.
+        blob: Digest,
+        /// The digest of its content.
+        actual: Digest,
+    },
     /// The stored credentials for this registry cannot be used.
     #[error("{object}: cannot get the credentials for the registry")]
     Credentials {
@@ -288,17 +349,6 @@ impl fmt::Display for ServerSize {
     }
 }
 
-/// Says that requests to a host may go through a proxy, which then is what cannot be reached.
-fn proxy_hint(host: &str, variable: impl Fn(&str) -> Option<OsString>) -> String {
-    let is_set = |name: &&&str| variable(name).is_some_and(|value| !value.is_empty());
-    match PROXY_VARIABLES.iter().find(is_set) {
-        Some(name) if HostKind::of(host) == HostKind::Remote => {
-            format!(", and that the proxy in ${name} is right")
-        }
-        _ => String::new(),
-    }
-}
-
 impl RegistryError {
     pub(super) fn document(object: &RemoteObject, source: ManifestError) -> Self {
         Self::Document { object: object.clone(), source: Box::new(source) }
@@ -334,73 +384,5 @@ impl RegistryError {
         after: Duration,
     ) -> Self {
         Self::Deadline { object: object.clone(), host: host.to_owned(), awaited, after }
-    }
-
-    /// The stable code of this error.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
-        match self {
-            Self::Local(_) | Self::Address { .. } => ErrorCode::Reference,
-            Self::NotFound { .. } => ErrorCode::NotFound,
-            Self::Unauthorized { .. }
-            | Self::Denied { .. }
-            | Self::LoginRefused { .. }
-            | Self::Scheme { .. } => ErrorCode::Unauthorized,
-            Self::RateLimited { .. } => ErrorCode::RateLimited,
-            Self::Deadline { .. } => ErrorCode::Timeout,
-            Self::Connect { .. } | Self::Tls { .. } | Self::Broken { .. } | Self::Short { .. } => {
-                ErrorCode::Network
-            }
-            Self::Server { .. }
-            | Self::Status { .. }
-            | Self::Redirect { .. }
-            | Self::Html { .. }
-            | Self::Range { .. }
-            | Self::Token { .. } => ErrorCode::Registry,
-            Self::Document { source, .. } => source.code(),
-            Self::TooLong { .. } => ErrorCode::Document,
-            Self::Digest { .. } | Self::Length { .. } => ErrorCode::WrongContent,
-            Self::Credentials { source, .. } => source.code(),
-            Self::LoginUnusable { .. } => ErrorCode::Credentials,
-            Self::Certificate { .. } | Self::TlsSetup(_) => ErrorCode::Configuration,
-        }
-    }
-
-    /// What the user can do about this error.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Unauthorized { object, .. } | Self::Denied { object, .. } => Some(format!(
-                "log in with `rcx-imagefs login {0}`; a login of docker or podman is used too (`docker login {0}`)",
-                object.host()
-            )),
-            Self::LoginRefused { object, .. } | Self::LoginUnusable { object, .. } => Some(format!(
-                "log in again with `rcx-imagefs login {0}`, or remove the login with `rcx-imagefs logout {0}`",
-                object.host()
-            )),
-            Self::NotFound { object, .. } if object.is_manifest() => Some(
-                "check the name and the tag; some registries also report this for a repository that requires a login"
-                    .to_owned(),
-            ),
-            Self::RateLimited { object, .. } => Some(format!(
-                "try again later, or log in with `rcx-imagefs login {}` for a higher limit",
-                object.host()
-            )),
-            Self::Tls { object, .. } => Some(format!(
-                "use --plain-http if this registry serves plain HTTP; put the certificate of its authority into /etc/containers/certs.d/{}/ca.crt if it is not a public one, and a client certificate beside it if the registry requires one",
-                object.host()
-            )),
-            Self::Connect { object, .. } => Some(format!(
-                "check that the registry `{}` exists and is running{}",
-                object.host(),
-                proxy_hint(object.host(), |name| std::env::var_os(name))
-            )),
-            Self::Document { source, .. } if matches!(**source, ManifestError::NoPlatform { .. }) => {
-                Some("choose a platform with --platform OS/ARCH".to_owned())
-            }
-            Self::TlsSetup(_) => Some("install the package ca-certificates".to_owned()),
-            Self::Credentials { source, .. } => source.hint(),
-            _ => None,
-        }
     }
 }

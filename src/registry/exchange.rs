@@ -1,11 +1,18 @@
-//! Sends one HTTP request: deadline, redirects, credentials.
+//! Sends one HTTP request: deadline, redirects, credentials, and a body that may be long.
 //!
 //! Redirects are followed here and not by the HTTP client, because each host has its own certificates, and because the caller
 //! must know whether the answer comes from the server that it asked.
 
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
 use bytes::Bytes;
-use reqwest::header::{HeaderMap, LOCATION};
-use reqwest::{Method, Response, StatusCode, Url};
+use futures_util::{Stream, TryStreamExt as _};
+use reqwest::header::{HeaderMap, HeaderValue, LOCATION};
+use reqwest::{Body, Method, Response, StatusCode, Url};
 use tokio::time::timeout;
 
 use super::endpoint::Endpoint;
@@ -31,7 +38,14 @@ pub(super) struct HttpRequest<'a> {
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
     pub(super) authorization: Option<&'a Authorization>,
-    pub(super) body: Option<Bytes>,
+    pub(super) body: RequestBody,
+}
+
+/// The body of a request.
+pub(super) struct RequestBody {
+    body: Body,
+    /// Bytes that the connection has taken so far.
+    taken: Arc<AtomicU64>,
 }
 
 /// The response to a request.
@@ -47,7 +61,35 @@ impl<'a> HttpRequest<'a> {
     /// A GET request without credentials.
     pub(super) fn get(object: &'a RemoteObject, endpoint: &'a Endpoint, url: Url) -> Self {
         let (method, headers) = (Method::GET, HeaderMap::new());
-        Self { object, endpoint, method, url, headers, authorization: None, body: None }
+        Self { object, endpoint, method, url, headers, authorization: None, body: RequestBody::none() }
+    }
+}
+
+impl RequestBody {
+    pub(super) fn none() -> Self {
+        Self::of(Bytes::new())
+    }
+
+    /// A short body.
+    pub(super) fn of(bytes: impl Into<Body>) -> Self {
+        Self { body: bytes.into(), taken: Arc::default() }
+    }
+
+    /// A body that is read while it is sent. The request must have a header with its length.
+    ///
+    /// Calls `sent` with the number of bytes of each piece that the connection has taken.
+    pub(super) fn streamed(
+        pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+        sent: impl Fn(u64) + Send + 'static,
+    ) -> Self {
+        let taken = Arc::<AtomicU64>::default();
+        let counter = Arc::clone(&taken);
+        let counted = pieces.inspect_ok(move |piece| {
+            let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
+            counter.fetch_add(length, Ordering::Relaxed);
+            sent(length);
+        });
+        Self { body: Body::wrap_stream(counted), taken }
     }
 }
 
@@ -67,6 +109,10 @@ impl Registry {
     pub(super) async fn exchange(&self, request: HttpRequest<'_>) -> Result<Reply, RegistryError> {
         let deadlines = &self.options().deadlines;
         let HttpRequest { object, endpoint, method, mut url, headers, mut authorization, body } = request;
+        let RequestBody { body, taken } = body;
+        let is_read = method == Method::GET || method == Method::HEAD;
+        // What is sent in a body is for one server only, so it is sent once.
+        let mut body = (!is_read).then_some(body);
         let origin = url.origin();
         let registry = self.url(endpoint, "")?.origin();
         let mut from_origin = true;
@@ -81,19 +127,18 @@ impl Registry {
                 Some(Authorization::Basic(user, password)) => builder.basic_auth(user, Some(password)),
                 None => builder,
             };
-            if let Some(body) = &body {
-                builder = builder.body(body.clone());
+            if let Some(body) = body.take() {
+                builder = builder.body(body);
             }
             tracing::trace!(%object, host, "request");
             let after = deadlines.connect + deadlines.response;
-            let response = match timeout(after, builder.send()).await {
-                Ok(Ok(response)) => response,
-                Ok(Err(source)) => return Err(RegistryError::transport(object, &host, &source, deadlines)),
-                Err(_) => return Err(RegistryError::deadline(object, &host, "a response", after)),
+            let response = match while_it_moves(after, &taken, builder.send()).await {
+                Some(Ok(response)) => response,
+                Some(Err(source)) => return Err(RegistryError::transport(object, &host, &source, deadlines)),
+                None => return Err(RegistryError::deadline(object, &host, "a response", after)),
             };
             let location = match (response.status().as_u16(), response.headers().get(LOCATION)) {
-                // What is sent in a body is for one server only.
-                (301 | 302 | 303 | 307 | 308, Some(location)) if method == Method::GET => location,
+                (301 | 302 | 303 | 307 | 308, Some(location)) if is_read => location,
                 _ => return Ok(Reply { response, from_origin }),
             };
             let refuse = |reason: String| RegistryError::Redirect {
@@ -101,19 +146,11 @@ impl Registry {
                 host: host.clone(),
                 reason,
             };
-            let target = location.to_str().ok().and_then(|location| url.join(location).ok());
-            let target = target.ok_or_else(|| refuse("to something that is not a URL".to_owned()))?;
-            match (url.scheme(), target.scheme()) {
-                (_, "https") | ("http", "http") => {}
-                ("https", "http") => {
-                    return Err(refuse(format!("from HTTPS to HTTP at {}", host_of(&target))));
-                }
-                (_, scheme) => return Err(refuse(format!("to a URL of the scheme `{scheme}`"))),
-            }
+            let target = redirect_target(&url, location).map_err(refuse)?;
             if target.origin() != origin {
                 (authorization, from_origin) = (None, false);
             }
-            url = without_user(target);
+            url = target;
         }
         Err(RegistryError::Redirect {
             object: object.clone(),
@@ -135,6 +172,32 @@ impl Registry {
         match is_implied && self.http().has_certificates(host)? {
             true => Ok("https"),
             false => Ok(plain_http.scheme(host)),
+        }
+    }
+}
+
+/// Resolves the `Location` of a response to a request of `url`. The error says where it leads instead.
+pub(super) fn redirect_target(url: &Url, location: &HeaderValue) -> Result<Url, String> {
+    let target = location.to_str().ok().and_then(|location| url.join(location).ok());
+    let target = target.ok_or("to something that is not a URL")?;
+    match (url.scheme(), target.scheme()) {
+        (_, "https") | ("http", "http") => Ok(without_user(target)),
+        ("https", "http") => Err(format!("from HTTPS to HTTP at {}", host_of(&target))),
+        (_, scheme) => Err(format!("to a URL of the scheme `{scheme}`")),
+    }
+}
+
+/// Waits for `answer`, and for another `after` whenever `taken` has grown. Returns `None` if it has not.
+async fn while_it_moves<T>(after: Duration, taken: &AtomicU64, answer: impl Future<Output = T>) -> Option<T> {
+    let mut answer = pin!(answer);
+    let mut before = 0;
+    loop {
+        if let Ok(answer) = timeout(after, &mut answer).await {
+            return Some(answer);
+        }
+        match taken.load(Ordering::Relaxed) {
+            now if now == before => return None,
+            now => before = now,
         }
     }
 }

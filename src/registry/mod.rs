@@ -1,13 +1,16 @@
-//! The registry client: resolves references and downloads blobs.
+//! The registry client: resolves references, downloads blobs, and pushes images.
 //!
 //! All content is checked against its digest, except the bytes of a [`Download`]: the caller hashes those while it stores
 //! them. Each wait has a deadline, and transient errors are retried.
 
+mod advice;
 mod auth;
 mod authorize;
+mod blob_chunks;
 mod certificates;
 mod challenge;
 mod client;
+mod copy;
 mod download;
 mod endpoint;
 mod error;
@@ -18,10 +21,16 @@ mod login;
 mod message;
 mod mirrors;
 mod object;
+mod outgoing;
+mod push;
 mod resolve;
 mod retry;
 mod tags;
 mod token;
+mod upload;
+mod upload_body;
+mod upload_session;
+mod write;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -37,6 +46,10 @@ pub use error::RegistryError;
 use http::HostKind;
 pub use login::LoginCheck;
 pub use object::RemoteObject;
+pub use outgoing::{
+    BlobDelivery, BlobSource, DeliveredBlob, OutgoingBlob, OutgoingImage, OutgoingManifest, PushEvent,
+    PushProgress,
+};
 
 /// The registries that are accessed over plain HTTP.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -18,11 +18,14 @@ use crate::image::{
 const INDEX_DEPTH_MAX: usize = 4;
 
 /// A manifest or an index, with its bytes as the registry sent them.
-struct FetchedDocument {
-    bytes: Vec<u8>,
-    digest: ManifestDigest,
-    document: Document,
+pub(super) struct FetchedDocument<T = Document> {
+    pub(super) bytes: Vec<u8>,
+    pub(super) digest: ManifestDigest,
+    pub(super) document: T,
 }
+
+/// Parses a document of this media type.
+type ParseDocument<T> = fn(&[u8], Option<&str>) -> Result<T, ManifestError>;
 
 impl Registry {
     /// Resolves a reference to the manifest for this client's platform.
@@ -33,10 +36,7 @@ impl Registry {
     pub async fn resolve(&self, reference: &Reference) -> Result<Resolved, RegistryError> {
         let name = &reference.name;
         let object = RemoteObject::manifest(reference.clone());
-        let mut fetched = match reference.digest {
-            Some(digest) => self.document(name, &object, &digest.to_string(), Some(digest)).await?,
-            None => self.document(name, &object, reference.tag_or_latest().as_str(), None).await?,
-        };
+        let mut fetched = self.document(&object, reference, Document::parse).await?;
         let mut index = None;
         for _ in 0..=INDEX_DEPTH_MAX {
             let manifests = match fetched.document {
@@ -85,9 +85,9 @@ impl Registry {
                 }
             };
             let digest = ManifestDigest::new(entry.digest);
-            let child =
-                RemoteObject::manifest(Reference { name: name.clone(), tag: None, digest: Some(digest) });
-            match self.document(name, &child, &entry.digest.to_string(), Some(digest)).await {
+            let reference = Reference { name: name.clone(), tag: None, digest: Some(digest) };
+            let child = RemoteObject::manifest(reference.clone());
+            match self.document(&child, &reference, Document::parse).await {
                 Err(RegistryError::Document { object, source }) if source.is_of_no_image() => {
                     tracing::warn!("ignoring {digest}, which is not an image: {source}");
                     others = others.without(&entry.digest);
@@ -95,7 +95,9 @@ impl Registry {
                 }
                 fetched => {
                     let fetched = fetched?;
-                    check_entry(&child, &entry, &fetched)?;
+                    check_size(&child, &entry, &fetched)?;
+                    Document::parse(&fetched.bytes, Some(&entry.media_type))
+                        .map_err(|source| RegistryError::document(&child, source))?;
                     return Ok(fetched);
                 }
             }
@@ -137,13 +139,17 @@ impl Registry {
     }
 
     /// Fetches one manifest or index from the first place that has it, with retries at the registry itself.
-    async fn document(
+    pub(super) async fn document<T>(
         &self,
-        name: &Name,
         object: &RemoteObject,
-        tag_or_digest: &str,
-        digest: Option<ManifestDigest>,
-    ) -> Result<FetchedDocument, RegistryError> {
+        reference: &Reference,
+        parse: ParseDocument<T>,
+    ) -> Result<FetchedDocument<T>, RegistryError> {
+        let (name, digest) = (&reference.name, reference.digest);
+        let tag_or_digest = match digest {
+            Some(digest) => digest.to_string(),
+            None => reference.tag_or_latest().to_string(),
+        };
         let request = RegistryRequest {
             object,
             path: format!("manifests/{tag_or_digest}"),
@@ -151,24 +157,25 @@ impl Registry {
             from: 0,
         };
         for endpoint in self.endpoints(name)?.iter().filter(|endpoint| endpoint.is_mirror) {
-            match self.document_once(endpoint, &request, digest).await {
+            match self.document_once(endpoint, &request, digest, parse).await {
                 Ok(fetched) => return Ok(fetched),
                 Err(error) => self.pass_over(endpoint, &error),
             }
         }
         let registry = Endpoint::of(name)?;
         with_retries(self.options().deadlines.backoff, async || {
-            self.document_once(&registry, &request, digest).await
+            self.document_once(&registry, &request, digest, parse).await
         })
         .await
     }
 
-    async fn document_once(
+    async fn document_once<T>(
         &self,
         endpoint: &Endpoint,
         request: &RegistryRequest<'_>,
         digest: Option<ManifestDigest>,
-    ) -> Result<FetchedDocument, RegistryError> {
+        parse: ParseDocument<T>,
+    ) -> Result<FetchedDocument<T>, RegistryError> {
         let object = request.object;
         let deadlines = &self.options().deadlines;
         let mut response = self.request(endpoint, request).await?;
@@ -204,7 +211,7 @@ impl Registry {
             }
         };
         let announced = header(&headers, CONTENT_TYPE.as_str());
-        let document = match Document::parse(&bytes, announced) {
+        let document = match parse(&bytes, announced) {
             // An HTML page also has the wrong digest, but this error is more helpful.
             Err(source @ ManifestError::Html) => {
                 return Err(RegistryError::document(object, source));
@@ -225,7 +232,11 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-fn check_digest(object: &RemoteObject, expected: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
+pub(super) fn check_digest(
+    object: &RemoteObject,
+    expected: Digest,
+    bytes: &[u8],
+) -> Result<(), RegistryError> {
     let actual = Digest::of(bytes);
     if actual == expected {
         Ok(())
@@ -234,21 +245,16 @@ fn check_digest(object: &RemoteObject, expected: Digest, bytes: &[u8]) -> Result
     }
 }
 
-/// Checks that a document has the size and the media type of its entry in the index.
-fn check_entry(
+/// Checks that a document has the size of its entry in the index.
+pub(super) fn check_size<T>(
     object: &RemoteObject,
     entry: &Descriptor,
-    fetched: &FetchedDocument,
+    fetched: &FetchedDocument<T>,
 ) -> Result<(), RegistryError> {
-    let actual = u64::try_from(fetched.bytes.len()).unwrap_or(u64::MAX);
-    if actual != entry.size {
-        return Err(RegistryError::Length {
-            object: object.clone(),
-            expected: entry.size,
-            actual: Some(actual),
-        });
+    match u64::try_from(fetched.bytes.len()).unwrap_or(u64::MAX) {
+        actual if actual == entry.size => Ok(()),
+        actual => {
+            Err(RegistryError::Length { object: object.clone(), expected: entry.size, actual: Some(actual) })
+        }
     }
-    Document::parse(&fetched.bytes, Some(&entry.media_type))
-        .map(|_| ())
-        .map_err(|source| RegistryError::document(object, source))
 }

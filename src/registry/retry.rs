@@ -75,7 +75,7 @@ pub(super) fn retry_after(attempt: u32, error: &RegistryError, first: Duration) 
     use RegistryError as E;
     let (attempts_max, requested) = match error {
         E::RateLimited { retry_after, .. } | E::Server { retry_after, .. } => (TRANSIENT_MAX, *retry_after),
-        E::Broken { .. } | E::Short { .. } | E::Range { .. } => (TRANSIENT_MAX, None),
+        E::Broken { .. } | E::Short { .. } | E::Range { .. } | E::UploadLost { .. } => (TRANSIENT_MAX, None),
         E::Connect { .. } => (CONNECT_MAX, None),
         E::Deadline { .. } => (DEADLINE_MAX, None),
         E::Local(_)
@@ -96,6 +96,12 @@ pub(super) fn retry_after(attempt: u32, error: &RegistryError, first: Duration) 
         | E::TooLong { .. }
         | E::Credentials { .. }
         | E::Token { .. }
+        | E::NoRepository { .. }
+        | E::Refused { .. }
+        | E::TooLarge { .. }
+        | E::NotDistributable { .. }
+        | E::Read { .. }
+        | E::Damaged { .. }
         | E::Certificate { .. }
         | E::TlsSetup(_) => return None,
     };

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::auth::{Login, LoginSecret};
 use super::challenge::BearerChallenge;
 use super::endpoint::Endpoint;
-use super::exchange::{Authorization, HttpRequest, Reply, host_of, without_user};
+use super::exchange::{Authorization, HttpRequest, Reply, RequestBody, host_of, without_user};
 use super::http::HostKind;
 use super::retry::requested_pause;
 use super::{Registry, RegistryError, RemoteObject};
@@ -87,10 +87,9 @@ fn token_server(realm: &str, scheme: &str) -> Result<Url, String> {
     }
 }
 
-/// What a token must allow: what the challenge asks for, which is right also behind a proxy that changes names.
-fn scope(challenge: &BearerChallenge, endpoint: &Endpoint) -> Option<String> {
-    let asked = challenge.scope.as_ref().filter(|scope| scope.starts_with("repository:"));
-    endpoint.pull_scope().map(|pull| asked.cloned().unwrap_or(pull))
+/// What a token must allow.
+fn scopes(challenge: &BearerChallenge, endpoint: &Endpoint) -> Vec<String> {
+    endpoint.scopes(challenge.scope.as_deref().filter(|scope| scope.starts_with("repository:")))
 }
 
 impl Registry {
@@ -107,9 +106,8 @@ impl Registry {
         let url = token_server(&challenge.realm, scheme).map_err(failed)?;
         let server = host_of(&url);
         tracing::info!("{}: getting a token from {server}", endpoint.host);
-        let fields = [("service", challenge.service.clone()), ("scope", scope(challenge, endpoint))];
-        let fields: Vec<(&str, String)> =
-            fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        let service = challenge.service.iter().map(|service| ("service", service.clone()));
+        let scopes = scopes(challenge, endpoint);
         let mut request = HttpRequest::get(object, endpoint, url);
         request.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         request.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
@@ -122,13 +120,17 @@ impl Registry {
         request.authorization = password.as_ref();
         if let Some(Login { secret: LoginSecret::IdentityToken(token), .. }) = login {
             let grant = [("grant_type", "refresh_token"), ("client_id", CLIENT_ID), ("refresh_token", token)];
+            // A form has one field for all scopes, and a query one for each.
+            let scope = (!scopes.is_empty()).then(|| ("scope", scopes.join(" ")));
+            let fields: Vec<_> = service.chain(scope).collect();
             let fields = fields.iter().map(|(name, value)| (*name, value.as_str()));
             request.method = Method::POST;
-            request.body = Some(form(grant.into_iter().chain(fields)).into());
+            request.body = RequestBody::of(form(grant.into_iter().chain(fields)));
             let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
             request.headers.insert(CONTENT_TYPE, form_type);
         } else {
-            request.url.query_pairs_mut().extend_pairs(&fields);
+            let scopes = scopes.into_iter().map(|scope| ("scope", scope));
+            request.url.query_pairs_mut().extend_pairs(service.chain(scopes));
         }
         let reply = self.exchange(request).await?;
         if login.is_some() && !reply.from_origin {
@@ -272,14 +274,29 @@ mod tests {
             |repository: &str| Endpoint { repository: repository.to_owned(), ..Endpoint::of_host("reg:1") };
         let asked =
             |scope: &str| BearerChallenge { scope: Some(scope.to_owned()), ..BearerChallenge::default() };
-        let own = Some("repository:lab/a:pull".to_owned());
-        assert_eq!(scope(&BearerChallenge::default(), &endpoint("lab/a")), own);
-        assert_eq!(scope(&asked("registry:catalog:*"), &endpoint("lab/a")), own);
+        let own = ["repository:lab/a:pull"];
+        assert_eq!(scopes(&BearerChallenge::default(), &endpoint("lab/a")), own);
+        assert_eq!(scopes(&asked("registry:catalog:*"), &endpoint("lab/a")), own);
+        assert_eq!(scopes(&asked("repository:a:pull"), &endpoint("lab/a")), ["repository:a:pull"]);
+        assert_eq!(scopes(&asked("registry:catalog:*"), &endpoint("")), [""; 0]);
+    }
+
+    #[test]
+    fn scope_of_a_push_allows_to_push_whatever_the_challenge_asks_for() {
+        let name = "reg:1/lab/a".parse().unwrap();
+        let asked =
+            |scope: &str| BearerChallenge { scope: Some(scope.to_owned()), ..BearerChallenge::default() };
+        let push = Endpoint::to_push(&name).unwrap();
+        let own = ["repository:lab/a:pull,push"];
+        assert_eq!(scopes(&BearerChallenge::default(), &push), own);
+        assert_eq!(scopes(&asked("repository:lab/a:pull"), &push), own);
         assert_eq!(
-            scope(&asked("repository:a:pull"), &endpoint("lab/a")).as_deref(),
-            Some("repository:a:pull")
+            scopes(&asked("repository:proxy:5000/a:pull"), &push),
+            ["repository:proxy:5000/a:pull,push"]
         );
-        assert_eq!(scope(&asked("registry:catalog:*"), &endpoint("")), None);
+        let mount = Endpoint::to_mount(&name, "lab/b").unwrap();
+        let both = ["repository:lab/a:pull,push", "repository:lab/b:pull"];
+        assert_eq!(scopes(&asked("repository:lab/a:pull,push repository:lab/b:pull"), &mount), both);
     }
 
     #[test]

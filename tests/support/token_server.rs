@@ -91,17 +91,15 @@ fn answer(stream: TcpStream, key: &Path, chain: &str, seen: &Mutex<Vec<String>>)
     (&stream).write_all(format!("{head}{body}").as_bytes())
 }
 
-/// A signed token (RFC 7519) for the scope in the request; without a scope it grants nothing.
+/// A signed token (RFC 7519) for the scopes in the request; without a scope it grants nothing.
 fn token(request: &str, key: &Path, chain: &str) -> String {
-    let scope = request.split(['?', '&', ' ']).find_map(|part| part.strip_prefix("scope="));
-    let scope = scope.unwrap_or_default().replace("%3A", ":").replace("%2F", "/");
-    let parts: Vec<&str> = scope.split(':').collect();
-    let access = match parts.as_slice() {
-        [kind, name, actions] => {
-            json!([{ "type": kind, "name": name, "actions": actions.split(',').collect::<Vec<_>>() }])
-        }
-        _ => json!([]),
-    };
+    let scopes = request.split(['?', '&', ' ']).filter_map(|part| part.strip_prefix("scope="));
+    let access = scopes.filter_map(|scope| {
+        let scope = scope.replace("%3A", ":").replace("%2F", "/").replace("%2C", ",");
+        let [kind, name, actions] = scope.split(':').collect::<Vec<_>>().try_into().ok()?;
+        Some(json!({ "type": kind, "name": name, "actions": actions.split(',').collect::<Vec<_>>() }))
+    });
+    let access: Vec<_> = access.collect();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_secs();
     let claims = json!({
         "iss": "test", "aud": "test", "sub": USER, "iat": now, "nbf": now - 60, "exp": now + LIFETIME.as_secs(),

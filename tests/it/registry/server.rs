@@ -34,6 +34,11 @@ impl Answer {
         Self { bytes: Vec::new(), hang: true }
     }
 
+    /// No response; the connection is closed.
+    pub(crate) fn closed() -> Self {
+        Self { bytes: Vec::new(), hang: false }
+    }
+
     /// Keeps the connection open after the response until the client closes it.
     pub(crate) fn then_hang(mut self) -> Self {
         self.hang = true;
@@ -45,7 +50,7 @@ impl Answer {
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     head: String,
-    body: String,
+    body: Vec<u8>,
 }
 
 impl Request {
@@ -53,8 +58,13 @@ impl Request {
         self.head.split(' ').next().unwrap_or_default()
     }
 
-    /// The body, if its length was given.
+    /// The body, if its length was given and it is text.
     pub(crate) fn body(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    /// The body as far as it was read, if its length was given.
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.body
     }
 
@@ -85,16 +95,24 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server that answers each request with the result of `handler` for the request and the number of earlier requests.
     pub(crate) async fn start(handler: impl Fn(&Request, usize) -> Answer + Send + Sync + 'static) -> Self {
+        Self::start_with_limit(|_| usize::MAX, handler).await
+    }
+
+    /// The same, but of the body of each request only as many bytes are read as `limit` says; it gets the request without its body.
+    pub(crate) async fn start_with_limit(
+        limit: impl Fn(&Request) -> usize + Send + Sync + 'static,
+        handler: impl Fn(&Request, usize) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let (seen, handler) = (Arc::clone(&requests), Arc::new(handler));
+        let (seen, handler, limit) = (Arc::clone(&requests), Arc::new(handler), Arc::new(limit));
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (seen, handler) = (Arc::clone(&seen), Arc::clone(&handler));
+                let (seen, handler, limit) = (Arc::clone(&seen), Arc::clone(&handler), Arc::clone(&limit));
                 tokio::spawn(async move {
                     // Clients disconnect in many tests.
-                    let _ = talk(stream, &seen, &*handler).await;
+                    let _ = talk(stream, &seen, &*limit, &*handler).await;
                 });
             }
         });
@@ -116,17 +134,18 @@ impl Drop for Server {
 async fn talk(
     mut stream: TcpStream,
     seen: &Mutex<Vec<Request>>,
+    limit: &(impl Fn(&Request) -> usize + Sync),
     handler: &(impl Fn(&Request, usize) -> Answer + Sync),
 ) -> std::io::Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);
     }
-    let mut request = Request { head: String::from_utf8_lossy(&head).into_owned(), body: String::new() };
+    let mut request = Request { head: String::from_utf8_lossy(&head).into_owned(), body: Vec::new() };
     let length = request.header("content-length").map_or(0, |length| length.parse().unwrap());
-    let mut body = vec![0; length];
+    let mut body = vec![0; limit(&request).min(length)];
     stream.read_exact(&mut body).await?;
-    request.body = String::from_utf8(body).unwrap();
+    request.body = body;
     let before = {
         let mut seen = seen.lock().unwrap();
         seen.push(request.clone());

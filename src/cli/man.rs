@@ -159,7 +159,7 @@ impl CommandPage {
             ("RUST_LOG", "Log filter, for example `debug`; replaces `-v`."),
         ];
         match self.path.as_str() {
-            "pull" => variables.extend([
+            "pull" | "push" | "copy" => variables.extend([
                 ("REGISTRY_AUTH_FILE", "File with logins, in place of podman's files; see rcx-imagefs-registries(7)."),
                 ("DOCKER_CONFIG", "Directory of docker's `config.json`, whose logins are used; `~/.docker` by default."),
                 ("HTTPS_PROXY", "Proxy; also `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`. See rcx-imagefs-registries(7)."),
@@ -231,7 +231,7 @@ impl CommandPage {
             path if path.starts_with("root") => &["run", "images", "config", "errors"],
             "mount" | "path" | "status" => &["images", "operations", "config", "errors"],
             "login" | "logout" => &["registries", "config", "errors"],
-            "pull" => &["registries", "store", "images", "config", "errors"],
+            "pull" | "push" | "copy" => &["registries", "store", "images", "config", "errors"],
             "gc" | "verify" | "rm" | "images" | "inspect" | "load" | "unpack" | "tag" | "ls" | "cp" => {
                 &["store", "images", "config", "errors"]
             }

@@ -5,6 +5,7 @@ mod catalog;
 mod completions;
 mod config;
 mod config_check;
+mod copy;
 mod cp;
 mod df;
 mod diff;
@@ -29,6 +30,7 @@ mod output;
 mod path;
 mod progress;
 mod pull;
+mod push;
 mod reference_list;
 mod rm;
 mod root;
@@ -112,6 +114,8 @@ struct Global {
 enum Command {
     Pull(pull::PullArgs),
     Load(load::LoadArgs),
+    Push(push::PushArgs),
+    Copy(copy::CopyArgs),
     Login(login::LoginArgs),
     Logout(logout::LogoutArgs),
     Mount(mount::MountArgs),
@@ -146,6 +150,8 @@ impl Command {
         match self {
             Self::Pull(args) => args.json,
             Self::Load(args) => args.json,
+            Self::Push(args) => args.json,
+            Self::Copy(args) => args.json,
             Self::Login(args) => args.json,
             Self::Logout(args) => args.json,
             Self::Images(args) => args.json,
@@ -350,6 +356,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Warm(args) => return warm::run(&context, &args),
         Command::Pull(args) => pull::run(&context, &args),
         Command::Load(args) => load::run(&context, &args),
+        Command::Push(args) => push::run(&context, &args),
+        Command::Copy(args) => copy::run(&context, &args),
         Command::Login(args) => login::run(&context, &args),
         Command::Logout(args) => logout::run(&context, &args),
         Command::Mount(args) => mount::run(&context, &args),

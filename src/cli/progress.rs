@@ -1,4 +1,4 @@
-//! Progress bars of `pull`, `load` and `verify --repair`.
+//! Progress bars of `pull`, `load`, `push`, `copy` and `verify --repair`.
 
 use std::collections::HashMap;
 use std::io::IsTerminal as _;
@@ -61,6 +61,8 @@ impl ImageBars {
             }
             ProgressEvent::Bytes { digest, total } => {
                 if let Some(bar) = self.layers.get(&digest) {
+                    // A push may send bytes again.
+                    let total = total.max(bar.position());
                     self.image.inc(total.saturating_sub(bar.position()));
                     bar.set_position(total);
                 }

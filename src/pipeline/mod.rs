@@ -1,4 +1,5 @@
-//! Joins the stages: from a reference or an archive to verified blobs, their indexes and a visible image.
+//! Joins the stages: from a reference or an archive to verified blobs, their indexes and a visible image, and from there to a
+//! registry.
 //!
 //! Each layer is processed in one pass: its bytes are written, hashed, decoded, hashed again and walked as they arrive. The
 //! last step, one write of `index.json`, makes the image visible. Until then nothing refers to the new blobs, and an error
@@ -12,6 +13,7 @@ mod node_path;
 mod open;
 mod plain;
 mod pull;
+mod push;
 mod trace;
 mod tree_image;
 
@@ -30,6 +32,7 @@ pub use open::{
 };
 pub use plain::{PlainCheck, check_plain_layer, make_plain_layer, plain_layer};
 pub use pull::{PullJob, pull};
+pub use push::{PushedImage, outgoing_image, push};
 pub use trace::{LayerSpan, ReadTrace, read_trace, save_trace};
 pub use tree_image::{existing_tree_image, make_tree_image, make_tree_images, tree_image, tree_key};
 

@@ -9,6 +9,8 @@ const COMMANDS: &[&str] = &[
     "login",
     "logout",
     "load",
+    "push",
+    "copy",
     "mount",
     "images",
     "inspect",

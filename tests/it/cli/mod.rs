@@ -23,6 +23,7 @@ mod mirrors;
 mod output;
 mod proxy;
 mod pull;
+mod push;
 mod rm;
 mod tag;
 mod verify;

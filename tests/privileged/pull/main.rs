@@ -1,4 +1,4 @@
-//! `pull` and `load` with a real registry, and stores on full, read-only and inaccessible filesystems.
+//! `pull`, `load`, `push` and `copy` with a real registry, and stores on full, read-only and inaccessible filesystems.
 
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
@@ -6,5 +6,6 @@ mod bad_input;
 mod logins;
 mod plain;
 mod private_registry;
+mod push;
 mod registry;
 mod store;

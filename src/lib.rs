@@ -64,6 +64,7 @@
 //! | [`daemon`] | the serving process: control socket, watching the store |
 //! | [`roots`] | writable roots: an overlay of an image and an upper |
 //! | [`sandbox`] | runs in such a root: isolate, bubblewrap, and the stand-in for isolate |
+//! | [`environments`] | revisions of environments: submission, review, the state of builds |
 //! | [`manual`] | the pages of the manual, and their conversion to man pages |
 //! | [`cli`] | the commands |
 //!
@@ -74,7 +75,8 @@
 //! before a checkpoint that the following bytes refer to · *node*: one file of a merged tree · *tree*: an image's merged
 //! nodes · *trace*: the spans that runs of an image read first · *published*: visible in the mount · *slot*: the persistent
 //! number of a layer or an image · *root*: a directory for a sandbox to use as `/` · *upper*: its writable part · *engine*:
-//! how a root gets its image.
+//! how a root gets its image · *environment*: a reviewed image that workers offer under an ID of the judge · *revision*: one
+//! submission of it · *base*: an image that its Dockerfile uses.
 //!
 //! # Layer semantics
 //!
@@ -94,6 +96,7 @@
 
 pub mod cli;
 pub mod daemon;
+pub mod environments;
 pub mod erofs;
 pub mod error;
 pub mod fs;

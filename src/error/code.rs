@@ -69,7 +69,7 @@ codes! {
     LayerLimit = "layer-limit",
     /// An index file is damaged or outdated.
     Index = "index",
-    /// A blob or another file of the store is damaged.
+    /// A blob or another file of the store is damaged, or a file of the queue.
     Damaged = "damaged",
     /// The layers of an image cannot be merged.
     Merge = "merge",
@@ -77,9 +77,9 @@ codes! {
     // store: the local disk.
     /// There is no store at this path.
     NoStore = "no-store",
-    /// The directory is not a store, or its version is not supported.
+    /// The directory is not a store or a queue, or its version is not supported.
     StoreFormat = "store-format",
-    /// Another process held a lock of the store for too long.
+    /// Another process held a lock of the store or the queue for too long.
     Busy = "busy",
     /// The image is not in the store.
     NoImage = "no-image",
@@ -153,6 +153,18 @@ codes! {
     Copy = "copy",
     /// A path or program is not trustworthy: another user could change it.
     Untrusted = "untrusted",
+
+    // environments: the queue of revisions.
+    /// There is no queue of environments at this path.
+    NoQueue = "no-queue",
+    /// The queue has no such environment or revision.
+    NoRevision = "no-revision",
+    /// The state of the environment or revision does not permit the operation.
+    RevisionState = "revision-state",
+    /// A build context is refused.
+    Context = "context",
+    /// A Dockerfile cannot be read, or uses an image that is unknown or not allowed.
+    Dockerfile = "dockerfile",
 }
 
 impl ErrorCode {

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use super::engine::EngineChoice;
 use super::error::{self, ConfigurationError};
 use super::output::plain;
+use crate::environments::AllowedRegistries;
 use crate::error::ErrorCode;
 use crate::image::{Platform, Reference};
 use crate::index::LayerLimits;
@@ -66,6 +67,9 @@ pub(super) struct Config {
     /// The stand-in for isolate.
     #[serde(default)]
     pub(super) isolate: IsolateConfig,
+    /// The queue of environments.
+    #[serde(default)]
+    pub(super) environments: EnvironmentsConfig,
 }
 
 /// Table `[limits]`.
@@ -140,6 +144,35 @@ impl ErofsConfig {
             parse_size(text).map_err(|why| anyhow::anyhow!("plain-budget `{text}` is invalid: {why}"))
         };
         self.plain_budget.as_ref().map(parse).transpose()
+    }
+}
+
+/// Table `[environments]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct EnvironmentsConfig {
+    /// Directory of the queue.
+    pub(super) queue: Option<PathBuf>,
+    /// Registries that base images may come from: `host[:port][/prefix]`. All, if the key is missing.
+    registries: Option<Vec<String>>,
+    /// Largest context: a size as for an upper.
+    context_limit: Option<String>,
+}
+
+impl EnvironmentsConfig {
+    /// The default of `context-limit`: 1 GiB. A build has no network, so its context may have packages.
+    const CONTEXT_LIMIT: u64 = 1 << 30;
+
+    /// The registries that base images may come from; `None` if all are allowed.
+    pub(super) fn registries(&self) -> anyhow::Result<Option<AllowedRegistries>> {
+        let parse = |texts: &Vec<String>| AllowedRegistries::parse(texts).map_err(anyhow::Error::msg);
+        self.registries.as_ref().map(parse).transpose()
+    }
+
+    /// The largest context, in bytes.
+    pub(super) fn context_limit(&self) -> anyhow::Result<u64> {
+        let Some(text) = &self.context_limit else { return Ok(Self::CONTEXT_LIMIT) };
+        parse_size(text).map_err(|why| anyhow::anyhow!("context-limit `{text}` is invalid: {why}"))
     }
 }
 
@@ -307,6 +340,8 @@ impl Config {
         config.isolate.env_from_image().context("table [isolate]")?;
         config.isolate.upper().context("table [isolate]")?;
         config.erofs.plain_budget().context("table [erofs]")?;
+        config.environments.registries().context("table [environments]")?;
+        config.environments.context_limit().context("table [environments]")?;
         config.upper(None)?;
         config.inodes(None)?;
         config.run.sandbox()?;
@@ -382,6 +417,7 @@ mod tests {
              [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\ninodes = '32bit'\n\
              [run]\nsandbox = 'bwrap'\nbox-ids = '5-7'\nbwrap-user = '1000:5'\nbwrap-image-user = true\n\
              [isolate]\npath = '/i'\nmountpoint = '/images'\nupper = 'tmpfs:64M'\nwritable = true\ninject = false\nenv-from-image = ['PATH', 'LANG']\nhost-commands = ['/usr/bin/recodex-*']\n\
+             [environments]\nqueue = '/q'\nregistries = ['reg.example/lab']\ncontext-limit = '64M'\n\
              [isolate.images]\ndefault = 'a'\n7 = 'b:1'\n10-19 = 'c'\n",
         )
         .unwrap();
@@ -403,6 +439,15 @@ mod tests {
         assert_eq!((full.erofs.idle(), full.erofs.prefetch), (Duration::from_secs(300), false));
         assert_eq!((empty.erofs.plain, empty.erofs.plain_budget().unwrap()), (PlainChoice::Never, None));
         assert_eq!((empty.erofs.idle(), empty.erofs.prefetch), (Duration::from_secs(60), true));
+        assert_eq!(full.environments.queue.as_deref(), Some(Path::new("/q")));
+        assert_eq!(
+            (full.environments.context_limit().unwrap(), empty.environments.context_limit().unwrap()),
+            (64 << 20, 1 << 30)
+        );
+        assert!(
+            full.environments.registries().unwrap().is_some()
+                && empty.environments.registries().unwrap().is_none()
+        );
         assert_eq!(full.limits.layer(), LayerLimits { tar_bytes: 7 << 20, ratio: 30 });
         assert_eq!(empty.limits.layer(), LayerLimits::default());
         assert_eq!(full.isolate.env_from_image().unwrap(), ["PATH", "LANG"]);
@@ -433,6 +478,8 @@ mod tests {
             ),
             ("[erofs]\nplain-budget = '20 GB'", "table [erofs]"),
             ("[erofs]\nplain-budget = 20", "line 2: invalid type: integer `20`, expected a string"),
+            ("[environments]\nregistries = ['lab']", "table [environments]"),
+            ("[environments]\ncontext-limit = '1 GB'", "table [environments]"),
             ("store =\nrun-dir = 1", "line 1: "),
             ("[run]\nsandbox = 'docker'", "sandbox `docker`: expected auto, isolate or bwrap"),
             ("[run]\nbox-ids = '9-1'", "box ids `9-1` do not have the form FIRST-LAST"),

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::output::{self, plain};
 use super::unknown;
 use crate::daemon::{ControlError, DaemonError};
+use crate::environments::{AttributionError, EnvironmentsError};
 use crate::error::{ErrorCode, chain, chain_text};
 use crate::fs::{FsError, LoadError};
 use crate::fuse::SessionError;
@@ -198,10 +199,10 @@ fn explain(cause: &(dyn StdError + 'static)) -> Option<Explanation> {
     }
     first_of! {
         hint: CliError, PipelineError, StoreError, Box<StoreError>, RegistryError, AuthError, ImportError, LoadError, SessionError,
-            DaemonError, ControlError, SandboxError, RootsError, ShimError;
+            DaemonError, ControlError, SandboxError, RootsError, ShimError, EnvironmentsError, Box<RegistryError>;
         no hint: ConfigurationError, PathError, LayerError, NameError, TarError, UnpackError, StagingError, FsError,
             IsolateError, CopyError, ReferenceError, DigestError, PlatformError, ManifestError, BuildError, IndexError,
-            ReadError, MergeError, NodePathError;
+            ReadError, MergeError, NodePathError, AttributionError;
     }
     None
 }

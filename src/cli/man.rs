@@ -172,6 +172,9 @@ impl CommandPage {
                 "NOTIFY_SOCKET",
                 "systemd's notification socket. systemd is notified when the mount is ready.",
             )]),
+            path if path.starts_with("env") => {
+                variables.extend([("RCX_IMAGEFS_QUEUE", "Directory of the queue, unless `--queue` is given.")]);
+            }
             "run" | "isolate-shim" => {
                 variables.extend([("PATH", "Directories that are searched for isolate and bubblewrap.")]);
             }
@@ -189,6 +192,12 @@ impl CommandPage {
         match self.path.as_str() {
             "" | "mount" | "status" => {
                 files.push(("/run/rcx-imagefs/control.sock", "Control socket of the daemon."));
+            }
+            path if path.starts_with("env") => {
+                files.push((
+                    "/var/lib/rcx-imagefs-environments",
+                    "The queue, see rcx-imagefs-environments(7).",
+                ));
             }
             path if path.starts_with("root") || path == "run" || path == "isolate-shim" => {
                 files.push(("/run/rcx-imagefs", "Roots and locks."));
@@ -221,6 +230,7 @@ impl CommandPage {
                 "isolate",
                 "config",
                 "registries",
+                "environments",
                 "operations",
                 "store",
                 "errors",
@@ -229,6 +239,7 @@ impl CommandPage {
             "run" => &["run", "images", "config", "errors"],
             "isolate-shim" => &["isolate", "run", "config"],
             path if path.starts_with("root") => &["run", "images", "config", "errors"],
+            path if path.starts_with("env") => &["environments", "config", "errors"],
             "mount" | "path" | "status" => &["images", "operations", "config", "errors"],
             "login" | "logout" => &["registries", "config", "errors"],
             "pull" | "push" | "copy" => &["registries", "store", "images", "config", "errors"],

@@ -11,6 +11,7 @@ mod df;
 mod diff;
 mod doctor;
 mod engine;
+mod env;
 mod error;
 mod failures;
 mod find;
@@ -134,6 +135,7 @@ enum Command {
     Root(root::RootArgs),
     Run(Box<run::RunArgs>),
     Warm(warm::WarmArgs),
+    Env(env::EnvArgs),
     Status(status::StatusArgs),
     Version(version::VersionArgs),
     Config(config_check::ConfigArgs),
@@ -169,6 +171,7 @@ impl Command {
             Self::Root(args) => args.json(),
             Self::Run(args) => args.json,
             Self::Warm(args) => args.json,
+            Self::Env(args) => args.json(),
             Self::Status(args) => args.json,
             Self::Version(args) => args.json,
             Self::Config(args) => args.json(),
@@ -190,22 +193,27 @@ struct Context {
 impl Context {
     fn new(global: Global) -> anyhow::Result<Self> {
         let config = Config::load(global.config.as_deref())?;
-        // Not by clap, which would list the options of set variables in the usage of every error.
-        let directory = |option: Option<PathBuf>,
-                         variable: &str,
-                         configured: &Option<PathBuf>,
-                         default: &str| {
-            let given = match (option, std::env::var_os(variable)) {
-                (None, Some(empty)) if empty.is_empty() => {
-                    return Err(error::fail(ErrorCode::Usage, format!("the variable {variable} is empty")));
-                }
-                (option, value) => option.or_else(|| value.map(PathBuf::from)),
-            };
-            Ok(given.or_else(|| configured.clone()).unwrap_or_else(|| default.into()))
-        };
-        let store = directory(global.store, "RCX_IMAGEFS_STORE", &config.store, DEFAULT_STORE)?;
-        let run_dir = directory(global.run_dir, "RCX_IMAGEFS_RUN", &config.run_dir, DEFAULT_RUN_DIR)?;
+        let store = Self::directory(global.store, "RCX_IMAGEFS_STORE", config.store.as_ref(), DEFAULT_STORE)?;
+        let run_dir =
+            Self::directory(global.run_dir, "RCX_IMAGEFS_RUN", config.run_dir.as_ref(), DEFAULT_RUN_DIR)?;
         Ok(Self { config, store, run_dir })
+    }
+
+    /// Returns a directory that an option, a variable or the configuration selects.
+    fn directory(
+        option: Option<PathBuf>,
+        variable: &str,
+        configured: Option<&PathBuf>,
+        default: &str,
+    ) -> anyhow::Result<PathBuf> {
+        // Not by clap, which would list the options of set variables in the usage of every error.
+        let given = match (option, std::env::var_os(variable)) {
+            (None, Some(empty)) if empty.is_empty() => {
+                return Err(error::fail(ErrorCode::Usage, format!("the variable {variable} is empty")));
+            }
+            (option, value) => option.or_else(|| value.map(PathBuf::from)),
+        };
+        Ok(given.or_else(|| configured.cloned()).unwrap_or_else(|| default.into()))
     }
 
     fn default_registry(&self) -> Option<&str> {
@@ -374,6 +382,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Gc(args) => gc::run(&context, &args),
         Command::Verify(args) => verify::run(&context, &args),
         Command::Root(args) => root::run(&context, &args),
+        Command::Env(args) => env::run(&context, args),
         Command::Status(args) => status::run(&context, &args),
         Command::Version(args) => version::run(&context, &args),
         Command::Doctor(args) => doctor::run(&context, &args),

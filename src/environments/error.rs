@@ -85,7 +85,7 @@ pub enum EnvironmentsError {
     #[error("environment {0} has no number for another revision")]
     NoNumber(EnvironmentId),
     /// The revision is in a state in which the operation makes no sense.
-    #[error("revision {revision} cannot be {operation}: it is {state}{}", .by.as_ref().map(|who| format!(" (by {who})")).unwrap_or_default())]
+    #[error("revision {revision} cannot be {operation}: {reason}")]
     State {
         /// The revision.
         revision: RevisionId,
@@ -93,8 +93,8 @@ pub enum EnvironmentsError {
         operation: &'static str,
         /// The state of the revision.
         state: RevisionState,
-        /// Who brought it into that state.
-        by: Option<String>,
+        /// The state in words, with who brought the revision into it.
+        reason: String,
     },
     /// The environment has nothing to retire.
     #[error("environment {0} has no published revision that workers could offer")]

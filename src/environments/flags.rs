@@ -241,8 +241,10 @@ fn hidden_text(text: &str) -> Vec<ReviewFlag> {
     text.strip_prefix('\u{feff}').unwrap_or(text).split('\n').zip(1..).filter_map(flag).collect()
 }
 
-/// Whether a character is a control character other than a tab, has no width, or changes the direction of text.
-fn is_hidden(character: char) -> bool {
+/// Whether a character is a control character other than a tab, has no width, or changes the direction of text. Such a character must not be printed as
+/// it is.
+#[must_use]
+pub fn is_hidden(character: char) -> bool {
     (character.is_control() && character != '\t')
         || matches!(character, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }

@@ -51,7 +51,7 @@ pub use dockerfile::{
     ParserDirective, VariableFault,
 };
 pub use error::EnvironmentsError;
-pub use flags::{AllowedRegistries, BasePolicy, FlagKind, ReviewFlag};
+pub use flags::{AllowedRegistries, BasePolicy, FlagKind, ReviewFlag, is_hidden};
 pub use id::{
     BuildHost, ENVIRONMENT_ID_MAX, EnvironmentId, EnvironmentNameError, HardwareGroup, RevisionId,
     RevisionNumber,
@@ -204,10 +204,17 @@ impl Revision {
 
     /// The error of an operation that the state of the revision does not permit.
     fn cannot_be(&self, operation: &'static str) -> EnvironmentsError {
-        let state = self.state();
-        let by = (state != RevisionState::Submitted && state != RevisionState::Building)
-            .then(|| self.last_change().who.clone());
-        EnvironmentsError::State { revision: self.id.clone(), operation, state, by }
+        let (state, who) = (self.state(), &self.last_change().who);
+        let reason = match state {
+            RevisionState::Submitted => "it waits for its review".to_owned(),
+            RevisionState::Building => "it is being built".to_owned(),
+            RevisionState::Failed => "its build has failed".to_owned(),
+            RevisionState::Approved
+            | RevisionState::Rejected
+            | RevisionState::Withdrawn
+            | RevisionState::Published => format!("it was {state} by {who}"),
+        };
+        EnvironmentsError::State { revision: self.id.clone(), operation, state, reason }
     }
 }
 

@@ -5,21 +5,22 @@ use serde_json::Map;
 use super::CURRENT;
 use super::error::EnvironmentsError;
 use super::files::StagedChange;
-use super::id::EnvironmentId;
+use super::id::{EnvironmentId, RevisionId};
 use super::log::QueueChange;
 use super::queue::{Queue, log_entry};
 use super::read;
 use super::records::{Attribution, CurrentChoice};
 
 impl Queue {
-    /// Retires an environment: workers no longer offer it. Its revisions and their images stay.
+    /// Retires an environment: workers no longer offer it. Its revisions and their images stay. Returns the revision that they
+    /// offered.
     ///
     /// It is offered again once a revision is published that was submitted later.
     ///
     /// # Errors
     ///
     /// Workers do not offer the environment.
-    pub fn retire(&self, id: &EnvironmentId, by: &Attribution) -> Result<(), EnvironmentsError> {
+    pub fn retire(&self, id: &EnvironmentId, by: &Attribution) -> Result<RevisionId, EnvironmentsError> {
         let _lock = self.lock()?;
         let environment = self.environment(id)?;
         let Some(current) = environment.current() else {
@@ -36,6 +37,7 @@ impl Queue {
         let staged = StagedChange::new(&self.files.tmp)?;
         let prepared = staged.write_json(CURRENT, &choice)?;
         let entry = log_entry(QueueChange::Retired, &current.id, by);
-        self.files.commit(&prepared, &self.environment_path(id).join(CURRENT), &entry)
+        self.files.commit(&prepared, &self.environment_path(id).join(CURRENT), &entry)?;
+        Ok(current.id.clone())
     }
 }

@@ -38,6 +38,7 @@ impl ManualPage {
         "isolate" 8,
         "config" 5,
         "registries" 7,
+        "environments" 7,
         "operations" 7,
         "store" 7,
         "errors" 7,

@@ -98,6 +98,7 @@ pages! {
     registries: "src/manual/rcx-imagefs-registries.7.md" from Mounted,
     run: "src/manual/rcx-imagefs-run.7.md" from Mounted,
     store: "src/manual/rcx-imagefs-store.7.md" from Mounted,
+    environments: "src/manual/rcx-imagefs-environments.7.md" from Mounted,
 }
 
 #[test]

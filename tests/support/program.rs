@@ -73,7 +73,7 @@ impl Program {
         for variable in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
             command.env_remove(variable).env_remove(variable.to_lowercase());
         }
-        for variable in ["RUST_LOG", "NO_COLOR", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE"] {
+        for variable in ["RUST_LOG", "NO_COLOR", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "RCX_IMAGEFS_QUEUE"] {
             command.env_remove(variable);
         }
         for variable in ["XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"] {

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _};
+use std::io::{Read as _, Seek as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -18,15 +18,15 @@ pub(super) const MAGIC: [&[u8]; 4] = [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7z
 /// Lists a tar. Reads no content of files.
 pub(super) fn read(file: &File, limit: u64) -> Result<ContextEntries, ContextError> {
     let mut start = Vec::new();
-    rewound(file)?.take(6).read_to_end(&mut start).map_err(ContextError::Archive)?;
+    rewound(file)?.take(6).read_to_end(&mut start).map_err(ContextError::archive)?;
     if MAGIC.iter().any(|magic| start.starts_with(magic)) {
         return Err(ContextError::Compressed);
     }
     let mut entries = ContextEntries::new();
     let mut total = 0;
     let mut archive = Archive::new(rewound(file)?);
-    for entry in archive.entries_with_seek().map_err(ContextError::Archive)? {
-        let mut entry = entry.map_err(ContextError::Archive)?;
+    for entry in archive.entries_with_seek().map_err(ContextError::archive)? {
+        let mut entry = entry.map_err(ContextError::archive)?;
         let kind = entry.header().entry_type();
         // `git archive` writes one with the commit.
         if kind == EntryType::XGlobalHeader {
@@ -52,7 +52,7 @@ pub(super) fn read(file: &File, limit: u64) -> Result<ContextEntries, ContextErr
             }
             _ => return Err(ContextError::entry(&path, "has an unknown type in the tar")),
         };
-        let mode = entry.header().mode().map_err(ContextError::Archive)? & 0o777;
+        let mode = entry.header().mode().map_err(ContextError::archive)? & 0o777;
         let size = if let ContextEntryKind::File { size, .. } = kind { size } else { 0 };
         add_size(&mut total, size, limit)?;
         let is_directory = matches!(kind, ContextEntryKind::Directory);
@@ -69,7 +69,7 @@ pub(super) fn read(file: &File, limit: u64) -> Result<ContextEntries, ContextErr
 
 /// The tar from its start.
 pub(super) fn rewound(mut file: &File) -> Result<&File, ContextError> {
-    file.rewind().map_err(ContextError::Archive)?;
+    file.rewind().map_err(ContextError::archive)?;
     Ok(file)
 }
 
@@ -77,9 +77,9 @@ fn is_sparse(entry: &mut tar::Entry<'_, &File>) -> Result<bool, ContextError> {
     if entry.header().entry_type() == EntryType::GNUSparse {
         return Ok(true);
     }
-    let Some(records) = entry.pax_extensions().map_err(ContextError::Archive)? else { return Ok(false) };
+    let Some(records) = entry.pax_extensions().map_err(ContextError::archive)? else { return Ok(false) };
     for record in records {
-        let record = record.map_err(|source| ContextError::Archive(io::Error::other(source)))?;
+        let record = record.map_err(ContextError::archive)?;
         if record.key_bytes().starts_with(b"GNU.sparse.") {
             return Ok(true);
         }

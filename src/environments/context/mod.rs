@@ -80,9 +80,12 @@ pub enum ContextError {
     /// The context has too many files.
     #[error("the context has more than {ENTRIES_MAX} files")]
     Entries,
-    /// The tar cannot be read.
+    /// The operating system cannot read the tar.
+    #[error("cannot read the context")]
+    Read(#[source] io::Error),
+    /// The file is no tar.
     #[error("the context is not a tar, or it is damaged")]
-    Archive(#[source] io::Error),
+    NoArchive,
     /// The tar is compressed.
     #[error("the context is compressed; submit the tar itself, or the directory")]
     Compressed,
@@ -106,15 +109,22 @@ impl ContextError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Io(error) => error.code(),
+            Self::Read(error) => ErrorCode::of_io(error),
             Self::Entry { .. }
             | Self::Link { .. }
             | Self::Size { .. }
             | Self::Entries
-            | Self::Archive(_)
+            | Self::NoArchive
             | Self::Compressed
             | Self::NoDockerfile => ErrorCode::Context,
             Self::DockerfileSize | Self::DockerfileEncoding | Self::Dockerfile(_) => ErrorCode::Dockerfile,
         }
+    }
+
+    /// The error of reading a tar.
+    fn archive(error: io::Error) -> Self {
+        // The messages of the tar crate quote the file.
+        if error.raw_os_error().is_some() { Self::Read(error) } else { Self::NoArchive }
     }
 
     fn entry(path: &Path, reason: &'static str) -> Self {
@@ -183,13 +193,13 @@ pub(super) fn digest(context: &File) -> io::Result<Digest> {
 pub(super) fn dockerfile(context: &File) -> Result<Dockerfile, ContextError> {
     use std::io::Read as _;
     let mut archive = tar::Archive::new(archive::rewound(context)?);
-    for entry in archive.entries().map_err(ContextError::Archive)? {
-        let entry = entry.map_err(ContextError::Archive)?;
+    for entry in archive.entries().map_err(ContextError::archive)? {
+        let entry = entry.map_err(ContextError::archive)?;
         if *entry.path_bytes() != *DOCKERFILE.as_bytes() {
             continue;
         }
         let mut bytes = Vec::new();
-        entry.take(DOCKERFILE_MAX).read_to_end(&mut bytes).map_err(ContextError::Archive)?;
+        entry.take(DOCKERFILE_MAX).read_to_end(&mut bytes).map_err(ContextError::archive)?;
         let text = String::from_utf8(bytes).map_err(|_| ContextError::DockerfileEncoding)?;
         return Ok(Dockerfile::parse(&text)?);
     }

@@ -133,8 +133,8 @@ fn names_and_links_that_lead_out_are_refused_by_name() {
     let leads_out = |path: &str, target: &str| {
         format!("`{path}` in the context is a link to `{target}`, which leads out of the context")
     };
-    let cases: [(&[(EntryType, &str, &str)], String); 16] = [
-        (&[(Regular, "../x", "")], "`../x` in the context has `..` in its path".to_owned()),
+    let cases = [
+        (&[(Regular, "../x", "")][..], "`../x` in the context has `..` in its path".to_owned()),
         (&[(Regular, "a/../x", "")], "`a/../x` in the context has `..` in its path".to_owned()),
         (&[(Regular, "/etc/x", "")], "`/etc/x` in the context has an absolute path".to_owned()),
         (&[(Symlink, "a", "/etc/passwd")], leads_out("a", "/etc/passwd")),

@@ -62,16 +62,16 @@ fn revision_is_decided_about_once() {
         test.queue.start_build(&revision(id), &by("builder"))?.finish(&BuildResult::failed(by("builder")))
     };
     let test = TestQueue::new();
-    for (number, (operations, state, who, permitted)) in [
-        (&[][..], "submitted", "", &["approved", "rejected", "withdrawn"][..]),
-        (&[approve], "approved", "bob", &["withdrawn", "built"]),
+    for (number, (operations, state, reason, permitted)) in [
+        (&[][..], "submitted", "it waits for its review", &["approved", "rejected", "withdrawn"][..]),
+        (&[approve], "approved", "it was approved by bob", &["withdrawn", "built"]),
         // A builder that ends without a result.
-        (&[approve, start], "approved", "bob", &["withdrawn", "built"]),
-        (&[reject], "rejected", "carol", &[]),
-        (&[withdraw], "withdrawn", "alice", &[]),
-        (&[approve, withdraw], "withdrawn", "alice", &[]),
-        (&[approve, publish], "published", "builder", &[]),
-        (&[approve, fail], "failed", "builder", &[]),
+        (&[approve, start], "approved", "it was approved by bob", &["withdrawn", "built"]),
+        (&[reject], "rejected", "it was rejected by carol", &[]),
+        (&[withdraw], "withdrawn", "it was withdrawn by alice", &[]),
+        (&[approve, withdraw], "withdrawn", "it was withdrawn by alice", &[]),
+        (&[approve, publish], "published", "it was published by builder", &[]),
+        (&[approve, fail], "failed", "its build has failed", &[]),
     ]
     .into_iter()
     .enumerate()
@@ -89,8 +89,7 @@ fn revision_is_decided_about_once() {
                 result.unwrap_or_else(|error| panic!("{state}, {name}: {error}"));
                 continue;
             }
-            let by = if who.is_empty() { String::new() } else { format!(" (by {who})") };
-            let expected = format!("revision {id} cannot be {name}: it is {state}{by}");
+            let expected = format!("revision {id} cannot be {name}: {reason}");
             assert_eq!(code(result), (ErrorCode::RevisionState, expected));
             assert_eq!(test.state(&id).to_string(), state);
         }
@@ -154,7 +153,7 @@ fn only_one_builder_gets_a_revision_and_one_that_ends_gives_it_back() {
     test.submit("a", DOCKERFILE_TEXT);
     test.approve("a@1").unwrap();
     let build = test.queue.start_build(&revision("a@1"), &by("first")).unwrap();
-    let expected = (ErrorCode::RevisionState, "revision a@1 cannot be built: it is building".to_owned());
+    let expected = (ErrorCode::RevisionState, "revision a@1 cannot be built: it is being built".to_owned());
     assert_eq!(code(test.queue.start_build(&revision("a@1"), &by("second"))), expected);
     assert_eq!(code(test.queue.withdraw(&revision("a@1"), &by("alice"))).0, ErrorCode::RevisionState);
     drop(build);

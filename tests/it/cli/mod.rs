@@ -9,6 +9,7 @@ mod cp;
 mod daemon;
 mod df;
 mod diff;
+mod env;
 mod errors;
 mod gc;
 mod help;

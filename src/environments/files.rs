@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, Mode};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::error::EnvironmentsError;
@@ -54,12 +55,16 @@ impl StagedChange {
         loop {
             let number = COUNT.fetch_add(1, Ordering::Relaxed);
             let path = tmp.join(format!("{}-{number}", std::process::id()));
-            // A sweep may remove the directory before it is locked; it is then made again.
+            // A sweep may remove the directory before it is opened or locked; another one is then made.
             let open = || -> Result<Option<File>, PathError> {
-                match os::make_directory(CWD, path.as_path(), Mode::RWXU) {
-                    Ok(true) => Ok(Some(File::open(&path).at("open", &path)?)),
-                    Ok(false) => Ok(None),
-                    Err(errno) => Err(PathError::new("make directory", &path, errno)),
+                match rustix::fs::mkdirat(CWD, &path, Mode::RWXU) {
+                    Ok(()) => {}
+                    Err(Errno::EXIST) => return Ok(None),
+                    Err(errno) => return Err(PathError::new("make directory", &path, errno)),
+                }
+                match File::open(&path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                    directory => directory.at("open", &path).map(Some),
                 }
             };
             match os::lock_named(parent.as_fd(), &path, Sharing::Exclusive, None, open)? {
@@ -186,6 +191,7 @@ impl QueueFiles {
 
     /// Removes what dead processes have prepared. The caller holds the lock of the queue.
     pub(super) fn sweep(&self) -> Result<(), EnvironmentsError> {
+        let tmp = File::open(&self.tmp).at("open", &self.tmp)?;
         for entry in fs::read_dir(&self.tmp).at("list", &self.tmp)? {
             let path = entry.at("list", &self.tmp)?.path();
             let directory = match File::open(&path) {
@@ -193,7 +199,12 @@ impl QueueFiles {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 directory => directory.at("open", &path)?,
             };
-            if os::try_lock(&directory, Sharing::Exclusive).at("lock", &path)? {
+            if !os::try_lock(&directory, Sharing::Exclusive).at("lock", &path)? {
+                continue;
+            }
+            // The writer may have removed it meanwhile, and another one may have made one of the same name.
+            let name = path.file_name().unwrap_or_default();
+            if os::is_linked(&tmp, name, &directory).at("stat", &path)? {
                 match fs::remove_dir_all(&path) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     removed => removed.at("remove", &path)?,

@@ -26,8 +26,9 @@ fn packed(source: ContextSource<'_>, limit: u64) -> Result<(ContextSummary, Vec<
         };
         let path = entry.path().unwrap().display().to_string();
         let target = entry.link_name().unwrap().map(|target| target.display().to_string());
-        let mut content = String::new();
-        io::Read::read_to_string(&mut entry, &mut content).unwrap();
+        let mut content = Vec::new();
+        io::Read::read_to_end(&mut entry, &mut content).unwrap();
+        let content = String::from_utf8_lossy(&content).into_owned();
         format!("{kind} {:o} {path} {}", header.mode().unwrap(), target.unwrap_or(content))
             .trim_end()
             .to_owned()

@@ -123,9 +123,14 @@ impl PosixAcl {
     }
 }
 
-/// Whether the kernel accepts a value of `security.capability` (security/commoncap.c, `validheader`).
+/// Whether the kernel accepts a value of `security.capability` (security/commoncap.c, `validheader`). The header is the version and
+/// a flag; version 3 ends with the user ID of a namespace's root.
 fn is_capability(value: &[u8]) -> bool {
-    matches!((value.len(), value.get(3)), (20, Some(2)) | (24, Some(3)))
+    match value {
+        [0 | 1, 0, 0, 2, data @ ..] => data.len() == 16,
+        [0 | 1, 0, 0, 3, data @ ..] => data.len() == 20 && !data.ends_with(&NO_ID.to_le_bytes()),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -200,13 +205,28 @@ mod tests {
     }
 
     #[test]
-    fn capability_must_have_the_length_of_its_version() {
+    fn capability_that_the_kernel_refuses_is_malformed() {
         let of = |version: u8, length: usize| {
             let mut value = vec![0; length];
             value[3] = version;
-            is_capability(&value)
+            value
         };
-        assert!(of(2, 20) && of(3, 24));
-        assert!(!of(2, 24) && !of(3, 20) && !of(1, 12) && !of(1, 20) && !is_capability(b""));
+        assert!(is_capability(&of(2, 20)) && is_capability(&of(3, 24)));
+        let of_another_length = [of(2, 24), of(3, 20), of(1, 12), of(1, 20), Vec::new()];
+        assert!(of_another_length.iter().all(|value| !is_capability(value)));
+        for (at, byte, accepted) in
+            [(0, 1, true), (0, 2, false), (0, 0x81, false), (1, 1, false), (2, 0x80, false)]
+        {
+            for (version, length) in [(2, 20), (3, 24)] {
+                let mut value = of(version, length);
+                value[at] = byte;
+                assert_eq!(is_capability(&value), accepted, "{value:?}");
+            }
+        }
+        let mut of_nobody = of(3, 24);
+        of_nobody[20..].fill(0xff);
+        assert!(!is_capability(&of_nobody));
+        of_nobody[20] = 0xfe;
+        assert!(is_capability(&of_nobody));
     }
 }

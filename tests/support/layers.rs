@@ -14,6 +14,8 @@ use rcx_imagefs::tree::{self, Tree};
 pub enum EntryKind {
     Directory,
     File(Vec<u8>),
+    /// A file of this size with bytes at ascending offsets, and holes around them. Has no form as text.
+    Sparse(u64, Vec<(u64, Vec<u8>)>),
     Symlink(Vec<u8>),
     Hardlink(Vec<u8>),
     Char(u32, u32),
@@ -138,9 +140,14 @@ pub fn tar(lines: &[Line]) -> Vec<u8> {
             let split = line.path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
             [&line.path[..split], b".wh.", &line.path[split..], name].concat()
         };
+        let stored;
         let (typeflag, path, link, data): (_, Vec<u8>, &[u8], &[u8]) = match &line.kind {
             EntryKind::Directory => (tar::EntryType::Directory, [&line.path[..], b"/"].concat(), b"", b""),
             EntryKind::File(data) => (tar::EntryType::Regular, line.path.clone(), b"", data),
+            EntryKind::Sparse(_, segments) => {
+                stored = sparse_data(segments);
+                (tar::EntryType::Regular, line.path.clone(), b"", &stored)
+            }
             EntryKind::Symlink(target) => (tar::EntryType::Symlink, line.path.clone(), target, b""),
             EntryKind::Hardlink(target) => (tar::EntryType::Link, line.path.clone(), target, b""),
             EntryKind::Char(..) => (tar::EntryType::Char, line.path.clone(), b"", b""),
@@ -153,6 +160,10 @@ pub fn tar(lines: &[Line]) -> Vec<u8> {
         };
         let mut pax: Vec<(String, Vec<u8>)> =
             line.xattrs.iter().map(|(name, value)| (format!("SCHILY.xattr.{name}"), value.clone())).collect();
+        if let EntryKind::Sparse(size, _) = &line.kind {
+            let records = [("major", "1"), ("minor", "0"), ("realsize", &size.to_string())];
+            pax.extend(records.map(|(key, value)| (format!("GNU.sparse.{key}"), value.as_bytes().to_vec())));
+        }
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(typeflag);
         header.set_mode(line.mode);
@@ -190,6 +201,17 @@ pub fn tar(lines: &[Line]) -> Vec<u8> {
         builder.append(&header, data).unwrap();
     }
     builder.into_inner().unwrap()
+}
+
+/// The data of a sparse file in PAX format 1.0: a map, padded to whole blocks, and the segments.
+fn sparse_data(segments: &[(u64, Vec<u8>)]) -> Vec<u8> {
+    let mut data = format!("{}\n", segments.len()).into_bytes();
+    for (offset, bytes) in segments {
+        data.extend_from_slice(format!("{offset}\n{}\n", bytes.len()).as_bytes());
+    }
+    data.resize(data.len().next_multiple_of(512), 0);
+    segments.iter().for_each(|(_, bytes)| data.extend_from_slice(bytes));
+    data
 }
 
 /// A sparse file: its name, its size, and its data with their offsets.

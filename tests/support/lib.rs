@@ -14,6 +14,7 @@ pub mod engines;
 pub mod escape;
 pub mod fixture;
 pub mod images;
+pub mod kernel_log;
 pub mod layers;
 pub mod layout;
 pub mod model;

@@ -139,6 +139,11 @@ impl Model {
 
     fn apply(&mut self, line: &Line) -> Result<(), ()> {
         let path = self.locate(&line.path, &[]).map_err(|_| ())?;
+        // The target of a symlink may have longer names than a file can.
+        let (_, parents) = path.split_last().unwrap_or((&Vec::new(), &[]));
+        if parents.iter().any(|name| name.len() > 255) {
+            return Err(());
+        }
         for length in 1..path.len() {
             if self.at(&path[..length]).is_none() {
                 self.names.push((path[..length].to_vec(), Rc::new(Line::new(b"", EntryKind::Directory))));

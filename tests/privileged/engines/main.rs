@@ -7,6 +7,7 @@ mod compare;
 mod cp;
 mod etc;
 mod foreign;
+mod hostile;
 mod layer_directories;
 mod tree_image;
 mod unpack;

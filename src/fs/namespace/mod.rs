@@ -28,7 +28,7 @@ use super::Ino;
 use super::attr::NO_TIME;
 use crate::image::ManifestDigest;
 use crate::layer::Timestamp;
-use crate::os::LINKS_MAX;
+use crate::os::{LINKS_MAX, PathWalk};
 
 /// A reference in the store: a name for an image, with or without a tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -231,29 +231,27 @@ impl Namespace {
     /// no such name.
     #[must_use]
     pub fn resolve(&self, path: &Path) -> Option<NameTarget> {
-        let mut pending: Vec<&[u8]> = components_of(path.as_os_str().as_bytes()).rev().collect();
+        let mut walk = PathWalk::new(path, Path::new("/"), LINKS_MAX);
         let mut at = NameTarget::Directory(Ino::ROOT);
-        let mut links = 0;
-        while let Some(name) = pending.pop() {
-            let NameTarget::Directory(parent) = at else { return None };
-            let NamespaceNode::Directory(directory) = self.node(parent)? else { return None };
-            if name == b".." {
-                at = NameTarget::Directory(directory.parent());
-                continue;
+        while walk.has_more() {
+            let NameTarget::Directory(_) = at else { return None };
+            at = self.target(walk.step()?)?;
+            if let NameTarget::Symlink(link) = at {
+                let NamespaceNode::Symlink(link) = self.node(link)? else { return None };
+                walk.follow(Path::new(link.target())).ok()?;
+                at = self.target(walk.at())?;
             }
-            let found = directory.lookup(name)?;
-            let NameTarget::Symlink(link) = found else {
-                at = found;
-                continue;
-            };
-            let NamespaceNode::Symlink(link) = self.node(link)? else { return None };
-            links += 1;
-            if links > LINKS_MAX {
-                return None;
-            }
-            pending.extend(components_of(link.target().as_bytes()).rev());
         }
         Some(at)
+    }
+
+    /// The target of an absolute path without links and `..`.
+    fn target(&self, path: &Path) -> Option<NameTarget> {
+        path.iter().skip(1).try_fold(NameTarget::Directory(Ino::ROOT), |at, name| {
+            let NameTarget::Directory(parent) = at else { return None };
+            let NamespaceNode::Directory(directory) = self.node(parent)? else { return None };
+            directory.lookup(name.as_bytes())
+        })
     }
 
     /// The number of published images.
@@ -322,11 +320,6 @@ impl Namespace {
             }
         }
     }
-}
-
-/// The components of a path.
-fn components_of(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"."))
 }
 
 impl NamespaceDirectory {

@@ -9,7 +9,7 @@ use super::Store;
 use super::dir::TempFile;
 use super::error::StoreError;
 use super::layout::Subdir;
-use crate::image::{Digest, LayerDigest, TreeKey};
+use crate::image::{LayerDigest, TreeKey};
 use crate::os::AtPath as _;
 
 /// File name suffix of a layer's index, in `indexes`.
@@ -22,11 +22,6 @@ pub(super) const TREE_SUFFIX: &str = ".erofs";
 pub(super) const TRACE_SUFFIX: &str = ".json";
 /// The longest trace that is read, in bytes.
 const TRACE_MAX: u64 = 4 << 20;
-
-/// Parses a file name of 64 hex digits.
-pub(super) fn digest_of(hex: &str) -> Option<Digest> {
-    Digest::from_hex(hex)
-}
 
 impl Store {
     /// The path of a layer's index, whether or not it exists. Used only in messages.
@@ -114,6 +109,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::image::Digest;
     use crate::store::tests::new_store;
 
     fn bytes(file: Option<File>) -> Option<Vec<u8>> {

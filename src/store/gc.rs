@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX, TRACE_SUFFIX, TREE_SUFFIX, digest_of};
+use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX, TRACE_SUFFIX, TREE_SUFFIX};
 use super::dir::{self, Dir};
 use super::error::StoreError;
 use super::layout::Subdir;
@@ -120,7 +120,8 @@ impl Store {
         // Before `blobs`: a partial download is obsolete if its blob is in the store.
         sweep.partials(all_partials)?;
         sweep.blobs()?;
-        let is_marked = |layer: &str| digest_of(layer).is_none_or(|layer| marked.blobs.contains(&layer));
+        let is_marked =
+            |layer: &str| Digest::from_hex(layer).is_none_or(|layer| marked.blobs.contains(&layer));
         sweep.derived(Subdir::Indexes, INDEX_SUFFIX, is_marked)?;
         sweep.derived(Subdir::Seekable, SEEKABLE_SUFFIX, is_marked)?;
         sweep.derived(Subdir::Trees, TREE_SUFFIX, |key| marked.trees.contains(key))?;
@@ -200,7 +201,8 @@ impl GcSweep<'_> {
     fn blobs(&mut self) -> Result<(), StoreError> {
         let Some(blobs) = self.store.blobs()? else { return Ok(()) };
         for name in blobs.names()? {
-            let Some(digest) = digest_of(&name).filter(|digest| !self.marked.blobs.contains(digest)) else {
+            let Some(digest) = Digest::from_hex(&name).filter(|digest| !self.marked.blobs.contains(digest))
+            else {
                 continue;
             };
             let Some(_lock) = self.store.try_lock_blob(&digest)? else { continue };
@@ -245,7 +247,7 @@ impl GcSweep<'_> {
     fn partials(&mut self, all: bool) -> Result<(), StoreError> {
         let Some(dir) = self.store.subdir(Subdir::Partial)? else { return Ok(()) };
         for name in dir.names()? {
-            let Some(digest) = digest_of(&name) else { continue };
+            let Some(digest) = Digest::from_hex(&name) else { continue };
             let Some(file) = dir.file(&name)? else { continue };
             let lock = match all || partial_is_due(self.store, &dir, &digest)? {
                 true => self.store.try_lock_blob(&digest)?,
@@ -265,9 +267,9 @@ impl GcSweep<'_> {
     fn locks(&mut self) -> Result<(), StoreError> {
         let Some(dir) = self.store.subdir(Subdir::Locks)? else { return Ok(()) };
         for name in dir.names()? {
-            if let Some(digest) = digest_of(&name) {
+            if let Some(digest) = Digest::from_hex(&name) {
                 drop(self.store.try_lock_blob(&digest)?);
-            } else if let Some(layer) = name.strip_suffix(PLAIN_SUFFIX).and_then(digest_of) {
+            } else if let Some(layer) = name.strip_suffix(PLAIN_SUFFIX).and_then(Digest::from_hex) {
                 drop(self.store.lock_plain(&LayerDigest::new(layer), Duration::ZERO)?);
             }
         }

@@ -18,7 +18,6 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 use super::Store;
-use super::derived::digest_of;
 use super::dir::{Dir, TempFile};
 use super::error::StoreError;
 use super::layout::Subdir;
@@ -239,7 +238,7 @@ impl Store {
         let Some(dir) = self.subdir(Subdir::Plain)? else { return Ok(Vec::new()) };
         let mut layers = Vec::new();
         for name in dir.names()? {
-            let Some(layer) = name.strip_suffix(PLAIN_SUFFIX).and_then(digest_of) else { continue };
+            let Some(layer) = name.strip_suffix(PLAIN_SUFFIX).and_then(Digest::from_hex) else { continue };
             // Another process may have removed the file.
             let Some(stat) = dir.stat(&name)? else { continue };
             let bytes = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::Store;
-use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX, TRACE_SUFFIX, TREE_SUFFIX, digest_of};
+use super::derived::{INDEX_SUFFIX, SEEKABLE_SUFFIX, TRACE_SUFFIX, TREE_SUFFIX};
 use super::dir::Dir;
 use super::error::StoreError;
 use super::gc::partial_is_due;
@@ -39,14 +39,14 @@ impl Store {
             StoreUsage { referenced: marked.blobs, referenced_trees: marked.trees, ..StoreUsage::default() };
         if let Some(dir) = self.blobs()? {
             each_file(&dir, |name, size| {
-                usage.blobs.extend(digest_of(name).map(|digest| (digest, size)));
+                usage.blobs.extend(Digest::from_hex(name).map(|digest| (digest, size)));
                 Ok(())
             })?;
         }
         for (subdir, suffix) in [(Subdir::Indexes, INDEX_SUFFIX), (Subdir::Seekable, SEEKABLE_SUFFIX)] {
             let Some(dir) = self.subdir(subdir)? else { continue };
             each_file(&dir, |name, size| {
-                if let Some(layer) = name.strip_suffix(suffix).and_then(digest_of) {
+                if let Some(layer) = name.strip_suffix(suffix).and_then(Digest::from_hex) {
                     *usage.derived.entry(layer).or_default() += size;
                 }
                 Ok(())
@@ -64,7 +64,7 @@ impl Store {
         usage.plain = self.plain_sizes()?;
         if let Some(dir) = self.subdir(Subdir::Partial)? {
             each_file(&dir, |name, size| {
-                if let Some(digest) = digest_of(name) {
+                if let Some(digest) = Digest::from_hex(name) {
                     usage.downloads.push((size, partial_is_due(self, &dir, &digest)?));
                 }
                 Ok(())

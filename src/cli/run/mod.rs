@@ -129,7 +129,7 @@ pub(super) fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode>
     let mut meta = args.program.meta.as_deref().map(MetaFile::open).transpose()?;
     let mut subject = RunSubject::default();
     let terminal = args.program.terminal(args.json);
-    match execute(context, args, terminal, &mut subject) {
+    match execute(context, args, None, terminal, &mut subject) {
         Ok(FinishedRun { report, errors }) => {
             if let Some(meta) = &mut meta {
                 meta.write(&report.meta)?;
@@ -174,12 +174,15 @@ pub(super) fn run_for_reads(
     let options = ["run", "--json", "--engine=erofs"].into_iter().chain(processes).chain(["--", reference]);
     let words = options.map(OsString::from).chain(command.iter().cloned());
     let matches = RunArgs::augment_args(clap::Command::new("run")).try_get_matches_from(words)?;
-    execute(context, &RunArgs::from_arg_matches(&matches)?, false, &mut RunSubject::default())
+    let args = RunArgs::from_arg_matches(&matches)?;
+    execute(context, &args, Some(sandbox), false, &mut RunSubject::default())
 }
 
+/// Runs a command, in a sandbox that the caller has found or in the one that the options name.
 fn execute(
     context: &Context,
     args: &RunArgs,
+    sandbox: Option<Sandbox>,
     terminal: bool,
     subject: &mut RunSubject,
 ) -> anyhow::Result<FinishedRun> {
@@ -189,8 +192,13 @@ fn execute(
     let found = context.find(&store, &args.reference)?;
     subject.image = Some(format!("{}@{}", context.familiar(&found.image.name), found.image.digest));
     let image = read_image(&store, &found.image.digest)?;
-    let kind = args.sandbox.map_or_else(|| config.sandbox(), Ok)?;
-    let sandbox = Sandbox::find(kind, context.config.isolate.path.as_deref(), &context.run_dir)?;
+    let sandbox = match sandbox {
+        Some(sandbox) => sandbox,
+        None => {
+            let kind = args.sandbox.map_or_else(|| config.sandbox(), Ok)?;
+            Sandbox::find(kind, context.config.isolate.path.as_deref(), &context.run_dir)?
+        }
+    };
     subject.sandbox = Some(sandbox.name());
     if let (Sandbox::Bwrap(_), false) = (&sandbox, args.program.silent) {
         eprintln!("note: bubblewrap isolates the program, but enforces no limits");

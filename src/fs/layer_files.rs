@@ -11,7 +11,7 @@
 //! open and its name is not cached. So the caller must make it forget the names of idle files ([`LayerFiles::idle_names`]): otherwise, layers would
 //! stay open until the kernel is short of memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use super::attr::{FileKind, InodeAttr, NO_TIME};
@@ -38,8 +38,19 @@ pub struct LayerFiles {
     layers: Arc<LayerTable>,
     content: Arc<ContentReader>,
     traces: TraceRecorder,
-    /// The files that the kernel knows.
-    files: Mutex<HashMap<FileId, LayerFile>>,
+    known: Mutex<KnownLayerFiles>,
+}
+
+/// The files that the kernel knows.
+#[derive(Debug, Default)]
+struct KnownLayerFiles {
+    files: HashMap<FileId, LayerFile>,
+    /// The slot and the device of each layer that has such files.
+    layers: HashMap<LayerDigest, (u32, Arc<LayerDevice>)>,
+    /// The number of files of each slot.
+    of_slot: HashMap<u32, usize>,
+    /// The number of files of each tree image.
+    of_tree: HashMap<u32, usize>,
 }
 
 /// What the inode number of a file consists of.
@@ -73,7 +84,7 @@ impl LayerFiles {
     ) -> Self {
         let traces =
             TraceRecorder::new(Arc::clone(&source), Arc::clone(&layers), Arc::clone(&content), prefetch);
-        Self { source, layers, content, traces, files: Mutex::default() }
+        Self { source, layers, content, traces, known: Mutex::default() }
     }
 
     /// Looks up a layer by the hex digits of its digest, and optionally those of a tree image's key. Each successful call counts for
@@ -88,9 +99,8 @@ impl LayerFiles {
         }
         let (layer, tree) = parse_name(name).ok_or(FsError::NotFound)?;
         let known = {
-            let mut files = ignore_poison(self.files.lock());
-            let known = files.iter().find(|(_, file)| file.layer == layer);
-            let known = known.map(|(id, file)| (id.slot, Arc::clone(&file.device)));
+            let mut files = ignore_poison(self.known.lock());
+            let known = files.layers.get(&layer).map(|(slot, device)| (*slot, Arc::clone(device)));
             known.map(|(slot, device)| self.add_lookup(&mut files, slot, layer, tree, device))
         };
         let (attr, record) = match known {
@@ -101,7 +111,7 @@ impl LayerFiles {
                 let (slot, open) =
                     self.source.open_layer_by_digest(layer).map_err(failed)?.ok_or(FsError::NotFound)?;
                 let device = Arc::new(LayerDevice::of(open.index()));
-                let mut files = ignore_poison(self.files.lock());
+                let mut files = ignore_poison(self.known.lock());
                 self.layers.insert_closable(slot, open);
                 self.add_lookup(&mut files, slot, layer, tree, device)?
             }
@@ -114,7 +124,7 @@ impl LayerFiles {
 
     fn add_lookup(
         &self,
-        files: &mut HashMap<FileId, LayerFile>,
+        files: &mut KnownLayerFiles,
         slot: u32,
         layer: LayerDigest,
         tree: Option<TreeKey>,
@@ -123,24 +133,24 @@ impl LayerFiles {
         let (number, record) = tree.map_or((0, None), |tree| self.traces.open(tree, slot));
         let id = FileId { slot, tree: number };
         let attr = attr(id, &device)?;
-        files.entry(id).or_insert_with(|| LayerFile::new(layer, tree, device)).look_up();
+        files.add(id, layer, tree, device).look_up();
         Ok((attr, record))
     }
 
     /// Takes back `lookups` successful lookups of a file. Closes the layer if the kernel no longer knows any of its files.
     pub fn forget(&self, ino: Ino, lookups: u64) {
         let Ok(id) = id_of(ino) else { return };
-        let mut files = ignore_poison(self.files.lock());
-        let Some(file) = files.get_mut(&id) else { return };
+        let mut files = ignore_poison(self.known.lock());
+        let Some(file) = files.files.get_mut(&id) else { return };
         file.lookups = file.lookups.saturating_sub(lookups);
         if file.lookups > 0 {
             return;
         }
-        files.remove(&id);
-        if files.keys().all(|other| other.slot != id.slot) {
+        let (last_of_slot, last_of_tree) = files.remove(id);
+        if last_of_slot {
             self.layers.close(id.slot);
         }
-        if id.tree != 0 && files.keys().all(|other| other.tree != id.tree) {
+        if id.tree != 0 && last_of_tree {
             self.traces.close(id.tree);
         }
     }
@@ -193,7 +203,7 @@ impl LayerFiles {
     #[must_use]
     pub fn idle_names(&self) -> Vec<String> {
         let mut names = Vec::new();
-        for file in ignore_poison(self.files.lock()).values_mut() {
+        for file in ignore_poison(self.known.lock()).files.values_mut() {
             if !std::mem::take(&mut file.used) && std::mem::take(&mut file.name_cached) {
                 names.push(file.name());
             }
@@ -204,20 +214,19 @@ impl LayerFiles {
     /// Returns the layers whose files the kernel knows: mounts use them, or have used them a short time ago.
     #[must_use]
     pub fn known_layers(&self) -> Vec<LayerDigest> {
-        let layers: HashSet<_> = ignore_poison(self.files.lock()).values().map(|file| file.layer).collect();
-        layers.into_iter().collect()
+        ignore_poison(self.known.lock()).layers.keys().copied().collect()
     }
 
     /// Returns the number of files that the kernel knows.
     #[must_use]
     pub fn known(&self) -> usize {
-        ignore_poison(self.files.lock()).len()
+        ignore_poison(self.known.lock()).files.len()
     }
 
     /// Returns a file, and opens it if necessary: the kernel may know it from an earlier process.
     fn file(&self, ino: Ino) -> Result<(FileId, Arc<LayerDevice>, Arc<Layer>), FsError> {
         let id = id_of(ino)?;
-        let known = ignore_poison(self.files.lock()).get_mut(&id).map(|file| {
+        let known = ignore_poison(self.known.lock()).files.get_mut(&id).map(|file| {
             file.used = true;
             Arc::clone(&file.device)
         });
@@ -227,13 +236,50 @@ impl LayerFiles {
         let failed = |source| FsError::Layer { slot: id.slot, source };
         let layer = self.source.open_layer(id.slot).map_err(failed)?.ok_or(FsError::Stale(ino))?;
         let device = Arc::new(LayerDevice::of(layer.index()));
-        let mut files = ignore_poison(self.files.lock());
+        let mut files = ignore_poison(self.known.lock());
         let layer = self.layers.insert_closable(id.slot, layer);
         let digest = *layer.index().layer();
-        let file = files.entry(id).or_insert_with(|| LayerFile::new(digest, None, device));
+        let file = files.add(id, digest, None, device);
         file.used = true;
         Ok((id, Arc::clone(&file.device), layer))
     }
+}
+
+impl KnownLayerFiles {
+    /// Returns a file, and adds it if it is not known.
+    fn add(
+        &mut self,
+        id: FileId,
+        layer: LayerDigest,
+        tree: Option<TreeKey>,
+        device: Arc<LayerDevice>,
+    ) -> &mut LayerFile {
+        self.files.entry(id).or_insert_with(|| {
+            *self.of_slot.entry(id.slot).or_default() += 1;
+            *self.of_tree.entry(id.tree).or_default() += 1;
+            self.layers.entry(layer).or_insert_with(|| (id.slot, Arc::clone(&device)));
+            LayerFile::new(layer, tree, device)
+        })
+    }
+
+    /// Removes a file that is known. Returns whether it was the last one of its slot, and of its tree image.
+    fn remove(&mut self, id: FileId) -> (bool, bool) {
+        let Some(file) = self.files.remove(&id) else { return (false, false) };
+        let last_of_slot = take_one(&mut self.of_slot, id.slot);
+        if last_of_slot && self.layers.get(&file.layer).is_some_and(|(slot, _)| *slot == id.slot) {
+            self.layers.remove(&file.layer);
+        }
+        (last_of_slot, take_one(&mut self.of_tree, id.tree))
+    }
+}
+
+/// Counts one less under a number. Returns whether nothing is left.
+fn take_one(counts: &mut HashMap<u32, usize>, number: u32) -> bool {
+    let left = counts.get_mut(&number).map_or(0, |count| {
+        *count = count.saturating_sub(1);
+        *count
+    });
+    left == 0 && counts.remove(&number).is_some()
 }
 
 impl LayerFile {

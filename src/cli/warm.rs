@@ -17,7 +17,6 @@ use super::{Context, STORED, candidates, error, output};
 use crate::error::ErrorCode;
 use crate::image::Image;
 use crate::index::{IndexedKind, Layer, Piece};
-use crate::layer::TarOffset;
 use crate::os::ignore_poison;
 use crate::pipeline::{LayerSpan, OpenImage, ReadTrace, read_image, read_trace, tree_key};
 use crate::roots::HeldTree;
@@ -232,30 +231,14 @@ fn ranges_in(
 ) -> Vec<(u64, u64)> {
     let index = layer.index();
     let mut ranges: Vec<(u64, u64)> = Vec::new();
-    let mut offset = 0;
-    for piece in pieces {
-        let (tar, len) = match piece {
-            Piece::Hole { len } => {
-                offset += len;
-                continue;
+    for slice in index.span_slices(pieces) {
+        let (from, to) = (slice.offset, slice.offset + slice.len);
+        if spans.contains(&LayerSpan { layer: *index.layer(), span: slice.span }) {
+            match ranges.last_mut() {
+                Some(last) if last.1 == from => last.1 = to,
+                _ => ranges.push((from, to)),
             }
-            Piece::Data { tar, len } => (tar, len),
-        };
-        let mut at = tar;
-        let end = tar.get() + len;
-        while at.get() < end {
-            let Some(span) = index.span_at(at) else { break };
-            let stop = index.span_range(span).end.min(end);
-            let (from, to) = (offset + at.get() - tar.get(), offset + stop - tar.get());
-            if spans.contains(&LayerSpan { layer: *index.layer(), span }) {
-                match ranges.last_mut() {
-                    Some(last) if last.1 == from => last.1 = to,
-                    _ => ranges.push((from, to)),
-                }
-            }
-            at = TarOffset::new(stop);
         }
-        offset += len;
     }
     ranges
 }

@@ -18,7 +18,6 @@ use super::{ImageSource, Ino};
 use crate::error::chain_text;
 use crate::image::{LayerDigest, TreeKey};
 use crate::index::{Layer, Piece, SpanId};
-use crate::layer::TarOffset;
 use crate::os::ignore_poison;
 use crate::pipeline::{LayerSpan, ReadTrace};
 
@@ -125,7 +124,7 @@ impl TraceRecorder {
             // A file of no tree image, or of an earlier process.
             let Some(tree) = table.trees.get_mut(&number) else { return };
             tree.last_read = Instant::now();
-            let spans = spans_of(layer, pieces);
+            let spans = layer.index().span_slices(pieces.iter().copied()).map(|slice| slice.span);
             spans.filter(|span| tree.add(layer, *span)).last().and_then(|span| span_after(layer, span))
         };
         if let (Some(ahead), Some(span)) = (&self.ahead, next) {
@@ -220,20 +219,6 @@ impl TracedTree {
         self.changed = true;
         !self.expected.contains(&span)
     }
-}
-
-/// Returns the spans of pieces of a layer.
-fn spans_of<'a>(layer: &'a Layer, pieces: &'a [Piece]) -> impl Iterator<Item = SpanId> + 'a {
-    pieces.iter().flat_map(|piece| {
-        let ends = match piece {
-            Piece::Data { tar, len } if *len > 0 => {
-                let last = TarOffset::new(tar.get() + len - 1);
-                layer.index().span_at(*tar).zip(layer.index().span_at(last))
-            }
-            _ => None,
-        };
-        ends.into_iter().flat_map(|(first, last)| first.get()..=last.get()).map(SpanId::new)
-    })
 }
 
 /// Returns the span after another one of a layer.

@@ -1,7 +1,7 @@
 //! Where the content of a regular file stands in the tar.
 
 use super::format::{NOT_SPARSE, Section, TAR_BLOCK};
-use super::{EntryId, Index, IndexedKind};
+use super::{EntryId, Index, IndexedKind, SpanId};
 use crate::layer::TarOffset;
 
 /// A range of a regular file.
@@ -19,6 +19,17 @@ pub enum Piece {
         /// The number of bytes.
         len: u64,
     },
+}
+
+/// The stored bytes of a sequence of pieces that one span contains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpanSlice {
+    /// The span.
+    pub span: SpanId,
+    /// The offset of the first byte from the start of the sequence, with its holes.
+    pub offset: u64,
+    /// The number of bytes.
+    pub len: u64,
 }
 
 /// The content of an entry as a whole.
@@ -118,6 +129,28 @@ impl<D: AsRef<[u8]>> Index<D> {
             let (Piece::Hole { len } | Piece::Data { len, .. }) = piece;
             at += len;
             Some(piece)
+        })
+    }
+
+    /// Returns the slices of a sequence of pieces, span by span. Holes are in no span.
+    pub fn span_slices(&self, pieces: impl Iterator<Item = Piece>) -> impl Iterator<Item = SpanSlice> {
+        let mut next = 0;
+        pieces.flat_map(move |piece| {
+            let mut offset = next;
+            let (mut at, len) = match piece {
+                Piece::Hole { len } => (None, len),
+                Piece::Data { tar, len } => (Some(tar), len),
+            };
+            next += len;
+            std::iter::from_fn(move || {
+                let from = at.filter(|_| offset < next)?;
+                let span = self.span_at(from)?;
+                let len = (self.span_range(span).end - from.get()).min(next - offset);
+                let slice = SpanSlice { span, offset, len };
+                offset += len;
+                at = Some(TarOffset::new(from.get() + len));
+                Some(slice)
+            })
         })
     }
 }

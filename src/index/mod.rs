@@ -26,7 +26,7 @@ use std::fmt;
 use crate::layer::is_leftover;
 
 pub use build::{BuildError, BuildOptions, BuiltIndex, build, build_and_pass_on};
-pub use content::{Piece, StoredContent};
+pub use content::{Piece, SpanSlice, StoredContent};
 pub use entry::{Entry, IndexedKind};
 pub use fetch::{BlobRange, RangeHash, RangeKind, ReadBlob};
 pub use limits::{LayerLimits, RATIO_FROM, TarLimit};

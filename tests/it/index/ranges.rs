@@ -4,6 +4,7 @@ use std::io::{self, BufRead, Read};
 use std::ops::Range;
 
 use rcx_imagefs::index::{BlobRange, RangeKind, SpanId};
+use rcx_imagefs::layer::TarOffset;
 
 use super::*;
 
@@ -183,4 +184,30 @@ fn span_that_continues_no_frame_is_refused() {
         let error = Index::open(hostile).unwrap_err().to_string();
         assert!(error.contains("span"), "{error}");
     }
+}
+
+#[test]
+fn slices_of_pieces_name_the_span_of_each_byte() {
+    let tar = sample();
+    let layer = layer_of(&gzip(&tar), &small());
+    let index = layer.index();
+    assert!(index.span_count() > 5);
+    let data = |from, len| Piece::Data { tar: TarOffset::new(from), len };
+    let pieces = [data(100, 20_000), Piece::Hole { len: 300 }, data(7, 0), data(4000, 1), data(3, 9000)];
+    let mut expected = Vec::new();
+    let mut offset = 0;
+    for piece in pieces {
+        let (Piece::Hole { len } | Piece::Data { len, .. }) = piece;
+        if let Piece::Data { tar, .. } = piece {
+            let span = |at| index.span_at(TarOffset::new(tar.get() + at)).unwrap();
+            expected.extend((0..len).map(|at| (offset + at, span(at))));
+        }
+        offset += len;
+    }
+    let slices: Vec<_> = index.span_slices(pieces.into_iter()).collect();
+    let bytes =
+        slices.iter().flat_map(|slice| (slice.offset..slice.offset + slice.len).map(|at| (at, slice.span)));
+    assert_eq!(bytes.collect::<Vec<_>>(), expected);
+    // The bytes behind the tar are in no span.
+    assert_eq!(index.span_slices([data(index.tar_size(), 10)].into_iter()).count(), 0);
 }

@@ -18,6 +18,7 @@
 //! | `zstd_blocks` | follows the blocks of a zstd frame without decoding them |
 //! | `gzip`, `zstd` | decode a gzip or zstd blob into spans |
 //! | `spans` | decodes any blob into spans |
+//! | `write` | writes the members of a new tar |
 //! | `resume` | decodes a span again |
 
 mod bits;
@@ -33,6 +34,7 @@ mod resume;
 mod spans;
 pub mod tar;
 mod window;
+mod write;
 mod zstd;
 mod zstd_blocks;
 
@@ -43,6 +45,7 @@ pub use name::{LayerPath, MemberName, NameError, Printable, is_leftover};
 pub use resume::decode_span;
 pub use spans::SpanDecoder;
 pub use tar::{EntryKind, FileContent, Segment, TarEntry, TarError, TarFault, TarWalk, Timestamp, Xattrs};
+pub(crate) use write::{DataRanges, MemberWriter, NewMember};
 
 /// Declares a type for byte positions in one kind of data, which must not be mixed up with positions in other data.
 macro_rules! offset {

@@ -6,16 +6,13 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
-use tar::{Builder, EntryType, Header};
+use tar::EntryType;
 
 use super::attributes::NodeAttributes;
 use super::{DirectoryNo, FileReader, PlanName, UnpackError, UnpackOptions, UnpackPlan};
 use crate::index::{IndexedKind, Layer, ReadError};
-use crate::layer::Timestamp;
-use crate::tree::NodeSource;
-
-/// Length of the fields for names and link targets in a header.
-const NAME_BYTES: usize = 100;
+use crate::layer::{MemberWriter, NewMember};
+use crate::tree::{IMPLIED_MTIME, NodeSource};
 
 /// Writes the directories and files of a plan as a tar. Their paths start with `prefix`, the path of the plan's root in the tar;
 /// with an empty prefix the root is `./`.
@@ -50,7 +47,8 @@ pub fn write_tar<D: AsRef<[u8]>>(
     let components =
         |path: &Vec<u8>| path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect::<Vec<_>>();
     members.sort_by_cached_key(|(path, _)| components(path));
-    let mut writer = TarWriter { layers, options, tar: Builder::new(out), reader: FileReader::default() };
+    let mut writer =
+        TarWriter { layers, options, tar: MemberWriter::new(out), reader: FileReader::default() };
     let mut first_names: HashMap<usize, Vec<u8>> = HashMap::new();
     for (path, member) in members {
         match member {
@@ -67,7 +65,7 @@ pub fn write_tar<D: AsRef<[u8]>>(
             },
         }
     }
-    writer.tar.into_inner().and_then(|mut out| out.flush()).map_err(UnpackError::Tar)
+    writer.tar.finish().and_then(|mut out| out.flush()).map_err(UnpackError::Tar)
 }
 
 /// A member of the tar.
@@ -84,7 +82,7 @@ fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
 struct TarWriter<'a, D, W: Write> {
     layers: &'a [&'a Layer<D>],
     options: &'a UnpackOptions<'a>,
-    tar: Builder<W>,
+    tar: MemberWriter<W>,
     reader: FileReader,
 }
 
@@ -97,8 +95,7 @@ impl<D: AsRef<[u8]>, W: Write> TarWriter<'_, D, W> {
             NodeSource::Entry { layer, entry } => Some(layers[layer.index()].index().entry(entry)),
         };
         let attributes = entry.as_ref().map_or_else(NodeAttributes::implied, NodeAttributes::of_entry);
-        let (header, records) = self.header(EntryType::Directory, &path, b"", &attributes);
-        self.append(header, &records, io::empty())
+        self.append(member(EntryType::Directory, &path), attributes, 0, io::empty())
     }
 
     fn node(&mut self, path: &[u8], source: NodeSource) -> Result<(), UnpackError> {
@@ -107,96 +104,52 @@ impl<D: AsRef<[u8]>, W: Write> TarWriter<'_, D, W> {
         let layer = layers[layer.index()];
         let entry = layer.index().entry(id);
         let attributes = NodeAttributes::of_entry(&entry);
-        let (kind, target, device) = match entry.kind() {
+        let member = match entry.kind() {
             IndexedKind::Regular { size } => {
-                let (mut header, records) = self.header(EntryType::Regular, path, b"", &attributes);
-                header.set_size(size);
                 let mut reader = std::mem::take(&mut self.reader);
-                let result = self.append(header, &records, reader.stream(layer, id));
+                let content = reader.stream(layer, id);
+                let result = self.append(member(EntryType::Regular, path), attributes, size, content);
                 self.reader = reader;
                 return result.map_err(|error| read_error(error, path));
             }
-            IndexedKind::Symlink { target } => (EntryType::Symlink, target, None),
-            IndexedKind::CharDevice { major, minor } => (EntryType::Char, &b""[..], Some((major, minor))),
-            IndexedKind::BlockDevice { major, minor } => (EntryType::Block, &b""[..], Some((major, minor))),
-            IndexedKind::Fifo => (EntryType::Fifo, &b""[..], None),
+            IndexedKind::Symlink { target } => NewMember { target, ..member(EntryType::Symlink, path) },
+            IndexedKind::CharDevice { major, minor } => {
+                NewMember { device: Some((major, minor)), ..member(EntryType::Char, path) }
+            }
+            IndexedKind::BlockDevice { major, minor } => {
+                NewMember { device: Some((major, minor)), ..member(EntryType::Block, path) }
+            }
+            IndexedKind::Fifo => member(EntryType::Fifo, path),
             IndexedKind::Directory | IndexedKind::Hardlink { .. } => {
                 unreachable!("a plan has no nodes for directories and hard links")
             }
         };
-        let (mut header, records) = self.header(kind, path, target, &attributes);
-        if let (Some((major, minor)), Some(fields)) = (device, header.as_gnu_mut()) {
-            fields.set_device_major(major);
-            fields.set_device_minor(minor);
-        }
-        self.append(header, &records, io::empty())
+        self.append(member, attributes, 0, io::empty())
     }
 
     fn hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<(), UnpackError> {
-        let attributes = NodeAttributes::implied();
-        let (header, records) = self.header(EntryType::Link, path, target, &attributes);
-        self.append(header, &records, io::empty())
+        let member = NewMember { target, ..member(EntryType::Link, path) };
+        self.append(member, NodeAttributes::implied(), 0, io::empty())
     }
 
-    /// Returns a header and the PAX records that must precede it.
-    fn header(
-        &self,
-        kind: EntryType,
-        path: &[u8],
-        target: &[u8],
-        attributes: &NodeAttributes<'_>,
-    ) -> (Header, Vec<(String, Vec<u8>)>) {
-        let mut header = Header::new_gnu();
-        let mut records = Vec::new();
-        header.set_entry_type(kind);
-        header.set_size(0);
-        let fields = header.as_old_mut();
-        for (key, value, field) in
-            [("path", path, &mut fields.name), ("linkpath", target, &mut fields.linkname)]
-        {
-            let fitting = value.len().min(NAME_BYTES);
-            field[..fitting].copy_from_slice(&value[..fitting]);
-            if value.len() > NAME_BYTES {
-                records.push((key.to_owned(), value.to_vec()));
-            }
-        }
-        let attributes = self.options.apply(*attributes);
-        header.set_mode(attributes.mode.into());
-        header.set_uid(attributes.uid.into());
-        header.set_gid(attributes.gid.into());
-        let Timestamp { sec, nsec } = attributes.mtime;
-        header.set_mtime(u64::try_from(sec).unwrap_or(0));
-        if sec < 0 || nsec > 0 {
-            records.push(("mtime".to_owned(), decimal(sec, nsec).into_bytes()));
-        }
-        for (name, value) in attributes.xattrs() {
-            records.push((format!("SCHILY.xattr.{}", String::from_utf8_lossy(name)), value.to_vec()));
-        }
-        (header, records)
-    }
-
+    /// Appends a member with these attributes, as far as the options keep them.
     fn append(
         &mut self,
-        mut header: Header,
-        records: &[(String, Vec<u8>)],
+        member: NewMember<'_>,
+        attributes: NodeAttributes<'_>,
+        size: u64,
         content: impl Read,
     ) -> Result<(), UnpackError> {
-        if !records.is_empty() {
-            let records = records.iter().map(|(key, value)| (key.as_str(), value.as_slice()));
-            self.tar.append_pax_extensions(records).map_err(UnpackError::Tar)?;
-        }
-        header.set_cksum();
-        self.tar.append(&header, content).map_err(UnpackError::Tar)
+        let attributes = self.options.apply(attributes);
+        let NodeAttributes { mode, uid, gid, mtime, .. } = attributes;
+        let member = NewMember { mode, uid, gid, mtime, ..member };
+        self.tar.append(&member, attributes.xattrs(), size, content).map_err(UnpackError::Tar)
     }
 }
 
-/// Formats a time as PAX does: a decimal number, whose fraction has the sign of the whole.
-fn decimal(sec: i64, nsec: u32) -> String {
-    match (sec, nsec) {
-        (sec, nsec) if sec >= 0 || nsec == 0 => format!("{sec}.{nsec:09}"),
-        // `sec` is rounded down.
-        (sec, nsec) => format!("-{}.{:09}", -(sec + 1), 1_000_000_000 - nsec),
-    }
+/// A member without its attributes.
+fn member(kind: EntryType, path: &[u8]) -> NewMember<'_> {
+    NewMember { kind, path, target: b"", mode: 0, uid: 0, gid: 0, mtime: IMPLIED_MTIME, device: None }
 }
 
 /// Restores the error of a layer that the tar library has passed on as an I/O error.
@@ -207,22 +160,5 @@ fn read_error(error: UnpackError, path: &[u8]) -> UnpackError {
             Err(error) => UnpackError::Tar(error),
         },
         error => error,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_before_1970_are_decimal_numbers() {
-        for (sec, nsec, text) in [
-            (1, 5, "1.000000005"),
-            (-1, 0, "-1.000000000"),
-            (-2, 500_000_000, "-1.500000000"),
-            (-1, 999_999_999, "-0.000000001"),
-        ] {
-            assert_eq!(decimal(sec, nsec), text);
-        }
     }
 }

@@ -9,6 +9,7 @@ mod chunks;
 mod describe;
 mod layer;
 mod load;
+mod new_image;
 mod node_path;
 mod open;
 mod plain;
@@ -25,6 +26,7 @@ pub use describe::{
     list_images,
 };
 pub use load::{FailedImage, LoadJob, LoadedImages, load};
+pub use new_image::{NewLayer, put_image, store_new_layer};
 pub use node_path::{FoundNode, NodePathError};
 pub use open::{
     OpenImage, open_image, open_layer, read_image, read_manifest, update_index, update_indexes,
@@ -121,6 +123,9 @@ pub enum PipelineError {
         /// The reason.
         source: BuildError,
     },
+    /// A layer that this program writes cannot be indexed.
+    #[error("new layer")]
+    NewLayer(#[source] BuildError),
     /// The layers cannot be merged.
     #[error("image {image}")]
     Merge {
@@ -188,7 +193,7 @@ impl PipelineError {
             Self::Import(source) => source.code(),
             Self::Store(source) => source.code(),
             Self::Document { source, .. } => source.code(),
-            Self::Layer { source, .. } => source.code(),
+            Self::Layer { source, .. } | Self::NewLayer(source) => source.code(),
             Self::Merge { source, .. } => source.code(),
             Self::TreeImage { source, .. } => source.code(),
             Self::PlainLayer { source, .. } => source.code(),
@@ -228,7 +233,8 @@ impl PipelineError {
             Self::SeveralImages { .. } => {
                 Some("use --name without a tag, or leave --name out, to keep the tags of the archive")
             }
-            Self::Layer { source: BuildError::TooLong { .. }, .. } => {
+            Self::Layer { source: BuildError::TooLong { .. }, .. }
+            | Self::NewLayer(BuildError::TooLong { .. }) => {
                 Some("if you trust the image, raise this limit in the configuration")
             }
             Self::WrongDigest { .. } => Some(

@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use sha2::Digest as _;
 
 use super::Store;
-use super::dir::read_bounded;
+use super::dir::{TempFile, read_bounded};
 use super::error::StoreError;
 use super::locks::BlobLock;
 use crate::image::Digest;
@@ -75,6 +75,19 @@ impl Store {
         let mut temp = self.temp_file(self.make_blobs()?, &digest.hex())?;
         temp.write_all(bytes).map_err(|error| StoreError::from_write(&temp.path(), error))?;
         temp.commit()
+    }
+
+    /// Creates the file of a blob whose digest is not known before it is written. [`Store::commit_blob`] makes it a blob.
+    ///
+    /// The caller must hold a [`GcLease`](super::GcLease).
+    pub fn create_blob(&self) -> Result<TempFile, StoreError> {
+        self.temp_file(self.make_blobs()?, "new-blob")
+    }
+
+    /// Makes a file of [`Store::create_blob`] the locked blob. The caller has computed the digest of all bytes that it wrote.
+    pub fn commit_blob(&self, mut file: TempFile, lock: &BlobLock) -> Result<(), StoreError> {
+        file.rename_to(&lock.digest().hex());
+        file.commit()
     }
 
     /// Reads a whole blob and checks its digest. Calls `progress` with the number of bytes of each read.

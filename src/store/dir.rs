@@ -311,6 +311,11 @@ impl TempFile {
         self.target.path_of(&self.name)
     }
 
+    /// Chooses another final name in the same directory.
+    pub(super) fn rename_to(&mut self, name: &str) {
+        name.clone_into(&mut self.name);
+    }
+
     /// The open file, for positioned writes and reading back.
     #[must_use]
     pub fn file(&self) -> &File {

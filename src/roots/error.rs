@@ -183,6 +183,15 @@ pub enum RootsError {
         /// The processes and their programs, as far as `/proc` shows them.
         by: Vec<(Pid, String)>,
     },
+    /// The files of the root remain, but it is not mounted.
+    #[error("root {0} is not mounted")]
+    NotMounted(RootId),
+    /// The daemon that served the image of the root has ended.
+    #[error("cannot read root {0}: the daemon that served its image has ended")]
+    LostDaemon(RootId),
+    /// The record of the root is missing, damaged or of another version.
+    #[error("cannot read root {0}: nothing records of which image it is")]
+    NoRecord(RootId),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -246,7 +255,7 @@ impl RootsError {
             Self::Io(error) => error.code(),
             Self::Untrusted { .. } => ErrorCode::Untrusted,
             Self::NotTheMount(_) => ErrorCode::Mountpoint,
-            Self::DeadMount { .. } | Self::NoLayer(_) => ErrorCode::NoDaemon,
+            Self::DeadMount { .. } | Self::NoLayer(_) | Self::LostDaemon(_) => ErrorCode::NoDaemon,
             Self::NoImage { .. } | Self::NotAnImage { .. } => ErrorCode::NoImage,
             Self::Image { .. } | Self::ImageFile { .. } => ErrorCode::Io,
             Self::NoFilesystem(..) => ErrorCode::Kernel,
@@ -259,7 +268,7 @@ impl RootsError {
                 _ => ErrorCode::Mountpoint,
             },
             Self::Exists(_) => ErrorCode::Exists,
-            Self::Missing(_) => ErrorCode::NoRoot,
+            Self::Missing(_) | Self::NotMounted(_) | Self::NoRecord(_) => ErrorCode::NoRoot,
             Self::Locked(_) | Self::InUse { .. } | Self::Alive(_) => ErrorCode::InUse,
             Self::Store(error) => error.code(),
             Self::StoredImage { source, .. } | Self::PlainLayer { source, .. } => source.code(),

@@ -42,9 +42,11 @@ use serde::{Deserialize, Serialize};
 
 pub use error::RootsError;
 pub use homes::{
-    HomesLocation, RootInfo, RootLease, RootRemoval, RootState, Roots, SweepReport, processes_with_mount,
+    HomesLocation, NamedRoot, RootDirectories, RootInfo, RootLease, RootRemoval, RootState, Roots,
+    SweepReport, processes_with_mount,
 };
 pub use layers::LayerDirectories;
+pub(crate) use mounts::SKELETON;
 pub use mounts::{
     HeldTree, Injection, InodeWidth, Lower, OverlayCalls, PrivateRoot, RootWatch, Upper,
     enter_private_namespace, loaded_filesystems, mount_terminals, mount_tree_image, parse_size,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::home::Home;
 use super::{RootDirs, Roots};
 use crate::os::PathError;
-use crate::roots::mounts::{RootParts, make_overlay, mount, reopen};
+use crate::roots::mounts::{RootOverlay, RootParts, make_overlay, mount, reopen};
 use crate::roots::{Injection, InodeWidth, Lower, OverlayCalls, PrivateRoot, RootId, RootsError, Upper};
 
 /// The right to mount one root, and the ownership of its files.
@@ -100,7 +100,7 @@ impl RootLease {
         };
         let home = home.as_ref().map(|home: &OwnedFd| (home.as_fd(), home_path.as_path()));
         let source = self.source();
-        let overlay = make_overlay(&RootParts {
+        let RootOverlay { overlay, .. } = make_overlay(&RootParts {
             source: &source,
             home,
             upper: &self.upper,

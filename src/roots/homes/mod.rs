@@ -6,6 +6,7 @@ mod location;
 mod marker;
 mod named;
 mod processes;
+mod reading;
 mod record;
 mod sweep;
 
@@ -20,6 +21,7 @@ pub use self::lease::RootLease;
 pub use self::location::HomesLocation;
 pub use self::named::RootRemoval;
 pub use self::processes::processes_with_mount;
+pub use self::reading::{NamedRoot, RootDirectories};
 pub use self::sweep::{RootInfo, RootState, SweepReport};
 use super::trusted::{check_trusted, open_trusted};
 use super::{InodeWidth, Lower, OverlayCalls, RootsError, Upper};

@@ -16,7 +16,7 @@ use super::home::Home;
 use super::record::RootRecord;
 use super::{MODE, NAMED, RootDirs, RootInfo, Roots, lease, processes};
 use crate::os::{self, AtPath as _, NamedLock, PathError};
-use crate::roots::mounts::{OPEN_LAYER, RootParts, make_overlay, mount};
+use crate::roots::mounts::{OPEN_LAYER, RootOverlay, RootParts, make_overlay, mount};
 use crate::roots::{Injection, Lower, RootId, RootWatch, RootsError, Upper};
 
 /// How long another process may hold the lock of a named root while it makes or removes the root.
@@ -51,7 +51,7 @@ impl RootDirs {
     }
 
     /// Returns the device number of the filesystem at the mountpoint of a root.
-    fn mounted_device(&self, id: &RootId) -> Result<Option<(u32, u32)>, RootsError> {
+    pub(super) fn mounted_device(&self, id: &RootId) -> Result<Option<(u32, u32)>, RootsError> {
         let path = self.named_root(id);
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW;
         match rustix::fs::statx(rustix::fs::CWD, &path, flags, StatxFlags::TYPE) {
@@ -113,8 +113,9 @@ impl Roots {
         if let Upper::Dir { limit: Some(bytes) } = upper {
             dirs.homes.limit(home, *bytes)?;
         }
-        RootRecord::new(image, upper).write(home, &home_path)?;
-        let overlay = make_overlay(&RootParts {
+        let mut record = RootRecord::new(image, upper);
+        record.write(home, &home_path)?;
+        let RootOverlay { overlay, injected } = make_overlay(&RootParts {
             source: &id.source(),
             home: Some((home.as_fd(), &home_path)),
             upper,
@@ -123,6 +124,10 @@ impl Roots {
             calls: self.calls,
             injection,
         })?;
+        if !injected.is_empty() {
+            record.injected = injected;
+            record.replace(home, &home_path)?;
+        }
         let path = dirs.named_root(&id);
         let is_new = os::make_directory(&dirs.run, format!("{NAMED}/{id}").as_str(), MODE)
             .at("make directory", &path)?;
@@ -179,7 +184,7 @@ impl Roots {
 
     /// Locks the home of a named root, waiting while another process makes or removes the root. Returns `None` for a mounted
     /// root without a home.
-    fn lock_home(&self, id: &RootId) -> Result<Option<Home>, RootsError> {
+    pub(super) fn lock_home(&self, id: &RootId) -> Result<Option<Home>, RootsError> {
         let dirs = &*self.dirs;
         let mut lock = dirs.homes.lock(id, Duration::ZERO)?;
         // A leased root has no record. Its lock is held until the sandbox ends, so waiting would not help.

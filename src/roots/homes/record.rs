@@ -1,5 +1,6 @@
 //! The record of a named root: its properties for listings. A leased root has none.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -11,15 +12,18 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::home::Home;
+use crate::image::Digest;
 use crate::os::{AtPath as _, PathError, retry_again};
 use crate::roots::{Engine, Lower, RootId, Upper};
 
 const FILE: &str = "root.json";
+/// The name of a record that is to replace another one.
+const NEW_FILE: &str = "root.json.new";
 const VERSION: u32 = 1;
 /// Bytes of a record that are read. One with 250 layers has some 17 KiB.
 const SIZE_MAX: u64 = 1 << 20;
 
-/// The file `root.json` in a home. It is written before the root is mounted, and never changes.
+/// The file `root.json` in a home. It is written before the root is mounted, and never changes afterwards.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct RootRecord {
     version: u32,
@@ -32,6 +36,9 @@ pub(super) struct RootRecord {
     /// The device of the filesystem in which a daemon serves layers to the root: [`Lower::layers_device`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) layers_device: Option<u64>,
+    /// The digests of the files that the root has in addition to its image, by their relative paths.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) injected: BTreeMap<String, Digest>,
     upper: String,
     /// Unix time in seconds.
     created: u64,
@@ -46,6 +53,7 @@ impl RootRecord {
             engine: image.engine(),
             layers: image.layer_directories(),
             layers_device: image.layers_device(),
+            injected: BTreeMap::new(),
             upper: upper.to_string(),
             created: now,
         }
@@ -60,10 +68,20 @@ impl RootRecord {
     }
 
     pub(super) fn write(&self, home: &Home, home_path: &Path) -> Result<(), PathError> {
-        let path = home_path.join(FILE);
+        self.write_to(home, FILE, home_path)
+    }
+
+    /// Replaces the record, which another process may be reading.
+    pub(super) fn replace(&self, home: &Home, home_path: &Path) -> Result<(), PathError> {
+        self.write_to(home, NEW_FILE, home_path)?;
+        rustix::fs::renameat(home.as_fd(), NEW_FILE, home.as_fd(), FILE).at("replace", &home_path.join(FILE))
+    }
+
+    fn write_to(&self, home: &Home, name: &str, home_path: &Path) -> Result<(), PathError> {
+        let path = home_path.join(name);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file =
-            rustix::fs::openat(home.as_fd(), FILE, flags, Mode::from_raw_mode(0o600)).at("create", &path)?;
+            rustix::fs::openat(home.as_fd(), name, flags, Mode::from_raw_mode(0o600)).at("create", &path)?;
         let text = serde_json::to_vec(self).map_err(io::Error::from).at("write", &path)?;
         fs::File::from(file).write_all(&text).at("write", &path)
     }

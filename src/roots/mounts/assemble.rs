@@ -1,5 +1,6 @@
 //! Assembles the overlay of a root.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -7,6 +8,7 @@ use super::etc::EtcLayer;
 use super::legacy::OverlayParts;
 use super::unattached::{self, OverlayCalls, UnattachedOverlay};
 use super::{Injection, InodeWidth, Lower, Upper, mount, skeleton, upper_dirs};
+use crate::image::Digest;
 use crate::os::AtPath as _;
 use crate::roots::RootsError;
 
@@ -25,8 +27,16 @@ pub(crate) struct RootParts<'a> {
     pub(crate) injection: Option<&'a Injection>,
 }
 
+/// The overlay of a root, and what it has in addition to its image.
+#[derive(Debug)]
+pub(crate) struct RootOverlay {
+    pub(crate) overlay: UnattachedOverlay,
+    /// The digests of the injected files by their paths, which are relative.
+    pub(crate) injected: BTreeMap<String, Digest>,
+}
+
 /// Makes or prepares the overlay of a root without attaching it.
-pub(crate) fn make_overlay(parts: &RootParts<'_>) -> Result<UnattachedOverlay, RootsError> {
+pub(crate) fn make_overlay(parts: &RootParts<'_>) -> Result<RootOverlay, RootsError> {
     let RootParts { source, home, upper, image, inodes, calls, injection } = *parts;
     let copy = match home {
         Some((home, path)) => image.copy_into(home, path)?,
@@ -49,7 +59,8 @@ pub(crate) fn make_overlay(parts: &RootParts<'_>) -> Result<UnattachedOverlay, R
         // The skeleton is above the image: it hides what the image has in its place.
         let lowers = std::iter::once(skeleton).chain(image_layers).collect();
         let parts = OverlayParts { lowers, unattached: tmpfs.into_iter().chain(tree).collect() };
-        unattached::overlay(source, parts, has_upper.then_some(directory), inodes, calls)
+        let overlay = unattached::overlay(source, parts, has_upper.then_some(directory), inodes, calls)?;
+        Ok(RootOverlay { overlay, injected: etc.as_ref().map(EtcLayer::digests).unwrap_or_default() })
     };
     let limit = match (upper, home) {
         (Upper::Dir { .. }, Some((home, path))) => return prepare(home, path, None),

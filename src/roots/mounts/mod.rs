@@ -24,7 +24,7 @@ pub(super) mod wire;
 
 use rustix::fs::OFlags;
 
-pub(super) use assemble::{RootParts, make_overlay};
+pub(super) use assemble::{RootOverlay, RootParts, make_overlay};
 pub use etc::Injection;
 pub use held_tree::HeldTree;
 pub use inode_width::InodeWidth;
@@ -38,8 +38,8 @@ pub use unattached::OverlayCalls;
 pub use upper::{Upper, parse_size};
 pub use watch::RootWatch;
 
-/// The directories of the skeleton with their modes.
-const SKELETON: [(&str, u32); 5] =
+/// The directories that every root has, for the mounts of a sandbox, with their modes.
+pub(crate) const SKELETON: [(&str, u32); 5] =
     [("box", 0o755), ("dev", 0o755), ("proc", 0o555), ("sys", 0o555), ("tmp", 0o1777)];
 
 /// Flags for opening a directory in which files are made and removed.

@@ -114,6 +114,24 @@ pub(crate) fn unmount(path: &Path, detach: bool) -> Result<(), Errno> {
     rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW)
 }
 
+/// Returns whether the kernel would refuse to unmount the topmost mount at a path because it is in use. Does not unmount it.
+///
+/// With `MNT_EXPIRE`, umount2(2) marks a mount that is not in use, and unmounts it only at a second call without an access in between.
+/// The caller must hold a lock against other such calls, and must not have the mount open.
+pub(crate) fn is_busy(path: &Path) -> Result<bool, Errno> {
+    // Accesses that remove the mark, also one that a killed process has left.
+    let access = || rustix::fs::lstat(path).map(drop);
+    access()?;
+    let result = rustix::mount::unmount(path, UnmountFlags::EXPIRE | UnmountFlags::NOFOLLOW);
+    access()?;
+    match result {
+        Err(Errno::AGAIN) => Ok(false),
+        Err(Errno::BUSY) => Ok(true),
+        Err(errno) => Err(errno),
+        Ok(()) => Err(Errno::INVAL),
+    }
+}
+
 pub(super) fn make(
     kind: &'static str,
     source: &str,

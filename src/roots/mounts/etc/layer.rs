@@ -1,5 +1,6 @@
 //! Writes the files of `/etc` into a layer.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 use rustix::fs::{FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use crate::image::Digest;
 use crate::roots::mounts::OPEN_DIRECTORY;
 
 /// Longest list of the names of extended attributes (linux/limits.h).
@@ -138,6 +140,14 @@ impl EtcLayer {
     pub(in crate::roots::mounts) fn size(&self) -> (u64, u64) {
         let bytes = self.files.iter().map(|file| (file.content.len() as u64).next_multiple_of(PAGE)).sum();
         (bytes, (self.directories.len() + self.files.len()) as u64)
+    }
+
+    /// The digests of the files by their paths in the root. A path that is not text has none.
+    pub(in crate::roots::mounts) fn digests(&self) -> BTreeMap<String, Digest> {
+        let Some((etc, _)) = self.directories.last() else { return BTreeMap::new() };
+        let digest =
+            |file: &EtcFile| Some((etc.join(file.name).to_str()?.to_owned(), Digest::of(&file.content)));
+        self.files.iter().filter_map(digest).collect()
     }
 
     /// Writes the files into an empty layer.

@@ -63,6 +63,7 @@
 //! | [`fuse`] | the kernel side: mount, session, adapter |
 //! | [`daemon`] | the serving process: control socket, watching the store |
 //! | [`roots`] | writable roots: an overlay of an image and an upper |
+//! | [`commit`] | what was written to a root as a layer on its image |
 //! | [`sandbox`] | runs in such a root: isolate, bubblewrap, and the stand-in for isolate |
 //! | [`environments`] | revisions of environments: submission, review, the state of builds |
 //! | [`manual`] | the pages of the manual, and their conversion to man pages |
@@ -95,6 +96,7 @@
 //! - A new test: see `tests/README.md`.
 
 pub mod cli;
+pub mod commit;
 pub mod daemon;
 pub mod environments;
 pub mod erofs;

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::output::{self, plain};
 use super::unknown;
+use crate::commit::{CommitError, InstructionError};
 use crate::daemon::{ControlError, DaemonError};
 use crate::environments::{AttributionError, EnvironmentsError};
 use crate::error::{ErrorCode, chain, chain_text};
@@ -199,8 +200,8 @@ fn explain(cause: &(dyn StdError + 'static)) -> Option<Explanation> {
     }
     first_of! {
         hint: CliError, PipelineError, StoreError, Box<StoreError>, RegistryError, AuthError, ImportError, LoadError, SessionError,
-            DaemonError, ControlError, SandboxError, RootsError, ShimError, EnvironmentsError, Box<RegistryError>;
-        no hint: ConfigurationError, PathError, LayerError, NameError, TarError, UnpackError, StagingError, FsError,
+            DaemonError, ControlError, SandboxError, RootsError, ShimError, EnvironmentsError, Box<RegistryError>, CommitError;
+        no hint: InstructionError, ConfigurationError, PathError, LayerError, NameError, TarError, UnpackError, StagingError, FsError,
             IsolateError, CopyError, ReferenceError, DigestError, PlatformError, ManifestError, BuildError, IndexError,
             ReadError, MergeError, NodePathError, AttributionError;
     }

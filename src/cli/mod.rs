@@ -2,6 +2,7 @@
 
 mod candidates;
 mod catalog;
+mod commit;
 mod completions;
 mod config;
 mod config_check;

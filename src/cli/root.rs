@@ -8,6 +8,8 @@ use clap::{Args, Subcommand};
 use rustix::process::Pid;
 use serde::Serialize;
 
+use super::commit::{self, CommitArgs};
+use super::diff::{self, RootDiffArgs};
 use super::engine::EngineChoice;
 use super::error::ErrorJson;
 use super::{Context, STORED, candidates, output};
@@ -52,7 +54,7 @@ Examples:
   Clean up after killed runs:
     rcx-imagefs root sweep";
 
-/// Create and remove writable roots: directories for a sandbox
+/// Create, commit and remove writable roots: directories for a sandbox
 ///
 /// A root is an overlay of three layers: at the bottom the image, above it real directories /box, /dev, /proc, /sys and /tmp
 /// and lines in /etc that name localhost, at the top an upper layer that receives the writes. To run one command in a root of its own, use `run`.
@@ -66,6 +68,8 @@ pub(super) struct RootArgs {
 #[derive(Debug, Subcommand)]
 enum RootCommand {
     Create(CreateArgs),
+    Commit(CommitArgs),
+    Diff(RootDiffArgs),
     List(ListArgs),
     Remove(RemoveArgs),
     Sweep(SweepArgs),
@@ -76,6 +80,8 @@ impl RootArgs {
     pub(super) fn json(&self) -> bool {
         match &self.command {
             RootCommand::Create(args) => args.json,
+            RootCommand::Commit(args) => args.json,
+            RootCommand::Diff(args) => args.json,
             RootCommand::List(args) => args.json,
             RootCommand::Remove(args) => args.json,
             RootCommand::Sweep(args) => args.json,
@@ -197,8 +203,13 @@ struct FailedRootJson {
 }
 
 pub(super) fn run(context: &Context, args: &RootArgs) -> anyhow::Result<()> {
+    if let RootCommand::Commit(args) = &args.command {
+        return commit::run(context, args);
+    }
     let store = context.open_store()?;
     match &args.command {
+        RootCommand::Commit(_) => unreachable!("handled above"),
+        RootCommand::Diff(args) => diff::run_root(context, &store, args),
         RootCommand::Create(args) => create(context, &store, args),
         RootCommand::List(args) => list(context, &store, args),
         RootCommand::Remove(args) => remove(context, &store, args),

@@ -137,6 +137,8 @@ codes! {
     Mount = "mount",
     /// The image has no file at this path.
     NoFile = "no-file",
+    /// A layer cannot have such a file.
+    UnsupportedFile = "unsupported-file",
 
     // sandbox: runs.
     /// No usable sandbox is installed.

@@ -5,11 +5,14 @@ use clap::Args;
 use serde::Serialize;
 
 use super::diff::image_of;
-use super::{Context, candidates, error, output};
+use super::{Context, candidates, error, output, progress, pull};
 use crate::commit::{CommitNotes, CommitOptions, Instruction, OwnerMapping, commit};
 use crate::error::ErrorCode;
 use crate::image::Reference;
+use crate::pipeline::{outgoing_image, push};
+use crate::registry::Registry;
 use crate::roots::RootId;
+use crate::store::Store;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,7 +26,7 @@ Examples:
 /// Prints NAME@DIGEST. The layer has the files that differ from the root's image, as `diff ID` lists them, and nothing that
 /// every root has: not the directories /box, /dev, /proc, /sys and /tmp as long as they are empty, and no injected lines of /etc/hosts.
 /// The root stays as it is. It must not be in use. The same files always give the same digest. NAME:TAG is as with `tag`: a tag
-/// that another image has moves, with a warning.
+/// that another image has moves, with a warning. If --push fails, the image stays in the store, and `push` sends it again.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct CommitArgs {
@@ -42,6 +45,9 @@ pub(super) struct CommitArgs {
     /// Write files of this user as files of another one, and files of the group with the same number (repeatable)
     #[arg(long = "map-owner", value_name = "UID=UID")]
     owners: Vec<OwnerMapping>,
+    /// Also send the new image to the registry that NAME has
+    #[arg(long)]
+    push: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -67,6 +73,11 @@ pub(super) fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<()> {
         let message = format!("`{}` has a digest; a new name consists of NAME and TAG", args.name);
         return Err(error::fail(ErrorCode::Reference, message));
     }
+    if args.push && target.name.host().is_none() {
+        let message = format!("{} is a name without a registry", context.familiar(&target.name));
+        let hint = "with --push, name the registry too: HOST/NAME:TAG";
+        return Err(error::fail_with_hint(ErrorCode::Reference, message, hint));
+    }
     let epoch = match std::env::var_os("SOURCE_DATE_EPOCH").filter(|epoch| !epoch.is_empty()) {
         Some(epoch) => Some(CommitOptions::parse_epoch(&epoch.to_string_lossy())?),
         None => None,
@@ -90,6 +101,9 @@ pub(super) fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<()> {
     }
     context.refresh(&store);
     context.make_tree_images(&store, [digest]);
+    if args.push {
+        push_committed(context, &store, &target, &args.name)?;
+    }
     if args.json {
         return output::json(&CommittedJson {
             name,
@@ -101,4 +115,16 @@ pub(super) fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<()> {
         });
     }
     output::line(format!("{name}@{digest}"))
+}
+
+/// Sends a new image to the registry of its name. The caller holds a lease of the store.
+fn push_committed(context: &Context, store: &Store, target: &Reference, shown: &str) -> anyhow::Result<()> {
+    let at = || format!("push {shown}");
+    let tag = target.tag_or_latest();
+    let refs = store.refs()?;
+    let image = refs.tagged(&target.name, &tag).with_context(|| format!("{shown} was removed meanwhile"))?;
+    let outgoing = outgoing_image(store, image, &target.name, Some(tag)).with_context(at)?;
+    let registry = Registry::new(context.registry_options(false)?).with_context(at)?;
+    pull::runtime()?.block_on(push(&registry, outgoing, &progress::bars(shown))).with_context(at)?;
+    Ok(())
 }

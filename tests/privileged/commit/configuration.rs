@@ -2,6 +2,9 @@
 
 use serde_json::json;
 
+use support::docker_registry::DockerRegistry;
+use support::program::Program;
+
 use super::{CommitFixture, shell};
 
 #[test]
@@ -59,4 +62,25 @@ fn tag_that_another_image_has_moves_with_a_warning() {
     // The root still has its image, which another commit compares it with.
     let again = fixture.program.json(&["root", "commit", "it", "lab/base"]);
     assert_eq!((&again["digest"], &again["tag"]), (&json["digest"], &json!("latest")));
+}
+
+#[test]
+fn pushed_image_can_be_pulled_elsewhere_and_a_name_without_a_registry_is_refused_first() {
+    let fixture = CommitFixture::new();
+    let registry = DockerRegistry::start();
+    let root = fixture.create("lab/base:1", "it", "erofs", "dir");
+    shell(&root, "echo pushed > new");
+    let before = fixture.program.ok(&["images"]);
+    let error = fixture.program.fails(&["root", "commit", "it", "lab/new:1", "--push"]);
+    assert!(error.contains("lab/new is a name without a registry"), "{error}");
+    assert_eq!(fixture.program.ok(&["images"]), before);
+    let reference = registry.reference("lab/new:1");
+    let image = fixture.commit("it", &reference, &["--push"]);
+    let elsewhere = Program::new();
+    assert_eq!(elsewhere.pull(&reference), image);
+    assert_eq!(elsewhere.ok(&["cp", &format!("{reference}:/new"), "-"]), "pushed");
+    // Nobody listens on this port. The image is committed all the same.
+    let error = fixture.program.fails(&["root", "commit", "it", "127.0.0.1:1/lab/new:1", "--push"]);
+    assert!(error.contains("push 127.0.0.1:1/lab/new:1"), "{error}");
+    assert!(fixture.program.ok(&["images"]).contains("127.0.0.1:1/lab/new"));
 }

@@ -37,6 +37,7 @@ mod gc;
 mod index_json;
 mod layout;
 mod locks;
+mod mark;
 mod partial;
 mod plain;
 mod refs;

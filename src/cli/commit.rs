@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::diff::image_of;
 use super::{Context, candidates, error, output, progress, pull};
-use crate::commit::{CommitNotes, CommitOptions, Instruction, OwnerMapping, commit};
+use crate::commit::{CommitNotes, CommitOptions, ConfigChange, OwnerMapping, commit};
 use crate::error::ErrorCode;
 use crate::image::Reference;
 use crate::pipeline::{outgoing_image, push};
@@ -41,7 +41,7 @@ pub(super) struct CommitArgs {
     message: Option<String>,
     /// Dockerfile instruction to apply to the configuration: ENV, CMD, ENTRYPOINT, WORKDIR, USER or LABEL (repeatable)
     #[arg(short, long = "change", value_name = "INSTRUCTION")]
-    changes: Vec<Instruction>,
+    changes: Vec<ConfigChange>,
     /// Write files of this user as files of another one, and files of the group with the same number (repeatable)
     #[arg(long = "map-owner", value_name = "UID=UID")]
     owners: Vec<OwnerMapping>,

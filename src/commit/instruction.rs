@@ -13,9 +13,9 @@ const SUPPORTED: &str = "ENV, CMD, ENTRYPOINT, WORKDIR, USER and LABEL";
 /// The shell of the shell form, unless the image names another one.
 const SHELL: [&str; 2] = ["/bin/sh", "-c"];
 
-/// An instruction in the syntax of Dockerfiles.
+/// A change of the configuration, written as an instruction of a Dockerfile.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Instruction {
+pub struct ConfigChange {
     keyword: Keyword,
     arguments: String,
 }
@@ -71,7 +71,7 @@ impl InstructionError {
     }
 }
 
-impl FromStr for Instruction {
+impl FromStr for ConfigChange {
     type Err = InstructionError;
 
     fn from_str(text: &str) -> Result<Self, InstructionError> {
@@ -96,7 +96,7 @@ impl FromStr for Instruction {
     }
 }
 
-impl fmt::Display for Instruction {
+impl fmt::Display for ConfigChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let keyword = match self.keyword {
             Keyword::Env => "ENV",
@@ -110,7 +110,7 @@ impl fmt::Display for Instruction {
     }
 }
 
-impl Instruction {
+impl ConfigChange {
     /// Returns whether this sets the command.
     pub(super) fn is_cmd(&self) -> bool {
         self.keyword == Keyword::Cmd
@@ -266,7 +266,7 @@ mod tests {
     fn apply(before: &Value, instructions: &[&str]) -> Value {
         let mut program = before.as_object().unwrap().clone();
         for text in instructions {
-            text.parse::<Instruction>().unwrap().apply(&mut program).unwrap();
+            text.parse::<ConfigChange>().unwrap().apply(&mut program).unwrap();
         }
         Value::Object(program)
     }
@@ -296,7 +296,7 @@ mod tests {
             (&["LABEL a"], "", json!(null)),
         ] {
             if field.is_empty() {
-                let error = instructions[0].parse::<Instruction>().unwrap_err();
+                let error = instructions[0].parse::<ConfigChange>().unwrap_err();
                 assert!(matches!(error, InstructionError::NoValue { .. }), "{error}");
                 continue;
             }
@@ -326,7 +326,7 @@ mod tests {
             ("USER a b", "USER a b"),
             ("ENV A=${B:?c}", "${B:?c}"),
         ] {
-            let error = text.parse::<Instruction>().unwrap_err().to_string();
+            let error = text.parse::<ConfigChange>().unwrap_err().to_string();
             assert!(error.contains(word), "{text}: {error}");
         }
     }

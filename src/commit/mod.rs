@@ -29,7 +29,7 @@ mod words;
 
 pub use compare::{RootChanges, root_changes};
 pub use error::CommitError;
-pub use instruction::{Instruction, InstructionError};
+pub use instruction::{ConfigChange, InstructionError};
 pub use options::{CommitOptions, OwnerMapping};
 
 use crate::image::{Image, Reference};
@@ -43,7 +43,7 @@ pub struct CommitNotes {
     /// The comment in the history.
     pub message: Option<String>,
     /// Changes of the configuration, in order.
-    pub changes: Vec<Instruction>,
+    pub changes: Vec<ConfigChange>,
 }
 
 /// The result of [`commit()`].

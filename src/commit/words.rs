@@ -6,13 +6,16 @@ use std::str::Chars;
 use super::InstructionError;
 
 /// Values of variables by name.
-pub(super) type Variables<'a> = dyn Fn(&str) -> Option<String> + 'a;
+pub(super) type VariableLookup<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
 /// Splits a text at white space outside of quotes, removes the quotes, and replaces variables.
 ///
 /// # Errors
 /// A quote or a brace is not closed, or a replacement is not supported.
-pub(super) fn split_words(text: &str, variables: &Variables<'_>) -> Result<Vec<String>, InstructionError> {
+pub(super) fn split_words(
+    text: &str,
+    variables: &VariableLookup<'_>,
+) -> Result<Vec<String>, InstructionError> {
     let mut words = Vec::new();
     let mut rest = text.chars().peekable();
     loop {
@@ -25,7 +28,7 @@ pub(super) fn split_words(text: &str, variables: &Variables<'_>) -> Result<Vec<S
 }
 
 /// Does the same with a text that is one word, whatever white space is in it.
-pub(super) fn whole_word(text: &str, variables: &Variables<'_>) -> Result<String, InstructionError> {
+pub(super) fn whole_word(text: &str, variables: &VariableLookup<'_>) -> Result<String, InstructionError> {
     word(&mut text.chars().peekable(), |_| false, text, variables)
 }
 
@@ -34,7 +37,7 @@ fn word(
     rest: &mut Peekable<Chars<'_>>,
     ends: impl Fn(char) -> bool,
     text: &str,
-    variables: &Variables<'_>,
+    variables: &VariableLookup<'_>,
 ) -> Result<String, InstructionError> {
     let open = |what| InstructionError::NotClosed { text: text.to_owned(), what };
     let mut word = String::new();
@@ -69,7 +72,7 @@ fn word(
 fn variable(
     rest: &mut Peekable<Chars<'_>>,
     text: &str,
-    variables: &Variables<'_>,
+    variables: &VariableLookup<'_>,
 ) -> Result<String, InstructionError> {
     let name = |rest: &mut Peekable<Chars<'_>>| {
         let mut name = String::new();

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::engine::EngineChoice;
 use super::error::{self, ConfigurationError};
 use super::output::plain;
-use crate::environments::AllowedRegistries;
+use crate::environments::{AllowedRegistries, BuildLimits, RevisionId};
 use crate::error::ErrorCode;
 use crate::image::{Platform, Reference};
 use crate::index::LayerLimits;
@@ -157,11 +157,23 @@ pub(super) struct EnvironmentsConfig {
     registries: Option<Vec<String>>,
     /// Largest context: a size as for an upper.
     context_limit: Option<String>,
+    /// Where images of environments are pushed: `HOST[:PORT][/PREFIX]`.
+    registry: Option<String>,
+    /// Longest build, in seconds.
+    build_time: Option<NonZeroU64>,
+    /// Disk space of a build: a size as for an upper.
+    build_disk: Option<String>,
+    /// Longest output of a build: a size as for an upper.
+    build_log: Option<String>,
 }
 
 impl EnvironmentsConfig {
     /// The default of `context-limit`: 1 GiB. A build has no network, so its context may have packages.
     const CONTEXT_LIMIT: u64 = 1 << 30;
+    /// The smallest `build-disk`.
+    const BUILD_DISK_MIN: u64 = 16 << 20;
+    /// The host in names of images that no registry has.
+    const NO_REGISTRY: &str = "localhost";
 
     /// The registries that base images may come from; `None` if all are allowed.
     pub(super) fn registries(&self) -> anyhow::Result<Option<AllowedRegistries>> {
@@ -171,9 +183,52 @@ impl EnvironmentsConfig {
 
     /// The largest context, in bytes.
     pub(super) fn context_limit(&self) -> anyhow::Result<u64> {
-        let Some(text) = &self.context_limit else { return Ok(Self::CONTEXT_LIMIT) };
-        parse_size(text).map_err(|why| anyhow::anyhow!("context-limit `{text}` is invalid: {why}"))
+        size("context-limit", self.context_limit.as_deref(), Self::CONTEXT_LIMIT)
     }
+
+    /// The limits of a build.
+    pub(super) fn build_limits(&self) -> anyhow::Result<BuildLimits> {
+        let disk = size("build-disk", self.build_disk.as_deref(), 10 << 30)?;
+        if disk < Self::BUILD_DISK_MIN {
+            anyhow::bail!("build-disk: a filesystem has at least {} bytes", Self::BUILD_DISK_MIN);
+        }
+        let log = size("build-log", self.build_log.as_deref(), 16 << 20)?;
+        Ok(BuildLimits {
+            time: Duration::from_secs(self.build_time.map_or(3600, NonZeroU64::get)),
+            disk,
+            log,
+        })
+    }
+
+    /// The name of a revision's image: in the registry, or if there is none, only in the store.
+    pub(super) fn image_of(&self, revision: &RevisionId) -> anyhow::Result<Reference> {
+        let place = self.registry.as_deref().unwrap_or(Self::NO_REGISTRY);
+        let reference =
+            Reference::parse(&format!("{place}/{}:{}", revision.environment, revision.number), None)?;
+        match reference.name.host() == place.split('/').next() {
+            true => Ok(reference),
+            false => anyhow::bail!("registry `{place}`: expected HOST[:PORT][/PREFIX]"),
+        }
+    }
+
+    /// Checks the values.
+    fn check(&self) -> anyhow::Result<()> {
+        self.context_limit()?;
+        self.build_limits()?;
+        self.image_of(&"x@1".parse()?)?;
+        Ok(())
+    }
+
+    /// Whether images are pushed to a registry.
+    pub(super) fn has_registry(&self) -> bool {
+        self.registry.is_some()
+    }
+}
+
+/// A size of the table `[environments]`.
+fn size(key: &str, text: Option<&str>, default: u64) -> anyhow::Result<u64> {
+    let Some(text) = text else { return Ok(default) };
+    parse_size(text).map_err(|why| anyhow::anyhow!("{key} `{text}` is invalid: {why}"))
 }
 
 /// Table `[mount]`.
@@ -341,7 +396,7 @@ impl Config {
         config.isolate.upper().context("table [isolate]")?;
         config.erofs.plain_budget().context("table [erofs]")?;
         config.environments.registries().context("table [environments]")?;
-        config.environments.context_limit().context("table [environments]")?;
+        config.environments.check().context("table [environments]")?;
         config.upper(None)?;
         config.inodes(None)?;
         config.run.sandbox()?;

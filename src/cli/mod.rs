@@ -187,6 +187,8 @@ impl Command {
 /// The settings of every command.
 struct Context {
     config: Config,
+    /// The file of the configuration, if it was given.
+    config_path: Option<PathBuf>,
     store: PathBuf,
     run_dir: PathBuf,
 }
@@ -197,7 +199,7 @@ impl Context {
         let store = Self::directory(global.store, "RCX_IMAGEFS_STORE", config.store.as_ref(), DEFAULT_STORE)?;
         let run_dir =
             Self::directory(global.run_dir, "RCX_IMAGEFS_RUN", config.run_dir.as_ref(), DEFAULT_RUN_DIR)?;
-        Ok(Self { config, store, run_dir })
+        Ok(Self { config, config_path: global.config, store, run_dir })
     }
 
     /// Returns a directory that an option, a variable or the configuration selects.

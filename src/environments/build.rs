@@ -1,14 +1,17 @@
 //! Takes an approved revision for a build, and ends it.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::error::EnvironmentsError;
+use super::files::StagedChange;
 use super::id::RevisionId;
 use super::log::QueueChange;
 use super::queue::{Queue, log_entry};
-use super::records::{Attribution, BuildOutcome, BuildResult};
-use super::{RESULT, Revision, RevisionState};
+use super::read;
+use super::records::{Attribution, BuildOutcome, BuildResult, BuiltImage};
+use super::{BUILD_LOG, BUILT, RESULT, Revision, RevisionState};
 use crate::os::{self, AtPath as _, Sharing};
 
 /// How long a builder waits for readers, which take the lock of a revision for a moment.
@@ -71,6 +74,40 @@ impl ActiveBuild<'_> {
     #[must_use]
     pub fn revision(&self) -> &Revision {
         &self.revision
+    }
+
+    /// The image of an earlier build, which could not be pushed; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// Its document cannot be read.
+    pub fn built(&self) -> Result<Option<BuiltImage>, EnvironmentsError> {
+        read::document(&self.revision.path.join(BUILT))
+    }
+
+    /// Notes that the image was built, so that the next builder only pushes it.
+    ///
+    /// # Errors
+    ///
+    /// The document cannot be written.
+    pub fn keep(&self, built: &BuiltImage) -> Result<(), EnvironmentsError> {
+        let staged = StagedChange::new(&self.queue.files.tmp)?;
+        let prepared = staged.write_json(BUILT, built)?;
+        self.rename(&prepared, BUILT)
+    }
+
+    /// Moves the output of the build, which is on disk, into the directory of the revision.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be moved.
+    pub fn keep_log(&self, path: &Path) -> Result<(), EnvironmentsError> {
+        self.rename(path, BUILD_LOG)
+    }
+
+    fn rename(&self, from: &Path, name: &str) -> Result<(), EnvironmentsError> {
+        fs::rename(from, self.revision.path.join(name)).at("rename", from)?;
+        Ok(super::log::sync_directory(&self.revision.path)?)
     }
 
     /// Ends the build: the revision is published or has failed.

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use super::RevisionState;
 use super::context::ContextError;
 use super::dockerfile::DockerfileError;
+use super::fault::BuildFault;
 use super::id::{EnvironmentId, EnvironmentNameError, RevisionId, RevisionNumber};
 use super::records::AttributionError;
 use crate::error::ErrorCode;
-use crate::image::{Digest, ReferenceError};
+use crate::image::{Digest, Platform, ReferenceError};
 use crate::os::PathError;
 use crate::registry::RegistryError;
 
@@ -151,6 +152,53 @@ pub enum EnvironmentsError {
         /// What is wrong with the name.
         source: ReferenceError,
     },
+    /// Another process builds the revisions of the queue.
+    #[error("the queue {} has another builder", .0.display())]
+    OtherBuilder(PathBuf),
+    /// A program is not installed.
+    #[error("the program `{program}`, which builds need, is not on PATH")]
+    NoTool {
+        /// The program.
+        program: &'static str,
+        /// Its Debian package.
+        package: &'static str,
+    },
+    /// The revision is for another platform.
+    #[error("revision {revision} is for {wanted}, and this builder builds only for {own}")]
+    BuildPlatform {
+        /// The revision.
+        revision: RevisionId,
+        /// The platform of the revision.
+        wanted: Platform,
+        /// The platform of this host.
+        own: Platform,
+    },
+    /// The revision needs hosts.
+    #[error("revision {revision} needs hosts ({hosts}), and builds have no network")]
+    BuildHosts {
+        /// The revision.
+        revision: RevisionId,
+        /// The hosts.
+        hosts: String,
+    },
+    /// buildah could not be started as builds need it.
+    #[error("the build cannot begin: {0}")]
+    BuildSetup(String),
+    /// The smoke command cannot be run on this host.
+    #[error("the smoke command cannot be run: {0}")]
+    SmokeSetup(String),
+    /// The revision cannot be built.
+    #[error("the build of {revision} has failed ({fault}): {message}")]
+    Build {
+        /// The revision.
+        revision: RevisionId,
+        /// The kind of failure.
+        fault: BuildFault,
+        /// What happened.
+        message: String,
+        /// The output of the build, as a hint.
+        hint: String,
+    },
     /// The digest of a base image cannot be determined.
     #[error("Dockerfile line {line}")]
     BaseDigest {
@@ -172,7 +220,12 @@ impl EnvironmentsError {
             Self::NoQueue { .. } => ErrorCode::NoQueue,
             Self::Foreign { .. } | Self::Version { .. } => ErrorCode::StoreFormat,
             Self::Untrusted { .. } => ErrorCode::Untrusted,
-            Self::Busy { .. } => ErrorCode::Busy,
+            Self::Busy { .. } | Self::OtherBuilder(_) => ErrorCode::Busy,
+            Self::NoTool { .. } | Self::BuildSetup(_) | Self::SmokeSetup(_) | Self::BuildHosts { .. } => {
+                ErrorCode::Host
+            }
+            Self::BuildPlatform { .. } => ErrorCode::NoPlatform,
+            Self::Build { .. } => ErrorCode::Build,
             Self::Damaged { .. } | Self::ContextChanged { .. } => ErrorCode::Damaged,
             Self::NoEnvironment(_) | Self::NoRevision { .. } => ErrorCode::NoRevision,
             Self::NoNumber(_)
@@ -198,6 +251,13 @@ impl EnvironmentsError {
             Self::ContextChanged { .. } => {
                 Some("somebody has changed a file of the queue; submit the context again")
             }
+            Self::OtherBuilder(_) => Some("a queue has one builder at a time; wait for its end, or stop it"),
+            Self::NoTool { package, .. } => Some(package),
+            Self::BuildHosts { .. } => {
+                Some("put the files into the context; `env withdraw` takes the revision back")
+            }
+            Self::BuildSetup(_) => Some("builds need root, loop devices, ext4 and overlayfs"),
+            Self::Build { hint, .. } => Some(hint),
             Self::State { state: RevisionState::Building, .. } => {
                 Some("wait for the end of the build, or stop the builder")
             }

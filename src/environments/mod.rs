@@ -8,6 +8,7 @@
 //!                    submission.json   who, when, what the build needs
 //!                    review.json       approved, with the digests of the base images; rejected; or withdrawn
 //!                    build.log         the output of the build
+//!                    built.json        the image that was built, if the registry did not take it yet
 //!                    result.json       published, failed; or withdrawn after the approval
 //! QUEUE/ENV/current.json               which published revision workers offer, if not the newest; none if retired
 //! QUEUE/.queue/version  log  lock  pending  tmp/
@@ -24,9 +25,11 @@
 //! A builder takes the lock of its revision while it holds the lock of the queue, and then releases the latter. Readers take no lock.
 
 mod build;
+mod builder;
 mod context;
 mod dockerfile;
 mod error;
+mod fault;
 mod files;
 mod flags;
 mod id;
@@ -45,12 +48,14 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 pub use build::ActiveBuild;
+pub use builder::{BaseImages, BuildDirectory, BuildLimits, BuildOutput, Builder, Ending, Supervision};
 pub use context::{ContextError, ContextSource, ContextSummary, DOCKERFILE};
 pub use dockerfile::{
     BaseFault, BaseUse, DOCKERFILE_MAX, Dockerfile, DockerfileError, Instruction, InstructionOption,
     ParserDirective, VariableFault,
 };
 pub use error::EnvironmentsError;
+pub use fault::{BuildFailure, BuildFault};
 pub use flags::{AllowedRegistries, BasePolicy, FlagKind, ReviewFlag, is_hidden};
 pub use id::{
     BuildHost, ENVIRONMENT_ID_MAX, EnvironmentId, EnvironmentNameError, HardwareGroup, RevisionId,
@@ -59,8 +64,8 @@ pub use id::{
 pub use log::{LogEntry, QueueChange};
 pub use queue::Queue;
 pub use records::{
-    ApprovedBase, Attribution, AttributionError, BuildOutcome, BuildResult, CurrentChoice, Review,
-    ReviewDecision, Submission,
+    ApprovedBase, Attribution, AttributionError, BuildOutcome, BuildResult, BuiltImage, CurrentChoice,
+    Review, ReviewDecision, Submission,
 };
 pub use submit::{SubmissionDraft, Submitted};
 
@@ -226,6 +231,8 @@ const SUBMISSION: &str = "submission.json";
 const REVIEW: &str = "review.json";
 /// The output of the build.
 const BUILD_LOG: &str = "build.log";
+/// The image of a build that is not published yet.
+const BUILT: &str = "built.json";
 /// The document of the builder.
 const RESULT: &str = "result.json";
 /// The decision which revision of an environment workers offer.

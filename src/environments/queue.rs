@@ -102,8 +102,13 @@ impl Queue {
         Ok(Self { path, files })
     }
 
+    /// The directory of the queue's own files.
+    pub(super) fn own_path(&self) -> PathBuf {
+        self.path.join(OWN)
+    }
+
     fn version_path(&self) -> PathBuf {
-        self.path.join(OWN).join("version")
+        self.own_path().join("version")
     }
 
     /// The directory of the queue, absolute.

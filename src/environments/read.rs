@@ -83,7 +83,7 @@ fn is_locked(directory: &File) -> Result<bool, rustix::io::Errno> {
 }
 
 /// Reads a document; `None` if it does not exist.
-fn document<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, EnvironmentsError> {
+pub(super) fn document<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, EnvironmentsError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

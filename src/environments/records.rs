@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::context::ContextSummary;
+use super::fault::{BuildFailure, BuildFault};
 use super::id::{BuildHost, HardwareGroup, RevisionNumber};
 use crate::image::{Digest, ManifestDigest, Platform, Reference};
 
@@ -177,6 +178,15 @@ pub struct BuildResult {
     /// The image in the registry, as `NAME@DIGEST`, if it is published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// The kind of a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<BuildFault>,
+    /// How long the build took, from its first download to the end of the smoke command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u64>,
+    /// The length of `build.log` in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_size: Option<u64>,
     /// Other fields.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
@@ -186,13 +196,23 @@ impl BuildResult {
     /// The result of a build that published an image.
     #[must_use]
     pub fn published(by: Attribution, image: &Reference) -> Self {
-        Self { outcome: BuildOutcome::Published, by, image: Some(image.to_string()), unknown: Map::new() }
+        Self { image: Some(image.to_string()), ..Self::without_image(BuildOutcome::Published, by) }
     }
 
-    /// The result of a build that failed. The message of `by` says why.
+    /// The result of a build that failed.
     #[must_use]
-    pub fn failed(by: Attribution) -> Self {
-        Self { outcome: BuildOutcome::Failed, by, image: None, unknown: Map::new() }
+    pub fn failed(by: Attribution, failure: &BuildFailure) -> Self {
+        let by = Attribution { message: Some(failure.message.clone()), ..by };
+        Self { fault: Some(failure.fault), ..Self::without_image(BuildOutcome::Failed, by) }
+    }
+
+    /// The result of a revision that was taken back.
+    pub(super) fn withdrawn(by: Attribution) -> Self {
+        Self::without_image(BuildOutcome::Withdrawn, by)
+    }
+
+    fn without_image(outcome: BuildOutcome, by: Attribution) -> Self {
+        Self { outcome, by, image: None, fault: None, seconds: None, log_size: None, unknown: Map::new() }
     }
 
     /// The published image; `None` if there is none.
@@ -200,6 +220,17 @@ impl BuildResult {
     pub fn image(&self) -> Option<Reference> {
         self.image.as_deref().and_then(|image| Reference::parse(image, None).ok())
     }
+}
+
+/// `built.json`: an image that was built and works, and that the registry does not have yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuiltImage {
+    /// Its digest, in the store of the builder.
+    pub digest: ManifestDigest,
+    /// How long the build took.
+    pub seconds: u64,
+    /// The length of `build.log` in bytes.
+    pub log_size: u64,
 }
 
 /// `current.json` of an environment: a decision which of its published revisions workers offer.

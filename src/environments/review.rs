@@ -11,7 +11,7 @@ use super::flags::BasePolicy;
 use super::id::RevisionId;
 use super::log::QueueChange;
 use super::queue::Queue;
-use super::records::{ApprovedBase, Attribution, BuildOutcome, BuildResult, Review, ReviewDecision};
+use super::records::{ApprovedBase, Attribution, BuildResult, Review, ReviewDecision};
 use super::{RESULT, REVIEW, Revision, RevisionState};
 use crate::image::{Digest, ManifestDigest, Reference};
 use crate::os::AtPath as _;
@@ -89,8 +89,7 @@ impl Queue {
                 self.write_document(&lock, &revision, REVIEW, &review, QueueChange::Withdrawn, by)
             }
             RevisionState::Approved => {
-                let outcome = BuildOutcome::Withdrawn;
-                let result = BuildResult { outcome, by: by.clone(), image: None, unknown: Map::new() };
+                let result = BuildResult::withdrawn(by.clone());
                 self.write_document(&lock, &revision, RESULT, &result, QueueChange::Withdrawn, by)
             }
             _ => Err(revision.cannot_be("withdrawn")),

@@ -167,6 +167,8 @@ codes! {
     Context = "context",
     /// A Dockerfile cannot be read, or uses an image that is unknown or not allowed.
     Dockerfile = "dockerfile",
+    /// The build of a revision has failed, and its author has to submit another one.
+    Build = "build",
 }
 
 impl ErrorCode {

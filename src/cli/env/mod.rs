@@ -1,5 +1,6 @@
 //! `env`: the queue of revisions of environments.
 
+mod build;
 mod decide;
 mod list;
 mod log;
@@ -50,6 +51,7 @@ enum EnvCommand {
     Approve(decide::ApproveArgs),
     Reject(decide::RejectArgs),
     Withdraw(decide::WithdrawArgs),
+    Build(build::BuildArgs),
     Retire(decide::RetireArgs),
     Log(log::LogArgs),
 }
@@ -64,6 +66,7 @@ impl EnvArgs {
             EnvCommand::Approve(args) => args.json,
             EnvCommand::Reject(args) => args.json,
             EnvCommand::Withdraw(args) => args.json,
+            EnvCommand::Build(args) => args.json,
             EnvCommand::Retire(args) => args.json,
             EnvCommand::Log(args) => args.json,
         }
@@ -114,6 +117,7 @@ pub(super) fn run(context: &Context, args: EnvArgs) -> anyhow::Result<()> {
         EnvCommand::Approve(args) => decide::approve(context, &queue, args),
         EnvCommand::Reject(args) => decide::reject(&queue, args),
         EnvCommand::Withdraw(args) => decide::withdraw(&queue, args),
+        EnvCommand::Build(args) => build::run(context, &queue, args),
         EnvCommand::Retire(args) => decide::retire(&queue, args),
         EnvCommand::Log(args) => log::run(&queue, args),
     }

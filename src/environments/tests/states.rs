@@ -59,7 +59,9 @@ fn revision_is_decided_about_once() {
     let publish: RevisionOperation =
         |test, id| test.queue.start_build(&revision(id), &by("builder"))?.finish(&published());
     let fail: RevisionOperation = |test, id| {
-        test.queue.start_build(&revision(id), &by("builder"))?.finish(&BuildResult::failed(by("builder")))
+        let failure = BuildFailure { fault: BuildFault::Build, message: "exit status 1".to_owned() };
+        let result = BuildResult::failed(by("builder"), &failure);
+        test.queue.start_build(&revision(id), &by("builder"))?.finish(&result)
     };
     let test = TestQueue::new();
     for (number, (operations, state, reason, permitted)) in [

@@ -4,6 +4,7 @@
 //! them. Each wait has a deadline, and transient errors are retried.
 
 mod advice;
+mod artifact;
 mod auth;
 mod authorize;
 mod blob_chunks;
@@ -38,6 +39,7 @@ use std::time::Duration;
 
 use crate::image::{Manifest, ManifestDigest, Name, Platform};
 
+pub use artifact::{ArtifactDocument, RemoteArtifact};
 pub use auth::{AuthError, AuthFiles, add_login, remove_all_logins, remove_login};
 pub use client::Registry;
 pub use download::Download;

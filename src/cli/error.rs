@@ -12,7 +12,9 @@ use super::output::{self, plain};
 use super::unknown;
 use crate::commit::{CommitError, InstructionError};
 use crate::daemon::{ControlError, DaemonError};
-use crate::environments::{AttributionError, EnvironmentsError};
+use crate::environments::{
+    AttributionError, EnvironmentsError, OfferListError, SignatureError, WorkerFileError,
+};
 use crate::error::{ErrorCode, chain, chain_text};
 use crate::fs::{FsError, LoadError};
 use crate::fuse::SessionError;
@@ -200,10 +202,11 @@ fn explain(cause: &(dyn StdError + 'static)) -> Option<Explanation> {
     }
     first_of! {
         hint: CliError, PipelineError, StoreError, Box<StoreError>, RegistryError, AuthError, ImportError, LoadError, SessionError,
-            DaemonError, ControlError, SandboxError, RootsError, ShimError, EnvironmentsError, Box<RegistryError>, CommitError;
+            DaemonError, ControlError, SandboxError, RootsError, ShimError, EnvironmentsError, SignatureError, WorkerFileError,
+            Box<RegistryError>, CommitError;
         no hint: InstructionError, ConfigurationError, PathError, LayerError, NameError, TarError, UnpackError, StagingError, FsError,
             IsolateError, CopyError, ReferenceError, DigestError, PlatformError, ManifestError, BuildError, IndexError,
-            ReadError, MergeError, NodePathError, AttributionError;
+            ReadError, MergeError, NodePathError, AttributionError, OfferListError;
     }
     None
 }

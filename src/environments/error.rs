@@ -108,6 +108,12 @@ pub enum EnvironmentsError {
         /// Who retired it.
         who: String,
     },
+    /// The revision to make current is current.
+    #[error("workers offer revision {0} already")]
+    Current(RevisionId),
+    /// No revision was published before the current one.
+    #[error("environment {0} has no published revision before the one that workers offer")]
+    NothingBefore(EnvironmentId),
     /// A context is refused.
     #[error(transparent)]
     Context(#[from] ContextError),
@@ -232,6 +238,8 @@ impl EnvironmentsError {
             | Self::State { .. }
             | Self::NothingCurrent(_)
             | Self::Retired { .. }
+            | Self::Current(_)
+            | Self::NothingBefore(_)
             | Self::OtherContext { .. } => ErrorCode::RevisionState,
             Self::Context(error) => error.code(),
             Self::Dockerfile(_) | Self::Base { .. } | Self::BaseName { .. } => ErrorCode::Dockerfile,

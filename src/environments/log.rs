@@ -33,6 +33,8 @@ pub enum QueueChange {
     Failed,
     /// Workers no longer offer an environment.
     Retired,
+    /// Workers offer another published revision.
+    RolledBack,
 }
 
 impl QueueChange {
@@ -48,6 +50,7 @@ impl QueueChange {
             Self::Published => "published",
             Self::Failed => "failed",
             Self::Retired => "retired",
+            Self::RolledBack => "rolled-back",
         }
     }
 }

@@ -11,7 +11,7 @@
 //!                    built.json        the image that was built, if the registry did not take it yet
 //!                    result.json       published, failed; or withdrawn after the approval
 //! QUEUE/ENV/current.json               which published revision workers offer, if not the newest; none if retired
-//! QUEUE/.queue/version  log  lock  pending  tmp/
+//! QUEUE/.queue/version  log  lock  publishing  pending  tmp/
 //! ```
 //!
 //! **The state of a revision follows from what is there.** Each file is written once, to a temporary name, and renamed. A
@@ -24,6 +24,7 @@
 //! **Locks.** Changes take the lock of the queue for as long as a few renames take, never during a download or a build.
 //! A builder takes the lock of its revision while it holds the lock of the queue, and then releases the latter. Readers take no lock.
 
+mod advertised;
 mod build;
 mod builder;
 mod context;
@@ -32,13 +33,18 @@ mod error;
 mod fault;
 mod files;
 mod flags;
+mod headers;
 mod id;
 mod log;
+mod offers;
+mod publish;
 mod queue;
 mod read;
 mod records;
 mod retire;
 mod review;
+mod rollback;
+mod signature;
 mod submit;
 
 use std::fmt;
@@ -47,6 +53,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+pub use advertised::{AdvertisedFile, AdvertisedSet};
 pub use build::ActiveBuild;
 pub use builder::{BaseImages, BuildDirectory, BuildLimits, BuildOutput, Builder, Ending, Supervision};
 pub use context::{ContextError, ContextSource, ContextSummary, DOCKERFILE};
@@ -57,16 +64,22 @@ pub use dockerfile::{
 pub use error::EnvironmentsError;
 pub use fault::{BuildFailure, BuildFault};
 pub use flags::{AllowedRegistries, BasePolicy, FlagKind, ReviewFlag, is_hidden};
+pub use headers::{WorkerFile, WorkerFileError};
 pub use id::{
     BuildHost, ENVIRONMENT_ID_MAX, EnvironmentId, EnvironmentNameError, HardwareGroup, RevisionId,
     RevisionNumber,
 };
 pub use log::{LogEntry, QueueChange};
+pub use offers::{
+    EnvironmentsPrefix, OFFERS_MAX, OFFERS_TYPE, Offer, OfferList, OfferListError, SIGNATURE_TYPE,
+};
+pub use publish::PublishLock;
 pub use queue::Queue;
 pub use records::{
     ApprovedBase, Attribution, AttributionError, BuildOutcome, BuildResult, BuiltImage, CurrentChoice,
     Review, ReviewDecision, Submission,
 };
+pub use signature::{SignatureError, check_signature, sign};
 pub use submit::{SubmissionDraft, Submitted};
 
 use crate::os::AtPath as _;

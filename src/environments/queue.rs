@@ -171,8 +171,15 @@ impl Queue {
 
     /// Takes the lock of the queue, and completes the change of a process that died.
     pub(super) fn lock(&self) -> Result<QueueLock, EnvironmentsError> {
+        let lock = QueueLock { file: self.lock_file("lock")? };
+        self.files.recover()?;
+        Ok(lock)
+    }
+
+    /// Locks one of the queue's own files.
+    pub(super) fn lock_file(&self, name: &str) -> Result<File, EnvironmentsError> {
         use std::os::unix::fs::OpenOptionsExt as _;
-        let path = self.path.join(OWN).join("lock");
+        let path = self.path.join(OWN).join(name);
         let mut options = File::options();
         options.write(true).create(true).truncate(false).mode(0o600);
         let file = options.open(&path).at("open", &path)?;
@@ -180,9 +187,7 @@ impl Queue {
         if !os::lock_until(&file, Sharing::Exclusive, Some(Instant::now() + LOCK_MAX)).at("lock", &path)? {
             return Err(EnvironmentsError::Busy { path, seconds: LOCK_MAX.as_secs() });
         }
-        let lock = QueueLock { file };
-        self.files.recover()?;
-        Ok(lock)
+        Ok(file)
     }
 
     /// The directory of an environment.

@@ -169,6 +169,16 @@ codes! {
     Dockerfile = "dockerfile",
     /// The build of a revision has failed, and its author has to submit another one.
     Build = "build",
+    /// A list of environments is malformed.
+    EnvironmentList = "environment-list",
+    /// The list of environments has no signature of an allowed signer, or cannot be signed.
+    Signature = "signature",
+    /// The configuration of a worker has no place for the list of environments.
+    WorkerFile = "worker-file",
+    /// The smoke command of an image has failed.
+    Smoke = "smoke",
+    /// The command that a set of environments triggers has failed.
+    Exec = "exec",
 }
 
 impl ErrorCode {

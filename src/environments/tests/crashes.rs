@@ -58,6 +58,7 @@ fn victim_of_a_kill_at_each_step() {
     files::step();
     build.finish(&published()).unwrap();
     queue.retire(&id("a"), &by("bob")).unwrap();
+    queue.roll_back(&id("a"), None, &by("bob")).unwrap();
 }
 
 #[test]
@@ -97,26 +98,32 @@ fn kill_at_each_step_leaves_a_queue_that_reads_well_and_whose_log_has_each_chang
                 "published a@1 builder",
             ],
         };
-        if current.is_some() {
+        // Whether there is a decision, and whether it is the rollback.
+        let decision = current.map(|choice| choice.revision.is_some());
+        if decision.is_some() {
             expected.push("retired a@1 bob");
+        }
+        if decision == Some(true) {
+            expected.push("rolled-back a@1 bob");
         }
         log.retain(|line| before.first() != Some(&RevisionState::Approved) || !line.starts_with("building"));
         assert_eq!(log, expected, "step {stop_at}");
         let own = test.queue.path().join(".queue");
         assert!(!own.join("pending").exists(), "step {stop_at}");
         assert_eq!(fs::read_dir(own.join("tmp")).unwrap().count(), 0, "step {stop_at}");
-        seen.push((before, current.is_some()));
+        seen.push((before, decision));
         if status.success() {
             break;
         }
     }
     seen.dedup();
     let expected = [
-        (vec![], false),
-        (vec![RevisionState::Submitted], false),
-        (vec![RevisionState::Approved], false),
-        (vec![RevisionState::Published], false),
-        (vec![RevisionState::Published], true),
+        (vec![], None),
+        (vec![RevisionState::Submitted], None),
+        (vec![RevisionState::Approved], None),
+        (vec![RevisionState::Published], None),
+        (vec![RevisionState::Published], Some(false)),
+        (vec![RevisionState::Published], Some(true)),
     ];
     assert_eq!(seen, expected);
 }

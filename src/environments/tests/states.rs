@@ -196,6 +196,69 @@ fn retired_environment_comes_back_with_a_revision_that_is_submitted_later() {
 }
 
 #[test]
+fn rollback_holds_until_a_higher_revision_is_published() {
+    let test = TestQueue::new();
+    for number in 1..=4 {
+        test.submit("a", &format!("FROM scratch AS s{number}"));
+    }
+    let roll_back = |number: Option<&str>| {
+        test.queue.roll_back(&id("a"), number.map(|number| number.parse().unwrap()), &by("bob"))
+    };
+    assert_eq!(code(roll_back(None)).0, ErrorCode::RevisionState);
+    test.publish("a@1");
+    let nothing = code(roll_back(None));
+    assert_eq!(nothing.1, "environment a has no published revision before the one that workers offer");
+    test.publish("a@3");
+    assert_eq!(roll_back(None).unwrap().to_string(), "a@1");
+    assert_eq!(test.current("a").as_deref(), Some("a@1"));
+    assert_eq!(code(roll_back(Some("1"))).1, "workers offer revision a@1 already");
+    assert_eq!(code(roll_back(Some("2"))).1, "revision a@2 cannot be made current: it waits for its review");
+    assert_eq!(code(roll_back(Some("9"))).0, ErrorCode::NoRevision);
+    test.publish("a@2");
+    assert_eq!(test.current("a").as_deref(), Some("a@1"), "its number is lower than that of a@3");
+    test.publish("a@4");
+    assert_eq!(test.current("a").as_deref(), Some("a@4"));
+    roll_back(Some("3")).unwrap();
+    roll_back(Some("4")).unwrap();
+    assert_eq!(test.current("a").as_deref(), Some("a@4"));
+    let logged: Vec<_> = test.log().into_iter().filter(|line| line.starts_with("rolled-back")).collect();
+    assert_eq!(logged, ["rolled-back a@1 bob", "rolled-back a@3 bob", "rolled-back a@4 bob"]);
+}
+
+#[test]
+fn rollback_brings_a_retired_environment_back() {
+    let test = TestQueue::new();
+    test.submit("a", DOCKERFILE_TEXT);
+    test.publish("a@1");
+    test.queue.retire(&id("a"), &by("bob")).unwrap();
+    assert_eq!(test.queue.offers(&OfferList::default()).unwrap().offers(), []);
+    test.queue.roll_back(&id("a"), None, &by("bob")).unwrap();
+    assert_eq!(test.current("a").as_deref(), Some("a@1"));
+}
+
+#[test]
+fn list_has_the_current_revisions_with_digest_and_the_fields_of_the_list_before() {
+    let test = TestQueue::new();
+    for (environment, text) in [("b", "FROM scratch"), ("a", "FROM scratch"), ("a", "FROM scratch AS x")] {
+        test.submit(environment, text);
+    }
+    test.publish("b@1");
+    test.publish("a@1");
+    let mut earlier = serde_json::to_value(test.queue.offers(&OfferList::default()).unwrap()).unwrap();
+    earlier[0]["services"] = json!(["db"]);
+    let earlier = OfferList::parse(&serde_json::to_vec(&earlier).unwrap()).unwrap();
+    test.publish("a@2");
+    let image = format!("reg.example/env@{}", Digest::of(b"image"));
+    let entry = |id: &str, revision: u32| json!({"id": id, "image": image, "revision": revision, "platform": "linux/amd64", "hwgroups": ["group1"], "smoke": "python3 -V"});
+    let mut expected = json!([entry("a", 2), entry("b", 1)]);
+    expected[0]["services"] = json!(["db"]);
+    assert_eq!(serde_json::to_value(test.queue.offers(&earlier).unwrap()).unwrap(), expected);
+    // It may be the current one.
+    fs::write(test.queue.path().join("b/1/submission.json"), "{").unwrap();
+    assert_eq!(code(test.queue.offers(&earlier)).0, ErrorCode::Damaged);
+}
+
+#[test]
 fn revision_is_compared_with_the_last_published_one() {
     let test = TestQueue::new();
     for number in 1..=4 {

@@ -65,7 +65,7 @@
 //! | [`roots`] | writable roots: an overlay of an image and an upper |
 //! | [`commit`] | what was written to a root as a layer on its image |
 //! | [`sandbox`] | runs in such a root: isolate, bubblewrap, and the stand-in for isolate |
-//! | [`environments`] | revisions of environments: submission, review, the state of builds |
+//! | [`environments`] | revisions of environments: submission, review, the state of builds, publication; what a worker offers |
 //! | [`manual`] | the pages of the manual, and their conversion to man pages |
 //! | [`cli`] | the commands |
 //!

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::engine::EngineChoice;
 use super::error::{self, ConfigurationError};
 use super::output::plain;
-use crate::environments::{AllowedRegistries, BuildLimits, RevisionId};
+use crate::environments::{AllowedRegistries, BuildLimits, EnvironmentsPrefix, HardwareGroup, RevisionId};
 use crate::error::ErrorCode;
 use crate::image::{Platform, Reference};
 use crate::index::LayerLimits;
@@ -157,7 +157,7 @@ pub(super) struct EnvironmentsConfig {
     registries: Option<Vec<String>>,
     /// Largest context: a size as for an upper.
     context_limit: Option<String>,
-    /// Where images of environments are pushed: `HOST[:PORT][/PREFIX]`.
+    /// Where images of environments are pushed, and the list of them: `HOST[:PORT][/PREFIX]`.
     registry: Option<String>,
     /// Longest build, in seconds.
     build_time: Option<NonZeroU64>,
@@ -165,6 +165,10 @@ pub(super) struct EnvironmentsConfig {
     build_disk: Option<String>,
     /// Longest output of a build: a size as for an upper.
     build_log: Option<String>,
+    /// File with the keys whose signatures of the list are accepted.
+    pub(super) allowed_signers: Option<PathBuf>,
+    /// Hardware group of this host's workers.
+    hwgroup: Option<String>,
 }
 
 impl EnvironmentsConfig {
@@ -179,6 +183,27 @@ impl EnvironmentsConfig {
     pub(super) fn registries(&self) -> anyhow::Result<Option<AllowedRegistries>> {
         let parse = |texts: &Vec<String>| AllowedRegistries::parse(texts).map_err(anyhow::Error::msg);
         self.registries.as_ref().map(parse).transpose()
+    }
+
+    /// Where the registry has the list of environments: what the option says, otherwise the configuration.
+    pub(super) fn registry(&self, option: Option<&EnvironmentsPrefix>) -> anyhow::Result<EnvironmentsPrefix> {
+        let given = option.cloned().map_or_else(|| self.prefix(), |prefix| Ok(Some(prefix)))?;
+        given.ok_or_else(|| {
+            error::fail_with_hint(
+                ErrorCode::Usage,
+                "no registry is given for the list of environments",
+                "use `--registry HOST/PREFIX`, or set `registry` in the table `[environments]` of the configuration",
+            )
+        })
+    }
+
+    fn prefix(&self) -> anyhow::Result<Option<EnvironmentsPrefix>> {
+        self.registry.as_ref().map(|text| Ok(text.parse()?)).transpose()
+    }
+
+    /// The hardware group of this host's workers.
+    pub(super) fn hwgroup(&self) -> anyhow::Result<Option<HardwareGroup>> {
+        self.hwgroup.as_ref().map(|text| Ok(text.parse()?)).transpose()
     }
 
     /// The largest context, in bytes.
@@ -216,6 +241,8 @@ impl EnvironmentsConfig {
         self.context_limit()?;
         self.build_limits()?;
         self.image_of(&"x@1".parse()?)?;
+        self.prefix()?;
+        self.hwgroup()?;
         Ok(())
     }
 
@@ -472,7 +499,7 @@ mod tests {
              [root]\nupper-dir = '/u'\nupper = 'tmpfs:64M'\ninodes = '32bit'\n\
              [run]\nsandbox = 'bwrap'\nbox-ids = '5-7'\nbwrap-user = '1000:5'\nbwrap-image-user = true\n\
              [isolate]\npath = '/i'\nmountpoint = '/images'\nupper = 'tmpfs:64M'\nwritable = true\ninject = false\nenv-from-image = ['PATH', 'LANG']\nhost-commands = ['/usr/bin/recodex-*']\n\
-             [environments]\nqueue = '/q'\nregistries = ['reg.example/lab']\ncontext-limit = '64M'\n\
+             [environments]\nqueue = '/q'\nregistries = ['reg.example/lab']\ncontext-limit = '64M'\nregistry = 'reg.example/env'\nallowed-signers = '/k'\nhwgroup = 'group1'\n\
              [isolate.images]\ndefault = 'a'\n7 = 'b:1'\n10-19 = 'c'\n",
         )
         .unwrap();
@@ -503,6 +530,9 @@ mod tests {
             full.environments.registries().unwrap().is_some()
                 && empty.environments.registries().unwrap().is_none()
         );
+        assert_eq!(full.environments.registry(None).unwrap().to_string(), "reg.example/env");
+        assert!(empty.environments.registry(None).is_err());
+        assert_eq!(full.environments.hwgroup().unwrap(), Some("group1".parse().unwrap()));
         assert_eq!(full.limits.layer(), LayerLimits { tar_bytes: 7 << 20, ratio: 30 });
         assert_eq!(empty.limits.layer(), LayerLimits::default());
         assert_eq!(full.isolate.env_from_image().unwrap(), ["PATH", "LANG"]);
@@ -535,6 +565,8 @@ mod tests {
             ("[erofs]\nplain-budget = 20", "line 2: invalid type: integer `20`, expected a string"),
             ("[environments]\nregistries = ['lab']", "table [environments]"),
             ("[environments]\ncontext-limit = '1 GB'", "table [environments]"),
+            ("[environments]\nregistry = 'env'", "table [environments]"),
+            ("[environments]\nhwgroup = 'a b'", "table [environments]"),
             ("store =\nrun-dir = 1", "line 1: "),
             ("[run]\nsandbox = 'docker'", "sandbox `docker`: expected auto, isolate or bwrap"),
             ("[run]\nbox-ids = '9-1'", "box ids `9-1` do not have the form FIRST-LAST"),

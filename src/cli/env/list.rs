@@ -11,6 +11,8 @@ const EXAMPLES: &str = "\
 Examples:
   List all revisions:
     rcx-imagefs env list
+  List what workers offer:
+    rcx-imagefs env list --current
   Print the revisions that wait for a review:
     rcx-imagefs env list --json | jq -r '.[] | select(.state == \"submitted\") | \"\\(.environment)@\\(.revision)\"'";
 
@@ -21,6 +23,9 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct ListEnvironmentsArgs {
+    /// List only the revisions that workers offer
+    #[arg(long)]
+    current: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -32,6 +37,9 @@ pub(super) fn run(queue: &Queue, args: &ListEnvironmentsArgs) -> anyhow::Result<
         environments
             .iter()
             .flat_map(|environment| environment.revisions.iter().map(move |revision| (environment, revision)))
+            .filter(|(environment, revision)| {
+                !args.current || environment.current().is_some_and(|current| current.id == revision.id)
+            })
     };
     if args.json {
         let all: Vec<RevisionJson<'_>> =

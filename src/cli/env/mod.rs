@@ -4,8 +4,11 @@ mod build;
 mod decide;
 mod list;
 mod log;
+mod publish;
 mod show;
+mod smoke;
 mod submit;
+mod sync;
 
 use std::path::PathBuf;
 
@@ -27,12 +30,15 @@ Examples:
   Look at what waits for a review, and approve it:
     rcx-imagefs env list
     rcx-imagefs env show python3@1
-    rcx-imagefs env approve python3@1 --as bob";
+    rcx-imagefs env approve python3@1 --as bob
+  Publish what workers are to offer, and follow that list on a worker:
+    rcx-imagefs env publish --registry registry.example/env
+    rcx-imagefs env sync --registry registry.example/env";
 
-/// Submit and review environments: images that workers offer
+/// Submit, review and publish environments: images that workers offer
 ///
 /// An author submits a directory with a Dockerfile as a revision of an environment; an administrator approves or rejects it. The queue
-/// is a directory that only its owner can use. See rcx-imagefs-environments(7).
+/// is a directory that only its owner can use. Published revisions reach the workers by a list in the registry. See rcx-imagefs-environments(7).
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct EnvArgs {
@@ -53,6 +59,9 @@ enum EnvCommand {
     Withdraw(decide::WithdrawArgs),
     Build(build::BuildArgs),
     Retire(decide::RetireArgs),
+    Publish(publish::PublishArgs),
+    Rollback(publish::RollbackArgs),
+    Sync(sync::SyncArgs),
     Log(log::LogArgs),
 }
 
@@ -68,6 +77,9 @@ impl EnvArgs {
             EnvCommand::Withdraw(args) => args.json,
             EnvCommand::Build(args) => args.json,
             EnvCommand::Retire(args) => args.json,
+            EnvCommand::Publish(args) => args.json,
+            EnvCommand::Rollback(args) => args.json,
+            EnvCommand::Sync(args) => args.json,
             EnvCommand::Log(args) => args.json,
         }
     }
@@ -104,6 +116,10 @@ impl<'a> RevisionJson<'a> {
 }
 
 pub(super) fn run(context: &Context, args: EnvArgs) -> anyhow::Result<()> {
+    if let EnvCommand::Sync(args) = &args.command {
+        // A worker has no queue.
+        return sync::run(context, args);
+    }
     let configured = context.config.environments.queue.as_ref();
     let queue = Context::directory(args.queue, "RCX_IMAGEFS_QUEUE", configured, DEFAULT_QUEUE)?;
     if let EnvCommand::Submit(args) = &args.command {
@@ -111,7 +127,7 @@ pub(super) fn run(context: &Context, args: EnvArgs) -> anyhow::Result<()> {
     }
     let queue = Queue::open(&queue)?;
     match &args.command {
-        EnvCommand::Submit(_) => unreachable!("handled above"),
+        EnvCommand::Submit(_) | EnvCommand::Sync(_) => unreachable!("handled above"),
         EnvCommand::List(args) => list::run(&queue, args),
         EnvCommand::Show(args) => show::run(context, &queue, args),
         EnvCommand::Approve(args) => decide::approve(context, &queue, args),
@@ -119,6 +135,8 @@ pub(super) fn run(context: &Context, args: EnvArgs) -> anyhow::Result<()> {
         EnvCommand::Withdraw(args) => decide::withdraw(&queue, args),
         EnvCommand::Build(args) => build::run(context, &queue, args),
         EnvCommand::Retire(args) => decide::retire(&queue, args),
+        EnvCommand::Publish(args) => publish::publish(context, &queue, args),
+        EnvCommand::Rollback(args) => publish::roll_back(context, &queue, args),
         EnvCommand::Log(args) => log::run(&queue, args),
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "these are tests: a panic is how they fail")]
 
 mod bad_input;
+mod environments;
 mod logins;
 mod plain;
 mod private_registry;

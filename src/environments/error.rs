@@ -205,6 +205,9 @@ pub enum EnvironmentsError {
         /// The output of the build, as a hint.
         hint: String,
     },
+    /// A published list cannot name the image.
+    #[error("the image of {0} is in no registry: it was built without one")]
+    LocalImage(RevisionId),
     /// The digest of a base image cannot be determined.
     #[error("Dockerfile line {line}")]
     BaseDigest {
@@ -240,6 +243,7 @@ impl EnvironmentsError {
             | Self::Retired { .. }
             | Self::Current(_)
             | Self::NothingBefore(_)
+            | Self::LocalImage(_)
             | Self::OtherContext { .. } => ErrorCode::RevisionState,
             Self::Context(error) => error.code(),
             Self::Dockerfile(_) | Self::Base { .. } | Self::BaseName { .. } => ErrorCode::Dockerfile,
@@ -266,6 +270,9 @@ impl EnvironmentsError {
             }
             Self::BuildSetup(_) => Some("builds need root, loop devices, ext4 and overlayfs"),
             Self::Build { hint, .. } => Some(hint),
+            Self::LocalImage(_) => Some(
+                "set `registry` in the table [environments] of the builder's configuration, and submit the revision again",
+            ),
             Self::State { state: RevisionState::Building, .. } => {
                 Some("wait for the end of the build, or stop the builder")
             }

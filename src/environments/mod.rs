@@ -45,6 +45,7 @@ mod retire;
 mod review;
 mod rollback;
 mod signature;
+mod smoke;
 mod submit;
 
 use std::fmt;
@@ -73,13 +74,14 @@ pub use log::{LogEntry, QueueChange};
 pub use offers::{
     EnvironmentsPrefix, OFFERS_MAX, OFFERS_TYPE, Offer, OfferList, OfferListError, SIGNATURE_TYPE,
 };
-pub use publish::PublishLock;
+pub use publish::{NO_REGISTRY, PublishLock};
 pub use queue::Queue;
 pub use records::{
     ApprovedBase, Attribution, AttributionError, BuildOutcome, BuildResult, BuiltImage, CurrentChoice,
     Review, ReviewDecision, Submission,
 };
 pub use signature::{SignatureError, check_signature, sign};
+pub use smoke::SmokeCommand;
 pub use submit::{SubmissionDraft, Submitted};
 
 use crate::os::AtPath as _;

@@ -9,6 +9,9 @@ use super::{Environment, RESULT};
 use crate::image::Reference;
 use crate::os;
 
+/// The host in names of images that a builder without a registry makes.
+pub const NO_REGISTRY: &str = "localhost";
+
 /// The right to publish the list of a queue. A list that is older than another one cannot replace it while this is held.
 #[derive(Debug)]
 pub struct PublishLock {
@@ -35,7 +38,7 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// A revision is damaged: it may be the current one.
+    /// A revision is damaged: it may be the current one. Or an image is in no registry.
     pub fn offers(&self, published: &OfferList) -> Result<OfferList, EnvironmentsError> {
         let mut offers = Vec::new();
         for mut environment in self.environments()? {
@@ -55,6 +58,10 @@ fn offer(environment: &Environment, published: &OfferList) -> Result<Option<Offe
         let reason = "it names no image with a digest".to_owned();
         return Err(EnvironmentsError::Damaged { path: current.path.join(RESULT), reason });
     };
+    // It means another image on each host.
+    if image.name.host() == Some(NO_REGISTRY) {
+        return Err(EnvironmentsError::LocalImage(current.id.clone()));
+    }
     let submission = &current.submission;
     Ok(Some(Offer {
         id: environment.id.clone(),

@@ -28,7 +28,7 @@ Examples:
 /// Where and how the list of environments is published.
 #[derive(Debug, Args)]
 struct PublishOptions {
-    /// Where the registry has the list of environments: HOST[:PORT][/PREFIX] [default: `registry` of the configuration]
+    /// Registry with the list of environments, with an optional port and prefix [default: `registry` of the configuration]
     #[arg(long, value_name = "HOST/PREFIX")]
     registry: Option<EnvironmentsPrefix>,
     /// Sign the list with this private key of OpenSSH

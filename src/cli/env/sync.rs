@@ -12,7 +12,7 @@ use super::smoke;
 use crate::cli::failures::{FailedItemJson, Failures};
 use crate::cli::{Context, error, output, progress, pull};
 use crate::environments::{
-    AdvertisedFile, AdvertisedSet, EnvironmentsPrefix, OFFERS_MAX, Offer, OfferList, WorkerFile,
+    AdvertisedFile, AdvertisedSet, EnvironmentsPrefix, OFFERS_MAX, Offer, OfferList, SmokeCommand, WorkerFile,
 };
 use crate::error::ErrorCode;
 use crate::image::Reference;
@@ -33,7 +33,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct SyncArgs {
-    /// Where the registry has the list of environments: HOST[:PORT][/PREFIX] [default: `registry` of the configuration]
+    /// Registry with the list of environments, with an optional port and prefix [default: `registry` of the configuration]
     #[arg(long, value_name = "HOST/PREFIX")]
     registry: Option<EnvironmentsPrefix>,
     /// Remove the images that an earlier `env sync` pulled and that are not offered any more
@@ -218,7 +218,7 @@ impl Synchronisation<'_> {
         if self.context.uses_tree_images(&self.store) {
             tree_image(&self.store, &image)?;
         }
-        match smoke::command(offer, image.config()) {
+        match SmokeCommand::of(offer.smoke.as_deref(), image.config()) {
             Some(command) if earlier.is_none_or(|earlier| earlier.smoke != offer.smoke) => {
                 smoke::run(self.context, &offer.image.to_string(), &command)
             }

@@ -259,6 +259,20 @@ fn list_has_the_current_revisions_with_digest_and_the_fields_of_the_list_before(
 }
 
 #[test]
+fn image_of_a_builder_without_a_registry_is_not_published() {
+    let test = TestQueue::new();
+    test.submit("python", "FROM scratch\n");
+    test.approve("python@1").unwrap();
+    let build = test.queue.start_build(&revision("python@1"), &by("builder")).unwrap();
+    let image = Reference::parse(&format!("localhost/python@{}", Digest::of(b"image")), None).unwrap();
+    build.finish(&BuildResult::published(by("builder"), &image)).unwrap();
+    assert_eq!(test.current("python").unwrap(), "python@1");
+    let (code, message) = code(test.queue.offers(&OfferList::default()));
+    assert_eq!(code, ErrorCode::RevisionState);
+    assert_eq!(message, "the image of python@1 is in no registry: it was built without one");
+}
+
+#[test]
 fn revision_is_compared_with_the_last_published_one() {
     let test = TestQueue::new();
     for number in 1..=4 {

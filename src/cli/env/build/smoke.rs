@@ -11,16 +11,15 @@ use serde_json::Value;
 
 use super::{BuildSession, Built};
 use crate::environments::{
-    BuildDirectory, BuildFailure, BuildFault, BuildOutput, Ending, EnvironmentsError, Revision, Supervision,
+    BuildDirectory, BuildFailure, BuildFault, BuildOutput, Ending, EnvironmentsError, Revision, SmokeCommand,
+    Supervision,
 };
 use crate::error::ErrorCode;
-use crate::image::{ImageConfig, Reference};
+use crate::image::Reference;
 use crate::os::AtPath as _;
 use crate::pipeline::read_image;
 use crate::sandbox::Sandbox;
 
-/// The label of an image with its smoke command. That of the submission takes precedence.
-const LABEL: &str = "io.rcx-imagefs.smoke";
 /// The exit code of `run` if the program failed.
 const EXIT_PROGRAM: i32 = 1;
 /// Longest run of a smoke command.
@@ -39,7 +38,8 @@ impl BuildSession<'_> {
     ) -> anyhow::Result<Built<()>> {
         let Some(digest) = image.digest else { return Ok(Ok(())) };
         let stored = read_image(&self.store, &digest)?;
-        let Some(smoke) = revision.submission.smoke.clone().or_else(|| of_label(stored.config())) else {
+        let given = revision.submission.smoke.as_deref();
+        let Some(SmokeCommand { text: smoke, words }) = SmokeCommand::of(given, stored.config()) else {
             return Ok(Ok(()));
         };
         let config = &self.context.config;
@@ -59,9 +59,7 @@ impl BuildSession<'_> {
             // isolate allows one process unless it is told otherwise; bubblewrap has no such limit.
             command.arg("--processes");
         }
-        command
-            .arg(Reference { tag: None, ..image.clone() }.to_string())
-            .args(["--", "/bin/sh", "-c", &smoke]);
+        command.arg(Reference { tag: None, ..image.clone() }.to_string()).arg("--").args(&words);
         command.stdin(Stdio::null()).process_group(0);
         let report_path = directory.path().join("smoke.json");
         let report = File::create_new(&report_path).at("create", &report_path)?;
@@ -96,8 +94,4 @@ impl BuildSession<'_> {
             Ending::Exceeded(_) => fail("printed too much".to_owned()),
         }
     }
-}
-
-fn of_label(config: &ImageConfig) -> Option<String> {
-    config.raw.pointer("/config/Labels")?.get(LABEL)?.as_str().map(str::to_owned)
 }

@@ -91,7 +91,7 @@
 //! - A new error: a variant in the error enum of its module (mostly `src/MODULE/error.rs`), and an arm in that enum's `code`
 //!   method. If a script should be able to tell the failure apart from others, add a code to `src/error/code.rs` and to the
 //!   manual page `rcx-imagefs-errors(7)`; a test compares the two.
-//! - A new configuration key: `src/cli/config.rs` and `rcx-imagefs-config(5)`.
+//! - A new configuration key: `src/cli/config/` and `rcx-imagefs-config(5)`.
 //! - A new command: a file in `src/cli/`, a variant in `src/cli/mod.rs`, and the manual page that describes it.
 //! - A new test: see `tests/README.md`.
 

@@ -13,9 +13,10 @@ const COMMANDS: &[Advice] = &[
         "a run ends with its command; `rcx-imagefs root create` makes a root that stays",
     ),
     (
-        &["build", "commit", "push"],
-        "this program only reads images; docker, podman or buildah make and push them",
+        &["build"],
+        "`rcx-imagefs env build` builds reviewed environments; buildah, podman or docker build other images",
     ),
+    (&["commit"], "`rcx-imagefs root commit` makes an image of a root"),
     (
         &["save", "export"],
         "`rcx-imagefs unpack` copies an image into a directory, and `cp` copies files out of it",

@@ -45,6 +45,14 @@ const EXEMPT: &[(&str, &str)] = &[
         "src/manual/rcx-imagefs-store.7.md",
         "skopeo inspect oci:/var/lib/rcx-imagefs:docker.io/library/python:3.12",
     ),
+    (
+        "src/manual/rcx-imagefs-environments.7.md",
+        "rcx-imagefs env publish --registry registry.example/env --sign /etc/rcx-imagefs/publish_key",
+    ),
+    (
+        "src/manual/rcx-imagefs-environments.7.md",
+        "rcx-imagefs env rollback python3 --as bob -m 'numpy is broken' --publish --sign /etc/rcx-imagefs/publish_key",
+    ),
 ];
 
 /// Runs all blocks of a page and stops at the first command that prints something else than the page says.

@@ -122,8 +122,8 @@ impl DecodeAhead {
         let spans: VecDeque<_> = fitting.collect();
         let all = spans.iter().copied().collect();
         let list = SpanList { spans, layers };
-        for position in 0..READ_AHEAD {
-            list.will_need(position);
+        for upcoming in (0..READ_AHEAD).filter_map(|position| list.span(position)) {
+            upcoming.layer.will_need(upcoming.span);
         }
         ignore_poison(self.shared.waiting.lock()).lists.push_back(list);
         self.shared.added.notify_all();
@@ -144,7 +144,16 @@ impl SharedQueue {
         if let Err(error) = rustix::process::setpriority_process(None, NICE) {
             debug!(%error, "cannot lower the priority of a thread that decodes ahead");
         }
-        while let Some(span) = self.take() {
+        while let Some((span, upcoming)) = self.take() {
+            let is_check = self.taken.fetch_add(1, Ordering::Relaxed).is_multiple_of(MEMORY_CHECK);
+            if is_check && os::available_memory().is_some_and(|part| part < MEMORY_PART) {
+                debug!("memory is short: decodes nothing ahead");
+                ignore_poison(self.waiting.lock()).clear();
+                continue;
+            }
+            if let Some(upcoming) = upcoming {
+                upcoming.layer.will_need(upcoming.span);
+            }
             let decode = AssertUnwindSafe(|| self.content.decode_ahead(span.slot, &span.layer, span.span));
             if catch_unwind(decode).is_err() {
                 error!("decoding ahead panicked");
@@ -152,20 +161,15 @@ impl SharedQueue {
         }
     }
 
-    /// Waits for a span. Returns `None` at the end.
-    fn take(&self) -> Option<OpenSpan> {
+    /// Waits for a span. Returns it with one whose compressed bytes will be needed soon, or `None` at the end.
+    fn take(&self) -> Option<(OpenSpan, Option<OpenSpan>)> {
         let mut waiting = ignore_poison(self.waiting.lock());
         loop {
             if waiting.stop {
                 return None;
             }
             if let Some(next) = waiting.next() {
-                let is_check = self.taken.fetch_add(1, Ordering::Relaxed).is_multiple_of(MEMORY_CHECK);
-                if !is_check || os::available_memory().is_none_or(|part| part >= MEMORY_PART) {
-                    return Some(next);
-                }
-                debug!("memory is short: decodes nothing ahead");
-                *waiting = WaitingSpans::default();
+                return Some(next);
             }
             waiting = ignore_poison(self.added.wait(waiting));
         }
@@ -173,30 +177,31 @@ impl SharedQueue {
 }
 
 impl WaitingSpans {
-    fn next(&mut self) -> Option<OpenSpan> {
+    fn next(&mut self) -> Option<(OpenSpan, Option<OpenSpan>)> {
         if let Some(span) = self.singles.pop_back() {
-            return Some(span);
+            return Some((span, None));
         }
         while let Some(list) = self.lists.front_mut() {
-            list.will_need(READ_AHEAD);
-            if let Some(span) = list.spans.pop_front()
-                && let Some((slot, layer)) = list.layers.get(&span.layer)
-            {
-                return Some(OpenSpan { slot: *slot, layer: Arc::clone(layer), span: span.span });
+            if let Some(span) = list.span(0) {
+                let upcoming = list.span(READ_AHEAD);
+                list.spans.pop_front();
+                return Some((span, upcoming));
             }
             self.lists.pop_front();
         }
         None
     }
+
+    fn clear(&mut self) {
+        self.singles.clear();
+        self.lists.clear();
+    }
 }
 
 impl SpanList {
-    /// Makes the kernel read what the span at a position is decoded from.
-    fn will_need(&self, position: usize) {
-        if let Some(span) = self.spans.get(position)
-            && let Some((_, layer)) = self.layers.get(&span.layer)
-        {
-            layer.will_need(span.span);
-        }
+    fn span(&self, position: usize) -> Option<OpenSpan> {
+        let LayerSpan { layer, span } = *self.spans.get(position)?;
+        let (slot, layer) = self.layers.get(&layer)?;
+        Some(OpenSpan { slot: *slot, layer: Arc::clone(layer), span })
     }
 }

@@ -12,10 +12,7 @@ use rustix::io::Errno;
 
 use super::file::{RootFile, RootFileKind, is_kept};
 use crate::layer::Timestamp;
-use crate::os::{AtPath as _, PathError, retry_again};
-
-/// Longest list of names of extended attributes, and longest value (linux/limits.h).
-const XATTR_MAX: usize = 65536;
+use crate::os::{AtPath as _, PathError, XATTR_MAX, read_xattrs, retry_again};
 
 /// A directory tree. Paths in it are relative; that of its root is empty.
 #[derive(Debug)]
@@ -146,7 +143,7 @@ impl DirectoryTree {
             (kind != RootFileKind::Directory && stat.st_nlink > 1).then_some((stat.st_dev, stat.st_ino));
         // A path below a descriptor: there are no calls that read the attributes of a name in a directory before Linux 6.13.
         let link = [format!("/proc/self/fd/{}/", directory.as_fd().as_raw_fd()).as_bytes(), name].concat();
-        let xattrs = xattrs(OsStr::from_bytes(&link));
+        let xattrs = read_xattrs(OsStr::from_bytes(&link), is_kept);
         let xattrs = xattrs.at("read the extended attributes of", &self.path_of(path))?;
         let nsec = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
         let file = RootFile {
@@ -167,21 +164,4 @@ impl DirectoryTree {
         let missing = || PathError::new("open", self.path_of(path), Errno::NOENT);
         file.map(File::from).ok_or_else(missing)
     }
-}
-
-fn xattrs(path: &OsStr) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut buffer = vec![0; XATTR_MAX];
-    let length = match rustix::fs::llistxattr(path, &mut buffer) {
-        Err(Errno::OPNOTSUPP) => 0,
-        length => length?,
-    };
-    let names = buffer[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty() && is_kept(name));
-    let names: Vec<Vec<u8>> = names.map(<[u8]>::to_vec).collect();
-    let mut xattrs = Vec::new();
-    for name in names {
-        let length = rustix::fs::lgetxattr(path, OsStr::from_bytes(&name), &mut buffer)?;
-        xattrs.push((name, buffer[..length].to_vec()));
-    }
-    xattrs.sort_unstable();
-    Ok(xattrs)
 }

@@ -16,6 +16,7 @@ mod process;
 mod remove_tree;
 mod statfs;
 mod walk;
+mod xattrs;
 
 pub use beneath::{is_linked, retry_again};
 pub use control_groups::leave_control_groups;
@@ -32,3 +33,4 @@ pub use process::{Forked, close_all_but, detach_from_caller, end_now, fork};
 pub use remove_tree::remove_tree;
 pub use statfs::statfs_within;
 pub use walk::{LINKS_MAX, PathWalk, TooManyLinks};
+pub use xattrs::{XATTR_MAX, read_xattrs};

@@ -18,6 +18,7 @@ use super::write::OPAQUE;
 use super::{DirectoryNo, PlanDirectory, PlanName, UnpackError, UnpackPlan};
 use crate::error::chain_text;
 use crate::index::{EntryId, IndexedKind, Layer};
+use crate::os::read_xattrs;
 use crate::tree::NodeSource;
 
 /// Number of differences after which the comparison stops.
@@ -264,7 +265,8 @@ impl NodeAttributes<'_> {
         }
         let mut link = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
         link.extend_from_slice(name);
-        match read_xattrs(&link) {
+        // The kernel sets the label of SELinux by itself.
+        match read_xattrs(OsStr::from_bytes(&link), |name| name != b"security.selinux") {
             Err(errno) => differences.push(format!("cannot read extended attributes: {errno}")),
             Ok(actual) => {
                 let mut expected: Vec<(Vec<u8>, Vec<u8>)> =
@@ -278,27 +280,4 @@ impl NodeAttributes<'_> {
         }
         differences
     }
-}
-
-/// Returns all extended attributes, sorted, except the SELinux label, which the kernel sets by itself.
-fn read_xattrs(path: &[u8]) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let path = OsStr::from_bytes(path);
-    // linux/limits.h: XATTR_LIST_MAX, XATTR_SIZE_MAX.
-    let mut buffer = vec![0; 65536];
-    let length = match rustix::fs::llistxattr(path, &mut buffer) {
-        Err(Errno::NOTSUP) => 0,
-        length => length?,
-    };
-    let names: Vec<Vec<u8>> = buffer[..length]
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty() && *name != b"security.selinux")
-        .map(<[u8]>::to_vec)
-        .collect();
-    let mut xattrs = Vec::new();
-    for name in names {
-        let length = rustix::fs::lgetxattr(path, OsStr::from_bytes(&name), &mut buffer)?;
-        xattrs.push((name, buffer[..length].to_vec()));
-    }
-    xattrs.sort_unstable();
-    Ok(xattrs)
 }
